@@ -1,0 +1,56 @@
+"""Removes whole layers from any PyTorch model and hands back a smaller model that still runs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layerprune.capture import capture
+    from layerprune.errors import LayerPruneError
+    from layerprune.graph import LayerGraph
+    from layerprune.groups import Group, LayerInfo
+    from layerprune.plan import PruningPlan
+    from layerprune.proof import Removal
+    from layerprune.pruner import UniversalLayerPruner, quick_prune
+    from layerprune.surgery import applied
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Group",
+    "LayerGraph",
+    "LayerInfo",
+    "LayerPruneError",
+    "PruningPlan",
+    "Removal",
+    "UniversalLayerPruner",
+    "applied",
+    "capture",
+    "quick_prune",
+]
+
+_HOMES = {
+    "Group": "groups",
+    "LayerGraph": "graph",
+    "LayerInfo": "groups",
+    "LayerPruneError": "errors",
+    "PruningPlan": "plan",
+    "Removal": "proof",
+    "UniversalLayerPruner": "pruner",
+    "applied": "surgery",
+    "capture": "capture",
+    "quick_prune": "pruner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used, so that the command line's help needs no torch."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'layerprune' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"layerprune.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

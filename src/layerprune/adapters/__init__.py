@@ -1,0 +1,1 @@
+"""What model libraries need beyond the generic path."""

@@ -1,0 +1,261 @@
+"""The library for the shell: ``layerprune plan MODEL`` and ``layerprune prune MODEL --reduction 0.3 --out DIR``.
+
+What is slow to import (torch, rich's tables) is imported when a command runs, so that ``--help`` answers at once.
+Standard output holds the result and nothing else; whatever the model's own code prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from layerprune.errors import LayerPruneError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from layerprune.plan import PruningPlan
+    from layerprune.pruner import UniversalLayerPruner
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Granularity = Literal["group", "branch", "block"]
+
+
+def _check_reduction(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1:
+        raise typer.BadParameter(f"{value} is not between 0 and 1: give the share of parameters that may go, as 0.3")
+    return value
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"layerprune {version('layerprune')}")
+        raise typer.Exit
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="torchvision:resnet50, timm:vit_small_patch16_224, hf:DIR_OR_ID, or path/to/file.py:factory.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+GranularityOption = Annotated[Granularity, typer.Option(help="What leaves together.")]
+ProtectOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Keep layers whose dotted name matches; repeatable.", show_default=False),
+]
+ProtectIoOption = Annotated[
+    bool, typer.Option(" /--no-protect-io", help="Let the first and last layers go too.", show_default=False)
+]
+ShapeOption = Annotated[
+    str | None,
+    typer.Option(metavar="SHAPE", help="Of the example input, as 1,3,224,224; inferred if not given."),
+]
+PretrainedOption = Annotated[
+    bool, typer.Option("--pretrained", help="Published weights for torchvision and timm, not random.")
+]
+
+
+@app.callback()
+def _program(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Remove whole layers from a PyTorch model."""
+
+
+@app.command()
+def plan(
+    model: ModelArgument,
+    reduction: Annotated[
+        float | None,
+        typer.Option(callback=_check_reduction, help="Choose, too: the largest share of parameters that may go."),
+    ] = None,
+    as_json: JsonOption = False,
+    granularity: GranularityOption = "group",
+    protect: ProtectOption = None,
+    protect_io: ProtectIoOption = True,
+    input_shape: ShapeOption = None,
+    pretrained: PretrainedOption = False,
+) -> None:
+    """Show which layers of MODEL can go, and why the others cannot.
+
+    With --json and --reduction, the output is the plan that `prune` would carry out; without, the groups.
+    """
+    with _working():
+        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained)
+        chosen = None if reduction is None else pruner.plan(max_param_reduction=reduction)
+        text = "" if as_json else pruner.render_plan()
+    if as_json:
+        _echo_notes(pruner)
+        typer.echo(_groups_as_json(pruner) if chosen is None else chosen.to_json())
+        return
+    typer.echo(text)
+    if chosen is not None:
+        _print_table(chosen)
+
+
+@app.command()
+def prune(
+    model: ModelArgument,
+    reduction: Annotated[
+        float, typer.Option(callback=_check_reduction, help="The largest share of parameters that may go.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder for the result.")],
+    as_json: JsonOption = False,
+    granularity: GranularityOption = "group",
+    protect: ProtectOption = None,
+    protect_io: ProtectIoOption = True,
+    input_shape: ShapeOption = None,
+    pretrained: PretrainedOption = False,
+) -> None:
+    """Prune MODEL, and write DIR/plan.json and DIR/model.safetensors.
+
+    With --json, the output is the plan that was carried out, as in plan.json.
+    """
+    with _working(), _staged(out) as folder:
+        from safetensors.torch import save_model
+
+        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained)
+        chosen = pruner.plan(max_param_reduction=reduction)
+        pruned = pruner.prune(plan=chosen)
+        (folder / "plan.json").write_text(chosen.to_json() + "\n", encoding="utf-8")
+        save_model(pruned, str(folder / "model.safetensors"))
+    _echo_notes(pruner)
+    if as_json:
+        typer.echo(chosen.to_json())
+        return
+    _print_table(chosen)
+    typer.echo(f"Written to {out}: plan.json, model.safetensors")
+
+
+def main() -> None:
+    """Run the command line; exit with 0 for done, 1 for a refusal of the library, 2 for a wrong call."""
+    app()
+
+
+@contextmanager
+def _working() -> Generator[None]:
+    """Keep standard output clean meanwhile, and turn a refusal of the library into a message and exit code 1."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except LayerPruneError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _staged(out: Path) -> Generator[Path]:
+    """Give a folder to write into that takes the place of ``out`` at the end, or is gone if anything failed."""
+    target = out.resolve()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise typer.BadParameter(f"{out} is not an empty folder; name a new or an empty one", param_hint="--out")
+    staging = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{out} cannot be written: {error.strerror}", param_hint="--out") from error
+    try:
+        yield staging
+        if target.exists():
+            target.rmdir()
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _pruner_of(
+    model: str,
+    granularity: Granularity,
+    protect: Iterable[str] | None,
+    protect_io: bool,
+    input_shape: str | None,
+    pretrained: bool,
+) -> UniversalLayerPruner:
+    """Build the model and capture it; random weights and inputs are the same in every run."""
+    example_inputs = None if input_shape is None else _parse_shape(input_shape)
+    import torch
+
+    from layerprune.pruner import UniversalLayerPruner
+    from layerprune.sources import load_model
+
+    torch.manual_seed(0)
+    return UniversalLayerPruner(
+        load_model(model, pretrained=pretrained),
+        example_inputs=None if example_inputs is None else torch.randn(example_inputs),
+        protect=tuple(protect or ()),
+        granularity=granularity,
+        protect_io=protect_io,
+    )
+
+
+def _parse_shape(text: str) -> tuple[int, ...]:
+    """Read ``1,3,224,224``."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"'{text}' is not a shape; write it as 1,3,224,224", param_hint="--input-shape")
+    return tuple(int(part) for part in parts)
+
+
+def _groups_as_json(pruner: UniversalLayerPruner) -> str:
+    groups = [
+        {
+            "lead": group.lead_transform.name,
+            "module": group.lead_transform.type_name,
+            "type": group.type,
+            "impact": group.impact if math.isfinite(group.impact) else None,  # JSON has no infinity
+            "num_params": group.num_params,
+            "can_remove": group.can_remove,
+            "reason": group.reason,
+            "layers": [layer.name for layer in group.layers],
+        }
+        for group in pruner.groups
+    ]
+    return json.dumps({"groups": groups, "notes": list(pruner.notes)}, indent=2)
+
+
+def _echo_notes(pruner: UniversalLayerPruner) -> None:
+    for note in pruner.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _print_table(chosen: PruningPlan) -> None:
+    """Print what the plan removes, and the parameters before and after."""
+    from rich.console import Console
+
+    Console().print(_table(chosen))
+
+
+def _table(chosen: PruningPlan) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    before, after = chosen.num_params_before, chosen.num_params_after
+    share = f"-{1 - after / before:.1%}" if before else ""
+    table = Table(show_footer=True)
+    table.add_column("Removed", footer=f"Parameters: {before:,} → {after:,}", overflow="fold")
+    table.add_column("Groups", overflow="fold")
+    table.add_column("Parameters", footer=share, justify="right")
+    table.add_column("Impact", justify="right")
+    for removal in chosen.removals:
+        leads = escape(", ".join(removal.groups))
+        table.add_row(escape(removal.name), leads, f"{removal.num_params:,}", f"{removal.impact:.4g}")
+    if not chosen.removals:
+        table.add_row("nothing fits the budget", "", "0", "")
+    return table

@@ -1,0 +1,256 @@
+"""The dropped tensor: what a removed layer hands on, and how the merge that reads it leaves it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from layerprune.errors import DroppedTensorError
+
+#: Function name -> the merge it is. A dropped operand of a merge leaves; the others stay as they are.
+MERGES: Mapping[str, str] = {
+    "add": "add",
+    "iadd": "add",
+    "radd": "add",
+    "sub": "add",
+    "isub": "add",
+    "subtract": "add",
+    "mul": "mul",
+    "imul": "mul",
+    "rmul": "mul",
+    "multiply": "mul",
+    "cat": "cat",
+    "concat": "cat",
+    "concatenate": "cat",
+    "linear": "bypass",
+    "conv1d": "bypass",
+    "conv2d": "bypass",
+    "conv3d": "bypass",
+}
+
+_INPLACE = frozenset({"add_", "iadd", "mul_", "imul", "sub_", "isub"})
+
+# What may be read off a dropped tensor as off any other: nothing here depends on its (unknown) shape or values.
+_PLAIN = frozenset(
+    {"dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized"}
+    | {"is_floating_point", "is_complex", "is_inference", "grad", "grad_fn", "is_leaf", "is_nested", "is_mps", "is_xpu"}
+    | {"_version", "requires_grad_", "_backward_hooks", "as_subclass", "data", "is_mkldnn", "names", "retains_grad"}
+)
+# Whatever gives away a shape or a value: there is none to give.
+_UNKNOWN = frozenset(
+    {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "__len__", "len", "__iter__", "iter"}
+    | {"item", "tolist", "__bool__", "bool", "__int__", "int", "__float__", "__index__", "index", "numpy", "__array__"}
+    | {"unbind", "split_with_sizes", "tensor_split", "nonzero", "is_nonzero", "equal", "allclose", "mT_shape"}
+)
+
+
+def merge_name(function: str) -> str:
+    """Return a function's name without the underscores that mark in-place and operator forms (``__iadd__``)."""
+    return function.strip("_")
+
+
+class Dropped(Tensor):
+    """A tensor that has been removed from the network: it has no shape and no values.
+
+    Any function of a dropped tensor is dropped too, except a merge of the kinds in :attr:`merges`: it hands on its
+    other operand. So the forward of a module runs unchanged around a removed branch, at any batch size, and pays
+    nothing for it. What cannot be answered (a shape, a truth value) raises :class:`DroppedTensorError`, never a guess.
+
+    Attributes:
+        merges: the merges that leave this tensor out: any of ``add``, ``mul``, ``cat``, ``bypass``.
+        copies: whether the merge hands on a copy, needed where a later layer writes into its result in place.
+    """
+
+    merges: frozenset[str]
+    copies: bool
+    merge_log: list[str] | None
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        raw = getattr(func, "__name__", str(func))
+        if raw == "__get__":
+            raw = getattr(getattr(func, "__self__", None), "__name__", raw)
+        name = merge_name(raw)
+        if raw in _PLAIN or name in _PLAIN or raw in ("__set__", "__repr__", "__format__", "__deepcopy__", "__hash__"):
+            return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
+        if raw in _UNKNOWN or name in _UNKNOWN:
+            raise DroppedTensorError(f"a forward reads '{name}' of a tensor that this removal drops")
+        if kwargs.get("out") is not None:
+            raise DroppedTensorError(f"'{name}' writes a dropped tensor into an out= argument")
+        token = _first_dropped(args, kwargs)
+        if MERGES.get(name) in token.merges:
+            return _merge(func, name, raw, token, args, kwargs)
+        return _spread(name, token, args, kwargs)
+
+
+def dropped(merges: Iterable[str], copies: bool = False) -> Dropped:
+    """Make a dropped tensor that the merges named leave out."""
+    with _disable_current_modes():  # a constant of the pruned model, never a traced value
+        token = torch.zeros(()).as_subclass(Dropped)
+    token.merges = frozenset(merges)
+    token.copies = copies
+    token.merge_log = None
+    return token
+
+
+def _note(token: Dropped, kind: str) -> None:
+    if token.merge_log is not None:
+        token.merge_log.append(kind)
+
+
+def _first_dropped(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Dropped):
+            return value
+        if isinstance(value, (list, tuple)):
+            for item in cast("Sequence[Any]", value):
+                if isinstance(item, Dropped):
+                    return item
+    raise DroppedTensorError("a dropped tensor reached a function inside an argument that cannot be searched")
+
+
+def _merge(
+    func: Callable[..., Any], name: str, raw: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Hand on what the merge has left without its dropped operands."""
+    if MERGES[name] == "cat":
+        operands = cast("Sequence[Any]", args[0] if args else kwargs["tensors"])
+        kept = [t for t in operands if not isinstance(t, Dropped)]
+        if not kept:
+            return token
+        _note(token, "cat")
+        if args:
+            return func(kept, *args[1:], **kwargs)
+        return func(**{**kwargs, "tensors": kept})
+    operands = [*args, *kwargs.values()]
+    if MERGES[name] == "bypass":
+        operands = [args[0]] if args else [kwargs["input"]]
+    kept = [t for t in operands if isinstance(t, Tensor) and not isinstance(t, Dropped)]
+    if not kept:
+        return token
+    if name in ("sub", "isub", "subtract") and isinstance(args[0], Dropped):
+        raise DroppedTensorError("the left side of a subtraction cannot be dropped: what remains would change its sign")
+    _note(token, MERGES[name])
+    keeps_object = raw in _INPLACE and not isinstance(args[0], Dropped)
+    return kept[0].clone() if token.copies and not keeps_object else kept[0]
+
+
+def _spread(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Hand the drop on through any other function, in the structure that the function returns."""
+    if name == "chunk":
+        return tuple([token] * int(args[1] if len(args) > 1 else kwargs["chunks"]))
+    if name in ("split", "unsafe_split"):
+        sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
+        if isinstance(sizes, int):
+            raise DroppedTensorError("a forward splits a dropped tensor into pieces of a given size")
+        return tuple([token] * len(cast("Sequence[int]", sizes)))
+    if name in ("multi_head_attention_forward",):
+        return token, token
+    return token
+
+
+@contextmanager
+def watching_merges(model: nn.Module) -> Generator[list[str]]:
+    """Collect the kinds of the merges that leave out the model's dropped tensors, in the order in which they run."""
+    tokens = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Dropped)]
+    log: list[str] = []
+    for token in tokens:
+        token.merge_log = log
+    try:
+        yield log
+    finally:
+        for token in tokens:
+            token.merge_log = None
+
+
+class DroppedBranch(nn.Module):
+    """Stands where a removed module was and hands on dropped tensors, in the structure its caller unpacks."""
+
+    def __init__(self, merges: Iterable[str], structure: Any = "tensor", copies: bool = False) -> None:
+        super().__init__()
+        self.token = dropped(merges, copies)
+        self.structure = structure
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the dropped tensor, in the removed module's output structure."""
+        return build(self.structure, self.token, None)
+
+    def extra_repr(self) -> str:
+        return f"out of {'/'.join(sorted(self.token.merges)) or 'use'}"
+
+
+class PassThrough(nn.Module):
+    """Stands where a removed module was and hands on one of its arguments.
+
+    Args:
+        position: the argument's position in the call.
+        keyword: its name, for callers that pass it by keyword; None where it has none.
+        structure: the removed module's output: ``"argument"`` where that goes, ``"tensor"`` for a dropped tensor.
+        copies: hand on a copy, needed where a later layer writes into it in place.
+    """
+
+    def __init__(
+        self, position: int | None, keyword: str | None, structure: Any = "argument", copies: bool = False
+    ) -> None:
+        super().__init__()
+        self.position = position
+        self.keyword = keyword
+        self.structure = structure
+        self.copies = copies
+        self.token = None if structure == "argument" else dropped(())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the argument, in the removed module's output structure."""
+        if self.keyword is not None and self.keyword in kwargs:
+            value = kwargs[self.keyword]
+        elif self.position is not None and self.position < len(args):
+            value = args[self.position]
+        else:
+            raise DroppedTensorError(
+                f"a removed module is called without the argument it hands on ({self.extra_repr()})"
+            )
+        if self.copies and isinstance(value, Tensor) and not isinstance(value, Dropped):
+            value = value.clone()
+        return build(self.structure, self.token, value)
+
+    def extra_repr(self) -> str:
+        return f"argument {self.position if self.keyword is None else self.keyword}"
+
+
+class SkipsDropped(nn.Module):
+    """Stands around a module without parameters, and hands dropped tensors past it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the first argument that is dropped, or what the module makes of its arguments."""
+        token = next((value for value in (*args, *kwargs.values()) if isinstance(value, Dropped)), None)
+        return self.inner(*args, **kwargs) if token is None else token
+
+
+def build(structure: Any, token: Any, argument: Any) -> Any:
+    """Build an output from its recorded structure: see :data:`layerprune.graph.Structure`."""
+    if structure == "tensor":
+        return token
+    if structure == "argument":
+        return argument
+    if isinstance(structure, dict):
+        mapping = cast("dict[str, Any]", structure)
+        if "tuple" in mapping:
+            return tuple(build(item, token, argument) for item in mapping["tuple"])
+        if "list" in mapping:
+            return [build(item, token, argument) for item in mapping["list"]]
+        if "dict" in mapping:
+            return {key: build(item, token, argument) for key, item in mapping["dict"].items()}
+        return mapping["value"]
+    raise DroppedTensorError(f"an output structure of this form cannot be rebuilt: {structure!r}")

@@ -1,0 +1,118 @@
+"""Edits: what surgery does to the module tree, as plain records that go to JSON and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Edit(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fqn: str = Field(description="the module's dotted name")
+
+
+class Delete(_Edit):
+    """Take an element out of its ``nn.Sequential``; the other elements keep their keys."""
+
+    kind: Literal["delete"] = "delete"
+
+    def __str__(self) -> str:
+        return f"delete {self.fqn}"
+
+
+class Pass(_Edit):
+    """Put a pass-through in a module's place: it hands on one of its arguments."""
+
+    kind: Literal["pass"] = "pass"
+    position: int | None
+    keyword: str | None
+    structure: Any = "argument"
+    copies: bool = False
+
+    def __str__(self) -> str:
+        return f"pass {self.fqn}"
+
+
+class Drop(_Edit):
+    """Put a dropped branch in a module's place: the merges named leave its output out."""
+
+    kind: Literal["drop"] = "drop"
+    merges: tuple[str, ...]
+    structure: Any = "tensor"
+    copies: bool = False
+
+    def __str__(self) -> str:
+        return f"drop {self.fqn}"
+
+
+class Guard(_Edit):
+    """Let a surviving module without parameters hand dropped tensors on unseen: it might ask for their shape."""
+
+    kind: Literal["guard"] = "guard"
+
+    def __str__(self) -> str:
+        return f"guard {self.fqn}"
+
+
+class DropParameter(_Edit):
+    """Put a dropped tensor in the place of a parameter whose only readers are gone; ``fqn`` is the parameter's name."""
+
+    kind: Literal["drop_parameter"] = "drop_parameter"
+    merges: tuple[str, ...]
+    copies: bool = False
+
+    def __str__(self) -> str:
+        return f"drop parameter {self.fqn}"
+
+
+class Slice(_Edit):
+    """Take channels out of a module that read a concat: input channels of a transform, or all that is per channel.
+
+    ``side`` is ``in`` for a transform's input channels and ``channels`` for a layer that works channel by channel;
+    ``dropped`` holds half-open ranges, numbered as in the unpruned module.
+    """
+
+    kind: Literal["slice"] = "slice"
+    side: Literal["in", "channels"]
+    dropped: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        return f"slice {sum(b - a for a, b in self.dropped)} {self.side} of {self.fqn}"
+
+
+Edit: TypeAlias = Annotated[Delete | Pass | Drop | Guard | DropParameter | Slice, Field(discriminator="kind")]
+
+
+def ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Write sorted indices as half-open ranges.
+
+    >>> ranges([0, 1, 2, 7])
+    ((0, 3), (7, 8))
+    """
+    found: list[list[int]] = []
+    for index in sorted(indices):
+        if found and found[-1][1] == index:
+            found[-1][1] = index + 1
+        else:
+            found.append([index, index + 1])
+    return tuple((a, b) for a, b in found)
+
+
+def kept_ranges(dropped: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Return the half-open ranges that remain of ``size`` elements.
+
+    >>> kept_ranges([(2, 4)], 6)
+    [(0, 2), (4, 6)]
+    """
+    kept: list[tuple[int, int]] = []
+    start = 0
+    for first, last in sorted(dropped):
+        if first > start:
+            kept.append((start, first))
+        start = max(start, last)
+    if start < size:
+        kept.append((start, size))
+    return kept

@@ -1,0 +1,51 @@
+"""The errors of layerprune: each says what failed, where, and which call to make next."""
+
+from __future__ import annotations
+
+
+class LayerPruneError(Exception):
+    """The root of every error that this library raises on purpose."""
+
+
+class UnsupportedModelError(LayerPruneError):
+    """The model cannot be pruned as it is: scripted, lazy, or without a transform."""
+
+
+class InputsError(LayerPruneError):
+    """No example inputs fit the model, or the given ones do not."""
+
+
+class CaptureError(LayerPruneError):
+    """The model's forward could not be recorded."""
+
+
+class BudgetError(LayerPruneError, ValueError):
+    """A budget is outside its range."""
+
+
+class UnknownNameError(LayerPruneError, KeyError):
+    """A group, layer or pattern names nothing in the model."""
+
+    def __str__(self) -> str:
+        # KeyError prints its argument's repr, which would show the message with escapes.
+        return str(self.args[0]) if self.args else ""
+
+
+class CriticalGroupError(LayerPruneError):
+    """A group was asked to go that no proven removal takes out."""
+
+
+class PlanError(LayerPruneError):
+    """A plan is malformed, or belongs to another model."""
+
+
+class SurgeryError(LayerPruneError):
+    """An edit does not fit the model; the model is as it was."""
+
+
+class SourceError(LayerPruneError):
+    """A model could not be built from what the command line named."""
+
+
+class DroppedTensorError(LayerPruneError):
+    """A forward asked a dropped tensor for something that only a real tensor has."""

@@ -1,0 +1,356 @@
+"""The layer graph: layers, the values between them, the module calls around them, and what dies without a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import networkx as nx
+import torch
+
+#: What one operand of a layer reads: one value, or several where a view was written through an alias in between.
+Read: TypeAlias = tuple[int, ...]
+
+#: An output's structure: ``"tensor"``, ``"argument"``, ``{"tuple": […]}``, ``{"list": […]}``, ``{"dict": {…}}``, or
+#: ``{"value": constant}``. ``None`` where it cannot be rebuilt (an object of the model's own).
+Structure: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that passes between layers.
+
+    Attributes:
+        index: its number, in the order in which values came to be.
+        layer: the layer that made it; -1 for a model input.
+        shape: sizes seen in the recorded forward.
+        storage: number of the memory it lies in; views share one.
+    """
+
+    index: int
+    layer: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    storage: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A leaf module's call, or a function called in a non-leaf module's forward.
+
+    Attributes:
+        index: its number, in the order of execution.
+        name: ``features.0`` for a module, ``layer1.0.add`` for a function; ``#k`` marks the k-th call.
+        type_name: the module's class or the function's name.
+        kind: what it does; see :mod:`layerprune.kinds`.
+        fqn: the module that is called, or in whose forward the function is.
+        call: which call of that module this is.
+        frame: the frame that the layer is (module) or lies in (function).
+        function: the function's name; None for a module.
+        nth: which call of the function in its frame this is; below 0 for an operation that no function stands for.
+        operands: what each tensor argument reads, in order; an empty read for a parameter or a constant.
+        outputs: the values it makes.
+        params: the parameters it uses, by name.
+        param_only: whether it depends on parameters and constants only, never on the model's input.
+        literals: the function's arguments that are not tensors, tensors being None.
+        functions: the functions that ran inside; for a module's call.
+        writes: the storages it wrote into in place.
+    """
+
+    index: int
+    name: str
+    type_name: str
+    kind: str
+    fqn: str
+    call: int
+    frame: int
+    function: str | None
+    nth: int
+    operands: tuple[Read, ...]
+    outputs: tuple[int, ...]
+    params: tuple[str, ...]
+    param_only: bool
+    literals: tuple[tuple[Any, ...], Mapping[str, Any]]
+    functions: tuple[str, ...] = ()
+    writes: frozenset[int] = frozenset()
+
+    @property
+    def is_module(self) -> bool:
+        """Whether the layer is a module's call."""
+        return self.function is None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One call of a module.
+
+    Attributes:
+        fqn: the module's name; ``""`` for the model.
+        call: which call of it this is.
+        parent: the frame in whose forward it was called; -1 for the model's own.
+        arguments: (position, keyword, value) for each argument that is a tensor.
+        arity: how many arguments the call had, tensors or not.
+        result: the output's structure with value numbers at its leaves.
+        outputs: the values in the output, in order.
+    """
+
+    index: int
+    fqn: str
+    call: int
+    parent: int
+    arguments: tuple[tuple[int | None, str | None, int], ...]
+    arity: int
+    result: Structure
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A change to what layers read, of which the graph can tell what dies.
+
+    Attributes:
+        substitutes: value → the earlier value that its readers read instead.
+        dropped: (merge layer, value) pairs: the merge no longer reads the value.
+    """
+
+    substitutes: Mapping[int, int] = field(default_factory=dict[int, int])
+    dropped: frozenset[tuple[int, int]] = frozenset()
+
+
+@dataclass(frozen=True)
+class LayerGraph:
+    """What one forward of a model does: layers are nodes, tensors are edges.
+
+    Attributes:
+        layers: in order of execution.
+        values: every tensor that passes between layers, inputs first.
+        frames: every module call, the model's own first.
+        inputs: the model's input values.
+        outputs: the values that the model returns.
+        param_sizes: number of elements of each parameter, under each of its names.
+        param_ids: a number for each parameter name; tied names share one.
+        aliases: module name → all names of the same module object.
+        shape_reads: (value, frame) where a forward reads a value's shape.
+        notes: what the user should know about the recording.
+    """
+
+    layers: tuple[Layer, ...]
+    values: Mapping[int, Value]
+    frames: tuple[Frame, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    param_sizes: Mapping[str, int]
+    param_ids: Mapping[str, int]
+    aliases: Mapping[str, tuple[str, ...]]
+    shape_reads: frozenset[tuple[int, int]] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def readers(self) -> Mapping[int, tuple[int, ...]]:
+        """Value → the live layers that read it, each once."""
+        return self._liveness[1]
+
+    @cached_property
+    def live(self) -> frozenset[int]:
+        """The layers from which the model's output can be reached."""
+        return self._liveness[0]
+
+    @cached_property
+    def num_params(self) -> int:
+        """Number of parameters; tied ones once."""
+        return sum({self.param_ids[name]: size for name, size in self.param_sizes.items()}.values())
+
+    @cached_property
+    def _liveness(self) -> tuple[frozenset[int], dict[int, tuple[int, ...]]]:
+        live: set[int] = set()
+        stack = [self.values[value].layer for value in self.outputs]
+        while stack:
+            index = stack.pop()
+            if index >= 0 and index not in live:
+                live.add(index)
+                stack += [self.values[v].layer for read in self.layers[index].operands for v in read]
+        readers: dict[int, dict[int, None]] = {}
+        for index in sorted(live):
+            for value in self.read_by(index):
+                readers.setdefault(value, {})[index] = None
+        return frozenset(live), {value: tuple(layers) for value, layers in readers.items()}
+
+    def read_by(self, layer: int) -> set[int]:
+        """Return the values that a layer reads."""
+        return {value for read in self.layers[layer].operands for value in read}
+
+    def sources(self, layer: int) -> set[int]:
+        """Return the layers whose values a layer reads; -1 stands for the model's inputs."""
+        return {self.values[value].layer for value in self.read_by(layer)}
+
+    @cached_property
+    def digraph(self) -> nx.DiGraph[Any]:
+        """The live, input-dependent layers as a networkx graph, from ``"in"`` to ``"out"``."""
+        graph: nx.DiGraph[Any] = nx.DiGraph()
+        graph.add_node("in")
+        for index in sorted(self.live):
+            layer = self.layers[index]
+            if layer.param_only:
+                continue
+            sources = {s for s in self.sources(index) if s < 0 or not self.layers[s].param_only}
+            graph.add_edges_from(("in" if s < 0 else s, index) for s in sources)
+        for value in self.outputs:
+            source = self.values[value].layer
+            if source < 0 or not self.layers[source].param_only:
+                graph.add_edge("in" if source < 0 else source, "out")
+        return graph
+
+    @cached_property
+    def dominator(self) -> Mapping[Any, Any]:
+        """Layer → its immediate dominator (the last layer on every way to it), as in :attr:`digraph`."""
+        return dict(nx.immediate_dominators(self.digraph, "in"))
+
+    @cached_property
+    def post_dominator(self) -> Mapping[Any, Any]:
+        """Layer → the first layer that every way from it to the output passes."""
+        return dict(nx.immediate_dominators(self.digraph.reverse(copy=False), "out"))
+
+    @cached_property
+    def trunk(self) -> tuple[int, ...]:
+        """The layers that every way from input to output passes, in order."""
+        found: list[int] = []
+        node = self.dominator.get("out", "in")
+        while node != "in":
+            found.append(node)
+            node = self.dominator[node]
+        return tuple(reversed(found))
+
+    def dominating(self, layer: int) -> Iterable[int]:
+        """Yield the layers that every way to a layer passes, nearest first; -1 last, for the model's inputs."""
+        node = self.dominator.get(layer)
+        while node is not None and node != "in":
+            yield node
+            node = self.dominator[node]
+        yield -1
+
+    def dead(self, cut: Cut) -> frozenset[int]:
+        """Return the layers that no longer reach an output once a cut is made.
+
+        Only what lies around the cut is walked: a layer dies when the last live reader of its values has died, which in
+        a graph without cycles is the same as no longer reaching an output.
+        """
+        return _Reaper(self, cut).run()
+
+    @cached_property
+    def param_users(self) -> Mapping[int, tuple[int, ...]]:
+        """Parameter number → every layer that uses it, live or not."""
+        users: dict[int, dict[int, None]] = {}
+        for layer in self.layers:
+            for name in layer.params:
+                users.setdefault(self.param_ids[name], {})[layer.index] = None
+        return {param: tuple(layers) for param, layers in users.items()}
+
+    def dead_params(self, dead: frozenset[int]) -> frozenset[int]:
+        """Return the parameters that only dead layers use."""
+        touched = {self.param_ids[name] for index in dead for name in self.layers[index].params}
+        gone = dead | (frozenset(range(len(self.layers))) - self.live)
+        return frozenset(p for p in touched if all(user in gone for user in self.param_users[p]))
+
+    @cached_property
+    def size_of_param(self) -> Mapping[int, int]:
+        """Parameter number → number of elements."""
+        return {self.param_ids[name]: size for name, size in self.param_sizes.items()}
+
+    @cached_property
+    def calls(self) -> Mapping[str, tuple[int, ...]]:
+        """Module name → its frames."""
+        found: dict[str, list[int]] = {}
+        for frame in self.frames:
+            found.setdefault(frame.fqn, []).append(frame.index)
+        return {fqn: tuple(frames) for fqn, frames in found.items()}
+
+    @cached_property
+    def aliases_of(self) -> Mapping[str, tuple[tuple[str, ...], ...]]:
+        """Module name → all names of the same module, for those that have several."""
+        return {name: (names,) for names in self.aliases.values() if len(names) > 1 for name in names}
+
+    @cached_property
+    def layers_inside(self) -> Mapping[int, tuple[int, ...]]:
+        """Frame → the layers that run in it, nested frames included."""
+        inside: dict[int, list[int]] = {frame.index: [] for frame in self.frames}
+        for layer in self.layers:
+            frame = layer.frame
+            while frame >= 0:
+                inside[frame].append(layer.index)
+                frame = self.frames[frame].parent
+        return {frame: tuple(layers) for frame, layers in inside.items()}
+
+    @cached_property
+    def results_of(self) -> Mapping[int, tuple[int, ...]]:
+        """Value → the frames that return it, outermost first."""
+        found: dict[int, list[int]] = {}
+        for frame in self.frames:
+            for value in frame.outputs:
+                found.setdefault(value, []).append(frame.index)
+        return {value: tuple(frames) for value, frames in found.items()}
+
+    def describe(self, values: Sequence[int]) -> str:
+        """Name values by their layers and shapes, for messages."""
+        parts: list[str] = []
+        for index in values:
+            value = self.values[index]
+            name = "the model's input" if value.layer < 0 else f"'{self.layers[value.layer].name}'"
+            parts.append(f"{name} {'×'.join(map(str, value.shape))}")
+        return ", ".join(parts)
+
+
+class _Reaper:
+    """Counts live readers downwards from a cut; see :meth:`LayerGraph.dead`."""
+
+    def __init__(self, graph: LayerGraph, cut: Cut) -> None:
+        self.graph = graph
+        self.cut = cut
+        self.counts: dict[int, int] = {}
+        self.dead: set[int] = set()
+        self.outputs = frozenset(self.resolve(value) for value in graph.outputs)
+        self.pending: list[int] = []
+
+    def resolve(self, value: int) -> int:
+        while value in self.cut.substitutes:
+            value = self.cut.substitutes[value]
+        return value
+
+    def reads(self, layer: int) -> set[int]:
+        """What a layer reads once the cut is made."""
+        original = self.graph.read_by(layer)
+        dropped = self.cut.dropped
+        return {self.resolve(v) for v in original if not dropped or (layer, v) not in dropped}
+
+    def count(self, value: int) -> int:
+        if value not in self.counts:
+            self.counts[value] = len(self.graph.readers.get(value, ()))
+        return self.counts[value]
+
+    def run(self) -> frozenset[int]:
+        changed = {r for y in self.cut.substitutes for r in self.graph.readers.get(y, ())} | {
+            m for m, _ in self.cut.dropped
+        }
+        for layer in changed:
+            before, after = self.graph.read_by(layer), self.reads(layer)
+            for value in after - before:
+                self.counts[value] = self.count(value) + 1
+            for value in before - after:
+                self.counts[value] = self.count(value) - 1
+        self.pending = [v for v in [*self.cut.substitutes, *(v for _, v in self.cut.dropped)] if self.count(v) <= 0]
+        while self.pending:
+            self.retire(self.graph.values[self.pending.pop()].layer)
+        return frozenset(self.dead)
+
+    def retire(self, layer: int) -> None:
+        if layer < 0 or layer in self.dead or layer not in self.graph.live:
+            return
+        outputs = self.graph.layers[layer].outputs
+        if any(value in self.outputs or self.count(value) > 0 for value in outputs):
+            return
+        self.dead.add(layer)
+        for value in self.reads(layer):
+            self.counts[value] = self.count(value) - 1
+            if self.counts[value] <= 0:
+                self.pending.append(value)

@@ -1,0 +1,1 @@
+"""What a removal costs in quality: one criterion a file."""

@@ -1,0 +1,284 @@
+"""Example inputs: given by the user, or inferred from the model and said so."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from layerprune.errors import InputsError
+from layerprune.guesses import TensorSpec, guesses
+from layerprune.nested import map_tensors, tensors_in
+
+_MAX_TRIES = 120
+_SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Inputs:
+    """The arguments of one forward call.
+
+    Attributes:
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+        origin: "given", or a sentence that says how they were inferred; the plan shows it.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    origin: str = "given"
+
+    @property
+    def inferred(self) -> bool:
+        """Whether the values are made up."""
+        return self.origin != "given"
+
+    @property
+    def batch_size(self) -> int | None:
+        """The number of samples: the first dimension that the tensors share, or the length of a list of images.
+
+        Tensors of one dimension count only where there are no others, and a first dimension of 1 counts as broadcast.
+        ``None`` where the tensors disagree or there are none.
+        """
+        images = next((value for value in self._values() if _is_list_of_images(value)), None)
+        if images is not None:
+            return len(images)
+        shapes = [tensor.shape for tensor in self.tensors() if tensor.ndim]
+        sizes = {shape[0] for shape in shapes if len(shape) > 1} or {shape[0] for shape in shapes}
+        if len(sizes) > 1:
+            sizes.discard(1)
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor at any depth, each once."""
+        return tensors_in([self.args, self.kwargs])
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Inputs:
+        """Return a copy with every tensor at any depth passed through ``fn``; the same tensor once only."""
+        args, kwargs = map_tensors((self.args, self.kwargs), fn)
+        return replace(self, args=args, kwargs=kwargs)
+
+    def repeat(self, times: int) -> Inputs | None:
+        """Return the same samples ``times`` over, or ``None`` where no batch dimension can be told.
+
+        Every tensor whose first dimension is the batch size is repeated along it; lists of one item a sample (images of
+        a detector, and their targets) are repeated as lists.
+        """
+        size = self.batch_size
+        if size is None:
+            return None
+
+        def repeated(tensor: Tensor) -> Tensor:
+            batched = tensor.ndim and tensor.shape[0] == size
+            return tensor.repeat(times, *[1] * (tensor.ndim - 1)) if batched else tensor
+
+        if not any(_is_list_of_images(value) for value in self._values()):
+            return self.map(repeated)
+
+        def repeated_argument(value: Any) -> Any:
+            if isinstance(value, list) and len(cast("list[Any]", value)) == size:
+                return value * times
+            return map_tensors(value, repeated)
+
+        args = tuple(repeated_argument(value) for value in self.args)
+        return replace(self, args=args, kwargs={name: repeated_argument(value) for name, value in self.kwargs.items()})
+
+    def __repr__(self) -> str:
+        return f"Inputs({describe(self)}; {self.origin})"
+
+    def _values(self) -> Iterator[Any]:
+        yield from self.args
+        yield from self.kwargs.values()
+
+
+class Sampler:
+    """Plausible values for a model: on its device, in its dtype, the same each time, the global RNG untouched.
+
+    A model on the meta device gets meta tensors.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        self.device = tensors[0].device if tensors else torch.device("cpu")
+        floating = [t for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1]  # no float8, which is storage
+        # A weight rather than a norm's scale: mixed models keep the latter in float32.
+        self.dtype = next((t.dtype for t in (*(t for t in floating if t.ndim > 1), *floating)), torch.float32)
+        self._generator = torch.Generator("cpu").manual_seed(0)
+
+    def floats(self, *shape: int) -> Tensor:
+        """Draw from the standard normal distribution."""
+        if self.device.type == "meta":
+            return torch.empty(shape, dtype=self.dtype, device="meta")
+        return torch.randn(shape, generator=self._generator, device="cpu").to(self.device, self.dtype)
+
+    def integers(self, choices: range, *shape: int) -> Tensor:
+        """Draw evenly from a range, as int64."""
+        if self.device.type == "meta":
+            return torch.empty(shape, dtype=torch.int64, device="meta")
+        drawn = torch.randint(choices.start, choices.stop, shape, generator=self._generator, device="cpu")
+        return drawn.to(self.device)
+
+    def make(self, spec: TensorSpec) -> Tensor:
+        """Draw the tensor that a guess asks for."""
+        return self.floats(*spec.shape) if spec.integers is None else self.integers(spec.integers, *spec.shape)
+
+
+def as_inputs(example_inputs: Any) -> Inputs:
+    """Read what the user gave as the arguments of one forward call.
+
+    Args:
+        example_inputs: a tuple holds the positional arguments, a mapping with string keys (a dict, a ``BatchEncoding``)
+            the keyword arguments; a tensor, a list, a named tuple or any other object is the one positional argument.
+            ``({...},)`` passes a dict as such. An ``Inputs`` is returned as it is.
+
+    Raises:
+        InputsError: ``None``, a model, or a loader of batches.
+    """
+    if isinstance(example_inputs, Inputs):
+        return example_inputs
+    if example_inputs is None:
+        raise InputsError(
+            "example_inputs is None; leave it out to have it inferred, or pass (None,) if forward takes None"
+        )
+    if isinstance(example_inputs, nn.Module):
+        raise InputsError(f"example_inputs is a model ({type(example_inputs).__name__}); pass what its forward takes")
+    if isinstance(example_inputs, (DataLoader, Iterator)):
+        raise InputsError(
+            f"example_inputs is a {type(example_inputs).__name__}; pass one batch of it here, such as "
+            "next(iter(loader))[0], and the whole as calibration="
+        )
+    if type(example_inputs) is tuple:
+        return Inputs(cast("tuple[Any, ...]", example_inputs))
+    if isinstance(example_inputs, Mapping):
+        mapping = cast("Mapping[Any, Any]", example_inputs)
+        if all(isinstance(key, str) for key in mapping):
+            return Inputs((), dict(mapping))
+    return Inputs((example_inputs,))
+
+
+def infer_inputs(
+    model: nn.Module, attempt: Callable[[Inputs], Exception | None], candidates: Iterable[Inputs] = ()
+) -> Inputs:
+    """Find arguments that the model's forward takes, by trying.
+
+    Args:
+        model: its parameters and the signature of its forward are read; it is not run here.
+        attempt: runs the model once and returns the exception, or ``None`` when it ran; on real tensors where fake ones
+            cannot go, as that says nothing about the inputs.
+        candidates: what to try first, such as the adapters' proposals; then come guesses from the first layers.
+
+    Returns:
+        The first inputs that ran, batch 1, with values drawn from a fixed seed; ``origin`` says what they are.
+
+    Raises:
+        InputsError: nothing ran; the message lists what was tried, and what to pass.
+    """
+    failures: list[_Failure] = []
+    for inputs in islice(chain(candidates, _guessed(model)), _MAX_TRIES):
+        error = attempt(inputs)
+        if error is None:
+            return inputs
+        failures.append(_Failure(describe(inputs), *_explain(error, model)))
+    raise InputsError(_nothing_fits(model, failures))
+
+
+def describe(inputs: Inputs) -> str:
+    """Name the arguments and their tensors' shapes: ``1×3×224×224`` or ``input_ids 1×16 int64, use_cache False``."""
+    named = [("", value) for value in inputs.args] + list(inputs.kwargs.items())
+    return ", ".join(f"{name} {_describe_value(value)}".strip() for name, value in named) or "no arguments"
+
+
+def _describe_value(value: Any) -> str:
+    if isinstance(value, Tensor):
+        shape = "×".join(str(size) for size in value.shape) or "scalar"
+        return shape if value.is_floating_point() else f"{shape} {str(value.dtype).removeprefix('torch.')}"
+    tensors = tensors_in(value)
+    if tensors:
+        inside = ", ".join(_describe_value(tensor) for tensor in tensors[:4]) + (", …" if len(tensors) > 4 else "")
+        return f"{type(value).__name__}({inside})"
+    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
+
+
+def _is_list_of_images(value: Any) -> bool:
+    """Whether a value is a detector's input: a list of (channels, height, width)."""
+    items = cast("list[Any]", value) if isinstance(value, list) else []
+    return bool(items) and all(
+        isinstance(item, Tensor) and item.ndim == 3 and item.shape[0] in (1, 3, 4) and min(item.shape[1:]) >= 16
+        for item in items
+    )
+
+
+def _guessed(model: nn.Module) -> Iterator[Inputs]:
+    """Yield the generic candidates."""
+    for guess in guesses(model):
+        sampler = Sampler(model)
+        args = tuple(sampler.make(spec) for spec in guess.args)
+        inputs = Inputs(args, {name: sampler.make(spec) for name, spec in guess.kwargs.items()})
+        yield replace(inputs, origin=f"inferred: {describe(inputs)} from {guess.source}")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """One candidate that did not run: its shapes, the module where it failed, and the error."""
+
+    tried: str
+    where: str
+    error: str
+
+
+def _explain(error: Exception, model: nn.Module) -> tuple[str, str]:
+    """Return the module in which a forward failed, as far as the traceback tells, and the error's first line."""
+    modules: list[nn.Module] = []
+    trace = error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            modules.append(owner)
+        trace = trace.tb_next
+    where = ""
+    root = next((module for module in modules if type(module) is type(model)), None)  # attempts may run a copy
+    if root is not None:
+        names = {id(module): name for name, module in root.named_modules()}
+        where = next((f"'{names[id(m)]}'" for m in reversed(modules) if names.get(id(m))), "forward")
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = line if len(line) <= 160 else line[:157] + "…"
+    return where, f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def _nothing_fits(model: nn.Module, failures: list[_Failure]) -> str:
+    """Say what was tried, how it failed, and what to pass."""
+    name = type(model).__name__
+    try:
+        signature = str(inspect.signature(model.forward))
+    except (TypeError, ValueError):
+        signature = "(…)"
+    call = f"Pass example_inputs=: a tensor, tuple, dict or object that forward takes:\n  {name}.forward{signature}"
+    if not failures:
+        return f"no example inputs could be inferred for {name}: no layer tells what it reads.\n{call}"
+    first = failures[0]
+    if len(failures) > 1 and all(failure.error == first.error for failure in failures):
+        where = f", in {first.where}" if first.where else ""
+        return (
+            f"{name}'s forward raises whatever it is given, {len(failures)} inputs such as {first.tried}{where}:\n"
+            f"  {first.error}\nMake it run first. {call}"
+        )
+    groups: dict[tuple[str, str], list[_Failure]] = {}
+    for failure in failures:
+        groups.setdefault((failure.where, failure.error.partition(":")[0]), []).append(failure)
+    lines = [_line(group) for group in list(groups.values())[:_SHOWN]]
+    if len(groups) > _SHOWN:
+        lines.append(f"  and {len(groups) - _SHOWN} other ways to fail")
+    return "\n".join([f"no example inputs could be inferred for {name}; tried {len(failures)}:", *lines, call])
+
+
+def _line(group: list[_Failure]) -> str:
+    """Show the first of several failures that are alike."""
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    where = f" in {group[0].where}" if group[0].where else ""
+    return f"  {group[0].tried}{more}: {group[0].error}{where}"

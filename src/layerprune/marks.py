@@ -1,0 +1,219 @@
+"""Marks: what modules and parameters must hand on, so that a cut in the layer graph holds when the forward runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from layerprune.dropped import MERGES
+from layerprune.graph import Cut, Frame, Layer, LayerGraph
+
+
+class CannotRealise(Exception):
+    """No edit of the module tree carries a cut out; the message is the reason that the plan shows."""
+
+
+@dataclass
+class Marks:
+    """What a cut asks of modules and parameters.
+
+    Attributes:
+        passes: module → (position, keyword, value, copies): it hands on that argument as that value.
+        drops: module → kinds of the merges that leave its output out.
+        params: parameter → kinds of the merges that leave it out.
+        copies: modules and parameters whose merges must hand on copies.
+        merges: the kinds of the merges that will leave something out, one for each time.
+    """
+
+    passes: dict[str, tuple[int | None, str | None, int, bool]] = field(
+        default_factory=dict[str, "tuple[int | None, str | None, int, bool]"]
+    )
+    drops: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
+    params: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
+    copies: set[str] = field(default_factory=set[str])
+    merges: list[str] = field(default_factory=list[str])
+
+    def join(self, other: Marks) -> None:
+        self.passes.update(other.passes)
+        for name, kinds in other.drops.items():
+            self.drops.setdefault(name, set()).update(kinds)
+        for name, kinds in other.params.items():
+            self.params.setdefault(name, set()).update(kinds)
+        self.copies |= other.copies
+        self.merges += other.merges
+
+
+class Marker:
+    """Finds the marks for one cut.
+
+    Args:
+        graph: the layer graph.
+        cut: the cut.
+    """
+
+    def __init__(self, graph: LayerGraph, cut: Cut) -> None:
+        self.graph = graph
+        self.dead = graph.dead(cut)
+        self.gone = self.dead | (frozenset(range(len(graph.layers))) - graph.live)
+        self.dead_params = graph.dead_params(self.dead)
+        self._dead_modules: dict[str, bool] = {}
+        self._stuck: set[tuple[int, int]] = set()
+
+    # ---- carrying a substitute to where it is read ----------------------------------------------------------------
+
+    def carry(self, value: int, substitute: int) -> Marks | None:
+        """Marks that make ``value`` equal ``substitute`` when the forward runs; None where there are none."""
+        if value == substitute:
+            return Marks()
+        index = self.graph.values[value].layer
+        if index not in self.dead or (value, substitute) in self._stuck:
+            return None
+        for frame in self.frames_returning(value):
+            for position, keyword, argument in frame.arguments:
+                marks = self.carry(argument, substitute)
+                known = None if marks is None else marks.passes.get(frame.fqn)
+                if marks is not None and (known is None or known[:2] == (position, keyword)):
+                    copies = argument == substitute and self.written_later(value, substitute)
+                    marks.passes[frame.fqn] = (position, keyword, value, copies or (known is not None and known[3]))
+                    return marks
+        marks = self.carry_through_function(self.graph.layers[index], value, substitute)
+        if marks is None:
+            self._stuck.add((value, substitute))
+        return marks
+
+    def carry_through_function(self, layer: Layer, value: int, substitute: int) -> Marks | None:
+        kind = MERGES.get(self.function_of(layer), "")
+        if kind in ("add", "mul"):
+            for operand in layer.operands:
+                if len(operand) != 1 or (kind == "add" and self.is_right_of_minus(layer, operand[0])):
+                    continue
+                marks = self.carry(operand[0], substitute)
+                dropped = None if marks is None else self.drop_others(layer, operand[0], kind)
+                if marks is not None and dropped is not None:
+                    marks.join(dropped)
+                    marks.merges.append(kind)
+                    if self.written_later(value, substitute):
+                        marks.copies |= set(dropped.drops) | set(dropped.params)
+                    return marks
+        if kind == "bypass" and layer.operands and len(layer.operands[0]) == 1:
+            marks = self.carry(layer.operands[0][0], substitute)
+            names = self.owned(layer)
+            if marks is not None and names:
+                for name in names:
+                    marks.params.setdefault(name, set()).add("bypass")
+                marks.merges.append("bypass")
+                return marks
+        return None
+
+    def drop_others(self, layer: Layer, kept: int, kind: str) -> Marks | None:
+        """Marks that drop every operand of a merge but one."""
+        marks = Marks()
+        for read in layer.operands:
+            if read == (kept,):
+                continue
+            found = (
+                self.token(read[0], kind) if len(read) == 1 else self.params_token(layer, kind) if not read else None
+            )
+            if found is None:
+                return None
+            marks.join(found)
+        return marks
+
+    def is_right_of_minus(self, layer: Layer, value: int) -> bool:
+        return self.function_of(layer) in ("sub", "isub", "subtract") and layer.operands[0] != (value,)
+
+    # ---- dropping a value -----------------------------------------------------------------------------------------
+
+    def token(self, value: int, kind: str) -> Marks | None:
+        """Marks that make ``value`` a dropped tensor which merges of ``kind`` leave out; None where there are none."""
+        index = self.graph.values[value].layer
+        if index not in self.dead:
+            return None
+        frames = self.frames_returning(value)
+        if frames:
+            marks = Marks()
+            marks.drops[frames[0].fqn] = {kind}
+            return marks
+        layer = self.graph.layers[index]
+        if MERGES.get(self.function_of(layer)) == kind and len(layer.operands) > 1:
+            return self.drop_all(layer, kind)  # here a merge within the dead branch must not keep its live operand
+        for read in layer.operands:
+            if len(read) == 1 and (marks := self.token(read[0], kind)) is not None:
+                return marks
+        return self.params_token(layer, kind)
+
+    def drop_all(self, layer: Layer, kind: str) -> Marks | None:
+        marks = Marks()
+        for read in layer.operands:
+            found = (
+                self.token(read[0], kind) if len(read) == 1 else self.params_token(layer, kind) if not read else None
+            )
+            if found is None:
+                return None
+            marks.join(found)
+        return marks
+
+    def params_token(self, layer: Layer, kind: str) -> Marks | None:
+        """Drop the parameters of a function whose only readers die: then its result is dropped too."""
+        names = self.owned(layer)
+        if not names:
+            return None
+        marks = Marks()
+        for name in names:
+            marks.params[name] = {kind}
+        return marks
+
+    def owned(self, layer: Layer) -> list[str]:
+        """The parameters of a function layer that are dead, where all of them are."""
+        if layer.is_module:
+            return []
+        names = list(layer.params)
+        return names if names and all(self.graph.param_ids[n] in self.dead_params for n in names) else []
+
+    # ---- which modules are dead -----------------------------------------------------------------------------------
+
+    def frames_returning(self, value: int) -> list[Frame]:
+        """The dead calls that return a value, outermost first."""
+        found: list[Frame] = []
+        for index in self.graph.results_of.get(value, ()):
+            frame = self.graph.frames[index]
+            made_inside = self.graph.values[value].layer in self.graph.layers_inside[index]
+            if frame.parent >= 0 and made_inside and self.is_dead(frame.fqn):
+                found.append(frame)
+        return found
+
+    def is_dead(self, fqn: str) -> bool:
+        """Whether a module runs, and every layer of every call of it is dead."""
+        known = self._dead_modules.get(fqn)
+        if known is None:
+            layers = [
+                i
+                for name in self.names_of(fqn)
+                for f in self.graph.calls.get(name, ())
+                for i in self.graph.layers_inside[f]
+            ]
+            known = any(i in self.dead for i in layers) and all(i in self.gone for i in layers)
+            self._dead_modules[fqn] = known
+        return known
+
+    def names_of(self, fqn: str) -> Iterable[str]:
+        for names in self.graph.aliases_of.get(fqn, ((fqn,),)):
+            yield from names
+
+    def written_later(self, value: int, substitute: int) -> bool:
+        """Whether a surviving layer writes into the memory of a value or of its substitute after the value was made."""
+        made = self.graph.values[value].layer
+        storages = {self.graph.values[value].storage, self.graph.values[substitute].storage}
+        return any(layer.writes & storages and layer.index not in self.gone for layer in self.graph.layers[made + 1 :])
+
+    def function_of(self, layer: Layer) -> str:
+        """The function that a layer is; for a leaf module the only one that it calls."""
+        if layer.function is not None:
+            return layer.function
+        return layer.functions[0] if len(set(layer.functions)) == 1 and len(layer.functions) == 1 else ""
+
+
+def merge_of(layer: Layer) -> str:
+    """The kind of merge that a layer is; empty where it is none."""
+    name = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
+    return MERGES.get(name, "")

@@ -1,0 +1,122 @@
+"""Tensors at any depth of a value: found, or replaced in a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+# What is handed on as it is: code, modules with weights of their own, and values that have no parts.
+_ATOMS = (
+    *(int, float, complex, bool, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size, torch.Generator),
+    *(nn.Module, FunctionType, BuiltinFunctionType, MethodType, ModuleType),
+)
+_MUTABLE: tuple[Any, ...] = (dict, list, deque)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return every tensor at any depth of a value, each once, in the order in which they are met.
+
+    Walked are sequences, sets, mappings, dataclasses, named tuples and the attributes of any other object; not walked
+    are modules and functions. Cycles are fine.
+    """
+    return list(_walk(value))
+
+
+def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of a value with every tensor that :func:`tensors_in` finds passed through ``fn``.
+
+    Nothing is mutated: what holds a tensor is copied shallowly, frozen dataclasses and objects with slots too, and
+    what holds none is shared. A tensor or container that occurs twice stays one object.
+    """
+    return _rebuild(value, fn, {})
+
+
+def _walk(root: Any) -> Iterator[Tensor]:
+    """Yield tensors depth first."""
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, _ATOMS) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        else:
+            stack += reversed([*_items(value).values(), *_attributes(value).values()])
+
+
+def _rebuild(value: Any, fn: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> Any:
+    """Map one value; ``memo`` knows the results by the identity of what they replace."""
+    if isinstance(value, _ATOMS):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, Tensor):
+        memo[id(value)] = fn(value)
+    elif next(_walk(value), None) is None:
+        memo[id(value)] = value
+    else:
+        clone = memo[id(value)] = _shell(value, fn, memo)
+        if clone is not value:  # a class that answers copy() with itself is not ours to change
+            _fill(clone, value, fn, memo)
+    return memo[id(value)]
+
+
+def _shell(value: Any, fn: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> Any:
+    """Copy an object shallowly; what cannot be filled later is made of its new items at once."""
+    if isinstance(value, tuple):
+        items = [_rebuild(item, fn, memo) for item in value]
+        try:
+            return tuple.__new__(type(value), items)  # named tuples too, past any __new__ of their own
+        except TypeError:  # torch.return_types
+            return type(value)(items)
+    if isinstance(value, (set, frozenset)):
+        return type(value)(_rebuild(item, fn, memo) for item in value)
+    if isinstance(value, MappingProxyType):
+        return MappingProxyType({key: _rebuild(item, fn, memo) for key, item in value.items()})
+    return copy.copy(value)
+
+
+def _fill(clone: Any, value: Any, fn: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> None:
+    """Replace the parts of a shallow copy, past whatever its class does on item or attribute access."""
+    base = next((base for base in _MUTABLE if isinstance(value, base)), None)
+    if base is not None:
+        for key, item in _items(value).items():
+            base.__setitem__(clone, key, _rebuild(item, fn, memo))
+    for name, item in _attributes(value).items():
+        object.__setattr__(clone, name, _rebuild(item, fn, memo))
+
+
+def _items(value: Any) -> dict[Any, Any]:
+    """Return a container's elements by key or position."""
+    if isinstance(value, dict):
+        return dict(dict.items(cast("dict[Any, Any]", value)))
+    if isinstance(value, MappingProxyType):
+        return dict(cast("MappingProxyType[Any, Any]", value))
+    if isinstance(value, (list, tuple, deque, set, frozenset)):
+        return dict(enumerate(cast("list[Any]", value)))
+    return {}
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return an object's own attributes, those in slots included."""
+    found = dict(cast("dict[str, Any]", getattr(value, "__dict__", {})))
+    for cls in type(value).__mro__:
+        if "__slots__" in cls.__dict__:
+            members = (name for name, item in cls.__dict__.items() if isinstance(item, MemberDescriptorType))
+            found |= {name: getattr(value, name) for name in members if hasattr(value, name)}
+    return found

@@ -1,0 +1,142 @@
+"""The plan: a plain record of what to remove, which goes to JSON and back and replays on another copy of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from layerprune.edits import Edit
+from layerprune.errors import PlanError
+from layerprune.modules import clone, fingerprint, num_params, unwrap
+from layerprune.surgery import operate
+
+SCHEMA = 1
+
+
+class PlannedRemoval(BaseModel):
+    """One removal of a plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="what is replaced by what")
+    kind: str = Field(description="bypass, branch, gate, concat, several or block")
+    groups: tuple[str, ...] = Field(description="names of the groups that leave")
+    num_params: int = Field(ge=0, description="parameters that it removes when it is made alone")
+    impact: float | None = Field(description="what it costs, in the plan's impact_unit; null where it is not known")
+    kept: tuple[str, ...] = Field(default=(), description="members of its groups that stay")
+    leftovers: tuple[str, ...] = Field(default=(), description="functions that still run on what is left")
+
+
+class PruningPlan(BaseModel):
+    """What to remove from a model, and what that was computed from.
+
+    A plan holds names and numbers only. ``PruningPlan.from_json(plan.to_json())`` equals ``plan``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = Field(default=SCHEMA, ge=1)
+    model: str = Field(description="the model's class")
+    fingerprint: str = Field(description="hash of its classes, tensor names, shapes and dtypes")
+    max_param_reduction: float | None = Field(
+        description="the budget as a share of all parameters; null if groups were named"
+    )
+    granularity: str
+    removals: tuple[PlannedRemoval, ...]
+    edits: tuple[Edit, ...]
+    num_params_before: int = Field(ge=0)
+    num_params_after: int = Field(ge=0)
+    impact_unit: str
+    needs_layerprune: bool = Field(description="whether the pruned model holds stand-ins that only layerprune defines")
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reduction(self) -> float:
+        """The share of parameters that goes."""
+        return 1 - self.num_params_after / self.num_params_before if self.num_params_before else 0.0
+
+    def to_json(self) -> str:
+        """Write the plan as JSON text."""
+        return self.model_dump_json(indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Read a plan from JSON text.
+
+        Raises:
+            PlanError: the text is no plan, or one of a newer schema; the message names the first field that is wrong.
+        """
+        try:
+            plan = cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"][:6]) or "the text"
+            raise PlanError(f"not a pruning plan: {where}: {first['msg']}") from error
+        if plan.schema_version > SCHEMA:
+            raise PlanError(
+                f"the plan has schema {plan.schema_version}, this layerprune reads up to {SCHEMA}: upgrade layerprune"
+            )
+        return plan
+
+    def check(self, model: nn.Module) -> None:
+        """Raise :class:`PlanError` unless the plan was made for a model of this very structure."""
+        if fingerprint(model) == self.fingerprint:
+            return
+        found = num_params(model)
+        detail = (
+            f"it has {found:,} parameters, the plan's model has {self.num_params_before:,}"
+            if found != self.num_params_before or type(model).__name__ != self.model
+            else "its modules or tensor shapes differ"
+        )
+        raise PlanError(
+            f"the plan was made for another model ({self.model}), not for this {type(model).__name__}: {detail}; "
+            "make a new plan with UniversalLayerPruner(model).plan(…)"
+        )
+
+    def apply(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+        """Carry the plan out on a model of the structure that it was made for; see :func:`layerprune.quick_prune`.
+
+        Args:
+            model: another copy of the model; it may be on another device, in another mode, with other weights.
+            inplace: edit the model itself instead of a copy.
+
+        Returns:
+            The pruned model.
+
+        Raises:
+            PlanError: the plan was made for another model, or its edits do not fit. The model is as it was.
+        """
+        model = unwrap(model)
+        self.check(model)
+        # The copy shares its tensors until the edits are made: what goes is never copied.
+        target = model if inplace else clone(model, lambda tensor: tensor)
+        undo = operate(target, self.edits)
+        if num_params(target) != self.num_params_after:
+            found = num_params(target)
+            undo()
+            raise PlanError(f"the plan promises {self.num_params_after:,} parameters, but its edits leave {found:,}")
+        return target if inplace else clone(target, _own)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}: {self.num_params_before:,} → {self.num_params_after:,} parameters (-{self.reduction:.1%})",
+            *(f"  {removal.name} ({removal.num_params:,})" for removal in self.removals),
+        ]
+        return "\n".join(lines)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Copy a tensor; a parameter stays one."""
+    with torch.no_grad():
+        copy = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copy, requires_grad=tensor.requires_grad)
+    return copy.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copy
+
+
+def json_safe(value: float) -> Any:
+    """Return a number that JSON has, or None."""
+    return value if value == value and abs(value) != float("inf") else None

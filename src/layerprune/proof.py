@@ -1,0 +1,351 @@
+"""Proof: a removal counts only once its edits were carried out on a shadow of the model and the result ran."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from layerprune.dropped import Dropped, watching_merges
+from layerprune.edits import Edit, Guard, Slice
+from layerprune.errors import LayerPruneError
+from layerprune.graph import Cut, LayerGraph
+from layerprune.groups import Group
+from layerprune.inputs import Inputs
+from layerprune.marks import CannotRealise
+from layerprune.realise import Realisation, realise
+from layerprune.removals import Candidate
+from layerprune.shadow import Shadow, short
+from layerprune.surgery import applied
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A proven way to take one or several groups out.
+
+    Attributes:
+        name: what is replaced by what.
+        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several`` or ``block``.
+        groups: names of the groups that leave.
+        cut: the substitution in the layer graph.
+        realisation: the edits, the layers that die and the parameters that go.
+        num_params: how many parameters fewer the model has after it alone.
+        impact: what it costs; see the plan's ``impact_unit``. ``nan`` until it is measured.
+    """
+
+    name: str
+    kind: str
+    groups: tuple[str, ...]
+    cut: Cut
+    realisation: Realisation
+    num_params: int
+    impact: float = float("nan")
+
+    @property
+    def dead(self) -> frozenset[int]:
+        """The layers that die."""
+        return self.realisation.dead
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What surgery does for it."""
+        return self.realisation.edits
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kind}: {', '.join(self.groups)}; {self.num_params:,} parameters)"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One forward that an edited shadow must pass."""
+
+    training: bool
+    inputs: Inputs
+    expected: Any
+
+
+class Prover:
+    """Proves removals of one model.
+
+    A set of removals is proven when the edited shadow runs, in eval mode on the example inputs and in train mode on
+    twice as many samples, returns what the untouched one returns (structure, shapes, types), has lost the very
+    parameters that it should, and left out dropped tensors in the very merges that it should.
+
+    Args:
+        shade: a shadow of the model.
+        graph: the model's layer graph.
+        inputs: the example inputs.
+    """
+
+    def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs) -> None:
+        self.shade = shade
+        self.graph = graph
+        self.modules = dict(shade.model.named_modules(remove_duplicate=False))
+        self.notes: list[str] = []
+        self.runs = [_Run(False, shade.adapt(inputs), self.run(False, shade.adapt(inputs)))]
+        twice = inputs.repeat(2)
+        if twice is None:
+            self.notes.append(
+                "the batch dimension of the inputs is not known: removals were proven at one batch size only"
+            )
+        twice = twice or inputs
+        try:
+            self.runs.append(_Run(True, shade.adapt(twice), self.run(True, shade.adapt(twice))))
+        except Exception as error:  # the user's own forward, which may want targets when it trains
+            self.notes.append(
+                f"the untouched model does not run in train mode on these inputs ({short(error)}): not proven there"
+            )
+
+    def run(self, training: bool, inputs: Inputs) -> Any:
+        """Run the shadow and describe what it returns."""
+        self.shade.model.train(training)
+        try:
+            with self.shade.running():
+                return signature(self.shade.model(*inputs.args, **inputs.kwargs))
+        finally:
+            self.shade.model.eval()
+
+    # ---- many removals --------------------------------------------------------------------------------------------
+
+    def prove(
+        self, alternatives: Iterable[Sequence[Candidate]], forbidden: Mapping[str, str]
+    ) -> tuple[list[Removal], dict[str, list[str]]]:
+        """Prove candidates, many at a time where they touch different layers.
+
+        Args:
+            alternatives: lists of candidates of which the first that can be realised stands for the list.
+            forbidden: groups that may not go.
+
+        Returns:
+            The removals, in the order of their candidates; and for each group the reasons why others failed.
+        """
+        refused: dict[str, list[str]] = {}
+        realised: list[tuple[Candidate, Realisation]] = []
+        for candidates in alternatives:
+            found = self.first_realised(candidates, forbidden, refused)
+            if found is not None:
+                realised.append(found)
+        proven: dict[int, Removal] = {}
+        for batch in self.batches(realised):
+            self.prove_batch(batch, realised, proven, refused)
+        return [proven[i] for i in sorted(proven)], refused
+
+    def first_realised(
+        self, candidates: Sequence[Candidate], forbidden: Mapping[str, str], refused: dict[str, list[str]]
+    ) -> tuple[Candidate, Realisation] | None:
+        for candidate in candidates:
+            kept = [name for name in candidate.groups if name in forbidden]
+            try:
+                if kept:
+                    raise CannotRealise(f"leaves only together with '{kept[0]}', which {forbidden[kept[0]]}")
+                return candidate, realise(self.graph, self.modules, candidate.cut)
+            except CannotRealise as error:
+                for name in candidate.groups:
+                    refused.setdefault(name, []).append(str(error))
+        return None
+
+    def batches(self, realised: Sequence[tuple[Candidate, Realisation]]) -> list[list[int]]:
+        """Sort removals into batches whose members touch different modules and leave every concat something."""
+        batches: list[tuple[list[int], set[int], set[str], set[tuple[int, int]]]] = []
+        for index, (candidate, realisation) in enumerate(realised):
+            names = {edit.fqn for edit in realisation.edits if not isinstance(edit, (Guard, Slice))}
+            dropped = set(candidate.cut.dropped)
+            for members, layers, touched, gone in batches:
+                if not layers & realisation.dead and not _overlap(names, touched) and self.leaves_some(gone | dropped):
+                    members.append(index)
+                    layers |= realisation.dead
+                    touched |= names
+                    gone |= dropped
+                    break
+            else:
+                batches.append(([index], set(realisation.dead), names, dropped))
+        return [members for members, _, _, _ in batches]
+
+    def leaves_some(self, dropped: set[tuple[int, int]]) -> bool:
+        """Whether every concat that loses operands keeps one."""
+        merges = {merge for merge, _ in dropped}
+        return all(
+            {(v,) for m, v in dropped if m == merge} < set(self.graph.layers[merge].operands) for merge in merges
+        )
+
+    def prove_batch(
+        self,
+        batch: list[int],
+        realised: Sequence[tuple[Candidate, Realisation]],
+        proven: dict[int, Removal],
+        refused: dict[str, list[str]],
+    ) -> None:
+        """Prove removals together, one run after the other; what fails drops out."""
+        left = list(batch)
+        for run in self.runs:
+            failed = self.failures({i: realised[i][1] for i in left}, run)
+            for i, reason in failed.items():
+                for name in realised[i][0].groups:
+                    refused.setdefault(name, []).append(reason)
+            left = [i for i in left if i not in failed]
+        for i in left:
+            candidate, realisation = realised[i]
+            size = num_params_removed(self.graph, self.modules, realisation)
+            proven[i] = Removal(candidate.name, candidate.kind, candidate.groups, candidate.cut, realisation, size)
+
+    def failures(self, batch: Mapping[int, Realisation], run: _Run) -> dict[int, str]:
+        """Which removals of a batch fail a run, and why; found by halving."""
+        if not batch:
+            return {}
+        reason = self.reason_against(list(batch.values()), [run])
+        if reason is None:
+            return {}
+        members = list(batch)
+        if len(members) == 1:
+            return {members[0]: reason}
+        halves = members[: len(members) // 2], members[len(members) // 2 :]
+        return {i: why for half in halves for i, why in self.failures({i: batch[i] for i in half}, run).items()}
+
+    def reason_against(self, realisations: Sequence[Realisation], runs: Sequence[_Run] | None = None) -> str | None:
+        """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is."""
+        try:
+            joint = realisations[0] if len(realisations) == 1 else self.join(realisations)
+            with applied(self.shade.model, joint.edits):
+                self.check_params(joint)
+                for run in self.runs if runs is None else runs:
+                    self.check_run(run, joint)
+        except (CannotRealise, LayerPruneError) as error:
+            return str(error)
+        except Exception as error:  # the user's forward on what is left of the model: anything may come
+            return f"the forward fails without it: {short(error)}"
+        return None
+
+    def join(self, realisations: Sequence[Realisation]) -> Realisation:
+        """Realise removals together; each must die as it would alone."""
+        joint = realise(self.graph, self.modules, join_cuts([(r.cut, r.dead) for r in realisations], self.graph))
+        if not all(r.dead <= joint.dead and r.params <= joint.params for r in realisations):
+            raise CannotRealise("what one of them removes, another one needs")
+        return joint
+
+    # ---- one set --------------------------------------------------------------------------------------------------
+
+    def check_params(self, joint: Realisation) -> None:
+        names = {name for name, _ in self.shade.model.named_parameters(remove_duplicate=False)}
+        ids = self.graph.param_ids
+        left = {ids[name] for name in names if name in ids}
+        users = self.graph.param_users
+        lost = {number for number in ids.values() if number not in left and number in users}
+        if lost != set(joint.params):
+            wrong = next(name for name, number in ids.items() if number in lost ^ joint.params)
+            what = "would be lost, though it is still used" if ids[wrong] in lost else "would stay behind"
+            raise CannotRealise(f"parameter '{wrong}' {what}")
+
+    def check_run(self, run: _Run, joint: Realisation) -> None:
+        with watching_merges(self.shade.model) as merges:
+            found = self.run(run.training, run.inputs)
+        if found != run.expected:
+            mode = "train" if run.training else "eval"
+            raise CannotRealise(f"the output would change its form in {mode} mode: {run.expected} to {found}")
+        if sorted(merges) != list(joint.merges) and not run.training:
+            raise CannotRealise("the forward merges the dropped tensor elsewhere than the layer graph says")
+
+
+def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> Cut:
+    """Join cuts into one, leaving out what dies by another one anyway.
+
+    Args:
+        cuts: each cut with the layers that die by it.
+        graph: the layer graph.
+
+    Raises:
+        CannotRealise: two cuts put different things in one tensor's place.
+    """
+    substitutes: dict[int, int] = {}
+    dropped: set[tuple[int, int]] = set()
+    for number, (cut, _) in enumerate(cuts):
+        others: set[int] = set()
+        for other, (_, dead) in enumerate(cuts):
+            if other != number:
+                others |= dead
+        for y, s in cut.substitutes.items():
+            if graph.values[y].layer in others and all(reader in others for reader in graph.readers.get(y, (-1,))):
+                continue
+            if substitutes.get(y, s) != s:
+                raise CannotRealise(f"{graph.describe([y])} would be replaced by two things at once")
+            substitutes[y] = s
+        dropped |= {(merge, value) for merge, value in cut.dropped if merge not in others}
+    for merge in {m for m, _ in dropped}:
+        if {(v,) for m, v in dropped if m == merge} >= set(graph.layers[merge].operands):
+            raise CannotRealise(f"'{graph.layers[merge].name}' would have nothing left to join")
+    return Cut(substitutes, frozenset(dropped))
+
+
+def num_params_removed(graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation) -> int:
+    """Count the parameters that a realisation removes, sliced channels included; tied ones once.
+
+    Parameters of removed modules that the recorded forward never used (an unused bias, an auxiliary weight) count too.
+    """
+    gone = set(realisation.params)
+    removed = [edit.fqn + "." for edit in realisation.edits if edit.kind in ("drop", "pass", "delete")]
+    for name, number in graph.param_ids.items():
+        if number not in graph.param_users and any(name.startswith(prefix) for prefix in removed):
+            gone.add(number)
+    total = sum(graph.size_of_param[number] for number in gone)
+    for edit in realisation.edits:
+        if isinstance(edit, Slice):
+            total += _sliced(modules[edit.fqn], edit, {n for n, i in graph.param_ids.items() if i in gone})
+    return total
+
+
+def _sliced(module: nn.Module, edit: Slice, gone: set[str]) -> int:
+    channels = sum(last - first for first, last in edit.dropped)
+    if edit.side == "in":
+        weight = module._parameters["weight"]
+        return 0 if weight is None else channels * (weight.numel() // _num_in(module))
+    own = {name: p for name, p in module._parameters.items() if p is not None and f"{edit.fqn}.{name}" not in gone}
+    return sum(channels * (p.numel() // p.shape[0]) for p in own.values())
+
+
+def _num_in(module: nn.Module) -> int:
+    return int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0))
+
+
+def signature(out: Any, depth: int = 0) -> Any:
+    """Describe an output: types, keys, and each tensor's shape and dtype. A dropped tensor in it is an error."""
+    if isinstance(out, Dropped):
+        raise CannotRealise("the dropped tensor would reach the model's output")
+    if isinstance(out, Tensor):
+        return f"{'×'.join(map(str, out.shape))} {str(out.dtype).removeprefix('torch.')}"
+    if isinstance(out, Mapping):
+        return {str(key): signature(value, depth + 1) for key, value in out.items()}
+    if isinstance(out, (list, tuple)):
+        return [type(out).__name__, *(signature(value, depth + 1) for value in out)]
+    if depth < 4 and hasattr(out, "__dict__") and not isinstance(out, (type, nn.Module)):
+        return {key: signature(value, depth + 1) for key, value in vars(out).items()}
+    return type(out).__name__
+
+
+def _overlap(names: set[str], touched: set[str]) -> bool:
+    """Whether a module in one set is, holds or lies in one of the other."""
+    if names & touched:
+        return True
+    return any(name in _ancestors(other) for other in touched for name in names & _ancestors(other)) or any(
+        _ancestors(name) & touched for name in names
+    )
+
+
+def _ancestors(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:i]) for i in range(1, len(parts))}
+
+
+def with_reasons(groups: Sequence[Group], removals: Sequence[Removal], reasons: Mapping[str, str]) -> list[Group]:
+    """Give each group its verdict, its least impact and its reason, sorted by impact, critical ones last."""
+    judged: list[Group] = []
+    for group in groups:
+        ways = [r for r in removals if group.name in r.groups]
+        if not ways:
+            judged.append(replace(group, can_remove=False, impact=float("inf"), reason=reasons.get(group.name, "")))
+            continue
+        best = min(ways, key=lambda r: (r.impact, r.num_params, r.name))
+        others = [f"'{name}'" for name in best.groups if name != group.name]
+        reason = f"leaves together with {', '.join(others)}" if others else ""
+        judged.append(replace(group, can_remove=True, impact=best.impact, reason=reason))
+    return sorted(judged, key=lambda g: (not g.can_remove, g.impact))

@@ -1,0 +1,338 @@
+"""The pruner: it sequences the stages, from a model to a smaller model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerprune.adapters import timm as timm_models
+from layerprune.adapters import transformers as transformers_models
+from layerprune.capture import attempt_on, record
+from layerprune.errors import BudgetError, CriticalGroupError, PlanError, UnknownNameError, UnsupportedModelError
+from layerprune.graph import LayerGraph
+from layerprune.groups import Group, LayerInfo, form_groups
+from layerprune.impact.influence import score_influence
+from layerprune.inputs import Inputs, as_inputs, infer_inputs
+from layerprune.marks import CannotRealise
+from layerprune.modules import check_supported, fingerprint, unwrap
+from layerprune.plan import PlannedRemoval, PruningPlan, json_safe
+from layerprune.proof import Prover, Removal, join_cuts, num_params_removed, with_reasons
+from layerprune.realise import Realisation, realise
+from layerprune.removals import GRANULARITIES, find_candidates, why_not
+from layerprune.report.text import groups_text, plan_text, summary_text
+from layerprune.select import Problem, select
+from layerprune.shadow import real_shadow
+
+
+class UniversalLayerPruner:
+    """Finds what can be removed from a model, shows it, and removes it within a budget.
+
+    Constructing it records the model's forward, forms the groups, proves every removal, and measures impacts; the model
+    stays as it was.
+
+    Args:
+        model: any ``nn.Module``; a compiled or data-parallel one is unwrapped.
+        example_inputs: a tensor, tuple (positional), dict (keyword) or object that ``forward`` takes; inferred if None.
+        protect: patterns of dotted names (``fnmatch``) that stay, with all below them.
+        protect_io: keep stem and head.
+        granularity: ``group``, ``branch`` (residual branches, gates, concat branches) or ``block`` (elements of
+            ``Sequential`` and ``ModuleList``).
+
+    Attributes:
+        model: the model; after :meth:`prune`, the pruned one.
+        graph: the layer graph.
+        transform_layers: the transforms by name, in order of execution.
+        groups: by impact, least first, critical last.
+        removals: every proven removal.
+        notes: what the user should know about all of this.
+
+    Raises:
+        UnsupportedModelError: scripted or lazy modules, or no transform at all.
+        InputsError: the inputs do not fit, or none could be inferred.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        example_inputs: Any = None,
+        protect: Iterable[str] = (),
+        protect_io: bool = True,
+        granularity: str = "group",
+    ) -> None:
+        if granularity not in GRANULARITIES:
+            raise BudgetError(f"granularity '{granularity}' is none of {', '.join(GRANULARITIES)}")
+        check_supported(model)
+        self.model = unwrap(model)
+        self.granularity = granularity
+        self.inputs = _inputs_for(self.model, example_inputs)
+        self.graph, shade = record(self.model, self.inputs)
+        formed = form_groups(self.graph)
+        self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in formed}
+        self._prover = Prover(shade, self.graph, self.inputs)
+        candidates = find_candidates(
+            self.graph,
+            formed,
+            self._prover.modules,
+            protect=(protect,) if isinstance(protect, str) else protect,
+            protect_io=protect_io,
+            granularity=granularity,
+        )
+        proven, refused = self._prover.prove(candidates.found, candidates.critical)
+        self.removals, scoring_notes = self._score(proven)
+        reasons = {g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused) for g in formed}
+        self.groups: list[Group] = with_reasons(formed, self.removals, reasons)
+        self.notes = [*self.graph.notes, *self._prover.notes, *_weight_notes(self.model), *scoring_notes]
+        self._fingerprint = fingerprint(self.model)
+
+    def _score(self, removals: Sequence[Removal]) -> tuple[list[Removal], list[str]]:
+        """Measure the impact of each removal on the example inputs."""
+        self.impact_unit = "influence: relative change of the replaced tensor, on the example inputs"
+        notes: list[str] = []
+        if self.inputs.inferred:
+            notes.append(
+                f"inputs were {self.inputs.origin}: impacts are measured on made-up values only; pass example_inputs="
+            )
+        if any(t.is_meta for t in chain(self.model.parameters(), self.inputs.tensors())):
+            self.impact_unit = "not measured: the model is on the meta device and has no values"
+            return list(removals), notes
+        scores, more = score_influence(real_shadow(self.model), self.graph, removals, self.inputs)
+        return [replace(r, impact=score) for r, score in zip(removals, scores, strict=True)], notes + more
+
+    # ---- what there is to see -------------------------------------------------------------------------------------
+
+    def render_plan(self) -> str:
+        """Return the groups with their verdicts, and the sums below, as text."""
+        kept = {group.name: self._kept(group) for group in self.groups if group.can_remove}
+        removable = self._params_in(frozenset(g.name for g in self.groups if g.can_remove))
+        total = self.graph.num_params
+        summary = summary_text(self.groups, total, removable, self.impact_unit, self.notes)
+        return f"{groups_text(self.groups, kept, total)}\n\n{summary}"
+
+    def print_plan(self, plan: PruningPlan | None = None) -> None:
+        """Print the groups; with a plan, also what it removes."""
+        print(self.render_plan())
+        if plan is not None:
+            print(f"\n{plan_text(plan)}")
+
+    def _kept(self, group: Group) -> frozenset[str]:
+        """The members of a group that stay when its least-impact removal is made."""
+        dead = self._best(group.name).dead
+        named = {info.name: index for info, index in zip(group.layers[1:], _others(group), strict=True)}
+        return frozenset(name for name, index in named.items() if index not in dead)
+
+    def _params_in(self, names: frozenset[str]) -> int:
+        members = [i for g in self.groups if g.name in names for i in g.members]
+        sizes = {
+            self.graph.param_ids[p]: self.graph.param_sizes[p] for i in members for p in self.graph.layers[i].params
+        }
+        return sum(sizes.values())
+
+    def _best(self, name: str) -> Removal:
+        """The least-impact removal that takes a group out."""
+        ways = [r for r in self.removals if name in r.groups]
+        return min(ways, key=lambda r: (math.isnan(r.impact), r.impact, r.num_params, r.name))
+
+    # ---- planning -------------------------------------------------------------------------------------------------
+
+    def plan(self, *, max_param_reduction: float | None = None, groups: Iterable[str] | None = None) -> PruningPlan:
+        """Choose what to remove: as much as a budget allows at the least impact, or the groups named.
+
+        Args:
+            max_param_reduction: the largest share of the parameters that may go, between 0 and 1; 0.3 if nothing is
+                given. A cap: never exceeded.
+            groups: names of groups (their lead transforms); each leaves by its least-impact removal, with what has to
+                leave along.
+
+        Raises:
+            BudgetError: the share is not between 0 and 1.
+            UnknownNameError: there is no group of that name.
+            CriticalGroupError: a group named cannot be removed, or those named not together.
+        """
+        if groups is not None:
+            if max_param_reduction is not None:
+                raise BudgetError("give either max_param_reduction or groups, not both")
+            return self._plan_for(self._named([groups] if isinstance(groups, str) else list(groups)), None, ())
+        share = 0.3 if max_param_reduction is None else max_param_reduction
+        _check_share("max_param_reduction", share)
+        modules = self._prover.modules
+        own = [
+            num_params_removed(self.graph, modules, r.realisation)
+            - sum(self.graph.size_of_param[p] for p in r.realisation.params)
+            for r in self.removals
+        ]
+        problem = Problem(self.graph, self.removals, own, lambda some: self._size(self._joint(some)))
+        selection = select(problem, int(share * self.graph.num_params))
+        notes = [*selection.notes, *self._closeness(share, selection.num_params)]
+        return self._plan_for(list(selection.chosen), share, notes)
+
+    def _closeness(self, share: float, removed: int) -> list[str]:
+        """Say how close a plan came to its budget, and what held it back."""
+        total = self.graph.num_params
+        reached = removed / total
+        if reached >= share - 0.02:
+            return [f"{reached:.1%} of a budget of {share:.1%} is used"]
+        safe = self._params_in(frozenset(g.name for g in self.groups if g.can_remove)) / total
+        why = (
+            f"all safe groups together hold {safe:.1%} of the parameters"
+            if safe <= share
+            else "the next removal would exceed it, or excludes one that was chosen"
+        )
+        return [f"{reached:.1%} of a budget of {share:.1%} is used: {why}"]
+
+    def _named(self, names: Sequence[str]) -> list[int]:
+        by_name = {group.name: group for group in self.groups}
+        chosen: dict[int, None] = {}
+        for name in names:
+            group = by_name.get(name)
+            if group is None:
+                raise UnknownNameError(
+                    f"there is no group '{name}'; groups are {', '.join(repr(g.name) for g in self.groups[:8])}, …"
+                )
+            if not group.can_remove:
+                raise CriticalGroupError(f"group '{name}' cannot be removed: {group.reason}")
+            chosen[self.removals.index(self._best(name))] = None
+        needless = [i for i in chosen if any(i != j and self.removals[i].dead < self.removals[j].dead for j in chosen)]
+        return [i for i in chosen if i not in needless]
+
+    def _joint(self, chosen: Sequence[int]) -> Realisation:
+        """Realise removals together and prove the whole."""
+        picked = [self.removals[i] for i in chosen]
+        cut = join_cuts([(r.cut, r.dead) for r in picked], self.graph)
+        joint = realise(self.graph, self._prover.modules, cut)
+        if not all(r.dead <= joint.dead for r in picked):
+            raise CannotRealise("what one of them removes, another one needs")
+        reason = self._prover.reason_against([joint])
+        if reason is not None:
+            raise CannotRealise(reason)
+        return joint
+
+    def _size(self, joint: Realisation) -> int:
+        return num_params_removed(self.graph, self._prover.modules, joint)
+
+    def _plan_for(self, chosen: list[int], share: float | None, notes: Iterable[str]) -> PruningPlan:
+        try:
+            joint = self._joint(chosen) if chosen else None
+        except CannotRealise as error:
+            names = ", ".join(f"'{name}'" for i in chosen for name in self.removals[i].groups)
+            raise CriticalGroupError(f"{names} cannot all be removed together: {error}") from error
+        removed = 0 if joint is None else self._size(joint)
+        asked = {name for i in chosen for name in self.removals[i].groups}
+        return PruningPlan(
+            model=type(self.model).__name__,
+            fingerprint=self._fingerprint,
+            max_param_reduction=share,
+            granularity=self.granularity,
+            removals=tuple(self._planned(self.removals[i]) for i in chosen),
+            edits=() if joint is None else joint.edits,
+            num_params_before=self.graph.num_params,
+            num_params_after=self.graph.num_params - removed,
+            impact_unit=self.impact_unit,
+            needs_layerprune=joint is not None and any(e.kind not in ("delete", "slice") for e in joint.edits),
+            notes=(*notes, *self._company(asked, chosen), *self.notes),
+        )
+
+    def _company(self, asked: set[str], chosen: Sequence[int]) -> list[str]:
+        alone = [self.removals[i] for i in chosen if len(self.removals[i].groups) > 1]
+        return [f"{', '.join(r.groups)} leave together: {r.name}" for r in alone if asked]
+
+    def _planned(self, removal: Removal) -> PlannedRemoval:
+        layers = self.graph.layers
+        members = [i for g in self.groups if g.name in removal.groups for i in g.members]
+        return PlannedRemoval(
+            name=removal.name,
+            kind=removal.kind,
+            groups=removal.groups,
+            num_params=removal.num_params,
+            impact=json_safe(removal.impact),
+            kept=tuple(layers[i].name for i in members if i not in removal.dead),
+            leftovers=tuple(layers[i].name for i in removal.realisation.leftovers),
+        )
+
+    # ---- pruning --------------------------------------------------------------------------------------------------
+
+    def prune(
+        self,
+        *,
+        max_param_reduction: float | None = None,
+        groups: Iterable[str] | None = None,
+        plan: PruningPlan | None = None,
+        inplace: bool = False,
+    ) -> nn.Module:
+        """Remove layers and return the pruned model, which is also at :attr:`model` from then on.
+
+        Args:
+            max_param_reduction: a budget; see :meth:`plan`.
+            groups: names of the groups to remove; see :meth:`plan`.
+            plan: a plan made before, for this model or another copy of it.
+            inplace: edit the user's model instead of a copy.
+
+        Returns:
+            A model of the user's own class, in the mode that the original is in.
+
+        Raises:
+            PlanError: the plan was made for another model.
+            BudgetError, UnknownNameError, CriticalGroupError: as for :meth:`plan`.
+        """
+        if plan is None:
+            plan = self.plan(max_param_reduction=max_param_reduction, groups=groups)
+        elif max_param_reduction is not None or groups is not None:
+            raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
+        self.model = plan.apply(self.model, inplace=inplace)
+        return self.model
+
+
+def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.Module:
+    """Prune a model in one call.
+
+    Args:
+        model: any ``nn.Module``; it stays as it was.
+        reduction: the largest share of the parameters that may go, between 0 and 1.
+        **options: as for :class:`UniversalLayerPruner`.
+
+    Returns:
+        A smaller model of the same class.
+    """
+    _check_share("reduction", reduction)
+    return UniversalLayerPruner(model, **options).prune(max_param_reduction=reduction)
+
+
+def _check_share(name: str, share: object) -> None:
+    if not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise BudgetError(f"{name} is {share!r}; give a share between 0 and 1, as 0.3 for at most 30 %")
+
+
+def _inputs_for(model: nn.Module, example_inputs: Any) -> Inputs:
+    if example_inputs is not None:
+        return as_inputs(example_inputs)
+    if not any(True for _ in model.parameters()):
+        raise UnsupportedModelError("the model has no parameters: there is nothing to remove")
+    known = chain(transformers_models.example_inputs(model), timm_models.example_inputs(model))
+    return infer_inputs(model, attempt_on(model), known)
+
+
+def _reason(graph: LayerGraph, group: Group, refused: Mapping[str, Sequence[str]]) -> str:
+    """Why a group cannot go: what its candidates met with, else what its shapes say."""
+    reasons = list(dict.fromkeys(refused.get(group.name, ())))
+    return reasons[0] if reasons else why_not(graph, group)
+
+
+def _weight_notes(model: nn.Module) -> list[str]:
+    """Warn of weights that are not numbers."""
+    bad = [name for name, p in model.named_parameters() if not p.is_meta and p.is_floating_point() and _has_nan(p)]
+    return [f"weights hold NaN in {', '.join(bad[:5])}: impacts and outputs mean nothing"] if bad else []
+
+
+def _has_nan(parameter: nn.Parameter) -> bool:
+    with torch.no_grad():
+        return bool(torch.isnan(parameter.detach().sum()))
+
+
+def _others(group: Group) -> list[int]:
+    return [index for index in group.members if index != group.calls[0]]

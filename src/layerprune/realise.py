@@ -1,0 +1,278 @@
+"""Realisation: from a cut in the layer graph to the tidiest edits of the module tree that carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from layerprune.channels import CannotSlice, ChannelTrace
+from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice
+from layerprune.graph import Cut, Frame, LayerGraph, Structure
+from layerprune.marks import CannotRealise, Marker, Marks, merge_of
+
+
+@dataclass(frozen=True)
+class Realisation:
+    """The edits that carry a cut out.
+
+    Attributes:
+        cut: what they carry out.
+        edits: the edits, one for each module or parameter concerned.
+        merges: the kinds of the merges that will leave a dropped tensor out, sorted: one for each time.
+        dead: the layers that die.
+        params: numbers of the parameters that go.
+        leftovers: layers that are dead and still run, on a dropped tensor or for nothing.
+    """
+
+    cut: Cut
+    edits: tuple[Edit, ...]
+    merges: tuple[str, ...]
+    dead: frozenset[int]
+    params: frozenset[int]
+    leftovers: tuple[int, ...]
+
+
+def realise(graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> Realisation:
+    """Find the edits that carry a cut out.
+
+    Every value that is to be substituted is traced back to its substitute: through dead modules, which then pass their
+    argument on, and through merges, whose other operands are dropped. Then all other dead modules are replaced, and
+    the readers of concats sliced. Modules are taken as far out as they are dead.
+
+    Args:
+        graph: the layer graph.
+        modules: the model's modules by name.
+        cut: one removal's, or several removals' together.
+
+    Raises:
+        CannotRealise: there are none; the message says why.
+    """
+    return _Realiser(graph, modules, cut).run()
+
+
+class _Realiser:
+    def __init__(self, graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> None:
+        self.graph = graph
+        self.modules = modules
+        self.cut = cut
+        self.marker = Marker(graph, cut)
+        self.dead, self.gone, self.dead_params = self.marker.dead, self.marker.gone, self.marker.dead_params
+
+    def run(self) -> Realisation:
+        if not self.dead:
+            raise CannotRealise("nothing dies with it")
+        marks = self.marks()
+        slices = self.slices()
+        outermost = self.outermost_dead()
+        edits = [*self.module_edits(marks, outermost), *self.param_edits(marks, outermost), *slices]
+        self.check_params(edits)
+        leftovers = self.leftovers(edits)
+        edits += self.guards(leftovers)
+        self.check_shape_reads(edits, leftovers)
+        return Realisation(
+            cut=self.cut,
+            edits=tuple(edits),
+            merges=tuple(sorted(marks.merges)),
+            dead=self.dead,
+            params=self.dead_params,
+            leftovers=leftovers,
+        )
+
+    def marks(self) -> Marks:
+        """What the cut asks of each module and parameter."""
+        marks = Marks()
+        for y, s in self.cut.substitutes.items():
+            found = self.marker.carry(y, s)
+            if found is None:
+                raise CannotRealise(self.stuck(y, s))
+            marks.join(found)
+        for merge, value in sorted(self.cut.dropped):
+            found = self.marker.token(value, merge_of(self.graph.layers[merge]))
+            if found is None:
+                raise CannotRealise(f"{self.graph.describe([value])} is made where it cannot be dropped")
+            marks.join(found)
+        marks.merges += [merge_of(self.graph.layers[m]) for m in {m for m, _ in self.cut.dropped} - self.dead]
+        return marks
+
+    # ---- modules --------------------------------------------------------------------------------------------------
+
+    def outermost_dead(self) -> list[str]:
+        """The dead modules that lie in no dead module."""
+        found: dict[str, None] = {}
+        for index in sorted(self.dead):
+            chain: list[Frame] = []
+            frame = self.graph.layers[index].frame
+            while frame > 0:
+                chain.append(self.graph.frames[frame])
+                frame = self.graph.frames[frame].parent
+            top = next((f.fqn for f in reversed(chain) if self.marker.is_dead(f.fqn)), None)
+            if top is not None:
+                found[top] = None
+        return list(found)
+
+    def module_edits(self, marks: Marks, outermost: list[str]) -> list[Edit]:
+        edits: list[Edit] = []
+        inside_pass = [name for name in marks.passes]
+        for name in dict.fromkeys([*marks.passes, *outermost]):
+            if name in marks.passes:
+                edits.append(self.pass_edit(name, *marks.passes[name]))
+            elif not any(p.startswith(name + ".") for p in [*inside_pass, *marks.drops] if p != name):
+                kinds = marks.drops.get(name, set())
+                edits.append(self.drop_edit(name, kinds, name in marks.copies))
+            else:
+                edits += self.opened(name, marks)
+        return [e for e in edits if not any(e.fqn.startswith(name + ".") for name in marks.passes)]
+
+    def opened(self, name: str, marks: Marks) -> list[Edit]:
+        """Edits for a dead module that must stay because something inside it is passed or dropped on its own."""
+        prefix = name + "."
+        named = [n for n in [*marks.passes, *marks.drops] if n.startswith(prefix)]
+        inside: dict[str, None] = {}
+        for fqn in self.graph.calls:
+            child = fqn.startswith(prefix) and self.marker.is_dead(fqn)
+            if child and not any(n.startswith(fqn + ".") for n in named) and fqn not in marks.passes:
+                inside[fqn] = None
+        tops = [f for f in inside if not any(f.startswith(o + ".") for o in inside)]
+        return [self.drop_edit(f, marks.drops.get(f, set()), f in marks.copies) for f in tops]
+
+    def pass_edit(self, name: str, position: int | None, keyword: str | None, value: int, copies: bool) -> Edit:
+        frames = [self.graph.frames[f] for f in self.graph.calls[name]]
+        place = next(f.outputs.index(value) for f in frames if value in f.outputs)
+        structures = [_with(f.result, {v: "argument" for v in f.outputs[place : place + 1]}) for f in frames]
+        structure = self.same(structures, name)
+        if structure == "argument" and not copies and self.is_element(name, frames):
+            return Delete(fqn=name)
+        alone = position == 0 and all(f.arity == 1 for f in frames)
+        return Pass(fqn=name, position=position, keyword=None if alone else keyword, structure=structure, copies=copies)
+
+    def drop_edit(self, name: str, kinds: set[str], copies: bool) -> Edit:
+        structure = self.same([_with(self.graph.frames[f].result, {}) for f in self.graph.calls[name]], name)
+        return Drop(fqn=name, merges=tuple(sorted(kinds)), structure=structure, copies=copies)
+
+    def same(self, structures: list[Structure], name: str) -> Structure:
+        if any(s is None for s in structures) or any(s != structures[0] for s in structures):
+            raise CannotRealise(f"'{name}' returns an object whose form cannot be rebuilt without it")
+        return structures[0]
+
+    def is_element(self, name: str, frames: list[Frame]) -> bool:
+        """Whether a module is called by the ``nn.Sequential`` that holds it, and by nobody else."""
+        parent, _, key = name.rpartition(".")
+        container = self.modules.get(parent)
+        return (
+            isinstance(container, nn.Sequential)
+            and type(container).forward is nn.Sequential.forward
+            and key in container._modules
+            and len(self.graph.aliases_of.get(name, ((name,),))[0]) == 1
+            and all(f.parent >= 0 and self.graph.frames[f.parent].fqn == parent and f.arity == 1 for f in frames)
+        )
+
+    # ---- parameters, channels, what is left -----------------------------------------------------------------------
+
+    def param_edits(self, marks: Marks, outermost: list[str]) -> list[Edit]:
+        """Dead parameters of modules that stay: each becomes a dropped tensor."""
+        edits: list[Edit] = []
+        done: set[int] = set()
+        wanted = {self.graph.param_ids[name]: kinds for name, kinds in marks.params.items()}
+        for name, number in self.graph.param_ids.items():
+            if number in self.dead_params and number not in done and not _under(name, outermost):
+                done.add(number)
+                merges = tuple(sorted(wanted.get(number, set())))
+                edits.append(DropParameter(fqn=name, merges=merges, copies=name in marks.copies))
+        return edits
+
+    def check_params(self, edits: list[Edit]) -> None:
+        """Refuse where a parameter that stays alive hangs in a module that goes, or a tied one under two names."""
+        removed = [e.fqn for e in edits if e.kind in ("drop", "pass", "delete")]
+        for name, number in self.graph.param_ids.items():
+            if number in self.graph.param_users and number not in self.dead_params and _under(name, removed):
+                users = [u for u in self.graph.param_users[number] if u not in self.gone]
+                if users and not self.held_elsewhere(number, removed):
+                    where = self.graph.layers[users[0]].name
+                    raise CannotRealise(f"its parameter '{name}' is also used by '{where}'")
+        dropped = {self.graph.param_ids[e.fqn] for e in edits if e.kind == "drop_parameter"}
+        for number in dropped:
+            names = [n for n, i in self.graph.param_ids.items() if i == number]
+            if len(names) > 1:
+                raise CannotRealise(f"its parameter '{names[0]}' is tied to '{names[1]}'")
+
+    def held_elsewhere(self, number: int, removed: list[str]) -> bool:
+        return any(i == number and not _under(n, removed) for n, i in self.graph.param_ids.items())
+
+    def slices(self) -> list[Slice]:
+        cats = [(m, v) for m, v in self.cut.dropped if merge_of(self.graph.layers[m]) == "cat" and m not in self.dead]
+        if not cats:
+            return []
+        try:
+            return ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes).run(cats)
+        except CannotSlice as error:
+            raise CannotRealise(str(error)) from error
+
+    def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
+        removed = [e.fqn for e in edits if e.kind in ("drop", "pass", "delete")]
+        return tuple(
+            i for i in sorted(self.dead)
+            if not self.graph.layers[i].param_only and not _under(self.graph.layers[i].fqn + ".", removed)
+        )  # fmt: skip
+
+    def guards(self, leftovers: tuple[int, ...]) -> list[Edit]:
+        """Guards for custom modules that other calls keep alive, so that they need not look at what is dropped.
+
+        torch's own modules hand their argument straight to functions, which know a dropped tensor.
+        """
+        calls = [layer for layer in (self.graph.layers[i] for i in leftovers) if layer.is_module and not layer.params]
+        names = dict.fromkeys(layer.fqn for layer in calls if not self.marker.is_dead(layer.fqn))
+        own = [name for name in names if not type(self.modules[name]).__module__.startswith("torch.nn.")]
+        return [Guard(fqn=name) for name in own if not any(True for _ in self.modules[name].parameters())]
+
+    def check_shape_reads(self, edits: list[Edit], leftovers: tuple[int, ...]) -> None:
+        """Refuse where a surviving forward reads the shape of what would be a dropped tensor."""
+        removed = [e.fqn for e in edits if e.kind in ("drop", "pass", "delete")]
+        tokens = {
+            v for e in edits if e.kind == "drop" for f in self.graph.calls[e.fqn] for v in self.graph.frames[f].outputs
+        }
+        params = {e.fqn for e in edits if e.kind == "drop_parameter"}
+        for index in leftovers:
+            layer = self.graph.layers[index]
+            if tokens & self.graph.read_by(index) or params & set(layer.params):
+                tokens.update(layer.outputs)
+        for value, frame in self.graph.shape_reads:
+            fqn = self.graph.frames[frame].fqn
+            if value in tokens and not _under(fqn + ".", removed):
+                where = f"'{fqn}'" if fqn else "the model"
+                raise CannotRealise(
+                    f"the forward of {where} reads the shape of {self.graph.describe([value])}, which would be gone"
+                )
+
+    def stuck(self, value: int, substitute: int) -> str:
+        """Why a value cannot be replaced."""
+        layer = self.graph.layers[self.graph.values[value].layer]
+        where = f"'{layer.fqn}'" if layer.fqn else "the model"
+        return (
+            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read: "
+            f"the forward of {where} does more than pass its tensors on"
+        )
+
+
+def _under(name: str, prefixes: Iterable[str]) -> bool:
+    return any(name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def _with(result: Structure, leaves: Mapping[int, str]) -> Any:
+    """Turn a recorded output structure into one to build: values become ``leaves``, or dropped tensors."""
+    if isinstance(result, bool) or result is None:
+        return None
+    if isinstance(result, int):
+        return leaves.get(result, "tensor")
+    if "opaque" in result:
+        return None
+    if "value" in result:
+        return result
+    if "dict" in result:
+        items = {k: _with(v, leaves) for k, v in result["dict"].items()}
+        return None if any(v is None for v in items.values()) else {"dict": items}
+    key = "tuple" if "tuple" in result else "list"
+    parts = [_with(v, leaves) for v in result[key]]
+    return None if any(p is None for p in parts) else {key: parts}

@@ -1,0 +1,423 @@
+"""The recorder: one forward, written down operation by operation, with the module and the function each belongs to."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from layerprune.dropped import Dropped
+from layerprune.graph import Read, Structure, Value
+from layerprune.modules import named_tensors, names_by_module
+from layerprune.nested import tensors_in
+from layerprune.watch import FunctionWatch, watched
+
+# Operations through which a value of a tensor reaches Python: what runs then depends on the input.
+_SCALAR_READS = frozenset(
+    {"_local_scalar_dense", "nonzero", "unique2", "_unique2", "equal", "unique_dim", "is_nonzero"}
+)
+
+
+@dataclass
+class Call:
+    """One call of a module (``function`` is None) or of a function directly in a module's forward."""
+
+    index: int
+    fqn: str
+    call: int
+    parent: int
+    function: str | None = None
+    nth: int = 0
+    start: int = 0
+    operands: tuple[Read, ...] = ()
+    literals: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
+    arguments: tuple[tuple[int | None, str | None, int], ...] = ()
+    arity: int = 0
+    result: Structure = None
+    outputs: tuple[int, ...] = ()
+    has_data_calls: bool = False
+    functions: list[str] = field(default_factory=list[str])
+
+
+@dataclass
+class Operation:
+    """One dispatched operation."""
+
+    index: int
+    name: str
+    frame: int
+    function: int
+    reads: tuple[Read, ...]
+    outputs: list[int]
+    params: tuple[str, ...]
+    data: bool
+    writes: frozenset[int]
+
+
+class Recording:
+    """What a recorder wrote down; :mod:`layerprune.capture` makes the layer graph of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.functions: list[Call] = []
+        self.operations: list[Operation] = []
+        self.values: dict[int, Value] = {}
+        self.inputs: list[int] = []
+        self.outputs: list[int] = []
+        self.scalar_reads: list[str] = []
+        self.constants: list[str] = []
+        self.shape_reads: set[tuple[int, int]] = set()
+
+
+class Recorder:
+    """Records one forward of a model whose modules' ``forward`` it wraps; the model should be a clone.
+
+    Args:
+        model: the clone; its parameters may be fake.
+        keep: hold on to every tensor of the run. Right for fake tensors, which take no memory; for real ones this would
+            hold every activation, and their numbers are kept as long as they live.
+    """
+
+    def __init__(self, model: nn.Module, *, keep: bool) -> None:
+        self.model = model
+        self.recording = Recording()
+        self.names = names_by_module(model)
+        self.param_names: dict[int, list[str]] = {}
+        self.kept: list[Tensor] = []
+        for name, tensor in named_tensors(model):
+            self.param_names.setdefault(id(tensor), []).append(name)
+            self.kept.append(tensor)
+        self.parameters = {id(p) for p in model.parameters()}
+        self.value_of = _StrongTensorKeys() if keep else WeakTensorKeyDictionary()
+        self.writer: dict[int, int] = {}
+        self.storages: dict[int, int] = {}
+        self.num_storages = 0
+        self.param_sources: dict[int, tuple[str, ...]] = {}
+        self.data_values: set[int] = set()
+        self.stack: list[int] = []
+        self.function = -1
+        self.call_counts: dict[str, int] = {}
+        self.function_counts: dict[tuple[int, str], int] = {}
+
+    # ---- the run --------------------------------------------------------------------------------------------------
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recording:
+        """Run the model once and return what happened."""
+        for tensor in tensors_in((args, kwargs)):
+            if tensor not in self.value_of:
+                value = self.new_value(tensor, -1)
+                self.data_values.add(value)
+                self.recording.inputs.append(value)
+        with (
+            watched(self.model, self.wrap),
+            torch.no_grad(),
+            _Dispatch(self),
+            FunctionWatch(self.call_function, self.query_shape),
+        ):
+            out = self.model(*args, **kwargs)
+        for tensor in tensors_in(out):
+            self.recording.outputs += [v for v in self.read(tensor) if v not in self.recording.outputs]
+        return self.recording
+
+    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a module's forward so that its calls are known."""
+
+        @functools.wraps(forward)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            call = self.enter(module, forward, args, kwargs)
+            try:
+                out = forward(*args, **kwargs)
+            except BaseException:
+                self.stack.pop()
+                raise
+            return self.leave(call, (args, kwargs), out)
+
+        return recorded
+
+    def enter(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Call:
+        names = self.names[id(module)]
+        around = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
+        fqn = next((n for n in names if not around or n.startswith(around + ".")), names[0])
+        nth = self.call_counts[fqn] = self.call_counts.get(fqn, -1) + 1
+        call = Call(len(self.recording.calls), fqn, nth, self.stack[-1] if self.stack else -1)
+        call.start = len(self.recording.operations)
+        call.arity = len(args) + len(kwargs)
+        call.arguments = tuple(self.arguments(forward, args, kwargs))
+        self.recording.calls.append(call)
+        self.stack.append(call.index)
+        return call
+
+    def arguments(
+        self, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Iterator[tuple[int | None, str | None, int]]:
+        names = _positional_names(forward)
+        for position, value in enumerate(args):
+            if isinstance(value, Tensor) and len(read := self.read(value)) == 1:
+                yield position, names[position] if position < len(names) else None, read[0]
+        for keyword, value in kwargs.items():
+            if isinstance(value, Tensor) and len(read := self.read(value)) == 1:
+                yield (names.index(keyword) if keyword in names else None), keyword, read[0]
+
+    def leave(self, call: Call, arguments: Any, out: Any) -> Any:
+        if call.parent >= 0 and not call.has_data_calls:
+            out = self.separate(call.start, tensors_in(arguments), out)
+        self.stack.pop()
+        call.result, call.outputs = self.structure(out)
+        if call.parent >= 0 and any(v in self.data_values for v in call.outputs):
+            self.recording.calls[call.parent].has_data_calls = True
+        return out
+
+    def separate(self, start: int, operands: Iterable[Tensor], out: Any) -> Any:
+        """Give a layer that hands on its argument unwritten (dropout in eval, Identity) an output of its own."""
+        if isinstance(out, Tensor) and any(out is t for t in operands):
+            storage = self.storage(out)
+            if not any(storage in op.writes for op in self.recording.operations[start:]):
+                return torch.ops.aten.alias.default(out)
+        return out
+
+    # ---- values ---------------------------------------------------------------------------------------------------
+
+    def new_value(self, tensor: Tensor, operation: int) -> int:
+        index = len(self.recording.values)
+        storage = self.storage(tensor)
+        self.recording.values[index] = Value(index, operation, tuple(tensor.shape), tensor.dtype, storage)
+        self.value_of[tensor] = index
+        return index
+
+    def storage(self, tensor: Tensor) -> int:
+        """Number a tensor's memory; tensors without any (sparse, opaque) count as their own."""
+        key = _storage_key(tensor)
+        if key not in self.storages:
+            self.num_storages += 1
+            self.storages[key] = self.num_storages
+        return self.storages[key]
+
+    def fresh_storage(self, tensor: Tensor, shared: set[int]) -> None:
+        """Give memory that no operand lies in a new number: an address may have been freed and used again."""
+        if self.storage(tensor) not in shared:
+            self.storages.pop(_storage_key(tensor), None)
+
+    def read(self, tensor: Tensor) -> Read:
+        """The values a tensor stands for now: the one it was made as, and a later write through an alias of it."""
+        if isinstance(tensor, Dropped):  # what an earlier surgery left; it carries nothing
+            return ()
+        value = self.value_of.get(tensor)
+        written = self.writer.get(self.storage(tensor))
+        if value is None and id(tensor) not in self.param_names:
+            if written is None:
+                frame = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
+                value = self.new_value(tensor, -2)
+                if tensor.numel() > 1:  # a Python number that a function made a tensor of is nothing to speak of
+                    self.recording.constants.append(frame)
+            else:
+                value = written
+        if value is None:
+            return () if written is None else (written,)
+        return (value,) if written is None or written <= value else (value, written)
+
+    def structure(self, out: Any) -> tuple[Structure, tuple[int, ...]]:
+        """Describe an output for :func:`layerprune.dropped.build`, leaving value numbers at the leaves."""
+        if isinstance(out, Tensor):
+            read = self.read(out)
+            return (read[0] if len(read) == 1 else None), read[-1:]
+        if type(out) in (tuple, list):
+            parts = [self.structure(item) for item in out]
+            key = "tuple" if type(out) is tuple else "list"
+            return {key: [s for s, _ in parts]}, tuple(v for _, values in parts for v in values)
+        if type(out) is dict and all(isinstance(k, str) for k in out):
+            found = {k: self.structure(v) for k, v in cast("dict[str, Any]", out).items()}
+            return {"dict": {k: s for k, (s, _) in found.items()}}, tuple(v for _, vs in found.values() for v in vs)
+        if out is None or isinstance(out, (bool, int, float, str)):
+            return {"value": out}, ()
+        values = [self.read(tensor) for tensor in tensors_in(out)]
+        return {"opaque": type(out).__name__}, tuple(r[-1] for r in values if r)
+
+    # ---- operations -----------------------------------------------------------------------------------------------
+
+    def operation(self, name: str, inputs: list[Tensor], outputs: list[Tensor], written: list[Tensor]) -> None:
+        """Write one dispatched operation down."""
+        recording = self.recording
+        reads: list[Read] = []
+        params: dict[str, None] = {}
+        for tensor in inputs:
+            read = self.read(tensor)
+            reads.append(read)
+            names = self.param_names.get(id(tensor))
+            if names and id(tensor) in self.parameters:
+                params[self.nearest(names)] = None
+            for value in read:
+                if value not in self.data_values:
+                    params.update(dict.fromkeys(self.param_sources.get(value, ())))
+        data = any(v in self.data_values for read in reads for v in read)
+        index = len(recording.operations)
+        shared = {self.storage(t) for t in inputs}
+        op = Operation(
+            index, name, self.stack[-1] if self.stack else 0, self.function, tuple(reads), [], tuple(params), data,
+            frozenset(self.storage(t) for t in written),
+        )  # fmt: skip
+        recording.operations.append(op)
+        if name in _SCALAR_READS and data:
+            recording.scalar_reads.append(recording.calls[op.frame].fqn)
+        for tensor in [*written, *outputs]:
+            if any(tensor is t for t in written) and tensor in self.value_of and self.value_of[tensor] in op.outputs:
+                continue
+            if not any(tensor is t for t in written):
+                self.fresh_storage(tensor, shared)
+            value = self.new_value(tensor, index)
+            op.outputs.append(value)
+            if data:
+                self.data_values.add(value)
+            elif params:
+                self.param_sources[value] = tuple(params)
+            storage = self.storage(tensor)
+            if storage in op.writes or storage not in shared:
+                self.writer[storage] = value
+
+    def nearest(self, names: list[str]) -> str:
+        """Choose among a tied parameter's names the one below the running module."""
+        frame = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
+        return next((n for n in names if not frame or n.startswith(frame + ".")), names[0])
+
+    def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a function called in a forward, and write down its operands and results."""
+        if self.function >= 0 or not self.stack:
+            return func(*args, **kwargs)
+        frame = self.recording.calls[self.stack[-1]]
+        nth = self.function_counts[(frame.index, name)] = self.function_counts.get((frame.index, name), -1) + 1
+        call = Call(len(self.recording.functions), frame.fqn, frame.call, frame.index, name, nth)
+        self.recording.functions.append(call)
+        frame.functions.append(name)
+        operands: list[Tensor] = []
+        call.literals = (
+            tuple(_literal(a, operands) for a in args),
+            {k: _literal(v, operands) for k, v in kwargs.items()},
+        )
+        call.operands = tuple(self.read(t) for t in operands)
+        start = len(self.recording.operations)
+        self.function = call.index
+        try:
+            out = func(*args, **kwargs)
+            out = self.separate(start, operands, out)
+        finally:
+            self.function = -1
+        self.settle(operands, start)
+        if isinstance(out, Tensor):
+            call.outputs = self.read(out)
+        return out
+
+    def query_shape(self, tensor: Tensor) -> None:
+        """Write down that the running forward reads a tensor's shape."""
+        if self.stack and self.function < 0 and tensor in self.value_of:
+            self.recording.shape_reads.add((self.value_of[tensor], self.stack[-1]))
+
+    def settle(self, operands: list[Tensor], start: int) -> None:
+        """After a write through a view (``y[:, :4] = b``) make the tensor itself stand for the written value."""
+        written = {s for op in self.recording.operations[start:] for s in op.writes}
+        if written:
+            for tensor in operands:
+                if self.storage(tensor) in written and (read := self.read(tensor)) and len(read) == 2:
+                    self.value_of[tensor] = read[1]
+
+
+class _StrongTensorKeys:
+    """Values by tensor, for tensors that are kept alive: their ids stay theirs."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, tuple[Tensor, int]] = {}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.values
+
+    def __getitem__(self, tensor: Tensor) -> int:
+        return self.values[id(tensor)][1]
+
+    def __setitem__(self, tensor: Tensor, value: int) -> None:
+        self.values[id(tensor)] = (tensor, value)
+
+    def get(self, tensor: Tensor) -> int | None:
+        """The value of a tensor; None if it is not known."""
+        found = self.values.get(id(tensor))
+        return None if found is None else found[1]
+
+
+class _Dispatch(TorchDispatchMode):
+    """Sees every operation with its schema, under autograd and inside C++ composites."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        inputs = list(_flat_tensors((args, kwargs)))
+        outputs = list(_flat_tensors(out))
+        written = list(_written(func, args, kwargs))
+        if outputs or written or func.__name__.startswith("_local_scalar"):
+            self.recorder.operation(func.__name__.split(".")[0], inputs, outputs, written)
+        return out
+
+
+def _storage_key(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse and opaque tensors have none
+        return -id(tensor)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The tensors an operation writes into, read from its schema."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from _flat_tensors(args[position] if position < len(args) else kwargs.get(argument.name))
+
+
+def _flat_tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in the plain containers that operations take."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in cast("Sequence[Any]", value):
+            yield from _flat_tensors(item)
+    elif isinstance(value, dict):
+        for item in cast("dict[Any, Any]", value).values():
+            yield from _flat_tensors(item)
+
+
+def _literal(value: Any, operands: list[Tensor]) -> Any:
+    """Keep a function's argument without its tensors, which are collected in order."""
+    if isinstance(value, Tensor):
+        if not isinstance(value, Dropped):
+            operands.append(value)
+        return None
+    if isinstance(value, (list, tuple)):
+        return tuple(_literal(item, operands) for item in cast("Sequence[Any]", value))
+    if isinstance(value, (int, float, str, bool, slice, type(None), type(...), torch.dtype)):
+        return value
+    return type(value).__name__
+
+
+def _positional_names(forward: Callable[..., Any]) -> Sequence[str]:
+    """The names of a forward's positional parameters, decorators looked through."""
+    return _signature_names(inspect.unwrap(getattr(forward, "__func__", forward)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _signature_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ()
+    names = code.co_varnames[: code.co_argcount]
+    return tuple(names[1:] if names[:1] == ("self",) else names)

@@ -1,0 +1,334 @@
+"""Removals: every substitution in the layer graph that takes a group out, and why a group has none."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from layerprune.dropped import MERGES
+from layerprune.errors import UnknownNameError
+from layerprune.graph import Cut, Layer, LayerGraph
+from layerprune.groups import Group
+
+GRANULARITIES = ("group", "branch", "block")
+
+# How many dominating tensors to look at for one that has the right shape and whose use removes a transform.
+_LOOK_BACK = 400
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A substitution that would take at least one whole group out, not yet realised nor proven.
+
+    Attributes:
+        name: what is replaced by what, unique among a model's candidates.
+        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several`` or ``block``: the row of the removal table.
+        cut: the change to the layer graph.
+        dead: the layers that die.
+        groups: names of the groups that leave.
+    """
+
+    name: str
+    kind: str
+    cut: Cut
+    dead: frozenset[int]
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What :func:`find_candidates` found.
+
+    Attributes:
+        found: the candidates, in lists of alternatives: the first of a list that can be realised stands for it.
+        critical: group name → why it may not go at all.
+    """
+
+    found: tuple[tuple[Candidate, ...], ...]
+    critical: Mapping[str, str]
+
+
+def find_candidates(
+    graph: LayerGraph,
+    groups: Sequence[Group],
+    modules: Mapping[str, nn.Module],
+    *,
+    protect: Iterable[str] = (),
+    protect_io: bool = True,
+    granularity: str = "group",
+) -> Candidates:
+    """Find every substitution that takes a group out.
+
+    Args:
+        graph: the layer graph.
+        groups: its groups.
+        modules: the model's modules by name; only containers are looked at.
+        protect: patterns of dotted names (``fnmatch``); what matches, and all below it, stays.
+        protect_io: keep stem and head: groups that read the model's input, or feed its output, without another
+            transform or merge in between.
+        granularity: ``group`` for any removal, ``branch`` for branches, gates and concat operands, ``block`` for
+            elements of ``Sequential`` and ``ModuleList`` only.
+
+    Raises:
+        UnknownNameError: a pattern in ``protect`` matches nothing; the message lists what is there.
+    """
+    critical = _protected(graph, groups, tuple(protect))
+    if protect_io:
+        above = _transform_above(graph)
+        for group in groups:
+            reason = _stem_or_head(graph, group, above)
+            if reason:
+                critical.setdefault(group.name, reason)
+    finder = _Finder(graph, groups, modules)
+    return Candidates(tuple(finder.find(granularity)), critical)
+
+
+class _Finder:
+    def __init__(self, graph: LayerGraph, groups: Sequence[Group], modules: Mapping[str, nn.Module]) -> None:
+        self.graph = graph
+        self.groups = groups
+        self.modules = modules
+        self.leads = {call: group for group in groups for call in group.calls}
+        self.seen: set[tuple[object, ...]] = set()
+
+    def find(self, granularity: str) -> Iterator[tuple[Candidate, ...]]:
+        if granularity == "block":
+            yield from self.singles(self.blocks())
+            return
+        yield from self.singles(self.merges())
+        yield from self.singles(self.several())
+        yield from self.singles(self.blocks())
+        if granularity == "group":
+            yield from self.bypasses()
+
+    def singles(self, candidates: Iterable[Candidate | None]) -> Iterator[tuple[Candidate, ...]]:
+        for candidate in candidates:
+            if candidate is not None:
+                yield (candidate,)
+
+    def candidate(self, kind: str, cut: Cut, name: str) -> Candidate | None:
+        """Make a candidate of a cut, if it is new and takes a whole group out."""
+        if self.is_known(cut):
+            return None
+        dead = self.graph.dead(cut)
+        leaving = {self.leads[i].name: self.leads[i] for i in sorted(dead) if i in self.leads}
+        gone = [g.name for g in leaving.values() if all(call in dead for call in g.calls)]
+        if not gone:
+            return None
+        self.seen.add(_key(cut))
+        return Candidate(name, kind, cut, dead, tuple(gone))
+
+    def is_known(self, cut: Cut) -> bool:
+        """Whether a cut is a candidate already."""
+        return _key(cut) in self.seen
+
+    # ---- rows of the removal table --------------------------------------------------------------------------------
+
+    def merges(self) -> Iterator[Candidate | None]:
+        """Drop one operand of an add, a product or a concat."""
+        for layer in self.live_layers():
+            kind = merge_kind(layer)
+            if kind in ("add", "mul"):
+                for kept in self.keepable(layer):
+                    others = [read[0] for read in layer.operands if read and read != (kept,)]
+                    name = f"{layer.name} without {self.name_of(others[0]) if others else 'its parameter'}"
+                    cut = Cut({layer.outputs[0]: kept})
+                    yield self.candidate("gate" if kind == "mul" else "branch", cut, name)
+            elif kind == "cat" and len(layer.operands) > 1:
+                for read in dict.fromkeys(layer.operands):
+                    if len(read) == 1 and len({*layer.operands}) > 1:
+                        cut = Cut(dropped=frozenset({(layer.index, read[0])}))
+                        yield self.candidate("concat", cut, f"{layer.name} without {self.name_of(read[0])}")
+
+    def several(self) -> Iterator[Candidate | None]:
+        """Drop a tensor from every merge that reads it, where several do and nothing else does."""
+        for value, readers in self.graph.readers.items():
+            if len(readers) < 2 or self.graph.values[value].layer < 0 or value in self.graph.outputs:
+                continue
+            substitutes: dict[int, int] = {}
+            dropped: set[tuple[int, int]] = set()
+            for reader in readers:
+                layer = self.graph.layers[reader]
+                kind = merge_kind(layer)
+                kept = [v for v in self.keepable(layer) if v != value] if kind in ("add", "mul") else []
+                if kind == "cat" and len(set(layer.operands)) > 1:
+                    dropped.add((reader, value))
+                elif kept:
+                    substitutes[layer.outputs[0]] = kept[0]
+                else:
+                    break
+            else:
+                cut = Cut(substitutes, frozenset(dropped))
+                yield self.candidate("several", cut, f"{len(readers)} merges without {self.name_of(value)}")
+
+    def blocks(self) -> Iterator[Candidate | None]:
+        """Let an element of a container hand on its input."""
+        for frame in self.graph.frames[1:]:
+            parent, _, key = frame.fqn.rpartition(".")
+            container = self.modules.get(parent)
+            if (
+                not isinstance(container, (nn.Sequential, nn.ModuleList))
+                or not key
+                or not self.graph.layers_inside[frame.index]
+            ):
+                continue
+            for value in frame.outputs:
+                if self.graph.values[value].layer not in self.graph.live or value not in self.graph.readers:
+                    continue
+                for _, _, argument in frame.arguments:
+                    if argument != value and self.alike(argument, value):
+                        name = f"{_call_name(frame.fqn, frame.call)} by its input"
+                        yield self.candidate("block", Cut({value: argument}), name)
+                        break
+
+    def bypasses(self) -> Iterator[tuple[Candidate, ...]]:
+        """Replace a layer's value by the nearest tensor of its shape that dominates it; a group's latest first."""
+        in_group = {index: group.name for group in self.groups for index in group.members}
+        alternatives: dict[str, list[Candidate]] = {}
+        for layer in reversed(list(self.live_layers())):
+            found = self.bypass(layer, in_group)
+            if found is not None:
+                alternatives.setdefault(in_group.get(layer.index, layer.name), []).append(found)
+        for candidates in reversed(alternatives.values()):
+            yield tuple(candidates)
+
+    def bypass(self, layer: Layer, in_group: Mapping[int, str]) -> Candidate | None:
+        for value in layer.outputs:
+            if value not in self.graph.readers and value not in self.graph.outputs:
+                continue
+            for looked, dominator in enumerate(self.graph.dominating(layer.index)):
+                if looked > _LOOK_BACK:
+                    break
+                if dominator >= 0 and in_group.get(dominator, "") == in_group.get(layer.index):
+                    continue
+                for substitute in self.graph.layers[dominator].outputs if dominator >= 0 else self.graph.inputs:
+                    if self.alike(substitute, value):
+                        cut = Cut({value: substitute})
+                        found = self.candidate("bypass", cut, f"{layer.name} by {self.name_of(substitute)}")
+                        if found is not None or self.is_known(cut):
+                            return found
+        return None
+
+    # ---- small questions ------------------------------------------------------------------------------------------
+
+    def live_layers(self) -> Iterator[Layer]:
+        for layer in self.graph.layers:
+            if layer.index in self.graph.live and not layer.param_only and layer.outputs:
+                yield layer
+
+    def keepable(self, layer: Layer) -> list[int]:
+        """The operands of a merge that alone have its result's shape and type."""
+        reads = [read[0] for read in layer.operands if len(read) == 1]
+        if MERGES.get(layer.function or layer.functions[0]) == "add" and (
+            layer.function or layer.functions[0]
+        ).endswith("sub"):
+            reads = [read[0] for read in layer.operands[:1] if len(read) == 1]
+        whole = [v for v in dict.fromkeys(reads) if self.alike(v, layer.outputs[0])]
+        return whole if len(layer.operands) > 1 and len(set(layer.operands)) > 1 else []
+
+    def alike(self, one: int, other: int) -> bool:
+        a, b = self.graph.values[one], self.graph.values[other]
+        return a.shape == b.shape and a.dtype == b.dtype and len(a.shape) > 1
+
+    def name_of(self, value: int) -> str:
+        index = self.graph.values[value].layer
+        if index < 0:
+            return "the model's input"
+        layer = self.graph.layers[index]
+        own = layer.outputs.index(value) if value in layer.outputs else 0
+        return layer.name if own == 0 else f"{layer.name}[{own}]"
+
+
+def _key(cut: Cut) -> tuple[object, ...]:
+    return tuple(sorted(cut.substitutes.items())), tuple(sorted(cut.dropped))
+
+
+def merge_kind(layer: Layer) -> str:
+    """The kind of merge that a layer is (``add``, ``mul``, ``cat``); empty where it is none or merges nothing."""
+    name = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
+    kind = MERGES.get(name, "")
+    return kind if kind in ("add", "mul", "cat") and len(layer.operands) > 1 else ""
+
+
+def _call_name(fqn: str, call: int) -> str:
+    return fqn if call == 0 else f"{fqn}#{call}"
+
+
+# ---- what may not go ---------------------------------------------------------------------------------------------
+
+
+def _protected(graph: LayerGraph, groups: Sequence[Group], patterns: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        matched = False
+        for name in graph.calls:
+            matched |= bool(name) and _matches(name, pattern)
+        for group in groups:
+            if any(_matches(layer.name, pattern) for layer in group.layers):
+                matched = True
+                found.setdefault(group.name, f"protected by '{pattern}'")
+        if not matched:
+            some = ", ".join(f"'{g.name}'" for g in groups[:6])
+            raise UnknownNameError(f"protect pattern '{pattern}' matches no module of the model; groups are {some}, …")
+    return found
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, pattern + ".*")
+
+
+def _stem_or_head(graph: LayerGraph, group: Group, above: Mapping[int, bool]) -> str:
+    if any(not above[call] for call in group.calls):
+        return "reads the model's input"
+    return "feeds the model's output" if _feeds_output(graph, group) else ""
+
+
+def _transform_above(graph: LayerGraph) -> Mapping[int, bool]:
+    """Layer → whether it depends on a transform."""
+    above: dict[int, bool] = {}
+    for layer in graph.layers:
+        sources = [s for s in graph.sources(layer.index) if s >= 0 and not graph.layers[s].param_only]
+        above[layer.index] = any(above[s] or graph.layers[s].kind == "transform" for s in sources)
+    return above
+
+
+def _feeds_output(graph: LayerGraph, group: Group) -> bool:
+    """Whether a group's exit reaches an output through non-transform layers, with no merge in between."""
+    stack = list(group.calls)
+    seen: set[int] = set()
+    while stack:
+        index = stack.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        for value in graph.layers[index].outputs:
+            if value in graph.outputs:
+                return True
+            for reader in graph.readers.get(value, ()):
+                layer = graph.layers[reader]
+                if layer.kind not in ("transform", "merge"):
+                    stack.append(reader)
+    return False
+
+
+def why_not(graph: LayerGraph, group: Group) -> str:
+    """Say why no substitution takes a group out, from the shapes around it."""
+    calls = [graph.layers[i] for i in group.calls]
+    if len(calls) > 1:
+        return f"its lead is called {len(calls)} times, and no substitution takes all calls out"
+    lead, last = calls[0], graph.layers[group.members[-1]]
+    after = graph.values[lead.outputs[0]].shape
+    before = graph.values[lead.operands[0][0]].shape if lead.operands and lead.operands[0] else after
+    channel = 1 if any("conv" in name for name in lead.functions) else len(after) - 1
+    if len(before) == len(after) > channel and before[channel] != after[channel]:
+        return f"changes {before[channel]} channels to {after[channel]} and nothing of that shape exists before it"
+    if len(before) == len(after) and before != after:
+        return f"changes {_sizes(before)} to {_sizes(after)} and nothing of that shape exists before it"
+    return f"no earlier tensor of its shape {_sizes(graph.values[last.outputs[0]].shape)} lies on every way to it"
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,121 @@
+"""The shadow of a model: a copy that runs without touching the model, on fake tensors where that works."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
+from torch.utils._python_dispatch import _disable_current_modes
+
+from layerprune.adapters import transformers
+from layerprune.inputs import Inputs
+from layerprune.modules import clone
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A copy of a model in eval mode, for running its forward.
+
+    Attributes:
+        model: the copy. Its parameters and buffers are fake (no memory, no values), or the model's own parameters and
+            copies of its buffers where ``mode`` is None.
+        mode: the fake tensors' mode.
+    """
+
+    model: nn.Module
+    mode: FakeTensorMode | None
+
+    @contextlib.contextmanager
+    def running(self) -> Generator[None]:
+        """Run the shadow's forward inside: no grad, the RNG state untouched."""
+        with _rng_kept(), _quiet(), self.mode or contextlib.nullcontext(), torch.no_grad():
+            yield
+
+    def adapt(self, inputs: Inputs) -> Inputs:
+        """Make inputs that the shadow's forward may take and change: fakes, or copies."""
+        if self.mode is None:
+            return inputs.map(lambda tensor: tensor.detach().clone())
+        mode = self.mode
+        return inputs.map(lambda tensor: _fake(tensor, mode))
+
+
+def fake_shadow(model: nn.Module) -> Shadow:
+    """Copy a model with fake parameters and buffers; the model is not touched."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    copy = clone(model, lambda tensor: _fake(tensor, mode))
+    _settle(copy)
+    return Shadow(copy, mode)
+
+
+def real_shadow(model: nn.Module) -> Shadow:
+    """Copy a model's structure and buffers; the parameters are the model's own."""
+    copy = clone(model, lambda tensor: tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone())
+    _settle(copy)
+    return Shadow(copy, None)
+
+
+def _settle(model: nn.Module) -> None:
+    model.eval()
+    transformers.settle(model)
+
+
+def is_about_fakes(error: BaseException) -> bool:
+    """Whether an exception says that a forward needs real values, rather than that it does not fit its inputs."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(
+            seen, (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
+        ):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """Keep torch from logging the traceback of a forward that fails on fakes: that is an answer here, not a fault."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _rng_kept() -> Generator[None]:
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """Make a fake tensor without reading the real one's data (it may be on the meta device or quantised)."""
+    if isinstance(tensor, FakeTensor) or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+        return mode.from_tensor(tensor, static_shapes=True)
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        return mode.from_tensor(tensor, static_shapes=True)
+    with _disable_current_modes():
+        meta = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device="meta")
+        fake = FakeTensor(mode, meta, tensor.device if not tensor.is_meta else torch.device("cpu"))
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+    return fake
+
+
+def short(error: BaseException) -> str:
+    """An exception's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,203 @@
+"""Surgery: edits on the module tree, all undoable, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.dropped import Dropped, DroppedBranch, PassThrough, SkipsDropped, dropped
+from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice, kept_ranges
+from layerprune.errors import SurgeryError
+from layerprune.modules import slots
+
+Undo = Callable[[], None]
+
+
+def operate(model: nn.Module, edits: Sequence[Edit]) -> Undo:
+    """Carry edits out on a model, in place.
+
+    The surviving modules and parameters are the same objects as before, except sliced parameters, which are new.
+
+    Args:
+        model: the module tree to edit.
+        edits: what to do; each names a module of ``model``.
+
+    Returns:
+        A function that takes every edit back, bit for bit.
+
+    Raises:
+        SurgeryError: an edit does not fit the model, which then is as it was.
+    """
+    undos: list[Undo] = []
+
+    def undo() -> None:
+        while undos:
+            undos.pop()()
+
+    try:
+        for edit in _in_order(edits):
+            undos.append(_carry_out(model, edit))
+    except BaseException:
+        undo()
+        raise
+    return undo
+
+
+@contextmanager
+def applied(model: nn.Module, edits: Sequence[Edit]) -> Generator[nn.Module]:
+    """Run a block with edits carried out on a model, and take them back afterwards whatever happens."""
+    undo = operate(model, edits)
+    try:
+        yield model
+    finally:
+        undo()
+
+
+def _in_order(edits: Sequence[Edit]) -> list[Edit]:
+    """Parameters first: deleting a module last keeps every name valid until it is needed."""
+    order = {"slice": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "delete": 3}
+    return sorted(edits, key=lambda edit: order[edit.kind])
+
+
+def _carry_out(model: nn.Module, edit: Edit) -> Undo:
+    if isinstance(edit, DropParameter):
+        return _drop_parameter(model, edit)
+    module = _find(model, edit.fqn, edit)
+    if isinstance(edit, Slice):
+        return _slice(module, edit)
+    if isinstance(edit, Delete):
+        return _delete(model, edit)
+    if isinstance(edit, Guard):
+        guard = SkipsDropped(module)
+        guard.training = module.training
+        return _replace(model, module, guard)
+    return _replace(model, module, _stand_in(edit, module))
+
+
+def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:
+    module: nn.Module | None = model
+    for key in fqn.split(".") if fqn else ():
+        module = module._modules.get(key) if module is not None else None
+    if module is None or module is model:
+        raise SurgeryError(f"cannot {edit}: {type(model).__name__} has no module '{fqn}'; was it pruned already?")
+    return module
+
+
+def _stand_in(edit: Pass | Drop, module: nn.Module) -> nn.Module:
+    if isinstance(edit, Drop):
+        stand_in: nn.Module = DroppedBranch(edit.merges, edit.structure, edit.copies)
+    elif edit.structure == "argument" and edit.position == 0 and edit.keyword is None and not edit.copies:
+        stand_in = nn.Identity()
+    else:
+        stand_in = PassThrough(edit.position, edit.keyword, edit.structure, edit.copies)
+    stand_in.training = module.training
+    return stand_in
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> Undo:
+    """Hang ``new`` wherever ``old`` hangs: a shared module has several places."""
+    places = slots(model)[id(old)]
+    for parent, key in places:
+        parent._modules[key] = new
+
+    def undo() -> None:
+        for parent, key in places:
+            parent._modules[key] = old
+
+    return undo
+
+
+def _delete(model: nn.Module, edit: Delete) -> Undo:
+    parent_name, _, key = edit.fqn.rpartition(".")
+    parent = _find(model, parent_name, edit) if parent_name else model
+    if not isinstance(parent, nn.Sequential):
+        raise SurgeryError(f"cannot {edit}: '{parent_name}' is a {type(parent).__name__}, not an nn.Sequential")
+    before = dict(parent._modules)
+    del parent._modules[key]
+
+    def undo() -> None:
+        parent._modules.clear()
+        parent._modules.update(before)
+
+    return undo
+
+
+def _drop_parameter(model: nn.Module, edit: DropParameter) -> Undo:
+    owner_name, _, key = edit.fqn.rpartition(".")
+    owner = _find(model, owner_name, edit) if owner_name else model
+    old = owner._parameters.get(key)
+    if old is None:
+        raise SurgeryError(f"cannot {edit}: '{owner_name or type(model).__name__}' has no parameter '{key}'")
+    before = dict(owner._parameters)
+    del owner._parameters[key]
+    vars(owner)[key] = dropped(edit.merges, edit.copies)
+
+    def undo() -> None:
+        vars(owner).pop(key, None)
+        owner._parameters.clear()
+        owner._parameters.update(before)
+
+    return undo
+
+
+# ---- slices ------------------------------------------------------------------------------------------------------
+
+
+def _slice(module: nn.Module, edit: Slice) -> Undo:
+    cuts, counts = _slice_plan(module, edit)
+    undos: list[Undo] = []
+    for name, dim in cuts.items():
+        registry = cast("dict[str, Any]", module._parameters if name in module._parameters else module._buffers)
+        old = registry.get(name)
+        if old is None:
+            continue
+        new = _without(old, dim, edit)
+        registry[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        undos.append(lambda registry=registry, name=name, old=old: registry.__setitem__(name, old))
+    for attribute, change in counts.items():
+        old_count = getattr(module, attribute)
+        setattr(module, attribute, old_count - change)
+        undos.append(lambda attribute=attribute, old_count=old_count: setattr(module, attribute, old_count))
+
+    def undo() -> None:
+        while undos:
+            undos.pop()()
+
+    return undo
+
+
+def _slice_plan(module: nn.Module, edit: Slice) -> tuple[dict[str, int], dict[str, int]]:
+    """Which tensors lose channels, along which dimension; and which counts shrink by how much."""
+    gone = sum(last - first for first, last in edit.dropped)
+    if isinstance(module, nn.Linear):
+        return {"weight": 1}, {"in_features": gone}
+    if isinstance(module, nn.modules.conv._ConvNd) and edit.side == "in":
+        return {"weight": 0 if module.transposed else 1}, {"in_channels": gone}
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if module.out_channels != module.in_channels:
+            raise SurgeryError(f"cannot {edit}: '{edit.fqn}' makes several channels of each")
+        return {"weight": 0, "bias": 0}, {"in_channels": gone, "out_channels": gone, "groups": gone}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}, {"num_features": gone}
+    if isinstance(module, nn.PReLU):
+        return {"weight": 0}, {"num_parameters": gone}
+    raise SurgeryError(f"cannot {edit}: nothing is known of the channels of a {type(module).__name__}")
+
+
+def _without(tensor: Tensor, dim: int, edit: Slice) -> Tensor:
+    size = tensor.shape[dim]
+    kept = kept_ranges(edit.dropped, size)
+    if not kept or max(last for _, last in edit.dropped) > size:
+        raise SurgeryError(f"cannot {edit}: channels {list(edit.dropped)} do not lie within the {size} there are")
+    with torch.no_grad():
+        pieces = [tensor.detach().narrow(dim, first, last - first) for first, last in kept]
+        return torch.cat(pieces, dim).contiguous()
+
+
+def holds_dropped(model: nn.Module) -> bool:
+    """Whether a model has stand-ins for removed modules, so that loading it needs layerprune."""
+    return any(isinstance(value, Dropped) for module in model.modules() for value in vars(module).values())
