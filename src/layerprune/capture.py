@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -16,13 +15,18 @@ from layerprune.recorder import Call, Operation, Recorder, Recording
 from layerprune.shadow import Shadow, fake_shadow, is_about_fakes, real_shadow, short
 
 
-def record(model: nn.Module, inputs: Inputs) -> tuple[LayerGraph, Shadow]:
-    """Record one forward of a model; see :func:`capture`. Returns the shadow that it ran on, too."""
+def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[LayerGraph, Shadow]:
+    """Record one forward of a model; see :func:`capture`. Returns the shadow that it ran on, too.
+
+    Inputs that are a guess get a real forward only where the failure is about fake tensors, not where they do not fit.
+    """
     shade = fake_shadow(model)
     try:
         recorder, recording = _run(shade, inputs)
         notes: list[str] = []
     except Exception as error:
+        if guessed and not is_about_fakes(error):
+            raise _misfit(model, inputs, error) from error
         shade = real_shadow(model)
         recorder, recording = _record_really(model, shade, inputs, error)
         notes = [
@@ -91,23 +95,6 @@ def _misfit(model: nn.Module, inputs: Inputs, error: Exception) -> InputsError:
         f"{type(model).__name__}.forward raised on the example inputs ({inputs!r}): {short(error)}. "
         "Pass example_inputs= a tensor, tuple, dict or object that forward takes"
     )
-
-
-def attempt_on(model: nn.Module) -> Callable[[Inputs], Exception | None]:
-    """Return a function that runs a model once on some inputs and returns what that raised, if anything.
-
-    It runs on fakes, and again on real values where the forward needs them.
-    """
-    shade = fake_shadow(model)
-    on_meta = any(tensor.is_meta for tensor in model.parameters())
-
-    def attempt(inputs: Inputs) -> Exception | None:
-        error = _plainly(shade, inputs)
-        if error is None or on_meta or not is_about_fakes(error):
-            return error
-        return _plainly(real_shadow(model), inputs)
-
-    return attempt
 
 
 class _Builder:

@@ -15,6 +15,7 @@ from layerprune.graph import Cut, LayerGraph
 from layerprune.groups import Group
 from layerprune.inputs import Inputs
 from layerprune.marks import CannotRealise
+from layerprune.memo import Memo
 from layerprune.realise import Realisation, realise
 from layerprune.removals import Candidate
 from layerprune.shadow import Shadow, short
@@ -83,6 +84,8 @@ class Prover:
         self.shade = shade
         self.graph = graph
         self.modules = dict(shade.model.named_modules(remove_duplicate=False))
+        if shade.mode is not None:
+            Memo(shade.mode).attach(shade.model, _plain_leaves(graph))
         self.notes: list[str] = []
         self.runs = [_Run(False, shade.adapt(inputs), self.run(False, shade.adapt(inputs)))]
         twice = inputs.repeat(2)
@@ -245,6 +248,13 @@ class Prover:
             raise CannotRealise(f"the output would change its form in {mode} mode: {run.expected} to {found}")
         if sorted(merges) != list(joint.merges) and not run.training:
             raise CannotRealise("the forward merges the dropped tensor elsewhere than the layer graph says")
+
+
+def _plain_leaves(graph: LayerGraph) -> frozenset[str]:
+    """The leaf modules that make one tensor of one tensor, write into none, and read no values."""
+    layers = [layer for layer in graph.layers if layer.is_module]
+    plain = {layer.fqn for layer in layers if len(layer.operands) == len(layer.outputs) == 1 and not layer.writes}
+    return frozenset(plain - {layer.fqn for layer in layers if len(layer.operands) != 1 or layer.writes})
 
 
 def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> Cut:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -13,8 +14,15 @@ from torch import nn
 
 from layerprune.adapters import timm as timm_models
 from layerprune.adapters import transformers as transformers_models
-from layerprune.capture import attempt_on, record
-from layerprune.errors import BudgetError, CriticalGroupError, PlanError, UnknownNameError, UnsupportedModelError
+from layerprune.capture import record
+from layerprune.errors import (
+    BudgetError,
+    CriticalGroupError,
+    InputsError,
+    PlanError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group, LayerInfo, form_groups
 from layerprune.impact.influence import score_influence
@@ -27,14 +35,14 @@ from layerprune.realise import Realisation, realise
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.select import Problem, select
-from layerprune.shadow import real_shadow
+from layerprune.shadow import Shadow, real_shadow
 
 
 class UniversalLayerPruner:
     """Finds what can be removed from a model, shows it, and removes it within a budget.
 
-    Constructing it records the model's forward, forms the groups, proves every removal, and measures impacts; the model
-    stays as it was.
+    Constructing it records the model's forward, forms the groups and proves every removal; impacts are measured, in one
+    forward, when they are first asked for. The model stays as it was.
 
     Args:
         model: any ``nn.Module``; a compiled or data-parallel one is unwrapped.
@@ -48,9 +56,6 @@ class UniversalLayerPruner:
         model: the model; after :meth:`prune`, the pruned one.
         graph: the layer graph.
         transform_layers: the transforms by name, in order of execution.
-        groups: by impact, least first, critical last.
-        removals: every proven removal.
-        notes: what the user should know about all of this.
 
     Raises:
         UnsupportedModelError: scripted or lazy modules, or no transform at all.
@@ -71,39 +76,56 @@ class UniversalLayerPruner:
         check_supported(model)
         self.model = unwrap(model)
         self.granularity = granularity
-        self.inputs = _inputs_for(self.model, example_inputs)
-        self.graph, shade = record(self.model, self.inputs)
-        formed = form_groups(self.graph)
-        self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in formed}
+        self.inputs, self.graph, shade = _record(self.model, example_inputs)
+        self._formed = form_groups(self.graph)
+        self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._formed}
         self._prover = Prover(shade, self.graph, self.inputs)
         candidates = find_candidates(
             self.graph,
-            formed,
+            self._formed,
             self._prover.modules,
             protect=(protect,) if isinstance(protect, str) else protect,
             protect_io=protect_io,
             granularity=granularity,
         )
-        proven, refused = self._prover.prove(candidates.found, candidates.critical)
-        self.removals, scoring_notes = self._score(proven)
-        reasons = {g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused) for g in formed}
-        self.groups: list[Group] = with_reasons(formed, self.removals, reasons)
-        self.notes = [*self.graph.notes, *self._prover.notes, *_weight_notes(self.model), *scoring_notes]
-        self._fingerprint = fingerprint(self.model)
+        self._proven, refused = self._prover.prove(candidates.found, candidates.critical)
+        self._reasons = {
+            g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused) for g in self._formed
+        }
+        self._original = self.model
 
-    def _score(self, removals: Sequence[Removal]) -> tuple[list[Removal], list[str]]:
-        """Measure the impact of each removal on the example inputs."""
-        self.impact_unit = "influence: relative change of the replaced tensor, on the example inputs"
-        notes: list[str] = []
+    @cached_property
+    def _scored(self) -> tuple[list[Removal], list[str], str]:
+        """The removals with their impacts on the example inputs, what to know about these, and their unit."""
+        notes = _weight_notes(self._original)
         if self.inputs.inferred:
-            notes.append(
-                f"inputs were {self.inputs.origin}: impacts are measured on made-up values only; pass example_inputs="
-            )
-        if any(t.is_meta for t in chain(self.model.parameters(), self.inputs.tensors())):
-            self.impact_unit = "not measured: the model is on the meta device and has no values"
-            return list(removals), notes
-        scores, more = score_influence(real_shadow(self.model), self.graph, removals, self.inputs)
-        return [replace(r, impact=score) for r, score in zip(removals, scores, strict=True)], notes + more
+            made_up = "impacts are measured on made-up values only; pass example_inputs="
+            notes.append(f"inputs were {self.inputs.origin}: {made_up}")
+        if any(t.is_meta for t in chain(self._original.parameters(), self.inputs.tensors())):
+            return self._proven, notes, "not measured: the model is on the meta device and has no values"
+        scores, more = score_influence(real_shadow(self._original), self.graph, self._proven, self.inputs)
+        scored = [replace(r, impact=score) for r, score in zip(self._proven, scores, strict=True)]
+        return scored, notes + more, "influence: relative change of the replaced tensor, on the example inputs"
+
+    @property
+    def removals(self) -> list[Removal]:
+        """Every proven removal, with its impact."""
+        return self._scored[0]
+
+    @property
+    def impact_unit(self) -> str:
+        """What the impacts are, and what they were measured on."""
+        return self._scored[2]
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The groups, by impact, least first, critical last."""
+        return with_reasons(self._formed, self.removals, self._reasons)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the recording, the proofs and the numbers."""
+        return [*self.graph.notes, *self._prover.notes, *self._scored[1]]
 
     # ---- what there is to see -------------------------------------------------------------------------------------
 
@@ -225,8 +247,8 @@ class UniversalLayerPruner:
         removed = 0 if joint is None else self._size(joint)
         asked = {name for i in chosen for name in self.removals[i].groups}
         return PruningPlan(
-            model=type(self.model).__name__,
-            fingerprint=self._fingerprint,
+            model=type(self._original).__name__,
+            fingerprint=fingerprint(self._original),
             max_param_reduction=share,
             granularity=self.granularity,
             removals=tuple(self._planned(self.removals[i]) for i in chosen),
@@ -267,6 +289,8 @@ class UniversalLayerPruner:
     ) -> nn.Module:
         """Remove layers and return the pruned model, which is also at :attr:`model` from then on.
 
+        Every call starts from the model that the pruner was made with.
+
         Args:
             max_param_reduction: a budget; see :meth:`plan`.
             groups: names of the groups to remove; see :meth:`plan`.
@@ -284,7 +308,9 @@ class UniversalLayerPruner:
             plan = self.plan(max_param_reduction=max_param_reduction, groups=groups)
         elif max_param_reduction is not None or groups is not None:
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
-        self.model = plan.apply(self.model, inplace=inplace)
+        if inplace:
+            _ = self.notes  # measured on the model as it still is
+        self.model = plan.apply(self._original, inplace=inplace)
         return self.model
 
 
@@ -308,13 +334,25 @@ def _check_share(name: str, share: object) -> None:
         raise BudgetError(f"{name} is {share!r}; give a share between 0 and 1, as 0.3 for at most 30 %")
 
 
-def _inputs_for(model: nn.Module, example_inputs: Any) -> Inputs:
+def _record(model: nn.Module, example_inputs: Any) -> tuple[Inputs, LayerGraph, Shadow]:
+    """Record the model on the inputs given, or on the first that fit."""
     if example_inputs is not None:
-        return as_inputs(example_inputs)
+        given = as_inputs(example_inputs)
+        return given, *record(model, given)
     if not any(True for _ in model.parameters()):
         raise UnsupportedModelError("the model has no parameters: there is nothing to remove")
+    recorded: list[tuple[LayerGraph, Shadow]] = []
+
+    def attempt(inputs: Inputs) -> Exception | None:
+        try:
+            recorded.append(record(model, inputs, guessed=True))
+        except InputsError as error:
+            return error.__cause__ if isinstance(error.__cause__, Exception) else error
+        return None
+
     known = chain(transformers_models.example_inputs(model), timm_models.example_inputs(model))
-    return infer_inputs(model, attempt_on(model), known)
+    inferred = infer_inputs(model, attempt, known)
+    return inferred, *recorded[-1]
 
 
 def _reason(graph: LayerGraph, group: Group, refused: Mapping[str, Sequence[str]]) -> str:

@@ -95,4 +95,4 @@ def _compare(y: Tensor, s: Tensor, *, left_out: bool) -> tuple[float, float]:
         return float(torch.linalg.vector_norm(s, dtype=dtype).square()), size
     if y.shape != s.shape:
         return math.nan, math.nan
-    return float(torch.linalg.vector_norm((y - s).to(dtype)).square()), size
+    return float(torch.linalg.vector_norm(y - s, dtype=dtype).square()), size
