@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -146,7 +146,16 @@ def prune(
 
 def main() -> None:
     """Run the command line; exit with 0 for done, 1 for a refusal of the library, 2 for a wrong call."""
+    _claim_stdout()
     app()
+
+
+def _claim_stdout() -> None:
+    """Keep standard output to ourselves: what compiled code prints (scipy's solver does) goes to standard error."""
+    with suppress(OSError, ValueError):  # a closed or replaced stream is nobody's to keep
+        own = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        sys.stdout = open(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, buffering=1)  # noqa: SIM115
 
 
 @contextmanager

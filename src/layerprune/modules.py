@@ -81,7 +81,7 @@ def fingerprint(model: nn.Module) -> str:
     """Return a hash of the model's classes, tensor names, shapes and dtypes; not of its weights or its device."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        digest.update(f"{name}:{type(module).__module__}.{type(module).__qualname__};".encode())
+        digest.update(f"{name}:{type(module).__qualname__};".encode())
     for name, tensor in named_tensors(model):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
     return digest.hexdigest()

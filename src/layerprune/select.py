@@ -182,7 +182,7 @@ class _Programme:
         return found
 
     def run(
-        self, costs: np.ndarray, rows: Sequence[tuple[dict[int, float] | np.ndarray, float, float]], gap: float = 0.0
+        self, costs: np.ndarray, rows: Sequence[tuple[dict[int, float] | np.ndarray, float, float]], gap: float = 1e-4
     ) -> np.ndarray | None:
         entries: list[tuple[int, int, float]] = []
         for number, (row, _, _) in enumerate(rows):
@@ -194,7 +194,7 @@ class _Programme:
         bounds = LinearConstraint(matrix, low, high)  # pyright: ignore[reportArgumentType]  # its stubs know scalars only
         scale = max(float(np.abs(costs).max()), 1e-30)
         whole = np.ones(len(self.sizes))
-        options = {"time_limit": _SECONDS, "node_limit": _NODES, "mip_rel_gap": gap, "presolve": False}
+        options = {"time_limit": _SECONDS, "node_limit": _NODES, "mip_rel_gap": gap}
         result = milp(costs / scale, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options=options)
         if result.x is None:
             return None
