@@ -118,7 +118,10 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
 
 def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that a module's attributes hold, down to three containers deep."""
-    stack: list[tuple[Any, int]] = [(value, 0) for value in vars(module).values()]
+    # Most of a module's attributes are flags and empty registries.
+    stack: list[tuple[Any, int]] = [
+        (value, 0) for value in vars(module).values() if not isinstance(value, _ATOMS) and _full(value)
+    ]
     while stack:
         value, depth = stack.pop()
         if isinstance(value, Tensor):
@@ -127,6 +130,12 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
             stack += [(item, depth + 1) for item in cast("Mapping[Any, Any]", value).values()]
         elif depth < 3 and isinstance(value, (list, tuple)):
             stack += [(item, depth + 1) for item in cast("list[Any]", value)]
+
+
+def _full(value: Any) -> bool:
+    return isinstance(value, Tensor) or (
+        isinstance(value, (Mapping, list, tuple)) and len(cast("list[Any]", value)) > 0
+    )
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:

@@ -125,15 +125,28 @@ class Prover:
             The removals, in the order of their candidates; and for each group the reasons why others failed.
         """
         refused: dict[str, list[str]] = {}
-        realised: list[tuple[Candidate, Realisation]] = []
-        for candidates in alternatives:
-            found = self.first_realised(candidates, forbidden, refused)
-            if found is not None:
-                realised.append(found)
+        listed = list(alternatives)
+        proven = self.prove_some([c for c in listed if c[0].kind != "bypass"], forbidden, refused)
+        covered = {frozenset(removal.groups) for removal in proven}
+        # Handing a branch's input on in place of its output is no better way to lose the branch than dropping it.
+        others = [
+            [c for c in some if frozenset(c.groups) not in covered] for some in listed if some[0].kind == "bypass"
+        ]
+        return proven + self.prove_some([some for some in others if some], forbidden, refused), refused
+
+    def prove_some(
+        self,
+        alternatives: Iterable[Sequence[Candidate]],
+        forbidden: Mapping[str, str],
+        refused: dict[str, list[str]],
+    ) -> list[Removal]:
+        """Prove the first of each list that can be realised."""
+        found = [self.first_realised(candidates, forbidden, refused) for candidates in alternatives]
+        realised = [pair for pair in found if pair is not None]
         proven: dict[int, Removal] = {}
         for batch in self.batches(realised):
             self.prove_batch(batch, realised, proven, refused)
-        return [proven[i] for i in sorted(proven)], refused
+        return [proven[i] for i in sorted(proven)]
 
     def first_realised(
         self, candidates: Sequence[Candidate], forbidden: Mapping[str, str], refused: dict[str, list[str]]

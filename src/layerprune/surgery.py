@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -39,8 +39,9 @@ def operate(model: nn.Module, edits: Sequence[Edit]) -> Undo:
             undos.pop()()
 
     try:
+        places = slots(model)  # an edit moves no module but its own
         for edit in _in_order(edits):
-            undos.append(_carry_out(model, edit))
+            undos.append(_carry_out(model, edit, places))
     except BaseException:
         undo()
         raise
@@ -63,7 +64,10 @@ def _in_order(edits: Sequence[Edit]) -> list[Edit]:
     return sorted(edits, key=lambda edit: order[edit.kind])
 
 
-def _carry_out(model: nn.Module, edit: Edit) -> Undo:
+_Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
+
+
+def _carry_out(model: nn.Module, edit: Edit, places: _Places) -> Undo:
     if isinstance(edit, DropParameter):
         return _drop_parameter(model, edit)
     module = _find(model, edit.fqn, edit)
@@ -74,8 +78,8 @@ def _carry_out(model: nn.Module, edit: Edit) -> Undo:
     if isinstance(edit, Guard):
         guard = SkipsDropped(module)
         guard.training = module.training
-        return _replace(model, module, guard)
-    return _replace(model, module, _stand_in(edit, module))
+        return _replace(places[id(module)], module, guard)
+    return _replace(places[id(module)], module, _stand_in(edit, module))
 
 
 def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:
@@ -98,9 +102,8 @@ def _stand_in(edit: Pass | Drop, module: nn.Module) -> nn.Module:
     return stand_in
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> Undo:
+def _replace(places: Sequence[tuple[nn.Module, str]], old: nn.Module, new: nn.Module) -> Undo:
     """Hang ``new`` wherever ``old`` hangs: a shared module has several places."""
-    places = slots(model)[id(old)]
     for parent, key in places:
         parent._modules[key] = new
 
