@@ -133,7 +133,7 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(net: str, tmp_path: Pat
     before = {path: path.read_bytes() for path in out.iterdir()}
     again = run("prune", net, "--reduction", "0.4", "--out", out, *SHAPE)
     assert again.exit_code == 2
-    assert "not an empty folder" in again.stderr
+    assert "not an empty folder" in " ".join(again.stderr.replace("│", " ").split())  # the box breaks lines
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 

@@ -25,6 +25,7 @@ FLOORS = (
     ("edits",),
     ("channels", "marks", "surgery"),
     ("removals", "realise"),
+    ("cost",),
     ("proof",),
     ("impact.*",),
     ("select",),

@@ -6,7 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerprune.capture import capture
     from layerprune.errors import LayerPruneError
     from layerprune.graph import LayerGraph
     from layerprune.groups import Group, LayerInfo
@@ -26,7 +25,6 @@ __all__ = [
     "Removal",
     "UniversalLayerPruner",
     "applied",
-    "capture",
     "quick_prune",
 ]
 
@@ -39,7 +37,6 @@ _HOMES = {
     "Removal": "proof",
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
-    "capture": "capture",
     "quick_prune": "pruner",
 }
 

@@ -90,6 +90,12 @@ class Dropped(Tensor):
             return _merge(func, name, raw, token, args, kwargs)
         return _spread(name, token, args, kwargs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dropped:
+        return dropped(self.merges, self.copies)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dropped, (sorted(self.merges), self.copies)
+
 
 def dropped(merges: Iterable[str], copies: bool = False) -> Dropped:
     """Make a dropped tensor that the merges named leave out."""
@@ -157,10 +163,14 @@ def _spread(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str,
     return token
 
 
+def dropped_tensors(model: nn.Module) -> list[Dropped]:
+    """The dropped tensors that a model's modules hold."""
+    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, Dropped)]
+
+
 @contextmanager
-def watching_merges(model: nn.Module) -> Generator[list[str]]:
-    """Collect the kinds of the merges that leave out the model's dropped tensors, in the order in which they run."""
-    tokens = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Dropped)]
+def watching_merges(tokens: Sequence[Dropped]) -> Generator[list[str]]:
+    """Collect the kinds of the merges that leave dropped tensors out, in the order in which they run."""
     log: list[str] = []
     for token in tokens:
         token.merge_log = log

@@ -32,6 +32,11 @@ class Pass(_Edit):
     structure: Any = "argument"
     copies: bool = False
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether ``nn.Identity`` does it."""
+        return self.structure == "argument" and self.position == 0 and self.keyword is None and not self.copies
+
     def __str__(self) -> str:
         return f"pass {self.fqn}"
 

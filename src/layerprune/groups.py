@@ -139,9 +139,9 @@ def _type_of(graph: LayerGraph, members: list[int], calls: tuple[int, ...]) -> s
         plain = all(graph.layers[i].kind in _PLAIN_KINDS for i in members)
         return "transform_unit" if plain and len(calls) == 1 else "complex"
     meets = graph.post_dominator.get(members[-1], "out")
-    if meets != "out" and len(calls) == 1 and _is_merge(graph, int(meets)):
-        return "parallel_branch"
-    return "complex"
+    while meets != "out" and not _is_merge(graph, int(meets)) and meets not in trunk:
+        meets = graph.post_dominator.get(meets, "out")
+    return "parallel_branch" if len(calls) == 1 and meets != "out" and _is_merge(graph, int(meets)) else "complex"
 
 
 def _is_merge(graph: LayerGraph, index: int) -> bool:

@@ -23,6 +23,7 @@ class Marks:
         params: parameter → kinds of the merges that leave it out.
         copies: modules and parameters whose merges must hand on copies.
         merges: the kinds of the merges that will leave something out, one for each time.
+        carried: the values that will equal a substitute, and so stay real tensors.
     """
 
     passes: dict[str, tuple[int | None, str | None, int, bool]] = field(
@@ -32,6 +33,7 @@ class Marks:
     params: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
     copies: set[str] = field(default_factory=set[str])
     merges: list[str] = field(default_factory=list[str])
+    carried: set[int] = field(default_factory=set[int])
 
     def join(self, other: Marks) -> None:
         self.passes.update(other.passes)
@@ -41,6 +43,7 @@ class Marks:
             self.params.setdefault(name, set()).update(kinds)
         self.copies |= other.copies
         self.merges += other.merges
+        self.carried |= other.carried
 
 
 class Marker:
@@ -68,6 +71,17 @@ class Marker:
         index = self.graph.values[value].layer
         if index not in self.dead or (value, substitute) in self._stuck:
             return None
+        marks = self.carry_through_module(value, substitute)
+        if marks is None:
+            marks = self.carry_through_function(self.graph.layers[index], value, substitute)
+        if marks is None:
+            self._stuck.add((value, substitute))
+        else:
+            marks.carried.add(value)
+        return marks
+
+    def carry_through_module(self, value: int, substitute: int) -> Marks | None:
+        """Let the outermost dead module that returns the value hand on an argument that equals the substitute."""
         for frame in self.frames_returning(value):
             for position, keyword, argument in frame.arguments:
                 marks = self.carry(argument, substitute)
@@ -76,10 +90,7 @@ class Marker:
                     copies = argument == substitute and self.written_later(value, substitute)
                     marks.passes[frame.fqn] = (position, keyword, value, copies or (known is not None and known[3]))
                     return marks
-        marks = self.carry_through_function(self.graph.layers[index], value, substitute)
-        if marks is None:
-            self._stuck.add((value, substitute))
-        return marks
+        return None
 
     def carry_through_function(self, layer: Layer, value: int, substitute: int) -> Marks | None:
         kind = MERGES.get(self.function_of(layer), "")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from torch import Tensor, nn
 
 from layerprune.edits import Edit
-from layerprune.errors import PlanError
+from layerprune.errors import PlanError, SurgeryError
 from layerprune.modules import clone, fingerprint, num_params, unwrap
 from layerprune.surgery import operate
 
@@ -72,13 +73,11 @@ class PruningPlan(BaseModel):
         try:
             plan = cls.model_validate_json(text)
         except ValidationError as error:
+            _check_schema(text)
             first = error.errors(include_url=False, include_context=False)[0]
             where = ".".join(str(part) for part in first["loc"][:6]) or "the text"
             raise PlanError(f"not a pruning plan: {where}: {first['msg']}") from error
-        if plan.schema_version > SCHEMA:
-            raise PlanError(
-                f"the plan has schema {plan.schema_version}, this layerprune reads up to {SCHEMA}: upgrade layerprune"
-            )
+        _check_schema(text)
         return plan
 
     def check(self, model: nn.Module) -> None:
@@ -113,7 +112,10 @@ class PruningPlan(BaseModel):
         self.check(model)
         # The copy shares its tensors until the edits are made: what goes is never copied.
         target = model if inplace else clone(model, lambda tensor: tensor)
-        undo = operate(target, self.edits)
+        try:
+            undo = operate(target, self.edits)
+        except SurgeryError as error:
+            raise PlanError(f"the plan's edits do not fit this {type(model).__name__}: {error}") from error
         if num_params(target) != self.num_params_after:
             found = num_params(target)
             undo()
@@ -122,10 +124,21 @@ class PruningPlan(BaseModel):
 
     def __str__(self) -> str:
         lines = [
-            f"{self.model}: {self.num_params_before:,} → {self.num_params_after:,} parameters (-{self.reduction:.1%})",
+            f"{self.model}: {self.num_params_before:,} → {self.num_params_after:,} parameters ({-self.reduction:+.1%})",
             *(f"  {removal.name} ({removal.num_params:,})" for removal in self.removals),
         ]
         return "\n".join(lines)
+
+
+def _check_schema(text: str) -> None:
+    """Raise :class:`PlanError` for a plan of a schema that is newer than this library, whatever else it holds."""
+    try:
+        read = from_json(text)
+    except ValueError:
+        return
+    version = cast("dict[str, Any]", read).get("schema_version") if isinstance(read, dict) else None
+    if isinstance(version, int) and version > SCHEMA:
+        raise PlanError(f"the plan has schema {version}, this layerprune reads up to {SCHEMA}: upgrade layerprune")
 
 
 def _own(tensor: Tensor) -> Tensor:

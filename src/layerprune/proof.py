@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.dropped import Dropped, watching_merges
+from layerprune.cost import params_taken
+from layerprune.dropped import Dropped, dropped_tensors, watching_merges
 from layerprune.edits import Edit, Guard, Slice
 from layerprune.errors import LayerPruneError
 from layerprune.graph import Cut, LayerGraph
@@ -127,12 +128,9 @@ class Prover:
         refused: dict[str, list[str]] = {}
         listed = list(alternatives)
         proven = self.prove_some([c for c in listed if c[0].kind != "bypass"], forbidden, refused)
-        covered = {frozenset(removal.groups) for removal in proven}
-        # Handing a branch's input on in place of its output is no better way to lose the branch than dropping it.
-        others = [
-            [c for c in some if frozenset(c.groups) not in covered] for some in listed if some[0].kind == "bypass"
-        ]
-        return proven + self.prove_some([some for some in others if some], forbidden, refused), refused
+        others = [some for some in listed if some[0].kind == "bypass"]
+        left = [[c for c in some if not any(_is_tidier(r, c) for r in proven)] for some in others]
+        return proven + self.prove_some([some for some in left if some], forbidden, refused), refused
 
     def prove_some(
         self,
@@ -155,7 +153,9 @@ class Prover:
             kept = [name for name in candidate.groups if name in forbidden]
             try:
                 if kept:
-                    raise CannotRealise(f"leaves only together with '{kept[0]}', which {forbidden[kept[0]]}")
+                    raise CannotRealise(
+                        f"leaves only together with '{kept[0]}', which {_as_clause(forbidden[kept[0]])}"
+                    )
                 return candidate, realise(self.graph, self.modules, candidate.cut)
             except CannotRealise as error:
                 for name in candidate.groups:
@@ -203,7 +203,7 @@ class Prover:
             left = [i for i in left if i not in failed]
         for i in left:
             candidate, realisation = realised[i]
-            size = num_params_removed(self.graph, self.modules, realisation)
+            size = params_taken(self.graph, self.modules, realisation).size(self.graph)
             proven[i] = Removal(candidate.name, candidate.kind, candidate.groups, candidate.cut, realisation, size)
 
     def failures(self, batch: Mapping[int, Realisation], run: _Run) -> dict[int, str]:
@@ -223,10 +223,11 @@ class Prover:
         """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is."""
         try:
             joint = realisations[0] if len(realisations) == 1 else self.join(realisations)
+            earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
             with applied(self.shade.model, joint.edits):
                 self.check_params(joint)
                 for run in self.runs if runs is None else runs:
-                    self.check_run(run, joint)
+                    self.check_run(run, joint, earlier)
         except (CannotRealise, LayerPruneError) as error:
             return str(error)
         except Exception as error:  # the user's forward on what is left of the model: anything may come
@@ -253,8 +254,10 @@ class Prover:
             what = "would be lost, though it is still used" if ids[wrong] in lost else "would stay behind"
             raise CannotRealise(f"parameter '{wrong}' {what}")
 
-    def check_run(self, run: _Run, joint: Realisation) -> None:
-        with watching_merges(self.shade.model) as merges:
+    def check_run(self, run: _Run, joint: Realisation, earlier: Sequence[Dropped]) -> None:
+        known = {id(token) for token in earlier}
+        new = [token for token in dropped_tensors(self.shade.model) if id(token) not in known]
+        with watching_merges(new) as merges:
             found = self.run(run.training, run.inputs)
         if found != run.expected:
             mode = "train" if run.training else "eval"
@@ -268,6 +271,19 @@ def _plain_leaves(graph: LayerGraph) -> frozenset[str]:
     layers = [layer for layer in graph.layers if layer.is_module]
     plain = {layer.fqn for layer in layers if len(layer.operands) == len(layer.outputs) == 1 and not layer.writes}
     return frozenset(plain - {layer.fqn for layer in layers if len(layer.operands) != 1 or layer.writes})
+
+
+def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
+    """Whether a removal takes the same groups out as a bypass, and at least all that the bypass does.
+
+    Handing a branch's input on in place of its output is no better way to lose the branch than dropping it.
+    """
+    return removal.groups == candidate.groups and candidate.dead <= removal.dead
+
+
+def _as_clause(reason: str) -> str:
+    """Fit a verdict into a sentence: "protected by …" wants a verb, "reads the model's input" has one."""
+    return f"is {reason}" if reason.startswith("protected") else reason
 
 
 def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> Cut:
@@ -298,36 +314,6 @@ def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> 
         if {(v,) for m, v in dropped if m == merge} >= set(graph.layers[merge].operands):
             raise CannotRealise(f"'{graph.layers[merge].name}' would have nothing left to join")
     return Cut(substitutes, frozenset(dropped))
-
-
-def num_params_removed(graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation) -> int:
-    """Count the parameters that a realisation removes, sliced channels included; tied ones once.
-
-    Parameters of removed modules that the recorded forward never used (an unused bias, an auxiliary weight) count too.
-    """
-    gone = set(realisation.params)
-    removed = [edit.fqn + "." for edit in realisation.edits if edit.kind in ("drop", "pass", "delete")]
-    for name, number in graph.param_ids.items():
-        if number not in graph.param_users and any(name.startswith(prefix) for prefix in removed):
-            gone.add(number)
-    total = sum(graph.size_of_param[number] for number in gone)
-    for edit in realisation.edits:
-        if isinstance(edit, Slice):
-            total += _sliced(modules[edit.fqn], edit, {n for n, i in graph.param_ids.items() if i in gone})
-    return total
-
-
-def _sliced(module: nn.Module, edit: Slice, gone: set[str]) -> int:
-    channels = sum(last - first for first, last in edit.dropped)
-    if edit.side == "in":
-        weight = module._parameters["weight"]
-        return 0 if weight is None else channels * (weight.numel() // _num_in(module))
-    own = {name: p for name, p in module._parameters.items() if p is not None and f"{edit.fqn}.{name}" not in gone}
-    return sum(channels * (p.numel() // p.shape[0]) for p in own.values())
-
-
-def _num_in(module: nn.Module) -> int:
-    return int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0))
 
 
 def signature(out: Any, depth: int = 0) -> Any:

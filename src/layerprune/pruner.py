@@ -15,6 +15,8 @@ from torch import nn
 from layerprune.adapters import timm as timm_models
 from layerprune.adapters import transformers as transformers_models
 from layerprune.capture import record
+from layerprune.cost import params_taken
+from layerprune.edits import Edit, Pass
 from layerprune.errors import (
     BudgetError,
     CriticalGroupError,
@@ -30,7 +32,7 @@ from layerprune.inputs import Inputs, as_inputs, infer_inputs
 from layerprune.marks import CannotRealise
 from layerprune.modules import check_supported, fingerprint, unwrap
 from layerprune.plan import PlannedRemoval, PruningPlan, json_safe
-from layerprune.proof import Prover, Removal, join_cuts, num_params_removed, with_reasons
+from layerprune.proof import Prover, Removal, join_cuts, with_reasons
 from layerprune.realise import Realisation, realise
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
 from layerprune.report.text import groups_text, plan_text, summary_text
@@ -183,13 +185,8 @@ class UniversalLayerPruner:
             return self._plan_for(self._named([groups] if isinstance(groups, str) else list(groups)), None, ())
         share = 0.3 if max_param_reduction is None else max_param_reduction
         _check_share("max_param_reduction", share)
-        modules = self._prover.modules
-        own = [
-            num_params_removed(self.graph, modules, r.realisation)
-            - sum(self.graph.size_of_param[p] for p in r.realisation.params)
-            for r in self.removals
-        ]
-        problem = Problem(self.graph, self.removals, own, lambda some: self._size(self._joint(some)))
+        taken = [params_taken(self.graph, self._prover.modules, r.realisation) for r in self.removals]
+        problem = Problem(self.graph, self.removals, taken, lambda some: self._size(self._joint(some)))
         selection = select(problem, int(share * self.graph.num_params))
         notes = [*selection.notes, *self._closeness(share, selection.num_params)]
         return self._plan_for(list(selection.chosen), share, notes)
@@ -236,7 +233,7 @@ class UniversalLayerPruner:
         return joint
 
     def _size(self, joint: Realisation) -> int:
-        return num_params_removed(self.graph, self._prover.modules, joint)
+        return params_taken(self.graph, self._prover.modules, joint).size(self.graph)
 
     def _plan_for(self, chosen: list[int], share: float | None, notes: Iterable[str]) -> PruningPlan:
         try:
@@ -256,7 +253,7 @@ class UniversalLayerPruner:
             num_params_before=self.graph.num_params,
             num_params_after=self.graph.num_params - removed,
             impact_unit=self.impact_unit,
-            needs_layerprune=joint is not None and any(e.kind not in ("delete", "slice") for e in joint.edits),
+            needs_layerprune=joint is not None and any(_is_ours(edit) for edit in joint.edits),
             notes=(*notes, *self._company(asked, chosen), *self.notes),
         )
 
@@ -327,6 +324,11 @@ def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.
     """
     _check_share("reduction", reduction)
     return UniversalLayerPruner(model, **options).prune(max_param_reduction=reduction)
+
+
+def _is_ours(edit: Edit) -> bool:
+    """Whether an edit leaves a module of layerprune's in the model."""
+    return edit.kind not in ("delete", "slice") and not (isinstance(edit, Pass) and edit.is_identity)
 
 
 def _check_share(name: str, share: object) -> None:

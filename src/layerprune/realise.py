@@ -71,7 +71,7 @@ class _Realiser:
         self.check_params(edits)
         leftovers = self.leftovers(edits)
         edits += self.guards(leftovers)
-        self.check_shape_reads(edits, leftovers)
+        self.check_shape_reads(edits, leftovers, marks.carried)
         return Realisation(
             cut=self.cut,
             edits=tuple(edits),
@@ -220,14 +220,15 @@ class _Realiser:
     def guards(self, leftovers: tuple[int, ...]) -> list[Edit]:
         """Guards for custom modules that other calls keep alive, so that they need not look at what is dropped.
 
-        torch's own modules hand their argument straight to functions, which know a dropped tensor.
+        Most of torch's own hand their argument straight to functions, which know a dropped tensor; those that look at
+        it first (a batch norm asks for its dimensions) are parameterised, and the proof refuses them.
         """
         calls = [layer for layer in (self.graph.layers[i] for i in leftovers) if layer.is_module and not layer.params]
         names = dict.fromkeys(layer.fqn for layer in calls if not self.marker.is_dead(layer.fqn))
         own = [name for name in names if not type(self.modules[name]).__module__.startswith("torch.nn.")]
         return [Guard(fqn=name) for name in own if not any(True for _ in self.modules[name].parameters())]
 
-    def check_shape_reads(self, edits: list[Edit], leftovers: tuple[int, ...]) -> None:
+    def check_shape_reads(self, edits: list[Edit], leftovers: tuple[int, ...], carried: set[int]) -> None:
         """Refuse where a surviving forward reads the shape of what would be a dropped tensor."""
         removed = [e.fqn for e in edits if e.kind in ("drop", "pass", "delete")]
         tokens = {
@@ -237,7 +238,7 @@ class _Realiser:
         for index in leftovers:
             layer = self.graph.layers[index]
             if tokens & self.graph.read_by(index) or params & set(layer.params):
-                tokens.update(layer.outputs)
+                tokens |= set(layer.outputs) - carried
         for value, frame in self.graph.shape_reads:
             fqn = self.graph.frames[frame].fqn
             if value in tokens and not _under(fqn + ".", removed):

@@ -179,7 +179,8 @@ class Recorder:
         if isinstance(out, Tensor) and any(out is t for t in operands):
             storage = self.storage(out)
             if not any(storage in op.writes for op in self.recording.operations[start:]):
-                return torch.ops.aten.alias.default(out)
+                with torch._C.DisableTorchFunction():  # our own, not the model's
+                    return torch.ops.aten.alias.default(out)
         return out
 
     # ---- values ---------------------------------------------------------------------------------------------------

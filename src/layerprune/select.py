@@ -11,15 +11,15 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from layerprune.cost import Taken, bundles
 from layerprune.graph import LayerGraph
 from layerprune.marks import CannotRealise
 from layerprune.proof import Removal
 
-#: How far below the most that fits under a cap a choice may stay for the sake of less impact, as a share of the cap.
+#: How far below the most that fits under a cap a choice may stay for the sake of less impact, as a share of that most.
 SLACK = 0.1
 
 _ROUNDS = 60
-_RAISES = 4
 _NODES = 2000  # before the clock, so that a choice does not depend on the machine
 _SECONDS = 120.0
 
@@ -46,13 +46,13 @@ class Problem:
     Attributes:
         graph: the layer graph.
         removals: the removals.
-        own_params: for each removal, the parameters that no set shares: sliced channels, unused ones.
+        taken: for each removal, the parameters that it takes.
         check: proves a set and returns how many parameters it removes, or raises :class:`CannotRealise`.
     """
 
     graph: LayerGraph
     removals: Sequence[Removal]
-    own_params: Sequence[int]
+    taken: Sequence[Taken]
     check: Callable[[Sequence[int]], int]
 
 
@@ -67,29 +67,50 @@ def select(problem: Problem, cap: int) -> Selection:
         problem: the removals, and how to prove a set of them.
         cap: the largest number of parameters that may go.
     """
-    banned: list[tuple[int, ...]] = [pair for pair in conflicts(problem.graph, problem.removals)]
-    solver = _Programme(problem)
-    limit, raised = cap, 0
-    best: Selection | None = None
-    for _ in range(_ROUNDS):
-        chosen = solver.solve(limit, banned)
-        if not chosen:
-            return best or Selection((), 0, ("no removal is small enough for the budget",))
-        try:
-            size = problem.check(chosen)
-        except CannotRealise:
-            banned += _culprits(problem, chosen)
-            continue
-        if size <= cap and (best is None or size > best.num_params):
-            best = Selection(tuple(chosen), size, tuple(solver.notes))
-        # Slices that two removals share make the sum an estimate: where it missed, ask again for less, or for more.
-        if size > cap:
-            limit -= size - cap
-        elif size < (1 - SLACK) * cap and size < solver.estimate(chosen) and raised < _RAISES:
-            limit, raised = limit + (cap - size) // 2, raised + 1
-        else:
-            break
-    return best or _one_by_one(problem, cap)
+    if not problem.removals:
+        return Selection((), 0, ("nothing can be removed: every group is critical",))
+    search = _Search(problem, cap)
+    most = search.first_valid(lambda limit, banned: search.programme.most(limit, banned))
+    if most is None:
+        return (
+            _one_by_one(problem, cap)
+            if search.rounds <= 0
+            else Selection((), 0, ("no removal is small enough for the budget",))
+        )
+    floor = (1 - SLACK) * most.num_params
+    least = search.first_valid(lambda limit, banned: search.programme.least(limit, floor, banned))
+    best = most if least is None else least
+    return Selection(best.chosen, best.num_params, tuple(search.programme.notes))
+
+
+class _Search:
+    """Solves, proves, forbids what fails, and solves again."""
+
+    def __init__(self, problem: Problem, cap: int) -> None:
+        self.problem = problem
+        self.cap = cap
+        self.limit = cap
+        self.rounds = _ROUNDS
+        self.banned: list[tuple[int, ...]] = [pair for pair in conflicts(problem.graph, problem.removals)]
+        self.programme = _Programme(problem)
+        self.proven: dict[tuple[int, ...], int] = {}
+
+    def first_valid(self, solve: Callable[[int, Sequence[tuple[int, ...]]], list[int]]) -> Selection | None:
+        """The first solution that holds together and under the cap; None where there is none, or no more rounds."""
+        while self.rounds > 0:
+            chosen = tuple(solve(self.limit, self.banned))
+            if not chosen:
+                return None
+            self.rounds -= 1
+            try:
+                size = self.proven[chosen] = self.proven.get(chosen) or self.problem.check(chosen)
+            except CannotRealise:
+                self.banned += _culprits(self.problem, chosen)
+                continue
+            if size <= self.cap:
+                return Selection(chosen, size)
+            self.limit -= size - self.cap  # together they take more than each by itself: ask for less
+        return None
 
 
 def conflicts(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int, int]]:
@@ -134,42 +155,28 @@ class _Programme:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.notes: list[str] = []
-        takers: dict[int, list[int]] = {}
-        for index, removal in enumerate(problem.removals):
-            for param in removal.realisation.params:
-                takers.setdefault(param, []).append(index)
-        bundles: dict[tuple[int, ...], int] = {}
-        for param, who in takers.items():
-            key = tuple(who)
-            bundles[key] = bundles.get(key, 0) + problem.graph.size_of_param[param]
-        self.bundles = list(bundles)
-        self.bundle_sizes = list(bundles.values())
-        self.sizes = np.array([*problem.own_params, *bundles.values()], dtype=float)
+        pieces = bundles(problem.graph, problem.taken)
+        self.bundles = list(pieces)
+        self.sizes = np.array([0.0] * len(problem.removals) + list(pieces.values()))
         impacts = np.array([r.impact for r in problem.removals], dtype=float)
         known = impacts[np.isfinite(impacts)]
         worst = float(known.max()) if known.size else 1.0
         self.impacts = np.where(np.isfinite(impacts), impacts, 10 * max(worst, 1.0))
 
-    def solve(self, cap: int, banned: Sequence[tuple[int, ...]]) -> list[int]:
-        """Choose removals; empty where none fits."""
+    def most(self, cap: int, banned: Sequence[tuple[int, ...]]) -> list[int]:
+        """The removals that take out the most under a cap; empty where none fits."""
         if cap < 1:
             return []
-        rows = self.rows(banned)
         shares = self.sizes / cap  # of the cap, not absolute: the solver's tolerances want numbers near one
-        most = self.run(-shares, [*rows, (shares, -math.inf, 1.0)], gap=SLACK / 20)
-        if most is None or (reached := float(shares @ most)) <= 0:
-            return []
-        costs = np.concatenate([self.impacts, np.zeros(len(self.bundles))])
-        least = self.run(costs, [*rows, (shares, max(reached - SLACK, 1 / cap), 1.0)])
-        solution = most if least is None else least
-        return [i for i in range(len(self.problem.removals)) if solution[i] > 0.5]
+        return self.run(-shares, [*self.rows(banned), (shares, -math.inf, 1.0)], gap=SLACK / 20)
 
-    def estimate(self, chosen: Sequence[int]) -> int:
-        """The number of parameters that a set would remove if no two of its removals shared slices."""
-        bundles = zip(self.bundle_sizes, self.bundles, strict=True)
-        return sum(size for size, takers in bundles if set(takers) & set(chosen)) + sum(
-            self.problem.own_params[i] for i in chosen
-        )
+    def least(self, cap: int, floor: float, banned: Sequence[tuple[int, ...]]) -> list[int]:
+        """The removals of least impact that take out between a floor and a cap; empty where none do."""
+        if cap < 1:
+            return []
+        shares = self.sizes / cap
+        costs = np.concatenate([self.impacts, np.zeros(len(self.bundles))])
+        return self.run(costs, [*self.rows(banned), (shares, max(floor, 1.0) / cap, 1.0)])
 
     def rows(self, banned: Sequence[tuple[int, ...]]) -> list[tuple[dict[int, float], float, float]]:
         """A bundle goes when one of its takers does; a banned set does not go whole."""
@@ -183,7 +190,7 @@ class _Programme:
 
     def run(
         self, costs: np.ndarray, rows: Sequence[tuple[dict[int, float] | np.ndarray, float, float]], gap: float = 1e-4
-    ) -> np.ndarray | None:
+    ) -> list[int]:
         entries: list[tuple[int, int, float]] = []
         for number, (row, _, _) in enumerate(rows):
             items = row.items() if isinstance(row, dict) else enumerate(row)
@@ -197,10 +204,10 @@ class _Programme:
         options = {"time_limit": _SECONDS, "node_limit": _NODES, "mip_rel_gap": gap}
         result = milp(costs / scale, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options=options)
         if result.x is None:
-            return None
+            return []
         if result.status == 1 and "the choice" not in " ".join(self.notes):
             self.notes.append("the choice is the best found in the time allowed, not proven to be the best")
-        return np.round(result.x)
+        return [i for i in range(len(self.problem.removals)) if result.x[i] > 0.5]
 
 
 def _culprits(problem: Problem, chosen: Sequence[int]) -> list[tuple[int, ...]]:

@@ -94,7 +94,7 @@ def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:
 def _stand_in(edit: Pass | Drop, module: nn.Module) -> nn.Module:
     if isinstance(edit, Drop):
         stand_in: nn.Module = DroppedBranch(edit.merges, edit.structure, edit.copies)
-    elif edit.structure == "argument" and edit.position == 0 and edit.keyword is None and not edit.copies:
+    elif edit.is_identity:
         stand_in = nn.Identity()
     else:
         stand_in = PassThrough(edit.position, edit.keyword, edit.structure, edit.copies)

@@ -81,7 +81,7 @@ def plan_text(plan: PruningPlan) -> str:
             f"  {r.name} [{', '.join(r.groups)}]: {r.num_params:,} parameters, impact {_or_unknown(r.impact)}"
             for r in plan.removals
         ),
-        f"Parameters: {plan.num_params_before:,} → {plan.num_params_after:,} (-{plan.reduction:.1%})",
+        f"Parameters: {plan.num_params_before:,} → {plan.num_params_after:,} ({-plan.reduction:+.1%})",
         *(f"Note: {note}" for note in plan.notes),
     ]
     return "\n".join(lines)

@@ -1,0 +1,196 @@
+"""The public surface: what a user may rely on. A change here is a change of the promise, and of this file."""
+
+import dataclasses
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import layerprune
+from layerprune import Group, LayerInfo, PruningPlan, Removal, UniversalLayerPruner, quick_prune
+from nets import ExampleModel, image, randomised
+
+NAMES = [
+    "Group",
+    "LayerGraph",
+    "LayerInfo",
+    "LayerPruneError",
+    "PruningPlan",
+    "Removal",
+    "UniversalLayerPruner",
+    "applied",
+    "quick_prune",
+]
+
+HOMES = {
+    "Group": "groups",
+    "LayerGraph": "graph",
+    "LayerInfo": "groups",
+    "LayerPruneError": "errors",
+    "PruningPlan": "plan",
+    "Removal": "proof",
+    "UniversalLayerPruner": "pruner",
+    "applied": "surgery",
+    "quick_prune": "pruner",
+}
+
+
+def parameters(function):
+    """(name, kind, default) of each parameter."""
+    kinds = {inspect.Parameter.KEYWORD_ONLY: "keyword", inspect.Parameter.VAR_KEYWORD: "**"}
+    found = inspect.signature(function).parameters.values()
+    return [
+        (p.name, kinds.get(p.kind, "positional"), None if p.default is inspect.Parameter.empty else p.default)
+        for p in found
+    ]
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_these_names_are_public():
+    assert layerprune.__all__ == NAMES
+    assert set(NAMES) <= set(dir(layerprune))
+    assert isinstance(layerprune.__version__, str)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_is_the_object_of_that_name_in_its_home(name):
+    home = importlib.import_module(f"layerprune.{HOMES[name]}")
+    assert getattr(layerprune, name) is getattr(home, name)
+    assert callable(getattr(layerprune, name))
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[::-1]], ids=["in order", "backwards"])
+def test_public_names_can_be_imported_in_any_order(names):
+    code = f"from layerprune import {', '.join(names)}; assert all(map(callable, ({', '.join(names)})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'prune_all'"):
+        _ = layerprune.prune_all
+
+
+def test_importing_the_package_imports_no_torch():
+    code = (
+        "import sys, layerprune; assert 'torch' not in sys.modules; "
+        "layerprune.quick_prune; assert 'torch' in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- signatures ------------------------------------------------------------------------------------------------------
+
+
+def test_the_pruner_takes_a_model_and_the_rest_by_keyword():
+    assert parameters(UniversalLayerPruner.__init__) == [
+        ("self", "positional", None),
+        ("model", "positional", None),
+        ("example_inputs", "keyword", None),
+        ("protect", "keyword", ()),
+        ("protect_io", "keyword", True),
+        ("granularity", "keyword", "group"),
+    ]
+
+
+def test_plan_takes_a_budget_or_groups_by_keyword():
+    assert parameters(UniversalLayerPruner.plan) == [
+        ("self", "positional", None),
+        ("max_param_reduction", "keyword", None),
+        ("groups", "keyword", None),
+    ]
+
+
+def test_prune_takes_a_budget_groups_or_a_plan_by_keyword():
+    assert parameters(UniversalLayerPruner.prune) == [
+        ("self", "positional", None),
+        ("max_param_reduction", "keyword", None),
+        ("groups", "keyword", None),
+        ("plan", "keyword", None),
+        ("inplace", "keyword", False),
+    ]
+
+
+def test_print_plan_needs_nothing():
+    assert parameters(UniversalLayerPruner.print_plan) == [("self", "positional", None), ("plan", "positional", None)]
+
+
+def test_quick_prune_takes_a_model_and_a_reduction():
+    assert parameters(quick_prune) == [
+        ("model", "positional", None),
+        ("reduction", "positional", 0.3),
+        ("options", "**", None),
+    ]
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pruner():
+    return UniversalLayerPruner(randomised(ExampleModel()), example_inputs=image())
+
+
+def test_a_pruner_has_what_the_documents_name(pruner):
+    assert isinstance(pruner.model, ExampleModel)
+    assert all(isinstance(info, LayerInfo) for info in pruner.transform_layers.values())
+    assert all(isinstance(group, Group) for group in pruner.groups)
+    assert all(isinstance(removal, Removal) for removal in pruner.removals)
+    assert isinstance(pruner.plan(), PruningPlan)
+    assert isinstance(pruner.notes, list)
+
+
+def test_a_group_has_what_the_documents_name(pruner):
+    group = next(g for g in pruner.groups if g.name == "conv2a")
+    assert isinstance(group.lead_transform, LayerInfo)
+    assert [layer.name for layer in group.layers] == ["conv2a", "bn2a", "relu2a"]
+    assert group.type == "parallel_branch"
+    assert group.impact > 0
+    assert group.num_params == 18_624
+    assert group.can_remove is True
+    assert group.reason == ""
+
+
+def test_a_removal_has_what_the_documents_name(pruner):
+    removal = next(r for r in pruner.removals if r.groups == ("conv2a",))
+    assert (removal.kind, removal.num_params) == ("concat", 26_816)
+    assert removal.impact > 0
+    assert str(removal) == "cat without relu2a (concat: conv2a; 26,816 parameters)"
+    assert [edit.kind for edit in removal.edits] == ["drop", "drop", "drop", "slice"]
+
+
+@pytest.mark.parametrize("cls", [Group, LayerInfo, Removal])
+def test_values_are_frozen(cls):
+    assert dataclasses.is_dataclass(cls)
+    assert cls.__dataclass_params__.frozen
+
+
+def test_a_plan_has_these_fields():
+    assert list(PruningPlan.model_fields) == [
+        "schema_version",
+        "model",
+        "fingerprint",
+        "max_param_reduction",
+        "granularity",
+        "removals",
+        "edits",
+        "num_params_before",
+        "num_params_after",
+        "impact_unit",
+        "needs_layerprune",
+        "notes",
+    ]
+
+
+def test_removals_can_be_applied_for_a_while(pruner):
+    removal = next(r for r in pruner.removals if r.groups == ("conv2a",))
+    before = [p.shape for p in pruner.model.parameters()]
+    with layerprune.applied(pruner.model, removal.edits) as model, torch.no_grad():
+        assert model(image()).shape == (2, 10)
+        assert [p.shape for p in model.parameters()] != before
+    assert [p.shape for p in pruner.model.parameters()] == before
