@@ -165,7 +165,7 @@ def _spread(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str,
 
 def dropped_tensors(model: nn.Module) -> list[Dropped]:
     """The dropped tensors that a model's modules hold."""
-    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, Dropped)]
+    return [value for module in model.modules() for value in vars(module).values() if type(value) is Dropped]
 
 
 @contextmanager
