@@ -19,6 +19,7 @@ FLOORS = (
     ("inputs", "modules"),
     ("adapters.*",),
     ("shadow", "graph", "kinds"),
+    ("recording",),
     ("recorder",),
     ("capture", "observe"),
     ("groups",),

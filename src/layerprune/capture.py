@@ -11,7 +11,8 @@ from layerprune.graph import Frame, Layer, LayerGraph, Read, Value
 from layerprune.inputs import Inputs
 from layerprune.kinds import kind_of_function, kind_of_module
 from layerprune.modules import names_by_module
-from layerprune.recorder import Call, Operation, Recorder, Recording
+from layerprune.recorder import Recorder
+from layerprune.recording import Call, Operation, Recording
 from layerprune.shadow import Shadow, fake_shadow, is_about_fakes, real_shadow, short
 
 

@@ -1,0 +1,60 @@
+"""The recording: what a recorder wrote down of one forward, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from layerprune.graph import Read, Structure, Value
+
+
+@dataclass
+class Call:
+    """One call of a module (``function`` is None) or of a function directly in a module's forward."""
+
+    index: int
+    fqn: str
+    call: int
+    parent: int
+    function: str | None = None
+    nth: int = 0
+    start: int = 0
+    operands: tuple[Read, ...] = ()
+    literals: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
+    arguments: tuple[tuple[int | None, str | None, int], ...] = ()
+    arity: int = 0
+    result: Structure = None
+    outputs: tuple[int, ...] = ()
+    has_data_calls: bool = False
+    functions: list[str] = field(default_factory=list[str])
+
+
+@dataclass
+class Operation:
+    """One dispatched operation."""
+
+    index: int
+    name: str
+    frame: int
+    function: int
+    reads: tuple[Read, ...]
+    outputs: list[int]
+    params: tuple[str, ...]
+    data: bool
+    writes: frozenset[int]
+
+
+class Recording:
+    """What a recorder wrote down; :mod:`layerprune.capture` makes the layer graph of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.functions: list[Call] = []
+        self.operations: list[Operation] = []
+        self.values: dict[int, Value] = {}
+        self.inputs: list[int] = []
+        self.outputs: list[int] = []
+        self.scalar_reads: list[str] = []
+        self.constants: list[str] = []
+        self.shape_reads: set[tuple[int, int]] = set()
