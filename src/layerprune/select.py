@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice, product
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -20,6 +20,7 @@ from layerprune.proof import Removal
 SLACK = 0.1
 
 _ROUNDS = 60
+_MOST_SETS = 256
 _NODES = 2000  # before the clock, so that a choice does not depend on the machine
 _SECONDS = 120.0
 
@@ -91,7 +92,7 @@ class _Search:
         self.cap = cap
         self.limit = cap
         self.rounds = _ROUNDS
-        self.banned: list[tuple[int, ...]] = [pair for pair in conflicts(problem.graph, problem.removals)]
+        self.banned = [*conflicts(problem.graph, problem.removals), *_emptied(problem.graph, problem.removals)]
         self.programme = _Programme(problem)
         self.proven: dict[tuple[int, ...], int] = {}
 
@@ -126,6 +127,19 @@ def conflicts(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int,
             if _excludes(graph, removals[i], removals[j]) or _excludes(graph, removals[j], removals[i]):
                 found.append((min(i, j), max(i, j)))
     return sorted(found)
+
+
+def _emptied(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int, ...]]:
+    """Sets of three or more removals that together would leave a concat nothing to join."""
+    droppers: dict[int, dict[int, list[int]]] = {}
+    for index, removal in enumerate(removals):
+        for merge, value in removal.cut.dropped:
+            droppers.setdefault(merge, {}).setdefault(value, []).append(index)
+    found: set[tuple[int, ...]] = set()
+    for merge, by_value in droppers.items():
+        if {(value,) for value in by_value} >= set(graph.layers[merge].operands):
+            found |= {tuple(sorted(set(some))) for some in islice(product(*by_value.values()), _MOST_SETS)}
+    return sorted(some for some in found if len(some) > 2)
 
 
 def _points(graph: LayerGraph, removal: Removal) -> frozenset[int]:
@@ -211,15 +225,26 @@ class _Programme:
 
 
 def _culprits(problem: Problem, chosen: Sequence[int]) -> list[tuple[int, ...]]:
-    """The pairs of a set that fail by themselves; the whole set where none does."""
-    found: list[tuple[int, ...]] = []
+    """The pairs of a set that fail by themselves; where none does, a subset that fails and whose parts do not."""
     near = [(i, j) for i, j in combinations(chosen, 2) if _touch(problem.removals[i], problem.removals[j])]
-    for pair in near:
-        try:
-            problem.check(pair)
-        except CannotRealise:
-            found.append(pair)
-    return found or [tuple(chosen)]
+    found = [pair for pair in near if not _holds(problem, pair)]
+    if found:
+        return found
+    core = list(chosen)
+    for index in chosen:
+        rest = [i for i in core if i != index]
+        if len(rest) > 1 and not _holds(problem, rest):
+            core = rest
+    return [tuple(core)]
+
+
+def _holds(problem: Problem, some: Sequence[int]) -> bool:
+    """Whether removals can be made together."""
+    try:
+        problem.check(some)
+    except CannotRealise:
+        return False
+    return True
 
 
 def _touch(one: Removal, other: Removal) -> bool:
