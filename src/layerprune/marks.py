@@ -18,19 +18,21 @@ class Marks:
     """What a cut asks of modules and parameters.
 
     Attributes:
-        passes: module → (position, keyword, value, copies): it hands on that argument as that value.
+        passes: module → (position, keyword, value): it hands on that argument as that value.
         drops: module → kinds of the merges that leave its output out.
         params: parameter → kinds of the merges that leave it out.
-        copies: modules and parameters whose merges must hand on copies.
+        entries: modules and parameters through which the substitute itself is handed on.
+        copies: those of them that must hand on a copy of it.
         merges: the kinds of the merges that will leave something out, one for each time.
         carried: the values that will equal a substitute, and so stay real tensors.
     """
 
-    passes: dict[str, tuple[int | None, str | None, int, bool]] = field(
-        default_factory=dict[str, "tuple[int | None, str | None, int, bool]"]
+    passes: dict[str, tuple[int | None, str | None, int]] = field(
+        default_factory=dict[str, "tuple[int | None, str | None, int]"]
     )
     drops: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
     params: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
+    entries: set[str] = field(default_factory=set[str])
     copies: set[str] = field(default_factory=set[str])
     merges: list[str] = field(default_factory=list[str])
     carried: set[int] = field(default_factory=set[int])
@@ -41,6 +43,7 @@ class Marks:
             self.drops.setdefault(name, set()).update(kinds)
         for name, kinds in other.params.items():
             self.params.setdefault(name, set()).update(kinds)
+        self.entries |= other.entries
         self.copies |= other.copies
         self.merges += other.merges
         self.carried |= other.carried
@@ -87,8 +90,8 @@ class Marker:
                 marks = self.carry(argument, substitute)
                 known = None if marks is None else marks.passes.get(frame.fqn)
                 if marks is not None and (known is None or known[:2] == (position, keyword)):
-                    copies = argument == substitute and self.written_later(value, substitute)
-                    marks.passes[frame.fqn] = (position, keyword, value, copies or (known is not None and known[3]))
+                    marks.passes[frame.fqn] = (position, keyword, value)
+                    marks.entries |= {frame.fqn} if argument == substitute else set()
                     return marks
         return None
 
@@ -103,8 +106,8 @@ class Marker:
                 if marks is not None and dropped is not None:
                     marks.join(dropped)
                     marks.merges.append(kind)
-                    if self.written_later(value, substitute):
-                        marks.copies |= set(dropped.drops) | set(dropped.params)
+                    if operand[0] == substitute:
+                        marks.entries |= set(dropped.drops) | set(dropped.params)
                     return marks
         if kind == "bypass" and layer.operands and len(layer.operands[0]) == 1:
             marks = self.carry(layer.operands[0][0], substitute)
@@ -112,6 +115,8 @@ class Marker:
             if marks is not None and names:
                 for name in names:
                     marks.params.setdefault(name, set()).add("bypass")
+                if layer.operands[0] == (substitute,):
+                    marks.entries |= set(names)
                 marks.merges.append("bypass")
                 return marks
         return None
@@ -211,11 +216,15 @@ class Marker:
         for names in self.graph.aliases_of.get(fqn, ((fqn,),)):
             yield from names
 
-    def written_later(self, value: int, substitute: int) -> bool:
-        """Whether a surviving layer writes into the memory of a value or of its substitute after the value was made."""
-        made = self.graph.values[value].layer
-        storages = {self.graph.values[value].storage, self.graph.values[substitute].storage}
-        return any(layer.writes & storages and layer.index not in self.gone for layer in self.graph.layers[made + 1 :])
+    def is_written(self, substitute: int, carried: set[int]) -> bool:
+        """Whether a surviving layer writes in place into a substitute or a value that becomes an alias of it.
+
+        The values were tensors of their own; as aliases they would change each other, and what autograd has saved.
+        """
+        made = {v: self.graph.values[v].layer for v in (substitute, *carried)}
+        storages = {v: self.graph.values[v].storage for v in made}
+        survivors = (layer for layer in self.graph.layers if layer.writes and layer.index not in self.gone)
+        return any(layer.index > made[v] and storages[v] in layer.writes for layer in survivors for v in made)
 
     def function_of(self, layer: Layer) -> str:
         """The function that a layer is; for a leaf module the only one that it calls."""

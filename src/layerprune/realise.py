@@ -88,6 +88,8 @@ class _Realiser:
             found = self.marker.carry(y, s)
             if found is None:
                 raise CannotRealise(self.stuck(y, s))
+            if self.marker.is_written(s, found.carried):
+                found.copies |= found.entries
             marks.join(found)
         for merge, value in sorted(self.cut.dropped):
             found = self.marker.token(value, merge_of(self.graph.layers[merge]))
@@ -118,7 +120,7 @@ class _Realiser:
         inside_pass = [name for name in marks.passes]
         for name in dict.fromkeys([*marks.passes, *outermost]):
             if name in marks.passes:
-                edits.append(self.pass_edit(name, *marks.passes[name]))
+                edits.append(self.pass_edit(name, *marks.passes[name], name in marks.copies))
             elif not any(p.startswith(name + ".") for p in [*inside_pass, *marks.drops] if p != name):
                 kinds = marks.drops.get(name, set())
                 edits.append(self.drop_edit(name, kinds, name in marks.copies))
