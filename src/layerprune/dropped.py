@@ -191,7 +191,7 @@ class DroppedBranch(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the dropped tensor, in the removed module's output structure."""
-        return build(self.structure, self.token, None)
+        return build(self.structure, self.token, None, args, kwargs)
 
     def extra_repr(self) -> str:
         return f"out of {'/'.join(sorted(self.token.merges)) or 'use'}"
@@ -219,17 +219,10 @@ class PassThrough(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the argument, in the removed module's output structure."""
-        if self.keyword is not None and self.keyword in kwargs:
-            value = kwargs[self.keyword]
-        elif self.position is not None and self.position < len(args):
-            value = args[self.position]
-        else:
-            raise DroppedTensorError(
-                f"a removed module is called without the argument it hands on ({self.extra_repr()})"
-            )
+        value = pick(self.position, self.keyword, args, kwargs)
         if self.copies and isinstance(value, Tensor) and not isinstance(value, Dropped):
             value = value.clone()
-        return build(self.structure, self.token, value)
+        return build(self.structure, self.token, value, args, kwargs)
 
     def extra_repr(self) -> str:
         return f"argument {self.position if self.keyword is None else self.keyword}"
@@ -248,7 +241,19 @@ class SkipsDropped(nn.Module):
         return self.inner(*args, **kwargs) if token is None else token
 
 
-def build(structure: Any, token: Any, argument: Any) -> Any:
+def pick(position: int | None, keyword: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return one argument of a call, by its name or its position."""
+    if keyword is not None and keyword in kwargs:
+        return kwargs[keyword]
+    if position is not None and position < len(args):
+        return args[position]
+    name = position if keyword is None else f"'{keyword}'"
+    raise DroppedTensorError(f"a removed module is called without argument {name}, which it hands on")
+
+
+def build(
+    structure: Any, token: Any, argument: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> Any:
     """Build an output from its recorded structure: see :data:`layerprune.graph.Structure`."""
     if structure == "tensor":
         return token
@@ -256,11 +261,14 @@ def build(structure: Any, token: Any, argument: Any) -> Any:
         return argument
     if isinstance(structure, dict):
         mapping = cast("dict[str, Any]", structure)
+        if "argument" in mapping:
+            position, keyword = mapping["argument"]
+            return pick(position, keyword, args, kwargs or {})
         if "tuple" in mapping:
-            return tuple(build(item, token, argument) for item in mapping["tuple"])
+            return tuple(build(item, token, argument, args, kwargs) for item in mapping["tuple"])
         if "list" in mapping:
-            return [build(item, token, argument) for item in mapping["list"]]
+            return [build(item, token, argument, args, kwargs) for item in mapping["list"]]
         if "dict" in mapping:
-            return {key: build(item, token, argument) for key, item in mapping["dict"].items()}
+            return {key: build(item, token, argument, args, kwargs) for key, item in mapping["dict"].items()}
         return mapping["value"]
     raise DroppedTensorError(f"an output structure of this form cannot be rebuilt: {structure!r}")

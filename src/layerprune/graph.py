@@ -13,8 +13,9 @@ import torch
 #: What one operand of a layer reads: one value, or several where a view was written through an alias in between.
 Read: TypeAlias = tuple[int, ...]
 
-#: An output's structure: ``"tensor"``, ``"argument"``, ``{"tuple": […]}``, ``{"list": […]}``, ``{"dict": {…}}``, or
-#: ``{"value": constant}``. ``None`` where it cannot be rebuilt (an object of the model's own).
+#: An output's structure: ``"tensor"``, ``"argument"``, ``{"argument": [position, keyword]}`` for one that is handed on
+#: besides, ``{"tuple": […]}``, ``{"list": […]}``, ``{"dict": {…}}``, or ``{"value": constant}``. ``None`` where it
+#: cannot be rebuilt (an object of the model's own).
 Structure: TypeAlias = Any
 
 

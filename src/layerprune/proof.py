@@ -239,6 +239,8 @@ class Prover:
         joint = realise(self.graph, self.modules, join_cuts([(r.cut, r.dead) for r in realisations], self.graph))
         if not all(r.dead <= joint.dead and r.params <= joint.params for r in realisations):
             raise CannotRealise("what one of them removes, another one needs")
+        if any(not isinstance(edit, Slice) and edit not in joint.edits for r in realisations for edit in r.edits):
+            raise CannotRealise("together they are carried out otherwise than each alone")  # which proves neither
         return joint
 
     # ---- one set --------------------------------------------------------------------------------------------------

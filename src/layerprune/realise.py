@@ -143,7 +143,7 @@ class _Realiser:
     def pass_edit(self, name: str, position: int | None, keyword: str | None, value: int, copies: bool) -> Edit:
         frames = [self.graph.frames[f] for f in self.graph.calls[name]]
         place = next(f.outputs.index(value) for f in frames if value in f.outputs)
-        structures = [_with(f.result, {v: "argument" for v in f.outputs[place : place + 1]}) for f in frames]
+        structures = [_with(f.result, {**self.staying(f), f.outputs[place]: "argument"}) for f in frames]
         structure = self.same(structures, name)
         if structure == "argument" and not copies and self.is_element(name, frames):
             return Delete(fqn=name)
@@ -151,8 +151,20 @@ class _Realiser:
         return Pass(fqn=name, position=position, keyword=None if alone else keyword, structure=structure, copies=copies)
 
     def drop_edit(self, name: str, kinds: set[str], copies: bool) -> Edit:
-        structure = self.same([_with(self.graph.frames[f].result, {}) for f in self.graph.calls[name]], name)
+        frames = [self.graph.frames[f] for f in self.graph.calls[name]]
+        structure = self.same([_with(f.result, self.staying(f)) for f in frames], name)
         return Drop(fqn=name, merges=tuple(sorted(kinds)), structure=structure, copies=copies)
+
+    def staying(self, frame: Frame) -> dict[int, Any]:
+        """The outputs of a dead call that do not die: tensors made elsewhere, which it got and hands on."""
+        found: dict[int, Any] = {}
+        for value in frame.outputs:
+            if self.graph.values[value].layer not in self.gone:
+                ways = [[position, keyword] for position, keyword, v in frame.arguments if v == value]
+                if not ways:
+                    raise CannotRealise(f"'{frame.fqn}' also returns {self.graph.describe([value])}, which stays")
+                found[value] = {"argument": ways[0]}
+        return found
 
     def same(self, structures: list[Structure], name: str) -> Structure:
         if any(s is None for s in structures) or any(s != structures[0] for s in structures):
@@ -263,7 +275,7 @@ def _under(name: str, prefixes: Iterable[str]) -> bool:
     return any(name.startswith(prefix + ".") for prefix in prefixes)
 
 
-def _with(result: Structure, leaves: Mapping[int, str]) -> Any:
+def _with(result: Structure, leaves: Mapping[int, Any]) -> Any:
     """Turn a recorded output structure into one to build: values become ``leaves``, or dropped tensors."""
     if isinstance(result, bool) or result is None:
         return None
