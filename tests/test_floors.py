@@ -26,7 +26,7 @@ FLOORS = (
     ("edits",),
     ("channels", "marks", "surgery"),
     ("removals", "realise"),
-    ("cost",),
+    ("cost", "footprint"),
     ("proof",),
     ("impact.*",),
     ("select",),

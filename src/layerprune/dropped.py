@@ -88,6 +88,8 @@ class Dropped(Tensor):
         token = _first_dropped(args, kwargs)
         if MERGES.get(name) in token.merges:
             return _merge(func, name, raw, token, args, kwargs)
+        if _writes_into_live(raw, args):
+            raise DroppedTensorError(f"'{name}' writes a dropped tensor into one that stays")
         return _spread(name, token, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dropped:
@@ -105,6 +107,12 @@ def dropped(merges: Iterable[str], copies: bool = False) -> Dropped:
     token.copies = copies
     token.merge_log = None
     return token
+
+
+def _writes_into_live(raw: str, args: Sequence[Any]) -> bool:
+    """Whether a function writes into its first argument in place, and that is a tensor which stays."""
+    writes = raw == "__setitem__" or (raw.startswith("__i") and raw != "__invert__") or (raw[-1:] == "_" != raw[:1])
+    return writes and bool(args) and isinstance(args[0], Tensor) and not isinstance(args[0], Dropped)
 
 
 def _note(token: Dropped, kind: str) -> None:

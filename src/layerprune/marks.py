@@ -18,7 +18,7 @@ class Marks:
     """What a cut asks of modules and parameters.
 
     Attributes:
-        passes: module → (position, keyword, value): it hands on that argument as that value.
+        passes: module → value → (position, keyword): it hands on that argument as that value.
         drops: module → kinds of the merges that leave its output out.
         params: parameter → kinds of the merges that leave it out.
         entries: modules and parameters through which the substitute itself is handed on.
@@ -27,8 +27,8 @@ class Marks:
         carried: the values that will equal a substitute, and so stay real tensors.
     """
 
-    passes: dict[str, tuple[int | None, str | None, int]] = field(
-        default_factory=dict[str, "tuple[int | None, str | None, int]"]
+    passes: dict[str, dict[int, tuple[int | None, str | None]]] = field(
+        default_factory=dict[str, "dict[int, tuple[int | None, str | None]]"]
     )
     drops: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
     params: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
@@ -38,7 +38,8 @@ class Marks:
     carried: set[int] = field(default_factory=set[int])
 
     def join(self, other: Marks) -> None:
-        self.passes.update(other.passes)
+        for name, values in other.passes.items():
+            self.passes.setdefault(name, {}).update(values)
         for name, kinds in other.drops.items():
             self.drops.setdefault(name, set()).update(kinds)
         for name, kinds in other.params.items():
@@ -88,16 +89,15 @@ class Marker:
         for frame in self.frames_returning(value):
             for position, keyword, argument in frame.arguments:
                 marks = self.carry(argument, substitute)
-                known = None if marks is None else marks.passes.get(frame.fqn)
-                if marks is not None and (known is None or known[:2] == (position, keyword)):
-                    marks.passes[frame.fqn] = (position, keyword, value)
+                if marks is not None:
+                    marks.passes.setdefault(frame.fqn, {})[value] = (position, keyword)
                     marks.entries |= {frame.fqn} if argument == substitute else set()
                     return marks
         return None
 
     def carry_through_function(self, layer: Layer, value: int, substitute: int) -> Marks | None:
         kind = MERGES.get(self.function_of(layer), "")
-        if kind in ("add", "mul"):
+        if kind in ("add", "mul") and len(layer.operands) > 1:  # a number on the other side leaves nothing to drop
             for operand in layer.operands:
                 if len(operand) != 1 or (kind == "add" and self.is_right_of_minus(layer, operand[0])):
                     continue

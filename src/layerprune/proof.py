@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from layerprune.cost import params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
-from layerprune.edits import Edit, Guard, Slice
+from layerprune.edits import Edit, Slice
 from layerprune.errors import LayerPruneError
+from layerprune.footprint import Footprint
 from layerprune.graph import Cut, LayerGraph
 from layerprune.groups import Group
 from layerprune.inputs import Inputs
@@ -138,13 +139,21 @@ class Prover:
         forbidden: Mapping[str, str],
         refused: dict[str, list[str]],
     ) -> list[Removal]:
-        """Prove the first of each list that can be realised."""
-        found = [self.first_realised(candidates, forbidden, refused) for candidates in alternatives]
-        realised = [pair for pair in found if pair is not None]
-        proven: dict[int, Removal] = {}
-        for batch in self.batches(realised):
-            self.prove_batch(batch, realised, proven, refused)
-        return [proven[i] for i in sorted(proven)]
+        """Prove the first of each list that can be realised; where its proof fails, the next."""
+        proven: list[tuple[int, Removal]] = []
+        waiting = list(enumerate(alternatives))
+        while waiting:
+            found = [(place, self.first_realised(some, forbidden, refused), some) for place, some in waiting]
+            realised = [(place, pair, some) for place, pair, some in found if pair is not None]
+            done: dict[int, Removal] = {}
+            pairs = [pair for _, pair, _ in realised]
+            for batch in self.batches(pairs):
+                self.prove_batch(batch, pairs, done, refused)
+            proven += [(realised[i][0], removal) for i, removal in done.items()]
+            failed = [realised[i] for i in range(len(realised)) if i not in done]
+            rest = [(place, some[list(some).index(pair[0]) + 1 :]) for place, pair, some in failed]
+            waiting = [(place, some) for place, some in rest if some]
+        return [removal for _, removal in sorted(proven, key=lambda pair: pair[0])]
 
     def first_realised(
         self, candidates: Sequence[Candidate], forbidden: Mapping[str, str], refused: dict[str, list[str]]
@@ -163,21 +172,21 @@ class Prover:
         return None
 
     def batches(self, realised: Sequence[tuple[Candidate, Realisation]]) -> list[list[int]]:
-        """Sort removals into batches whose members touch different modules and leave every concat something."""
-        batches: list[tuple[list[int], set[int], set[str], set[tuple[int, int]]]] = []
+        """Sort removals into batches whose members cannot hide each other's faults.
+
+        They touch different modules, none reads what another's stand-ins return, and every concat keeps an operand.
+        """
+        batches: list[tuple[list[int], Footprint]] = []
         for index, (candidate, realisation) in enumerate(realised):
-            names = {edit.fqn for edit in realisation.edits if not isinstance(edit, (Guard, Slice))}
-            dropped = set(candidate.cut.dropped)
-            for members, layers, touched, gone in batches:
-                if not layers & realisation.dead and not _overlap(names, touched) and self.leaves_some(gone | dropped):
+            own = Footprint.of(self.graph, candidate, realisation)
+            for members, print_ in batches:
+                if not print_.disturbs(own) and self.leaves_some(print_.dropped | own.dropped):
                     members.append(index)
-                    layers |= realisation.dead
-                    touched |= names
-                    gone |= dropped
+                    print_.add(own)
                     break
             else:
-                batches.append(([index], set(realisation.dead), names, dropped))
-        return [members for members, _, _, _ in batches]
+                batches.append(([index], own))
+        return [members for members, _ in batches]
 
     def leaves_some(self, dropped: set[tuple[int, int]]) -> bool:
         """Whether every concat that loses operands keeps one."""
@@ -331,20 +340,6 @@ def signature(out: Any, depth: int = 0) -> Any:
     if depth < 4 and hasattr(out, "__dict__") and not isinstance(out, (type, nn.Module)):
         return {key: signature(value, depth + 1) for key, value in vars(out).items()}
     return type(out).__name__
-
-
-def _overlap(names: set[str], touched: set[str]) -> bool:
-    """Whether a module in one set is, holds or lies in one of the other."""
-    if names & touched:
-        return True
-    return any(name in _ancestors(other) for other in touched for name in names & _ancestors(other)) or any(
-        _ancestors(name) & touched for name in names
-    )
-
-
-def _ancestors(name: str) -> set[str]:
-    parts = name.split(".")
-    return {".".join(parts[:i]) for i in range(1, len(parts))}
 
 
 def with_reasons(groups: Sequence[Group], removals: Sequence[Removal], reasons: Mapping[str, str]) -> list[Group]:

@@ -120,7 +120,7 @@ class _Realiser:
         inside_pass = [name for name in marks.passes]
         for name in dict.fromkeys([*marks.passes, *outermost]):
             if name in marks.passes:
-                edits.append(self.pass_edit(name, *marks.passes[name], name in marks.copies))
+                edits.append(self.pass_edit(name, marks.passes[name], name in marks.copies))
             elif not any(p.startswith(name + ".") for p in [*inside_pass, *marks.drops] if p != name):
                 kinds = marks.drops.get(name, set())
                 edits.append(self.drop_edit(name, kinds, name in marks.copies))
@@ -140,11 +140,15 @@ class _Realiser:
         tops = [f for f in inside if not any(f.startswith(o + ".") for o in inside)]
         return [self.drop_edit(f, marks.drops.get(f, set()), f in marks.copies) for f in tops]
 
-    def pass_edit(self, name: str, position: int | None, keyword: str | None, value: int, copies: bool) -> Edit:
+    def pass_edit(self, name: str, values: Mapping[int, tuple[int | None, str | None]], copies: bool) -> Edit:
         frames = [self.graph.frames[f] for f in self.graph.calls[name]]
-        place = next(f.outputs.index(value) for f in frames if value in f.outputs)
-        structures = [_with(f.result, {**self.staying(f), f.outputs[place]: "argument"}) for f in frames]
-        structure = self.same(structures, name)
+        position, keyword = next(iter(values.values()))
+        leaves: dict[int, Any] = {
+            v: "argument" if way == (position, keyword) else {"argument": [*way]} for v, way in values.items()
+        }
+        if copies and any(leaf != "argument" for leaf in leaves.values()):
+            raise CannotRealise(f"'{name}' would hand on several tensors, of which some are written into later")
+        structure = self.same([_with(f.result, {**self.staying(f), **leaves}) for f in frames], name)
         if structure == "argument" and not copies and self.is_element(name, frames):
             return Delete(fqn=name)
         alone = position == 0 and all(f.arity == 1 for f in frames)

@@ -1,0 +1,65 @@
+"""The footprint of a removal: what it touches, and whether another one could hide its faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from layerprune.edits import Guard, Slice
+from layerprune.graph import LayerGraph
+from layerprune.realise import Realisation
+from layerprune.removals import Candidate
+
+
+@dataclass
+class Footprint:
+    """What a removal touches.
+
+    Attributes:
+        dead: the layers that die.
+        names: the modules and parameters that are replaced.
+        returned: the values that the stand-ins return.
+        read: the values that the dead layers read.
+        dropped: the operands that concats lose.
+    """
+
+    dead: set[int]
+    names: set[str]
+    returned: set[int]
+    read: set[int]
+    dropped: set[tuple[int, int]]
+
+    @classmethod
+    def of(cls, graph: LayerGraph, candidate: Candidate, realisation: Realisation) -> Footprint:
+        """Measure one removal."""
+        names = {edit.fqn for edit in realisation.edits if not isinstance(edit, (Guard, Slice))}
+        frames = [graph.frames[f] for name in names for f in graph.calls.get(name, ())]
+        returned = {value for frame in frames for value in frame.outputs}
+        read = {value for layer in realisation.dead for value in graph.read_by(layer)}
+        return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped))
+
+    def disturbs(self, other: Footprint) -> bool:
+        """Whether one of two removals could hide what is wrong with the other."""
+        crossed = self.returned & other.read or other.returned & self.read
+        return bool(self.dead & other.dead or crossed) or _overlap(other.names, self.names)
+
+    def add(self, other: Footprint) -> None:
+        """Take another removal in."""
+        self.dead |= other.dead
+        self.names |= other.names
+        self.returned |= other.returned
+        self.read |= other.read
+        self.dropped |= other.dropped
+
+
+def _overlap(names: set[str], touched: set[str]) -> bool:
+    """Whether a module in one set is, holds or lies in one of the other."""
+    if names & touched:
+        return True
+    return any(name in _ancestors(other) for other in touched for name in names & _ancestors(other)) or any(
+        _ancestors(name) & touched for name in names
+    )
+
+
+def _ancestors(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:i]) for i in range(1, len(parts))}
