@@ -17,7 +17,8 @@ class Footprint:
     Attributes:
         dead: the layers that die.
         names: the modules and parameters that are replaced.
-        returned: the values that the stand-ins return.
+        returned: the values that the stand-ins return, but for substitutes, which are tensors like those they stand
+            for, and the dropped operands of concats, which the cut itself names.
         read: the values that the dead layers read.
         dropped: the operands that concats lose.
     """
@@ -33,7 +34,8 @@ class Footprint:
         """Measure one removal."""
         names = {edit.fqn for edit in realisation.edits if not isinstance(edit, (Guard, Slice))}
         frames = [graph.frames[f] for name in names for f in graph.calls.get(name, ())]
-        returned = {value for frame in frames for value in frame.outputs}
+        known = realisation.carried | {value for _, value in candidate.cut.dropped}
+        returned = {value for frame in frames for value in frame.outputs if value not in known}
         read = {value for layer in realisation.dead for value in graph.read_by(layer)}
         return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped))
 

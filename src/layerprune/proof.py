@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerprune.cost import params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
-from layerprune.edits import Edit, Slice
+from layerprune.edits import Edit, Slice, ranges
 from layerprune.errors import LayerPruneError
 from layerprune.footprint import Footprint
 from layerprune.graph import Cut, LayerGraph
@@ -231,7 +231,7 @@ class Prover:
     def reason_against(self, realisations: Sequence[Realisation], runs: Sequence[_Run] | None = None) -> str | None:
         """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is."""
         try:
-            joint = realisations[0] if len(realisations) == 1 else self.join(realisations)
+            joint = realisations[0] if len(realisations) == 1 else self.together(realisations)
             earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
             with applied(self.shade.model, joint.edits):
                 self.check_params(joint)
@@ -243,14 +243,23 @@ class Prover:
             return f"the forward fails without it: {short(error)}"
         return None
 
-    def join(self, realisations: Sequence[Realisation]) -> Realisation:
-        """Realise removals together; each must die as it would alone."""
-        joint = realise(self.graph, self.modules, join_cuts([(r.cut, r.dead) for r in realisations], self.graph))
-        if not all(r.dead <= joint.dead and r.params <= joint.params for r in realisations):
-            raise CannotRealise("what one of them removes, another one needs")
-        if any(not isinstance(edit, Slice) and edit not in joint.edits for r in realisations for edit in r.edits):
-            raise CannotRealise("together they are carried out otherwise than each alone")  # which proves neither
-        return joint
+    def together(self, realisations: Sequence[Realisation]) -> Realisation:
+        """Put removals that do not disturb each other side by side, each carried out as it would be alone."""
+        dead = frozenset(layer for r in realisations for layer in r.dead)
+        concats = {merge for r in realisations for merge, _ in r.cut.dropped} - dead
+        others = [kind for r in realisations for kind in r.merges if kind != "cat"]
+        edits = dict.fromkeys(edit for r in realisations for edit in r.edits if not isinstance(edit, Slice))
+        return Realisation(
+            cut=join_cuts([(r.cut, r.dead) for r in realisations], self.graph),
+            edits=(
+                *edits,
+                *_joined_slices([edit for r in realisations for edit in r.edits if isinstance(edit, Slice)]),
+            ),
+            merges=tuple(sorted([*others, *["cat"] * len(concats)])),
+            dead=dead,
+            params=frozenset(param for r in realisations for param in r.params),
+            leftovers=(),
+        )
 
     # ---- one set --------------------------------------------------------------------------------------------------
 
@@ -282,6 +291,17 @@ def _plain_leaves(graph: LayerGraph) -> frozenset[str]:
     layers = [layer for layer in graph.layers if layer.is_module]
     plain = {layer.fqn for layer in layers if len(layer.operands) == len(layer.outputs) == 1 and not layer.writes}
     return frozenset(plain - {layer.fqn for layer in layers if len(layer.operands) != 1 or layer.writes})
+
+
+def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
+    """Slice each module once, of all the channels that it loses."""
+    gone: dict[tuple[str, str], set[int]] = {}
+    for edit in slices:
+        gone.setdefault((edit.fqn, edit.side), set()).update(
+            i for first, last in edit.dropped for i in range(first, last)
+        )
+    sides = {(edit.fqn, edit.side): edit for edit in slices}
+    return [edit.model_copy(update={"dropped": ranges(gone[key])}) for key, edit in sides.items()]
 
 
 def _is_tidier(removal: Removal, candidate: Candidate) -> bool:

@@ -25,6 +25,7 @@ class Realisation:
         dead: the layers that die.
         params: numbers of the parameters that go.
         leftovers: layers that are dead and still run, on a dropped tensor or for nothing.
+        carried: the values that equal a substitute from then on.
     """
 
     cut: Cut
@@ -33,6 +34,7 @@ class Realisation:
     dead: frozenset[int]
     params: frozenset[int]
     leftovers: tuple[int, ...]
+    carried: frozenset[int] = frozenset()
 
 
 def realise(graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> Realisation:
@@ -79,6 +81,7 @@ class _Realiser:
             dead=self.dead,
             params=self.dead_params,
             leftovers=leftovers,
+            carried=frozenset(marks.carried),
         )
 
     def marks(self) -> Marks:
