@@ -239,8 +239,6 @@ class Prover:
                     self.check_run(run, joint, earlier)
         except (CannotRealise, LayerPruneError) as error:
             return str(error)
-        except Exception as error:  # the user's forward on what is left of the model: anything may come
-            return f"the forward fails without it: {short(error)}"
         return None
 
     def together(self, realisations: Sequence[Realisation]) -> Realisation:
@@ -248,7 +246,7 @@ class Prover:
         dead = frozenset(layer for r in realisations for layer in r.dead)
         concats = {merge for r in realisations for merge, _ in r.cut.dropped} - dead
         others = [kind for r in realisations for kind in r.merges if kind != "cat"]
-        edits = dict.fromkeys(edit for r in realisations for edit in r.edits if not isinstance(edit, Slice))
+        edits = {(e.kind, e.fqn): e for r in realisations for e in r.edits if not isinstance(e, Slice)}.values()
         return Realisation(
             cut=join_cuts([(r.cut, r.dead) for r in realisations], self.graph),
             edits=(
@@ -278,7 +276,12 @@ class Prover:
         known = {id(token) for token in earlier}
         new = [token for token in dropped_tensors(self.shade.model) if id(token) not in known]
         with watching_merges(new) as merges:
-            found = self.run(run.training, run.inputs)
+            try:
+                found = self.run(run.training, run.inputs)
+            except (CannotRealise, LayerPruneError):
+                raise
+            except Exception as error:  # the user's forward on what is left of the model: anything may come
+                raise CannotRealise(f"the forward fails without it: {short(error)}") from error
         if found != run.expected:
             mode = "train" if run.training else "eval"
             raise CannotRealise(f"the output would change its form in {mode} mode: {run.expected} to {found}")
