@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from layerprune.edits import Slice
+from layerprune.edits import Slice, taken_out
 from layerprune.graph import LayerGraph
 from layerprune.realise import Realisation
 
@@ -39,7 +39,7 @@ def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisatio
     Parameters of removed modules that the recorded forward never used (an unused bias, an auxiliary weight) go too.
     """
     whole = set(realisation.params)
-    removed = tuple(edit.fqn + "." for edit in realisation.edits if edit.kind in ("drop", "pass", "delete"))
+    removed = tuple(name + "." for name in taken_out(realisation.edits))
     if removed:
         unused = ((name, n) for name, n in graph.param_ids.items() if n not in graph.param_users)
         whole |= {number for name, number in unused if name.startswith(removed)}

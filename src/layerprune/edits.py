@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 
 class _Edit(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fqn: str = Field(description="the module's dotted name")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of the modules or parameters concerned."""
+        return (self.fqn,)
 
 
 class Delete(_Edit):
@@ -88,7 +93,54 @@ class Slice(_Edit):
         return f"slice {sum(b - a for a, b in self.dropped)} {self.side} of {self.fqn}"
 
 
-Edit: TypeAlias = Annotated[Delete | Pass | Drop | Guard | DropParameter | Slice, Field(discriminator="kind")]
+class Shorten(_Edit):
+    """Take elements out of a container of a transformers model and renumber the rest; config and modules follow.
+
+    ``fqn`` is the container's name, ``removed`` holds the numbers of the elements that go. What else has to change is
+    read off the model; where vanilla transformers would not load what is left, the edit does not fit.
+    """
+
+    kind: Literal["shorten"] = "shorten"
+    removed: tuple[NonNegativeInt, ...] = Field(min_length=1)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(f"{self.fqn}.{i}" for i in self.removed)
+
+    def __str__(self) -> str:
+        return f"take {', '.join(map(str, self.removed))} out of {self.fqn}"
+
+
+Edit: TypeAlias = Annotated[Delete | Pass | Drop | Guard | DropParameter | Slice | Shorten, Field(discriminator="kind")]
+
+
+def taken_out(edits: Iterable[Edit]) -> list[str]:
+    """The names of the modules that edits take out with all their parameters."""
+    return [name for edit in edits if edit.kind in ("drop", "pass", "delete", "shorten") for name in edit.targets]
+
+
+def joined(shortens: Iterable[Shorten]) -> list[Shorten]:
+    """Shorten each container once, by all the elements that it loses."""
+    gone: dict[str, set[int]] = {}
+    for edit in shortens:
+        gone.setdefault(edit.fqn, set()).update(edit.removed)
+    return [Shorten(fqn=fqn, removed=tuple(sorted(some))) for fqn, some in gone.items()]
+
+
+def name_before(name: str, shortens: Iterable[Shorten]) -> str:
+    """The name that a module or parameter had before containers were shortened.
+
+    >>> name_before("layers.2.weight", [Shorten(fqn="layers", removed=(0, 3))])
+    'layers.4.weight'
+    """
+    for edit in sorted(shortens, key=lambda edit: edit.fqn.count(".")):
+        key, dot, below = name.removeprefix(edit.fqn + ".").partition(".")
+        if name.startswith(edit.fqn + ".") and key.isdigit():
+            place = int(key)
+            for gone in sorted(edit.removed):
+                place += gone <= place
+            name = f"{edit.fqn}.{place}{dot}{below}"
+    return name
 
 
 def ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from layerprune.edits import Guard, Slice
+from layerprune.edits import Guard, Shorten, Slice
 from layerprune.graph import LayerGraph
 from layerprune.realise import Realisation
 from layerprune.removals import Candidate
@@ -21,6 +21,7 @@ class Footprint:
             for, and the dropped operands of concats, which the cut itself names.
         read: the values that the dead layers read.
         dropped: the operands that concats lose.
+        beside: the neighbours of elements that leave a container; they stay, to show that their places do not matter.
     """
 
     dead: set[int]
@@ -28,20 +29,24 @@ class Footprint:
     returned: set[int]
     read: set[int]
     dropped: set[tuple[int, int]]
+    beside: set[str]
 
     @classmethod
     def of(cls, graph: LayerGraph, candidate: Candidate, realisation: Realisation) -> Footprint:
         """Measure one removal."""
-        names = {edit.fqn for edit in realisation.edits if not isinstance(edit, (Guard, Slice))}
+        edits = [edit for edit in realisation.edits if not isinstance(edit, (Guard, Slice))]
+        names = {name for edit in edits for name in edit.targets}
+        beside = {f"{e.fqn}.{i + step}" for e in edits if isinstance(e, Shorten) for i in e.removed for step in (-1, 1)}
         frames = [graph.frames[f] for name in names for f in graph.calls.get(name, ())]
         known = realisation.carried | {value for _, value in candidate.cut.dropped}
         returned = {value for frame in frames for value in frame.outputs if value not in known}
         read = {value for layer in realisation.dead for value in graph.read_by(layer)}
-        return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped))
+        return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped), beside)
 
     def disturbs(self, other: Footprint) -> bool:
         """Whether one of two removals could hide what is wrong with the other."""
         crossed = self.returned & other.read or other.returned & self.read
+        crossed = crossed or self.beside & other.names
         return bool(self.dead & other.dead or crossed) or _overlap(other.names, self.names)
 
     def add(self, other: Footprint) -> None:
@@ -51,6 +56,7 @@ class Footprint:
         self.returned |= other.returned
         self.read |= other.read
         self.dropped |= other.dropped
+        self.beside |= other.beside
 
 
 def _overlap(names: set[str], touched: set[str]) -> bool:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from layerprune.cost import params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
-from layerprune.edits import Edit, Slice, ranges
+from layerprune.edits import Edit, Shorten, name_before
 from layerprune.errors import LayerPruneError
 from layerprune.footprint import Footprint
 from layerprune.graph import Cut, LayerGraph
 from layerprune.groups import Group
 from layerprune.inputs import Inputs
+from layerprune.joint import together
 from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
 from layerprune.realise import Realisation, realise
 from layerprune.removals import Candidate
 from layerprune.shadow import Shadow, short
+from layerprune.shorten import Shortener
 from layerprune.surgery import applied
+from layerprune.trace import Step, Tracer, first_difference
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,19 @@ class Prover:
         shade: a shadow of the model.
         graph: the model's layer graph.
         inputs: the example inputs.
+        whole_layers: of transformers models only whole layers may leave, so that vanilla transformers loads the rest.
     """
 
-    def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs) -> None:
+    def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs, *, whole_layers: bool = False) -> None:
         self.shade = shade
         self.graph = graph
         self.modules = dict(shade.model.named_modules(remove_duplicate=False))
-        if shade.mode is not None:
-            Memo(shade.mode).attach(shade.model, _plain_leaves(graph))
+        self.shortener = Shortener(graph, shade.model, self.modules, whole_layers)
+        self.tracer = Tracer(shade.model)
+        self.memo = None if shade.mode is None else Memo(shade.mode)
+        if self.memo is not None:
+            self.memo.attach(shade.model, _plain_leaves(graph))
+        self.unshortened: set[str] = set()
         self.notes: list[str] = []
         self.runs = [_Run(False, shade.adapt(inputs), self.run(False, shade.adapt(inputs)))]
         twice = inputs.repeat(2)
@@ -111,6 +120,11 @@ class Prover:
                 return signature(self.shade.model(*inputs.args, **inputs.kwargs))
         finally:
             self.shade.model.eval()
+
+    def realise(self, cut: Cut, *, shorten: bool = True) -> Realisation:
+        """Find the edits that carry a cut out; whole layers of a transformers model leave their containers."""
+        found = realise(self.graph, self.modules, cut)
+        return self.shortener.shorten(found) if shorten else found
 
     # ---- many removals --------------------------------------------------------------------------------------------
 
@@ -151,9 +165,18 @@ class Prover:
                 self.prove_batch(batch, pairs, done, refused)
             proven += [(realised[i][0], removal) for i, removal in done.items()]
             failed = [realised[i] for i in range(len(realised)) if i not in done]
-            rest = [(place, some[list(some).index(pair[0]) + 1 :]) for place, pair, some in failed]
+            rest = [(place, self.others(pair, some)) for place, pair, some in failed]
             waiting = [(place, some) for place, some in rest if some]
         return [removal for _, removal in sorted(proven, key=lambda pair: pair[0])]
+
+    def others(self, failed: tuple[Candidate, Realisation], some: Sequence[Candidate]) -> Sequence[Candidate]:
+        """What to try where a proof has failed: stand-ins instead of a shorter container, then the next candidate."""
+        candidate, realisation = failed
+        place = list(some).index(candidate)
+        if not realisation.stand_ins or self.shortener.whole_only:
+            return some[place + 1 :]
+        self.unshortened.add(candidate.name)
+        return some[place:]
 
     def first_realised(
         self, candidates: Sequence[Candidate], forbidden: Mapping[str, str], refused: dict[str, list[str]]
@@ -165,7 +188,7 @@ class Prover:
                     raise CannotRealise(
                         f"leaves only together with '{kept[0]}', which {_as_clause(forbidden[kept[0]])}"
                     )
-                return candidate, realise(self.graph, self.modules, candidate.cut)
+                return candidate, self.realise(candidate.cut, shorten=candidate.name not in self.unshortened)
             except CannotRealise as error:
                 for name in candidate.groups:
                     refused.setdefault(name, []).append(str(error))
@@ -231,46 +254,56 @@ class Prover:
     def reason_against(self, realisations: Sequence[Realisation], runs: Sequence[_Run] | None = None) -> str | None:
         """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is."""
         try:
-            joint = realisations[0] if len(realisations) == 1 else self.together(realisations)
+            joint = realisations[0] if len(realisations) == 1 else together(self.graph, realisations)
             earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
+            some = self.runs if runs is None else runs
             with applied(self.shade.model, joint.edits):
                 self.check_params(joint)
-                for run in self.runs if runs is None else runs:
+                for run in some:
                     self.check_run(run, joint, earlier)
+            if joint.stand_ins and self.runs[0] in some:
+                self.check_shorter(joint)
         except (CannotRealise, LayerPruneError) as error:
             return str(error)
         return None
-
-    def together(self, realisations: Sequence[Realisation]) -> Realisation:
-        """Put removals that do not disturb each other side by side, each carried out as it would be alone."""
-        dead = frozenset(layer for r in realisations for layer in r.dead)
-        concats = {merge for r in realisations for merge, _ in r.cut.dropped} - dead
-        others = [kind for r in realisations for kind in r.merges if kind != "cat"]
-        edits = {(e.kind, e.fqn): e for r in realisations for e in r.edits if not isinstance(e, Slice)}.values()
-        return Realisation(
-            cut=join_cuts([(r.cut, r.dead) for r in realisations], self.graph),
-            edits=(
-                *edits,
-                *_joined_slices([edit for r in realisations for edit in r.edits if isinstance(edit, Slice)]),
-            ),
-            merges=tuple(sorted([*others, *["cat"] * len(concats)])),
-            dead=dead,
-            params=frozenset(param for r in realisations for param in r.params),
-            leftovers=(),
-        )
 
     # ---- one set --------------------------------------------------------------------------------------------------
 
     def check_params(self, joint: Realisation) -> None:
         names = {name for name, _ in self.shade.model.named_parameters(remove_duplicate=False)}
         ids = self.graph.param_ids
-        left = {ids[name] for name in names if name in ids}
+        shortens = [edit for edit in joint.edits if isinstance(edit, Shorten)]
+        left = {ids[old] for old in (name_before(name, shortens) for name in names) if old in ids}
         users = self.graph.param_users
         lost = {number for number in ids.values() if number not in left and number in users}
         if lost != set(joint.params):
             wrong = next(name for name, number in ids.items() if number in lost ^ joint.params)
             what = "would be lost, though it is still used" if ids[wrong] in lost else "would stay behind"
             raise CannotRealise(f"parameter '{wrong}' {what}")
+
+    def check_shorter(self, joint: Realisation) -> None:
+        """Check that a model with shorter containers calls the very functions that one with stand-ins does."""
+        steps = [self.steps(edits) for edits in (joint.stand_ins, joint.edits)]
+        where = first_difference(*steps)
+        if where:
+            raise CannotRealise(f"the forward depends on the places of layers: '{where}' would run on something else")
+
+    def steps(self, edits: Sequence[Edit]) -> list[Step]:
+        inputs = self.runs[0].inputs
+        model, fake = self.shade.model, self.memo is not None
+        if self.memo is not None:
+            self.memo.paused = True
+        try:
+            with applied(model, edits), self.shade.running():
+                forward = partial(model, *inputs.args, **inputs.kwargs)
+                return self.tracer.trace(forward, (inputs.args, inputs.kwargs), keep=fake)
+        except (CannotRealise, LayerPruneError):
+            raise
+        except Exception as error:  # the user's forward on what is left of the model: anything may come
+            raise CannotRealise(f"the forward fails without it: {short(error)}") from error
+        finally:
+            if self.memo is not None:
+                self.memo.paused = False
 
     def check_run(self, run: _Run, joint: Realisation, earlier: Sequence[Dropped]) -> None:
         known = {id(token) for token in earlier}
@@ -296,17 +329,6 @@ def _plain_leaves(graph: LayerGraph) -> frozenset[str]:
     return frozenset(plain - {layer.fqn for layer in layers if len(layer.operands) != 1 or layer.writes})
 
 
-def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
-    """Slice each module once, of all the channels that it loses."""
-    gone: dict[tuple[str, str], set[int]] = {}
-    for edit in slices:
-        gone.setdefault((edit.fqn, edit.side), set()).update(
-            i for first, last in edit.dropped for i in range(first, last)
-        )
-    sides = {(edit.fqn, edit.side): edit for edit in slices}
-    return [edit.model_copy(update={"dropped": ranges(gone[key])}) for key, edit in sides.items()]
-
-
 def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
     """Whether a removal takes the same groups out as a bypass, and at least all that the bypass does.
 
@@ -318,36 +340,6 @@ def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
 def _as_clause(reason: str) -> str:
     """Fit a verdict into a sentence: "protected by …" wants a verb, "reads the model's input" has one."""
     return f"is {reason}" if reason.startswith("protected") else reason
-
-
-def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> Cut:
-    """Join cuts into one, leaving out what dies by another one anyway.
-
-    Args:
-        cuts: each cut with the layers that die by it.
-        graph: the layer graph.
-
-    Raises:
-        CannotRealise: two cuts put different things in one tensor's place.
-    """
-    substitutes: dict[int, int] = {}
-    dropped: set[tuple[int, int]] = set()
-    for number, (cut, _) in enumerate(cuts):
-        others: set[int] = set()
-        for other, (_, dead) in enumerate(cuts):
-            if other != number:
-                others |= dead
-        for y, s in cut.substitutes.items():
-            if graph.values[y].layer in others and all(reader in others for reader in graph.readers.get(y, (-1,))):
-                continue
-            if substitutes.get(y, s) != s:
-                raise CannotRealise(f"{graph.describe([y])} would be replaced by two things at once")
-            substitutes[y] = s
-        dropped |= {(merge, value) for merge, value in cut.dropped if merge not in others}
-    for merge in {m for m, _ in dropped}:
-        if {(v,) for m, v in dropped if m == merge} >= set(graph.layers[merge].operands):
-            raise CannotRealise(f"'{graph.layers[merge].name}' would have nothing left to join")
-    return Cut(substitutes, frozenset(dropped))
 
 
 def signature(out: Any, depth: int = 0) -> Any:

@@ -29,11 +29,12 @@ from layerprune.graph import LayerGraph
 from layerprune.groups import Group, LayerInfo, form_groups
 from layerprune.impact.influence import score_influence
 from layerprune.inputs import Inputs, as_inputs, infer_inputs
+from layerprune.joint import join_cuts
 from layerprune.marks import CannotRealise
 from layerprune.modules import check_supported, fingerprint, unwrap
 from layerprune.plan import PlannedRemoval, PruningPlan, json_safe
-from layerprune.proof import Prover, Removal, join_cuts, with_reasons
-from layerprune.realise import Realisation, realise
+from layerprune.proof import Prover, Removal, with_reasons
+from layerprune.realise import Realisation
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.select import Problem, select
@@ -81,7 +82,7 @@ class UniversalLayerPruner:
         self.inputs, self.graph, shade = _record(self.model, example_inputs)
         self._formed = form_groups(self.graph)
         self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._formed}
-        self._prover = Prover(shade, self.graph, self.inputs)
+        self._prover = Prover(shade, self.graph, self.inputs, whole_layers=granularity == "block")
         candidates = find_candidates(
             self.graph,
             self._formed,
@@ -224,10 +225,13 @@ class UniversalLayerPruner:
         """Realise removals together and prove the whole."""
         picked = [self.removals[i] for i in chosen]
         cut = join_cuts([(r.cut, r.dead) for r in picked], self.graph)
-        joint = realise(self.graph, self._prover.modules, cut)
+        joint = self._prover.realise(cut)
         if not all(r.dead <= joint.dead for r in picked):
             raise CannotRealise("what one of them removes, another one needs")
         reason = self._prover.reason_against([joint])
+        if reason is not None and joint.stand_ins and self.granularity != "block":
+            joint = self._prover.realise(cut, shorten=False)
+            reason = self._prover.reason_against([joint])
         if reason is not None:
             raise CannotRealise(reason)
         return joint
@@ -328,7 +332,7 @@ def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.
 
 def _is_ours(edit: Edit) -> bool:
     """Whether an edit leaves a module of layerprune's in the model."""
-    return edit.kind not in ("delete", "slice") and not (isinstance(edit, Pass) and edit.is_identity)
+    return edit.kind not in ("delete", "slice", "shorten") and not (isinstance(edit, Pass) and edit.is_identity)
 
 
 def _check_share(name: str, share: object) -> None:

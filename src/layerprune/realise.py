@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from layerprune.channels import CannotSlice, ChannelTrace
-from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice
+from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice, taken_out
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
 
@@ -26,6 +26,7 @@ class Realisation:
         params: numbers of the parameters that go.
         leftovers: layers that are dead and still run, on a dropped tensor or for nothing.
         carried: the values that equal a substitute from then on.
+        stand_ins: edits to the same effect that leave stand-ins where ``edits`` shorten containers; empty if none do.
     """
 
     cut: Cut
@@ -35,6 +36,7 @@ class Realisation:
     params: frozenset[int]
     leftovers: tuple[int, ...]
     carried: frozenset[int] = frozenset()
+    stand_ins: tuple[Edit, ...] = ()
 
 
 def realise(graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> Realisation:
@@ -206,7 +208,7 @@ class _Realiser:
 
     def check_params(self, edits: list[Edit]) -> None:
         """Refuse where a parameter that stays alive hangs in a module that goes, or a tied one under two names."""
-        removed = [e.fqn for e in edits if e.kind in ("drop", "pass", "delete")]
+        removed = taken_out(edits)
         for name, number in self.graph.param_ids.items():
             if number in self.graph.param_users and number not in self.dead_params and _under(name, removed):
                 users = [u for u in self.graph.param_users[number] if u not in self.gone]
@@ -232,7 +234,7 @@ class _Realiser:
             raise CannotRealise(str(error)) from error
 
     def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
-        removed = [e.fqn for e in edits if e.kind in ("drop", "pass", "delete")]
+        removed = taken_out(edits)
         return tuple(
             i for i in sorted(self.dead)
             if not self.graph.layers[i].param_only and not _under(self.graph.layers[i].fqn + ".", removed)
@@ -251,7 +253,7 @@ class _Realiser:
 
     def check_shape_reads(self, edits: list[Edit], leftovers: tuple[int, ...], carried: set[int]) -> None:
         """Refuse where a surviving forward reads the shape of what would be a dropped tensor."""
-        removed = [e.fqn for e in edits if e.kind in ("drop", "pass", "delete")]
+        removed = taken_out(edits)
         tokens = {
             v for e in edits if e.kind == "drop" for f in self.graph.calls[e.fqn] for v in self.graph.frames[f].outputs
         }

@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from layerprune.adapters import stacks
 from layerprune.dropped import Dropped, DroppedBranch, PassThrough, SkipsDropped, dropped
-from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice, kept_ranges
+from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Shorten, Slice, joined, kept_ranges
 from layerprune.errors import SurgeryError
 from layerprune.modules import slots
 
@@ -40,12 +41,25 @@ def operate(model: nn.Module, edits: Sequence[Edit]) -> Undo:
 
     try:
         places = slots(model)  # an edit moves no module but its own
-        for edit in _in_order(edits):
+        shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
+        shorten = _prepared(model, shortens)
+        for edit in _in_order([edit for edit in edits if not isinstance(edit, Shorten)]):
             undos.append(_carry_out(model, edit, places))
+        undos.append(shorten())
     except BaseException:
         undo()
         raise
     return undo
+
+
+def _prepared(model: nn.Module, shortens: Sequence[Shorten]) -> Callable[[], Undo]:
+    """Decide on the untouched model how its containers are shortened: last, since that gives modules other names."""
+    if not shortens:
+        return lambda: lambda: None
+    try:
+        return stacks.shorten(model, {edit.fqn: edit.removed for edit in shortens})
+    except SurgeryError as error:
+        raise SurgeryError(f"cannot {' and '.join(map(str, shortens))}: {error}") from error
 
 
 @contextmanager
@@ -79,7 +93,7 @@ def _carry_out(model: nn.Module, edit: Edit, places: _Places) -> Undo:
         guard = SkipsDropped(module)
         guard.training = module.training
         return _replace(places[id(module)], module, guard)
-    return _replace(places[id(module)], module, _stand_in(edit, module))
+    return _replace(places[id(module)], module, _stand_in(cast("Pass | Drop", edit), module))
 
 
 def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:

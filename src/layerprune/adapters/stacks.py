@@ -1,0 +1,202 @@
+"""Stacks: layers leave a transformers model, and its config and all that its modules know of their places follow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from torch import nn
+
+from layerprune.adapters.configs import find_config
+from layerprune.adapters.likeness import Shortened, is_exchangeable
+from layerprune.adapters.twins import Form, Origin, Twin, forms, inner_configs, is_plain, owner_of, twin_of
+from layerprune.errors import SurgeryError
+
+Undo = Callable[[], None]
+_UNSAVED = ("_name_or_path", "transformers_version")
+_ABSENT = object()
+
+
+def shorten(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[[], Undo]:
+    """Prepare to take elements out of containers of transformers models, so that vanilla transformers loads the rest.
+
+    For each outermost transformers model a shortened config is found; what vanilla builds from it must be what is left:
+    the same modules, shapes and plain attributes. All of this is decided on the model as it is now; edits of other
+    modules may be made before the result is called.
+
+    Args:
+        model: the module tree.
+        removed: for each container's dotted name the numbers of the elements that go.
+
+    Returns:
+        A function that carries it out, and returns one that takes it back.
+
+    Raises:
+        SurgeryError: vanilla transformers would not build what is left; the message says what differs.
+    """
+    by_owner: dict[str, dict[str, tuple[int, ...]]] = {}
+    for fqn, gone in removed.items():
+        owner = owner_of(model, fqn)
+        if owner is None:
+            raise SurgeryError(f"'{fqn}' is no part of a transformers model: its elements cannot be renumbered")
+        inside = fqn[len(owner) + 1 :] if owner else fqn
+        by_owner.setdefault(owner, {})[inside] = tuple(sorted(set(gone)))
+    parts = [_Shortening(model.get_submodule(owner), inside) for owner, inside in by_owner.items()]
+
+    def carry_out() -> Undo:
+        undos: list[Undo] = []
+        try:
+            for part in parts:
+                undos += part.carry_out()
+        except BaseException:
+            _take_back(undos)
+            raise
+        return lambda: _take_back(undos)
+
+    return carry_out
+
+
+def _take_back(undos: list[Undo]) -> None:
+    while undos:
+        undos.pop()()
+
+
+class _Shortening:
+    """Elements that leave one transformers model."""
+
+    def __init__(self, model: nn.Module, removed: Mapping[str, tuple[int, ...]]) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        sizes = {fqn: _size(self.modules.get(fqn), fqn, gone) for fqn, gone in removed.items()}
+        self.shortened = Shortened(removed, sizes)
+        origin = Origin.of(model)
+        self.before = twin_of(origin)
+        _check_vanilla(forms(model), self.before)
+        found = find_config(origin, tuple(removed.items()), tuple(sizes.values()))
+        if found.reason:
+            raise SurgeryError(found.reason)
+        self.after = twin_of(found.origin)
+        self.steps = [*self.attributes(), *self.configs(), *self.exchanges(), *self.containers()]
+
+    def carry_out(self) -> Iterator[Undo]:
+        for step in self.steps:
+            yield step()
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Each surviving module's old name and the name of its like in the twin of the shortened config."""
+        for name in self.after.forms:
+            old = self.shortened.original(name)
+            if old is not None:
+                yield old, name
+
+    def attributes(self) -> Iterator[Callable[[], Undo]]:
+        """Plain attributes in which the two twins differ: places and numbers of layers."""
+        for old, new in self.pairs():
+            before, after = self.before.forms[old].plain, self.after.forms[new].plain
+            if before == after or self.before.forms[old].kind is not self.after.forms[new].kind:
+                continue
+            held = vars(self.modules[old])
+            for key in before.keys() | after.keys():
+                if before.get(key, _ABSENT) == after.get(key, _ABSENT):
+                    continue
+                if held.get(key, _ABSENT) != before.get(key, _ABSENT):
+                    raise SurgeryError(f"'{old}.{key}' is {held.get(key)!r}, not what the config says")
+                yield _setting(held, key, after.get(key, _ABSENT))
+
+    def configs(self) -> Iterator[Callable[[], Undo]]:
+        """What differs in the configs that the modules hold, each of them once."""
+        assert self.before.model is not None
+        assert self.after.model is not None
+        befores = dict(self.before.model.named_modules(remove_duplicate=False))
+        afters = dict(self.after.model.named_modules(remove_duplicate=False))
+        done: set[int] = set()
+        for old, new in self.pairs():
+            config = vars(self.modules[old]).get("config")
+            if config is None or id(config) in done or not hasattr(config, "to_dict"):
+                continue
+            told = [dict(inner_configs(vars(twin[name])["config"])) for twin, name in ((befores, old), (afters, new))]
+            for path, inner in inner_configs(config):
+                if id(inner) not in done and path in told[0] and path in told[1]:
+                    done.add(id(inner))
+                    yield from _changes(vars(inner), vars(told[0][path]), vars(told[1][path]))
+
+    def exchanges(self) -> Iterator[Callable[[], Undo]]:
+        """Modules without values that vanilla builds otherwise at another place: an Identity for a drop of rate 0."""
+        assert self.after.model is not None
+        for old, new in self.pairs():
+            before, after = self.before.forms[old], self.after.forms[new]
+            if before.kind is not after.kind and is_exchangeable(before, after):
+                parent, _, key = old.rpartition(".")
+                module = copy.deepcopy(self.after.model.get_submodule(new))
+                module.train(self.modules[old].training)
+                yield _setting(cast("dict[str, Any]", self.modules[parent]._modules), key, module)
+
+    def containers(self) -> Iterator[Callable[[], Undo]]:
+        for fqn, kept in self.shortened.kept.items():
+            yield _renumbering(self.modules[fqn], kept)
+
+
+def _size(container: nn.Module | None, fqn: str, gone: Sequence[int]) -> int:
+    if not isinstance(container, (nn.ModuleList, nn.Sequential)):
+        raise SurgeryError(f"'{fqn}' is no nn.ModuleList or nn.Sequential; was it pruned already?")
+    size = len(container._modules)
+    if list(container._modules) != [str(i) for i in range(size)]:
+        raise SurgeryError(f"the elements of '{fqn}' are not numbered one after the other")
+    if not all(0 <= i < size for i in gone):
+        raise SurgeryError(f"'{fqn}' has {size} elements, not the numbers {', '.join(map(str, gone))}")
+    if len(gone) >= size:
+        raise SurgeryError(f"'{fqn}' would have no element left")
+    return size
+
+
+def _check_vanilla(own: Mapping[str, Form], twin: Twin) -> None:
+    """Refuse a model that transformers does not build from its own config."""
+    if twin.model is None:
+        raise SurgeryError(f"transformers does not build the model from its own config: {twin.reason}")
+    for name in own.keys() | twin.forms.keys():
+        one, other = own.get(name), twin.forms.get(name)
+        if one is None or other is None or one.kind is not other.kind or one.tensors != other.tensors:
+            what = f"'{name}' is there" if other is None else f"'{name}' is another module"
+            raise SurgeryError(f"the model is not what transformers builds from its config: {what}")
+
+
+def _changes(held: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Callable[[], Undo]]:
+    for key in before.keys() | after.keys():
+        old, new = before.get(key, _ABSENT), after.get(key, _ABSENT)
+        known = all(value is _ABSENT or is_plain(value) for value in (old, new))
+        if known and old != new and key not in _UNSAVED:
+            yield _setting(held, key, new)
+
+
+def _setting(held: dict[str, Any], key: str, new: Any) -> Callable[[], Undo]:
+    """Set one entry, or delete it; the undo restores the order of the entries, too."""
+
+    def carry_out() -> Undo:
+        before = dict(held)
+        if new is _ABSENT:
+            held.pop(key, None)
+        else:
+            held[key] = new if isinstance(new, nn.Module) else copy.deepcopy(new)
+
+        def undo() -> None:
+            held.clear()
+            held.update(before)
+
+        return undo
+
+    return carry_out
+
+
+def _renumbering(container: nn.Module, kept: Sequence[int]) -> Callable[[], Undo]:
+    def carry_out() -> Undo:
+        before = dict(container._modules)
+        container._modules.clear()
+        container._modules.update({str(new): before[str(old)] for new, old in enumerate(kept)})
+
+        def undo() -> None:
+            container._modules.clear()
+            container._modules.update(before)
+
+        return undo
+
+    return carry_out

@@ -1,0 +1,74 @@
+"""Shortening: whole layers leave their container in a transformers model, so that vanilla loads what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from layerprune.adapters import stacks
+from layerprune.adapters.twins import owner_of
+from layerprune.edits import Delete, Edit, Pass, Shorten, joined
+from layerprune.errors import SurgeryError
+from layerprune.graph import LayerGraph
+from layerprune.marks import CannotRealise
+from layerprune.realise import Realisation
+
+
+class Shortener:
+    """Turns stand-ins for whole layers into shorter containers, where vanilla transformers would load what is left.
+
+    Args:
+        graph: the layer graph.
+        model: a shadow of the model; it is only looked at.
+        modules: its modules by name.
+        whole_only: refuse what would not be loaded, instead of leaving a stand-in.
+    """
+
+    def __init__(self, graph: LayerGraph, model: nn.Module, modules: Mapping[str, nn.Module], whole_only: bool) -> None:
+        self.graph = graph
+        self.model = model
+        self.modules = modules
+        self.whole_only = whole_only
+        self.owners: dict[str, str | None] = {}
+
+    def shorten(self, realisation: Realisation) -> Realisation:
+        """The same realisation with shorter containers; as it is where that cannot be.
+
+        Raises:
+            CannotRealise: ``whole_only`` is set, and vanilla transformers would not load what is left.
+        """
+        edits = [self.shortened(edit) for edit in realisation.edits]
+        shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
+        others = [edit for edit in edits if not isinstance(edit, Shorten)]
+        if self.whole_only:
+            for edit in others:
+                if self.owner(edit.fqn) is not None:
+                    raise CannotRealise(f"a stand-in would be left at '{edit.fqn}', which only layerprune can load")
+        if not shortens:
+            return realisation
+        try:
+            stacks.shorten(self.model, {edit.fqn: edit.removed for edit in shortens})
+        except SurgeryError as error:
+            if self.whole_only:
+                raise CannotRealise(str(error)) from error
+            return realisation
+        return replace(realisation, edits=(*others, *shortens), stand_ins=realisation.edits)
+
+    def shortened(self, edit: Edit) -> Edit:
+        """What takes an element of a transformers model's container out; another edit as it is."""
+        if not isinstance(edit, (Pass, Delete)) or (isinstance(edit, Pass) and edit.copies):
+            return edit
+        parent, _, key = edit.fqn.rpartition(".")
+        container = self.modules.get(parent)
+        alone = len(self.graph.aliases_of.get(edit.fqn, ((edit.fqn,),))[0]) == 1
+        if not isinstance(container, (nn.ModuleList, nn.Sequential)) or not key.isdigit() or not alone:
+            return edit
+        return edit if self.owner(parent) is None else Shorten(fqn=parent, removed=(int(key),))
+
+    def owner(self, fqn: str) -> str | None:
+        """The transformers model that holds a module."""
+        if fqn not in self.owners:
+            self.owners[fqn] = owner_of(self.model, fqn)
+        return self.owners[fqn]
