@@ -25,6 +25,10 @@ _PURE = (
 )
 
 
+#: Sees a layer's call: the layer, its input, and the two ways to run it: from memory, or really.
+Observer = Callable[[nn.Module, Tensor, Callable[[Tensor], Any], Callable[..., Any]], Any]
+
+
 class Memo:
     """Remembers, per kind of layer and shape of input, the shape of the output of fake forwards.
 
@@ -35,7 +39,7 @@ class Memo:
     def __init__(self, mode: FakeTensorMode) -> None:
         self.mode = mode
         self.known: dict[tuple[Any, ...], Tensor] = {}
-        self.paused = False
+        self.observer: Observer | None = None
 
     def attach(self, model: nn.Module, leaves: Collection[str]) -> None:
         """Let the layers of a shadow answer from the memo. Edited layers are other layers: their shapes tell.
@@ -53,9 +57,13 @@ class Memo:
     def answering(self, kind: tuple[Any, ...], module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
-            if self.paused or kwargs or len(args) != 1 or type(args[0]) is not FakeTensor:
+            if kwargs or len(args) != 1 or type(args[0]) is not FakeTensor:
                 return forward(*args, **kwargs)
-            x = args[0]
+            if self.observer is not None:
+                return self.observer(module, args[0], recall, forward)
+            return recall(args[0])
+
+        def recall(x: Tensor) -> Any:
             shapes = tuple(None if p is None else p.shape for p in module._parameters.values())
             key = (*kind, module.training, shapes, x.shape, x.stride(), x.dtype, x.device)
             like = self.known.get(key)

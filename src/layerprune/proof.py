@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from layerprune.removals import Candidate
 from layerprune.shadow import Shadow, short
 from layerprune.shorten import Shortener
 from layerprune.surgery import applied
-from layerprune.trace import Step, Tracer, first_difference
+from layerprune.trace import Step, Tracer, first_difference, held_by_leaves
 
 
 @dataclass(frozen=True)
@@ -283,27 +283,32 @@ class Prover:
 
     def check_shorter(self, joint: Realisation) -> None:
         """Check that a model with shorter containers calls the very functions that one with stand-ins does."""
-        steps = [self.steps(edits) for edits in (joint.stand_ins, joint.edits)]
+        held: list[dict[int, dict[str, Any]]] = []
+        for edits in (joint.stand_ins, joint.edits):
+            with applied(self.shade.model, edits):
+                held.append(held_by_leaves(self.shade.model))
+        settled = {key for key, values in held[0].items() if held[1].get(key) == values}
+        steps = [self.steps(edits, settled) for edits in (joint.stand_ins, joint.edits)]
         where = first_difference(*steps)
         if where:
             raise CannotRealise(f"the forward depends on the places of layers: '{where}' would run on something else")
 
-    def steps(self, edits: Sequence[Edit]) -> list[Step]:
-        inputs = self.runs[0].inputs
-        model, fake = self.shade.model, self.memo is not None
+    def steps(self, edits: Sequence[Edit], settled: Collection[int]) -> list[Step]:
+        """Trace the shadow with edits made; the layers that are settled answer from the memo."""
+        inputs, model = self.runs[0].inputs, self.shade.model
         if self.memo is not None:
-            self.memo.paused = True
+            self.memo.observer = partial(self.tracer.leaf, settled)
         try:
             with applied(model, edits), self.shade.running():
                 forward = partial(model, *inputs.args, **inputs.kwargs)
-                return self.tracer.trace(forward, (inputs.args, inputs.kwargs), keep=fake)
+                return self.tracer.trace(forward, (inputs.args, inputs.kwargs), keep=self.memo is not None)
         except (CannotRealise, LayerPruneError):
             raise
         except Exception as error:  # the user's forward on what is left of the model: anything may come
             raise CannotRealise(f"the forward fails without it: {short(error)}") from error
         finally:
             if self.memo is not None:
-                self.memo.paused = False
+                self.memo.observer = None
 
     def check_run(self, run: _Run, joint: Realisation, earlier: Sequence[Dropped]) -> None:
         known = {id(token) for token in earlier}

@@ -96,6 +96,7 @@ class UniversalLayerPruner:
             g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused) for g in self._formed
         }
         self._original = self.model
+        self._joints: dict[tuple[int, ...], Realisation] = {}
 
     @cached_property
     def _scored(self) -> tuple[list[Removal], list[str], str]:
@@ -222,7 +223,10 @@ class UniversalLayerPruner:
         return [i for i in chosen if i not in needless]
 
     def _joint(self, chosen: Sequence[int]) -> Realisation:
-        """Realise removals together and prove the whole."""
+        """Realise removals together and prove the whole; what held is remembered."""
+        known = self._joints.get(tuple(chosen))
+        if known is not None:
+            return known
         picked = [self.removals[i] for i in chosen]
         cut = join_cuts([(r.cut, r.dead) for r in picked], self.graph)
         joint = self._prover.realise(cut)
@@ -234,6 +238,7 @@ class UniversalLayerPruner:
             reason = self._prover.reason_against([joint])
         if reason is not None:
             raise CannotRealise(reason)
+        self._joints[tuple(chosen)] = joint
         return joint
 
     def _size(self, joint: Realisation) -> int:

@@ -176,7 +176,9 @@ class _Finder:
             ):
                 continue
             for value in frame.outputs:
-                if self.graph.values[value].layer not in self.graph.live or value not in self.graph.readers:
+                if self.graph.values[value].layer not in self.graph.live:
+                    continue
+                if value not in self.graph.readers and value not in self.graph.outputs:
                     continue
                 for _, _, argument in frame.arguments:
                     if argument != value and self.alike(argument, value):

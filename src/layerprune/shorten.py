@@ -9,7 +9,7 @@ from torch import nn
 
 from layerprune.adapters import stacks
 from layerprune.adapters.twins import owner_of
-from layerprune.edits import Delete, Edit, Pass, Shorten, joined
+from layerprune.edits import Delete, Drop, Edit, Pass, Shorten, joined
 from layerprune.errors import SurgeryError
 from layerprune.graph import LayerGraph
 from layerprune.marks import CannotRealise
@@ -32,6 +32,7 @@ class Shortener:
         self.modules = modules
         self.whole_only = whole_only
         self.owners: dict[str, str | None] = {}
+        self.stacks: dict[str, stacks.Stack] = {}
 
     def shorten(self, realisation: Realisation) -> Realisation:
         """The same realisation with shorter containers; as it is where that cannot be.
@@ -41,7 +42,8 @@ class Shortener:
         """
         edits = [self.shortened(edit) for edit in realisation.edits]
         shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
-        others = [edit for edit in edits if not isinstance(edit, Shorten)]
+        needless = [edit for edit in edits if shortens and self.is_needless(edit)]
+        others = [edit for edit in edits if not isinstance(edit, Shorten) and edit not in needless]
         if self.whole_only:
             for edit in others:
                 if self.owner(edit.fqn) is not None:
@@ -49,12 +51,17 @@ class Shortener:
         if not shortens:
             return realisation
         try:
-            stacks.shorten(self.model, {edit.fqn: edit.removed for edit in shortens})
+            removed = {edit.fqn: edit.removed for edit in shortens}
+            for owner, inside in stacks.by_owner(self.model, removed).items():
+                stack = self.stacks.get(owner) or stacks.Stack(self.model.get_submodule(owner))
+                self.stacks[owner] = stack
+                stack.find(stack.shortened(inside))
         except SurgeryError as error:
             if self.whole_only:
                 raise CannotRealise(str(error)) from error
             return realisation
-        return replace(realisation, edits=(*others, *shortens), stand_ins=realisation.edits)
+        stand_ins = tuple(edit for edit in realisation.edits if edit not in needless)
+        return replace(realisation, edits=(*others, *shortens), stand_ins=stand_ins)
 
     def shortened(self, edit: Edit) -> Edit:
         """What takes an element of a transformers model's container out; another edit as it is."""
@@ -66,6 +73,12 @@ class Shortener:
         if not isinstance(container, (nn.ModuleList, nn.Sequential)) or not key.isdigit() or not alone:
             return edit
         return edit if self.owner(parent) is None else Shorten(fqn=parent, removed=(int(key),))
+
+    def is_needless(self, edit: Edit) -> bool:
+        """Whether an edit takes out what vanilla would build again, and what holds no parameters."""
+        module = self.modules.get(edit.fqn)
+        bare = module is not None and not any(True for _ in module.parameters())
+        return isinstance(edit, Drop) and bare and self.owner(edit.fqn) is not None
 
     def owner(self, fqn: str) -> str | None:
         """The transformers model that holds a module."""

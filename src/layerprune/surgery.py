@@ -78,6 +78,8 @@ def _in_order(edits: Sequence[Edit]) -> list[Edit]:
     return sorted(edits, key=lambda edit: order[edit.kind])
 
 
+# Attributes that a parent may read off a module which it calls: a stand-in keeps them.
+_PLAIN = (bool, int, float, str, type(None))
 _Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
 
 
@@ -113,6 +115,8 @@ def _stand_in(edit: Pass | Drop, module: nn.Module) -> nn.Module:
     else:
         stand_in = PassThrough(edit.position, edit.keyword, edit.structure, edit.copies)
     stand_in.training = module.training
+    held = vars(stand_in)
+    held |= {key: value for key, value in vars(module).items() if key not in held and isinstance(value, _PLAIN)}
     return stand_in
 
 

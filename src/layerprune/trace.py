@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from layerprune.watch import FunctionWatch
 #: One function call: its name and its arguments. Tensors are known by where they come from.
 Step = tuple[Any, ...]
 
+_OWN = frozenset({*vars(nn.Module()), "forward"})
 _NAMED = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -69,6 +70,29 @@ class Tracer:
                 self.kept.append(tensor)
         return out
 
+    def leaf(
+        self,
+        settled: Collection[int],
+        module: nn.Module,
+        x: Tensor,
+        recall: Callable[..., Any],
+        run: Callable[..., Any],
+    ) -> Any:
+        """Take a layer's call as one step, where nothing that it holds differs between the forms to be compared."""
+        if self.inside or id(module) not in settled:
+            return run(x)
+        self.inside = True
+        try:
+            step = ("layer", id(module), self.origin(x))
+            out = recall(x)
+        finally:
+            self.inside = False
+        self.steps.append(step)
+        for place, tensor in enumerate(tensors_in(out)):
+            self.made[tensor] = (len(self.steps), place)
+            self.kept.append(tensor)
+        return out
+
     def describe(self, value: Any) -> Any:
         """Write arguments down: tensors by where they come from, numbers as they are, all else by its type."""
         if isinstance(value, Tensor):
@@ -91,6 +115,16 @@ class Tracer:
 
 def _tensors_of(module: nn.Module) -> list[Tensor]:
     return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
+def held_by_leaves(model: nn.Module) -> dict[int, dict[str, Any]]:
+    """What the leaf modules hold beside tensors; not those that hold more than plain values."""
+    leaves = {id(module): vars(module) for module in model.modules() if not module._modules}
+    return {
+        key: {name: value for name, value in held.items() if name not in _OWN}
+        for key, held in leaves.items()
+        if all(name in _OWN or isinstance(value, _NAMED) for name, value in held.items())
+    }
 
 
 def first_difference(one: Sequence[Step], other: Sequence[Step]) -> str:

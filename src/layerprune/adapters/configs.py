@@ -30,6 +30,22 @@ class Count:
 
 
 @dataclass(frozen=True)
+class _Lists:
+    """What becomes of the lists beside a count.
+
+    Attributes:
+        shorten: those of the count's length lose the entries of the layers that go.
+        leave_derived: the others are left out, where the config's class makes them itself (names of stages).
+    """
+
+    shorten: bool
+    leave_derived: bool
+
+
+_LISTS = (_Lists(True, False), _Lists(True, True), _Lists(False, False), _Lists(False, True))
+
+
+@dataclass(frozen=True)
 class Found:
     """A config for what is left; ``reason`` says why there is none."""
 
@@ -69,33 +85,33 @@ class _Search:
         self.counts = counts
 
     def run(self) -> Found:
-        reasons, config = min((self.judged([], every) for every in (True, False)), key=lambda pair: len(pair[0]))
-        every = config == self.config([], True)
+        reasons, lists = self.judged(_LISTS[0], []), _LISTS[0]
+        for other in _LISTS[1:] if reasons else ():
+            reasons, lists = min((reasons, lists), (self.judged(other, []), other), key=lambda pair: len(pair[0]))
         changes: list[_Change] = []
         waiting = list(self.changes()) if reasons else []
         while reasons and waiting and len(changes) < _MOST_CHANGES:
-            tried = [(self.judged([*changes, change], every)[0], place) for place, change in enumerate(waiting)]
+            tried = [(self.judged(lists, [*changes, change]), place) for place, change in enumerate(waiting)]
             better, place = min(tried, key=lambda pair: len(pair[0]))
             if len(better) >= len(reasons):
                 break
             reasons = better
             changes.append(waiting.pop(place))
-        found = self.origin.with_config(self.config(changes, every))
+        found = self.origin.with_config(self.config(lists, changes))
         return Found(found, f"vanilla transformers would not load what is left: {reasons[0]}" if reasons else "")
 
-    def judged(self, changes: Sequence[_Change], every: bool) -> tuple[list[str], ConfigDict]:
+    def judged(self, lists: _Lists, changes: Sequence[_Change]) -> list[str]:
         """What is wrong with the stack that a config builds."""
-        config = self.config(changes, every)
-        twin = twin_of(self.origin.with_config(config))
+        twin = twin_of(self.origin.with_config(self.config(lists, changes)))
         if twin.model is None:
-            return [twin.reason] * _FAILED, config
-        return unlike(twin_of(self.origin), twin, self.shortened), config
+            return [twin.reason] * _FAILED
+        return unlike(twin_of(self.origin), twin, self.shortened)
 
-    def config(self, changes: Sequence[_Change], every: bool) -> ConfigDict:
-        """The config with lower counts and more changes; ``every`` shortens all lists of that length."""
+    def config(self, lists: _Lists, changes: Sequence[_Change]) -> ConfigDict:
+        """The config with lower counts and more changes."""
         config = self.origin.config
         for fqn, count in self.counts.items():
-            lower(config, count, self.shortened.removed[fqn], self.shortened.sizes[fqn], every)
+            lower(self.origin, config, count, self.shortened.removed[fqn], self.shortened.sizes[fqn], lists)
         for change in changes:
             change(config)
         return config
@@ -105,24 +121,9 @@ class _Search:
         for fqn, count in self.counts.items():
             gone, size = self.shortened.removed[fqn], self.shortened.sizes[fqn]
             inner = _at(self.origin.config, count.path)
-            derived = [key for key in self.derived(count.path) if len(inner[key]) != size]
-            if derived:
-                yield lambda config, path=count.path, keys=derived: _drop(_at(config, path), keys)
-            for key, value in inner.items():
-                if key != count.key and (new := _moved(value, gone, size)) not in (None, value):
+            for key in placing_fields(self.origin, fqn, size, count):
+                if (new := _moved(inner[key], gone, size)) != inner[key]:
                     yield lambda config, path=count.path, key=key, new=new: _at(config, path).__setitem__(key, new)
-
-    def derived(self, path: _Path) -> list[str]:
-        """The lists that the config's class makes itself, when they are not given."""
-        whole = self.origin.reread()
-        found: list[str] = []
-        for key, value in _at(self.origin.config, path).items():
-            if isinstance(value, list):
-                config = self.origin.config
-                _drop(_at(config, path), [key])
-                if self.origin.with_config(config).reread() == whole:
-                    found.append(key)
-        return found
 
 
 @lru_cache(maxsize=128)
@@ -131,17 +132,49 @@ def find_count(origin: Origin, fqn: str, size: int) -> Count | None:
     whole = twin_of(origin).forms
     best: tuple[int, Count | None] = (_FAILED, None)
     for count in _candidates(origin.config, size):
-        for every in (True, False):
+        for lists in _LISTS:
             config = origin.config
-            lower(config, count, (size - 1,), size, every)
+            lower(origin, config, count, (size - 1,), size, lists)
             built = twin_of(origin.with_config(config)).forms
             if f"{fqn}.{size - 2}" in built and f"{fqn}.{size - 1}" not in built:
-                others = [
-                    name for name in whole if name not in built and not f"{name}.".startswith(f"{fqn}.{size - 1}.")
-                ]
-                best = min(best, (len(others), count), key=lambda pair: pair[0])
+                last = f"{fqn}.{size - 1}."
+                others = sum(name not in built and not f"{name}.".startswith(last) for name in whole)
+                best = min(best, (others, count), key=lambda pair: pair[0])
                 break
     return best[1]
+
+
+@lru_cache(maxsize=128)
+def placing_fields(origin: Origin, fqn: str, size: int, count: Count) -> tuple[str, ...]:
+    """The fields beside a count that hold places of layers: when one changes, some elements do, and others do not."""
+    whole = twin_of(origin).forms
+    found: list[str] = []
+    for key, value in _at(origin.config, count.path).items():
+        moved = _moved(value, (0,), size)
+        if key == count.key or moved is None or moved == value:
+            continue
+        config = origin.config
+        _at(config, count.path)[key] = moved
+        built = twin_of(origin.with_config(config)).forms
+        others = [name for name in {*whole, *built} if whole.get(name) != built.get(name)]
+        places = {name.removeprefix(fqn + ".").partition(".")[0] for name in others if name.startswith(fqn + ".")}
+        if not built or 0 < len(places) < size:
+            found.append(key)
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def derived_lists(origin: Origin, path: _Path) -> tuple[str, ...]:
+    """The lists of a config that its class makes just so when they are not given."""
+    whole = origin.reread()
+    found: list[str] = []
+    for key, value in _at(origin.config, path).items():
+        if isinstance(value, list):
+            config = origin.config
+            del _at(config, path)[key]
+            if origin.with_config(config).reread() == whole:
+                found.append(key)
+    return tuple(found)
 
 
 def _candidates(config: ConfigDict, size: int) -> Iterator[Count]:
@@ -160,17 +193,21 @@ def _candidates(config: ConfigDict, size: int) -> Iterator[Count]:
     yield from dict.fromkeys(lengths)
 
 
-def lower(config: ConfigDict, count: Count, gone: Sequence[int], size: int, every: bool) -> None:
-    """Lower a count, and take the entries of the layers that go out of the lists beside it."""
+def lower(origin: Origin, config: ConfigDict, count: Count, gone: Sequence[int], size: int, lists: _Lists) -> None:
+    """Lower a count, and see to the lists beside it."""
     inner = _at(config, count.path)
     if count.key is not None and count.place is not None:
         inner[count.key][count.place] -= len(gone)
         return
     if count.key is not None:
         inner[count.key] -= len(gone)
-    for key, value in inner.items():
-        if every and isinstance(value, list) and len(cast("list[Any]", value)) == size:
-            inner[key] = [entry for i, entry in enumerate(cast("list[Any]", value)) if i not in gone]
+    derived = derived_lists(origin, count.path) if lists.leave_derived else ()
+    for key, value in list(inner.items()):
+        entries = cast("list[Any]", value)
+        if isinstance(value, list) and len(entries) == size and lists.shorten:
+            inner[key] = [entry for i, entry in enumerate(entries) if i not in gone]
+        elif key in derived:
+            del inner[key]
 
 
 def _moved(value: Any, gone: Sequence[int], size: int) -> Any:
@@ -188,11 +225,6 @@ def _moved(value: Any, gone: Sequence[int], size: int) -> Any:
             return None
         return {str(int(k) - sum(r < int(k) for r in gone)): v for k, v in items.items() if int(k) not in gone}
     return None
-
-
-def _drop(config: ConfigDict, keys: Sequence[str]) -> None:
-    for key in keys:
-        config.pop(key, None)
 
 
 def _inner(config: ConfigDict, path: _Path = ()) -> Iterator[tuple[_Path, ConfigDict]]:

@@ -8,8 +8,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
-from torch import nn
-
 from layerprune.adapters.twins import Form, Twin, inner_configs
 
 
@@ -80,17 +78,17 @@ def unlike(before: Twin, after: Twin, shortened: Shortened) -> list[str]:
 
 def _module_differs(before: Twin, name: str, after: Form, shortened: Shortened) -> Iterator[str]:
     form = before.forms[name]
-    if form.kind is not after.kind:
+    if form.kind != after.kind:
         if not is_exchangeable(form, after):
-            yield f"'{name}' would be a {after.kind.__name__}, not a {form.kind.__name__}"
+            yield f"{_named(name)} would be a {_last(after.kind)}, not a {_last(form.kind)}"
         return
     for key in form.tensors.keys() | after.tensors.keys():
         if form.tensors.get(key) != after.tensors.get(key):
-            yield f"'{name}.{key}' would be {after.tensors.get(key)}, not {form.tensors.get(key)}"
+            yield f"{_named(name, key)} would be {after.tensors.get(key)}, not {form.tensors.get(key)}"
     for key in form.plain.keys() | after.plain.keys():
         old, new = form.plain.get(key), after.plain.get(key)
         if old != new and not _is_counted(before, name, key, new, shortened):
-            yield f"'{name}.{key}' would be {_brief(new)}, not {_brief(old)}"
+            yield f"{_named(name, key)} would be {_brief(new)}, not {_brief(old)}"
 
 
 def is_exchangeable(one: Form, other: Form) -> bool:
@@ -103,7 +101,7 @@ def is_exchangeable(one: Form, other: Form) -> bool:
         and other.is_leaf
         and not one.tensors
         and not other.tensors
-        and nn.Identity in (one.kind, other.kind)
+        and "Identity" in (_last(one.kind), _last(other.kind))
     )
 
 
@@ -192,6 +190,14 @@ def _lists(config: Any) -> dict[str, Sequence[Any]]:
         if isinstance(value, (list, tuple)):
             found[name] = cast("Sequence[Any]", value)
     return found
+
+
+def _named(name: str, key: str = "") -> str:
+    return f"'{name}{'.' if name and key else ''}{key}'" if name or key else "the model"
+
+
+def _last(kind: str) -> str:
+    return kind.rpartition(".")[2]
 
 
 def _brief(value: Any) -> str:

@@ -35,14 +35,7 @@ def shorten(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[
     Raises:
         SurgeryError: vanilla transformers would not build what is left; the message says what differs.
     """
-    by_owner: dict[str, dict[str, tuple[int, ...]]] = {}
-    for fqn, gone in removed.items():
-        owner = owner_of(model, fqn)
-        if owner is None:
-            raise SurgeryError(f"'{fqn}' is no part of a transformers model: its elements cannot be renumbered")
-        inside = fqn[len(owner) + 1 :] if owner else fqn
-        by_owner.setdefault(owner, {})[inside] = tuple(sorted(set(gone)))
-    parts = [_Shortening(model.get_submodule(owner), inside) for owner, inside in by_owner.items()]
+    parts = [_Shortening(model.get_submodule(owner), inside) for owner, inside in by_owner(model, removed).items()]
 
     def carry_out() -> Undo:
         undos: list[Undo] = []
@@ -57,25 +50,67 @@ def shorten(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[
     return carry_out
 
 
+def by_owner(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Sequence[int]]]:
+    """Sort containers by the outermost transformers model that holds them; names are its own from then on.
+
+    Raises:
+        SurgeryError: one is no part of a transformers model.
+    """
+    found: dict[str, dict[str, Sequence[int]]] = {}
+    for fqn, gone in removed.items():
+        owner = owner_of(model, fqn)
+        if owner is None:
+            raise SurgeryError(f"'{fqn}' is no part of a transformers model: its elements cannot be renumbered")
+        found.setdefault(owner, {})[fqn[len(owner) + 1 :] if owner else fqn] = gone
+    return found
+
+
 def _take_back(undos: list[Undo]) -> None:
     while undos:
         undos.pop()()
 
 
+class Stack:
+    """A transformers model as it is, to ask what of it may leave.
+
+    Args:
+        model: the model; it is looked at once.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.origin = Origin.of(model)
+        self.twin = twin_of(self.origin)
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.refusal = _foreign(forms(model), self.twin)
+
+    def shortened(self, removed: Mapping[str, Sequence[int]]) -> Shortened:
+        """Which elements stay; checked against the containers that there are."""
+        gone = {fqn: tuple(sorted(set(some))) for fqn, some in sorted(removed.items())}
+        return Shortened(gone, {fqn: _size(self.modules.get(fqn), fqn, some) for fqn, some in gone.items()})
+
+    def find(self, shortened: Shortened) -> Origin:
+        """Find the config from which vanilla transformers builds what is left.
+
+        Raises:
+            SurgeryError: there is none; the message says why.
+        """
+        if self.refusal:
+            raise SurgeryError(self.refusal)
+        found = find_config(self.origin, tuple(shortened.removed.items()), tuple(shortened.sizes.values()))
+        if found.reason:
+            raise SurgeryError(found.reason)
+        return found.origin
+
+
 class _Shortening:
     """Elements that leave one transformers model."""
 
-    def __init__(self, model: nn.Module, removed: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        sizes = {fqn: _size(self.modules.get(fqn), fqn, gone) for fqn, gone in removed.items()}
-        self.shortened = Shortened(removed, sizes)
-        origin = Origin.of(model)
-        self.before = twin_of(origin)
-        _check_vanilla(forms(model), self.before)
-        found = find_config(origin, tuple(removed.items()), tuple(sizes.values()))
-        if found.reason:
-            raise SurgeryError(found.reason)
-        self.after = twin_of(found.origin)
+        stack = Stack(model)
+        self.shortened = stack.shortened(removed)
+        self.before = stack.twin
+        self.after = twin_of(stack.find(self.shortened))
         self.steps = [*self.attributes(), *self.configs(), *self.exchanges(), *self.containers()]
 
     def carry_out(self) -> Iterator[Undo]:
@@ -93,7 +128,7 @@ class _Shortening:
         """Plain attributes in which the two twins differ: places and numbers of layers."""
         for old, new in self.pairs():
             before, after = self.before.forms[old].plain, self.after.forms[new].plain
-            if before == after or self.before.forms[old].kind is not self.after.forms[new].kind:
+            if before == after or self.before.forms[old].kind != self.after.forms[new].kind:
                 continue
             held = vars(self.modules[old])
             for key in before.keys() | after.keys():
@@ -125,7 +160,7 @@ class _Shortening:
         assert self.after.model is not None
         for old, new in self.pairs():
             before, after = self.before.forms[old], self.after.forms[new]
-            if before.kind is not after.kind and is_exchangeable(before, after):
+            if before.kind != after.kind and is_exchangeable(before, after):
                 parent, _, key = old.rpartition(".")
                 module = copy.deepcopy(self.after.model.get_submodule(new))
                 module.train(self.modules[old].training)
@@ -149,15 +184,15 @@ def _size(container: nn.Module | None, fqn: str, gone: Sequence[int]) -> int:
     return size
 
 
-def _check_vanilla(own: Mapping[str, Form], twin: Twin) -> None:
-    """Refuse a model that transformers does not build from its own config."""
+def _foreign(own: Mapping[str, Form], twin: Twin) -> str:
+    """Why a model is not what transformers builds from its own config; empty where it is."""
     if twin.model is None:
-        raise SurgeryError(f"transformers does not build the model from its own config: {twin.reason}")
+        return f"transformers does not build the model from its own config: {twin.reason}"
     for name in own.keys() | twin.forms.keys():
         one, other = own.get(name), twin.forms.get(name)
-        if one is None or other is None or one.kind is not other.kind or one.tensors != other.tensors:
-            what = f"'{name}' is there" if other is None else f"'{name}' is another module"
-            raise SurgeryError(f"the model is not what transformers builds from its config: {what}")
+        if one is None or other is None or one.kind != other.kind or one.tensors != other.tensors:
+            return f"the model is not what transformers builds from its config: '{name}' is another module"
+    return ""
 
 
 def _changes(held: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Callable[[], Undo]]:

@@ -29,7 +29,7 @@ _NUM_TWINS = 64
 class Form:
     """What a module is, apart from values: its class, the shapes of its own tensors, its plain attributes."""
 
-    kind: type
+    kind: str
     tensors: Mapping[str, tuple[int, ...]]
     plain: Mapping[str, Any]
     is_leaf: bool
@@ -74,7 +74,7 @@ class Origin:
         """The origin of a transformers model."""
         config = cast(Any, model).config
         with _quiet():
-            text = json.dumps(json.loads(config.to_json_string(use_diff=False)), sort_keys=True)
+            text = _json(config.to_dict())
         return cls(type(model), type(config), text, _implementations(config))
 
     @property
@@ -84,13 +84,13 @@ class Origin:
 
     def with_config(self, config: ConfigDict) -> Origin:
         """The same with another config."""
-        return replace(self, text=json.dumps(config, sort_keys=True))
+        return replace(self, text=_json(config))
 
     def reread(self) -> ConfigDict | None:
         """What the config's class makes of the config; None where it refuses it."""
         try:
             with _quiet():
-                return json.loads(cast(Any, self.config_class).from_dict(self.config).to_json_string(use_diff=False))
+                return json.loads(_json(cast(Any, self.config_class).from_dict(self.config).to_dict()))
         except Exception:  # the library's own checks: anything may come
             return None
 
@@ -104,7 +104,8 @@ def twin_of(origin: Origin) -> Twin:
     config_class = cast(Any, origin.config_class)
     try:
         with _quiet(), _weightless():
-            config = config_class.from_dict(json.loads(config_class.from_dict(origin.config).to_json_string()))
+            saved = config_class.from_dict(origin.config).to_diff_dict()
+            config = config_class.from_dict(json.loads(_json(saved)))
             for path, name, value in origin.implementations:
                 vars(_inner(config, path))[name] = value
             model = origin.model_class(config)
@@ -112,6 +113,11 @@ def twin_of(origin: Origin) -> Twin:
         lines = str(error).strip().splitlines()
         return Twin(None, {}, f"{type(error).__name__}: {lines[0][:200] if lines else ''}")
     return Twin(model, forms(model))
+
+
+def _json(config: Mapping[str, Any]) -> str:
+    """A config's text: lists for tuples and names for types, as in ``config.json``."""
+    return json.dumps(config, sort_keys=True, default=str)
 
 
 def forms(model: nn.Module) -> dict[str, Form]:
@@ -126,7 +132,8 @@ def _form(module: nn.Module) -> Form:
         if tensor is not None
     }
     plain = {key: value for key, value in vars(module).items() if key not in _OWN and is_plain(value)}
-    return Form(type(module), tensors, plain, not module._modules)
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"  # parametrised classes are made anew each time
+    return Form(kind, tensors, plain, not module._modules)
 
 
 def is_plain(value: Any) -> bool:
