@@ -26,7 +26,7 @@ FLOORS = (
     ("edits",),
     ("channels", "marks", "surgery", "trace"),
     ("removals", "realise"),
-    ("cost", "footprint", "joint", "shorten"),
+    ("cost", "footprint", "joint", "places", "shorten"),
     ("proof",),
     ("impact.*",),
     ("select",),

@@ -111,7 +111,19 @@ class Shorten(_Edit):
         return f"take {', '.join(map(str, self.removed))} out of {self.fqn}"
 
 
-Edit: TypeAlias = Annotated[Delete | Pass | Drop | Guard | DropParameter | Slice | Shorten, Field(discriminator="kind")]
+class TakePlace(_Edit):
+    """Give a module the place in the key-value cache that another one of its kind leaves, whose name is ``of``."""
+
+    kind: Literal["take_place"] = "take_place"
+    of: str
+
+    def __str__(self) -> str:
+        return f"give {self.fqn} the cache place of {self.of}"
+
+
+Edit: TypeAlias = Annotated[
+    Delete | Pass | Drop | Guard | DropParameter | Slice | Shorten | TakePlace, Field(discriminator="kind")
+]
 
 
 def taken_out(edits: Iterable[Edit]) -> list[str]:

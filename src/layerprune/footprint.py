@@ -22,6 +22,7 @@ class Footprint:
         read: the values that the dead layers read.
         dropped: the operands that concats lose.
         beside: the neighbours of elements that leave a container; they stay, to show that their places do not matter.
+        containers: the containers that elements leave.
     """
 
     dead: set[int]
@@ -30,6 +31,7 @@ class Footprint:
     read: set[int]
     dropped: set[tuple[int, int]]
     beside: set[str]
+    containers: set[str]
 
     @classmethod
     def of(cls, graph: LayerGraph, candidate: Candidate, realisation: Realisation) -> Footprint:
@@ -37,11 +39,12 @@ class Footprint:
         edits = [edit for edit in realisation.edits if not isinstance(edit, (Guard, Slice))]
         names = {name for edit in edits for name in edit.targets}
         beside = {f"{e.fqn}.{i + step}" for e in edits if isinstance(e, Shorten) for i in e.removed for step in (-1, 1)}
+        containers = {edit.fqn for edit in edits if isinstance(edit, Shorten)}
         frames = [graph.frames[f] for name in names for f in graph.calls.get(name, ())]
         known = realisation.carried | {value for _, value in candidate.cut.dropped}
         returned = {value for frame in frames for value in frame.outputs if value not in known}
         read = {value for layer in realisation.dead for value in graph.read_by(layer)}
-        return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped), beside)
+        return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped), beside, containers)
 
     def disturbs(self, other: Footprint) -> bool:
         """Whether one of two removals could hide what is wrong with the other."""

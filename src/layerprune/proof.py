@@ -20,6 +20,7 @@ from layerprune.inputs import Inputs
 from layerprune.joint import together
 from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
+from layerprune.places import CacheKeeper
 from layerprune.realise import Realisation, realise
 from layerprune.removals import Candidate
 from layerprune.shadow import Shadow, short
@@ -98,6 +99,7 @@ class Prover:
             self.memo.attach(shade.model, _plain_leaves(graph))
         self.unshortened: set[str] = set()
         self.notes: list[str] = []
+        self.caches = CacheKeeper(shade, self.modules, inputs, self.notes)
         self.runs = [_Run(False, shade.adapt(inputs), self.run(False, shade.adapt(inputs)))]
         twice = inputs.repeat(2)
         if twice is None:
@@ -124,7 +126,7 @@ class Prover:
     def realise(self, cut: Cut, *, shorten: bool = True) -> Realisation:
         """Find the edits that carry a cut out; whole layers of a transformers model leave their containers."""
         found = realise(self.graph, self.modules, cut)
-        return self.shortener.shorten(found) if shorten else found
+        return self.caches.keep(self.shortener.shorten(found) if shorten else found)
 
     # ---- many removals --------------------------------------------------------------------------------------------
 
@@ -173,7 +175,7 @@ class Prover:
         """What to try where a proof has failed: stand-ins instead of a shorter container, then the next candidate."""
         candidate, realisation = failed
         place = list(some).index(candidate)
-        if not realisation.stand_ins or self.shortener.whole_only:
+        if not realisation.stand_ins or self.shortener.whole_only or candidate.name in self.unshortened:
             return some[place + 1 :]
         self.unshortened.add(candidate.name)
         return some[place:]
@@ -203,7 +205,8 @@ class Prover:
         for index, (candidate, realisation) in enumerate(realised):
             own = Footprint.of(self.graph, candidate, realisation)
             for members, print_ in batches:
-                if not print_.disturbs(own) and self.leaves_some(print_.dropped | own.dropped):
+                apart = self.caches.use is not None and print_.containers != own.containers  # each may break it alone
+                if not apart and not print_.disturbs(own) and self.leaves_some(print_.dropped | own.dropped):
                     members.append(index)
                     print_.add(own)
                     break
@@ -230,8 +233,8 @@ class Prover:
         for run in self.runs:
             failed = self.failures({i: realised[i][1] for i in left}, run)
             for i, reason in failed.items():
-                for name in realised[i][0].groups:
-                    refused.setdefault(name, []).append(reason)
+                for name in realised[i][0].groups:  # it could be realised: nearer than what could not
+                    refused.setdefault(name, []).insert(0, reason)
             left = [i for i in left if i not in failed]
         for i in left:
             candidate, realisation = realised[i]
@@ -261,6 +264,8 @@ class Prover:
                 self.check_params(joint)
                 for run in some:
                     self.check_run(run, joint, earlier)
+                if self.runs[0] in some:
+                    self.caches.check(joint.edits)
             if joint.stand_ins and self.runs[0] in some:
                 self.check_shorter(joint)
         except (CannotRealise, LayerPruneError) as error:

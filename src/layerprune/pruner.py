@@ -337,7 +337,9 @@ def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.
 
 def _is_ours(edit: Edit) -> bool:
     """Whether an edit leaves a module of layerprune's in the model."""
-    return edit.kind not in ("delete", "slice", "shorten") and not (isinstance(edit, Pass) and edit.is_identity)
+    return edit.kind not in ("delete", "slice", "shorten", "take_place") and not (
+        isinstance(edit, Pass) and edit.is_identity
+    )
 
 
 def _check_share(name: str, share: object) -> None:

@@ -10,8 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.adapters import stacks
+from layerprune.adapters.caches import PLACES
 from layerprune.dropped import Dropped, DroppedBranch, PassThrough, SkipsDropped, dropped
-from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Shorten, Slice, joined, kept_ranges
+from layerprune.edits import (
+    Delete,
+    Drop,
+    DropParameter,
+    Edit,
+    Guard,
+    Pass,
+    Shorten,
+    Slice,
+    TakePlace,
+    joined,
+    kept_ranges,
+)
 from layerprune.errors import SurgeryError
 from layerprune.modules import slots
 
@@ -43,9 +56,11 @@ def operate(model: nn.Module, edits: Sequence[Edit]) -> Undo:
         places = slots(model)  # an edit moves no module but its own
         shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
         shorten = _prepared(model, shortens)
-        for edit in _in_order([edit for edit in edits if not isinstance(edit, Shorten)]):
+        moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
+        for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
             undos.append(_carry_out(model, edit, places))
         undos.append(shorten())
+        undos.append(_take_places(moves))
     except BaseException:
         undo()
         raise
@@ -60,6 +75,29 @@ def _prepared(model: nn.Module, shortens: Sequence[Shorten]) -> Callable[[], Und
         return stacks.shorten(model, {edit.fqn: edit.removed for edit in shortens})
     except SurgeryError as error:
         raise SurgeryError(f"cannot {' and '.join(map(str, shortens))}: {error}") from error
+
+
+def _move(model: nn.Module, edit: TakePlace) -> tuple[nn.Module, nn.Module, str]:
+    """Who takes whose place, on the untouched model, and under which name they hold it."""
+    module, other = _find(model, edit.fqn, edit), _find(model, edit.of, edit)
+    for name in PLACES:
+        if type(vars(module).get(name)) is int and type(vars(other).get(name)) is int:
+            return module, other, name
+    raise SurgeryError(f"cannot {edit}: they do not both hold the number of their place")
+
+
+def _take_places(moves: Sequence[tuple[TakePlace, nn.Module, nn.Module, str]]) -> Undo:
+    """Hand the places on, all at once: who leaves one may take another."""
+    new = [(module, name, vars(other)[name]) for _, module, other, name in moves]
+    old = [(module, name, vars(module)[name]) for _, module, _, name in moves]
+    for module, name, place in new:
+        vars(module)[name] = place
+
+    def undo() -> None:
+        for module, name, place in old:
+            vars(module)[name] = place
+
+    return undo
 
 
 @contextmanager

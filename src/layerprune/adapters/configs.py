@@ -158,7 +158,7 @@ def placing_fields(origin: Origin, fqn: str, size: int, count: Count) -> tuple[s
         built = twin_of(origin.with_config(config)).forms
         others = [name for name in {*whole, *built} if whole.get(name) != built.get(name)]
         places = {name.removeprefix(fqn + ".").partition(".")[0] for name in others if name.startswith(fqn + ".")}
-        if not built or 0 < len(places) < size:
+        if not built or 0 < len(places) < (size + 1 if isinstance(value, list) else size):
             found.append(key)
     return tuple(found)
 

@@ -1,0 +1,72 @@
+"""Partial removals: generation with a key-value cache gives what generation without one does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers")
+
+from families import build
+from layerprune import UniversalLayerPruner
+from layerprune.edits import TakePlace
+from layerprune.plan import PruningPlan
+from layerprune.surgery import applied
+from oracle import distance, run
+from reload_vanilla import generated
+from simulation import simulate
+from test_blocks import inputs_of, no_cache, state
+
+FAMILIES = ("llama", "qwen3", "gemma3", "gpt2", "bart", "t5", "lfm2", "bamba")
+
+
+def padded(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Inputs of which one is padded: a wrong length of the past shows in the mask, too."""
+    inputs = inputs_of(model)
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[0, :3] = 0
+    return inputs | {"attention_mask": mask}
+
+
+def pruner_of(model: nn.Module) -> UniversalLayerPruner:
+    return UniversalLayerPruner(model, example_inputs=padded(model) | no_cache(model), protect_io=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_removal_generates_with_a_cache_what_it_does_without(family: str) -> None:
+    model = build(family).double()
+    pruner = pruner_of(model)
+    inputs: dict[str, Any] = padded(model)
+    before = state(model)
+    moved = 0
+    for removal in pruner.removals:
+        if removal.kind == "bypass" or not pruner._prover.caches.concerned(removal.edits):
+            continue
+        with applied(model, removal.edits):
+            assert generated(model, inputs, cached=True) == generated(model, inputs, cached=False), removal
+            pruned = run(model, ((), inputs | no_cache(model)))
+        moved += any(isinstance(edit, TakePlace) for edit in removal.edits)
+        assert distance(pruned, simulate(model, pruner.graph, removal.cut, **inputs, **no_cache(model))) < 1e-10
+    assert state(model) == before
+    if family in ("llama", "qwen3", "gemma3", "gpt2"):
+        assert moved, "the first attention has gone, and the next has taken its place"
+
+
+def test_the_last_attention_that_knows_the_past_stays() -> None:
+    pruner = pruner_of(build("bamba"))
+    reasons = [g.reason for g in pruner.groups if "self_attn" in g.name and not g.can_remove]
+    assert any("how long the past in the cache is" in reason for reason in reasons)
+
+
+def test_a_plan_with_many_removals_generates_and_replays() -> None:
+    model = build("gemma3")
+    pruner = pruner_of(model)
+    names = [f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)] + ["model.layers.2.mlp.up_proj"]
+    plan = PruningPlan.from_json(pruner.plan(groups=names).to_json())
+    pruned = plan.apply(build("gemma3"))
+    inputs = padded(model)
+    assert generated(pruned, inputs, cached=True) == generated(pruned, inputs, cached=False)
+    assert {edit.kind for edit in plan.edits} >= {"drop", "take_place"}
