@@ -65,13 +65,17 @@ def observe_cache(
     """
     with running():
         empty = _empty_cache(model) if prepared else {}
-        first = model(**{**inputs.kwargs, **empty, "use_cache": True})
-        name = next((name for name in _CACHES if getattr(first, name, None) is not None), None)
-        if name is None:
-            return None
-        cache = getattr(first, name)
-        watch = _Watch(model, cache)
+        watch = _Watch(model)
+        for cache in empty.values():
+            watch.attach(cache)
         with watched(model, watch.wrap):
+            first = model(**{**inputs.kwargs, **empty, "use_cache": True})
+            name = next((name for name in _CACHES if getattr(first, name, None) is not None), None)
+            if name is None:
+                return None
+            cache = getattr(first, name)
+            watch.attach(cache)
+            watch.read.clear()  # of an empty past
             model(**_next(inputs.kwargs, first), **{name: cache, "use_cache": True})
     return watch.use()
 
@@ -80,7 +84,7 @@ def generates(model: nn.Module) -> bool:
     """Whether ``generate`` would make a model's cache."""
     can = getattr(model, "can_generate", lambda: False)
     makes = getattr(model, "_supports_default_dynamic_cache", lambda: True)
-    return bool(can()) and bool(makes()) and _CACHES[0] in inspect.signature(model.forward).parameters
+    return bool(can()) and bool(makes())
 
 
 def _empty_cache(model: nn.Module) -> dict[str, Any]:
@@ -88,7 +92,9 @@ def _empty_cache(model: nn.Module) -> dict[str, Any]:
     library = cast(Any, importlib.import_module("transformers.cache_utils"))
     config = cast(Any, model).config
     some = [library.DynamicCache(config=config.get_text_config(decoder=True)) for _ in range(2)]
-    return {_CACHES[0]: library.EncoderDecoderCache(*some) if config.is_encoder_decoder else some[0]}
+    takes = inspect.signature(model.forward).parameters
+    name = next(name for name in _CACHES if name in takes)
+    return {name: library.EncoderDecoderCache(*some) if config.is_encoder_decoder else some[0]}
 
 
 def _next(given: Mapping[str, Any], first: Any) -> dict[str, Any]:
@@ -107,27 +113,38 @@ def _next(given: Mapping[str, Any], first: Any) -> dict[str, Any]:
 class _Watch:
     """Sees what modules do with the layers of a cache."""
 
-    def __init__(self, model: nn.Module, cache: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.names = names_by_module(model)
         self.stack: list[str] = []
+        self.asking: list[nn.Module] = []
+        self.seen: list[Any] = []
         self.written: dict[tuple[int, int, bool], dict[str, None]] = {}
         self.read: list[tuple[tuple[int, int, bool], str, str, tuple[str, ...]]] = []
         self.kinds: dict[tuple[int, int], str] = {}
+
+    def attach(self, cache: Any) -> None:
+        """Watch a cache, and the layers of it that are new."""
         parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
         for number, part in enumerate(parts if parts[0] is not None else [cache]):
-            self.attach(number, part)
+            self.attach_part(number, part)
 
-    def attach(self, number: int, cache: Any) -> None:
+    def attach_part(self, number: int, cache: Any) -> None:
         layers = cast("Sequence[Any]", getattr(cache, "layers", ()))
         for place, layer in enumerate(layers):
             self.kinds[number, place] = f"{type(layer).__name__} {getattr(layer, 'sliding_window', None)}"
-            for method in (*_WRITES, *_READS):
+            for method in (*_WRITES, *_READS) if self.is_new(layer) else ():
                 if hasattr(layer, method):
                     setattr(layer, method, self.watched(number, place, method, getattr(layer, method)))
         recurrent = [i for i, layer in enumerate(layers) if hasattr(layer, "update_recurrent_state")]
         asks = getattr(cache, "has_previous_state", None)
-        if recurrent and asks is not None:
+        if recurrent and asks is not None and self.is_new(cache):
             cache.has_previous_state = self.watched(number, recurrent[-1], "has_previous_state", asks)
+
+    def is_new(self, thing: Any) -> bool:
+        """Whether something is met for the first time; it is then kept, so that it stays who it is."""
+        known = any(thing is other for other in self.seen)
+        self.seen += [] if known else [thing]
+        return not known
 
     def watched(self, number: int, place: int, method: str, run: Callable[..., Any]) -> Callable[..., Any]:
         kind = method not in ("update", *_READS)
@@ -139,11 +156,16 @@ class _Watch:
                 return out  # a layer asks about its own place
             if method in _WRITES:
                 self.written.setdefault((number, place, kind), {})[self.stack[-1]] = None
-            else:
+            elif not self.asks_own(place):
                 self.read.append(((number, place, kind), method, repr(out), tuple(self.stack)))
             return out
 
         return seen
+
+    def asks_own(self, place: int) -> bool:
+        """Whether the module that asks holds the very place: a cross-attention beside a self-attention that may go."""
+        held = vars(self.asking[-1]) if self.asking else {}
+        return any(held.get(name) == place for name in PLACES)
 
     def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         name = self.names[id(module)][0]
@@ -151,9 +173,11 @@ class _Watch:
         @functools.wraps(forward)
         def followed(*args: Any, **kwargs: Any) -> Any:
             self.stack.append(name)
+            self.asking.append(module)
             try:
                 return forward(*args, **kwargs)
             finally:
+                self.asking.pop()
                 self.stack.pop()
 
         return followed
