@@ -212,6 +212,7 @@ class _Builder:
                 literals=((), {}),
                 functions=functions,
                 writes=writes,
+                results=call.outputs,
             )
         return self.function_layer(index, ops, own, outputs, params, writes)
 
@@ -227,9 +228,10 @@ class _Builder:
         frame = self.recording.calls[ops[0].frame]
         data = any(op.data for op in ops)
         literals: Any = ((), {})
+        results = outputs
         if ops[0].function >= 0:
             call = self.recording.functions[ops[0].function]
-            name, nth, literals = str(call.function), call.nth, call.literals
+            name, nth, literals, results = str(call.function), call.nth, call.literals, call.results
             extra = dict.fromkeys(r for op in ops for read in op.reads if (r := tuple(v for v in read if v not in own)))
             known = {v for read in call.operands for v in read}
             operands = call.operands + tuple(r for r in extra if not set(r) <= known)
@@ -258,6 +260,7 @@ class _Builder:
             literals=literals,
             functions=(name,),
             writes=writes,
+            results=results,
         )
 
     def data(self, reads: list[Read]) -> list[Read]:

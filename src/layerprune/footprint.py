@@ -21,6 +21,7 @@ class Footprint:
             for, and the dropped operands of concats, which the cut itself names.
         read: the values that the dead layers read.
         dropped: the operands that concats lose.
+        moves: whether channels that are left are moved on the way; what else is lost then changes where to.
     """
 
     dead: set[int]
@@ -28,6 +29,7 @@ class Footprint:
     returned: set[int]
     read: set[int]
     dropped: set[tuple[int, int]]
+    moves: bool
 
     @classmethod
     def of(cls, graph: LayerGraph, candidate: Candidate, realisation: Realisation) -> Footprint:
@@ -37,10 +39,12 @@ class Footprint:
         known = realisation.carried | {value for _, value in candidate.cut.dropped}
         returned = {value for frame in frames for value in frame.outputs if value not in known}
         read = {value for layer in realisation.dead for value in graph.read_by(layer)}
-        return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped))
+        return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped), bool(realisation.moved))
 
     def disturbs(self, other: Footprint) -> bool:
         """Whether one of two removals could hide what is wrong with the other."""
+        if (self.moves or other.moves) and self.dropped and other.dropped:
+            return True
         crossed = self.returned & other.read or other.returned & self.read
         return bool(self.dead & other.dead or crossed) or _overlap(other.names, self.names)
 
@@ -51,6 +55,7 @@ class Footprint:
         self.returned |= other.returned
         self.read |= other.read
         self.dropped |= other.dropped
+        self.moves |= other.moves
 
 
 def _overlap(names: set[str], touched: set[str]) -> bool:

@@ -20,6 +20,7 @@ from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
 from layerprune.realise import Realisation, realise
 from layerprune.removals import Candidate
+from layerprune.rerun import rerunning
 from layerprune.shadow import Shadow, short
 from layerprune.surgery import applied
 
@@ -257,6 +258,7 @@ class Prover:
             dead=dead,
             params=frozenset(param for r in realisations for param in r.params),
             leftovers=(),
+            moved=tuple(moved for r in realisations for moved in r.moved),
         )
 
     # ---- one set --------------------------------------------------------------------------------------------------
@@ -275,13 +277,17 @@ class Prover:
     def check_run(self, run: _Run, joint: Realisation, earlier: Sequence[Dropped]) -> None:
         known = {id(token) for token in earlier}
         new = [token for token in dropped_tensors(self.shade.model) if id(token) not in known]
-        with watching_merges(new) as merges:
+        # The places of rearranged channels were traced at the example inputs' sizes, which the first run has.
+        rerun = rerunning(self.shade.model, joint.moved if run is self.runs[0] else ())
+        with watching_merges(new) as merges, rerun as faults:
             try:
                 found = self.run(run.training, run.inputs)
             except (CannotRealise, LayerPruneError):
                 raise
             except Exception as error:  # the user's forward on what is left of the model: anything may come
                 raise CannotRealise(f"the forward fails without it: {short(error)}") from error
+        if faults:
+            raise CannotRealise(faults[0])
         if found != run.expected:
             mode = "train" if run.training else "eval"
             raise CannotRealise(f"the output would change its form in {mode} mode: {run.expected} to {found}")
@@ -304,6 +310,8 @@ def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
             i for first, last in edit.dropped for i in range(first, last)
         )
     sides = {(edit.fqn, edit.side): edit for edit in slices}
+    if len({fqn for fqn, _ in sides}) < len(sides):
+        raise CannotRealise("a layer would lose input channels and whole groups of channels at once")
     return [edit.model_copy(update={"dropped": ranges(gone[key])}) for key, edit in sides.items()]
 
 

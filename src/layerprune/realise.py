@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from layerprune.channels import CannotSlice, ChannelTrace
+from layerprune.channel_rules import CannotSlice
+from layerprune.channels import ChannelTrace
 from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
+from layerprune.rearrange import Moved
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Realisation:
         params: numbers of the parameters that go.
         leftovers: layers that are dead and still run, on a dropped tensor or for nothing.
         carried: the values that equal a substitute from then on.
+        moved: the rearrangements of values that lose channels.
     """
 
     cut: Cut
@@ -35,6 +38,7 @@ class Realisation:
     params: frozenset[int]
     leftovers: tuple[int, ...]
     carried: frozenset[int] = frozenset()
+    moved: tuple[Moved, ...] = ()
 
 
 def realise(graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> Realisation:
@@ -67,7 +71,7 @@ class _Realiser:
         if not self.dead:
             raise CannotRealise("nothing dies with it")
         marks = self.marks()
-        slices = self.slices()
+        slices, moved = self.slices()
         outermost = self.outermost_dead()
         edits = [*self.module_edits(marks, outermost), *self.param_edits(marks, outermost), *slices]
         self.check_params(edits)
@@ -82,6 +86,7 @@ class _Realiser:
             params=self.dead_params,
             leftovers=leftovers,
             carried=frozenset(marks.carried),
+            moved=moved,
         )
 
     def marks(self) -> Marks:
@@ -222,12 +227,13 @@ class _Realiser:
     def held_elsewhere(self, number: int, removed: list[str]) -> bool:
         return any(i == number and not _under(n, removed) for n, i in self.graph.param_ids.items())
 
-    def slices(self) -> list[Slice]:
+    def slices(self) -> tuple[list[Slice], tuple[Moved, ...]]:
         cats = [(m, v) for m, v in self.cut.dropped if merge_of(self.graph.layers[m]) == "cat" and m not in self.dead]
         if not cats:
-            return []
+            return [], ()
+        trace = ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes)
         try:
-            return ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes).run(cats)
+            return trace.run(cats), tuple(trace.moved)
         except CannotSlice as error:
             raise CannotRealise(str(error)) from error
 
