@@ -28,7 +28,7 @@ FLOORS = (
     ("channel_rules",),
     ("channels", "marks", "surgery"),
     ("removals", "realise", "rerun"),
-    ("cost", "footprint"),
+    ("cost", "footprint", "joining"),
     ("proof",),
     ("impact.*",),
     ("select",),

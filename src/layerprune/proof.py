@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 from layerprune.cost import params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
-from layerprune.edits import Edit, Slice, ranges
+from layerprune.edits import Edit
 from layerprune.errors import LayerPruneError
 from layerprune.footprint import Footprint
 from layerprune.graph import Cut, LayerGraph
 from layerprune.groups import Group
 from layerprune.inputs import Inputs
+from layerprune.joining import side_by_side
 from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
 from layerprune.realise import Realisation, realise
@@ -23,6 +25,9 @@ from layerprune.removals import Candidate
 from layerprune.rerun import rerunning
 from layerprune.shadow import Shadow, short
 from layerprune.surgery import applied
+
+# How many removals that differ in numbers only have to fail for the same reason before the rest counts as failed.
+_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -226,13 +231,41 @@ class Prover:
         members = list(batch)
         if len(members) == 1:
             return {members[0]: reason}
-        halves = members[: len(members) // 2], members[len(members) // 2 :]
-        return {i: why for half in halves for i, why in self.failures({i: batch[i] for i in half}, run).items()}
+        classes: dict[str, list[int]] = {}
+        for i in members:
+            classes.setdefault(_pattern(" ".join(map(str, batch[i].edits))), []).append(i)
+        if len(classes) == 1:
+            return self.failures_alike(batch, run)
+        return {
+            i: why for some in classes.values() for i, why in self.failures({i: batch[i] for i in some}, run).items()
+        }
+
+    def failures_alike(self, batch: Mapping[int, Realisation], run: _Run) -> dict[int, str]:
+        """Which of a batch of removals fail that differ in numbers only, as those of repeated blocks do.
+
+        Where the first :data:`_SAMPLES` fail for the same reason, the others are taken to fail as well: a verdict of
+        critical needs no proof, and large models have a hundred of them.
+        """
+        members = list(batch)
+        found: dict[int, str] = {}
+        for i in members[:_SAMPLES]:
+            found |= self.failures({i: batch[i]}, run)
+        rest = {i: batch[i] for i in members[_SAMPLES:]}
+        if len(found) == _SAMPLES and len({_pattern(why) for why in found.values()}) == 1:
+            alike = batch[members[0]].edits[0].fqn
+            return found | dict.fromkeys(rest, f"as with '{alike}', which is alike: {found[members[0]]}")
+        if not rest or self.reason_against(list(rest.values()), [run]) is None:
+            return found
+        some = list(rest)
+        halves = some[: len(some) // 2], some[len(some) // 2 :]
+        for half in halves:
+            found |= self.failures({i: rest[i] for i in half}, run)
+        return found
 
     def reason_against(self, realisations: Sequence[Realisation], runs: Sequence[_Run] | None = None) -> str | None:
         """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is."""
         try:
-            joint = realisations[0] if len(realisations) == 1 else self.together(realisations)
+            joint = realisations[0] if len(realisations) == 1 else side_by_side(self.graph, realisations)
             earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
             with applied(self.shade.model, joint.edits):
                 self.check_params(joint)
@@ -241,25 +274,6 @@ class Prover:
         except (CannotRealise, LayerPruneError) as error:
             return str(error)
         return None
-
-    def together(self, realisations: Sequence[Realisation]) -> Realisation:
-        """Put removals that do not disturb each other side by side, each carried out as it would be alone."""
-        dead = frozenset(layer for r in realisations for layer in r.dead)
-        concats = {merge for r in realisations for merge, _ in r.cut.dropped} - dead
-        others = [kind for r in realisations for kind in r.merges if kind != "cat"]
-        edits = {(e.kind, e.fqn): e for r in realisations for e in r.edits if not isinstance(e, Slice)}.values()
-        return Realisation(
-            cut=join_cuts([(r.cut, r.dead) for r in realisations], self.graph),
-            edits=(
-                *edits,
-                *_joined_slices([edit for r in realisations for edit in r.edits if isinstance(edit, Slice)]),
-            ),
-            merges=tuple(sorted([*others, *["cat"] * len(concats)])),
-            dead=dead,
-            params=frozenset(param for r in realisations for param in r.params),
-            leftovers=(),
-            moved=tuple(moved for r in realisations for moved in r.moved),
-        )
 
     # ---- one set --------------------------------------------------------------------------------------------------
 
@@ -302,19 +316,6 @@ def _plain_leaves(graph: LayerGraph) -> frozenset[str]:
     return frozenset(plain - {layer.fqn for layer in layers if len(layer.operands) != 1 or layer.writes})
 
 
-def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
-    """Slice each module once, of all the channels that it loses."""
-    gone: dict[tuple[str, str], set[int]] = {}
-    for edit in slices:
-        gone.setdefault((edit.fqn, edit.side), set()).update(
-            i for first, last in edit.dropped for i in range(first, last)
-        )
-    sides = {(edit.fqn, edit.side): edit for edit in slices}
-    if len({fqn for fqn, _ in sides}) < len(sides):
-        raise CannotRealise("a layer would lose input channels and whole groups of channels at once")
-    return [edit.model_copy(update={"dropped": ranges(gone[key])}) for key, edit in sides.items()]
-
-
 def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
     """Whether a removal takes the same groups out as a bypass, and at least all that the bypass does.
 
@@ -323,39 +324,14 @@ def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
     return removal.groups == candidate.groups and candidate.dead <= removal.dead
 
 
+def _pattern(text: str) -> str:
+    """A text without its numbers."""
+    return re.sub(r"\d+", "#", text)
+
+
 def _as_clause(reason: str) -> str:
     """Fit a verdict into a sentence: "protected by …" wants a verb, "reads the model's input" has one."""
     return f"is {reason}" if reason.startswith("protected") else reason
-
-
-def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> Cut:
-    """Join cuts into one, leaving out what dies by another one anyway.
-
-    Args:
-        cuts: each cut with the layers that die by it.
-        graph: the layer graph.
-
-    Raises:
-        CannotRealise: two cuts put different things in one tensor's place.
-    """
-    substitutes: dict[int, int] = {}
-    dropped: set[tuple[int, int]] = set()
-    for number, (cut, _) in enumerate(cuts):
-        others: set[int] = set()
-        for other, (_, dead) in enumerate(cuts):
-            if other != number:
-                others |= dead
-        for y, s in cut.substitutes.items():
-            if graph.values[y].layer in others and all(reader in others for reader in graph.readers.get(y, (-1,))):
-                continue
-            if substitutes.get(y, s) != s:
-                raise CannotRealise(f"{graph.describe([y])} would be replaced by two things at once")
-            substitutes[y] = s
-        dropped |= {(merge, value) for merge, value in cut.dropped if merge not in others}
-    for merge in {m for m, _ in dropped}:
-        if {(v,) for m, v in dropped if m == merge} >= set(graph.layers[merge].operands):
-            raise CannotRealise(f"'{graph.layers[merge].name}' would have nothing left to join")
-    return Cut(substitutes, frozenset(dropped))
 
 
 def signature(out: Any, depth: int = 0) -> Any:

@@ -29,10 +29,11 @@ from layerprune.graph import LayerGraph
 from layerprune.groups import Group, LayerInfo, form_groups
 from layerprune.impact.influence import score_influence
 from layerprune.inputs import Inputs, as_inputs, infer_inputs
+from layerprune.joining import join_cuts
 from layerprune.marks import CannotRealise
 from layerprune.modules import check_supported, fingerprint, unwrap
 from layerprune.plan import PlannedRemoval, PruningPlan, json_safe
-from layerprune.proof import Prover, Removal, join_cuts, with_reasons
+from layerprune.proof import Prover, Removal, with_reasons
 from layerprune.realise import Realisation, realise
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
 from layerprune.report.text import groups_text, plan_text, summary_text

@@ -1,0 +1,73 @@
+"""Joining: several removals as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from layerprune.edits import Slice, ranges
+from layerprune.graph import Cut, LayerGraph
+from layerprune.marks import CannotRealise
+from layerprune.realise import Realisation
+
+
+def side_by_side(graph: LayerGraph, realisations: Sequence[Realisation]) -> Realisation:
+    """Put removals that do not disturb each other side by side, each carried out as it would be alone."""
+    dead = frozenset(layer for r in realisations for layer in r.dead)
+    concats = {merge for r in realisations for merge, _ in r.cut.dropped} - dead
+    others = [kind for r in realisations for kind in r.merges if kind != "cat"]
+    edits = {(e.kind, e.fqn): e for r in realisations for e in r.edits if not isinstance(e, Slice)}.values()
+    return Realisation(
+        cut=join_cuts([(r.cut, r.dead) for r in realisations], graph),
+        edits=(
+            *edits,
+            *_joined_slices([edit for r in realisations for edit in r.edits if isinstance(edit, Slice)]),
+        ),
+        merges=tuple(sorted([*others, *["cat"] * len(concats)])),
+        dead=dead,
+        params=frozenset(param for r in realisations for param in r.params),
+        leftovers=(),
+        moved=tuple(moved for r in realisations for moved in r.moved),
+    )
+
+
+def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
+    """Slice each module once, of all the channels that it loses."""
+    gone: dict[tuple[str, str], set[int]] = {}
+    for edit in slices:
+        gone.setdefault((edit.fqn, edit.side), set()).update(
+            i for first, last in edit.dropped for i in range(first, last)
+        )
+    sides = {(edit.fqn, edit.side): edit for edit in slices}
+    if len({fqn for fqn, _ in sides}) < len(sides):
+        raise CannotRealise("a layer would lose input channels and whole groups of channels at once")
+    return [edit.model_copy(update={"dropped": ranges(gone[key])}) for key, edit in sides.items()]
+
+
+def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> Cut:
+    """Join cuts into one, leaving out what dies by another one anyway.
+
+    Args:
+        cuts: each cut with the layers that die by it.
+        graph: the layer graph.
+
+    Raises:
+        CannotRealise: two cuts put different things in one tensor's place.
+    """
+    substitutes: dict[int, int] = {}
+    dropped: set[tuple[int, int]] = set()
+    for number, (cut, _) in enumerate(cuts):
+        others: set[int] = set()
+        for other, (_, dead) in enumerate(cuts):
+            if other != number:
+                others |= dead
+        for y, s in cut.substitutes.items():
+            if graph.values[y].layer in others and all(reader in others for reader in graph.readers.get(y, (-1,))):
+                continue
+            if substitutes.get(y, s) != s:
+                raise CannotRealise(f"{graph.describe([y])} would be replaced by two things at once")
+            substitutes[y] = s
+        dropped |= {(merge, value) for merge, value in cut.dropped if merge not in others}
+    for merge in {m for m, _ in dropped}:
+        if {(v,) for m, v in dropped if m == merge} >= set(graph.layers[merge].operands):
+            raise CannotRealise(f"'{graph.layers[merge].name}' would have nothing left to join")
+    return Cut(substitutes, frozenset(dropped))
