@@ -22,18 +22,13 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
     Inputs that are a guess get a real forward only where the failure is about fake tensors, not where they do not fit.
     """
     shade = fake_shadow(model)
+    notes: list[str] = []
     try:
         recorder, recording = _run(shade, inputs)
-        notes: list[str] = []
     except Exception as error:
         if guessed and not is_about_fakes(error):
             raise _misfit(model, inputs, error) from error
-        shade = real_shadow(model)
-        recorder, recording = _record_really(model, shade, inputs, error)
-        notes = [
-            f"recorded on real tensors, because fake ones failed ({short(error)}): "
-            "only the layers that these inputs reached are known"
-        ]
+        shade, recorder, recording = _record_otherwise(model, inputs, error, notes)
     return _Builder(recorder, recording, notes).build(), shade
 
 
@@ -62,6 +57,25 @@ def _run(shade: Shadow, inputs: Inputs) -> tuple[Recorder, Recording]:
     recorder = Recorder(shade.model, keep=shade.mode is not None)
     with shade.running():
         return recorder, recorder.run(adapted.args, adapted.kwargs)
+
+
+def _record_otherwise(
+    model: nn.Module, inputs: Inputs, error: Exception, notes: list[str]
+) -> tuple[Shadow, Recorder, Recording]:
+    """Record a forward that wants values: those of integers are known on fake runs, too; others on real ones only."""
+    if is_about_fakes(error):
+        shade = fake_shadow(model, integers=True)
+        try:
+            return shade, *_run(shade, inputs)
+        except Exception as another:
+            error = another
+    shade = real_shadow(model)
+    recorder, recording = _record_really(model, shade, inputs, error)
+    notes.append(
+        f"recorded on real tensors, because fake ones failed ({short(error)}): "
+        "only the layers that these inputs reached are known"
+    )
+    return shade, recorder, recording
 
 
 def _record_really(

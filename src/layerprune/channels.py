@@ -136,7 +136,10 @@ class ChannelTrace:
         for original, read in zip(layer.operands, self.operands(layer), strict=True):
             if len(read) != 1:
                 raise CannotSlice(f"an operand of '{layer.name}' is written in place")
-            size = self.graph.values[read[0]].shape[dim]
+            shape = self.graph.values[read[0]].shape
+            if dim >= len(shape):
+                raise CannotSlice(f"'{layer.name}' joins tensors of different dimensions")
+            size = shape[dim]
             gap = self.gaps.get(read[0])
             if gap is not None and gap.dim != dim:
                 raise CannotSlice(f"'{layer.name}' joins its tensors along another dimension")
