@@ -27,6 +27,7 @@ FLOORS = (
     ("rearrange", "slices"),
     ("channel_rules",),
     ("channels", "marks", "surgery"),
+    ("companion",),
     ("removals", "realise", "rerun"),
     ("cost", "footprint", "joining"),
     ("proof",),

@@ -52,6 +52,29 @@ def capture(model: nn.Module, inputs: Inputs) -> LayerGraph:
     return record(model, inputs)[0]
 
 
+def record_training(shade: Shadow, graph: LayerGraph, inputs: Inputs) -> LayerGraph | None:
+    """Record a forward in train mode, of a model that holds parameters which its eval mode never uses.
+
+    Args:
+        shade: a shadow of the model.
+        graph: the layer graph of eval mode.
+        inputs: the example inputs; two samples or more, for batch norms.
+
+    Returns:
+        The layer graph of train mode; None where eval mode uses every parameter, or train mode does not run.
+    """
+    if all(number in graph.param_users for number in graph.param_ids.values()):
+        return None
+    shade.model.train()
+    try:
+        recorder, recording = _run(shade, inputs)
+    except Exception:  # the user's own forward, which may want targets when it trains; the proofs say so in a note
+        return None
+    finally:
+        shade.model.eval()
+    return _Builder(recorder, recording, []).build()
+
+
 def _run(shade: Shadow, inputs: Inputs) -> tuple[Recorder, Recording]:
     adapted = shade.adapt(inputs)
     recorder = Recorder(shade.model, keep=shade.mode is not None)

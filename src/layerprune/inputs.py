@@ -118,7 +118,7 @@ class Sampler:
         return torch.randn(shape, generator=self._generator, device="cpu").to(self.device, self.dtype)
 
     def integers(self, choices: range, *shape: int) -> Tensor:
-        """Draw evenly from a range, as int64; with values for a model on the meta device, too: sizes follow from them."""
+        """Draw evenly from a range, as int64; with values for a model on the meta device, too, as sizes hang on them."""
         drawn = torch.randint(choices.start, choices.stop, shape, generator=self._generator, device="cpu")
         return drawn if self.device.type == "meta" else drawn.to(self.device)
 

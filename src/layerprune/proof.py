@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from layerprune.capture import record_training
+from layerprune.companion import Companion
 from layerprune.cost import params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
 from layerprune.edits import Edit
@@ -36,7 +38,7 @@ class Removal:
 
     Attributes:
         name: what is replaced by what.
-        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several`` or ``block``.
+        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared`` or ``block``.
         groups: names of the groups that leave.
         cut: the substitution in the layer graph.
         realisation: the edits, the layers that die and the parameters that go.
@@ -92,8 +94,6 @@ class Prover:
         self.shade = shade
         self.graph = graph
         self.modules = dict(shade.model.named_modules(remove_duplicate=False))
-        if shade.mode is not None:
-            Memo(shade.mode).attach(shade.model, _plain_leaves(graph))
         self.notes: list[str] = []
         self.runs = [_Run(False, shade.adapt(inputs), self.run(False, shade.adapt(inputs)))]
         twice = inputs.repeat(2)
@@ -101,13 +101,31 @@ class Prover:
             self.notes.append(
                 "the batch dimension of the inputs is not known: removals were proven at one batch size only"
             )
-        twice = twice or inputs
-        try:
-            self.runs.append(_Run(True, shade.adapt(twice), self.run(True, shade.adapt(twice))))
-        except Exception as error:  # the user's own forward, which may want targets when it trains
-            self.notes.append(
-                f"the untouched model does not run in train mode on these inputs ({short(error)}): not proven there"
-            )
+        self.companion: Companion | None = None
+        self.add_training(twice or inputs)
+        if shade.mode is not None:  # from here on only shapes count, which a recording could not follow
+            Memo(shade.mode).attach(shade.model, _plain_leaves(graph))
+
+    def add_training(self, inputs: Inputs) -> None:
+        """Let removals be proven in train mode, too; on larger images where a head that trains wants them."""
+        failed = ""
+        for sized in (inputs, inputs.map(_twice_as_large)):
+            try:
+                expected = self.run(True, self.shade.adapt(sized))
+            except Exception as error:  # the user's own forward, which may want targets when it trains
+                failed = failed or short(error)
+                continue
+            self.runs.append(_Run(True, self.shade.adapt(sized), expected))
+            training = record_training(self.shade, self.graph, sized)
+            self.companion = None if training is None else Companion(self.graph, training, self.modules)
+            return
+        self.notes.append(
+            f"the untouched model does not run in train mode on these inputs ({failed}): not proven there"
+        )
+
+    def realise(self, cut: Cut) -> Realisation:
+        """Find the edits that carry a cut out; see :func:`layerprune.realise.realise`."""
+        return realise(self.graph, self.modules, cut, self.companion)
 
     def run(self, training: bool, inputs: Inputs) -> Any:
         """Run the shadow and describe what it returns."""
@@ -171,7 +189,7 @@ class Prover:
                     raise CannotRealise(
                         f"leaves only together with '{kept[0]}', which {_as_clause(forbidden[kept[0]])}"
                     )
-                return candidate, realise(self.graph, self.modules, candidate.cut)
+                return candidate, self.realise(candidate.cut)
             except CannotRealise as error:
                 for name in candidate.groups:
                     refused.setdefault(name, []).append(str(error))
@@ -307,6 +325,11 @@ class Prover:
             raise CannotRealise(f"the output would change its form in {mode} mode: {run.expected} to {found}")
         if sorted(merges) != list(joint.merges) and not run.training:
             raise CannotRealise("the forward merges the dropped tensor elsewhere than the layer graph says")
+
+
+def _twice_as_large(tensor: Tensor) -> Tensor:
+    """Repeat an image to twice its height and width; other tensors stay."""
+    return tensor.repeat(1, 1, 2, 2) if tensor.dim() == 4 and tensor.is_floating_point() else tensor
 
 
 def _plain_leaves(graph: LayerGraph) -> frozenset[str]:

@@ -34,7 +34,7 @@ from layerprune.marks import CannotRealise
 from layerprune.modules import check_supported, fingerprint, unwrap
 from layerprune.plan import PlannedRemoval, PruningPlan, json_safe
 from layerprune.proof import Prover, Removal, with_reasons
-from layerprune.realise import Realisation, realise
+from layerprune.realise import Realisation
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.select import Problem, select
@@ -225,7 +225,7 @@ class UniversalLayerPruner:
         """Realise removals together and prove the whole."""
         picked = [self.removals[i] for i in chosen]
         cut = join_cuts([(r.cut, r.dead) for r in picked], self.graph)
-        joint = realise(self.graph, self._prover.modules, cut)
+        joint = self._prover.realise(cut)
         if not all(r.dead <= joint.dead for r in picked):
             raise CannotRealise("what one of them removes, another one needs")
         reason = self._prover.reason_against([joint])

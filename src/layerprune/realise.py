@@ -10,6 +10,7 @@ from torch import nn
 
 from layerprune.channel_rules import CannotSlice
 from layerprune.channels import ChannelTrace
+from layerprune.companion import Companion
 from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
@@ -41,7 +42,9 @@ class Realisation:
     moved: tuple[Moved, ...] = ()
 
 
-def realise(graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> Realisation:
+def realise(
+    graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut, companion: Companion | None = None
+) -> Realisation:
     """Find the edits that carry a cut out.
 
     Every value that is to be substituted is traced back to its substitute: through dead modules, which then pass their
@@ -52,18 +55,22 @@ def realise(graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> Re
         graph: the layer graph.
         modules: the model's modules by name.
         cut: one removal's, or several removals' together.
+        companion: the model in train mode, where that runs more than eval mode does.
 
     Raises:
         CannotRealise: there are none; the message says why.
     """
-    return _Realiser(graph, modules, cut).run()
+    return _Realiser(graph, modules, cut, companion).run()
 
 
 class _Realiser:
-    def __init__(self, graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> None:
+    def __init__(
+        self, graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut, companion: Companion | None
+    ) -> None:
         self.graph = graph
         self.modules = modules
         self.cut = cut
+        self.companion = companion
         self.marker = Marker(graph, cut)
         self.dead, self.gone, self.dead_params = self.marker.dead, self.marker.gone, self.marker.dead_params
 
@@ -233,7 +240,10 @@ class _Realiser:
             return [], ()
         trace = ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes)
         try:
-            return trace.run(cats), tuple(trace.moved)
+            slices = trace.run(cats)
+            if self.companion is not None:
+                slices += self.companion.slices(self.cut, self.dead, slices)
+            return slices, tuple(trace.moved)
         except CannotSlice as error:
             raise CannotRealise(str(error)) from error
 
