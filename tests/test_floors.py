@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # From the ground up. Modules on one floor do not see each other, but for those of one folder (``impact.*``).
 FLOORS = (
     ("errors",),
-    ("dropped", "guesses", "integers", "memo", "nested", "watch"),
-    ("inputs", "modules"),
+    ("dropped", "guesses", "integers", "nested", "watch"),
+    ("inputs", "memo", "modules"),
     ("adapters.*",),
     ("shadow", "graph", "kinds"),
     ("recording",),
@@ -29,7 +29,7 @@ FLOORS = (
     ("channels", "marks", "surgery"),
     ("companion",),
     ("removals", "realise", "rerun"),
-    ("cost", "footprint", "joining"),
+    ("cost", "footprint", "isolation", "joining"),
     ("proof",),
     ("impact.*",),
     ("select",),

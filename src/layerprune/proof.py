@@ -19,6 +19,7 @@ from layerprune.footprint import Footprint
 from layerprune.graph import Cut, LayerGraph
 from layerprune.groups import Group
 from layerprune.inputs import Inputs
+from layerprune.isolation import closed_modules, plain_leaves, touched
 from layerprune.joining import side_by_side
 from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
@@ -103,8 +104,10 @@ class Prover:
             )
         self.companion: Companion | None = None
         self.add_training(twice or inputs)
-        if shade.mode is not None:  # from here on only shapes count, which a recording could not follow
-            Memo(shade.mode).attach(shade.model, _plain_leaves(graph))
+        self.memo = None if shade.mode is None else Memo(shade.mode)
+        if self.memo is not None:  # from here on only shapes count, which a recording could not follow
+            self.memo.attach(shade.model, plain_leaves(graph))
+            self.memo.attach_whole(shade.model, closed_modules(graph))
 
     def add_training(self, inputs: Inputs) -> None:
         """Let removals be proven in train mode, too; on larger images where a head that trains wants them."""
@@ -285,6 +288,8 @@ class Prover:
         try:
             joint = realisations[0] if len(realisations) == 1 else side_by_side(self.graph, realisations)
             earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
+            if self.memo is not None:
+                self.memo.opening(touched(self.graph, joint))
             with applied(self.shade.model, joint.edits):
                 self.check_params(joint)
                 for run in self.runs if runs is None else runs:
@@ -330,13 +335,6 @@ class Prover:
 def _twice_as_large(tensor: Tensor) -> Tensor:
     """Repeat an image to twice its height and width; other tensors stay."""
     return tensor.repeat(1, 1, 2, 2) if tensor.dim() == 4 and tensor.is_floating_point() else tensor
-
-
-def _plain_leaves(graph: LayerGraph) -> frozenset[str]:
-    """The leaf modules that make one tensor of one tensor, write into none, and read no values."""
-    layers = [layer for layer in graph.layers if layer.is_module]
-    plain = {layer.fqn for layer in layers if len(layer.operands) == len(layer.outputs) == 1 and not layer.writes}
-    return frozenset(plain - {layer.fqn for layer in layers if len(layer.operands) != 1 or layer.writes})
 
 
 def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
