@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, UnsupportedFakeTensorException
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, UnsupportedFakeTensorException
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 # Beyond this an integer tensor is data rather than sizes and places, and costs memory.
@@ -24,9 +24,24 @@ class KeepsIntegers(TorchDispatchMode):
 
     Many forwards take sizes from values: lengths of sequences, grids of patches, masks of tokens. These follow from the
     integers that go in, whatever the weights are, so a forward on fake weights can still know them.
+
+    Args:
+        mode: the mode of the fake tensors.
     """
 
     supports_higher_order_operators = True
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def limited(self, out: Any) -> Any:
+        """Let go of the values of what is too large to be sizes and places: a mask of all pairs of tokens, say."""
+        if isinstance(out, Tensor):
+            return out if out.numel() <= _MOST_ELEMENTS else self.mode.from_tensor(out, static_shapes=True)
+        if isinstance(out, (tuple, list)):
+            return type(out)(self.limited(item) for item in cast("Sequence[Any]", out))
+        return out
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation: for real where all that it reads is real, and what it makes of nothing is whole."""
@@ -35,7 +50,7 @@ class KeepsIntegers(TorchDispatchMode):
         real = [t for t in tensors if not isinstance(t, FakeTensor)]
         if len(real) == len(tensors) and (tensors or _makes_integers(func, args, kwargs)):
             with _disable_current_modes():
-                return func(*args, **kwargs)
+                return self.limited(func(*args, **kwargs))
         schema = getattr(func, "_schema", None)
         if (
             real

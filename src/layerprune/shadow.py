@@ -42,7 +42,7 @@ class Shadow:
     @contextlib.contextmanager
     def running(self) -> Generator[None]:
         """Run the shadow's forward inside: no grad, the RNG state untouched."""
-        whole = KeepsIntegers() if self.integers else contextlib.nullcontext()
+        whole = KeepsIntegers(self.mode) if self.integers and self.mode is not None else contextlib.nullcontext()
         with _rng_kept(), _quiet(), self.mode or contextlib.nullcontext(), whole, torch.no_grad():
             yield
 
