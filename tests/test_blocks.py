@@ -26,8 +26,7 @@ from oracle import num_params
 from reload_vanilla import generated
 
 NUM_TOKENS = 10
-#: Families of which no single layer can go in a way that vanilla loads, and a part of the reason.
-REFUSED = {"albert": "is called 4 times"}
+REFUSED = ("albert",)  # one layer, called many times
 QUICK = (
     *("llama", "qwen3", "gemma3", "mixtral", "gpt2", "gpt_neox", "deepseek_v3", "qwen3_moe", "mamba", "jamba", "lfm2"),
     *("bert", "deberta_v2", "modernbert", "t5", "bart", "whisper", "wav2vec2", "clip", "vit", "dinov2", "swin"),
@@ -165,7 +164,7 @@ def test_a_layer_whose_place_matters_is_critical() -> None:
 def test_a_layer_called_several_times_is_critical() -> None:
     pruner = pruner_of(build("albert"))
     assert not pruner.removals
-    assert "called 4 times" in reason_of(pruner, "encoder.albert_layer_groups.0.albert_layers.0.attention.query")
+    assert "no element left" in reason_of(pruner, "encoder.albert_layer_groups.0.albert_layers.0.attention.query")
 
 
 def test_a_layer_that_makes_what_others_read_is_critical() -> None:

@@ -22,18 +22,13 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
     Inputs that are a guess get a real forward only where the failure is about fake tensors, not where they do not fit.
     """
     shade = fake_shadow(model)
+    notes: list[str] = []
     try:
         recorder, recording = _run(shade, inputs)
-        notes: list[str] = []
     except Exception as error:
         if guessed and not is_about_fakes(error):
             raise _misfit(model, inputs, error) from error
-        shade = real_shadow(model)
-        recorder, recording = _record_really(model, shade, inputs, error)
-        notes = [
-            f"recorded on real tensors, because fake ones failed ({short(error)}): "
-            "only the layers that these inputs reached are known"
-        ]
+        shade, recorder, recording = _record_otherwise(model, inputs, error, notes)
     return _Builder(recorder, recording, notes).build(), shade
 
 
@@ -57,11 +52,53 @@ def capture(model: nn.Module, inputs: Inputs) -> LayerGraph:
     return record(model, inputs)[0]
 
 
+def record_training(shade: Shadow, graph: LayerGraph, inputs: Inputs) -> LayerGraph | None:
+    """Record a forward in train mode, of a model that holds parameters which its eval mode never uses.
+
+    Args:
+        shade: a shadow of the model.
+        graph: the layer graph of eval mode.
+        inputs: the example inputs; two samples or more, for batch norms.
+
+    Returns:
+        The layer graph of train mode; None where eval mode uses every parameter, or train mode does not run.
+    """
+    if all(number in graph.param_users for number in graph.param_ids.values()):
+        return None
+    shade.model.train()
+    try:
+        recorder, recording = _run(shade, inputs)
+    except Exception:  # the user's own forward, which may want targets when it trains; the proofs say so in a note
+        return None
+    finally:
+        shade.model.eval()
+    return _Builder(recorder, recording, []).build()
+
+
 def _run(shade: Shadow, inputs: Inputs) -> tuple[Recorder, Recording]:
     adapted = shade.adapt(inputs)
     recorder = Recorder(shade.model, keep=shade.mode is not None)
     with shade.running():
         return recorder, recorder.run(adapted.args, adapted.kwargs)
+
+
+def _record_otherwise(
+    model: nn.Module, inputs: Inputs, error: Exception, notes: list[str]
+) -> tuple[Shadow, Recorder, Recording]:
+    """Record a forward that wants values: those of integers are known on fake runs, too; others on real ones only."""
+    if is_about_fakes(error):
+        shade = fake_shadow(model, integers=True)
+        try:
+            return shade, *_run(shade, inputs)
+        except Exception as another:
+            error = another
+    shade = real_shadow(model)
+    recorder, recording = _record_really(model, shade, inputs, error)
+    notes.append(
+        f"recorded on real tensors, because fake ones failed ({short(error)}): "
+        "only the layers that these inputs reached are known"
+    )
+    return shade, recorder, recording
 
 
 def _record_really(
@@ -212,6 +249,7 @@ class _Builder:
                 literals=((), {}),
                 functions=functions,
                 writes=writes,
+                results=call.outputs,
             )
         return self.function_layer(index, ops, own, outputs, params, writes)
 
@@ -227,9 +265,10 @@ class _Builder:
         frame = self.recording.calls[ops[0].frame]
         data = any(op.data for op in ops)
         literals: Any = ((), {})
+        results = outputs
         if ops[0].function >= 0:
             call = self.recording.functions[ops[0].function]
-            name, nth, literals = str(call.function), call.nth, call.literals
+            name, nth, literals, results = str(call.function), call.nth, call.literals, call.results
             extra = dict.fromkeys(r for op in ops for read in op.reads if (r := tuple(v for v in read if v not in own)))
             known = {v for read in call.operands for v in read}
             operands = call.operands + tuple(r for r in extra if not set(r) <= known)
@@ -258,6 +297,7 @@ class _Builder:
             literals=literals,
             functions=(name,),
             writes=writes,
+            results=results,
         )
 
     def data(self, reads: list[Read]) -> list[Read]:

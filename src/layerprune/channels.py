@@ -2,79 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from torch import nn
-from torch.nn.utils import parametrize
 
+from layerprune import rearrange
+from layerprune.channel_rules import CannotSlice, slice_layer
 from layerprune.dropped import MERGES
-from layerprune.edits import Slice, ranges
+from layerprune.edits import Slice
 from layerprune.graph import Layer, LayerGraph
-
-
-class CannotSlice(Exception):
-    """Channels cannot be taken out of a layer; the message is the reason that the plan shows."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Channels missing from a value.
-
-    Attributes:
-        dim: the dimension they are missing from.
-        missing: boolean, one per channel of the unpruned value.
-    """
-
-    dim: int
-    missing: np.ndarray
-
-    @property
-    def indices(self) -> tuple[tuple[int, int], ...]:
-        """The missing channels as half-open ranges."""
-        return ranges(int(i) for i in np.flatnonzero(self.missing))
-
+from layerprune.rearrange import CannotFollow, Gap, Moved
 
 # Functions of one tensor that treat every channel alike and keep the dimension's place.
 _ELEMENTWISE = frozenset(
-    {
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "sigmoid",
-        "tanh",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "hardswish",
-        "hardsigmoid",
-    }
-    | {"hardtanh", "mish", "softplus", "softsign", "dropout", "dropout2d", "alpha_dropout", "feature_dropout", "clamp"}
-    | {
-        "contiguous",
-        "clone",
-        "detach",
-        "alias",
-        "to",
-        "float",
-        "half",
-        "bfloat16",
-        "neg",
-        "exp",
-        "abs",
-        "square",
-        "sqrt",
-    }
-    | {"stochastic_depth", "threshold", "logsigmoid", "data", "type", "double"}
+    {"relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "celu", "hardswish"}
+    | {"hardsigmoid", "hardtanh", "mish", "softplus", "softsign", "dropout", "dropout2d", "alpha_dropout"}
+    | {"feature_dropout", "clamp", "contiguous", "clone", "detach", "alias", "to", "float", "half", "bfloat16", "neg"}
+    | {"exp", "abs", "square", "sqrt", "stochastic_depth", "threshold", "logsigmoid", "data", "type", "double", "pow"}
+    | {"relu_", "erf", "sin", "cos", "rsqrt", "reciprocal", "hardshrink", "softshrink", "tanhshrink", "clamp_min"}
 )
 _SPATIAL = frozenset(
     {f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for d in (1, 2, 3)}
     | {f"max_pool{d}d_with_indices" for d in (1, 2, 3)}
     | {"interpolate", "upsample", "boolean_dispatch", "_max_pool2d", "pad"}
 )
+# Functions of one tensor that compute over some dimensions, which must not be the one that lost channels.
+_OVER = frozenset({"mean", "sum", "amax", "amin", "softmax", "log_softmax", "var", "std", "norm", "max", "min"})
 
 
 class ChannelTrace:
@@ -100,7 +54,7 @@ class ChannelTrace:
         self.dead = dead
         self.gaps: dict[int, Gap] = {}
         self.cuts: dict[tuple[str, str], tuple[Gap, int]] = {}
-        self.seen: dict[str, int] = {}
+        self.moved: list[Moved] = []
 
     def run(self, dropped: Iterable[tuple[int, int]]) -> list[Slice]:
         """Return the slices that dropping operands of concats asks for.
@@ -141,18 +95,32 @@ class ChannelTrace:
         reads = [read[0] for read in self.operands(layer) if len(read) == 1]
         if any(len(read) > 1 and any(v in self.gaps for v in read) for read in self.operands(layer)):
             raise CannotSlice(f"its channels are written in place on the way to '{layer.name}'")
-        gapped = [v for v in reads if v in self.gaps]
+        value = next(v for v in reads if v in self.gaps)
+        gap = self.gaps[value]
         name = layer.function or (layer.functions[0] if len(set(layer.functions)) == 1 else "")
+        alone = len(reads) == 1 or len({*reads}) == 1
         if MERGES.get(name) == "cat":
             self.concat(layer, set())
-        elif layer.is_module and self.slice_module(layer, self.gaps[gapped[0]], len(reads)):
+        elif layer.params and alone and self.slice_params(layer, value):
             return
-        elif (name in _ELEMENTWISE and not layer.params) or (name in _SPATIAL and self.gaps[gapped[0]].dim == 1):
-            self.pass_on(layer, self.gaps[gapped[0]])
-        elif MERGES.get(name) in ("add", "mul") and not layer.params:
+        elif layer.params:
+            raise CannotSlice(self.refusal(layer))
+        elif (layer.is_module and not layer.functions) or name in _ELEMENTWISE or (name in _SPATIAL and gap.dim == 1):
+            self.pass_on(layer, gap)
+        elif MERGES.get(name) in ("add", "mul") or name in ("div", "truediv"):
             self.pointwise(layer, reads)
+        elif alone and (name in rearrange.FUNCTIONS or (layer.is_module and {*layer.functions} <= rearrange.FUNCTIONS)):
+            self.rearrange(layer, value)
+        elif alone and name in _OVER:
+            self.reduce(layer, value, name)
         else:
-            self.reshape(layer, gapped[0], name)
+            raise CannotSlice(self.refusal(layer))
+
+    def refusal(self, layer: Layer) -> str:
+        """Why a layer cannot lose channels of which nothing else is known."""
+        if layer.kind == "normalization":
+            return f"'{layer.name}' ({layer.type_name}) normalizes across channels, so the others would change"
+        return f"its channels pass through '{layer.name}' ({layer.type_name}), which cannot lose some of them"
 
     def pass_on(self, layer: Layer, gap: Gap) -> None:
         for value in layer.outputs:
@@ -168,7 +136,10 @@ class ChannelTrace:
         for original, read in zip(layer.operands, self.operands(layer), strict=True):
             if len(read) != 1:
                 raise CannotSlice(f"an operand of '{layer.name}' is written in place")
-            size = self.graph.values[read[0]].shape[dim]
+            shape = self.graph.values[read[0]].shape
+            if dim >= len(shape):
+                raise CannotSlice(f"'{layer.name}' joins tensors of different dimensions")
+            size = shape[dim]
             gap = self.gaps.get(read[0])
             if gap is not None and gap.dim != dim:
                 raise CannotSlice(f"'{layer.name}' joins its tensors along another dimension")
@@ -196,48 +167,44 @@ class ChannelTrace:
                 raise CannotSlice(f"'{layer.name}' joins its channels with a tensor that keeps all of them")
         self.pass_on(layer, gap)
 
-    def reshape(self, layer: Layer, value: int, name: str) -> None:
-        """A flatten behind the channels, a permutation, or a mean over other dimensions."""
-        gap, before = self.gaps[value], self.graph.values[value].shape
-        after = self.graph.values[layer.outputs[0]].shape
-        if name in ("flatten", "view", "reshape") and gap.dim == 1 and len(after) == 2 and before[0] == after[0]:
-            repeated = np.repeat(gap.missing, int(np.prod(before[2:], dtype=np.int64)))
-            if len(repeated) == after[1]:
-                self.gaps[layer.outputs[0]] = Gap(1, repeated)
-                return
-        if name in ("permute", "transpose", "swapaxes") and (order := _permutation(layer, name, len(before))):
-            self.gaps[layer.outputs[0]] = Gap(order.index(gap.dim), gap.missing)
-            return
-        if (
-            name == "mean"
-            and gap.dim == 1
-            and len(after) > 1
-            and after[:2] == before[:2]
-            and _reduces_behind(layer, len(before))
-        ):
-            self.gaps[layer.outputs[0]] = gap
-            return
-        raise CannotSlice(
-            f"its channels pass through '{layer.name}' ({layer.type_name}), which cannot lose some of them"
-        )
+    def rearrange(self, layer: Layer, value: int) -> None:
+        """A view, a permutation, a split: numbered elements tell where the channels go."""
+        gap, shape = self.gaps[value], self.graph.values[value].shape
+        if layer.nth < 0:
+            raise CannotSlice(self.refusal(layer))
+        try:
+            call = self.modules[layer.fqn].forward if layer.is_module else rearrange.recorded_call(layer)
+            after = rearrange.follow(layer, call, gap, shape)
+        except CannotFollow as error:
+            raise CannotSlice(str(error)) from error
+        if len(after) != len(layer.results) or not {*layer.outputs} <= {*layer.results}:
+            raise CannotSlice(self.refusal(layer))
+        self.moved.append(Moved(layer, shape, gap, after))
+        self.gaps.update({v: found for v, found in zip(layer.results, after, strict=True) if found is not None})
 
-    # ---- modules --------------------------------------------------------------------------------------------------
+    def reduce(self, layer: Layer, value: int, name: str) -> None:
+        """A mean or a softmax over other dimensions than that of the channels."""
+        gap, dims = self.gaps[value], len(self.graph.values[value].shape)
+        over = _dims_over(layer, dims)
+        out = self.graph.values[layer.outputs[0]].shape
+        if over is None or gap.dim in over or len(layer.results) > 1:
+            raise CannotSlice(self.refusal(layer))
+        dim = gap.dim if len(out) == dims else gap.dim - sum(d < gap.dim for d in over)
+        self.pass_on(layer, Gap(dim, gap.missing))
 
-    def slice_module(self, layer: Layer, gap: Gap, num_reads: int) -> bool:
-        """Slice a module of torch's own; False where it is none, or its channels are not known."""
-        module = self.modules[layer.fqn]
-        rule = _rule_of(module)
-        if rule is None:
+    # ---- layers with parameters -----------------------------------------------------------------------------------
+
+    def slice_params(self, layer: Layer, value: int) -> bool:
+        """Slice a layer of torch's own, or one that does the same; False where its channels are not known."""
+        gap, dims = self.gaps[value], len(self.graph.values[value].shape)
+        found = slice_layer(self.modules[layer.fqn], layer, gap, dims)
+        if found is None:
             return False
-        if parametrize.is_parametrized(module) or set(module._forward_pre_hooks):
-            raise CannotSlice(
-                f"'{layer.fqn}' computes its weight (a parametrization or a hook), which cannot lose channels"
-            )
-        side, next_gap = rule(module, gap, len(self.graph.values[layer.operands[0][0]].shape), layer.fqn)
+        side, behind = found
         if side:
             self.cut(layer, side, gap)
-        if next_gap is not None:
-            self.pass_on(layer, next_gap)
+        if behind is not None:
+            self.pass_on(layer, behind)
         return True
 
     def cut(self, layer: Layer, side: str, gap: Gap) -> None:
@@ -251,9 +218,12 @@ class ChannelTrace:
         self.cuts[(layer.fqn, side)] = (gap, (known[1] if known else 0) + 1)
 
     def check_calls(self) -> None:
+        users: dict[str, set[int]] = {}
+        for fqn in {fqn for fqn, _ in self.cuts}:
+            inside = (self.graph.layers[i] for f in self.graph.calls[fqn] for i in self.graph.layers_inside[f])
+            users[fqn] = {layer.index for layer in inside if layer.params and layer.index in self.graph.live}
         for (fqn, _), (_, count) in self.cuts.items():
-            calls = [i for f in self.graph.calls[fqn] for i in self.graph.layers_inside[f] if i in self.graph.live]
-            if len([i for i in calls if i not in self.dead]) != count:
+            if len(users[fqn] - self.dead) != count:
                 raise CannotSlice(f"'{fqn}' is called several times, not always with these channels")
 
 
@@ -266,89 +236,11 @@ def _joined_dim(graph: LayerGraph, layer: Layer) -> int:
     return dims[0]
 
 
-def _permutation(layer: Layer, name: str, dims: int) -> list[int] | None:
-    """For each dimension of the output, the dimension of the input that it was."""
+def _dims_over(layer: Layer, dims: int) -> tuple[int, ...] | None:
+    """The dimensions that a reduction runs over, from its arguments; None where they do not say."""
     args, kwargs = layer.literals
-    given = list(args[1:]) or list(kwargs.values())
-    flat = list(given[0]) if len(given) == 1 and isinstance(given[0], tuple) else given
-    if not all(isinstance(d, int) for d in flat):
+    over = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+    over = (over,) if isinstance(over, int) and not isinstance(over, bool) else over
+    if not isinstance(over, tuple) or not over or not all(isinstance(d, int) for d in over):
         return None
-    order = [int(d) % dims for d in flat]
-    if name == "permute":
-        return order if sorted(order) == list(range(dims)) else None
-    if len(order) != 2:
-        return None
-    swapped = list(range(dims))
-    swapped[order[0]], swapped[order[1]] = swapped[order[1]], swapped[order[0]]
-    return swapped
-
-
-def _reduces_behind(layer: Layer, dims: int) -> bool:
-    args, kwargs = layer.literals
-    over = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    over = (over,) if isinstance(over, int) else over
-    return isinstance(over, tuple) and all(isinstance(d, int) and d % dims > 1 for d in over)
-
-
-# ---- what torch's modules do with channels: (module, gap, dims of the input, name) → (side to slice, gap behind) -----
-
-_Rule = Callable[[nn.Module, Gap, int, str], "tuple[str, Gap | None]"]
-
-
-def _conv(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
-    assert isinstance(module, nn.modules.conv._ConvNd)
-    if gap.dim != 1 or dims != module.weight.dim():
-        raise CannotSlice(f"'{name}' reads them as something other than channels")
-    if module.groups == 1:
-        return "in", None
-    if module.groups != module.in_channels or module.out_channels != module.in_channels or module.transposed:
-        raise CannotSlice(
-            f"'{name}' is a grouped convolution ({module.groups} groups), whose groups would become uneven"
-        )
-    return "channels", gap
-
-
-def _linear(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
-    if gap.dim != dims - 1:
-        raise CannotSlice(f"'{name}' mixes another dimension than the one that loses channels")
-    return "in", None
-
-
-def _batch_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
-    if gap.dim != 1:
-        raise CannotSlice(f"'{name}' normalizes another dimension than the one that loses channels")
-    return "channels", gap
-
-
-def _instance_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
-    if gap.dim != 1 or dims < 3:
-        raise CannotSlice(f"'{name}' normalizes another dimension than the one that loses channels")
-    return "channels", gap
-
-
-def _mixing_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
-    raise CannotSlice(f"'{name}' ({type(module).__name__}) normalizes across channels, so the others would change")
-
-
-def _prelu(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
-    assert isinstance(module, nn.PReLU)
-    return ("channels" if module.weight.numel() > 1 else ""), gap
-
-
-_RULES: tuple[tuple[tuple[type[nn.Module], ...], _Rule], ...] = (
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv),
-    ((nn.Linear,), _linear),
-    ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _batch_norm),
-    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _instance_norm),
-    ((nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm), _mixing_norm),
-    ((nn.PReLU,), _prelu),
-)
-
-
-def _rule_of(module: nn.Module) -> _Rule | None:
-    for types, rule in _RULES:
-        for cls in types:
-            # A subclass that computes something else (standardised weights, say) has channels that we do not know.
-            if isinstance(module, cls) and type(module).forward is cls.forward:
-                return rule
-    return None
+    return tuple(d % dims for d in over)

@@ -11,6 +11,7 @@ from torch import nn
 from layerprune.edits import Slice, taken_out
 from layerprune.graph import LayerGraph
 from layerprune.realise import Realisation
+from layerprune.slices import price_of
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,13 @@ def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisatio
         unused = ((name, n) for name, n in graph.param_ids.items() if n not in graph.param_users)
         whole |= {number for name, number in unused if name.startswith(removed)}
     parts = {
-        graph.param_ids[name]: piece
+        graph.param_ids[f"{edit.fqn}.{name}"]: price
         for edit in realisation.edits
         if isinstance(edit, Slice)
-        for name, piece in _slices(modules[edit.fqn], edit)
-        if graph.param_ids[name] not in whole
+        for name, price in price_of(modules[edit.fqn], edit).items()
+        if graph.param_ids[f"{edit.fqn}.{name}"] not in whole
     }
     return Taken(frozenset(whole), parts)
-
-
-def _slices(module: nn.Module, edit: Slice) -> Iterable[tuple[str, tuple[int, tuple[tuple[int, int], ...]]]]:
-    """The parameters of a module that lose channels: all where it works channel by channel, else its weight."""
-    for name, parameter in module._parameters.items():
-        if parameter is None or (edit.side == "in" and name != "weight"):
-            continue
-        channels = parameter.shape[0] if edit.side == "channels" else _num_in(module)
-        yield f"{edit.fqn}.{name}", (parameter.numel() // channels, edit.dropped)
-
-
-def _num_in(module: nn.Module) -> int:
-    return int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0))
 
 
 def bundles(graph: LayerGraph, some: Iterable[Taken]) -> dict[tuple[int, ...], int]:

@@ -164,11 +164,29 @@ def _spread(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str,
     if name in ("split", "unsafe_split"):
         sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
         if isinstance(sizes, int):
-            raise DroppedTensorError("a forward splits a dropped tensor into pieces of a given size")
+            return _Pieces(token)
         return tuple([token] * len(cast("Sequence[int]", sizes)))
     if name in ("multi_head_attention_forward",):
         return token, token
     return token
+
+
+class _Pieces(Sequence[Any]):
+    """A dropped tensor split into pieces of a given size: each is dropped, and how many there are is not known."""
+
+    def __init__(self, token: Dropped) -> None:
+        self.token = token
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            raise DroppedTensorError("a forward takes a range of the pieces of a dropped tensor")
+        return self.token
+
+    def __iter__(self) -> Any:
+        raise DroppedTensorError("a forward unpacks a dropped tensor that it has split into pieces of a given size")
+
+    def __len__(self) -> int:
+        raise DroppedTensorError("a forward counts the pieces of a dropped tensor")
 
 
 def dropped_tensors(model: nn.Module) -> list[Dropped]:

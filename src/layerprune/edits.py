@@ -81,8 +81,9 @@ class DropParameter(_Edit):
 class Slice(_Edit):
     """Take channels out of a module that read a concat: input channels of a transform, or all that is per channel.
 
-    ``side`` is ``in`` for a transform's input channels and ``channels`` for a layer that works channel by channel;
-    ``dropped`` holds half-open ranges, numbered as in the unpruned module.
+    ``side`` is ``in`` for a transform's input channels, of which every group loses as many, and ``channels`` for a
+    layer that works channel by channel or group by group, which loses whole groups; ``dropped`` holds half-open ranges,
+    numbered as the unpruned module's input channels.
     """
 
     kind: Literal["slice"] = "slice"
@@ -120,6 +121,9 @@ class TakePlace(_Edit):
     def __str__(self) -> str:
         return f"give {self.fqn} the cache place of {self.of}"
 
+
+#: Half-open ranges, ascending.
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
 Edit: TypeAlias = Annotated[
     Delete | Pass | Drop | Guard | DropParameter | Slice | Shorten | TakePlace, Field(discriminator="kind")

@@ -23,6 +23,7 @@ class Footprint:
         dropped: the operands that concats lose.
         beside: the neighbours of elements that leave a container; they stay, to show that their places do not matter.
         containers: the containers that elements leave.
+        moves: whether channels that are left are moved on the way; what else is lost then changes where to.
     """
 
     dead: set[int]
@@ -32,6 +33,7 @@ class Footprint:
     dropped: set[tuple[int, int]]
     beside: set[str]
     containers: set[str]
+    moves: bool
 
     @classmethod
     def of(cls, graph: LayerGraph, candidate: Candidate, realisation: Realisation) -> Footprint:
@@ -44,10 +46,13 @@ class Footprint:
         known = realisation.carried | {value for _, value in candidate.cut.dropped}
         returned = {value for frame in frames for value in frame.outputs if value not in known}
         read = {value for layer in realisation.dead for value in graph.read_by(layer)}
-        return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped), beside, containers)
+        moves = bool(realisation.moved)
+        return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped), beside, containers, moves)
 
     def disturbs(self, other: Footprint) -> bool:
         """Whether one of two removals could hide what is wrong with the other."""
+        if (self.moves or other.moves) and self.dropped and other.dropped:
+            return True
         crossed = self.returned & other.read or other.returned & self.read
         crossed = crossed or self.beside & other.names
         return bool(self.dead & other.dead or crossed) or _overlap(other.names, self.names)
@@ -60,6 +65,7 @@ class Footprint:
         self.read |= other.read
         self.dropped |= other.dropped
         self.beside |= other.beside
+        self.moves |= other.moves
 
 
 def _overlap(names: set[str], touched: set[str]) -> bool:

@@ -58,6 +58,7 @@ class Layer:
         literals: the function's arguments that are not tensors, tensors being None.
         functions: the functions that ran inside; for a module's call.
         writes: the storages it wrote into in place.
+        results: what it returns, in order: a value for each tensor, whether something reads it or not.
     """
 
     index: int
@@ -76,6 +77,7 @@ class Layer:
     literals: tuple[tuple[Any, ...], Mapping[str, Any]]
     functions: tuple[str, ...] = ()
     writes: frozenset[int] = frozenset()
+    results: tuple[int, ...] = ()
 
     @property
     def is_module(self) -> bool:

@@ -100,7 +100,7 @@ class Inputs:
 class Sampler:
     """Plausible values for a model: on its device, in its dtype, the same each time, the global RNG untouched.
 
-    A model on the meta device gets meta tensors.
+    A model on the meta device gets meta tensors, but integers that have values.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -118,11 +118,9 @@ class Sampler:
         return torch.randn(shape, generator=self._generator, device="cpu").to(self.device, self.dtype)
 
     def integers(self, choices: range, *shape: int) -> Tensor:
-        """Draw evenly from a range, as int64."""
-        if self.device.type == "meta":
-            return torch.empty(shape, dtype=torch.int64, device="meta")
+        """Draw evenly from a range, as int64; with values for a model on the meta device, too, as sizes hang on them."""
         drawn = torch.randint(choices.start, choices.stop, shape, generator=self._generator, device="cpu")
-        return drawn.to(self.device)
+        return drawn if self.device.type == "meta" else drawn.to(self.device)
 
     def make(self, spec: TensorSpec) -> Tensor:
         """Draw the tensor that a guess asks for."""

@@ -60,6 +60,7 @@ class Marker:
 
     def __init__(self, graph: LayerGraph, cut: Cut) -> None:
         self.graph = graph
+        self.cut = cut
         self.dead = graph.dead(cut)
         self.gone = self.dead | (frozenset(range(len(graph.layers))) - graph.live)
         self.dead_params = graph.dead_params(self.dead)
@@ -143,7 +144,7 @@ class Marker:
     def token(self, value: int, kind: str) -> Marks | None:
         """Marks that make ``value`` a dropped tensor which merges of ``kind`` leave out; None where there are none."""
         index = self.graph.values[value].layer
-        if index not in self.dead:
+        if index not in self.dead or value in self.cut.substitutes:  # what is replaced is read: it cannot be dropped
             return None
         frames = self.frames_returning(value)
         if frames:

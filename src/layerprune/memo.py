@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules import batchnorm, conv, dropout, pooling
 from torch.utils._python_dispatch import _disable_current_modes
+
+from layerprune.nested import tensors_in
 
 # Layers of one tensor, whose output's shape follows from their settings, their parameters' shapes and the input's.
 _PURE = (
@@ -38,7 +40,8 @@ class Memo:
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self.mode = mode
-        self.known: dict[tuple[Any, ...], Tensor] = {}
+        self.known: dict[tuple[Any, ...], Any] = {}
+        self.open: frozenset[str] = frozenset()
         self.observer: Observer | None = None
 
     def attach(self, model: nn.Module, leaves: Collection[str]) -> None:
@@ -53,6 +56,47 @@ class Memo:
             if (own or name in leaves) and not getattr(module, "inplace", False) and "forward" not in vars(module):
                 kind = (type(module), module.extra_repr()) if own else (id(module),)
                 vars(module)["forward"] = self.answering(kind, module, module.forward)
+
+    def attach_whole(self, model: nn.Module, names: Collection[str]) -> None:
+        """Let modules with others inside answer as a whole, for as long as nothing inside them is edited.
+
+        Args:
+            model: the shadow's model.
+            names: modules that make new tensors of their arguments and write into none of these.
+        """
+        for name, module in model.named_modules():
+            if name in names and "forward" not in vars(module):
+                vars(module)["forward"] = self.answering_whole(name, module, module.forward)
+
+    def opening(self, names: Iterable[str]) -> None:
+        """Have modules run that hold, or lie in, what is edited; all others may answer."""
+        self.open = frozenset(
+            ".".join(parts[:i]) for n in names for parts in [n.split(".")] for i in range(len(parts) + 1)
+        )
+
+    def answering_whole(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            form = None if name in self.open or self.observer is not None else _form((args, kwargs))
+            if form is None:
+                return forward(*args, **kwargs)
+            key = (id(module), module.training, form)
+            if key in self.known:
+                return self.rebuilt(self.known[key])
+            out = forward(*args, **kwargs)
+            if _is_plain(out) and not _shares(out, (args, kwargs)):
+                self.known[key] = out
+            return out
+
+        return answer
+
+    def rebuilt(self, out: Any) -> Any:
+        """Make an output of a remembered one's form."""
+        if isinstance(out, Tensor):
+            return self.fake(out)
+        if isinstance(out, (tuple, list)):
+            return type(out)(self.rebuilt(item) for item in cast("Sequence[Any]", out))
+        return out
 
     def answering(self, kind: tuple[Any, ...], module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
 
@@ -81,3 +125,31 @@ class Memo:
         with _disable_current_modes():
             meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
             return FakeTensor(self.mode, meta, like.device)
+
+
+def _form(value: Any) -> Any:
+    """What a fake forward's result follows from; None where an argument is more than tensors and plain values."""
+    if type(value) is FakeTensor:
+        return tuple(value.shape), value.stride(), value.dtype, value.device
+    if value is None or type(value) in (bool, int, float, str):
+        return type(value), value
+    if type(value) in (tuple, list):
+        parts = [_form(item) for item in value]
+        return None if any(part is None for part in parts) else (type(value), *parts)
+    if type(value) is dict:
+        parts = [(key, _form(item)) for key, item in value.items()]
+        return None if any(part is None for _, part in parts) else (dict, *parts)
+    return None
+
+
+def _is_plain(out: Any) -> bool:
+    """Whether an output is made of fake tensors in plain containers."""
+    if type(out) in (tuple, list):
+        return all(_is_plain(item) for item in out)
+    return out is None or type(out) is FakeTensor
+
+
+def _shares(out: Any, arguments: Any) -> bool:
+    """Whether an output is, or lies in, one of the arguments."""
+    held = {tensor.untyped_storage()._cdata for tensor in tensors_in(arguments)}
+    return any(tensor.untyped_storage()._cdata in held for tensor in tensors_in(out))

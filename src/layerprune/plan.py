@@ -23,7 +23,7 @@ class PlannedRemoval(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="what is replaced by what")
-    kind: str = Field(description="bypass, branch, gate, concat, several or block")
+    kind: str = Field(description="bypass, branch, gate, concat, several, shared or block")
     groups: tuple[str, ...] = Field(description="names of the groups that leave")
     num_params: int = Field(ge=0, description="parameters that it removes when it is made alone")
     impact: float | None = Field(description="what it costs, in the plan's impact_unit; null where it is not known")

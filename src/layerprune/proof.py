@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from layerprune.capture import record_training
+from layerprune.companion import Companion
 from layerprune.cost import params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
 from layerprune.edits import Edit, Shorten, name_before
@@ -17,16 +19,22 @@ from layerprune.footprint import Footprint
 from layerprune.graph import Cut, LayerGraph
 from layerprune.groups import Group
 from layerprune.inputs import Inputs
-from layerprune.joint import together
+from layerprune.isolation import closed_modules, plain_leaves, touched
+from layerprune.joining import side_by_side
 from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
+from layerprune.outputs import signature
 from layerprune.places import CacheKeeper
 from layerprune.realise import Realisation, realise
 from layerprune.removals import Candidate
+from layerprune.rerun import rerunning
+from layerprune.retrace import Retracer
 from layerprune.shadow import Shadow, short
 from layerprune.shorten import Shortener
 from layerprune.surgery import applied
-from layerprune.trace import Step, Tracer, first_difference, held_by_leaves
+
+# How many removals that differ in numbers only have to fail for the same reason before the rest counts as failed.
+_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Removal:
 
     Attributes:
         name: what is replaced by what.
-        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several`` or ``block``.
+        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared`` or ``block``.
         groups: names of the groups that leave.
         cut: the substitution in the layer graph.
         realisation: the edits, the layers that die and the parameters that go.
@@ -93,26 +101,44 @@ class Prover:
         self.graph = graph
         self.modules = dict(shade.model.named_modules(remove_duplicate=False))
         self.shortener = Shortener(graph, shade.model, self.modules, whole_layers)
-        self.tracer = Tracer(shade.model)
-        self.memo = None if shade.mode is None else Memo(shade.mode)
-        if self.memo is not None:
-            self.memo.attach(shade.model, _plain_leaves(graph))
         self.unshortened: set[str] = set()
         self.notes: list[str] = []
-        self.caches = CacheKeeper(shade, self.modules, inputs, self.notes)
         self.runs = [_Run(False, shade.adapt(inputs), self.run(False, shade.adapt(inputs)))]
         twice = inputs.repeat(2)
         if twice is None:
             self.notes.append(
                 "the batch dimension of the inputs is not known: removals were proven at one batch size only"
             )
-        twice = twice or inputs
-        try:
-            self.runs.append(_Run(True, shade.adapt(twice), self.run(True, shade.adapt(twice))))
-        except Exception as error:  # the user's own forward, which may want targets when it trains
-            self.notes.append(
-                f"the untouched model does not run in train mode on these inputs ({short(error)}): not proven there"
-            )
+        self.companion: Companion | None = None
+        self.add_training(twice or inputs)
+        self.memo = None if shade.mode is None else Memo(shade.mode)
+        if self.memo is not None:  # from here on only shapes count, which a recording could not follow
+            self.memo.attach(shade.model, plain_leaves(graph))
+            self.memo.attach_whole(shade.model, closed_modules(graph))
+        self.caches = CacheKeeper(shade, self.modules, inputs, self.notes)
+        self.retracer = Retracer(shade, self.runs[0].inputs, self.memo)
+
+    def add_training(self, inputs: Inputs) -> None:
+        """Let removals be proven in train mode, too; on larger images where a head that trains wants them."""
+        failed = ""
+        for sized in (inputs, inputs.map(_twice_as_large)):
+            try:
+                expected = self.run(True, self.shade.adapt(sized))
+            except Exception as error:  # the user's own forward, which may want targets when it trains
+                failed = failed or short(error)
+                continue
+            self.runs.append(_Run(True, self.shade.adapt(sized), expected))
+            training = record_training(self.shade, self.graph, sized)
+            self.companion = None if training is None else Companion(self.graph, training, self.modules)
+            return
+        self.notes.append(
+            f"the untouched model does not run in train mode on these inputs ({failed}): not proven there"
+        )
+
+    def realise(self, cut: Cut, *, shorten: bool = True) -> Realisation:
+        """Find the edits that carry a cut out; whole layers of a transformers model leave their containers."""
+        found = realise(self.graph, self.modules, cut, self.companion)
+        return self.caches.keep(self.shortener.shorten(found) if shorten else found)
 
     def run(self, training: bool, inputs: Inputs) -> Any:
         """Run the shadow and describe what it returns."""
@@ -122,11 +148,6 @@ class Prover:
                 return signature(self.shade.model(*inputs.args, **inputs.kwargs))
         finally:
             self.shade.model.eval()
-
-    def realise(self, cut: Cut, *, shorten: bool = True) -> Realisation:
-        """Find the edits that carry a cut out; whole layers of a transformers model leave their containers."""
-        found = realise(self.graph, self.modules, cut)
-        return self.caches.keep(self.shortener.shorten(found) if shorten else found)
 
     # ---- many removals --------------------------------------------------------------------------------------------
 
@@ -251,23 +272,53 @@ class Prover:
         members = list(batch)
         if len(members) == 1:
             return {members[0]: reason}
-        halves = members[: len(members) // 2], members[len(members) // 2 :]
-        return {i: why for half in halves for i, why in self.failures({i: batch[i] for i in half}, run).items()}
+        classes: dict[str, list[int]] = {}
+        for i in members:
+            classes.setdefault(_pattern(" ".join(map(str, batch[i].edits))), []).append(i)
+        if len(classes) == 1:
+            return self.failures_alike(batch, run)
+        return {
+            i: why for some in classes.values() for i, why in self.failures({i: batch[i] for i in some}, run).items()
+        }
+
+    def failures_alike(self, batch: Mapping[int, Realisation], run: _Run) -> dict[int, str]:
+        """Which of a batch of removals fail that differ in numbers only, as those of repeated blocks do.
+
+        Where the first :data:`_SAMPLES` fail for the same reason, the others are taken to fail as well: a verdict of
+        critical needs no proof, and large models have a hundred of them.
+        """
+        members = list(batch)
+        found: dict[int, str] = {}
+        for i in members[:_SAMPLES]:
+            found |= self.failures({i: batch[i]}, run)
+        rest = {i: batch[i] for i in members[_SAMPLES:]}
+        if len(found) == _SAMPLES and len({_pattern(why) for why in found.values()}) == 1:
+            alike = batch[members[0]].edits[0].fqn
+            return found | dict.fromkeys(rest, f"as with '{alike}', which is alike: {found[members[0]]}")
+        if not rest or self.reason_against(list(rest.values()), [run]) is None:
+            return found
+        some = list(rest)
+        halves = some[: len(some) // 2], some[len(some) // 2 :]
+        for half in halves:
+            found |= self.failures({i: rest[i] for i in half}, run)
+        return found
 
     def reason_against(self, realisations: Sequence[Realisation], runs: Sequence[_Run] | None = None) -> str | None:
         """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is."""
         try:
-            joint = realisations[0] if len(realisations) == 1 else together(self.graph, realisations)
+            joint = realisations[0] if len(realisations) == 1 else side_by_side(self.graph, realisations)
             earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
             some = self.runs if runs is None else runs
+            if self.memo is not None:
+                self.memo.opening(touched(self.graph, joint))
             with applied(self.shade.model, joint.edits):
                 self.check_params(joint)
                 for run in some:
                     self.check_run(run, joint, earlier)
-                if self.runs[0] in some:
+                if runs is None or (self.runs[0] in some and joint.stand_ins):
                     self.caches.check(joint.edits)
             if joint.stand_ins and self.runs[0] in some:
-                self.check_shorter(joint)
+                self.retracer.check(joint)
         except (CannotRealise, LayerPruneError) as error:
             return str(error)
         return None
@@ -286,45 +337,20 @@ class Prover:
             what = "would be lost, though it is still used" if ids[wrong] in lost else "would stay behind"
             raise CannotRealise(f"parameter '{wrong}' {what}")
 
-    def check_shorter(self, joint: Realisation) -> None:
-        """Check that a model with shorter containers calls the very functions that one with stand-ins does."""
-        held: list[dict[int, dict[str, Any]]] = []
-        for edits in (joint.stand_ins, joint.edits):
-            with applied(self.shade.model, edits):
-                held.append(held_by_leaves(self.shade.model))
-        settled = {key for key, values in held[0].items() if held[1].get(key) == values}
-        steps = [self.steps(edits, settled) for edits in (joint.stand_ins, joint.edits)]
-        where = first_difference(*steps)
-        if where:
-            raise CannotRealise(f"the forward depends on the places of layers: '{where}' would run on something else")
-
-    def steps(self, edits: Sequence[Edit], settled: Collection[int]) -> list[Step]:
-        """Trace the shadow with edits made; the layers that are settled answer from the memo."""
-        inputs, model = self.runs[0].inputs, self.shade.model
-        if self.memo is not None:
-            self.memo.observer = partial(self.tracer.leaf, settled)
-        try:
-            with applied(model, edits), self.shade.running():
-                forward = partial(model, *inputs.args, **inputs.kwargs)
-                return self.tracer.trace(forward, (inputs.args, inputs.kwargs), keep=self.memo is not None)
-        except (CannotRealise, LayerPruneError):
-            raise
-        except Exception as error:  # the user's forward on what is left of the model: anything may come
-            raise CannotRealise(f"the forward fails without it: {short(error)}") from error
-        finally:
-            if self.memo is not None:
-                self.memo.observer = None
-
     def check_run(self, run: _Run, joint: Realisation, earlier: Sequence[Dropped]) -> None:
         known = {id(token) for token in earlier}
         new = [token for token in dropped_tensors(self.shade.model) if id(token) not in known]
-        with watching_merges(new) as merges:
+        # The places of rearranged channels were traced at the example inputs' sizes, which the first run has.
+        rerun = rerunning(self.shade.model, joint.moved if run is self.runs[0] else ())
+        with watching_merges(new) as merges, rerun as faults:
             try:
                 found = self.run(run.training, run.inputs)
             except (CannotRealise, LayerPruneError):
                 raise
             except Exception as error:  # the user's forward on what is left of the model: anything may come
                 raise CannotRealise(f"the forward fails without it: {short(error)}") from error
+        if faults:
+            raise CannotRealise(faults[0])
         if found != run.expected:
             mode = "train" if run.training else "eval"
             raise CannotRealise(f"the output would change its form in {mode} mode: {run.expected} to {found}")
@@ -332,11 +358,9 @@ class Prover:
             raise CannotRealise("the forward merges the dropped tensor elsewhere than the layer graph says")
 
 
-def _plain_leaves(graph: LayerGraph) -> frozenset[str]:
-    """The leaf modules that make one tensor of one tensor, write into none, and read no values."""
-    layers = [layer for layer in graph.layers if layer.is_module]
-    plain = {layer.fqn for layer in layers if len(layer.operands) == len(layer.outputs) == 1 and not layer.writes}
-    return frozenset(plain - {layer.fqn for layer in layers if len(layer.operands) != 1 or layer.writes})
+def _twice_as_large(tensor: Tensor) -> Tensor:
+    """Repeat an image to twice its height and width; other tensors stay."""
+    return tensor.repeat(1, 1, 2, 2) if tensor.dim() == 4 and tensor.is_floating_point() else tensor
 
 
 def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
@@ -347,24 +371,14 @@ def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
     return removal.groups == candidate.groups and candidate.dead <= removal.dead
 
 
+def _pattern(text: str) -> str:
+    """A text without its numbers."""
+    return re.sub(r"\d+", "#", text)
+
+
 def _as_clause(reason: str) -> str:
     """Fit a verdict into a sentence: "protected by …" wants a verb, "reads the model's input" has one."""
     return f"is {reason}" if reason.startswith("protected") else reason
-
-
-def signature(out: Any, depth: int = 0) -> Any:
-    """Describe an output: types, keys, and each tensor's shape and dtype. A dropped tensor in it is an error."""
-    if isinstance(out, Dropped):
-        raise CannotRealise("the dropped tensor would reach the model's output")
-    if isinstance(out, Tensor):
-        return f"{'×'.join(map(str, out.shape))} {str(out.dtype).removeprefix('torch.')}"
-    if isinstance(out, Mapping):
-        return {str(key): signature(value, depth + 1) for key, value in out.items()}
-    if isinstance(out, (list, tuple)):
-        return [type(out).__name__, *(signature(value, depth + 1) for value in out)]
-    if depth < 4 and hasattr(out, "__dict__") and not isinstance(out, (type, nn.Module)):
-        return {key: signature(value, depth + 1) for key, value in vars(out).items()}
-    return type(out).__name__
 
 
 def with_reasons(groups: Sequence[Group], removals: Sequence[Removal], reasons: Mapping[str, str]) -> list[Group]:

@@ -29,7 +29,7 @@ from layerprune.graph import LayerGraph
 from layerprune.groups import Group, LayerInfo, form_groups
 from layerprune.impact.influence import score_influence
 from layerprune.inputs import Inputs, as_inputs, infer_inputs
-from layerprune.joint import join_cuts
+from layerprune.joining import join_cuts
 from layerprune.marks import CannotRealise
 from layerprune.modules import check_supported, fingerprint, unwrap
 from layerprune.plan import PlannedRemoval, PruningPlan, json_safe

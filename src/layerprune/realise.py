@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from layerprune.channels import CannotSlice, ChannelTrace
+from layerprune.channel_rules import CannotSlice
+from layerprune.channels import ChannelTrace
+from layerprune.companion import Companion
 from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice, taken_out
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
+from layerprune.rearrange import Moved
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Realisation:
         params: numbers of the parameters that go.
         leftovers: layers that are dead and still run, on a dropped tensor or for nothing.
         carried: the values that equal a substitute from then on.
+        moved: the rearrangements of values that lose channels.
         stand_ins: edits to the same effect that leave stand-ins where ``edits`` shorten containers; empty if none do.
     """
 
@@ -37,9 +41,12 @@ class Realisation:
     leftovers: tuple[int, ...]
     carried: frozenset[int] = frozenset()
     stand_ins: tuple[Edit, ...] = ()
+    moved: tuple[Moved, ...] = ()
 
 
-def realise(graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> Realisation:
+def realise(
+    graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut, companion: Companion | None = None
+) -> Realisation:
     """Find the edits that carry a cut out.
 
     Every value that is to be substituted is traced back to its substitute: through dead modules, which then pass their
@@ -50,18 +57,22 @@ def realise(graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> Re
         graph: the layer graph.
         modules: the model's modules by name.
         cut: one removal's, or several removals' together.
+        companion: the model in train mode, where that runs more than eval mode does.
 
     Raises:
         CannotRealise: there are none; the message says why.
     """
-    return _Realiser(graph, modules, cut).run()
+    return _Realiser(graph, modules, cut, companion).run()
 
 
 class _Realiser:
-    def __init__(self, graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut) -> None:
+    def __init__(
+        self, graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut, companion: Companion | None
+    ) -> None:
         self.graph = graph
         self.modules = modules
         self.cut = cut
+        self.companion = companion
         self.marker = Marker(graph, cut)
         self.dead, self.gone, self.dead_params = self.marker.dead, self.marker.gone, self.marker.dead_params
 
@@ -69,7 +80,7 @@ class _Realiser:
         if not self.dead:
             raise CannotRealise("nothing dies with it")
         marks = self.marks()
-        slices = self.slices()
+        slices, moved = self.slices()
         outermost = self.outermost_dead()
         edits = [*self.module_edits(marks, outermost), *self.param_edits(marks, outermost), *slices]
         self.check_params(edits)
@@ -84,6 +95,7 @@ class _Realiser:
             params=self.dead_params,
             leftovers=leftovers,
             carried=frozenset(marks.carried),
+            moved=moved,
         )
 
     def marks(self) -> Marks:
@@ -224,12 +236,16 @@ class _Realiser:
     def held_elsewhere(self, number: int, removed: list[str]) -> bool:
         return any(i == number and not _under(n, removed) for n, i in self.graph.param_ids.items())
 
-    def slices(self) -> list[Slice]:
+    def slices(self) -> tuple[list[Slice], tuple[Moved, ...]]:
         cats = [(m, v) for m, v in self.cut.dropped if merge_of(self.graph.layers[m]) == "cat" and m not in self.dead]
         if not cats:
-            return []
+            return [], ()
+        trace = ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes)
         try:
-            return ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes).run(cats)
+            slices = trace.run(cats)
+            if self.companion is not None:
+                slices += self.companion.slices(self.cut, self.dead, slices)
+            return slices, tuple(trace.moved)
         except CannotSlice as error:
             raise CannotRealise(str(error)) from error
 

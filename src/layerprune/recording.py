@@ -26,6 +26,7 @@ class Call:
     arity: int = 0
     result: Structure = None
     outputs: tuple[int, ...] = ()
+    results: tuple[int, ...] = ()
     has_data_calls: bool = False
     functions: list[str] = field(default_factory=list[str])
 

@@ -25,7 +25,8 @@ class Candidate:
 
     Attributes:
         name: what is replaced by what, unique among a model's candidates.
-        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several`` or ``block``: the row of the removal table.
+        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared`` or ``block``: the row of the removal
+            table.
         cut: the change to the layer graph.
         dead: the layers that die.
         groups: names of the groups that leave.
@@ -93,16 +94,20 @@ class _Finder:
         self.modules = modules
         self.leads = {call: group for group in groups for call in group.calls}
         self.seen: set[tuple[object, ...]] = set()
+        self.whole: set[str] = set()
+        self.partial: list[tuple[str, Cut, frozenset[int]]] = []  # what takes out some calls of groups with several
 
     def find(self, granularity: str) -> Iterator[tuple[Candidate, ...]]:
         if granularity == "block":
             yield from self.singles(self.blocks())
+            yield from self.singles(self.shared())
             return
         yield from self.singles(self.merges())
         yield from self.singles(self.several())
         yield from self.singles(self.blocks())
         if granularity == "group":
             yield from self.bypasses()
+        yield from self.singles(self.shared())
 
     def singles(self, candidates: Iterable[Candidate | None]) -> Iterator[tuple[Candidate, ...]]:
         for candidate in candidates:
@@ -117,8 +122,10 @@ class _Finder:
         leaving = {self.leads[i].name: self.leads[i] for i in sorted(dead) if i in self.leads}
         gone = [g.name for g in leaving.values() if all(call in dead for call in g.calls)]
         if not gone:
+            self.partial += [(kind, cut, dead)] if leaving and kind != "bypass" else []
             return None
         self.seen.add(_key(cut))
+        self.whole |= set(gone)
         return Candidate(name, kind, cut, dead, tuple(gone))
 
     def is_known(self, cut: Cut) -> bool:
@@ -185,6 +192,22 @@ class _Finder:
                         name = f"{_call_name(frame.fqn, frame.call)} by its input"
                         yield self.candidate("block", Cut({value: argument}), name)
                         break
+
+    def shared(self) -> Iterator[Candidate | None]:
+        """Take a module that is called several times out at every call, each time in the smallest way."""
+        ways: dict[int, tuple[Cut, frozenset[int]]] = {}
+        for _, cut, dead in self.partial:
+            for call in dead & self.leads.keys():
+                if call not in ways or len(dead) < len(ways[call][1]):
+                    ways[call] = cut, dead
+        for group in self.groups:
+            if len(group.calls) < 2 or group.name in self.whole or not all(call in ways for call in group.calls):
+                continue
+            cuts = [ways[call][0] for call in group.calls]
+            substitutes = {y: s for cut in cuts for y, s in cut.substitutes.items()}
+            if all(substitutes[y] == s for cut in cuts for y, s in cut.substitutes.items()):
+                joint = Cut(substitutes, frozenset(pair for cut in cuts for pair in cut.dropped))
+                yield self.candidate("shared", joint, f"{group.name} at all its {len(group.calls)} calls")
 
     def bypasses(self) -> Iterator[tuple[Candidate, ...]]:
         """Replace a layer's value by the nearest tensor of its shape that dominates it; a group's latest first."""

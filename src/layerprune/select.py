@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice, product
@@ -23,6 +24,8 @@ _ROUNDS = 60
 _MOST_SETS = 256
 _NODES = 2000  # before the clock, so that a choice does not depend on the machine
 _SECONDS = 120.0
+_MOST_PAIRS = 40
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class _Search:
         self.rounds = _ROUNDS
         self.banned = [*conflicts(problem.graph, problem.removals), *_emptied(problem.graph, problem.removals)]
         self.programme = _Programme(problem)
+        self.culprits = _Culprits(problem)
         self.proven: dict[tuple[int, ...], int] = {}
 
     def first_valid(self, solve: Callable[[int, Sequence[tuple[int, ...]]], list[int]]) -> Selection | None:
@@ -106,7 +110,7 @@ class _Search:
             try:
                 size = self.proven[chosen] = self.proven.get(chosen) or self.problem.check(chosen)
             except CannotRealise:
-                self.banned += _culprits(self.problem, chosen)
+                self.banned += self.culprits.among(chosen)
                 continue
             if size <= self.cap:
                 return Selection(chosen, size)
@@ -224,18 +228,53 @@ class _Programme:
         return [i for i in range(len(self.problem.removals)) if result.x[i] > 0.5]
 
 
-def _culprits(problem: Problem, chosen: Sequence[int]) -> list[tuple[int, ...]]:
-    """The pairs of a set that fail by themselves; where none does, a subset that fails and whose parts do not."""
-    near = [(i, j) for i, j in combinations(chosen, 2) if _touch(problem.removals[i], problem.removals[j])]
-    found = [pair for pair in near if not _holds(problem, pair)]
-    if found:
-        return found
-    core = list(chosen)
-    for index in chosen:
-        rest = [i for i in core if i != index]
-        if len(rest) > 1 and not _holds(problem, rest):
-            core = rest
-    return [tuple(core)]
+class _Culprits:
+    """Finds out which removals of a set do not hold together.
+
+    A deep model repeats itself: what fails between its blocks 3 and 4 fails between 7 and 8, too. So after
+    :data:`_MOST_PAIRS` proofs pairs count as failing that differ from one that failed in numbers only. To forbid a pair
+    that would hold costs a choice; to try each of a thousand pairs costs minutes.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.tried: dict[tuple[int, int], bool] = {}
+        self.failed: set[tuple[object, ...]] = set()
+
+    def among(self, chosen: Sequence[int]) -> list[tuple[int, ...]]:
+        """The pairs of a set that fail by themselves; where none does, a subset that fails and whose parts do not."""
+        near = [pair for pair in combinations(chosen, 2) if self.touch(pair)]
+        found = [pair for pair in near if not self.pair_holds(pair)]
+        if found and len(self.tried) > _MOST_PAIRS:
+            every = [pair for pair in combinations(range(len(self.problem.removals)), 2) if self.touch(pair)]
+            return [pair for pair in every if self.tried.get(pair) is not True and self.pattern(pair) in self.failed]
+        if found:
+            return list(found)
+        core = list(chosen)
+        for index in chosen:
+            rest = [i for i in core if i != index]
+            if len(rest) > 1 and not _holds(self.problem, rest):
+                core = rest
+        return [tuple(core)]
+
+    def touch(self, pair: tuple[int, int]) -> bool:
+        return _touch(*(self.problem.removals[i] for i in pair))
+
+    def pair_holds(self, pair: tuple[int, int]) -> bool:
+        if pair not in self.tried and len(self.tried) > _MOST_PAIRS and self.pattern(pair) in self.failed:
+            return False
+        if pair not in self.tried:
+            self.tried[pair] = _holds(self.problem, pair)
+            self.failed |= set() if self.tried[pair] else {self.pattern(pair)}
+        return self.tried[pair]
+
+    def pattern(self, pair: tuple[int, int]) -> tuple[object, ...]:
+        """Two removals' names, with the numbers of the second counted from those of the first."""
+        one, other = (self.problem.removals[i].name for i in sorted(pair))
+        first, second = ([int(n) for n in _NUMBER.findall(name)] for name in (one, other))
+        steps = [b - first[min(i, len(first) - 1)] if first else b for i, b in enumerate(second)]
+        within = [b - first[0] for b in first]
+        return _NUMBER.sub("#", one), _NUMBER.sub("#", other), tuple(within), tuple(steps)
 
 
 def _holds(problem: Problem, some: Sequence[int]) -> bool:

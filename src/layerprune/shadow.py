@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.adapters import transformers
 from layerprune.inputs import Inputs
+from layerprune.integers import KeepsIntegers, holds_values
 from layerprune.modules import clone
 
 
@@ -31,31 +32,45 @@ class Shadow:
         model: the copy. Its parameters and buffers are fake (no memory, no values), or the model's own parameters and
             copies of its buffers where ``mode`` is None.
         mode: the fake tensors' mode.
+        integers: whether integers keep their values among the fake tensors.
     """
 
     model: nn.Module
     mode: FakeTensorMode | None
+    integers: bool = False
 
     @contextlib.contextmanager
     def running(self) -> Generator[None]:
         """Run the shadow's forward inside: no grad, the RNG state untouched."""
-        with _rng_kept(), _quiet(), self.mode or contextlib.nullcontext(), torch.no_grad():
+        whole = KeepsIntegers(self.mode) if self.integers and self.mode is not None else contextlib.nullcontext()
+        with _rng_kept(), _quiet(), self.mode or contextlib.nullcontext(), whole, torch.no_grad():
             yield
 
     def adapt(self, inputs: Inputs) -> Inputs:
         """Make inputs that the shadow's forward may take and change: fakes, or copies."""
         if self.mode is None:
             return inputs.map(lambda tensor: tensor.detach().clone())
-        mode = self.mode
-        return inputs.map(lambda tensor: _fake(tensor, mode))
+        return inputs.map(lambda tensor: self.convert(tensor))
+
+    def convert(self, tensor: Tensor) -> Tensor:
+        """Make what stands for a tensor on the shadow."""
+        if self.mode is None or (self.integers and holds_values(tensor)):
+            return tensor.detach().clone()
+        return _fake(tensor, self.mode)
 
 
-def fake_shadow(model: nn.Module) -> Shadow:
-    """Copy a model with fake parameters and buffers; the model is not touched."""
+def fake_shadow(model: nn.Module, *, integers: bool = False) -> Shadow:
+    """Copy a model with fake parameters and buffers; the model is not touched.
+
+    Args:
+        model: the model.
+        integers: let integers, buffers and inputs, keep their values; see :class:`~layerprune.integers.KeepsIntegers`.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    copy = clone(model, lambda tensor: _fake(tensor, mode))
+    shade = Shadow(model, mode, integers)
+    copy = clone(model, shade.convert)
     _settle(copy)
-    return Shadow(copy, mode)
+    return replace(shade, model=copy)
 
 
 def real_shadow(model: nn.Module) -> Shadow:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from layerprune.adapters import stacks
 from layerprune.adapters.caches import PLACES
@@ -23,10 +22,10 @@ from layerprune.edits import (
     Slice,
     TakePlace,
     joined,
-    kept_ranges,
 )
 from layerprune.errors import SurgeryError
 from layerprune.modules import slots
+from layerprune.slices import loss_of
 
 Undo = Callable[[], None]
 
@@ -207,17 +206,17 @@ def _drop_parameter(model: nn.Module, edit: DropParameter) -> Undo:
 
 
 def _slice(module: nn.Module, edit: Slice) -> Undo:
-    cuts, counts = _slice_plan(module, edit)
+    loss = loss_of(module, edit)
     undos: list[Undo] = []
-    for name, dim in cuts.items():
+    for name, piece in loss.pieces.items():
         registry = cast("dict[str, Any]", module._parameters if name in module._parameters else module._buffers)
         old = registry.get(name)
         if old is None:
             continue
-        new = _without(old, dim, edit)
+        new = piece.cut(old, edit)
         registry[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         undos.append(lambda registry=registry, name=name, old=old: registry.__setitem__(name, old))
-    for attribute, change in counts.items():
+    for attribute, change in loss.counts.items():
         old_count = getattr(module, attribute)
         setattr(module, attribute, old_count - change)
         undos.append(lambda attribute=attribute, old_count=old_count: setattr(module, attribute, old_count))
@@ -227,34 +226,6 @@ def _slice(module: nn.Module, edit: Slice) -> Undo:
             undos.pop()()
 
     return undo
-
-
-def _slice_plan(module: nn.Module, edit: Slice) -> tuple[dict[str, int], dict[str, int]]:
-    """Which tensors lose channels, along which dimension; and which counts shrink by how much."""
-    gone = sum(last - first for first, last in edit.dropped)
-    if isinstance(module, nn.Linear):
-        return {"weight": 1}, {"in_features": gone}
-    if isinstance(module, nn.modules.conv._ConvNd) and edit.side == "in":
-        return {"weight": 0 if module.transposed else 1}, {"in_channels": gone}
-    if isinstance(module, nn.modules.conv._ConvNd):
-        if module.out_channels != module.in_channels:
-            raise SurgeryError(f"cannot {edit}: '{edit.fqn}' makes several channels of each")
-        return {"weight": 0, "bias": 0}, {"in_channels": gone, "out_channels": gone, "groups": gone}
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        return {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}, {"num_features": gone}
-    if isinstance(module, nn.PReLU):
-        return {"weight": 0}, {"num_parameters": gone}
-    raise SurgeryError(f"cannot {edit}: nothing is known of the channels of a {type(module).__name__}")
-
-
-def _without(tensor: Tensor, dim: int, edit: Slice) -> Tensor:
-    size = tensor.shape[dim]
-    kept = kept_ranges(edit.dropped, size)
-    if not kept or max(last for _, last in edit.dropped) > size:
-        raise SurgeryError(f"cannot {edit}: channels {list(edit.dropped)} do not lie within the {size} there are")
-    with torch.no_grad():
-        pieces = [tensor.detach().narrow(dim, first, last - first) for first, last in kept]
-        return torch.cat(pieces, dim).contiguous()
 
 
 def holds_dropped(model: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Joining: several removals carried out together, as one cut and one list of edits."""
+"""Joining: several removals as one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from layerprune.marks import CannotRealise
 from layerprune.realise import Realisation
 
 
-def together(graph: LayerGraph, realisations: Sequence[Realisation]) -> Realisation:
+def side_by_side(graph: LayerGraph, realisations: Sequence[Realisation]) -> Realisation:
     """Put removals that do not disturb each other side by side, each carried out as it would be alone."""
     dead = frozenset(layer for r in realisations for layer in r.dead)
     concats = {merge for r in realisations for merge, _ in r.cut.dropped} - dead
@@ -23,6 +23,7 @@ def together(graph: LayerGraph, realisations: Sequence[Realisation]) -> Realisat
         dead=dead,
         params=frozenset(param for r in realisations for param in r.params),
         leftovers=(),
+        moved=tuple(moved for r in realisations for moved in r.moved),
         stand_ins=_joined_edits(e for r in realisations for e in r.stand_ins or r.edits) if shortened else (),
     )
 
@@ -42,6 +43,8 @@ def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
             i for first, last in edit.dropped for i in range(first, last)
         )
     sides = {(edit.fqn, edit.side): edit for edit in slices}
+    if len({fqn for fqn, _ in sides}) < len(sides):
+        raise CannotRealise("a layer would lose input channels and whole groups of channels at once")
     return [edit.model_copy(update={"dropped": ranges(gone[key])}) for key, edit in sides.items()]
 
 

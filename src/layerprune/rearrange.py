@@ -1,0 +1,163 @@
+"""Rearrangements: functions that only move elements, run once more on numbered ones to see where channels end up."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from layerprune.edits import ranges
+from layerprune.graph import Layer
+
+#: Functions and modules that move, repeat or leave out elements of one tensor, and compute nothing.
+FUNCTIONS = frozenset(
+    {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "swapaxes", "swapdims", "movedim"}
+    | {"moveaxis", "squeeze", "unsqueeze", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "getitem"}
+    | {"select", "narrow", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "roll"}
+    | {"flip", "repeat", "repeat_interleave", "tile", "expand", "unsafe_chunk", "unsafe_split", "adjoint", "mT"}
+    | {"ravel", "hsplit", "vsplit", "view_as_windows"}
+)
+
+
+class CannotFollow(Exception):
+    """The elements cannot be followed through a layer."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Channels missing from a value.
+
+    Attributes:
+        dim: the dimension they are missing from.
+        missing: boolean, one per channel of the unpruned value.
+    """
+
+    dim: int
+    missing: np.ndarray
+
+    @property
+    def indices(self) -> tuple[tuple[int, int], ...]:
+        """The missing channels as half-open ranges."""
+        return ranges(int(i) for i in np.flatnonzero(self.missing))
+
+    def without(self, tensor: Tensor) -> Tensor:
+        """A tensor of the unpruned value's shape, without the missing channels."""
+        return tensor.index_select(self.dim, torch.from_numpy(np.flatnonzero(~self.missing)))
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A rearrangement of a value that lost channels, which a proof has to see again.
+
+    A forward may take its sizes from shapes, which shrink, or from numbers of its own, which do not: only the run
+    itself shows whether the channels that are left still end up where they belong.
+
+    Attributes:
+        layer: the layer.
+        shape: the unpruned value's shape.
+        before: what it lost.
+        after: what each of the results should have lost; None where it is whole.
+    """
+
+    layer: Layer
+    shape: tuple[int, ...]
+    before: Gap
+    after: tuple[Gap | None, ...]
+
+    def faults(self, run: Callable[[Tensor], Any]) -> str:
+        """What is wrong with the run's own call of the layer, given the channels that are left; empty if nothing is.
+
+        Args:
+            run: the call as the pruned model makes it, but for the tensor.
+        """
+        with _disable_current_modes():
+            whole = _numbered(self.shape)
+            found = _results(run(self.before.without(whole)))
+            wanted = _results(run(whole) if self.layer.is_module else recorded_call(self.layer)(whole))
+            if len(found) != len(wanted):
+                return f"'{self.layer.name}' makes {len(found)} tensors of what is left, not {len(wanted)}"
+            for one, other, gap in zip(found, wanted, self.after, strict=True):
+                kept = other if gap is None else gap.without(other)
+                if one.shape != kept.shape or not torch.equal(one, kept):
+                    return f"'{self.layer.name}' would move the channels that are left to other places"
+        return ""
+
+
+def follow(layer: Layer, run: Callable[[Tensor], Any], gap: Gap, shape: tuple[int, ...]) -> tuple[Gap | None, ...]:
+    """Follow missing channels through a rearrangement.
+
+    Args:
+        layer: the layer, for messages.
+        run: the layer's function, with its literal arguments as recorded.
+        gap: what its operand has lost.
+        shape: its operand's shape before that.
+
+    Returns:
+        For each result what it has lost; None where it is whole.
+
+    Raises:
+        CannotFollow: what is missing is no set of whole channels any more, or a whole result.
+    """
+    with _disable_current_modes():
+        marks = torch.from_numpy(gap.missing).view([-1 if d == gap.dim else 1 for d in range(len(shape))])
+        marks = marks.expand(shape).contiguous()
+        try:
+            results = _results(run(marks))
+        except Exception as error:  # a recorded argument that cannot be repeated: nothing is known then
+            raise CannotFollow(f"its channels cannot be followed through '{layer.name}' ({layer.type_name})") from error
+        return tuple(_gap_of(layer, marked) for marked in results)
+
+
+def recorded_call(layer: Layer) -> Callable[[Tensor], Any]:
+    """The function that a layer was recorded as, waiting for its tensor.
+
+    Raises:
+        CannotFollow: it is not known, or it takes further tensors.
+    """
+    args, kwargs = layer.literals
+    function = _function(layer.function or "")
+    if function is None or len(layer.operands) != 1 or not args or args[0] is not None:
+        raise CannotFollow(f"its channels cannot be followed through '{layer.name}' ({layer.type_name})")
+    return lambda tensor: function(tensor, *args[1:], **kwargs)
+
+
+def _function(name: str) -> Callable[..., Any] | None:
+    if name == "getitem":
+        return operator.getitem
+    for owner in (torch.Tensor, torch, nn.functional):
+        if callable(found := getattr(owner, name, None)):
+            return found
+    return None
+
+
+def _results(out: Any) -> list[Tensor]:
+    if isinstance(out, Tensor):
+        return [out]
+    if isinstance(out, (list, tuple)) and all(isinstance(item, Tensor) for item in out):
+        return list(out)
+    raise CannotFollow("it returns something other than tensors")
+
+
+def _numbered(shape: Sequence[int]) -> Tensor:
+    count = int(np.prod(shape, dtype=np.int64))
+    return torch.arange(count, dtype=torch.int32 if count < 2**31 else torch.int64).reshape(tuple(shape))
+
+
+def _gap_of(layer: Layer, marks: Tensor) -> Gap | None:
+    """The one dimension along which marks differ; None where there are none."""
+    if not bool(marks.any()):
+        return None
+    if bool(marks.all()):
+        raise CannotFollow(f"'{layer.name}' ({layer.type_name}) would have a result without any channels")
+    for dim in range(marks.dim()):
+        others = [d for d in range(marks.dim()) if d != dim]
+        line = marks.amax(others) if others else marks
+        if torch.equal(line.view([-1 if d == dim else 1 for d in range(marks.dim())]).expand_as(marks), marks):
+            return Gap(dim, line.numpy().astype(bool))
+    raise CannotFollow(f"'{layer.name}' ({layer.type_name}) mixes the channels that go with channels that stay")

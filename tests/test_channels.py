@@ -1,0 +1,232 @@
+"""Channels that go, followed through groups, shuffles, splits and functional layers, and heads that run in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerprune import UniversalLayerPruner
+from oracle import Oracle
+
+
+class Net(nn.Module):
+    """A stem, two branches that a concat joins, what the case does with the join, and a head."""
+
+    def __init__(self, body: nn.Module, *, a: int = 8, b: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.a = nn.Conv2d(6, a, 3, padding=1)
+        self.b = nn.Conv2d(6, b, 3, padding=1)
+        self.body = body
+        self.mix = nn.LazyConv2d(6, 1)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.cat([self.a(x), self.b(x)], 1)
+        return self.head(torch.relu(self.mix(self.body(x))).mean((2, 3)))
+
+
+class Norm(nn.BatchNorm2d):
+    """A batch norm written out, as libraries do that put an activation behind it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps)
+        return self.act(x)
+
+
+class SameConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias, groups=self.groups)
+
+
+class StandardConv(nn.Conv2d):
+    """Standardises its weights over the input channels: with fewer of these the others would change."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class Chunks(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = x.chunk(2, dim=1)
+        return one * torch.sigmoid(other)
+
+
+class Shuffle(nn.Module):
+    """Interleaves two halves of the channels, with sizes taken from the shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class Pairs(nn.Module):
+    """Takes neighbours together, so that every other channel stays one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, c // 2, 2, h, w).flip(2).flatten(1, 2)
+
+
+class Numbers(nn.Module):
+    """Takes channels by numbers of its own, which are others once channels before them are gone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 4:12]
+
+
+class Twice(nn.Module):
+    """Two concats, of which the second joins both tensors in turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.conv(x)], 1)
+
+
+#: What stands behind the concat → the groups among a and b that must be safe, in order.
+CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "depthwise": (lambda: nn.Conv2d(16, 16, 3, padding=1, groups=16), "ab"),
+    "depthwise, two of each": (lambda: nn.Conv2d(16, 32, 3, padding=1, groups=16), "ab"),
+    "whole groups": (lambda: nn.Conv2d(16, 8, 3, padding=1, groups=4), "ab"),
+    "two groups": (lambda: nn.Conv2d(16, 6, 3, padding=1, groups=2), "ab"),
+    "transposed": (lambda: nn.ConvTranspose2d(16, 8, 2, stride=2, groups=2), "ab"),
+    "group norm of whole groups": (lambda: nn.GroupNorm(4, 16), "ab"),
+    "group norm across": (lambda: nn.GroupNorm(1, 16), ""),
+    "functional batch norm": (lambda: Norm(16), "ab"),
+    "padded by itself": (lambda: SameConv(16, 4, 3), "ab"),
+    "standardised weights": (lambda: StandardConv(16, 4, 3), ""),
+    "softmax over channels": (lambda: nn.Softmax(dim=1), ""),
+    "halves": (Chunks, ""),
+    "shuffle": (Shuffle, ""),
+    "shuffle and back": (lambda: nn.Sequential(nn.ChannelShuffle(8), nn.ChannelShuffle(2)), ""),
+    "neighbours": (Pairs, "ab"),
+    "numbers of its own": (Numbers, "b"),  # without a, 4 to 12 are other channels; without b there are four left
+    "grouped, joined again": (Twice, "ab"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_branch_of_a_concat_leaves_through_what_stands_behind_it(name: str) -> None:
+    make, safe = CASES[name]
+    torch.manual_seed(0)
+    net = Net(make())
+    net(torch.randn(2, 3, 8, 8))
+    net = net.double().eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight), nn.init.normal_(module.running_mean)
+    oracle = Oracle(net, ((_randn(2, 3, 8, 8),), {}), ((_randn(3, 3, 8, 8),), {}))
+    for removal in oracle.pruner.removals:
+        oracle.check_removal(removal)
+    found = {group.name for group in oracle.pruner.groups if group.can_remove}
+    assert "".join(sorted(found & {"a", "b"})) == safe
+    if safe:
+        oracle.check_plan(oracle.pruner.plan(groups=["a"]))
+
+
+def test_a_slice_of_a_grouped_convolution_takes_as_many_channels_of_each_group() -> None:
+    class Woven(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.conv, self.head = nn.Conv2d(8, 6, 1, groups=2), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = torch.stack([self.a(x), self.b(x)], 2).flatten(1, 2)  # a and b in turns
+            return self.head(torch.relu(self.conv(torch.cat([x[:, :4], x[:, 4:]], 1))))
+
+    net = Woven().double().eval()
+    oracle = Oracle(net, ((_randn(2, 3, 4, 4),), {}), ((_randn(3, 3, 4, 4),), {}))
+    for removal in oracle.pruner.removals:
+        oracle.check_removal(removal)
+
+
+class Trains(nn.Module):
+    """An auxiliary head that reads a concat, in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3)
+        self.aux = nn.Sequential(nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+        self.mix, self.head = nn.Conv2d(6, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        joined = torch.cat([self.a(x), self.b(x)], 1)
+        out = self.head(self.mix(joined).mean((2, 3)))
+        return (out, self.aux(joined)) if self.training else out
+
+
+def test_a_head_that_runs_in_training_only_loses_the_channels_too() -> None:
+    torch.manual_seed(0)
+    net = Trains().double().eval()
+    oracle = Oracle(net, ((_randn(2, 3, 9, 9),), {}), ((_randn(3, 3, 9, 9),), {}))
+    plan = oracle.pruner.plan(groups=["a"])
+    oracle.check_plan(plan)
+    pruned = plan.apply(net).train()
+    out, aux = pruned(_randn(4, 3, 9, 9))
+    assert aux.shape == out.shape == (4, 5)
+    assert pruned.aux[3].in_features == 2
+
+
+class Shared(nn.Module):
+    """One attention-like module, called at three depths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.own = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for own in self.own:
+            x = x + torch.tanh(self.shared(x))
+            x = x + own(torch.relu(x))
+        return self.head(x)
+
+
+def test_a_module_called_several_times_leaves_at_all_its_calls() -> None:
+    torch.manual_seed(0)
+    oracle = Oracle(Shared().double().eval(), ((_randn(2, 4),), {}), ((_randn(3, 4),), {}))
+    (removal,) = [r for r in oracle.pruner.removals if r.groups == ("shared",)]
+    assert removal.kind == "shared"
+    assert removal.num_params == 42
+    oracle.check_removal(removal)
+
+
+class Lengths(nn.Module):
+    """Takes its sizes from values: as many tokens of each sample as its length says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x = self.stem(torch.cat([row[:n] for row, n in zip(x, lengths.tolist(), strict=True)]))
+        return self.head(x + self.mid(x))
+
+
+def test_sizes_that_follow_from_integers_are_known_without_values_of_weights() -> None:
+    with torch.device("meta"):
+        net = Lengths()
+    example = torch.empty(2, 5, 4, device="meta"), torch.tensor([3, 5])
+    pruner = UniversalLayerPruner(net, example_inputs=example)
+    assert {group.name: group.can_remove for group in pruner.groups} == {"stem": False, "mid": True, "head": False}
+
+
+def _randn(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
