@@ -30,7 +30,7 @@ bench: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/large.py
 
 zoo: $(INSTALLED)-bench
-	$(BIN)/python benchmarks/zoo.py --quick
+	$(BIN)/python benchmarks/zoo.py
 
 # The environment stays: it takes minutes to make. `rm -r .venv` for a fresh one.
 clean:

@@ -134,7 +134,7 @@ def test_a_branch_of_a_concat_leaves_through_what_stands_behind_it(name: str) ->
     found = {group.name for group in oracle.pruner.groups if group.can_remove}
     assert "".join(sorted(found & {"a", "b"})) == safe
     if safe:
-        oracle.check_plan(oracle.pruner.plan(groups=["a"]))
+        oracle.check_plan(oracle.pruner.plan(groups=[safe[0]]))
 
 
 def test_a_slice_of_a_grouped_convolution_takes_as_many_channels_of_each_group() -> None:

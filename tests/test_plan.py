@@ -422,3 +422,24 @@ def test_a_plan_of_plain_identities_does_not_need_this_library():
     plan = UniversalLayerPruner(model, example_inputs=rows()).plan(groups=["b"])
     assert [type(m) for m in plan.apply(model).modules() if type(m).__module__.startswith("layerprune")] == []
     assert not plan.needs_layerprune
+
+
+class Caches(nn.Module):
+    """Keeps a table of positions for the last size that it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.table = torch.zeros(x.shape[0], device=x.device)
+        x = self.a(x)
+        return self.c(x + torch.relu(self.b(x)))
+
+
+def test_a_plan_fits_a_copy_whose_caches_are_filled_for_other_inputs():
+    model, fresh = Caches(), Caches()
+    model(torch.randn(3, 4))
+    plan = UniversalLayerPruner(model, example_inputs=torch.randn(2, 4)).plan(groups=["b"])
+    assert plan.apply(fresh)(torch.randn(5, 4)).shape == (5, 2)

@@ -78,11 +78,18 @@ def num_params(model: nn.Module) -> int:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of the model's classes, tensor names, shapes and dtypes; not of its weights or its device."""
+    """Return a hash of the model's classes, tensor names, shapes and dtypes; not of its weights or its device.
+
+    Buffers that are not saved with the model are left out: many are caches that a forward fills for its inputs' size.
+    """
     digest = hashlib.sha256()
+    caches: set[str] = set()
     for name, module in model.named_modules():
         digest.update(f"{name}:{type(module).__qualname__};".encode())
+        caches |= {f"{name}.{key}" if name else key for key in module._non_persistent_buffers_set}
     for name, tensor in named_tensors(model):
+        if name in caches:
+            continue
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
     return digest.hexdigest()
 

@@ -24,7 +24,7 @@ _ROUNDS = 60
 _MOST_SETS = 256
 _NODES = 2000  # before the clock, so that a choice does not depend on the machine
 _SECONDS = 120.0
-_MOST_PAIRS = 40
+_MOST_PAIRS = 16
 _NUMBER = re.compile(r"\d+")
 
 
