@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerprune.dropped import Dropped
@@ -25,15 +26,18 @@ class Tracer:
 
     Args:
         model: the model in its first form; parameters and buffers are known by their identity.
+        fake: makes a fake tensor of another one's form; functions on fakes then answer from memory where they may.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, fake: Callable[[Tensor], Tensor] | None = None) -> None:
         self.own = {id(t): t for module in model.modules() for t in _tensors_of(module)}
         self.numbers = {key: place for place, key in enumerate(self.own)}
         self.made = WeakTensorKeyDictionary()
         self.kept: list[Tensor] = []
         self.steps: list[Step] = []
         self.inside = False
+        self.fake = fake
+        self.known: dict[Any, Tensor] = {}
 
     def trace(self, forward: Callable[[], Any], inputs: Any, *, keep: bool) -> list[Step]:
         """Run a forward once and return its steps, the last of them its result.
@@ -57,7 +61,7 @@ class Tracer:
         self.inside = True
         try:
             step = (name, self.describe(args), self.describe(kwargs))
-            out = func(*args, **kwargs)
+            out = self.result(func, args, kwargs)
         finally:
             self.inside = False
         if any(isinstance(tensor, Dropped) for tensor in tensors_in((args, kwargs))):
@@ -68,6 +72,22 @@ class Tracer:
                 self.made[tensor] = (len(self.steps), place)
             if keep:
                 self.kept.append(tensor)
+        return out
+
+    def result(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a function; on fakes a remembered result does as well, since only shapes count in a trace."""
+        name = getattr(func, "__name__", "")
+        writes = name.startswith(("__i", "__set")) or (name[-1:] == "_" != name[-2:-1]) or "out" in kwargs
+        form = None if self.fake is None or writes or not name else _form((args, kwargs))
+        if form is None or self.fake is None:
+            return func(*args, **kwargs)
+        like = self.known.get((func, form))
+        if like is not None:
+            return self.fake(like)
+        out = func(*args, **kwargs)
+        is_new = type(out) is FakeTensor and not any(out is tensor for tensor in tensors_in((args, kwargs)))
+        if is_new and out.constant is None:
+            self.known[func, form] = out
         return out
 
     def leaf(
@@ -111,6 +131,31 @@ class Tracer:
         if id(tensor) in self.own:
             return ("own", self.numbers[id(tensor)])
         return self.made.get(tensor, ("new", tuple(tensor.shape), str(tensor.dtype)))
+
+
+def _form(value: Any) -> Any:
+    """What a function's result on fakes follows from; None where it hangs on more than shapes and plain values."""
+    try:
+        found = _parts(value)
+    except TypeError:
+        return None
+    return found if any(isinstance(tensor, FakeTensor) for tensor in tensors_in(value)) else None
+
+
+def _parts(value: Any) -> Any:
+    if isinstance(value, FakeTensor):
+        if value.constant is not None:
+            raise TypeError
+        return tuple(value.shape), value.stride(), value.dtype, value.device
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_parts, cast("Sequence[Any]", value)))
+    if isinstance(value, dict):
+        return tuple((key, _parts(item)) for key, item in cast("dict[Any, Any]", value).items())
+    if isinstance(value, slice):
+        return "slice", _parts((value.start, value.stop, value.step))
+    if isinstance(value, _NAMED) or value is Ellipsis:
+        return type(value), repr(value)
+    raise TypeError
 
 
 def _tensors_of(module: nn.Module) -> list[Tensor]:
