@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from layerprune import UniversalLayerPruner
 from layerprune.adapters import timm as timm_adapter
 from layerprune.adapters import transformers as transformers_adapter
+from layerprune.errors import InputsError
 from layerprune.inputs import infer_inputs
 from layerprune.modules import clone
 
@@ -42,6 +44,22 @@ def attempt_on_fakes(model):
     return attempt
 
 
+def attempt_really(model):
+    """Attempts that run the model itself, for forwards that read values; counts them in ``.tries``."""
+
+    def attempt(inputs):
+        attempt.tries += 1
+        try:
+            with torch.no_grad():
+                model(*inputs.args, **inputs.kwargs)
+        except Exception as error:
+            return error
+        return None
+
+    attempt.tries = 0
+    return attempt
+
+
 def candidates(model):
     yield from transformers_adapter.example_inputs(model)
     yield from timm_adapter.example_inputs(model)
@@ -49,6 +67,11 @@ def candidates(model):
 
 def inferred(model):
     attempt = attempt_on_fakes(model)
+    return infer_inputs(model, attempt, candidates(model)), attempt.tries
+
+
+def inferred_really(model):
+    attempt = attempt_really(model)
     return infer_inputs(model, attempt, candidates(model)), attempt.tries
 
 
@@ -166,16 +189,126 @@ def test_transformers(name, options, expected):
 
 
 def test_a_head_that_looks_for_the_end_of_the_text_finds_it():
-    model = tiny("BartForSequenceClassification", _BART)
+    model = tiny("BartForSequenceClassification", _BART)  # fakes cannot tell how many ends there are
+    assert shapes(inferred_really(model)[0]) == _TEXT_SHAPES
 
-    def attempt(inputs):  # fakes cannot tell how many ends there are
-        try:
-            model(**inputs.kwargs)
-        except Exception as error:
-            return error
-        return None
 
-    assert shapes(infer_inputs(model, attempt, candidates(model))) == _TEXT_SHAPES
+_VL = {"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 16, "patch_size": 4}
+_SERIES = {"prediction_length": 6, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "num_time_features": 2}
+_SERIES_SHAPES = {"past_values": (1, 13), "past_time_features": (1, 13, 2), "past_observed_mask": (1, 13)}
+_XLNET = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16, "vocab_size": 99}
+_DECISION = {"state_dim": 5, "act_dim": 3, "hidden_size": 16, "n_layer": 1, "n_head": 2}
+_AUDIO = {"num_mel_bins": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_AUDIO |= {"intermediate_size": 16, "max_source_positions": 30}
+_LXMERT = {**_TEXT, "l_layers": 1, "x_layers": 1, "r_layers": 1, "visual_feat_dim": 12}
+_IDEFICS = {**_TEXT, "vision_config": {"embed_dim": 16, "image_size": 32, "patch_size": 8, "num_hidden_layers": 1}}
+_IDEFICS["vision_config"] |= {"num_attention_heads": 2, "intermediate_size": 16}
+_QFORMER = {**_TEXT, "encoder_hidden_size": 12, "cross_attention_frequency": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        pytest.param(
+            "Qwen2_5_VisionTransformerPretrainedModel",
+            {**_VL, "window_size": 16, "fullatt_block_indexes": [1]},
+            {"hidden_states": (64, 96), "grid_thw": (1, 3)},
+            id="flat patches with their grid",
+        ),
+        pytest.param(
+            "Siglip2VisionModel",
+            {**_VISION, "num_patches": 16},
+            {"pixel_values": (1, 16, 192), "spatial_shapes": (1, 2), "pixel_attention_mask": (1, 16)},
+            id="patches with their sizes and mask",
+        ),
+        pytest.param(
+            "TimeSeriesTransformerModel",
+            {**_SERIES, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8},
+            {**_SERIES_SHAPES, "future_values": (1, 6), "future_time_features": (1, 6, 2)},
+            id="a past and a future",
+        ),
+        pytest.param("XLNetModel", _XLNET, _TEXT_SHAPES, id="no limit of positions"),
+        pytest.param(
+            "DecisionTransformerModel",
+            _DECISION,
+            {"states": (1, 16, 5), "actions": (1, 16, 3), "rewards": (1, 16, 1), "returns_to_go": (1, 16, 1)}
+            | {"timesteps": (1, 16), "attention_mask": (1, 16)},
+            id="shapes out of the docstring",
+        ),
+        pytest.param(
+            "AudioFlamingo3Encoder",
+            _AUDIO,
+            {"input_features": (1, 20, 60), "input_features_mask": (1, 60)},
+            id="a mask that is optional by the signature only",
+        ),
+        pytest.param(
+            "LxmertModel",
+            _LXMERT,
+            {**_TEXT_SHAPES, "visual_feats": (1, 16, 12), "visual_pos": (1, 16, 4), "visual_attention_mask": (1, 16)},
+            id="features that are optional by the signature only",
+        ),
+        pytest.param(
+            "IdeficsModel",
+            _IDEFICS,
+            {**_TEXT_SHAPES, "pixel_values": (1, 2, 3, 32, 32), "image_attention_mask": (1, 16, 2)},
+            id="several images in a text",
+        ),
+        pytest.param(
+            "Blip2QFormerModel",
+            _QFORMER,
+            {"query_embeds": (1, 16, 16), "encoder_hidden_states": (1, 16, 12)}
+            | {"attention_mask": (1, 16), "encoder_attention_mask": (1, 16)},
+            id="hidden states of another model",
+        ),
+    ],
+)
+def test_fields_that_follow_from_others(name, options, expected):
+    inputs, tries = inferred_really(tiny(name, options))
+    assert shapes(inputs) == expected
+    assert tries <= 8
+
+
+def test_a_grid_has_values_for_a_model_without_weights():
+    with torch.device("meta"):
+        model = tiny(
+            "Qwen2_5_VisionTransformerPretrainedModel", {**_VL, "window_size": 16, "fullatt_block_indexes": [1]}
+        )
+    inputs = UniversalLayerPruner(model).inputs
+    assert inputs.kwargs["hidden_states"].device.type == "meta"
+    assert inputs.kwargs["grid_thw"].tolist() == [[1, 8, 8]]
+
+
+def test_a_text_holds_the_tokens_that_stand_for_its_images():
+    config = transformers.LlavaConfig(
+        text_config={**_TEXT, "model_type": "llama", "num_key_value_heads": 1},
+        vision_config={**_VISION, "model_type": "clip_vision_model", "image_size": 32},
+        image_token_id=98,
+        image_seq_length=16,
+        vision_feature_layer=-1,
+    )
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    texts = [fields.kwargs["input_ids"] for fields in candidates(model) if "pixel_values" in fields.kwargs]
+    assert (texts[0] == 98).sum() == 16
+    together = next(fields for fields in candidates(model) if "pixel_values" in fields.kwargs)
+    assert attempt_really(model)(together) is None
+
+
+def test_what_no_name_tells_is_not_made_up():
+    class Session(transformers.BertModel):
+        def forward(self, session):
+            return session.ids
+
+    found = list(transformers_adapter.example_inputs(Session(transformers.BertConfig(**_TEXT))))
+    assert all("dummy" in inputs.origin for inputs in found)
+
+
+def test_a_forward_that_reads_values_of_weights_is_given_up_early_without_them():
+    with torch.device("meta"):
+        model = transformers.SuperPointForKeypointDetection(transformers.SuperPointConfig())
+    attempt = attempt_on_fakes(model)
+    with pytest.raises(InputsError, match="the meta device has none"):
+        infer_inputs(model, attempt, candidates(model))
+    assert attempt.tries <= 6
 
 
 def test_the_cache_is_switched_off_where_there_is_one():

@@ -43,9 +43,9 @@ def _template(model: nn.Module, variant: int) -> Fields:
 
 def _infer(model: nn.Module) -> Fields:
     """Find what the model takes: what the library infers, with smaller images first."""
-    proposals = list(example_inputs(model))
-    small = [Inputs((), fields) for item in proposals if (fields := _smaller(item.kwargs))]
-    return infer_inputs(model, lambda inputs: attempt(model, inputs.kwargs), chain(small, proposals)).kwargs
+    small = (Inputs((), fields) for item in example_inputs(model) if (fields := _smaller(item.kwargs)))
+    proposals = chain(small, example_inputs(model))
+    return infer_inputs(model, lambda inputs: attempt(model, inputs.kwargs), proposals).kwargs
 
 
 def attempt(model: nn.Module, fields: Fields) -> Exception | None:
@@ -67,11 +67,16 @@ def _smaller(fields: Fields) -> Fields:
     """Make large images small and long waveforms short; empty where there are none."""
     changed = {}
     for name, value in fields.items():
-        if name.startswith("pixel_values") and value.shape[-1] > _SMALL_IMAGE:
+        if _is_image(name, value) and value.shape[-1] > _SMALL_IMAGE:
             changed[name] = value[..., :_SMALL_IMAGE, :_SMALL_IMAGE]
         if name == "input_values" and value.shape[-1] > 4000:
             changed[name] = value[..., :4000]
     return {**fields, **changed} if changed else {}
+
+
+def _is_image(name: str, value: Any) -> bool:
+    """Whether a field is an image or a video that is not cut into patches yet."""
+    return name.startswith("pixel_values") and isinstance(value, Tensor) and value.ndim > 3
 
 
 def _other_size(model: nn.Module, fields: Fields) -> Fields:
@@ -90,8 +95,8 @@ def _resized(fields: Fields) -> Iterator[Fields]:
     for name, value in fields.items():
         if not isinstance(value, Tensor) or value.ndim < 2:
             continue
-        axes = (-2, -1) if name.startswith("pixel_values") else (1,) if value.ndim == 2 else (1, -1)
-        if name.startswith("pixel_values"):
+        axes = (-2, -1) if _is_image(name, value) else (1,) if value.ndim == 2 else (1, -1)
+        if _is_image(name, value):
             options[name] = [_stretched(value, axes)]
         elif name in ("bbox", "input_features_mask"):
             options[name] = [_stretched(value, (1,))]
@@ -120,11 +125,11 @@ def _draw(model: nn.Module, name: str, value: Any, batch: int) -> Any:
     if not isinstance(value, Tensor):
         return value
     shape = (batch * value.shape[0], *value.shape[1:])
+    repeated = value.repeat(batch, *[1] * (value.ndim - 1))
     if "mask" in name:
-        return torch.ones(shape, dtype=Sampler(model).dtype if value.is_floating_point() else value.dtype)
+        return repeated.to(Sampler(model).dtype) if value.is_floating_point() else repeated
     if value.is_floating_point():
         return torch.randn(shape, dtype=Sampler(model).dtype)
-    repeated = value.repeat(batch, *[1] * (value.ndim - 1))
     if name == "bbox":
         return torch.randint(0, 60, (*shape[:-1], 1)).repeat(1, 1, 4)  # empty boxes are valid
     if name not in ("input_ids", "decoder_input_ids"):

@@ -7,7 +7,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from menagerie import tiny_inputs
 from menagerie.entry import Batch, Entry
@@ -84,6 +85,16 @@ _SIZES_IN_BUFFERS = frozenset(
 )
 
 
+def _questions(model: nn.Module) -> dict[str, Tensor]:
+    """Two questions of two options in a prompt: where they end, and of what types they are."""
+    two = {"marks": [[8, 16]], "num_options": [[2, 2]], "question_type_ids": [[0, 1]]}
+    return {"input_ids": torch.arange(16)[None], **{name: torch.tensor(values) for name, values in two.items()}}
+
+
+#: What a forward takes that no name or docstring tells.
+_PLAN_INPUTS = {"jev": _questions}
+
+
 def entries() -> dict[str, Entry]:
     """Return an entry for each model type, by its name; builds nothing."""
     found: dict[str, Entry] = {}
@@ -96,6 +107,7 @@ def entries() -> dict[str, Entry]:
             name=kind,
             family=kind,
             plan=partial(_plan, kind, name),
+            plan_inputs=_PLAN_INPUTS.get(kind),
             full=partial(_full, kind, name) if full else None,
             inputs=_inputs if full else None,
         )

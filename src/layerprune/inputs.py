@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils.data import DataLoader
 
 from layerprune.errors import InputsError
@@ -17,6 +18,14 @@ from layerprune.guesses import TensorSpec, guesses
 from layerprune.nested import map_tensors, tensors_in
 
 _MAX_TRIES = 120
+_MIN_TRIES = 12
+_MOST_MODULES = 40_000  # to run in all tries: a large model gets fewer
+_MOST_BESIDE = 20  # guesses where candidates of an adapter failed: these knew more
+_MOST_WANTING = 4  # tries that failed for want of values: others will, too
+_WANTING = (
+    "Its forward may depend on values of weights or activations; the meta device has none: "
+    "load the model to the CPU or a GPU first."
+)
 _SHOWN = 5
 
 
@@ -118,7 +127,7 @@ class Sampler:
         return torch.randn(shape, generator=self._generator, device="cpu").to(self.device, self.dtype)
 
     def integers(self, choices: range, *shape: int) -> Tensor:
-        """Draw evenly from a range, as int64; with values for a model on the meta device, too, as sizes hang on them."""
+        """Draw evenly from a range, as int64; with values even for a model on the meta device: sizes hang on them."""
         drawn = torch.randint(choices.start, choices.stop, shape, generator=self._generator, device="cpu")
         return drawn if self.device.type == "meta" else drawn.to(self.device)
 
@@ -178,11 +187,20 @@ def infer_inputs(
         InputsError: nothing ran; the message lists what was tried, and what to pass.
     """
     failures: list[_Failure] = []
-    for inputs in islice(chain(candidates, _guessed(model)), _MAX_TRIES):
+    wanting = 0
+
+    def guessed() -> Iterator[Inputs]:
+        yield from islice(_guessed(model), _MOST_BESIDE if failures else None)
+
+    tries = max(_MIN_TRIES, min(_MAX_TRIES, _MOST_MODULES // sum(1 for _ in model.modules())))
+    for inputs in islice(chain(candidates, guessed()), tries):
         error = attempt(inputs)
         if error is None:
             return inputs
         failures.append(_Failure(describe(inputs), *_explain(error, model)))
+        wanting += isinstance(error, (DataDependentOutputException, DynamicOutputShapeException))
+        if wanting == _MOST_WANTING:
+            raise InputsError(f"{_nothing_fits(model, failures)}\n{_WANTING}")
     raise InputsError(_nothing_fits(model, failures))
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Iterator, Mapping
+from itertools import islice, product
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
+from layerprune.adapters.transformers_companions import Companions
+from layerprune.adapters.transformers_fields import SHAPES, Config, patch_grids, text
 from layerprune.inputs import Inputs, Sampler, describe
 
-_NUM_TOKENS = 16
-_NUM_SPECTRA = 128
-_NUM_SAMPLES = 16000
 _MODALITIES = ("input_ids", "pixel_values", "input_features")
-_IMAGE_SIDES = (224, 384, 64, 512)
+_GRIDS = ("grid_thw", "grid_hws", "spatial_shapes", "pixel_position_ids")
+_LIKELY = 3
+_MOST_SHAPES = 20
 
 
 def example_inputs(model: nn.Module) -> Iterator[Inputs]:
@@ -76,175 +76,100 @@ class _FieldSets:
     """The sets of fields that one model's forward may take, as tensors by name."""
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, inspect.Parameter]) -> None:
-        self._model = model
         self._parameters = parameters
-        self._config = _Config(model.config)
+        self._config = Config(model)
         self._sampler = Sampler(model)
+        self._companions = Companions(model, self._config, self._sampler)
+        stated = cast("str | list[str]", model.main_input_name)
+        self._main = [stated] if isinstance(stated, str) else stated
+        self._required = self._companions.required_names
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the main field with what forward requires beside it, then with the other modalities too."""
-        known = [name for name in self._parameters if name in _SHAPES]
-        stated = cast("str | list[str]", self._model.main_input_name)
-        main = [name for name in known if name in ([stated] if isinstance(stated, str) else stated)] or known[:1]
-        required = [name for name in known if self._parameters[name].default is inspect.Parameter.empty]
-        alone = list(dict.fromkeys([*main, *required]))
+        """Yield the main field with what forward requires beside it, then with the other modalities too.
+
+        The likeliest shapes come first. Where none of them fits, all that can be made up is given, as forwards may need
+        what is optional by their signatures; then come less likely shapes.
+        """
+        if any(name.endswith(_GRIDS) for name in self._required):
+            for fields in self._patches():
+                required = self._companions.required(fields)
+                if required is not None:
+                    yield {**fields, **required}
+        known = [name for name in self._parameters if name in SHAPES]
+        main = [name for name in known if name in self._main] or ([] if self._required else known[:1])
+        alone = list(dict.fromkeys([*main, *(name for name in known if name in self._required)]))
         together = list(dict.fromkeys([*alone, *(name for name in _MODALITIES if name in known)]))
-        for names in dict.fromkeys([tuple(alone), tuple(together)]):
-            for shapes in product(*(_SHAPES[name](self._config) for name in names)) if names else ():
-                fields = {name: self._draw(name, shape) for name, shape in zip(names, shapes, strict=True)}
-                fields |= self._companions(fields)
-                if "decoder_input_ids" in self._parameters:
-                    yield fields | {"decoder_input_ids": self._tokens((1, _NUM_TOKENS // 2))}
-                yield fields
+        sets = list(dict.fromkeys([tuple(alone), tuple(together), tuple(known)]))
+        for names in sets[:2]:
+            for fields in islice(self._shaped(names), _LIKELY):
+                yield from self._usual(fields)
+        for fields in islice(self._shaped(sets[0]), 1):
+            yield from self._plainer(fields)
+        for names in sets:
+            for fields in islice(self._shaped(names), _LIKELY):
+                yield from self._with_options(fields)
+        if "pixel_values" in self._parameters:
+            for fields in self._patches():
+                yield from self._with_options(fields)
+        for names in sets:
+            for fields in islice(self._shaped(names), _LIKELY if names in sets[:2] else 0, _MOST_SHAPES):
+                yield from self._usual(fields)
+
+    def _shaped(self, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+        """Yield fields that have shapes of their own, in every combination, first those of what is likely for each."""
+        options = [list(enumerate(SHAPES[name](self._config))) for name in names]
+        for choice in sorted(product(*options), key=lambda choice: sum(rank for rank, _ in choice)):
+            yield {name: self._draw(name, shape) for name, (_, shape) in zip(names, choice, strict=True)}
+
+    def _usual(self, fields: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Add what forward requires and what usually comes along."""
+        required = self._companions.required(fields)
+        if required is None or not (fields or required):
+            return
+        for given in self._companions.texts({**fields, **required}):
+            yield from self._decoding({**given, **self._companions.usual(given)})
+
+    def _decoding(self, fields: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Add the start of what a decoder continues; and give it none, as some make their own."""
+        if "decoder_input_ids" in self._parameters:
+            yield {**fields, "decoder_input_ids": self._companions.decoder_tokens()}
+        yield fields
+
+    def _with_options(self, fields: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Add everything that can be made up."""
+        required = self._companions.required(fields)
+        if required is None:
+            return
+        whole = {**fields, **required}
+        options = self._companions.optional(whole)
+        if options.keys() - {"attention_mask", "bbox"}:
+            yield {**whole, **options}
+
+    def _patches(self) -> Iterator[dict[str, Tensor]]:
+        """Yield an image cut into patches with the grid that they make, and a text where one is read."""
+        grid = next((name for name in (*self._required, *self._parameters) if name.endswith(_GRIDS)), None)
+        of = next((name for name in self._required if not name.endswith(_GRIDS)), "pixel_values")
+        if grid is None or of not in self._parameters:
+            return
+        for shape, (time, height, width) in patch_grids(self._config):
+            sizes: list[Any] = [time, height, width] if grid.endswith("thw") else [height, width]
+            if grid.endswith("position_ids"):
+                sizes = [[row, column] for row in range(height) for column in range(width)]
+            fields = {of: self._sampler.floats(*shape), grid: self._companions.whole([sizes])}
+            if "input_ids" in self._parameters:
+                fields["input_ids"] = self._companions.tokens(next(text(self._config)))
+            yield fields
+
+    def _plainer(self, fields: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Yield fields without what usually comes along, and with boxes as fractions of the page."""
+        required = self._companions.required(fields)
+        usual = self._companions.usual(fields)
+        if required is None or not usual:
+            return
+        yield {**fields, **required}
+        if "bbox" in usual:
+            boxes = self._companions.fractions(usual["bbox"])
+            yield from self._decoding({**fields, **required, **usual, "bbox": boxes})
 
     def _draw(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if name == "input_ids":
-            return self._tokens(shape)
-        return torch.ones_like(self._sampler.floats(*shape)) if "mask" in name else self._sampler.floats(*shape)
-
-    def _companions(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what follows from the main fields: masks, and the boxes of a text's words."""
-        found: dict[str, Tensor] = {}
-        text = fields.get("input_ids")
-        if text is not None and "attention_mask" in self._parameters:
-            found["attention_mask"] = torch.ones_like(text)
-        if text is not None and "bbox" in self._parameters:
-            found["bbox"] = self._sampler.integers(range(1000), *text.shape, 1).repeat(1, 1, 4)  # empty boxes are valid
-        mask = self._parameters.get("input_features_mask")
-        if mask is not None and mask.default is mask.empty:
-            found["input_features_mask"] = torch.ones_like(fields["input_features"][..., 0], dtype=torch.int64)
-        return found
-
-    def _tokens(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw ordinary tokens of the vocabulary, the last one the end of the text."""
-        special = self._config.special_tokens()
-        vocabulary = self._vocabulary_size()
-        ordinary = [token for token in range(vocabulary) if token not in special] or list(range(vocabulary))
-        drawn = self._sampler.integers(range(len(ordinary)), *shape)
-        if drawn.device.type == "meta":
-            return drawn
-        tokens = torch.tensor(ordinary, device=drawn.device)[drawn]
-        end = self._config.number("eos_token_id")
-        if end is not None and 0 <= end < vocabulary:
-            tokens[..., -1] = end
-        return tokens
-
-    def _vocabulary_size(self) -> int:
-        """Return how many tokens the model embeds."""
-        try:
-            embedding = self._model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-        except (AttributeError, NotImplementedError):
-            embedding = None
-        if isinstance(embedding, nn.Embedding):
-            return embedding.num_embeddings
-        return self._config.number("vocab_size") or 2
-
-
-class _Config:
-    """A model's config with the configs inside it, read as one."""
-
-    def __init__(self, config: Any) -> None:
-        self._configs = [config]
-        for outer in self._configs:  # grows on the way: breadth first
-            inner = [value for value in vars(outer).values() if hasattr(value, "model_type")]
-            self._configs += [value for value in inner if value not in self._configs]
-
-    def values(self, *names: str) -> Iterator[Any]:
-        """Yield what stands under the names, outer configs first."""
-        for config in self._configs:
-            yield from (value for name in names if (value := getattr(config, name, None)) is not None)
-
-    def number(self, *names: str) -> int | None:
-        """Return the first whole number under one of the names."""
-        return next((value for value in self.values(*names) if type(value) is int), None)
-
-    def special_tokens(self) -> set[int]:
-        """Return the tokens that have a meaning of their own: padding, ends, placeholders of images."""
-        items = [item for config in self._configs for item in vars(config).items()]
-        return {value for name, value in items if name.endswith(("_token_id", "_token_index")) and type(value) is int}
-
-    def image_sizes(self) -> Iterator[tuple[int, int]]:
-        """Yield (height, width) as the configs state it, then usual ones."""
-        for value in self.values("image_size", "crop_size", "img_size"):
-            if isinstance(value, int):
-                yield value, value
-            elif isinstance(value, Mapping) and {"height", "width"} <= value.keys():
-                yield value["height"], value["width"]
-            elif isinstance(value, Sequence) and len(cast("Sequence[int]", value)) == 2:
-                yield value[0], value[1]
-        yield from ((side, side) for side in _IMAGE_SIDES)
-
-
-_Shapes = Iterator[tuple[int, ...]]
-
-
-def _text(config: _Config) -> _Shapes:
-    yield 1, min(_NUM_TOKENS, config.number("max_position_embeddings", "n_positions") or _NUM_TOKENS)
-
-
-def _images(config: _Config) -> _Shapes:
-    channels = config.number("num_channels", "in_channels", "in_chans") or 3
-    frames = config.number("num_frames")
-    sizes = list(dict.fromkeys(config.image_sizes()))
-    for size in sizes:
-        if frames is not None:
-            yield 1, frames, channels, *size
-        yield 1, channels, *size
-    yield 1, 2, channels, *sizes[0]  # two views to match
-
-
-def _videos(config: _Config) -> _Shapes:
-    channels = config.number("num_channels", "in_channels", "in_chans") or 3
-    frames = config.number("frames_per_clip", "num_frames") or 8
-    yield from ((1, frames, channels, height, width) for height, width in dict.fromkeys(config.image_sizes()))
-
-
-def _waveforms(config: _Config) -> _Shapes:
-    """A spectrogram where the config has one, a second of sound, and one with channels as codecs take it."""
-    bins, length = config.number("num_mel_bins"), config.number("max_length")
-    if bins is not None and length is not None:
-        yield 1, length, bins
-    yield 1, _NUM_SAMPLES
-    yield 1, config.number("audio_channels") or 1, _NUM_SAMPLES
-
-
-def _spectra(config: _Config) -> _Shapes:
-    bins = config.number("num_mel_bins") or 80
-    positions = config.number("max_source_positions")
-    if positions is not None:
-        yield 1, bins, 2 * positions  # Whisper's encoder halves the time
-    yield 1, _NUM_SPECTRA, bins
-    yield 1, bins, _NUM_SPECTRA
-    for width in config.values("feature_projection_input_dim", "input_feat_per_channel", "input_dim"):
-        yield 1, _NUM_SPECTRA, width
-    yield 1, 1, config.number("spec_size") or 1001, bins
-
-
-def _series(config: _Config) -> _Shapes:
-    length = config.number("context_length", "prediction_length") or 32
-    lags = max((max(cast("list[int]", lags)) for lags in config.values("lags_sequence") if lags), default=0)
-    channels = config.number("num_input_channels", "input_size") or 1
-    yield 1, length + lags, channels
-    yield 1, length + lags
-
-
-def _series_features(config: _Config) -> _Shapes:
-    yield from ((*shape[:2], config.number("num_time_features") or 1) for shape in list(_series(config))[:1])
-
-
-def _flat_patches(config: _Config) -> _Shapes:
-    patch = config.number("patch_size") or 16
-    yield 1, 64, 3 * patch * patch + 2  # each patch comes with its row and column
-
-
-_SHAPES: dict[str, Callable[[_Config], _Shapes]] = {
-    "input_ids": _text,
-    "pixel_values": _images,
-    "pixel_values_videos": _videos,
-    "input_values": _waveforms,
-    "input_features": _spectra,
-    "past_values": _series,
-    "past_observed_mask": _series,
-    "past_time_features": _series_features,
-    "flattened_patches": _flat_patches,
-}
+        return self._companions.tokens(shape) if name == "input_ids" else self._sampler.floats(*shape)
