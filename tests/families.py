@@ -118,13 +118,11 @@ FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "falcon": ("FalconForCausalLM", "FalconConfig", _ENCODER),
     "bloom": ("BloomForCausalLM", "BloomConfig", {**_TEXT, "hidden_size": 16, "n_layer": 4, "n_head": 2}),
     "bert": ("BertForSequenceClassification", "BertConfig", _ENCODER),
-    "roberta": ("RobertaForMaskedLM", "RobertaConfig", _ENCODER),
     "distilbert": (
         "DistilBertModel",
         "DistilBertConfig",
         {**_TEXT, "dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 24},
     ),
-    "electra": ("ElectraModel", "ElectraConfig", {**_ENCODER, "embedding_size": 16}),
     "albert": ("AlbertModel", "AlbertConfig", {**_ENCODER, "embedding_size": 8}),
     "deberta_v2": (
         "DebertaV2Model",
@@ -151,7 +149,6 @@ FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
         },
     ),
     "bart": ("BartForConditionalGeneration", "BartConfig", _BART),
-    "marian": ("MarianMTModel", "MarianConfig", _BART),
     "whisper": (
         "WhisperForConditionalGeneration",
         "WhisperConfig",
@@ -165,7 +162,6 @@ FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
         },
     ),
     "wav2vec2": ("Wav2Vec2Model", "Wav2Vec2Config", _WAVES),
-    "hubert": ("HubertModel", "HubertConfig", _WAVES),
     "clip": (
         "CLIPModel",
         "CLIPConfig",
@@ -184,7 +180,6 @@ FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
         },
     ),
     "vit": ("ViTForImageClassification", "ViTConfig", _IMAGE),
-    "deit": ("DeiTModel", "DeiTConfig", _IMAGE),
     "beit": ("BeitModel", "BeitConfig", _IMAGE),
     "dinov2": ("Dinov2Model", "Dinov2Config", _IMAGE),
     "swin": (
