@@ -237,13 +237,21 @@ def test_modules_that_look_at_a_shape_first_raise(module):
         lambda d: torch.equal(d, d),
         lambda d: torch.allclose(d, d),
         lambda d: d.nonzero(),
-        lambda d: d.split(2),
+        lambda d: list(d.split(2)),
+        lambda d: len(d.split(2)),
+        lambda d: d.split(2)[1:],
         lambda d: [1, 2, 3][d],
     ],
 )
 def test_shape_truth_values_and_iteration_raise(ask):
     with pytest.raises(DroppedTensorError):
         ask(dropped(ALL))
+
+
+def test_a_piece_of_a_split_into_pieces_of_a_given_size_is_dropped():
+    token = dropped(ALL)
+    assert token.split(2, 1)[3] is token
+    assert torch.split(token, 2, 1)[-1] is token
 
 
 def test_dtype_and_device_may_be_asked_for():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -233,6 +233,10 @@ class LayerGraph:
             node = self.dominator[node]
         yield -1
 
+    def kills_any(self, cut: Cut, layers: Collection[int]) -> bool:
+        """Tell whether some of the layers die once a cut is made; faster than :meth:`dead`, which finds all that do."""
+        return not _Reaper(self, cut, layers).run().isdisjoint(layers)
+
     def dead(self, cut: Cut) -> frozenset[int]:
         """Return the layers that no longer reach an output once a cut is made.
 
@@ -307,9 +311,10 @@ class LayerGraph:
 class _Reaper:
     """Counts live readers downwards from a cut; see :meth:`LayerGraph.dead`."""
 
-    def __init__(self, graph: LayerGraph, cut: Cut) -> None:
+    def __init__(self, graph: LayerGraph, cut: Cut, until: Collection[int] = ()) -> None:
         self.graph = graph
         self.cut = cut
+        self.until = until
         self.counts: dict[int, int] = {}
         self.dead: set[int] = set()
         self.outputs = frozenset(self.resolve(value) for value in graph.outputs)
@@ -353,6 +358,9 @@ class _Reaper:
         if any(value in self.outputs or self.count(value) > 0 for value in outputs):
             return
         self.dead.add(layer)
+        if layer in self.until:
+            self.pending.clear()
+            return
         for value in self.reads(layer):
             self.counts[value] = self.count(value) - 1
             if self.counts[value] <= 0:

@@ -18,8 +18,8 @@ from layerprune.guesses import TensorSpec, guesses
 from layerprune.nested import map_tensors, tensors_in
 
 _MAX_TRIES = 120
-_MIN_TRIES = 12
-_MOST_MODULES = 40_000  # to run in all tries: a large model gets fewer
+_MIN_TRIES = 8
+_MOST_MODULES = 20_000  # to run in all tries: a large model gets fewer
 _MOST_BESIDE = 20  # guesses where candidates of an adapter failed: these knew more
 _MOST_WANTING = 4  # tries that failed for want of values: others will, too
 _WANTING = (

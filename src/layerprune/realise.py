@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,10 +209,11 @@ class _Realiser:
     def param_edits(self, marks: Marks, outermost: list[str]) -> list[Edit]:
         """Dead parameters of modules that stay: each becomes a dropped tensor."""
         edits: list[Edit] = []
+        inside = frozenset(outermost)
         done: set[int] = set()
         wanted = {self.graph.param_ids[name]: kinds for name, kinds in marks.params.items()}
         for name, number in self.graph.param_ids.items():
-            if number in self.dead_params and number not in done and not _under(name, outermost):
+            if number in self.dead_params and number not in done and not _under(name, inside):
                 done.add(number)
                 merges = tuple(sorted(wanted.get(number, set())))
                 edits.append(DropParameter(fqn=name, merges=merges, copies=name in marks.copies))
@@ -220,9 +221,9 @@ class _Realiser:
 
     def check_params(self, edits: list[Edit]) -> None:
         """Refuse where a parameter that stays alive hangs in a module that goes, or a tied one under two names."""
-        removed = taken_out(edits)
+        removed = frozenset(taken_out(edits))
         for name, number in self.graph.param_ids.items():
-            if number in self.graph.param_users and number not in self.dead_params and _under(name, removed):
+            if number not in self.dead_params and number in self.graph.param_users and _under(name, removed):
                 users = [u for u in self.graph.param_users[number] if u not in self.gone]
                 if users and not self.held_elsewhere(number, removed):
                     where = self.graph.layers[users[0]].name
@@ -233,7 +234,7 @@ class _Realiser:
             if len(names) > 1:
                 raise CannotRealise(f"its parameter '{names[0]}' is tied to '{names[1]}'")
 
-    def held_elsewhere(self, number: int, removed: list[str]) -> bool:
+    def held_elsewhere(self, number: int, removed: Collection[str]) -> bool:
         return any(i == number and not _under(n, removed) for n, i in self.graph.param_ids.items())
 
     def slices(self) -> tuple[list[Slice], tuple[Moved, ...]]:
@@ -250,7 +251,7 @@ class _Realiser:
             raise CannotRealise(str(error)) from error
 
     def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
-        removed = taken_out(edits)
+        removed = frozenset(taken_out(edits))
         return tuple(
             i for i in sorted(self.dead)
             if not self.graph.layers[i].param_only and not _under(self.graph.layers[i].fqn + ".", removed)
@@ -269,7 +270,7 @@ class _Realiser:
 
     def check_shape_reads(self, edits: list[Edit], leftovers: tuple[int, ...], carried: set[int]) -> None:
         """Refuse where a surviving forward reads the shape of what would be a dropped tensor."""
-        removed = taken_out(edits)
+        removed = frozenset(taken_out(edits))
         tokens = {
             v for e in edits if e.kind == "drop" for f in self.graph.calls[e.fqn] for v in self.graph.frames[f].outputs
         }
@@ -296,8 +297,14 @@ class _Realiser:
         )
 
 
-def _under(name: str, prefixes: Iterable[str]) -> bool:
-    return any(name.startswith(prefix + ".") for prefix in prefixes)
+def _under(name: str, holders: Collection[str]) -> bool:
+    """Whether a name lies below one of others."""
+    end = name.rfind(".")
+    while end > 0:
+        if name[:end] in holders:
+            return True
+        end = name.rfind(".", 0, end)
+    return False
 
 
 def _with(result: Structure, leaves: Mapping[int, Any]) -> Any:

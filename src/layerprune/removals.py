@@ -224,6 +224,8 @@ class _Finder:
         for value in layer.outputs:
             if value not in self.graph.readers and value not in self.graph.outputs:
                 continue
+            if not self.hangs_on(value):
+                continue
             for looked, dominator in enumerate(self.graph.dominating(layer.index)):
                 if looked > _LOOK_BACK:
                     break
@@ -236,6 +238,10 @@ class _Finder:
                         if found is not None or self.is_known(cut):
                             return found
         return None
+
+    def hangs_on(self, value: int) -> bool:
+        """Whether some transform reaches the output through a value only; else no substitute takes one out."""
+        return self.graph.kills_any(Cut({value: self.graph.inputs[0]}), self.leads)  # any other keeps more alive
 
     # ---- small questions ------------------------------------------------------------------------------------------
 
