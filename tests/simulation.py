@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -42,13 +43,11 @@ def simulate(model: nn.Module, graph: LayerGraph, cut: Cut, *args: Any, **kwargs
     """
     simulation = _Simulation(model, graph, cut)
     simulation.produce_inputs((args, kwargs))
-    call = nn.Module.__call__
-
-    def watched(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-        return simulation.call_module(module, lambda: call(module, *args, **kwargs), (args, kwargs))
-
-    with patch.object(nn.Module, "__call__", watched), torch.no_grad(), simulation:
-        out = model(*args, **kwargs)
+    with ExitStack() as patches:
+        for module in model.modules():  # not __call__: some models call a module's forward themselves
+            patches.enter_context(patch.object(module, "forward", simulation.watching(module)))
+        with torch.no_grad(), simulation:
+            out = model(*args, **kwargs)
     missing = simulation.wanted - simulation.produced
     if missing:
         raise CannotLocate(f"never seen: {graph.describe(sorted(missing))}")
@@ -93,6 +92,15 @@ class _Simulation(TorchFunctionMode):
             self.concats.setdefault(place, []).append(value)
 
     # ---- where the run is ---------------------------------------------------------------------------------------
+
+    def watching(self, module: nn.Module) -> Callable[..., Any]:
+        """A module's forward, seen from outside."""
+        forward = module.forward
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            return self.call_module(module, lambda: forward(*args, **kwargs), (args, kwargs))
+
+        return watched
 
     def call_module(self, module: nn.Module, run: Callable[[], Any], arguments: Any) -> Any:
         """Run a module's call, and replace what it makes."""
