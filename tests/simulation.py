@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from layerprune.graph import Cut, LayerGraph
+from layerprune.graph import Cut, Layer, LayerGraph
 
 _TRANSFORMS = {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 
@@ -82,7 +82,7 @@ class _Simulation(TorchFunctionMode):
         for value in sorted(self.wanted):
             layer = graph.layers[graph.values[value].layer] if graph.values[value].layer >= 0 else None
             if layer is not None and layer.function is not None and layer.nth >= 0:
-                self.at_function.setdefault((layer.frame, layer.function, layer.nth), []).append(value)
+                self.at_function.setdefault(self.place_of(layer), []).append(value)
         for frame in graph.frames:
             self.at_call[frame.index] = [value for value in frame.outputs if value in self.wanted]
         self.concats = {}
@@ -90,6 +90,22 @@ class _Simulation(TorchFunctionMode):
             layer = graph.layers[index]
             place = (layer.frame, None if layer.function is None else (layer.function, layer.nth))
             self.concats.setdefault(place, []).append(value)
+
+    def place_of(self, layer: Layer) -> tuple[int, str, int]:
+        """Where a function's layer shows up: the n-th call of it in its frame; of ``x[2]``, the n-th by that index.
+
+        Libraries look at masks in other ways on fake tensors, so a run may index some tensors more often.
+        """
+        named = _indexing(layer.function, layer.literals[0]) if len(layer.operands) == 1 else None
+        if named is None:
+            return layer.frame, str(layer.function), layer.nth
+        alike = [
+            other.index
+            for other in self.graph.layers
+            if (other.frame, other.function, len(other.operands)) == (layer.frame, layer.function, 1)
+            and _indexing(other.function, other.literals[0]) == named
+        ]
+        return layer.frame, named, alike.index(layer.index)
 
     # ---- where the run is ---------------------------------------------------------------------------------------
 
@@ -134,9 +150,12 @@ class _Simulation(TorchFunctionMode):
         frame, counts = self.stack[-1]
         nth = counts[name]
         counts[name] += 1
+        named = _indexing(name, args) or name
+        place = (frame, named, nth if named == name else counts[named])
+        counts[named] += named != name
         before = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
         out = self.run_function(name, func, args, kwargs, [*self.gone(frame, None), *self.gone(frame, (name, nth))])
-        fresh = [v for v in self.at_function.get((frame, name, nth), ()) if v not in self.produced]
+        fresh = [v for v in self.at_function.get(place, ()) if v not in self.produced]
         if not fresh:
             return out
         places = {value: self.locate(value, out, before) for value in fresh}
@@ -200,6 +219,16 @@ class _Simulation(TorchFunctionMode):
                 out = func(*replace(args, filled), **replace(kwargs, filled))
                 return out if name == "linear" else _mark_unfed(out, func, args, kwargs)
         return func(*args, **kwargs)
+
+
+def _indexing(function: str | None, args: tuple[Any, ...]) -> str | None:
+    """Name an indexing by numbers, which are the same at every batch size and length; None for anything else."""
+    if function != "getitem" or len(args) != 2:
+        return None
+    parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+    plain = all(type(part) is int or part == slice(None) for part in parts if not isinstance(part, Tensor))
+    numbers = any(type(part) is int for part in parts) and not any(isinstance(part, Tensor) for part in parts)
+    return f"getitem {parts}" if plain and numbers else None
 
 
 def _mark_unfed(out: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
