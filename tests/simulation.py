@@ -164,12 +164,12 @@ class _Simulation(TorchFunctionMode):
     def locate(self, value: int, out: Any, before: list[tuple[Tensor, int]]) -> Tensor:
         """Find a value among the results of the function that made it; ``x[…] = …`` makes it of its first argument."""
         made = sorted(v for v, of in self.graph.values.items() if of.layer == self.graph.values[value].layer)
-        found = list(tensors(out)) or [tensor for tensor, version in before if tensor._version != version]
+        found = list(tensors(out)) or [before[0][0]]
         dims = len(self.graph.values[value].shape)
-        if len(found) == len(made):
-            place = made.index(value)
-        elif len(found) == 1 and value == made[-1]:
+        if len(found) == 1 and value == made[-1]:
             place = 0
+        elif len(found) == len(made):
+            place = made.index(value)
         else:
             raise CannotLocate(f"{self.graph.describe([value])}: one of {len(made)} values, for {len(found)} results")
         if found[place].dim() != dims:

@@ -254,7 +254,43 @@ class WrittenInPart(nn.Module):
         return self.head(out + x)
 
 
-@pytest.mark.parametrize("cls", [WrittenBehindTwo, HandedOn, WrittenInPart])
+class AddsToPart(nn.Module):
+    """Adds to all rows of a stack but the first, in place: what it returns is the stack, not the rows written last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.f(x)
+        x[1:] += self.g(x[0])
+        return x
+
+
+class Stacked(nn.Module):
+    """Blocks that pass a stack of three tensors on, as AltUp does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList(AddsToPart() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack([self.stem(x)] * 3)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(0))
+
+
+def test_a_block_that_writes_into_a_part_of_its_result_leaves_whole() -> None:
+    pruner = UniversalLayerPruner(Stacked(), example_inputs=_randn(2, 4).float())
+    shapes = {value.shape for frame in pruner.graph.frames if frame.fqn.startswith("blocks.") for value in
+              (pruner.graph.values[v] for v in frame.outputs) if frame.fqn.count(".") == 1}  # fmt: skip
+    assert shapes == {(3, 2, 4)}
+    assert sum(removal.kind == "block" for removal in pruner.removals) == 3
+
+
+@pytest.mark.parametrize("cls", [WrittenBehindTwo, HandedOn, WrittenInPart, Stacked])
 def test_a_network_once_pruned_wrongly_is_pruned_rightly(cls: type[nn.Module]) -> None:
     torch.manual_seed(0)
     oracle = Oracle(randomise(cls().double(), seed=0).eval(), ((_randn(2, 4),), {}), ((_randn(3, 4),), {}))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.graph import Cut
+from layerprune.modules import fingerprint
 from layerprune.plan import PruningPlan
 from menagerie.compare import TOLERANCE, check_form, copies, distance, rounding, run
 from menagerie.entry import Batch, Entry, NoVariant
@@ -96,6 +97,7 @@ class Subject:
         self.fresh = self.inputs(_FRESH, 0)
         self.original = run(self.model, self.fresh)
         self.second = self.other_size()
+        self.example = self.inputs(_PLANNED, 0)  # may run the model to find what it takes
         self.tolerances: dict[int, float] = {}
         self.before = state_of(self.model)
         self.tensors_before = state_of(self.model, values=False)
@@ -124,7 +126,7 @@ class Subject:
     # ---- the library's work ---------------------------------------------------------------------------------------
 
     def plan(self, row: dict[str, Any]) -> None:
-        args, kwargs = self.inputs(_PLANNED, 0)
+        args, kwargs = self.example
         seen = torch.get_rng_state()
         self.pruner = UniversalLayerPruner(self.model, example_inputs=kwargs if kwargs and not args else args)
         row |= numbers(self.pruner)
@@ -227,7 +229,7 @@ class Subject:
         replayed = PruningPlan.from_json(self.planned.to_json())
         if replayed != self.planned:
             raise Wrong("the plan is another one once it was JSON")
-        model = replayed.apply(self.build(seed=1), inplace=True)
+        model = replayed.apply(self.rebuild(), inplace=True)
         if model.state_dict().keys() != self.pruned.state_dict().keys():
             odd = sorted(model.state_dict().keys() ^ self.pruned.state_dict().keys())
             raise Wrong(f"the replayed model has other keys: {', '.join(odd[:3])}")
@@ -240,6 +242,13 @@ class Subject:
         apart = distance(found, expected)
         if apart > 0:
             raise Wrong(f"the replayed model's output is {apart:.1e} from the pruned model's")
+
+    def rebuild(self) -> nn.Module:
+        """A new model as the plan found the original, which had run: some exchange modules in their first forward."""
+        model = self.build(seed=1)
+        if fingerprint(model) != self.planned.fingerprint:
+            run(model, self.fresh)
+        return model
 
     def train(self) -> str | None:
         """The pruned model trains where the original does; called last, as it leaves gradients behind.

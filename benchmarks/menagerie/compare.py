@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,14 +37,32 @@ def copies(value: Any) -> Any:
 
 
 def form(value: Any) -> Any:
-    """The structure of an output: types, keys, shapes and dtypes."""
+    """The structure of an output: types, keys, shapes and dtypes; of a cache, its type."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype
     if isinstance(value, Mapping):
         return type(value), [(key, form(item)) for key, item in value.items()]
     if isinstance(value, (list, tuple)):
         return type(value), [form(item) for item in value]
-    return type(value), [form(tensor) for tensor in tensors(value)]
+    return type(value), [form(tensor) for tensor in results(value)]
+
+
+def results(value: Any) -> Iterator[Tensor]:
+    """The tensors of an output, without those in caches: these are state, one slot per layer, and layers have left."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from results(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from results(item)
+    elif not isinstance(value, _caches()):
+        yield from tensors(value)
+
+
+def _caches() -> tuple[type, ...]:
+    """The classes of caches: transformers', in a process that has a transformers model."""
+    found = sys.modules.get("transformers.cache_utils")
+    return (found.Cache,) if found else ()
 
 
 def check_form(found: Any, expected: Any) -> None:
@@ -54,7 +73,7 @@ def check_form(found: Any, expected: Any) -> None:
 def distance(found: Any, expected: Any) -> float:
     """The largest difference of two outputs of one form, relative to the largest element; NaN and infinities alike."""
     check_form(found, expected)
-    pairs = list(zip(tensors(found), tensors(expected), strict=True))
+    pairs = list(zip(results(found), results(expected), strict=True))
     if not pairs:
         raise Wrong("the output holds no tensor")
     largest = max(_size(b) for _, b in pairs)

@@ -271,10 +271,25 @@ class Recorder:
     def settle(self, operands: list[Tensor], start: int) -> None:
         """After a write through a view (``y[:, :4] = b``) make the tensor itself stand for the written value."""
         written = {s for op in self.recording.operations[start:] for s in op.writes}
-        if written:
-            for tensor in operands:
-                if self.storage(tensor) in written and (read := self.read(tensor)) and len(read) == 2:
-                    self.value_of[tensor] = read[1]
+        if not written:
+            return
+        for tensor in operands:
+            if self.storage(tensor) in written and (read := self.read(tensor)) and len(read) == 2:
+                if self.recording.values[read[1]].shape != tuple(tensor.shape):
+                    self.write_whole(tensor, read[1])
+                    return  # the others are views of the part
+                self.value_of[tensor] = read[1]
+
+    def write_whole(self, tensor: Tensor, part: int) -> None:
+        """Give a tensor a new value, after a write of a part of it that has another shape."""
+        operation = self.recording.operations[self.recording.values[part].layer]
+        value = self.new_value(tensor, operation.index)
+        operation.outputs.append(value)
+        if part in self.data_values:
+            self.data_values.add(value)
+        elif part in self.param_sources:
+            self.param_sources[value] = self.param_sources[part]
+        self.writer[self.storage(tensor)] = value
 
 
 class _StrongTensorKeys:
