@@ -32,6 +32,7 @@ FLOORS = (
     ("cost", "footprint", "isolation", "joining", "outputs", "places", "retrace", "shorten"),
     ("proof",),
     ("impact.*",),
+    ("swaps",),
     ("select",),
     ("plan",),
     ("report.*",),

@@ -16,13 +16,16 @@ from layerprune.cost import Taken, bundles
 from layerprune.graph import LayerGraph
 from layerprune.marks import CannotRealise
 from layerprune.proof import Removal
+from layerprune.swaps import Swaps
 
 #: How far below the most that fits under a cap a choice may stay for the sake of less impact, as a share of that most.
 SLACK = 0.1
 
 _ROUNDS = 60
 _MOST_SETS = 256
-_NODES = 2000  # before the clock, so that a choice does not depend on the machine
+_WORK = 600_000  # nodes times rows: before the clock, so that a choice does not depend on the machine
+_FEWEST_NODES = 20
+_MOST_NODES = 2000
 _SECONDS = 120.0
 _MOST_PAIRS = 16
 _NUMBER = re.compile(r"\d+")
@@ -174,7 +177,8 @@ class _Programme:
         self.problem = problem
         self.notes: list[str] = []
         pieces = bundles(problem.graph, problem.taken)
-        self.bundles = list(pieces)
+        self.bundles = pieces
+        self.stopped = False  # whether the last run ended before its answer was proven
         self.sizes = np.array([0.0] * len(problem.removals) + list(pieces.values()))
         impacts = np.array([r.impact for r in problem.removals], dtype=float)
         known = impacts[np.isfinite(impacts)]
@@ -194,7 +198,10 @@ class _Programme:
             return []
         shares = self.sizes / cap
         costs = np.concatenate([self.impacts, np.zeros(len(self.bundles))])
-        return self.run(costs, [*self.rows(banned), (shares, max(floor, 1.0) / cap, 1.0)])
+        chosen = self.run(costs, [*self.rows(banned), (shares, max(floor, 1.0) / cap, 1.0)])
+        if not self.stopped or not chosen:
+            return chosen
+        return Swaps(self.impacts, self.bundles, banned).improve(chosen, max(floor, 1.0), cap)
 
     def rows(self, banned: Sequence[tuple[int, ...]]) -> list[tuple[dict[int, float], float, float]]:
         """A bundle goes when one of its takers does; a banned set does not go whole."""
@@ -218,13 +225,16 @@ class _Programme:
         low, high = (np.array([row[side] for row in rows]) for side in (1, 2))
         bounds = LinearConstraint(matrix, low, high)  # pyright: ignore[reportArgumentType]  # its stubs know scalars only
         scale = max(float(np.abs(costs).max()), 1e-30)
-        whole = np.ones(len(self.sizes))
-        options = {"time_limit": _SECONDS, "node_limit": _NODES, "mip_rel_gap": gap}
+        # A bundle lies between its takers' largest and their sum: whole takers make it whole, without branching on it.
+        whole = np.repeat([1, 0], [len(self.problem.removals), len(self.bundles)])
+        nodes = min(_MOST_NODES, max(_FEWEST_NODES, _WORK // len(rows)))
+        options = {"time_limit": _SECONDS, "node_limit": nodes, "mip_rel_gap": gap}
         result = milp(costs / scale, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options=options)
+        self.stopped = result.status != 0
         if result.x is None:
             return []
-        if result.status == 1 and "the choice" not in " ".join(self.notes):
-            self.notes.append("the choice is the best found in the time allowed, not proven to be the best")
+        if self.stopped and "the choice" not in " ".join(self.notes):
+            self.notes.append("the choice is the best found in the steps allowed, not proven to be the best")
         return [i for i in range(len(self.problem.removals)) if result.x[i] > 0.5]
 
 

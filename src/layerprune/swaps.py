@@ -1,0 +1,106 @@
+"""Swaps: a choice made better by one removal in, one out, or both, where an exact solver stops early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy.sparse import csr_array
+
+_STEPS = 500
+_FEW = 200  # removals, up to which two at a time are tried
+_ENOUGH = 1e-9  # of the cost: what counts as better
+
+
+class Swaps:
+    """Sets of removals, what they cost and what they take; moves from one to the next.
+
+    Args:
+        costs: impact of each removal on the diagonal, of pairs beside it; symmetric, ``(n, n)``, or ``(n,)`` for none
+            of pairs. A set costs the sum of the block that it spans.
+        bundles: elements that go with any one of some removals; see :func:`layerprune.cost.bundles`.
+        banned: sets that must not be chosen whole.
+    """
+
+    def __init__(
+        self, costs: np.ndarray, bundles: Mapping[tuple[int, ...], float], banned: Sequence[tuple[int, ...]]
+    ) -> None:
+        self.own = costs if costs.ndim == 1 else costs.diagonal()
+        self.pairs = None if costs.ndim == 1 else costs - np.diag(self.own)
+        self.sizes = np.array(list(bundles.values()), dtype=float)
+        self.takers = _incidence(list(bundles), len(self.own))
+        self.banned = _incidence(banned, len(self.own))
+        self.nearly = np.array([len(set(some)) - 1 for some in banned])
+
+    def cost(self, chosen: Sequence[int]) -> float:
+        """What a set costs."""
+        some = list(chosen)
+        pairs = 0.0 if self.pairs is None else float(self.pairs[np.ix_(some, some)].sum())
+        return float(self.own[some].sum()) + pairs
+
+    def size(self, chosen: Sequence[int]) -> float:
+        """What a set takes."""
+        return float(self.sizes @ (self.takers @ self._indicator(chosen) > 0))
+
+    def improve(self, chosen: Sequence[int], low: float, high: float) -> list[int]:
+        """Move to the best neighbour for as long as that lowers the cost.
+
+        Args:
+            chosen: a set that takes between ``low`` and ``high`` elements.
+            low: the least that a set may take.
+            high: the most that a set may take.
+
+        Returns:
+            A set that takes between ``low`` and ``high``, and costs no more.
+        """
+        held = tuple(sorted(chosen))
+        for _ in range(_STEPS):
+            cost, better = min(self._moves(held, low, high), default=(np.inf, held))
+            if not cost < self.cost(held) * (1 - _ENOUGH):
+                break
+            held = better
+        return list(held)
+
+    def _moves(self, held: tuple[int, ...], low: float, high: float) -> Iterator[tuple[float, tuple[int, ...]]]:
+        """Neighbours in reach and their costs: of those that lack the same, the cheapest."""
+        few = len(self.own) <= _FEW
+        for num_out in (0, 1, 2) if few else (0, 1):
+            for out in combinations(held, num_out):
+                left = tuple(i for i in held if i not in out)
+                if num_out and low <= self.size(left) <= high:
+                    yield self.cost(left), left
+                yield from self._cheapest_entry(left, low, high)
+                if few and num_out < 2:
+                    for first in np.flatnonzero(self._entries(left, 0.0, high)[0]):
+                        yield from self._cheapest_entry((*left, int(first)), low, high)
+
+    def _cheapest_entry(
+        self, held: tuple[int, ...], low: float, high: float
+    ) -> Iterator[tuple[float, tuple[int, ...]]]:
+        fits, costs = self._entries(held, low, high)
+        if fits.any():
+            entry = int(np.where(fits, costs, np.inf).argmin())
+            yield float(costs[entry]), tuple(sorted((*held, entry)))
+
+    def _entries(self, held: tuple[int, ...], low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+        """Which removals may join a set, and what the set costs then."""
+        inside = self._indicator(held)
+        taken = self.takers @ inside > 0
+        sizes = float(self.sizes @ taken) + np.where(taken, 0.0, self.sizes) @ self.takers
+        tight = self.banned @ inside == self.nearly
+        fits = (inside == 0) & (tight @ self.banned == 0) & (sizes >= low) & (sizes <= high)
+        costs = self.cost(held) + self.own
+        return fits, costs if self.pairs is None else costs + 2 * self.pairs[:, list(held)].sum(1)
+
+    def _indicator(self, chosen: Sequence[int]) -> np.ndarray:
+        inside = np.zeros(len(self.own))
+        inside[list(chosen)] = 1
+        return inside
+
+
+def _incidence(sets: Sequence[tuple[int, ...]], num: int) -> csr_array:
+    """One row per set, one column per member."""
+    rows = [row for row, some in enumerate(sets) for _ in set(some)]
+    columns = [member for some in sets for member in set(some)]
+    return csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(sets), num))
