@@ -109,7 +109,7 @@ def reloaded(root: Path) -> dict[str, Any]:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def check_reload(families: list[str], root: Path) -> None:
+def assert_reloads(families: list[str], root: Path) -> None:
     expected = {family: saved(family, root / family) for family in families}
     found = reloaded(root)
     assert found.keys() == expected.keys()
@@ -127,7 +127,7 @@ def check_reload(families: list[str], root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(NUM_PARTS))
 def test_vanilla_loads_what_is_left(part: int, tmp_path: Path) -> None:
-    check_reload([family for family in FAMILIES if family not in REFUSED][part::NUM_PARTS], tmp_path)
+    assert_reloads([family for family in FAMILIES if family not in REFUSED][part::NUM_PARTS], tmp_path)
 
 
 # ---- what is refused, and why --------------------------------------------------------------------------------------
