@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner
+from layerprune.edits import Slice
 from oracle import Oracle
 
 
@@ -137,22 +138,36 @@ def test_a_branch_of_a_concat_leaves_through_what_stands_behind_it(name: str) ->
         oracle.check_plan(oracle.pruner.plan(groups=[safe[0]]))
 
 
+class Woven(nn.Module):
+    """Each of two groups reads both branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.conv, self.head = nn.Conv2d(16, 6, 1, groups=2), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        a, b = self.a(x), self.b(x)
+        return self.head(torch.relu(self.conv(torch.cat([a, b, a, b], 1))))
+
+
 def test_a_slice_of_a_grouped_convolution_takes_as_many_channels_of_each_group() -> None:
-    class Woven(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-            self.conv, self.head = nn.Conv2d(8, 6, 1, groups=2), nn.Conv2d(6, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x)
-            x = torch.stack([self.a(x), self.b(x)], 2).flatten(1, 2)  # a and b in turns
-            return self.head(torch.relu(self.conv(torch.cat([x[:, :4], x[:, 4:]], 1))))
-
+    torch.manual_seed(0)
     net = Woven().double().eval()
     oracle = Oracle(net, ((_randn(2, 3, 4, 4),), {}), ((_randn(3, 3, 4, 4),), {}))
     for removal in oracle.pruner.removals:
         oracle.check_removal(removal)
+    sliced = {
+        removal.groups: edit for removal in oracle.pruner.removals for edit in removal.edits if edit.kind == "slice"
+    }
+    assert sliced == {
+        ("a",): Slice(fqn="conv", side="in", dropped=((0, 4), (8, 12))),
+        ("b",): Slice(fqn="conv", side="in", dropped=((4, 8), (12, 16))),
+    }
+    plan = oracle.pruner.plan(groups=["a"])
+    oracle.check_plan(plan)
+    assert plan.apply(net).conv.weight.shape == (6, 4, 1, 1)
 
 
 class Trains(nn.Module):
