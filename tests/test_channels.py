@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.edits import Slice
+from layerprune.errors import CriticalGroupError
 from oracle import Oracle
 
 
@@ -307,6 +308,24 @@ def test_a_module_of_several_blocks_leaves_when_its_last_caller_does(num_calls: 
     oracle.check_plan(plan)
     pruned = plan.apply(net)
     assert not any("lent" in name for name, _ in pruned.named_parameters())
+
+
+class Looks(Lent):
+    """Asks what it borrowed for the shape of its result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lent = self.lent(x)
+        x = x + self.lin(lent)
+        return x.view(lent.shape) + self.own(torch.relu(x))
+
+
+def test_the_shape_of_a_shared_modules_result_is_read_under_another_name() -> None:
+    net = Lender(2)
+    net.blocks[1] = Looks(net.blocks[0].lent)
+    pruner = UniversalLayerPruner(net.eval(), example_inputs=torch.randn(2, 4))
+    message = r"the forward of 'blocks.1' reads the shape of 'blocks.1.lent.mul' 2×6, which would be gone"
+    with pytest.raises(CriticalGroupError, match=message):
+        pruner.plan(groups=["blocks.0.lin", "blocks.1.lin"])
 
 
 class Mix(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +150,9 @@ class _Realiser:
         found: dict[str, Edit] = {}
         for edit in edits:
             first = self.graph.aliases_of.get(edit.fqn, ((edit.fqn,),))[0][0]
-            known = found.get(first, edit)
+            known = found.setdefault(first, edit)
+            if known is edit:
+                continue
             same = edit.model_copy(update={"fqn": known.fqn})
             if isinstance(known, Drop) and isinstance(same, Drop):
                 merges = tuple(sorted({*known.merges, *same.merges}))
@@ -224,7 +226,7 @@ class _Realiser:
     def param_edits(self, marks: Marks, outermost: list[str]) -> list[Edit]:
         """Dead parameters of modules that stay: each becomes a dropped tensor."""
         edits: list[Edit] = []
-        inside = self.all_names(outermost)
+        inside = self.graph.all_names(outermost)
         done: set[int] = set()
         wanted = {self.graph.param_ids[name]: kinds for name, kinds in marks.params.items()}
         for name, number in self.graph.param_ids.items():
@@ -236,7 +238,7 @@ class _Realiser:
 
     def check_params(self, edits: list[Edit]) -> None:
         """Refuse where a parameter that stays alive hangs in a module that goes, or a tied one under two names."""
-        removed = self.all_names(taken_out(edits))
+        removed = self.graph.all_names(taken_out(edits))
         for name, number in self.graph.param_ids.items():
             if number not in self.dead_params and number in self.graph.param_users and _under(name, removed):
                 users = [u for u in self.graph.param_users[number] if u not in self.gone]
@@ -258,12 +260,6 @@ class _Realiser:
                 found.setdefault((id(self.modules[owner]), key), name)
         return list(found.values())
 
-    def all_names(self, modules: Iterable[str]) -> frozenset[str]:
-        """All names of the modules named: what stands in for one of them hangs under each."""
-        return frozenset(
-            alias for name in modules for names in self.graph.aliases_of.get(name, ((name,),)) for alias in names
-        )
-
     def held_elsewhere(self, number: int, removed: Collection[str]) -> bool:
         return any(i == number and not _under(n, removed) for n, i in self.graph.param_ids.items())
 
@@ -281,7 +277,7 @@ class _Realiser:
             raise CannotRealise(str(error)) from error
 
     def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
-        removed = self.all_names(taken_out(edits))
+        removed = self.graph.all_names(taken_out(edits))
         return tuple(
             i for i in sorted(self.dead)
             if not self.graph.layers[i].param_only and not _under(self.graph.layers[i].fqn + ".", removed)
@@ -300,10 +296,9 @@ class _Realiser:
 
     def check_shape_reads(self, edits: list[Edit], leftovers: tuple[int, ...], carried: set[int]) -> None:
         """Refuse where a surviving forward reads the shape of what would be a dropped tensor."""
-        removed = self.all_names(taken_out(edits))
-        tokens = {
-            v for e in edits if e.kind == "drop" for f in self.graph.calls[e.fqn] for v in self.graph.frames[f].outputs
-        }
+        removed = self.graph.all_names(taken_out(edits))
+        drops = self.graph.all_names(edit.fqn for edit in edits if edit.kind == "drop")
+        tokens = {v for n in drops for f in self.graph.calls.get(n, ()) for v in self.graph.frames[f].outputs}
         params = {e.fqn for e in edits if e.kind == "drop_parameter"}
         for index in leftovers:
             layer = self.graph.layers[index]
