@@ -26,7 +26,7 @@ def chain():
     return nn.Sequential(linear(), nn.ReLU(), linear(), nn.ReLU(), linear())
 
 
-def refused(error, model, act, match):
+def assert_refused(error, model, act, match):
     """The action raises the error, whose message matches; the model is as it was, whatever its mode."""
     for training in (True, False):
         if isinstance(model, nn.Module):
@@ -58,19 +58,19 @@ def refused(error, model, act, match):
 )
 def test_inputs_that_do_not_fit(inputs, match):
     model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    refused(InputsError, model, lambda m: UniversalLayerPruner(m, example_inputs=inputs), match)
+    assert_refused(InputsError, model, lambda m: UniversalLayerPruner(m, example_inputs=inputs), match)
 
 
 @pytest.mark.parametrize(
     "inputs", [chain(), torch.utils.data.DataLoader([rows()]), iter([rows()])], ids=["model", "loader", "iterator"]
 )
 def test_what_are_no_inputs_at_all(inputs):
-    refused(InputsError, chain(), lambda m: UniversalLayerPruner(m, example_inputs=inputs), "pass")
+    assert_refused(InputsError, chain(), lambda m: UniversalLayerPruner(m, example_inputs=inputs), "pass")
 
 
 def test_inputs_that_cannot_be_inferred():
     model = Net(lambda net, x: net.a(x["features"]["deep"]), a=linear())
-    refused(InputsError, model, UniversalLayerPruner, r"(?s)Net.*Pass example_inputs=")
+    assert_refused(InputsError, model, UniversalLayerPruner, r"(?s)Net.*Pass example_inputs=")
 
 
 # ---- a forward that raises -------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ class Broken(nn.Module):
 
 @pytest.mark.parametrize("options", [{}, {"example_inputs": rows()}], ids=["inferred", "given"])
 def test_a_forward_that_raises(options):
-    refused(InputsError, Broken(), lambda m: UniversalLayerPruner(m, **options), "(?s)Broken.*the cache is cold")
+    assert_refused(InputsError, Broken(), lambda m: UniversalLayerPruner(m, **options), "(?s)Broken.*the cache is cold")
 
 
 def test_the_models_own_error_is_the_cause():
@@ -99,7 +99,7 @@ def test_the_models_own_error_is_the_cause():
 
 def test_a_forward_that_returns_nothing():
     model = Net(lambda net, x: None, a=linear())
-    refused(CaptureError, model, lambda m: UniversalLayerPruner(m, example_inputs=rows()), "returns no tensor")
+    assert_refused(CaptureError, model, lambda m: UniversalLayerPruner(m, example_inputs=rows()), "returns no tensor")
 
 
 # ---- models that cannot be pruned ------------------------------------------------------------------------------------
@@ -115,11 +115,13 @@ def test_a_forward_that_returns_nothing():
     ids=["norm", "layer norm", "scale"],
 )
 def test_a_model_without_transforms(model):
-    refused(UnsupportedModelError, model, lambda m: UniversalLayerPruner(m, example_inputs=rows()), "has no transform")
+    assert_refused(
+        UnsupportedModelError, model, lambda m: UniversalLayerPruner(m, example_inputs=rows()), "has no transform"
+    )
 
 
 def test_a_model_without_parameters():
-    refused(UnsupportedModelError, nn.Sequential(nn.ReLU()), UniversalLayerPruner, "no parameters")
+    assert_refused(UnsupportedModelError, nn.Sequential(nn.ReLU()), UniversalLayerPruner, "no parameters")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_a_lazy_model_that_has_run_is_fine():
 @pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, rows())], ids=["script", "trace"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_scripted_model(make):
-    refused(UnsupportedModelError, make(chain()), UniversalLayerPruner, "TorchScript.*pass the Python module")
+    assert_refused(UnsupportedModelError, make(chain()), UniversalLayerPruner, "TorchScript.*pass the Python module")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -154,7 +156,7 @@ def test_a_scripted_part_is_named():
     "thing", [None, "resnet50", nn.Linear, {"weight": rows()}, chain], ids=["None", "name", "class", "dict", "function"]
 )
 def test_what_is_no_model(thing):
-    refused(UnsupportedModelError, thing, UniversalLayerPruner, r"expected a torch\.nn\.Module, got")
+    assert_refused(UnsupportedModelError, thing, UniversalLayerPruner, r"expected a torch\.nn\.Module, got")
 
 
 # ---- budgets ---------------------------------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ BAD_BUDGETS = [0, 1, -0.3, 1.5, 30, 100, math.nan, math.inf, -math.inf, "0.3", "
 
 @pytest.mark.parametrize("budget", [b for b in BAD_BUDGETS if b is not None], ids=repr)
 def test_a_budget_outside_its_range(budget):
-    refused(
+    assert_refused(
         BudgetError,
         chain(),
         lambda m: UniversalLayerPruner(m, example_inputs=rows()).prune(max_param_reduction=budget),
@@ -175,7 +177,7 @@ def test_a_budget_outside_its_range(budget):
 @pytest.mark.parametrize("budget", BAD_BUDGETS, ids=repr)
 def test_quick_prune_checks_its_reduction_before_it_does_anything(budget):
     # Broken would raise InputsError, had it been run.
-    refused(BudgetError, Broken(), lambda m: quick_prune(m, reduction=budget), "reduction is .*between 0 and 1")
+    assert_refused(BudgetError, Broken(), lambda m: quick_prune(m, reduction=budget), "reduction is .*between 0 and 1")
 
 
 def test_a_budget_error_is_a_value_error():
@@ -199,7 +201,7 @@ def test_an_unknown_option_is_a_type_error_as_in_python():
 
 
 def test_an_unknown_group():
-    refused(
+    assert_refused(
         UnknownNameError,
         chain(),
         lambda m: UniversalLayerPruner(m, example_inputs=rows()).prune(groups=["layer3"]),
@@ -221,7 +223,7 @@ def test_an_unknown_name_is_a_key_error_with_a_readable_message():
 
 
 def test_a_critical_group():
-    refused(
+    assert_refused(
         CriticalGroupError,
         chain(),
         lambda m: UniversalLayerPruner(m, example_inputs=rows()).prune(groups=["4"]),
@@ -230,7 +232,7 @@ def test_a_critical_group():
 
 
 def test_a_pattern_that_protects_nothing():
-    refused(
+    assert_refused(
         UnknownNameError,
         chain(),
         lambda m: UniversalLayerPruner(m, example_inputs=rows(), protect=["encoder.*"]),
@@ -243,7 +245,7 @@ def test_a_pattern_that_protects_nothing():
 
 def test_a_plan_from_another_model():
     plan = UniversalLayerPruner(chain(), example_inputs=rows()).plan(groups=["2"])
-    refused(
+    assert_refused(
         PlanError,
         randomised(ExampleModel()),
         lambda m: UniversalLayerPruner(m, example_inputs=image()).prune(plan=plan, inplace=True),

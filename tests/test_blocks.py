@@ -18,6 +18,8 @@ pytest.importorskip("transformers")
 
 from families import FAMILIES, build
 from layerprune import UniversalLayerPruner
+from layerprune.adapters.likeness import Shortened, unlike
+from layerprune.adapters.twins import Twin
 from layerprune.edits import Shorten, TakePlace, name_before
 from layerprune.errors import PlanError, SurgeryError
 from layerprune.plan import PruningPlan
@@ -107,7 +109,7 @@ def reloaded(root: Path) -> dict[str, Any]:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def check_reload(families: list[str], root: Path) -> None:
+def assert_reloads(families: list[str], root: Path) -> None:
     expected = {family: saved(family, root / family) for family in families}
     found = reloaded(root)
     assert found.keys() == expected.keys()
@@ -125,7 +127,7 @@ def check_reload(families: list[str], root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(NUM_PARTS))
 def test_vanilla_loads_what_is_left(part: int, tmp_path: Path) -> None:
-    check_reload([family for family in FAMILIES if family not in REFUSED][part::NUM_PARTS], tmp_path)
+    assert_reloads([family for family in FAMILIES if family not in REFUSED][part::NUM_PARTS], tmp_path)
 
 
 # ---- what is refused, and why --------------------------------------------------------------------------------------
@@ -188,6 +190,47 @@ def test_a_model_that_transformers_does_not_build_is_refused() -> None:
     assert reason in reason_of(pruner, "model.layers.1.self_attn.q_proj")
     partial = pruner_of(model, "group")
     assert any(r.kind == "block" for r in partial.removals), "with stand-ins it still goes"
+
+
+class PairsConfig:
+    """Derives a list of layers, which can be read of an even number of them only."""
+
+    model_type = "pairs"
+
+    def __init__(self, num_layers: int, error: type[Exception] = ValueError) -> None:
+        self.num_layers, self.error = num_layers, error
+
+    @property
+    def layer_types(self) -> list[str]:
+        if self.num_layers % 2:
+            raise self.error(f"{self.num_layers} layers are no pairs")
+        return ["local", "global"] * (self.num_layers // 2)
+
+
+def twin_with(config: PairsConfig) -> Twin:
+    model = nn.Module()
+    model.config = config
+    return Twin(model, {})
+
+
+LAST_OF_FOUR = Shortened(removed={"layers": (3,)}, sizes={"layers": 4})
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError]
+)
+def test_a_derived_list_that_can_no_longer_be_read_is_a_difference(error: type[Exception]) -> None:
+    before, after = (twin_with(PairsConfig(number, error)) for number in (4, 3))
+    assert unlike(before, after, LAST_OF_FOUR) == ["config.layer_types can no longer be read"]
+
+
+def test_a_derived_list_that_could_never_be_read_is_no_difference() -> None:
+    assert unlike(twin_with(PairsConfig(3)), twin_with(PairsConfig(3)), LAST_OF_FOUR) == []
+
+
+def test_an_error_that_no_derived_list_should_raise_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        unlike(twin_with(PairsConfig(3, ZeroDivisionError)), twin_with(PairsConfig(3)), LAST_OF_FOUR)
 
 
 @pytest.mark.parametrize(

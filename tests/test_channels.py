@@ -1,4 +1,4 @@
-"""Channels that go, followed through groups, shuffles, splits and functional layers, and heads that run in training."""
+"""Channels followed through groups, shuffles, splits and functional layers; heads in training; shared modules."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner
+from layerprune.edits import Slice
+from layerprune.errors import CriticalGroupError
 from oracle import Oracle
 
 
@@ -137,22 +139,36 @@ def test_a_branch_of_a_concat_leaves_through_what_stands_behind_it(name: str) ->
         oracle.check_plan(oracle.pruner.plan(groups=[safe[0]]))
 
 
+class Woven(nn.Module):
+    """Each of two groups reads both branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.conv, self.head = nn.Conv2d(16, 6, 1, groups=2), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        a, b = self.a(x), self.b(x)
+        return self.head(torch.relu(self.conv(torch.cat([a, b, a, b], 1))))
+
+
 def test_a_slice_of_a_grouped_convolution_takes_as_many_channels_of_each_group() -> None:
-    class Woven(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-            self.conv, self.head = nn.Conv2d(8, 6, 1, groups=2), nn.Conv2d(6, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x)
-            x = torch.stack([self.a(x), self.b(x)], 2).flatten(1, 2)  # a and b in turns
-            return self.head(torch.relu(self.conv(torch.cat([x[:, :4], x[:, 4:]], 1))))
-
+    torch.manual_seed(0)
     net = Woven().double().eval()
     oracle = Oracle(net, ((_randn(2, 3, 4, 4),), {}), ((_randn(3, 3, 4, 4),), {}))
     for removal in oracle.pruner.removals:
         oracle.check_removal(removal)
+    sliced = {
+        removal.groups: edit for removal in oracle.pruner.removals for edit in removal.edits if edit.kind == "slice"
+    }
+    assert sliced == {
+        ("a",): Slice(fqn="conv", side="in", dropped=((0, 4), (8, 12))),
+        ("b",): Slice(fqn="conv", side="in", dropped=((4, 8), (12, 16))),
+    }
+    plan = oracle.pruner.plan(groups=["a"])
+    oracle.check_plan(plan)
+    assert plan.apply(net).conv.weight.shape == (6, 4, 1, 1)
 
 
 class Trains(nn.Module):
@@ -206,6 +222,159 @@ def test_a_module_called_several_times_leaves_at_all_its_calls() -> None:
     assert removal.kind == "shared"
     assert removal.num_params == 42
     oracle.check_removal(removal)
+
+
+class Mlp(nn.Module):
+    """Ends in a parameter of its own, for which there is no module that could be taken out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.gamma = nn.Linear(6, 6), nn.Linear(6, 6), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(torch.tanh(self.fc1(x))) * self.gamma
+
+
+class TwoNames(nn.Module):
+    """One module under two names, of which both are called, or one."""
+
+    def __init__(self, num_calls: int) -> None:
+        super().__init__()
+        self.num_calls = num_calls
+        self.stem, self.own, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.one = self.two = Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.one(x)
+        x = x + self.own(torch.relu(x))
+        if self.num_calls == 2:
+            x = x + self.two(torch.relu(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("num_calls", "expected"),
+    [
+        (1, {"branch": ("one.fc1", "one.fc2"), "bypass": ("one.fc2",)}),
+        (2, {"shared": ("one.fc1", "one.fc2")}),
+    ],
+)
+def test_several_names_of_one_module_are_no_tie(num_calls: int, expected: dict[str, tuple[str, ...]]) -> None:
+    torch.manual_seed(0)
+    oracle = Oracle(TwoNames(num_calls).double().eval(), ((_randn(2, 4),), {}), ((_randn(3, 4),), {}))
+    for removal in oracle.pruner.removals:
+        oracle.check_removal(removal)
+    found = {(removal.kind, removal.groups) for removal in oracle.pruner.removals}
+    assert found >= set(expected.items())
+    oracle.check_plan(oracle.pruner.plan(groups=["one.fc1", "one.fc2"]))
+
+
+class Lent(nn.Module):
+    """Its module belongs to other blocks, too."""
+
+    def __init__(self, lent: nn.Module) -> None:
+        super().__init__()
+        self.lent, self.lin, self.own = lent, nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.lin(self.lent(x))
+        return x + self.own(torch.relu(x))
+
+
+class Lender(nn.Module):
+    def __init__(self, num_calls: int) -> None:
+        super().__init__()
+        self.num_calls = num_calls
+        lent = Mlp()
+        self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.blocks = nn.ModuleList([Lent(lent) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks[: self.num_calls]:
+            x = block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("num_calls", [1, 2, 3])
+def test_a_module_of_several_blocks_leaves_when_its_last_caller_does(num_calls: int) -> None:
+    torch.manual_seed(0)
+    net = Lender(num_calls).double().eval()
+    oracle = Oracle(net, ((_randn(2, 4),), {}), ((_randn(3, 4),), {}))
+    for removal in oracle.pruner.removals:
+        oracle.check_removal(removal)
+    plan = oracle.pruner.plan(groups=[f"blocks.{i}.lin" for i in range(num_calls)])
+    oracle.check_plan(plan)
+    pruned = plan.apply(net)
+    assert not any("lent" in name for name, _ in pruned.named_parameters())
+
+
+class Looks(Lent):
+    """Asks what it borrowed for the shape of its result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lent = self.lent(x)
+        x = x + self.lin(lent)
+        return x.view(lent.shape) + self.own(torch.relu(x))
+
+
+def test_the_shape_of_a_shared_modules_result_is_read_under_another_name() -> None:
+    net = Lender(2)
+    net.blocks[1] = Looks(net.blocks[0].lent)
+    pruner = UniversalLayerPruner(net.eval(), example_inputs=torch.randn(2, 4))
+    message = r"the forward of 'blocks.1' reads the shape of 'blocks.1.lent.mul' 2×6, which would be gone"
+    with pytest.raises(CriticalGroupError, match=message):
+        pruner.plan(groups=["blocks.0.lin", "blocks.1.lin"])
+
+
+class Mix(nn.Module):
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class Tied(nn.Module):
+    """Two modules that hold one parameter; the second one is not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+        weight = nn.Parameter(torch.randn(6, 6))
+        self.one, self.two = Mix(weight), Mix(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.one(x))
+
+
+def test_a_parameter_of_two_modules_is_a_tie() -> None:
+    pruner = UniversalLayerPruner(Tied().eval(), example_inputs=torch.randn(2, 4))
+    (group,) = [group for group in pruner.groups if group.name == "one"]
+    assert group.reason == "its parameter 'one.weight' is tied to 'two.weight'"
+
+
+class Borrowed(nn.Module):
+    """The forward reads the weight of a module that has two names, and that it also calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.one = self.two = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.one(x)
+        return self.head(F.linear(torch.relu(x), self.one.weight))
+
+
+def test_a_module_whose_weight_is_read_elsewhere_stays_under_all_its_names() -> None:
+    pruner = UniversalLayerPruner(Borrowed().eval(), example_inputs=torch.randn(2, 4))
+    (group,) = [group for group in pruner.groups if group.name == "one"]
+    assert group.reason == "its parameter 'one.weight' is also used by 'linear'"
 
 
 class Lengths(nn.Module):

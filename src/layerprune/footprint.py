@@ -42,7 +42,7 @@ class Footprint:
         names = {name for edit in edits for name in edit.targets}
         beside = {f"{e.fqn}.{i + step}" for e in edits if isinstance(e, Shorten) for i in e.removed for step in (-1, 1)}
         containers = {edit.fqn for edit in edits if isinstance(edit, Shorten)}
-        frames = [graph.frames[f] for name in names for f in graph.calls.get(name, ())]
+        frames = [graph.frames[f] for name in graph.all_names(names) for f in graph.calls.get(name, ())]
         known = realisation.carried | {value for _, value in candidate.cut.dropped}
         returned = {value for frame in frames for value in frame.outputs if value not in known}
         read = {value for layer in realisation.dead for value in graph.read_by(layer)}

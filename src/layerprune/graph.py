@@ -278,6 +278,10 @@ class LayerGraph:
         """Module name → all names of the same module, for those that have several."""
         return {name: (names,) for names in self.aliases.values() if len(names) > 1 for name in names}
 
+    def all_names(self, modules: Iterable[str]) -> frozenset[str]:
+        """Return all names of the modules named: what stands in for one of them hangs under each."""
+        return frozenset(alias for name in modules for alias in self.aliases_of.get(name, ((name,),))[0])
+
     @cached_property
     def layers_inside(self) -> Mapping[int, tuple[int, ...]]:
         """Frame → the layers that run in it, nested frames included."""

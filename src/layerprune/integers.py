@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, UnsupportedFakeTensorException
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from layerprune.operands import flat_tensors, written_tensors
 
 # Beyond this an integer tensor is data rather than sizes and places, and costs memory.
 _MOST_ELEMENTS = 1_000_000
@@ -46,18 +48,12 @@ class KeepsIntegers(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation: for real where all that it reads is real, and what it makes of nothing is whole."""
         kwargs = kwargs or {}
-        tensors = list(_flat((args, kwargs)))
+        tensors = list(flat_tensors((args, kwargs)))
         real = [t for t in tensors if not isinstance(t, FakeTensor)]
         if len(real) == len(tensors) and (tensors or _makes_integers(func, args, kwargs)):
             with _disable_current_modes():
                 return self.limited(func(*args, **kwargs))
-        schema = getattr(func, "_schema", None)
-        if (
-            real
-            and schema is not None
-            and schema.is_mutable
-            and any(t is r for r in real for t in _written(func, args))
-        ):
+        if real and any(t is r for t in written_tensors(func, args, kwargs) for r in real):
             raise UnsupportedFakeTensorException("a value that is not known is written into one that is")
         return func(*args, **kwargs)
 
@@ -69,23 +65,3 @@ def _makes_integers(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> b
         return not (dtype.is_floating_point or dtype.is_complex)
     plain = all(isinstance(value, (int, type(None))) for value in args)
     return func.__name__.startswith("arange") and plain
-
-
-def _written(func: Any, args: Sequence[Any]) -> Iterator[Tensor]:
-    schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return
-    for argument, value in zip(schema.arguments, args, strict=False):
-        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
-            yield value
-
-
-def _flat(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in cast("Sequence[Any]", value):
-            yield from _flat(item)
-    elif isinstance(value, dict):
-        for item in cast("dict[Any, Any]", value).values():
-            yield from _flat(item)

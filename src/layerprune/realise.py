@@ -143,7 +143,24 @@ class _Realiser:
                 edits.append(self.drop_edit(name, kinds, name in marks.copies))
             else:
                 edits += self.opened(name, marks)
-        return [e for e in edits if not any(e.fqn.startswith(name + ".") for name in marks.passes)]
+        return self.one_each([e for e in edits if not any(e.fqn.startswith(name + ".") for name in marks.passes)])
+
+    def one_each(self, edits: list[Edit]) -> list[Edit]:
+        """Only one edit for a module that is called under several names."""
+        found: dict[str, Edit] = {}
+        for edit in edits:
+            first = self.graph.aliases_of.get(edit.fqn, ((edit.fqn,),))[0][0]
+            known = found.setdefault(first, edit)
+            if known is edit:
+                continue
+            same = edit.model_copy(update={"fqn": known.fqn})
+            if isinstance(known, Drop) and isinstance(same, Drop):
+                merges = tuple(sorted({*known.merges, *same.merges}))
+                known, same = (one.model_copy(update={"merges": merges}) for one in (known, same))
+            if same != known:
+                raise CannotRealise(f"'{known.fqn}' is also called as '{edit.fqn}', and would have to do another thing")
+            found[first] = known
+        return list(found.values())
 
     def opened(self, name: str, marks: Marks) -> list[Edit]:
         """Edits for a dead module that must stay because something inside it is passed or dropped on its own."""
@@ -209,7 +226,7 @@ class _Realiser:
     def param_edits(self, marks: Marks, outermost: list[str]) -> list[Edit]:
         """Dead parameters of modules that stay: each becomes a dropped tensor."""
         edits: list[Edit] = []
-        inside = frozenset(outermost)
+        inside = self.graph.all_names(outermost)
         done: set[int] = set()
         wanted = {self.graph.param_ids[name]: kinds for name, kinds in marks.params.items()}
         for name, number in self.graph.param_ids.items():
@@ -221,7 +238,7 @@ class _Realiser:
 
     def check_params(self, edits: list[Edit]) -> None:
         """Refuse where a parameter that stays alive hangs in a module that goes, or a tied one under two names."""
-        removed = frozenset(taken_out(edits))
+        removed = self.graph.all_names(taken_out(edits))
         for name, number in self.graph.param_ids.items():
             if number not in self.dead_params and number in self.graph.param_users and _under(name, removed):
                 users = [u for u in self.graph.param_users[number] if u not in self.gone]
@@ -230,9 +247,18 @@ class _Realiser:
                     raise CannotRealise(f"its parameter '{name}' is also used by '{where}'")
         dropped = {self.graph.param_ids[e.fqn] for e in edits if e.kind == "drop_parameter"}
         for number in dropped:
-            names = [n for n, i in self.graph.param_ids.items() if i == number]
+            names = self.names_by_owner(number)
             if len(names) > 1:
                 raise CannotRealise(f"its parameter '{names[0]}' is tied to '{names[1]}'")
+
+    def names_by_owner(self, number: int) -> list[str]:
+        """A name of a parameter for each place that holds it: several names of one module are one place."""
+        found: dict[tuple[int, str], str] = {}
+        for name, other in self.graph.param_ids.items():
+            if other == number:
+                owner, _, key = name.rpartition(".")
+                found.setdefault((id(self.modules[owner]), key), name)
+        return list(found.values())
 
     def held_elsewhere(self, number: int, removed: Collection[str]) -> bool:
         return any(i == number and not _under(n, removed) for n, i in self.graph.param_ids.items())
@@ -251,7 +277,7 @@ class _Realiser:
             raise CannotRealise(str(error)) from error
 
     def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
-        removed = frozenset(taken_out(edits))
+        removed = self.graph.all_names(taken_out(edits))
         return tuple(
             i for i in sorted(self.dead)
             if not self.graph.layers[i].param_only and not _under(self.graph.layers[i].fqn + ".", removed)
@@ -270,10 +296,9 @@ class _Realiser:
 
     def check_shape_reads(self, edits: list[Edit], leftovers: tuple[int, ...], carried: set[int]) -> None:
         """Refuse where a surviving forward reads the shape of what would be a dropped tensor."""
-        removed = frozenset(taken_out(edits))
-        tokens = {
-            v for e in edits if e.kind == "drop" for f in self.graph.calls[e.fqn] for v in self.graph.frames[f].outputs
-        }
+        removed = self.graph.all_names(taken_out(edits))
+        drops = self.graph.all_names(edit.fqn for edit in edits if edit.kind == "drop")
+        tokens = {v for n in drops for f in self.graph.calls.get(n, ()) for v in self.graph.frames[f].outputs}
         params = {e.fqn for e in edits if e.kind == "drop_parameter"}
         for index in leftovers:
             layer = self.graph.layers[index]

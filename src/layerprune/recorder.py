@@ -16,6 +16,7 @@ from layerprune.dropped import Dropped
 from layerprune.graph import Read, Structure, Value
 from layerprune.modules import named_tensors, names_by_module
 from layerprune.nested import tensors_in
+from layerprune.operands import flat_tensors, written_tensors
 from layerprune.recording import Call, Operation, Recording
 from layerprune.watch import FunctionWatch, watched
 
@@ -260,7 +261,7 @@ class Recorder:
         self.settle(operands, start)
         if isinstance(out, Tensor):
             call.outputs = self.read(out)
-        call.results = tuple(-1 if (v := self.value_of.get(t)) is None else v for t in _flat_tensors(out))
+        call.results = tuple(-1 if (v := self.value_of.get(t)) is None else v for t in flat_tensors(out))
         return out
 
     def query_shape(self, tensor: Tensor) -> None:
@@ -325,9 +326,9 @@ class _Dispatch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        inputs = list(_flat_tensors((args, kwargs)))
-        outputs = list(_flat_tensors(out))
-        written = list(_written(func, args, kwargs))
+        inputs = list(flat_tensors((args, kwargs)))
+        outputs = list(flat_tensors(out))
+        written = list(written_tensors(func, args, kwargs))
         if outputs or written or func.__name__.startswith("_local_scalar"):
             self.recorder.operation(func.__name__.split(".")[0], inputs, outputs, written)
         return out
@@ -338,28 +339,6 @@ def _storage_key(tensor: Tensor) -> int:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse and opaque tensors have none
         return -id(tensor)
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    """The tensors an operation writes into, read from its schema."""
-    schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return
-    for position, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _flat_tensors(args[position] if position < len(args) else kwargs.get(argument.name))
-
-
-def _flat_tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in the plain containers that operations take."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in cast("Sequence[Any]", value):
-            yield from _flat_tensors(item)
-    elif isinstance(value, dict):
-        for item in cast("dict[Any, Any]", value).values():
-            yield from _flat_tensors(item)
 
 
 def _literal(value: Any, operands: list[Tensor]) -> Any:

@@ -10,6 +10,10 @@ from typing import Any, cast
 
 from layerprune.adapters.twins import Form, Twin, inner_configs
 
+# What configs raise where an attribute does not apply. A RuntimeError comes from those of which layers differ in size
+# (gemma4's ``head_dim``), and is a NotImplementedError's base.
+_UNREADABLE = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
+
 
 @dataclass(frozen=True)
 class Shortened:
@@ -158,18 +162,23 @@ def _step(series: Sequence[tuple[int, int]]) -> int | None:
 
 
 def _lists_differ(before: Twin, after: Twin, shortened: Shortened) -> Iterator[str]:
-    """Where a config lists its layers, it must list those that stay."""
+    """Where a config lists its layers, it must list those that stay, and a list that could be read stays readable."""
     if before.model is None or after.model is None:
         return
     configs = dict(inner_configs(cast(Any, after.model).config))
     for path, config in inner_configs(cast(Any, before.model).config):
         for name, old in _lists(config).items():
+            try:
+                new = getattr(configs.get(path), name)
+            except _UNREADABLE:
+                yield f"config.{name} can no longer be read"
+                continue
+            if not isinstance(new, (list, tuple)):
+                continue
+            new = cast("Sequence[Any]", new)
             for fqn, gone in shortened.removed.items():
-                new = getattr(configs.get(path), name, None)
-                if len(old) != shortened.sizes[fqn] or not isinstance(new, (list, tuple)):
-                    continue
-                new = cast("Sequence[Any]", new)
-                if len(new) == len(old) - len(gone) and not is_shortened_list(old, new, shortened.removed.values()):
+                counted = len(old) == shortened.sizes[fqn] and len(new) == len(old) - len(gone)
+                if counted and not is_shortened_list(old, new, shortened.removed.values()):
                     yield f"config.{name} would be {_brief(list(new))}"
 
 
@@ -185,7 +194,7 @@ def _lists(config: Any) -> dict[str, Sequence[Any]]:
     for name in dict.fromkeys([*vars(config), *derived]):
         try:
             value = getattr(config, name)
-        except Exception:  # a property of the library's, which may not apply
+        except _UNREADABLE:
             continue
         if isinstance(value, (list, tuple)):
             found[name] = cast("Sequence[Any]", value)
