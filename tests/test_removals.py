@@ -678,3 +678,30 @@ def test_granularity_says_which_rows_of_the_table_are_tried():
 def test_an_unknown_granularity_is_refused_and_the_known_ones_are_named():
     with pytest.raises(BudgetError, match="'layer' is none of group, branch, block"):
         UniversalLayerPruner(chain(), example_inputs=rows(), granularity="layer")
+
+
+class Steps(nn.Module):
+    """Returns what it computes step by step, as encoders do that hand all hidden states out."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.g, self.h, self.k = linear(), linear(), linear(), linear()
+
+    def forward(self, x):
+        y = x + self.f(x)
+        y = y + self.g(y)
+        z = y + self.h(y)
+        return y, z + self.k(z)
+
+
+def test_removals_of_several_results_of_an_element_have_names_of_their_own():
+    def forward(net, x):
+        _, x = net.blocks[0](net.stem(x))
+        _, x = net.blocks[1](x)
+        return net.head(x)
+
+    model = Net(forward, stem=linear(), blocks=nn.ModuleList([Steps(), Steps()]), head=linear())
+    pruner = UniversalLayerPruner(randomised(model), example_inputs=rows())
+    names = [removal.name for removal in pruner.removals]
+    assert len(set(names)) == len(names)
+    assert {"blocks.0 by its input", "blocks.0[1] by its input"} <= set(names)

@@ -182,14 +182,15 @@ class _Finder:
                 or not self.graph.layers_inside[frame.index]
             ):
                 continue
-            for value in frame.outputs:
+            for place, value in enumerate(frame.outputs):
                 if self.graph.values[value].layer not in self.graph.live:
                     continue
                 if value not in self.graph.readers and value not in self.graph.outputs:
                     continue
                 for _, _, argument in frame.arguments:
                     if argument != value and self.alike(argument, value):
-                        name = f"{_call_name(frame.fqn, frame.call)} by its input"
+                        result = f"[{place}]" if place else ""
+                        name = f"{_call_name(frame.fqn, frame.call)}{result} by its input"
                         yield self.candidate("block", Cut({value: argument}), name)
                         break
 
