@@ -705,3 +705,30 @@ def test_removals_of_several_results_of_an_element_have_names_of_their_own():
     names = [removal.name for removal in pruner.removals]
     assert len(set(names)) == len(names)
     assert {"blocks.0 by its input", "blocks.0[1] by its input"} <= set(names)
+
+
+class Maps(nn.Module):
+    """Returns its results in a list, which is its caller's from then on."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.g = linear(), linear()
+
+    def forward(self, x):
+        y = torch.relu(self.f(x))
+        return [y, torch.relu(self.g(y))]
+
+
+def test_a_list_that_a_module_returns_may_be_changed_by_its_caller():
+    def forward(net, x):
+        maps = net.maps(net.stem(x))
+        y = maps.pop()
+        y = y + net.a(torch.relu(net.b(y)))
+        y = y + net.c(torch.relu(net.d(y)))
+        return net.head(y + maps.pop())
+
+    parts = {name: linear() for name in ("stem", "a", "b", "c", "d", "head")}
+    pruner = UniversalLayerPruner(randomised(Net(forward, maps=Maps(), **parts)), example_inputs=rows())
+    assert {"a", "b", "c", "d"} <= {group.name for group in pruner.groups if group.can_remove}
+    for name in "abcd":
+        pruner.prune(groups=[name])(rows())

@@ -85,7 +85,7 @@ class Memo:
                 return self.rebuilt(self.known[key])
             out = forward(*args, **kwargs)
             if _is_plain(out) and not _shares(out, (args, kwargs)):
-                self.known[key] = out
+                self.known[key] = self.rebuilt(out)  # the caller may change a list that it got
             return out
 
         return answer
