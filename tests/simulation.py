@@ -75,7 +75,8 @@ class _Simulation(TorchFunctionMode):
         self.produced: set[int] = set()
         self.copies: dict[int, Tensor] = {}  # substitute -> what it was when it was made
         self.marked: dict[int, Tensor] = {}  # dropped value -> the very tensor object that stands for it
-        self.num_calls = 0
+        self.frames = self.frames_by_call(model)
+        self.num_calls: Counter[nn.Module] = Counter()
         self.stack: list[tuple[int, Counter[str]]] = []
         self.at_function: dict[tuple[int, str, int], list[int]] = {}
         self.at_call: dict[int, list[int]] = {}
@@ -107,6 +108,16 @@ class _Simulation(TorchFunctionMode):
         ]
         return layer.frame, named, alike.index(layer.index)
 
+    def frames_by_call(self, model: nn.Module) -> dict[tuple[nn.Module, int], int]:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        counts: Counter[nn.Module] = Counter()
+        found: dict[tuple[nn.Module, int], int] = {}
+        for frame in self.graph.frames:
+            module = modules[frame.fqn]
+            found[module, counts[module]] = frame.index
+            counts[module] += 1
+        return found
+
     # ---- where the run is ---------------------------------------------------------------------------------------
 
     def watching(self, module: nn.Module) -> Callable[..., Any]:
@@ -122,15 +133,16 @@ class _Simulation(TorchFunctionMode):
         """Run a module's call, and replace what it makes."""
         if module not in self.names:
             return run()
-        index = self.num_calls
-        self.num_calls += 1
+        # By module and which call of it: a mixture of experts calls others on other inputs.
+        index = self.frames.get((module, self.num_calls[module]), -1)
+        self.num_calls[module] += 1
         before = [(tensor, tensor._version) for tensor in tensors(arguments)]
         self.stack.append((index, Counter()))
         try:
             out = run()
         finally:
             self.stack.pop()
-        fresh = [value for value in self.at_call[index] if value not in self.produced]
+        fresh = [value for value in self.at_call.get(index, ()) if value not in self.produced]
         if not fresh:
             return out
         found, outputs = list(tensors(out)), self.graph.frames[index].outputs

@@ -378,3 +378,43 @@ def test_token_models_are_captured_at_any_length():
     names = [[found.name for found in graph_of(model, tokens(1, n)).layers] for n in (1, 7)]
     assert names[0] == names[1]
     assert {"self_attn", "linear1", "linear2", "norm1", "norm2"} <= set(names[0])
+
+
+class Rescales(nn.Module):
+    """Halves a part's weight in its first eval forward, and gives it back in train mode, as RWKV does."""
+
+    def __init__(self, *, looks):
+        super().__init__()
+        self.stem, self.a, self.b, self.head = linear(), linear(), linear(), linear()
+        self.rescaled = False
+        self.looks = looks
+
+    def forward(self, x):
+        if self.rescaled == self.training:
+            with torch.no_grad():
+                self.a.weight.mul_(2.0 if self.training else 0.5)
+            self.rescaled = not self.training
+        x = self.stem(x)
+        if self.looks and float(x.abs().sum()) < 0:  # never; but fake tensors cannot tell
+            return x
+        return self.head(x + self.a(x) + self.b(x))
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_forward_that_writes_into_a_parameter_writes_into_a_copy(looks):
+    model = randomised(Rescales(looks=looks)).eval()
+    before = copy_of(model)
+    pruner = UniversalLayerPruner(model, example_inputs=rows())
+    assert pruner.graph.written_params == {"a.weight"}
+    assert all(group.impact >= 0 for group in pruner.groups)
+    assert not model.rescaled
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_proofs_start_from_the_flags_of_the_users_model():
+    pruner = UniversalLayerPruner(randomised(Rescales(looks=False)).eval(), example_inputs=rows())
+    verdicts = {group.name: group for group in pruner.groups}
+    assert verdicts["b"].can_remove
+    assert not verdicts["a"].can_remove, "its weight is read in the first forward"
+    assert "weight" in verdicts["a"].reason

@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # From the ground up. Modules on one floor do not see each other, but for those of one folder (``impact.*``).
 FLOORS = (
     ("errors", "operands"),
-    ("dropped", "guesses", "integers", "nested", "watch"),
+    ("attributes", "dropped", "guesses", "integers", "nested", "watch"),
     ("inputs", "memo", "modules"),
     ("adapters.*",),
     ("shadow", "graph", "kinds"),
     ("recording",),
     ("recorder",),
-    ("capture", "observe"),
+    ("calibration", "capture", "observe"),
     ("groups",),
     ("edits",),
     ("rearrange", "slices"),
@@ -30,6 +30,7 @@ FLOORS = (
     ("companion",),
     ("removals", "realise", "rerun"),
     ("cost", "footprint", "isolation", "joining", "outputs", "places", "retrace", "shorten"),
+    ("trials",),
     ("proof",),
     ("impact.*",),
     ("swaps",),

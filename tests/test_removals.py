@@ -732,3 +732,38 @@ def test_a_list_that_a_module_returns_may_be_changed_by_its_caller():
     assert {"a", "b", "c", "d"} <= {group.name for group in pruner.groups if group.can_remove}
     for name in "abcd":
         pruner.prune(groups=[name])(rows())
+
+
+class Recomputing(torch.autograd.Function):
+    """A function whose backward runs two modules again, and asks the first one's result for its history."""
+
+    @staticmethod
+    def forward(ctx, x, f, g):
+        ctx.parts = f, g
+        ctx.save_for_backward(x)
+        return x + f(x) + g(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        f, g = ctx.parts
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            first = f(x)
+            assert first.grad_fn.next_functions
+            torch.autograd.backward([first, x + g(x)], [grad, grad])
+        return x.grad, None, None
+
+
+def test_where_a_model_brings_its_own_backward_a_backward_is_part_of_the_proof():
+    def forward(net, x):
+        x = Recomputing.apply(net.stem(x), net.f, net.g)
+        return net.head(x + net.h(torch.relu(net.k(x))))
+
+    parts = {name: linear() for name in ("stem", "f", "g", "h", "k", "head")}
+    pruner = UniversalLayerPruner(randomised(Net(forward, **parts)), example_inputs=rows())
+    verdicts = {group.name: group for group in pruner.groups}
+    assert verdicts["g"].can_remove
+    assert verdicts["h"].can_remove
+    assert not verdicts["f"].can_remove
+    assert "backward" in verdicts["f"].reason

@@ -11,7 +11,7 @@ from layerprune.graph import Frame, Layer, LayerGraph, Read, Value
 from layerprune.inputs import Inputs
 from layerprune.kinds import kind_of_function, kind_of_module
 from layerprune.modules import names_by_module
-from layerprune.recorder import Recorder
+from layerprune.recorder import ParameterWritten, Recorder
 from layerprune.recording import Call, Operation, Recording
 from layerprune.shadow import Shadow, fake_shadow, is_about_fakes, real_shadow, short
 
@@ -77,7 +77,7 @@ def record_training(shade: Shadow, graph: LayerGraph, inputs: Inputs) -> LayerGr
 
 def _run(shade: Shadow, inputs: Inputs) -> tuple[Recorder, Recording]:
     adapted = shade.adapt(inputs)
-    recorder = Recorder(shade.model, keep=shade.mode is not None)
+    recorder = Recorder(shade.model, keep=shade.mode is not None, guard=shade.shares)
     with shade.running():
         return recorder, recorder.run(adapted.args, adapted.kwargs)
 
@@ -93,7 +93,11 @@ def _record_otherwise(
         except Exception as another:
             error = another
     shade = real_shadow(model)
-    recorder, recording = _record_really(model, shade, inputs, error)
+    try:
+        recorder, recording = _record_really(model, shade, inputs, error)
+    except ParameterWritten:
+        shade = real_shadow(model, written=[name for name, _ in model.named_parameters(remove_duplicate=False)])
+        recorder, recording = _record_really(model, shade, inputs, error)
     notes.append(
         f"recorded on real tensors, because fake ones failed ({short(error)}): "
         "only the layers that these inputs reached are known"
@@ -108,6 +112,8 @@ def _record_really(
         raise _misfit(model, inputs, fake_error) from fake_error
     try:
         return _run(shade, inputs)
+    except ParameterWritten:
+        raise
     except Exception as error:
         if (own_error := _plainly(shade, inputs)) is None:
             raise CaptureError(
@@ -178,6 +184,7 @@ class _Builder:
             param_ids=self.param_ids(),
             aliases={names[0]: tuple(names) for names in names_by_module(self.model).values()},
             shape_reads=frozenset(self.recording.shape_reads),
+            written_params=frozenset(self.recording.written_params),
             notes=tuple(self.notes),
         )
 

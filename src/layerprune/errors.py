@@ -49,3 +49,7 @@ class SourceError(LayerPruneError):
 
 class DroppedTensorError(LayerPruneError):
     """A forward asked a dropped tensor for something that only a real tensor has."""
+
+
+class CalibrationError(LayerPruneError):
+    """Calibration data are empty, do not fit the model, or could not be read."""

@@ -136,6 +136,7 @@ class LayerGraph:
         param_ids: a number for each parameter name; tied names share one.
         aliases: module name → all names of the same module object.
         shape_reads: (value, frame) where a forward reads a value's shape.
+        written_params: names of parameters that the forward writes into.
         notes: what the user should know about the recording.
     """
 
@@ -148,6 +149,7 @@ class LayerGraph:
     param_ids: Mapping[str, int]
     aliases: Mapping[str, tuple[str, ...]]
     shape_reads: frozenset[tuple[int, int]] = frozenset()
+    written_params: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @cached_property

@@ -77,7 +77,8 @@ class Memo:
     def answering_whole(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
-            form = None if name in self.open or self.observer is not None else _form((args, kwargs))
+            told = name not in self.open and self.observer is None and not torch.is_grad_enabled()
+            form = _form((args, kwargs)) if told else None
             if form is None:
                 return forward(*args, **kwargs)
             key = (id(module), module.training, form)
@@ -101,7 +102,7 @@ class Memo:
     def answering(self, kind: tuple[Any, ...], module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
-            if kwargs or len(args) != 1 or type(args[0]) is not FakeTensor:
+            if kwargs or len(args) != 1 or type(args[0]) is not FakeTensor or torch.is_grad_enabled():
                 return forward(*args, **kwargs)
             if self.observer is not None:
                 return self.observer(module, args[0], recall, forward)

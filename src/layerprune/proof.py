@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +22,6 @@ from layerprune.isolation import closed_modules, plain_leaves, touched
 from layerprune.joining import side_by_side
 from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
-from layerprune.outputs import signature
 from layerprune.places import CacheKeeper
 from layerprune.realise import Realisation, realise
 from layerprune.removals import Candidate
@@ -32,6 +30,7 @@ from layerprune.retrace import Retracer
 from layerprune.shadow import Shadow, short
 from layerprune.shorten import Shortener
 from layerprune.surgery import applied
+from layerprune.trials import Trial, Trials
 
 # How many removals that differ in numbers only have to fail for the same reason before the rest counts as failed.
 _SAMPLES = 3
@@ -73,15 +72,6 @@ class Removal:
         return f"{self.name} ({self.kind}: {', '.join(self.groups)}; {self.num_params:,} parameters)"
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One forward that an edited shadow must pass."""
-
-    training: bool
-    inputs: Inputs
-    expected: Any
-
-
 class Prover:
     """Proves removals of one model.
 
@@ -103,7 +93,8 @@ class Prover:
         self.shortener = Shortener(graph, shade.model, self.modules, whole_layers)
         self.unshortened: set[str] = set()
         self.notes: list[str] = []
-        self.runs = [_Run(False, shade.adapt(inputs), self.run(False, shade.adapt(inputs)))]
+        self.trials = Trials(shade)
+        self.runs = [self.trials.make(False, inputs)]
         twice = inputs.repeat(2)
         if twice is None:
             self.notes.append(
@@ -111,6 +102,7 @@ class Prover:
             )
         self.companion: Companion | None = None
         self.add_training(twice or inputs)
+        shade.start.settle()  # proofs start from the flags and counters that the user's model has
         self.memo = None if shade.mode is None else Memo(shade.mode)
         if self.memo is not None:  # from here on only shapes count, which a recording could not follow
             self.memo.attach(shade.model, plain_leaves(graph))
@@ -123,11 +115,10 @@ class Prover:
         failed = ""
         for sized in (inputs, inputs.map(_twice_as_large)):
             try:
-                expected = self.run(True, self.shade.adapt(sized))
+                self.runs.append(self.trials.make(True, sized))
             except Exception as error:  # the user's own forward, which may want targets when it trains
                 failed = failed or short(error)
                 continue
-            self.runs.append(_Run(True, self.shade.adapt(sized), expected))
             training = record_training(self.shade, self.graph, sized)
             self.companion = None if training is None else Companion(self.graph, training, self.modules)
             return
@@ -139,15 +130,6 @@ class Prover:
         """Find the edits that carry a cut out; whole layers of a transformers model leave their containers."""
         found = realise(self.graph, self.modules, cut, self.companion)
         return self.caches.keep(self.shortener.shorten(found) if shorten else found)
-
-    def run(self, training: bool, inputs: Inputs) -> Any:
-        """Run the shadow and describe what it returns."""
-        self.shade.model.train(training)
-        try:
-            with self.shade.running():
-                return signature(self.shade.model(*inputs.args, **inputs.kwargs))
-        finally:
-            self.shade.model.eval()
 
     # ---- many removals --------------------------------------------------------------------------------------------
 
@@ -262,7 +244,7 @@ class Prover:
             size = params_taken(self.graph, self.modules, realisation).size(self.graph)
             proven[i] = Removal(candidate.name, candidate.kind, candidate.groups, candidate.cut, realisation, size)
 
-    def failures(self, batch: Mapping[int, Realisation], run: _Run) -> dict[int, str]:
+    def failures(self, batch: Mapping[int, Realisation], run: Trial) -> dict[int, str]:
         """Which removals of a batch fail a run, and why; found by halving."""
         if not batch:
             return {}
@@ -281,7 +263,7 @@ class Prover:
             i: why for some in classes.values() for i, why in self.failures({i: batch[i] for i in some}, run).items()
         }
 
-    def failures_alike(self, batch: Mapping[int, Realisation], run: _Run) -> dict[int, str]:
+    def failures_alike(self, batch: Mapping[int, Realisation], run: Trial) -> dict[int, str]:
         """Which of a batch of removals fail that differ in numbers only, as those of repeated blocks do.
 
         Where the first :data:`_SAMPLES` fail for the same reason, the others are taken to fail as well: a verdict of
@@ -303,7 +285,7 @@ class Prover:
             found |= self.failures({i: rest[i] for i in half}, run)
         return found
 
-    def reason_against(self, realisations: Sequence[Realisation], runs: Sequence[_Run] | None = None) -> str | None:
+    def reason_against(self, realisations: Sequence[Realisation], runs: Sequence[Trial] | None = None) -> str | None:
         """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is."""
         try:
             joint = realisations[0] if len(realisations) == 1 else side_by_side(self.graph, realisations)
@@ -337,18 +319,19 @@ class Prover:
             what = "would be lost, though it is still used" if ids[wrong] in lost else "would stay behind"
             raise CannotRealise(f"parameter '{wrong}' {what}")
 
-    def check_run(self, run: _Run, joint: Realisation, earlier: Sequence[Dropped]) -> None:
+    def check_run(self, run: Trial, joint: Realisation, earlier: Sequence[Dropped]) -> None:
         known = {id(token) for token in earlier}
         new = [token for token in dropped_tensors(self.shade.model) if id(token) not in known]
         # The places of rearranged channels were traced at the example inputs' sizes, which the first run has.
         rerun = rerunning(self.shade.model, joint.moved if run is self.runs[0] else ())
         with watching_merges(new) as merges, rerun as faults:
             try:
-                found = self.run(run.training, run.inputs)
+                found = self.trials.run(run.training, run.inputs, backward=run.backward)
             except (CannotRealise, LayerPruneError):
                 raise
             except Exception as error:  # the user's forward on what is left of the model: anything may come
-                raise CannotRealise(f"the forward fails without it: {short(error)}") from error
+                what = "the forward or backward" if run.backward else "the forward"
+                raise CannotRealise(f"{what} fails without it: {short(error)}") from error
         if faults:
             raise CannotRealise(faults[0])
         if found != run.expected:

@@ -107,7 +107,8 @@ class UniversalLayerPruner:
             notes.append(f"inputs were {self.inputs.origin}: {made_up}")
         if any(t.is_meta for t in chain(self._original.parameters(), self.inputs.tensors())):
             return self._proven, notes, "not measured: the model is on the meta device and has no values"
-        scores, more = score_influence(real_shadow(self._original), self.graph, self._proven, self.inputs)
+        shade = real_shadow(self._original, written=self.graph.written_params)
+        scores, more = score_influence(shade, self.graph, self._proven, self.inputs)
         scored = [replace(r, impact=score) for r, score in zip(self._proven, scores, strict=True)]
         return scored, notes + more, "influence: relative change of the replaced tensor, on the example inputs"
 

@@ -26,6 +26,10 @@ _SCALAR_READS = frozenset(
 )
 
 
+class ParameterWritten(Exception):
+    """A forward was about to write into a parameter that is the user's own."""
+
+
 class Recorder:
     """Records one forward of a model whose modules' ``forward`` it wraps; the model should be a clone.
 
@@ -33,10 +37,12 @@ class Recorder:
         model: the clone; its parameters may be fake.
         keep: hold on to every tensor of the run. Right for fake tensors, which take no memory; for real ones this would
             hold every activation, and their numbers are kept as long as they live.
+        guard: raise :class:`ParameterWritten` before a parameter is written into.
     """
 
-    def __init__(self, model: nn.Module, *, keep: bool) -> None:
+    def __init__(self, model: nn.Module, *, keep: bool, guard: bool = False) -> None:
         self.model = model
+        self.guard = guard
         self.recording = Recording()
         self.names = names_by_module(model)
         self.param_names: dict[int, list[str]] = {}
@@ -45,6 +51,7 @@ class Recorder:
             self.param_names.setdefault(id(tensor), []).append(name)
             self.kept.append(tensor)
         self.parameters = {id(p) for p in model.parameters()}
+        self.param_memory = {_storage_key(p): name for name, p in model.named_parameters()}
         self.value_of = _StrongTensorKeys() if keep else WeakTensorKeyDictionary()
         self.writer: dict[int, int] = {}
         self.storages: dict[int, int] = {}
@@ -231,6 +238,13 @@ class Recorder:
             if storage in op.writes or storage not in shared:
                 self.writer[storage] = value
 
+    def check_written(self, written: Sequence[Tensor]) -> None:
+        """Write down which parameters an operation is about to write into, in part or whole."""
+        names = {self.param_memory.get(_storage_key(tensor)) for tensor in written} - {None}
+        if names and self.guard:
+            raise ParameterWritten
+        self.recording.written_params |= cast("set[str]", names)
+
     def nearest(self, names: list[str]) -> str:
         """Choose among a tied parameter's names the one below the running module."""
         frame = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
@@ -325,10 +339,12 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        written = list(written_tensors(func, args, kwargs))
+        if written:
+            self.recorder.check_written(written)
         out = func(*args, **kwargs)
         inputs = list(flat_tensors((args, kwargs)))
         outputs = list(flat_tensors(out))
-        written = list(written_tensors(func, args, kwargs))
         if outputs or written or func.__name__.startswith("_local_scalar"):
             self.recorder.operation(func.__name__.split(".")[0], inputs, outputs, written)
         return out

@@ -59,3 +59,4 @@ class Recording:
         self.scalar_reads: list[str] = []
         self.constants: list[str] = []
         self.shape_reads: set[tuple[int, int]] = set()
+        self.written_params: set[str] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.adapters import transformers
+from layerprune.attributes import Attributes
 from layerprune.inputs import Inputs
 from layerprune.integers import KeepsIntegers, holds_values
 from layerprune.modules import clone
@@ -32,18 +33,23 @@ class Shadow:
         model: the copy. Its parameters and buffers are fake (no memory, no values), or the model's own parameters and
             copies of its buffers where ``mode`` is None.
         mode: the fake tensors' mode.
+        start: the plain attributes of the model's modules before its first forward.
         integers: whether integers keep their values among the fake tensors.
+        shares: whether the parameters are the user's own, which no forward may write into.
     """
 
     model: nn.Module
     mode: FakeTensorMode | None
+    start: Attributes
     integers: bool = False
+    shares: bool = False
 
     @contextlib.contextmanager
-    def running(self) -> Generator[None]:
-        """Run the shadow's forward inside: no grad, the RNG state untouched."""
+    def running(self, *, grad: bool = False) -> Generator[None]:
+        """Run the shadow's forward inside: without gradients unless asked for, the RNG state untouched."""
+        self.start.put_back()
         whole = KeepsIntegers(self.mode) if self.integers and self.mode is not None else contextlib.nullcontext()
-        with _rng_kept(), _quiet(), self.mode or contextlib.nullcontext(), whole, torch.no_grad():
+        with _rng_kept(), _quiet(), self.mode or contextlib.nullcontext(), whole, torch.set_grad_enabled(grad):
             yield
 
     def adapt(self, inputs: Inputs) -> Inputs:
@@ -67,17 +73,51 @@ def fake_shadow(model: nn.Module, *, integers: bool = False) -> Shadow:
         integers: let integers, buffers and inputs, keep their values; see :class:`~layerprune.integers.KeepsIntegers`.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    shade = Shadow(model, mode, integers)
+    shade = Shadow(model, mode, Attributes(nn.Module()), integers)
     copy = clone(model, shade.convert)
     _settle(copy)
-    return replace(shade, model=copy)
+    return replace(shade, model=copy, start=Attributes(copy))
 
 
-def real_shadow(model: nn.Module) -> Shadow:
-    """Copy a model's structure and buffers; the parameters are the model's own."""
-    copy = clone(model, lambda tensor: tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone())
+def real_shadow(model: nn.Module, *, written: Collection[str] = ()) -> Shadow:
+    """Copy a model's structure and buffers; the parameters are the model's own.
+
+    Args:
+        model: the model; it is not touched.
+        written: names of parameters that its forward writes into: these are copied, too.
+    """
+    own = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in written}
+
+    def convert(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            return tensor.detach().clone()
+        return nn.Parameter(tensor.detach().clone(), tensor.requires_grad) if id(tensor) in own else tensor
+
+    copy = clone(model, convert)
     _settle(copy)
-    return Shadow(copy, None)
+    return Shadow(copy, None, Attributes(copy), shares=not own)
+
+
+def gradient_shadow(model: nn.Module, *, written: Collection[str] = ()) -> Shadow:
+    """Copy a model for a backward: its parameters share the memory of the model's, not their gradients.
+
+    All of them ask for gradients, so that the values that they lead to do, whatever is frozen in the user's model.
+
+    Args:
+        model: the model; it is not touched.
+        written: names of parameters that its forward writes into: these are copied.
+    """
+    own = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in written}
+
+    def convert(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            return tensor.detach().clone()
+        values = tensor.detach().clone() if id(tensor) in own else tensor.detach()
+        return nn.Parameter(values, requires_grad=tensor.is_floating_point() or tensor.is_complex())
+
+    copy = clone(model, convert)
+    _settle(copy)
+    return Shadow(copy, None, Attributes(copy))
 
 
 def _settle(model: nn.Module) -> None:
