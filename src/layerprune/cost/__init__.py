@@ -1,1 +1,1 @@
-"""What a model costs, and what a removal saves of it."""
+"""What a model costs, measured as it is, and what removals take of it; one noun a file."""
