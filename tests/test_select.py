@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from layerprune import UniversalLayerPruner
-from layerprune.cost import params_taken
+from layerprune.cost.params import params_taken
 from layerprune.realise import CannotRealise
 from layerprune.select import SLACK, Problem, Selection, conflicts, select
 from nets import ExampleModel, Net, conv, image, linear, randomised, rows, tokens

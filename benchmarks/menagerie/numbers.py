@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from layerprune import UniversalLayerPruner
-from layerprune.cost import bundles, params_taken
+from layerprune.cost.params import bundles, params_taken
 from layerprune.graph import LayerGraph
 
 _HEAD = "feeds the model's output"

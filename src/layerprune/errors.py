@@ -19,6 +19,10 @@ class CaptureError(LayerPruneError):
     """The model's forward could not be recorded."""
 
 
+class CostError(LayerPruneError):
+    """A model's cost could not be measured; the message says which and why."""
+
+
 class BudgetError(LayerPruneError, ValueError):
     """A budget is outside its range."""
 

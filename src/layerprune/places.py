@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from layerprune.adapters.caches import PLACES, CacheUse, generates, may_cache, observe_cache
+from layerprune.adapters.caches import PLACES, CacheUse, by_name, generates, may_cache, observe_cache
 from layerprune.edits import Edit, Shorten, TakePlace, taken_out
 from layerprune.inputs import Inputs
 from layerprune.marks import CannotRealise
@@ -35,7 +34,7 @@ class CacheKeeper:
         self.inputs = inputs
         self.use: CacheUse | None = None
         self.prepared = False
-        named = _by_name(shade.model, inputs)
+        named = by_name(shade.model, inputs)
         if named is not None and may_cache(shade.model, named):
             self.inputs = named
             self.prepared = generates(shade.model)
@@ -132,17 +131,6 @@ class CacheKeeper:
             if len(who) != 1 or len(whose) != 1 or not _has_place(self.modules.get(name)):
                 raise CannotRealise(f"no other layer can take the place of '{whose[0]}' in the key-value cache")
         return TakePlace(fqn=who[0], of=whose[0])
-
-
-def _by_name(model: nn.Module, inputs: Inputs) -> Inputs | None:
-    """Inputs with every argument under its name; None where one has none."""
-    if not inputs.args:
-        return inputs
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    if len(inputs.args) > len(names):
-        return None
-    return Inputs((), {**dict(zip(names, inputs.args, strict=False)), **inputs.kwargs})
 
 
 def _inside(name: str, tops: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 from layerprune.adapters import timm as timm_models
 from layerprune.adapters import transformers as transformers_models
 from layerprune.capture import record
-from layerprune.cost import params_taken
+from layerprune.cost.params import params_taken
 from layerprune.edits import Edit, Pass
 from layerprune.errors import (
     BudgetError,

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from layerprune.cost import Taken, bundles
+from layerprune.cost.params import Taken, bundles
 from layerprune.graph import LayerGraph
 from layerprune.marks import CannotRealise
 from layerprune.proof import Removal

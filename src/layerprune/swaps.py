@@ -19,7 +19,7 @@ class Swaps:
     Args:
         costs: impact of each removal on the diagonal, of pairs beside it; symmetric, ``(n, n)``, or ``(n,)`` for none
             of pairs. A set costs the sum of the block that it spans.
-        bundles: elements that go with any one of some removals; see :func:`layerprune.cost.bundles`.
+        bundles: elements that go with any one of some removals; see :func:`layerprune.cost.params.bundles`.
         banned: sets that must not be chosen whole.
     """
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from layerprune.inputs import Inputs
 from layerprune.modules import names_by_module
+from layerprune.nested import tensors_in
 from layerprune.watch import watched
 
 _WRITES = ("update", "update_conv_state", "update_recurrent_state")
@@ -43,6 +44,17 @@ class CacheUse:
     asked: frozenset[tuple[int, int, bool]]
     answers: frozenset[tuple[str, str, str]]
     kinds: Mapping[tuple[int, int], str]
+
+
+def by_name(model: nn.Module, inputs: Inputs) -> Inputs | None:
+    """Inputs with every argument under its name; None where one has none."""
+    if not inputs.args:
+        return inputs
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(inputs.args) > len(names):
+        return None
+    return Inputs((), {**dict(zip(names, inputs.args, strict=False)), **inputs.kwargs})
 
 
 def may_cache(model: nn.Module, inputs: Inputs) -> bool:
@@ -70,7 +82,7 @@ def observe_cache(
             watch.attach(cache)
         with watched(model, watch.wrap):
             first = model(**{**inputs.kwargs, **empty, "use_cache": True})
-            name = next((name for name in _CACHES if getattr(first, name, None) is not None), None)
+            name = _cache_in(first)
             if name is None:
                 return None
             cache = getattr(first, name)
@@ -78,6 +90,41 @@ def observe_cache(
             watch.read.clear()  # of an empty past
             model(**_next(inputs.kwargs, first), **{name: cache, "use_cache": True})
     return watch.use()
+
+
+def cache_growth(
+    model: nn.Module, inputs: Inputs, running: Callable[[], AbstractContextManager[None]], *, prepared: bool
+) -> int | None:
+    """Run a forward that fills a cache and one that adds a token, and count the bytes that the cache has grown by.
+
+    Args:
+        model: the model, a shadow.
+        inputs: as its forward takes them, all by name; a new copy.
+        running: what to run its forward in.
+        prepared: start from an empty cache as ``generate`` makes it of the config, not from what the forward makes.
+
+    Returns:
+        The bytes for one more token of every sample; None where the model fills no cache.
+    """
+    with running():
+        empty = _empty_cache(model) if prepared else {}
+        first = model(**{**inputs.kwargs, **empty, "use_cache": True})
+        name = _cache_in(first)
+        if name is None:
+            return None
+        cache = getattr(first, name)
+        before = _bytes_in(cache)
+        second = model(**_next(inputs.kwargs, first), **{name: cache, "use_cache": True})
+        return _bytes_in(getattr(second, name)) - before
+
+
+def _cache_in(out: Any) -> str | None:
+    """Under which name an output holds a cache."""
+    return next((name for name in _CACHES if getattr(out, name, None) is not None), None)
+
+
+def _bytes_in(cache: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors_in(cache))
 
 
 def generates(model: nn.Module) -> bool:

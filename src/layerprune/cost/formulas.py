@@ -1,0 +1,114 @@
+"""What one call of an operation computes, for the operations that torch's counter takes for free.
+
+Formulas return flops, two for each multiply-accumulate, as torch's do; they get shapes in place of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any, cast
+
+import torch
+
+_Shape = Sequence[int]
+
+
+def formulas() -> Mapping[Any, Callable[..., int]]:
+    """Return the formulas by operation, for those operations that this torch, and what is loaded beside it, has."""
+    found: dict[Any, Callable[..., int]] = {}
+    for formula, names in _FORMULAS:
+        for name in names.split():
+            space, _, short = name.rpartition(".")
+            operations = getattr(torch.ops, space or "aten")
+            if hasattr(operations, short):
+                found[getattr(operations, short)] = formula
+    return found
+
+
+def _attention(query: _Shape, key: _Shape, value: _Shape, *_: Any, **__: Any) -> int:
+    """Scores and their weighted sum; fewer heads of keys than of queries are read several times."""
+    *samples, tokens, width = query
+    return 2 * prod(samples) * tokens * key[-2] * (width + value[-1])
+
+
+def _times_matrix(left: _Shape, right: _Shape, *_: Any, out_shape: _Shape = (), **__: Any) -> int:
+    """Rows of the left times a matrix, whichever way that lies or is packed."""
+    return 2 * prod(left) * out_shape[-1]
+
+
+def _grouped(left: _Shape, right: _Shape, *_: Any, **__: Any) -> int:
+    """Each row, or column, meets one of several matrices; two stacks are a batch."""
+    one = left[1:] if len(left) > len(right) else left
+    return 2 * prod(one) * right[-1]
+
+
+def _times_vector(left: _Shape, *_: Any, **__: Any) -> int:
+    return 2 * prod(left)
+
+
+def _plus_times_vector(_: _Shape, left: _Shape, *__: Any, **___: Any) -> int:
+    return 2 * prod(left)
+
+
+def _plus_times_matrix(_: _Shape, left: _Shape, right: _Shape, *__: Any, **___: Any) -> int:
+    return 2 * prod(left) * right[-1]
+
+
+def _distances(left: _Shape, right: _Shape, *_: Any, out_shape: _Shape = (), **__: Any) -> int:
+    return 2 * prod(out_shape) * left[-1]
+
+
+def _bilinear(
+    left: _Shape, weight: _Shape, right: _Shape, expand1: Any, expand2: Any, expand3: Any, *_: Any, **__: Any
+) -> int:
+    """A product at every place of the three operands broadcast together."""
+    shapes = zip((left, weight, right), (expand1, expand2, expand3), strict=True)
+    sizes = [_unsqueezed(shape, places) for shape, places in shapes]
+    return 2 * prod(max(each) for each in zip(*sizes, strict=True))
+
+
+def _unsqueezed(shape: _Shape, places: Sequence[int]) -> list[int]:
+    found = list(shape)
+    for place in sorted(places):
+        found.insert(place, 1)
+    return found
+
+
+def _convolution_over_time(_: _Shape, weight: _Shape, *__: Any, out_shape: _Shape = (), **___: Any) -> int:
+    return 2 * prod(out_shape) * prod(weight[:-1])
+
+
+def _deformed(_: _Shape, weight: _Shape, *__: Any, out_shape: _Shape = (), **___: Any) -> int:
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
+def _one_recurrence(rows: _Shape, of_input: _Shape, of_state: _Shape, *_: Any, **__: Any) -> int:
+    """One layer in one direction: each step's input and state times a matrix."""
+    return 2 * prod(rows[:-1]) * (prod(of_input) + prod(of_state))
+
+
+def _whole_recurrence(rows: _Shape, weights: Any, *_: Any, **__: Any) -> int:
+    """All layers, in all directions: each weight meets each step once, biases aside."""
+    shapes = cast("Sequence[_Shape]", weights)
+    return 2 * prod(rows[:-1]) * sum(prod(shape) for shape in shapes if len(shape) == 2)
+
+
+_FORMULAS: tuple[tuple[Callable[..., int], str], ...] = (
+    (
+        _attention,
+        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable "
+        "_scaled_dot_product_attention_math_for_mps",
+    ),
+    (_times_matrix, "_int_mm _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu _scaled_mm_v2"),
+    (_grouped, "_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2"),
+    (_times_vector, "mv dot vdot"),
+    (_plus_times_vector, "addmv"),
+    (_plus_times_matrix, "addbmm _addmm_activation"),
+    (_distances, "_euclidean_dist"),
+    (_bilinear, "_trilinear"),
+    (_convolution_over_time, "conv_tbc"),
+    (_deformed, "torchvision.deform_conv2d"),
+    (_one_recurrence, "mkldnn_rnn_layer"),
+    (_whole_recurrence, "_cudnn_rnn miopen_rnn"),
+)

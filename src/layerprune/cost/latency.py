@@ -1,0 +1,170 @@
+"""Latency: several models timed in turn, so that what else the machine does falls on all of them alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+from layerprune.errors import CostError
+from layerprune.inputs import Inputs
+from layerprune.modules import clone, unwrap
+from layerprune.shadow import Shadow, short
+
+_DRAWS = 2000  # bootstrap samples
+_BLOCK_S = 0.05  # what one timing should take at least: timers and schedulers are coarser than small models
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one model takes as another.
+
+    Attributes:
+        value: the ratio of the medians.
+        low: lower end of its 95 % bootstrap interval.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f}× [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What one forward of a model takes.
+
+    Attributes:
+        times_ms: milliseconds for one forward, round by round; each is the mean over a block of forwards.
+        block: forwards timed together.
+        num_threads: CPU threads that they ran on.
+    """
+
+    times_ms: tuple[float, ...]
+    block: int
+    num_threads: int
+
+    @property
+    def median_ms(self) -> float:
+        """The median round."""
+        return median(self.times_ms)
+
+    @property
+    def min_ms(self) -> float:
+        """The fastest round."""
+        return min(self.times_ms)
+
+    @property
+    def iqr_ms(self) -> float:
+        """The distance between the quartiles of the rounds."""
+        low, high = np.percentile(self.times_ms, [25, 75])
+        return float(high - low)
+
+    def ratio_to(self, other: Latency, *, seed: int = 0) -> Ratio:
+        """Compare with another model timed in the same rounds.
+
+        Args:
+            other: what one is divided by, from the same :func:`compare_latency`.
+            seed: for the bootstrap, which draws rounds, of both at once.
+
+        Raises:
+            CostError: the two have different numbers of rounds.
+        """
+        if len(self.times_ms) != len(other.times_ms):
+            raise CostError(
+                f"latencies of {len(self.times_ms)} and {len(other.times_ms)} rounds are not from one comparison: "
+                "time both models in one call of compare_latency"
+            )
+        pairs = np.array([self.times_ms, other.times_ms])
+        rounds = np.random.default_rng(seed).integers(0, pairs.shape[1], (_DRAWS, pairs.shape[1]))
+        ours, theirs = np.median(pairs[:, rounds], axis=2)
+        low, high = np.percentile(ours / theirs, [2.5, 97.5])
+        return Ratio(self.median_ms / other.median_ms, float(low), float(high))
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:.3g} ms (IQR {self.iqr_ms:.2g}, min {self.min_ms:.3g}; {len(self.times_ms)} rounds)"
+
+
+def compare_latency(
+    models: Mapping[str, nn.Module], inputs: Inputs, *, rounds: int = 15, block_s: float = _BLOCK_S
+) -> Mapping[str, Latency]:
+    """Time one forward of several models on the same inputs, in turn.
+
+    Every round times each model once, in an order that turns from round to round. Forwards run in eval mode without
+    grad, on as many threads as torch has; the timer waits for the accelerator. What runs is a copy that shares the
+    parameters: the models, their modes and buffers, and the RNG stay as they are. A compiled model is timed as it is
+    without its compiler.
+
+    Args:
+        models: by name, on one device.
+        inputs: arguments that the forward of each takes, on that device.
+        rounds: how many times each is timed; two at least.
+        block_s: seconds that one timing should take at least; faster models run several times.
+
+    Returns:
+        For each model, in the order given, the times of its rounds.
+
+    Raises:
+        CostError: there is no model, fewer than two rounds, a model is on the meta device, or its forward raises.
+    """
+    if not models or rounds < 2:
+        raise CostError(f"{len(models)} models in {rounds} rounds: it takes one model and two rounds at least")
+    for name, model in models.items():
+        if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers(), inputs.tensors())):
+            raise CostError(f"'{name}' cannot be timed on the meta device: load it to the CPU or a GPU first")
+    timed = {name: _Timed(name, model, inputs) for name, model in models.items()}
+    blocks = {name: one.block(block_s) for name, one in timed.items()}
+    times: dict[str, list[float]] = {name: [] for name in timed}
+    names = list(timed)
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            times[name].append(timed[name].time(blocks[name]))
+    threads = torch.get_num_threads()
+    return {name: Latency(tuple(times[name]), blocks[name], threads) for name in names}
+
+
+class _Timed:
+    """One model, ready to be timed.
+
+    Args:
+        name: what the caller calls it.
+        model: the model.
+        inputs: arguments that its forward takes.
+    """
+
+    def __init__(self, name: str, model: nn.Module, inputs: Inputs) -> None:
+        copy = clone(unwrap(model), lambda t: t if isinstance(t, nn.Parameter) else t.detach().clone())
+        # Not settled as other shadows are: experts run as they will.
+        self.shade = Shadow(copy.eval(), None)
+        given = self.shade.adapt(inputs)
+        self.timer = Timer(
+            stmt="model(*args, **kwargs)",
+            globals={"model": copy, "args": given.args, "kwargs": given.kwargs},
+            num_threads=torch.get_num_threads(),
+        )
+        try:
+            with self.shade.running():
+                copy(*given.args, **given.kwargs)
+        except Exception as error:  # the user's own forward: anything may come
+            raise CostError(f"'{name}' raised on the inputs ({inputs!r}): {short(error)}") from error
+
+    def block(self, seconds: float) -> int:
+        """Find how many forwards take that long."""
+        with self.shade.running():
+            return math.ceil(seconds / self.timer.blocked_autorange(min_run_time=seconds).median)
+
+    def time(self, block: int) -> float:
+        """Time a block of forwards, and return the milliseconds of one."""
+        with self.shade.running():
+            return self.timer.timeit(block).mean * 1e3

@@ -1,0 +1,142 @@
+"""Multiply-accumulates of one forward: torch's counter, with the operations that it counts as nothing filled in."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from layerprune.cost.formulas import formulas
+from layerprune.cost.forward import on_shadow, run
+from layerprune.inputs import Inputs
+from layerprune.modules import names_by_module
+from layerprune.shadow import Shadow
+from layerprune.watch import watched
+
+# Operations from elsewhere may hold products that nobody has told us of.
+_KNOWN = frozenset({"aten", "prim", "prims", "profiler", "higher_order"})
+
+
+@dataclass(frozen=True)
+class Macs:
+    """The multiply-accumulates of one forward.
+
+    Attributes:
+        total: of the whole forward.
+        by_module: by the module's first name, the modules inside it included; the model itself is ``""``. Modules that
+            compute no product are left out.
+        uncounted: operations from outside torch that ran and count as nothing, for want of a formula.
+    """
+
+    total: int
+    by_module: Mapping[str, int]
+    uncounted: tuple[str, ...] = ()
+
+
+def tally_macs(model: nn.Module, inputs: Inputs) -> Macs:
+    """Count the multiply-accumulates of one forward in eval mode, by module.
+
+    One multiply-accumulate is one product and its addition, in convolutions, matrix products, recurrences and
+    attention; biases, norms and activations count as nothing. Attention counts whole, masked or causal.
+
+    The forward runs on fake tensors, which needs no memory and works on the meta device; where that is impossible, on
+    real ones, and then the number holds for these inputs.
+
+    Args:
+        model: any module; original or pruned. It stays as it is.
+        inputs: arguments that its forward takes; their sizes count.
+
+    Raises:
+        CostError: the forward raises on these inputs.
+    """
+    return on_shadow(model, inputs, _tally)
+
+
+def count_macs(model: nn.Module, inputs: Inputs) -> int:
+    """Count the multiply-accumulates of one forward; see :func:`tally_macs`."""
+    return tally_macs(model, inputs).total
+
+
+def macs_by_module(model: nn.Module, inputs: Inputs) -> Mapping[str, int]:
+    """Count the multiply-accumulates of one forward in each module, those inside it included; see :class:`Macs`."""
+    return tally_macs(model, inputs).by_module
+
+
+def _tally(shade: Shadow, inputs: Inputs) -> Macs:
+    calls = _Calls(shade.model)
+    foreign = _Foreign(formulas())
+    counter = FlopCounterMode(display=False, custom_mapping=foreign.formulas)
+    counter.mod_tracker = calls  # pyright: ignore[reportAttributeAccessIssue]  # torch's own names shared modules twice
+    with watched(shade.model, calls.wrap), shade.running(), foreign, counter:
+        run(shade, inputs)
+    sums = {name: sum(found.values()) // 2 for name, found in counter.get_flop_counts().items()}
+    total = sums.pop(_WHOLE, 0)
+    return Macs(total, sums, tuple(sorted(foreign.seen)))
+
+
+_WHOLE = "Global"  # the counter's own name for all
+
+
+class _Calls:
+    """The modules whose forwards are running, in the form in which torch's counter asks for them.
+
+    Args:
+        model: the model that runs.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = names_by_module(model)
+        self.running: Counter[str] = Counter()
+
+    def __enter__(self) -> _Calls:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was opened."""
+
+    @property
+    def parents(self) -> set[str]:
+        """What an operation counts for."""
+        return {_WHOLE, *+self.running}
+
+    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        name = self.names[id(module)][0]
+
+        @functools.wraps(forward)
+        def followed(*args: Any, **kwargs: Any) -> Any:
+            self.running[name] += 1
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.running[name] -= 1
+
+        return followed
+
+
+class _Foreign(TorchDispatchMode):
+    """Notes the operations from outside torch that no formula counts.
+
+    Args:
+        formulas: the formulas, by operation.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, formulas: Mapping[Any, Callable[..., int]]) -> None:
+        super().__init__()
+        self.formulas = dict(formulas)
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation, and look where it comes from."""
+        packet = getattr(func, "_overloadpacket", func)
+        space = getattr(func, "namespace", "aten")
+        if space not in _KNOWN and packet not in self.formulas:
+            self.seen.add(f"{space}.{packet.__name__}")
+        return func(*args, **(kwargs or {}))
