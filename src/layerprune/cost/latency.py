@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
+from layerprune.attributes import Attributes
 from layerprune.errors import CostError
 from layerprune.inputs import Inputs
 from layerprune.modules import clone, unwrap
@@ -146,7 +147,7 @@ class _Timed:
     def __init__(self, name: str, model: nn.Module, inputs: Inputs) -> None:
         copy = clone(unwrap(model), lambda t: t if isinstance(t, nn.Parameter) else t.detach().clone())
         # Not settled as other shadows are: experts run as they will.
-        self.shade = Shadow(copy.eval(), None)
+        self.shade = Shadow(copy.eval(), None, Attributes(copy))
         given = self.shade.adapt(inputs)
         self.timer = Timer(
             stmt="model(*args, **kwargs)",
