@@ -29,7 +29,7 @@ FLOORS = (
     ("channels", "marks", "surgery", "trace"),
     ("companion",),
     ("removals", "realise", "rerun"),
-    ("cost.*", "footprint", "isolation", "joining", "outputs", "places", "retrace", "shorten"),
+    ("cost.*", "footprint", "isolation", "joining", "outputs", "places", "retrace", "shorten", "sizes"),
     ("trials",),
     ("proof",),
     ("impact.*",),

@@ -767,3 +767,32 @@ def test_where_a_model_brings_its_own_backward_a_backward_is_part_of_the_proof()
     assert verdicts["h"].can_remove
     assert not verdicts["f"].can_remove
     assert "backward" in verdicts["f"].reason
+
+
+class Sized(nn.Module):
+    """Returns the length of its sequence, or of any sequence, next to its tokens."""
+
+    def __init__(self, *, own):
+        super().__init__()
+        self.f, self.own = linear(), own
+
+    def forward(self, x):
+        return self.f(x), x.shape[1] if self.own else 5
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_module_that_returns_a_size_stays_unless_the_size_is_always_the_same(own):
+    def forward(net, x):
+        x = net.stem(x)
+        y, length = net.sized(x)
+        x = x + torch.relu(net.g(y)).reshape(x.shape[0], x.shape[1], -1)[:, : max(length, x.shape[1])]
+        return net.head(x)
+
+    parts = {name: linear() for name in ("stem", "g", "head")}
+    model = randomised(Net(forward, sized=Sized(own=own), **parts))
+    pruner = UniversalLayerPruner(model, example_inputs=tokens())
+    assert {group.name: group.can_remove for group in pruner.groups}["g"]
+    standing = [edit.fqn for removal in pruner.removals for edit in removal.edits if edit.kind in ("pass", "drop")]
+    assert ("sized" in standing) is not own
+    for removal in pruner.removals:
+        pruner.prune(groups=[removal.groups[0]])(tokens(2, 9))

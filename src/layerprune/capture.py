@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from layerprune.errors import CaptureError, InputsError
-from layerprune.graph import Frame, Layer, LayerGraph, Read, Value
+from layerprune.graph import Frame, Layer, LayerGraph, Read, Structure, Value
 from layerprune.inputs import Inputs
 from layerprune.kinds import kind_of_function, kind_of_module
 from layerprune.modules import names_by_module
@@ -73,6 +74,15 @@ def record_training(shade: Shadow, graph: LayerGraph, inputs: Inputs) -> LayerGr
     finally:
         shade.model.eval()
     return _Builder(recorder, recording, []).build()
+
+
+def record_results(shade: Shadow, inputs: Inputs) -> Mapping[tuple[str, int], Structure]:
+    """Record what each call of a module returns on other inputs: (name, which call) → structure; empty if it raises."""
+    try:
+        _, recording = _run(shade, inputs)
+    except Exception:  # the user's own forward, which need not take inputs of another size
+        return {}
+    return {(call.fqn, call.call): call.result for call in recording.calls}
 
 
 def _run(shade: Shadow, inputs: Inputs) -> tuple[Recorder, Recording]:

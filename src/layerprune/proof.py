@@ -29,6 +29,7 @@ from layerprune.rerun import rerunning
 from layerprune.retrace import Retracer
 from layerprune.shadow import Shadow, short
 from layerprune.shorten import Shortener
+from layerprune.sizes import Sizes
 from layerprune.surgery import applied
 from layerprune.trials import Trial, Trials
 
@@ -103,6 +104,7 @@ class Prover:
         self.companion: Companion | None = None
         self.add_training(twice or inputs)
         shade.start.settle()  # proofs start from the flags and counters that the user's model has
+        self.sizes = Sizes(shade, graph, inputs)
         self.memo = None if shade.mode is None else Memo(shade.mode)
         if self.memo is not None:  # from here on only shapes count, which a recording could not follow
             self.memo.attach(shade.model, plain_leaves(graph))
@@ -129,6 +131,7 @@ class Prover:
     def realise(self, cut: Cut, *, shorten: bool = True) -> Realisation:
         """Find the edits that carry a cut out; whole layers of a transformers model leave their containers."""
         found = realise(self.graph, self.modules, cut, self.companion)
+        self.sizes.check(found.edits)
         return self.caches.keep(self.shortener.shorten(found) if shorten else found)
 
     # ---- many removals --------------------------------------------------------------------------------------------
