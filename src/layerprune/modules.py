@@ -77,6 +77,16 @@ def num_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def names_with_nan(model: nn.Module) -> list[str]:
+    """The parameters that hold values which are not numbers."""
+    with torch.no_grad():
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if not parameter.is_meta and parameter.is_floating_point() and bool(parameter.detach().sum().isnan())
+        ]
+
+
 def fingerprint(model: nn.Module) -> str:
     """Return a hash of the model's classes, tensor names, shapes and dtypes; not of its weights or its device.
 

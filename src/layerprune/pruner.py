@@ -9,11 +9,11 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import nn
 
 from layerprune.adapters import timm as timm_models
 from layerprune.adapters import transformers as transformers_models
+from layerprune.calibration import Batch, about_calibration, read_calibration
 from layerprune.capture import record
 from layerprune.cost.params import params_taken
 from layerprune.edits import Edit, Pass
@@ -27,18 +27,19 @@ from layerprune.errors import (
 )
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group, LayerInfo, form_groups
-from layerprune.impact.influence import score_influence
+from layerprune.impact.criteria import criterion_of, score
+from layerprune.impact.evidence import Scene
 from layerprune.inputs import Inputs, as_inputs, infer_inputs
 from layerprune.joining import join_cuts
 from layerprune.marks import CannotRealise
-from layerprune.modules import check_supported, fingerprint, unwrap
+from layerprune.modules import check_supported, fingerprint, names_with_nan, unwrap
 from layerprune.plan import PlannedRemoval, PruningPlan, json_safe
 from layerprune.proof import Prover, Removal, with_reasons
 from layerprune.realise import Realisation
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.select import Problem, select
-from layerprune.shadow import Shadow, real_shadow
+from layerprune.shadow import Shadow
 
 
 class UniversalLayerPruner:
@@ -54,6 +55,12 @@ class UniversalLayerPruner:
         protect_io: keep stem and head.
         granularity: ``group``, ``branch`` (residual branches, gates, concat branches) or ``block`` (elements of
             ``Sequential`` and ``ModuleList``).
+        calibration: batches of real inputs that impacts are measured on, each as ``example_inputs``; some hundred
+            samples in several batches are right. Without it they are measured on the example inputs.
+        criterion: how impacts are measured: ``ablation``, ``output_change``, ``influence``, ``magnitude``,
+            ``shortlist`` (estimate all, make the promising), or ``auto``: ``shortlist`` on calibration data, else
+            ``influence``; :func:`~layerprune.impact.criteria.register_criterion` adds others.
+        seed: for what a criterion draws.
 
     Attributes:
         model: the model; after :meth:`prune`, the pruned one.
@@ -63,6 +70,8 @@ class UniversalLayerPruner:
     Raises:
         UnsupportedModelError: scripted or lazy modules, or no transform at all.
         InputsError: the inputs do not fit, or none could be inferred.
+        CalibrationError: the calibration data are empty, or could not be read.
+        UnknownNameError: there is no criterion of that name.
     """
 
     def __init__(
@@ -73,11 +82,17 @@ class UniversalLayerPruner:
         protect: Iterable[str] = (),
         protect_io: bool = True,
         granularity: str = "group",
+        calibration: Iterable[Any] | None = None,
+        criterion: str = "auto",
+        seed: int = 0,
     ) -> None:
         if granularity not in GRANULARITIES:
             raise BudgetError(f"granularity '{granularity}' is none of {', '.join(GRANULARITIES)}")
         check_supported(model)
+        self._criterion = criterion_of(criterion, has_data=calibration is not None)
         self.model = unwrap(model)
+        self._batches = None if calibration is None else read_calibration(calibration, self.model)
+        self._seed = seed
         self.granularity = granularity
         self.inputs, self.graph, shade = _record(self.model, example_inputs)
         self._formed = form_groups(self.graph)
@@ -101,16 +116,20 @@ class UniversalLayerPruner:
     @cached_property
     def _scored(self) -> tuple[list[Removal], list[str], str]:
         """The removals with their impacts on the example inputs, what to know about these, and their unit."""
-        notes = _weight_notes(self._original)
-        if self.inputs.inferred:
+        bad = names_with_nan(self._original)
+        notes = [f"weights hold NaN in {', '.join(bad[:5])}: impacts and outputs mean nothing"] if bad else []
+        if self.inputs.inferred and self._batches is None:
             made_up = "impacts are measured on made-up values only; pass example_inputs="
             notes.append(f"inputs were {self.inputs.origin}: {made_up}")
         if any(t.is_meta for t in chain(self._original.parameters(), self.inputs.tensors())):
             return self._proven, notes, "not measured: the model is on the meta device and has no values"
-        shade = real_shadow(self._original, written=self.graph.written_params)
-        scores, more = score_influence(shade, self.graph, self._proven, self.inputs)
-        scored = [replace(r, impact=score) for r, score in zip(self._proven, scores, strict=True)]
-        return scored, notes + more, "influence: relative change of the replaced tensor, on the example inputs"
+        batches = (Batch(None, self.inputs),) if self._batches is None else self._batches
+        scene = Scene(self._original, self.graph, self._proven, batches, self._seed)
+        evidence = score(scene, self._criterion)
+        notes += [*about_calibration(self._batches or ()), *evidence.notes]
+        scored = [replace(r, impact=float(i)) for r, i in zip(self._proven, evidence.impacts, strict=True)]
+        source = "the example inputs" if self._batches is None else "the calibration data"
+        return scored, notes, f"{evidence.unit}, on {source}"
 
     @property
     def removals(self) -> list[Removal]:
@@ -373,17 +392,6 @@ def _reason(graph: LayerGraph, group: Group, refused: Mapping[str, Sequence[str]
     """Why a group cannot go: what its candidates met with, else what its shapes say."""
     reasons = list(dict.fromkeys(refused.get(group.name, ())))
     return reasons[0] if reasons else why_not(graph, group)
-
-
-def _weight_notes(model: nn.Module) -> list[str]:
-    """Warn of weights that are not numbers."""
-    bad = [name for name, p in model.named_parameters() if not p.is_meta and p.is_floating_point() and _has_nan(p)]
-    return [f"weights hold NaN in {', '.join(bad[:5])}: impacts and outputs mean nothing"] if bad else []
-
-
-def _has_nan(parameter: nn.Parameter) -> bool:
-    with torch.no_grad():
-        return bool(torch.isnan(parameter.detach().sum()))
 
 
 def _others(group: Group) -> list[int]:

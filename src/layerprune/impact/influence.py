@@ -2,97 +2,58 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from layerprune.graph import LayerGraph
-from layerprune.inputs import Inputs
+from layerprune.calibration import Batch
+from layerprune.impact.evidence import Evidence, Scene
+from layerprune.impact.harm import square
+from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.observe import observe
-from layerprune.proof import Removal
-from layerprune.shadow import Shadow
+from layerprune.shadow import real_shadow
 
 
-def score_influence(
-    shade: Shadow, graph: LayerGraph, removals: Sequence[Removal], inputs: Inputs
-) -> tuple[list[float], list[str]]:
+def score_influence(scene: Scene) -> Evidence:
     """Measure how far each removal moves the tensor it replaces, in one forward for all of them.
 
-    For a substitute ``s`` of ``y`` this is ``‖y - s‖ / ‖y‖``; for an operand ``b`` that a concat ``c`` loses,
+    For a substitute ``s`` of ``y`` this is ``‖y - s‖ / ‖y‖``; for an operand ``b`` that a merge ``c`` loses,
     ``‖b‖ / ‖c‖``. Several replaced tensors are taken as one. Block Influence (arXiv 2403.03853, section 3.2) is the
     same idea with 1 - cosine, which does not see a branch that only rescales.
 
     Args:
-        shade: a real shadow of the model.
-        graph: the model's layer graph.
-        removals: what to score; order is kept.
-        inputs: arguments that the model's forward takes; running sums only are kept, and what a later tensor is
-            compared with.
+        scene: what to score, and on what; running sums only are kept, and what a later tensor is compared with.
 
     Returns:
-        One score per removal, 0 for none and unbounded above; ``nan`` where a tensor could not be observed or is not
-        finite. And what the user should know about the numbers.
+        Scores from 0 for none, unbounded above.
     """
-    pairs = [_pairs(graph, removal) for removal in removals]
-    meter = _Meter(graph, {pair for some in pairs for pair in some})
-    observe(shade, graph, inputs, meter.wanted, meter.see)
-    scores = [_relative([meter.norms.get(pair, (math.nan, math.nan)) for pair in some]) for some in pairs]
-    unknown = sum(math.isnan(score) for score in scores)
-    notes = [f"the impact of {unknown} removals could not be measured (a tensor in question is hidden or not finite)"]
-    return scores, notes if unknown else []
+    shade = real_shadow(scene.model, written=scene.graph.written_params)
+    shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
+    change = np.full((len(scene.batches), len(shifts)), np.nan)
+    size = np.full_like(change, np.nan)
+    for row, batch in enumerate(scene.batches):
+        norms: dict[Shift, tuple[float, float]] = {}
+        tensors = Tensors(scene.graph, [s for some in shifts for s in some], _measuring(norms, batch))
+        observe(shade, scene.graph, batch.inputs, tensors.wanted, tensors.see)
+        for column, some in enumerate(shifts):
+            change[row, column], size[row, column] = _sum(norms, some)
+        scene.progress(row + 1, len(scene.batches))
+    unknown = int(np.isnan(change).any(0).sum())
+    note = f"the impact of {unknown} removals could not be measured (a tensor in question is hidden or not finite)"
+    unit = "influence: relative change of the replaced tensor"
+    return Evidence(change, size, 0.5, unit, (note,) if unknown else ())
 
 
-def _pairs(graph: LayerGraph, removal: Removal) -> list[tuple[int, int, bool]]:
-    """(tensor that changes, tensor to compare it with, whether that one is left out rather than put in)."""
-    found = [(y, s, False) for y, s in removal.cut.substitutes.items()]
-    return found + [(graph.layers[merge].outputs[0], value, True) for merge, value in removal.cut.dropped]
+def _measuring(norms: dict[Shift, tuple[float, float]], batch: Batch) -> Callable[[Shift, Tensor, Tensor], None]:
+    def measure(shift: Shift, moved: Tensor, other: Tensor) -> None:
+        change = shift.change(moved, other)
+        if change is not None:
+            norms[shift] = square(change, batch.mask), square(moved, batch.mask)
+
+    return measure
 
 
-def _relative(norms: Sequence[tuple[float, float]]) -> float:
-    change, size = sum(c for c, _ in norms), sum(s for _, s in norms)
-    if math.isnan(change) or math.isinf(change) or math.isinf(size):
-        return math.nan
-    return math.sqrt(change / size) if size > 0 else (0.0 if change == 0 else math.inf)
-
-
-class _Meter:
-    """Keeps each tensor for as long as another one is still to be compared with it."""
-
-    def __init__(self, graph: LayerGraph, pairs: set[tuple[int, int, bool]]) -> None:
-        self.graph = graph
-        self.norms: dict[tuple[int, int, bool], tuple[float, float]] = {}
-        self.by_later: dict[int, list[tuple[int, int, bool]]] = {}
-        self.uses: dict[int, int] = {}
-        for pair in pairs:
-            self.by_later.setdefault(pair[0], []).append(pair)
-            self.uses[pair[1]] = self.uses.get(pair[1], 0) + 1
-        self.kept: dict[int, Tensor] = {}
-        self.wanted = set(self.by_later) | set(self.uses)
-
-    def see(self, value: int, tensor: Tensor) -> None:
-        """Compare a tensor with those that it replaces, and keep it for those that replace it."""
-        for pair in self.by_later.get(value, ()):
-            other = self.kept.get(pair[1])
-            if other is not None:
-                self.norms[pair] = _compare(tensor, other, left_out=pair[2])
-            self.uses[pair[1]] -= 1
-            if not self.uses[pair[1]]:
-                self.kept.pop(pair[1], None)
-        if self.uses.get(value):
-            storage = self.graph.values[value].storage
-            made = self.graph.values[value].layer
-            written = any(storage in layer.writes for layer in self.graph.layers[made + 1 :])
-            self.kept[value] = tensor.detach().clone() if written else tensor.detach()
-
-
-def _compare(y: Tensor, s: Tensor, *, left_out: bool) -> tuple[float, float]:
-    """The squared norms of the change and of the tensor before it."""
-    dtype = torch.float32 if y.device.type == "mps" else torch.float64
-    size = float(torch.linalg.vector_norm(y, dtype=dtype).square())
-    if left_out:
-        return float(torch.linalg.vector_norm(s, dtype=dtype).square()), size
-    if y.shape != s.shape:
-        return math.nan, math.nan
-    return float(torch.linalg.vector_norm(y - s, dtype=dtype).square()), size
+def _sum(norms: Mapping[Shift, tuple[float, float]], shifts: list[Shift]) -> tuple[float, float]:
+    found = [norms.get(shift, (np.nan, np.nan)) for shift in shifts]
+    return sum(change for change, _ in found), sum(size for _, size in found)

@@ -1,0 +1,59 @@
+"""Criteria: the ways to score removals, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from layerprune.errors import CalibrationError, LayerPruneError, UnknownNameError
+from layerprune.impact.ablation import score_ablation
+from layerprune.impact.evidence import Evidence, Scene
+from layerprune.impact.influence import score_influence
+from layerprune.impact.magnitude import score_magnitude
+from layerprune.impact.output_change import score_output_change
+from layerprune.impact.shortlist import score_shortlist
+
+Criterion = Callable[[Scene], Evidence]
+
+_CRITERIA: dict[str, Criterion] = {
+    "shortlist": score_shortlist,
+    "ablation": score_ablation,
+    "output_change": score_output_change,
+    "influence": score_influence,
+    "magnitude": score_magnitude,
+}
+
+
+def register_criterion(name: str, criterion: Criterion) -> None:
+    """Give a criterion of your own a name, for ``UniversalLayerPruner(criterion=…)``.
+
+    Args:
+        name: what to call it; a name that is taken is taken over.
+        criterion: gets a :class:`~layerprune.impact.evidence.Scene`, returns an
+            :class:`~layerprune.impact.evidence.Evidence` with a column for each of its removals.
+    """
+    _CRITERIA[name] = criterion
+
+
+def criterion_of(name: str, *, has_data: bool) -> Criterion:
+    """The criterion of a name; ``auto`` is ``shortlist`` where there are calibration data, else ``influence``."""
+    chosen = ("shortlist" if has_data else "influence") if name == "auto" else name
+    if chosen not in _CRITERIA:
+        raise UnknownNameError(f"there is no criterion '{name}'; there are auto, {', '.join(_CRITERIA)}")
+    return _CRITERIA[chosen]
+
+
+def score(scene: Scene, criterion: Criterion) -> Evidence:
+    """Score removals; what the user's forward raises on the data is an error about these.
+
+    Raises:
+        CalibrationError: the forward raised on a batch.
+    """
+    try:
+        return criterion(scene)
+    except LayerPruneError:
+        raise
+    except Exception as error:  # the user's forward on the user's data, or the user's criterion
+        raise CalibrationError(
+            f"impacts could not be measured on the calibration data: {type(error).__name__}: {error}. Each batch has "
+            "to be what the model's forward takes: a tensor, a tuple of positional or a dict of keyword arguments"
+        ) from error

@@ -1,0 +1,80 @@
+"""Evidence: what was measured of each removal on each batch, and the impacts that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from layerprune.calibration import Batch
+from layerprune.graph import LayerGraph
+from layerprune.proof import Removal
+
+_RESAMPLES = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a criterion may look at.
+
+    Attributes:
+        model: the user's model; to be left as it is.
+        graph: its layer graph.
+        removals: what to score; order counts.
+        batches: calibration data, at least one batch.
+        seed: for whatever is drawn.
+        loss: calls the model once on an item and returns a loss, ``loss(model, item)``; None where the user gave none.
+        progress: told after each step how many of how many are done.
+    """
+
+    model: nn.Module
+    graph: LayerGraph
+    removals: Sequence[Removal]
+    batches: Sequence[Batch]
+    seed: int = 0
+    loss: Callable[..., object] | None = None
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a criterion found.
+
+    Attributes:
+        change: how far each removal moves something on each batch, ``(batch, removal)``; nan where it is not known.
+        size: what that is relative to, ``(batch, removal)``; sums, like ``change``.
+        power: an impact is the ratio of the sums to this power.
+        unit: what the impacts are, for the plan.
+        notes: what the user should know about them.
+        num_forwards: forward passes made, in passes over all batches.
+        pairs: how much more a pair costs than its parts, ``(removal, removal)``, half of it at either place.
+    """
+
+    change: np.ndarray
+    size: np.ndarray
+    power: float
+    unit: str
+    notes: tuple[str, ...] = ()
+    num_forwards: float = 1.0
+    pairs: np.ndarray | None = None
+
+    @property
+    def impacts(self) -> np.ndarray:
+        """One number per removal, 0 for no harm; nan where it could not be measured."""
+        return self._of(np.arange(len(self.change)))
+
+    def resampled(self, seed: int) -> np.ndarray:
+        """Impacts on batches drawn with replacement, ``(draw, removal)``; none from a single batch."""
+        num = len(self.change)
+        if num < 2:
+            return np.empty((0, self.change.shape[1]))
+        draws = np.random.default_rng(seed).integers(0, num, (_RESAMPLES, num))
+        return np.stack([self._of(draw) for draw in draws])
+
+    def _of(self, rows: np.ndarray) -> np.ndarray:
+        change, size = self.change[rows].sum(0), self.size[rows].sum(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where((size == 0) & (change == 0), 0.0, change / size)
+            return np.where(np.isinf(change) | np.isinf(size), np.nan, ratio) ** self.power

@@ -1,0 +1,113 @@
+"""Harm: how far one output of a model is from another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.nested import tensors_in
+
+Kind = Literal["distribution", "values"]
+
+
+@dataclass(frozen=True)
+class Harm:
+    """How outputs are compared.
+
+    Attributes:
+        kind: ``distribution``: the KL divergence of the pruned model's from the original's, in nats per prediction;
+            ``values``: the relative L2 distance.
+    """
+
+    kind: Kind
+
+    @property
+    def power(self) -> float:
+        """What the ratio of the sums is raised to."""
+        return 1.0 if self.kind == "distribution" else 0.5
+
+    @property
+    def unit(self) -> str:
+        """What the numbers are."""
+        return (
+            "KL divergence of the output, nats per prediction"
+            if self.kind == "distribution"
+            else "relative L2 change of the output"
+        )
+
+    def outputs(self, out: Any) -> list[Tensor]:
+        """The tensors of an output that are compared: the logits of a distribution, else all of floating point."""
+        found = _logits(out) if self.kind == "distribution" else None
+        return [found] if found is not None else [t for t in tensors_in(out) if t.is_floating_point()]
+
+    def between(self, original: Any, other: Any, mask: Tensor | None = None) -> tuple[float, float]:
+        """Sums of the change and of what it is relative to.
+
+        Args:
+            original: the original model's output.
+            other: the other model's output, of the same form.
+            mask: ``(sample, token)``, 1 where a token counts.
+        """
+        pairs = list(zip(self.outputs(original), self.outputs(other), strict=True))
+        if self.kind == "distribution":
+            return _divergence(*pairs[0], mask)
+        changes = [_relative(a, b, mask) for a, b in pairs]
+        samples = max((a.shape[0] if a.dim() else 1) for a, _ in pairs)
+        return samples * sum(changes) / len(changes), float(samples)
+
+
+def harm_of(model: nn.Module, out: Any) -> Harm:
+    """Tell by which harm a model's output is measured: distributions are what is called ``logits``, or has its classes.
+
+    Args:
+        model: the model; timm's and torchvision's classifiers say how many classes they tell apart.
+        out: what it returned.
+    """
+    logits = _logits(out)
+    if logits is None:
+        return Harm("values")
+    named = not isinstance(out, Tensor)
+    classes = getattr(model, "num_classes", None)
+    return Harm("distribution" if named or logits.shape[-1] == classes else "values")
+
+
+def _logits(out: Any) -> Tensor | None:
+    if isinstance(out, Tensor):
+        return out if out.is_floating_point() and out.dim() > 1 else None
+    held = cast("Mapping[str, Any]", out).get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
+    return held if isinstance(held, Tensor) and held.is_floating_point() and held.shape[-1] > 1 else None
+
+
+def class_dim(logits: Tensor) -> int:
+    """The dimension of the classes: the second of maps of pixels or voxels, else the last."""
+    return 1 if logits.dim() in (4, 5) else -1
+
+
+def _divergence(original: Tensor, other: Tensor, mask: Tensor | None) -> tuple[float, float]:
+    dim = class_dim(original)
+    p, q = (tensor.to(_precise(tensor)).log_softmax(dim) for tensor in (original, other))
+    each = (p.exp() * (p - q)).sum(dim)
+    if mask is not None and mask.shape == each.shape:
+        return float((each * mask).sum(dtype=torch.float64)), float(mask.sum())
+    return float(each.sum(dtype=torch.float64)), float(each.numel())
+
+
+def _precise(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _relative(original: Tensor, other: Tensor, mask: Tensor | None) -> float:
+    change, size = square(other - original, mask), square(original, mask)
+    return change / size if size > 0 else float(change > 0)
+
+
+def square(tensor: Tensor, mask: Tensor | None = None) -> float:
+    """The squared norm of a tensor, in float64; of the tokens that count, where it has the dimensions of the mask."""
+    if mask is not None and tensor.shape[:2] == mask.shape:
+        tensor = tensor * mask.reshape(*mask.shape, *[1] * (tensor.dim() - 2)).to(tensor.dtype)
+    dtype = torch.float32 if tensor.device.type == "mps" else torch.float64
+    return float(torch.linalg.vector_norm(tensor, dtype=dtype).square())
