@@ -28,6 +28,7 @@ lint: $(INSTALLED)-dev
 bench: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/large.py
+	$(BIN)/python benchmarks/impact.py
 
 zoo: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/zoo.py
