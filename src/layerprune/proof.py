@@ -329,7 +329,7 @@ class Prover:
         rerun = rerunning(self.shade.model, joint.moved if run is self.runs[0] else ())
         with watching_merges(new) as merges, rerun as faults:
             try:
-                found = self.trials.run(run.training, run.inputs, backward=run.backward)
+                found = self.trials.repeat(run)
             except (CannotRealise, LayerPruneError):
                 raise
             except Exception as error:  # the user's forward on what is left of the model: anything may come

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,42 +43,51 @@ class Trials:
         self.shade = shade
 
     def make(self, training: bool, inputs: Inputs) -> Trial:
-        """Run the untouched shadow; what it returns is expected of the edited ones."""
-        expected = self.run(training, self.shade.adapt(inputs))
-        backward = training and self.has_own_backward(self.shade.adapt(inputs))
-        return Trial(training, self.shade.adapt(inputs), expected, backward)
+        """Run the untouched shadow; what it returns is expected of the edited ones.
 
-    def run(self, training: bool, inputs: Inputs, *, backward: bool = False) -> Any:
-        """Run the shadow and describe what it returns."""
+        A model may bring a backward in Python (as reversible layers do), which may read what surgery takes: then one
+        has to run, too, if it does so now. On real tensors it would cost what a step of training costs: not there.
+        """
+        adapted = self.shade.adapt(inputs)
+        if not training or self.shade.mode is None:
+            return Trial(training, adapted, self.run(training, self.shade.adapt(inputs)))
+        backward = False
+
+        def look(out: Any) -> None:
+            nonlocal backward
+            if any(isinstance(node, BackwardCFunction) for node in _nodes(out)):
+                try:
+                    _backward(out)
+                    backward = True
+                except Exception:  # the model's own, which cannot be trained on these inputs then
+                    backward = False
+
+        expected = self.run(True, self.shade.adapt(inputs), look=look)
+        return Trial(True, adapted, expected, backward)
+
+    def run(self, training: bool, inputs: Inputs, *, look: Callable[[Any], None] | None = None) -> Any:
+        """Run the shadow and describe what it returns.
+
+        Args:
+            training: in which mode.
+            inputs: the arguments.
+            look: gets the output, with a history that a backward may follow.
+        """
         self.shade.model.train(training)
         try:
-            with self.shade.running(grad=backward):
+            with self.shade.running(grad=look is not None):
                 out = self.shade.model(*inputs.args, **inputs.kwargs)
-                if backward:
-                    _backward(out)
+                if look is not None:
+                    look(out)
                 return signature(out)
         finally:
             self.shade.model.eval()
-            if backward:
+            if look is not None:
                 self.shade.model.zero_grad(set_to_none=True)
 
-    def has_own_backward(self, inputs: Inputs) -> bool:
-        """Whether the model brings a backward in Python (a reversible layer's), which may read what surgery takes."""
-        if self.shade.mode is None:  # on real tensors it would cost what a step of training costs
-            return False
-        self.shade.model.train()
-        try:
-            with self.shade.running(grad=True):
-                out = self.shade.model(*inputs.args, **inputs.kwargs)
-                if not any(isinstance(node, BackwardCFunction) for node in _nodes(out)):
-                    return False
-                _backward(out)
-        except Exception:  # the model's own, which then cannot be trained on these inputs; nothing is asked of it
-            return False
-        finally:
-            self.shade.model.eval()
-            self.shade.model.zero_grad(set_to_none=True)
-        return True
+    def repeat(self, trial: Trial) -> Any:
+        """Run the edited shadow as a trial wants it, and describe what it returns."""
+        return self.run(trial.training, trial.inputs, look=_backward if trial.backward else None)
 
 
 def _backward(out: Any) -> None:
