@@ -344,3 +344,16 @@ def test_names_before_containers_were_shortened() -> None:
     assert name_before("stages.1.blocks.1.weight", shortens) == "stages.2.blocks.3.weight"
     assert name_before("stages.0.blocks.1.weight", shortens) == "stages.1.blocks.1.weight"
     assert name_before("head.weight", shortens) == "head.weight"
+
+
+def test_stages_lose_layers_together_where_the_list_of_their_depths_is_the_default():
+    from transformers import ConvNextV2Config, ConvNextV2Model
+
+    torch.manual_seed(0)
+    model = ConvNextV2Model(ConvNextV2Config(hidden_sizes=[8, 8, 8, 8], image_size=32)).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    for share in (0.3, 0.6):
+        pruner = UniversalLayerPruner(model, example_inputs={"pixel_values": pixels})
+        pruned = pruner.prune(max_param_reduction=share)
+        assert pruned(pixels).last_hidden_state.shape == model(pixels).last_hidden_state.shape
+        assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())

@@ -110,7 +110,8 @@ class _Search:
     def config(self, lists: _Lists, changes: Sequence[_Change]) -> ConfigDict:
         """The config with lower counts and more changes."""
         config = self.origin.config
-        for fqn, count in self.counts.items():
+        # Entries of lists first: a list may lose entries of its own below.
+        for fqn, count in sorted(self.counts.items(), key=lambda item: item[1].place is None):
             lower(self.origin, config, count, self.shortened.removed[fqn], self.shortened.sizes[fqn], lists)
         for change in changes:
             change(config)
@@ -201,7 +202,9 @@ def lower(origin: Origin, config: ConfigDict, count: Count, gone: Sequence[int],
         return
     if count.key is not None:
         inner[count.key] -= len(gone)
+    before = _at(origin.config, count.path)
     derived = derived_lists(origin, count.path) if lists.leave_derived else ()
+    derived = [key for key in derived if inner.get(key) == before[key]]
     for key, value in list(inner.items()):
         entries = cast("list[Any]", value)
         if isinstance(value, list) and len(entries) == size and lists.shorten:
