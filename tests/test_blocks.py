@@ -347,7 +347,7 @@ def test_names_before_containers_were_shortened() -> None:
 
 
 def test_a_stage_and_layers_of_another_are_answered_with_a_reason_not_with_a_crash():
-    """Their counts lie in one list, which is the default: it loses an entry, or is left out, only once it was lowered."""
+    """Their counts lie in one list, which is the default: entries are lowered before any leaves, or all do."""
     from transformers import ConvNextV2Config, ConvNextV2Model
 
     model = ConvNextV2Model(ConvNextV2Config(hidden_sizes=[8, 8, 8, 8], image_size=64)).eval()
