@@ -44,7 +44,7 @@ from layerprune.select import conflicts
 NUM_SETS = 200
 SET_SIZES = range(2, 7)
 NUM_HELD_OUT = 6  # batches
-COLUMNS = ("single", "sets: sum", "sets: root of squares", "sets: with pairs")
+COLUMNS = ("single", "sets: sum", "sets: sum of roots", "sets: with pairs")
 console = Console()
 
 
@@ -88,7 +88,7 @@ def measure(of: Subject, num_sets: int) -> dict[str, dict[str, float]]:
         impacts = prediction.evidence.impacts
         row = {"single": rank(impacts, truth)}
         row["sets: sum"] = rank([sum(impacts[i] for i in some) for some in sets], together)
-        row["sets: root of squares"] = rank([sum(impacts[i] ** 2 for i in some) for some in sets], together)
+        row["sets: sum of roots"] = rank([sum(abs(impacts[i]) ** 0.5 for i in some) for some in sets], together)
         if prediction.evidence.pairs is not None:
             row["sets: with pairs"] = rank([quadratic(prediction.evidence, some) for some in sets], together)
         row["cost, forwards"] = prediction.cost
@@ -149,8 +149,7 @@ def joint_sets(pruner: UniversalLayerPruner, num_sets: int) -> tuple[list[tuple[
 def quadratic(evidence: Evidence, some: tuple[int, ...]) -> float:
     """The estimate of a set by squares and products: ``zᵀQz``."""
     assert evidence.pairs is not None
-    squares = sum(evidence.impacts[i] ** (1 / evidence.power) for i in some)
-    return float(squares + evidence.pairs[np.ix_(some, some)].sum())
+    return float(sum(evidence.impacts[i] for i in some) + evidence.pairs[np.ix_(some, some)].sum())
 
 
 def rank(predicted: Sequence[float] | np.ndarray, truth: np.ndarray) -> float:

@@ -43,7 +43,7 @@ def branches(activation=lambda x: x):
 
 
 def by_making(pruner, batches):
-    """Relative L2 change of the output for each removal, of all batches taken as one, from pruned copies."""
+    """Squared relative L2 change of the output for each removal, of all batches taken as one, from pruned copies."""
     found = []
     for removal in pruner.removals:
         change = size = 0.0
@@ -53,7 +53,7 @@ def by_making(pruner, batches):
             out, original = pruned(batch), pruner._original(batch)
             change += batch.shape[0] * float((out - original).square().sum() / original.square().sum())
             size += batch.shape[0]
-        found.append(math.sqrt(change / size))
+        found.append(change / size)
     return found
 
 
@@ -65,7 +65,7 @@ def test_ablation_is_the_change_that_the_pruned_model_shows():
     found = score_ablation(scene)
     with torch.no_grad():
         assert found.impacts == pytest.approx(by_making(pruner, BATCHES))
-    assert found.unit.startswith("relative L2 change of the output")
+    assert found.unit.startswith("squared relative L2 change of the output")
 
 
 def test_of_a_linear_model_the_estimate_of_the_output_change_is_exact_on_average():
@@ -80,7 +80,7 @@ def test_the_estimate_of_a_pair_is_what_both_together_change():
     found = score_output_change(scene, num_directions=600)
     names = [removal.groups for removal in pruner.removals]
     i, j = names.index(("b",)), names.index(("c",))
-    together = found.impacts[i] ** 2 + found.impacts[j] ** 2 + 2 * found.pairs[i, j]
+    together = found.impacts[i] + found.impacts[j] + 2 * found.pairs[i, j]
     model = pruner._original
     with torch.no_grad():
         x = model.stem(BATCHES[0])
@@ -218,7 +218,7 @@ def test_with_calibration_data_the_pruner_measures_what_removals_do():
     pruner = UniversalLayerPruner(model, example_inputs=BATCHES[0], calibration=BATCHES)
     with torch.no_grad():
         assert [r.impact for r in pruner.removals] == pytest.approx(by_making(pruner, BATCHES))
-    assert pruner.impact_unit == "relative L2 change of the output, by ablation, on the calibration data"
+    assert pruner.impact_unit == "squared relative L2 change of the output, by ablation, on the calibration data"
     assert "calibration" not in " ".join(pruner.notes)
 
 

@@ -20,15 +20,11 @@ class Harm:
 
     Attributes:
         kind: ``distribution``: the KL divergence of the pruned model's from the original's, in nats per prediction;
-            ``values``: the relative L2 distance.
+            ``values``: the squared L2 distance, relative to the original's. Squares of several removals add up better
+            than distances do, as changes in many dimensions are nearly at right angles.
     """
 
     kind: Kind
-
-    @property
-    def power(self) -> float:
-        """What the ratio of the sums is raised to."""
-        return 1.0 if self.kind == "distribution" else 0.5
 
     @property
     def unit(self) -> str:
@@ -36,7 +32,7 @@ class Harm:
         return (
             "KL divergence of the output, nats per prediction"
             if self.kind == "distribution"
-            else "relative L2 change of the output"
+            else "squared relative L2 change of the output"
         )
 
     def outputs(self, out: Any) -> list[Tensor]:

@@ -60,7 +60,7 @@ def score_output_change(scene: Scene, harm: Harm | None = None, *, num_direction
     unknown = int(np.isnan(change).any(0).sum())
     note = f"the impact of {unknown} removals could not be estimated (no gradient reaches a tensor in question)"
     unit = f"{harm.unit}, estimated"
-    return Evidence(change, size, harm.power, unit, (note,) if unknown else (), 1.0 + 2.0 * num_directions, pairs)
+    return Evidence(change, size, 1.0, unit, (note,) if unknown else (), 1.0 + 2.0 * num_directions, pairs)
 
 
 class _Taps:

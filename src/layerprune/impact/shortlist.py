@@ -31,7 +31,7 @@ def score_shortlist(scene: Scene) -> Evidence:
     truth = score_ablation(replace(scene, removals=[scene.removals[i] for i in some]))
     ratios = truth.impacts / np.where(estimate.impacts[some] > 0, estimate.impacts[some], np.nan)
     scale = float(np.nanmedian(ratios)) if np.isfinite(ratios).any() else 1.0
-    change, size = estimate.change * scale ** (1 / estimate.power), np.array(estimate.size)
+    change, size = estimate.change * scale, np.array(estimate.size)
     change[:, some], size[:, some] = truth.change, truth.size
     note = f"{LONGEST} of {len(scene.removals)} removals were measured by ablation, the others are estimates"
     return Evidence(
