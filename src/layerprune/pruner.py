@@ -116,8 +116,7 @@ class UniversalLayerPruner:
     @cached_property
     def _scored(self) -> tuple[list[Removal], list[str], str]:
         """The removals with their impacts on the example inputs, what to know about these, and their unit."""
-        bad = names_with_nan(self._original)
-        notes = [f"weights hold NaN in {', '.join(bad[:5])}: impacts and outputs mean nothing"] if bad else []
+        notes = [f"weights hold NaN in {name}: impacts mean nothing" for name in names_with_nan(self._original)[:3]]
         if self.inputs.inferred and self._batches is None:
             made_up = "impacts are measured on made-up values only; pass example_inputs="
             notes.append(f"inputs were {self.inputs.origin}: {made_up}")
@@ -170,7 +169,8 @@ class UniversalLayerPruner:
     def _kept(self, group: Group) -> frozenset[str]:
         """The members of a group that stay when its least-impact removal is made."""
         dead = self._best(group.name).dead
-        named = {info.name: index for info, index in zip(group.layers[1:], _others(group), strict=True)}
+        others = [index for index in group.members if index != group.calls[0]]
+        named = {info.name: index for info, index in zip(group.layers[1:], others, strict=True)}
         return frozenset(name for name, index in named.items() if index not in dead)
 
     def _params_in(self, names: frozenset[str]) -> int:
@@ -208,7 +208,9 @@ class UniversalLayerPruner:
         share = 0.3 if max_param_reduction is None else max_param_reduction
         _check_share("max_param_reduction", share)
         taken = [params_taken(self.graph, self._prover.modules, r.realisation) for r in self.removals]
-        problem = Problem(self.graph, self.removals, taken, lambda some: self._size(self._joint(some)))
+        problem = Problem(
+            self.graph, self.removals, taken, lambda some: self._size(self._joint(some)), self._realise_jointly
+        )
         selection = select(problem, int(share * self.graph.num_params))
         notes = [*selection.notes, *self._closeness(share, selection.num_params)]
         return self._plan_for(list(selection.chosen), share, notes)
@@ -247,18 +249,21 @@ class UniversalLayerPruner:
         known = self._joints.get(tuple(chosen))
         if known is not None:
             return known
-        picked = [self.removals[i] for i in chosen]
-        cut = join_cuts([(r.cut, r.dead) for r in picked], self.graph)
-        joint = self._prover.realise(cut)
-        if not all(r.dead <= joint.dead for r in picked):
-            raise CannotRealise("what one of them removes, another one needs")
+        joint = self._realise_jointly(chosen)
         reason = self._prover.reason_against([joint])
         if reason is not None and joint.stand_ins and self.granularity != "block":
-            joint = self._prover.realise(cut, shorten=False)
+            joint = self._realise_jointly(chosen, shorten=False)
             reason = self._prover.reason_against([joint])
         if reason is not None:
             raise CannotRealise(reason)
         self._joints[tuple(chosen)] = joint
+        return joint
+
+    def _realise_jointly(self, chosen: Sequence[int], *, shorten: bool = True) -> Realisation:
+        picked = [self.removals[i] for i in chosen]
+        joint = self._prover.realise(join_cuts([(r.cut, r.dead) for r in picked], self.graph), shorten=shorten)
+        if not all(r.dead <= joint.dead for r in picked):
+            raise CannotRealise("what one of them removes, another one needs")
         return joint
 
     def _size(self, joint: Realisation) -> int:
@@ -392,7 +397,3 @@ def _reason(graph: LayerGraph, group: Group, refused: Mapping[str, Sequence[str]
     """Why a group cannot go: what its candidates met with, else what its shapes say."""
     reasons = list(dict.fromkeys(refused.get(group.name, ())))
     return reasons[0] if reasons else why_not(graph, group)
-
-
-def _others(group: Group) -> list[int]:
-    return [index for index in group.members if index != group.calls[0]]

@@ -27,7 +27,7 @@ _WORK = 600_000  # nodes times rows: before the clock, so that a choice does not
 _FEWEST_NODES = 20
 _MOST_NODES = 2000
 _SECONDS = 120.0
-_MOST_PAIRS = 16
+_ALIKE = 4
 _NUMBER = re.compile(r"\d+")
 
 
@@ -55,12 +55,14 @@ class Problem:
         removals: the removals.
         taken: for each removal, the parameters that it takes.
         check: proves a set and returns how many parameters it removes, or raises :class:`CannotRealise`.
+        realise: the part of ``check`` that runs nothing; raises :class:`CannotRealise` where that much fails already.
     """
 
     graph: LayerGraph
     removals: Sequence[Removal]
     taken: Sequence[Taken]
     check: Callable[[Sequence[int]], int]
+    realise: Callable[[Sequence[int]], object] = lambda some: None
 
 
 def select(problem: Problem, cap: int) -> Selection:
@@ -241,59 +243,73 @@ class _Programme:
 class _Culprits:
     """Finds out which removals of a set do not hold together.
 
-    A deep model repeats itself: what fails between its blocks 3 and 4 fails between 7 and 8, too. So after
-    :data:`_MOST_PAIRS` proofs pairs count as failing that differ from one that failed in numbers only. To forbid a pair
-    that would hold costs a choice; to try each of a thousand pairs costs minutes.
+    A deep model repeats itself: what fails between its blocks 3 and 4 fails between 7 and 8, too. So once
+    :data:`_ALIKE` pairs have failed that differ in numbers only, all such pairs count as failing. To forbid a pair that
+    would hold costs a choice; to prove each of a thousand pairs costs minutes.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.tried: dict[tuple[int, int], bool] = {}
-        self.failed: set[tuple[object, ...]] = set()
+        self.known: dict[tuple[tuple[int, ...], bool], bool] = {}
+        self.failed: dict[tuple[object, ...], int] = {}
 
     def among(self, chosen: Sequence[int]) -> list[tuple[int, ...]]:
-        """The pairs of a set that fail by themselves; where none does, a subset that fails and whose parts do not."""
-        near = [pair for pair in combinations(chosen, 2) if self.touch(pair)]
-        found = [pair for pair in near if not self.pair_holds(pair)]
-        if found and len(self.tried) > _MOST_PAIRS:
-            every = [pair for pair in combinations(range(len(self.problem.removals)), 2) if self.touch(pair)]
-            return [pair for pair in every if self.tried.get(pair) is not True and self.pattern(pair) in self.failed]
-        if found:
-            return list(found)
-        core = list(chosen)
-        for index in chosen:
-            rest = [i for i in core if i != index]
-            if len(rest) > 1 and not _holds(self.problem, rest):
-                core = rest
-        return [tuple(core)]
+        """Sets that fail and whose parts do not: enough of them that the rest of ``chosen`` holds."""
+        left = tuple(chosen)
+        found: list[tuple[int, ...]] = []
+        while not found or not self.holds(left):
+            core = self.core(left)
+            found.append(core)
+            left = tuple(i for i in left if i != core[-1])
+            if len(core) == 2:
+                pattern = self.pattern(core)
+                self.failed[pattern] = self.failed.get(pattern, 0) + 1
+        return found + self.alike({self.pattern(core) for core in found if len(core) == 2})
 
-    def touch(self, pair: tuple[int, int]) -> bool:
+    def alike(self, patterns: set[tuple[object, ...]]) -> list[tuple[int, ...]]:
+        """Pairs of all removals that look like those that have failed often enough."""
+        often = {pattern for pattern in patterns if self.failed[pattern] >= _ALIKE}
+        every = combinations(range(len(self.problem.removals)), 2) if often else ()
+        return [pair for pair in every if self.touch(pair) and self.pattern(pair) in often]
+
+    def core(self, failing: tuple[int, ...]) -> tuple[int, ...]:
+        """A subset that fails and whose parts do not, by halving (QuickXplain, Junker 2004).
+
+        The last removal of the shortest failing beginning is part of it; then the same is asked again with that one
+        always in.
+        """
+        found: tuple[int, ...] = ()
+        pool = failing
+        runs = self.holds(failing, runs=False)  # what cannot even be realised is told without running anything
+        while pool and (not found or self.holds(found, runs=runs)):
+            low, high = 0, len(pool)  # found + pool[:low] holds, found + pool[:high] fails
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if self.holds((*found, *pool[:middle]), runs=runs) else (low, middle)
+            found, pool = (pool[high - 1], *found), pool[: high - 1]
+        return tuple(sorted(found))
+
+    def holds(self, some: Sequence[int], *, runs: bool = True) -> bool:
+        """Whether removals can be made together; without ``runs`` as far as can be told without running anything."""
+        key = tuple(sorted(some)), runs
+        if key not in self.known:
+            try:
+                (self.problem.check if runs else self.problem.realise)(key[0])
+                self.known[key] = True
+            except CannotRealise:
+                self.known[key] = False
+        return self.known[key]
+
+    def touch(self, pair: tuple[int, ...]) -> bool:
         return _touch(*(self.problem.removals[i] for i in pair))
 
-    def pair_holds(self, pair: tuple[int, int]) -> bool:
-        if pair not in self.tried and len(self.tried) > _MOST_PAIRS and self.pattern(pair) in self.failed:
-            return False
-        if pair not in self.tried:
-            self.tried[pair] = _holds(self.problem, pair)
-            self.failed |= set() if self.tried[pair] else {self.pattern(pair)}
-        return self.tried[pair]
-
-    def pattern(self, pair: tuple[int, int]) -> tuple[object, ...]:
+    def pattern(self, pair: tuple[int, ...]) -> tuple[object, ...]:
         """Two removals' names, with the numbers of the second counted from those of the first."""
         one, other = (self.problem.removals[i].name for i in sorted(pair))
         first, second = ([int(n) for n in _NUMBER.findall(name)] for name in (one, other))
         steps = [b - first[min(i, len(first) - 1)] if first else b for i, b in enumerate(second)]
         within = [b - first[0] for b in first]
         return _NUMBER.sub("#", one), _NUMBER.sub("#", other), tuple(within), tuple(steps)
-
-
-def _holds(problem: Problem, some: Sequence[int]) -> bool:
-    """Whether removals can be made together."""
-    try:
-        problem.check(some)
-    except CannotRealise:
-        return False
-    return True
 
 
 def _touch(one: Removal, other: Removal) -> bool:
