@@ -222,6 +222,12 @@ def test_with_calibration_data_the_pruner_measures_what_removals_do():
     assert "calibration" not in " ".join(pruner.notes)
 
 
+def test_the_first_calibration_batch_is_the_example_where_none_is_given():
+    pruner = UniversalLayerPruner(branches(), calibration=BATCHES)
+    assert not pruner.inputs.inferred
+    assert pruner.inputs.tensors()[0].shape == BATCHES[0].shape
+
+
 def test_few_samples_and_a_single_batch_are_said():
     pruner = UniversalLayerPruner(branches(), example_inputs=BATCHES[0], calibration=BATCHES[:1])
     notes = " ".join(pruner.notes)

@@ -56,7 +56,7 @@ def read_calibration(data: Iterable[Any], model: nn.Module) -> tuple[Batch, ...]
         raise CalibrationError(
             f"calibration is a {type(data).__name__}; give an iterable of batches, as [batch] for a single one"
         )
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
     batches: list[Batch] = []
     try:
         for item in data:

@@ -55,8 +55,8 @@ class UniversalLayerPruner:
         protect_io: keep stem and head.
         granularity: ``group``, ``branch`` (residual branches, gates, concat branches) or ``block`` (elements of
             ``Sequential`` and ``ModuleList``).
-        calibration: batches of real inputs that impacts are measured on, each as ``example_inputs``; some hundred
-            samples in several batches are right. Without it they are measured on the example inputs.
+        calibration: batches of real inputs that impacts are measured on, each as ``example_inputs``, which it stands
+            in for; some hundred samples are right. Without it impacts are measured on the example inputs.
         criterion: how impacts are measured: ``ablation``, ``output_change``, ``influence``, ``magnitude``,
             ``shortlist`` (estimate all, make the promising), or ``auto``: ``shortlist`` on calibration data, else
             ``influence``; :func:`~layerprune.impact.criteria.register_criterion` adds others.
@@ -94,7 +94,8 @@ class UniversalLayerPruner:
         self._batches = None if calibration is None else read_calibration(calibration, self.model)
         self._seed = seed
         self.granularity = granularity
-        self.inputs, self.graph, shade = _record(self.model, example_inputs)
+        given = self._batches[0].inputs if example_inputs is None and self._batches else example_inputs
+        self.inputs, self.graph, shade = _record(self.model, given)
         self._formed = form_groups(self.graph)
         self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._formed}
         self._prover = Prover(shade, self.graph, self.inputs, whole_layers=granularity == "block")
