@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerprune.errors import CalibrationError
+from layerprune.errors import CalibrationError, InputsError
 from layerprune.inputs import Inputs, as_inputs
 
 #: Fewer samples than this say little about which of two removals harms less.
@@ -69,6 +70,18 @@ def read_calibration(data: Iterable[Any], model: nn.Module) -> tuple[Batch, ...]
     if not batches:
         raise CalibrationError("the calibration data hold no batch; a generator that was used up yields none")
     return tuple(batches)
+
+
+@contextmanager
+def fitting() -> Generator[None]:
+    """Say of inputs that do not fit that they are calibration data, and what may be wrong with these."""
+    try:
+        yield
+    except InputsError as error:
+        raise CalibrationError(
+            f"the first batch of the calibration data does not fit: {error}. Labels do not belong in it: "
+            "for a loader of (x, y) pass calibration=[x for x, y in loader]"
+        ) from error
 
 
 def about_calibration(batches: tuple[Batch, ...]) -> list[str]:

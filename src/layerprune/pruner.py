@@ -13,7 +13,7 @@ from torch import nn
 
 from layerprune.adapters import timm as timm_models
 from layerprune.adapters import transformers as transformers_models
-from layerprune.calibration import Batch, about_calibration, read_calibration
+from layerprune.calibration import Batch, about_calibration, fitting, read_calibration
 from layerprune.capture import record
 from layerprune.cost.params import params_taken
 from layerprune.edits import Edit, Pass
@@ -57,9 +57,8 @@ class UniversalLayerPruner:
             ``Sequential`` and ``ModuleList``).
         calibration: batches of real inputs that impacts are measured on, each as ``example_inputs``, which it stands
             in for; some hundred samples are right. Without it impacts are measured on the example inputs.
-        criterion: how impacts are measured: ``ablation``, ``output_change``, ``influence``, ``magnitude``,
-            ``shortlist`` (estimate all, make the promising), or ``auto``: ``shortlist`` on calibration data, else
-            ``influence``; :func:`~layerprune.impact.criteria.register_criterion` adds others.
+        criterion: ``ablation``, ``output_change``, ``influence``, ``magnitude``, ``shortlist`` (estimate all, make the
+            promising), one of your own, or ``auto``: ``shortlist`` on calibration data, else ``influence``.
         seed: for what a criterion draws.
 
     Attributes:
@@ -94,8 +93,7 @@ class UniversalLayerPruner:
         self._batches = None if calibration is None else read_calibration(calibration, self.model)
         self._seed = seed
         self.granularity = granularity
-        given = self._batches[0].inputs if example_inputs is None and self._batches else example_inputs
-        self.inputs, self.graph, shade = _record(self.model, given)
+        self.inputs, self.graph, shade = _record(self.model, example_inputs, self._batches)
         self._formed = form_groups(self.graph)
         self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._formed}
         self._prover = Prover(shade, self.graph, self.inputs, whole_layers=granularity == "block")
@@ -128,8 +126,7 @@ class UniversalLayerPruner:
         evidence = score(scene, self._criterion)
         notes += [*about_calibration(self._batches or ()), *evidence.notes]
         scored = [replace(r, impact=float(i)) for r, i in zip(self._proven, evidence.impacts, strict=True)]
-        source = "the example inputs" if self._batches is None else "the calibration data"
-        return scored, notes, f"{evidence.unit}, on {source}"
+        return scored, notes, f"{evidence.unit}, on the {'calibration data' if self._batches else 'example inputs'}"
 
     @property
     def removals(self) -> list[Removal]:
@@ -373,11 +370,14 @@ def _check_share(name: str, share: object) -> None:
         raise BudgetError(f"{name} is {share!r}; give a share between 0 and 1, as 0.3 for at most 30 %")
 
 
-def _record(model: nn.Module, example_inputs: Any) -> tuple[Inputs, LayerGraph, Shadow]:
-    """Record the model on the inputs given, or on the first that fit."""
-    if example_inputs is not None:
-        given = as_inputs(example_inputs)
-        return given, *record(model, given)
+def _record(model: nn.Module, given: Any, batches: Sequence[Batch] | None) -> tuple[Inputs, LayerGraph, Shadow]:
+    """Record the model on the inputs given, on the first batch of calibration data, or on what is inferred and fits."""
+    if given is not None:
+        inputs = as_inputs(given)
+        return inputs, *record(model, inputs)
+    if batches:
+        with fitting():
+            return batches[0].inputs, *record(model, batches[0].inputs)
     if not any(True for _ in model.parameters()):
         raise UnsupportedModelError("the model has no parameters: there is nothing to remove")
     recorded: list[tuple[LayerGraph, Shadow]] = []
