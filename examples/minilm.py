@@ -28,6 +28,7 @@ MAX_PARAM_REDUCTION = 0.15
 NUM_EXAMPLE_SENTENCES = 64  # what the impact of a removal is measured on
 NUM_TEST_SENTENCES = 512  # others: what the two models are compared on
 NUM_NEIGHBOURS = 10
+CALIBRATION_BATCH = 16
 BATCH_SIZE = 32
 LATENCY_BATCH = 8
 LATENCY_REPEATS = 40
@@ -40,8 +41,9 @@ def main() -> None:
     texts = sentences(NUM_EXAMPLE_SENTENCES + NUM_TEST_SENTENCES)
     examples, tests = texts[:NUM_EXAMPLE_SENTENCES], texts[NUM_EXAMPLE_SENTENCES:]
 
-    with console.status("planning"):
-        pruner = UniversalLayerPruner(model, example_inputs=dict(tokenize(tokenizer, examples)))
+    with console.status("planning, and measuring what each removal does"):
+        batches = [examples[i : i + CALIBRATION_BATCH] for i in range(0, len(examples), CALIBRATION_BATCH)]
+        pruner = UniversalLayerPruner(model, calibration=[dict(tokenize(tokenizer, batch)) for batch in batches])
         plan = pruner.plan(max_param_reduction=MAX_PARAM_REDUCTION)
     print_in_brief(console, plan, "all-MiniLM-L6-v2", MAX_PARAM_REDUCTION)
     with console.status("pruning"):
