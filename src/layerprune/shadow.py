@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,16 +86,7 @@ def real_shadow(model: nn.Module, *, written: Collection[str] = ()) -> Shadow:
         model: the model; it is not touched.
         written: names of parameters that its forward writes into: these are copied, too.
     """
-    own = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in written}
-
-    def convert(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            return tensor.detach().clone()
-        return nn.Parameter(tensor.detach().clone(), tensor.requires_grad) if id(tensor) in own else tensor
-
-    copy = clone(model, convert)
-    _settle(copy)
-    return Shadow(copy, None, Attributes(copy), shares=not own)
+    return _sharing(model, written, lambda values, old: nn.Parameter(values, old.requires_grad), shares=not written)
 
 
 def gradient_shadow(model: nn.Module, *, written: Collection[str] = ()) -> Shadow:
@@ -107,17 +98,33 @@ def gradient_shadow(model: nn.Module, *, written: Collection[str] = ()) -> Shado
         model: the model; it is not touched.
         written: names of parameters that its forward writes into: these are copied.
     """
+
+    def asking(values: Tensor, old: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(values, old.is_floating_point() or old.is_complex())
+
+    return _sharing(model, written, asking)
+
+
+def _sharing(
+    model: nn.Module,
+    written: Collection[str],
+    make: Callable[[Tensor, nn.Parameter], nn.Parameter],
+    *,
+    shares: bool = False,
+) -> Shadow:
+    """Copy buffers, and make parameters of the model's own values or, where the forward writes into them, of copies."""
     own = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in written}
 
     def convert(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
             return tensor.detach().clone()
-        values = tensor.detach().clone() if id(tensor) in own else tensor.detach()
-        return nn.Parameter(values, requires_grad=tensor.is_floating_point() or tensor.is_complex())
+        if id(tensor) in own:
+            return make(tensor.detach().clone(), tensor)
+        return tensor if shares else make(tensor.detach(), tensor)
 
     copy = clone(model, convert)
     _settle(copy)
-    return Shadow(copy, None, Attributes(copy))
+    return Shadow(copy, None, Attributes(copy), shares=shares)
 
 
 def _settle(model: nn.Module) -> None:

@@ -54,6 +54,6 @@ def score(scene: Scene, criterion: Criterion) -> Evidence:
         raise
     except Exception as error:  # the user's forward on the user's data, or the user's criterion
         raise CalibrationError(
-            f"impacts could not be measured on the calibration data: {type(error).__name__}: {error}. Each batch has "
-            "to be what the model's forward takes: a tensor, a tuple of positional or a dict of keyword arguments"
+            f"impacts could not be measured: {type(error).__name__}: {error}. Each batch of calibration data has to be "
+            "what the model's forward takes: a tensor, a tuple of positional or a dict of keyword arguments"
         ) from error

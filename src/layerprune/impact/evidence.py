@@ -48,7 +48,6 @@ class Evidence:
         power: an impact is the ratio of the sums to this power.
         unit: what the impacts are, for the plan.
         notes: what the user should know about them.
-        num_forwards: forward passes made, in passes over all batches.
         pairs: how much more a pair costs than its parts, ``(removal, removal)``, half of it at either place.
     """
 
@@ -57,7 +56,6 @@ class Evidence:
     power: float
     unit: str
     notes: tuple[str, ...] = ()
-    num_forwards: float = 1.0
     pairs: np.ndarray | None = None
 
     @property

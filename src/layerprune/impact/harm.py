@@ -103,7 +103,13 @@ def _relative(original: Tensor, other: Tensor, mask: Tensor | None) -> float:
 
 def square(tensor: Tensor, mask: Tensor | None = None) -> float:
     """The squared norm of a tensor, in float64; of the tokens that count, where it has the dimensions of the mask."""
-    if mask is not None and tensor.shape[:2] == mask.shape:
-        tensor = tensor * mask.reshape(*mask.shape, *[1] * (tensor.dim() - 2)).to(tensor.dtype)
+    tensor = masked(tensor, mask)
     dtype = torch.float32 if tensor.device.type == "mps" else torch.float64
     return float(torch.linalg.vector_norm(tensor, dtype=dtype).square())
+
+
+def masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """A tensor with zeros for the tokens that do not count; as it is, where the mask does not fit it."""
+    if mask is None or tensor.shape[:2] != mask.shape:
+        return tensor
+    return tensor * mask.reshape(*mask.shape, *[1] * (tensor.dim() - 2)).to(tensor.dtype)

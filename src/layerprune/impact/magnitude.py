@@ -23,4 +23,4 @@ def score_magnitude(scene: Scene) -> Evidence:
             squares[number] = float(torch.linalg.vector_norm(parameter.detach().float()).square())
     change = [sum(squares[number] for number in removal.realisation.params) for removal in scene.removals]
     size = np.full((1, len(change)), sum(squares.values()))
-    return Evidence(np.array([change]), size, 0.5, "magnitude: share of the weights' norm", num_forwards=0.0)
+    return Evidence(np.array([change]), size, 0.5, "magnitude: share of the weights' norm")

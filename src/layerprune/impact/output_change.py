@@ -12,7 +12,7 @@ from torch import Tensor
 from layerprune.calibration import Batch
 from layerprune.graph import LayerGraph
 from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.harm import Harm, class_dim, harm_of
+from layerprune.impact.harm import Harm, class_dim, harm_of, masked
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.observe import observe
 from layerprune.shadow import gradient_shadow
@@ -60,7 +60,7 @@ def score_output_change(scene: Scene, harm: Harm | None = None, *, num_direction
     unknown = int(np.isnan(change).any(0).sum())
     note = f"the impact of {unknown} removals could not be estimated (no gradient reaches a tensor in question)"
     unit = f"{harm.unit}, estimated"
-    return Evidence(change, size, 1.0, unit, (note,) if unknown else (), 1.0 + 2.0 * num_directions, pairs)
+    return Evidence(change, size, 1.0, unit, (note,) if unknown else (), pairs)
 
 
 class _Taps:
@@ -115,23 +115,17 @@ def _pull(taps: _Taps, harm: Harm, out: Any, batch: Batch, generator: torch.Gene
 def _direction(
     tensor: Tensor, harm: Harm, batch: Batch, generator: torch.Generator, num_outputs: int
 ) -> tuple[Tensor, float]:
-    """A direction for one output, and the number of predictions (of a distribution) or 1."""
-    mask = batch.mask if batch.mask is not None and tensor.shape[:2] == batch.mask.shape else None
-    if harm.kind == "distribution":
-        dim = class_dim(tensor)
-        p = tensor.float().softmax(dim)
-        drawn = torch.multinomial(p.movedim(dim, -1).reshape(-1, p.shape[dim]).cpu(), 1, generator=generator)
-        shape = p.movedim(dim, -1).shape[:-1]
-        chosen = drawn.reshape(shape).unsqueeze(-1).movedim(-1, dim).to(p.device)
-        direction = torch.zeros_like(p).scatter_(dim, chosen, 1.0) - p
-        size = float(p.numel() // p.shape[dim])
-    else:
-        direction = torch.randn(tensor.shape, generator=generator).to(tensor)
-        size = 1.0
-    if mask is not None:
-        direction = direction * mask.reshape(*mask.shape, *[1] * (direction.dim() - 2))
-        size = float(mask.sum()) if harm.kind == "distribution" else size
+    """A direction for one output, and what its squares are relative to: the number of predictions, or of samples."""
     if harm.kind == "values":
-        kept = tensor if mask is None else tensor * mask.reshape(*mask.shape, *[1] * (tensor.dim() - 2))
-        direction = direction / (kept.norm() * num_outputs**0.5).clamp_min(1e-30)
-    return direction.to(tensor.dtype), size
+        direction = masked(torch.randn(tensor.shape, generator=generator).to(tensor), batch.mask)
+        scale = (batch.num_samples / num_outputs) ** 0.5 / masked(tensor, batch.mask).norm().clamp_min(1e-30)
+        return direction * scale, float(batch.num_samples)
+    dim = class_dim(tensor)
+    p = tensor.float().softmax(dim)
+    rows = p.movedim(dim, -1)
+    drawn = torch.multinomial(rows.reshape(-1, p.shape[dim]).cpu(), 1, generator=generator)
+    chosen = drawn.reshape(rows.shape[:-1]).unsqueeze(-1).movedim(-1, dim).to(p.device)
+    direction = torch.zeros_like(p).scatter_(dim, chosen, 1.0) - p
+    fits = batch.mask is not None and tensor.shape[:2] == batch.mask.shape
+    num = float(batch.mask.sum()) if fits and batch.mask is not None else float(rows[..., 0].numel())
+    return masked(direction, batch.mask).to(tensor.dtype), num

@@ -34,11 +34,4 @@ def score_shortlist(scene: Scene) -> Evidence:
     change, size = estimate.change * scale, np.array(estimate.size)
     change[:, some], size[:, some] = truth.change, truth.size
     note = f"{LONGEST} of {len(scene.removals)} removals were measured by ablation, the others are estimates"
-    return Evidence(
-        change,
-        size,
-        truth.power,
-        truth.unit,
-        (*estimate.notes, *truth.notes, note),
-        estimate.num_forwards + truth.num_forwards,
-    )
+    return Evidence(change, size, truth.power, truth.unit, (*estimate.notes, *truth.notes, note))
