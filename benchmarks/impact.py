@@ -39,7 +39,7 @@ from layerprune.impact.influence import score_influence
 from layerprune.impact.magnitude import score_magnitude
 from layerprune.impact.output_change import score_output_change
 from layerprune.marks import CannotRealise
-from layerprune.select import conflicts
+from layerprune.select.conflicts import conflicts
 
 NUM_SETS = 200
 SET_SIZES = range(2, 7)
@@ -139,7 +139,7 @@ def joint_sets(pruner: UniversalLayerPruner, num_sets: int) -> tuple[list[tuple[
         if some in sets or any((a, b) in excluded for a in some for b in some):
             continue
         try:
-            edits.append(pruner._joint(some).edits)
+            edits.append(pruner._planner.joints.proven(some).edits)
         except CannotRealise:
             continue
         sets.append(some)

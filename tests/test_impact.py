@@ -47,7 +47,7 @@ def by_making(pruner, batches):
     found = []
     for removal in pruner.removals:
         change = size = 0.0
-        plan = pruner._plan_for([pruner.removals.index(removal)], None, ())
+        plan = pruner._planner.of([pruner.removals.index(removal)], ())
         pruned = plan.apply(pruner._original)
         for batch in batches:
             out, original = pruned(batch), pruner._original(batch)
@@ -134,7 +134,7 @@ def test_of_a_classifier_the_impact_is_the_divergence_of_its_predictions():
     assert found.unit.startswith("KL divergence")
     with torch.no_grad():
         for i in range(len(pruner.removals)):
-            pruned = pruner._plan_for([i], None, ()).apply(model)
+            pruned = pruner._planner.of([i], ()).apply(model)
             truth = [
                 F.kl_div(pruned(x).log_softmax(1), model(x).log_softmax(1), log_target=True, reduction="sum")
                 for x in batches

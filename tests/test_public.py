@@ -98,22 +98,22 @@ def test_the_pruner_takes_a_model_and_the_rest_by_keyword():
         ("calibration", "keyword", None),
         ("criterion", "keyword", "auto"),
         ("seed", "keyword", 0),
+        ("progress", "keyword", None),
     ]
 
 
-def test_plan_takes_a_budget_or_groups_by_keyword():
-    assert parameters(UniversalLayerPruner.plan) == [
-        ("self", "positional", None),
-        ("max_param_reduction", "keyword", None),
-        ("groups", "keyword", None),
-    ]
+BUDGETS = ("max_param_reduction", "max_mac_reduction", "target_latency_ms", "max_memory_bytes", "max_impact")
+CHOICE = [*((name, "keyword", None) for name in (*BUDGETS, "groups")), ("strategy", "keyword", "auto")]
 
 
-def test_prune_takes_a_budget_groups_or_a_plan_by_keyword():
+def test_plan_takes_budgets_or_groups_by_keyword():
+    assert parameters(UniversalLayerPruner.plan) == [("self", "positional", None), *CHOICE]
+
+
+def test_prune_takes_budgets_groups_or_a_plan_by_keyword():
     assert parameters(UniversalLayerPruner.prune) == [
         ("self", "positional", None),
-        ("max_param_reduction", "keyword", None),
-        ("groups", "keyword", None),
+        *CHOICE,
         ("plan", "keyword", None),
         ("inplace", "keyword", False),
     ]
@@ -178,13 +178,18 @@ def test_a_plan_has_these_fields():
         "schema_version",
         "model",
         "fingerprint",
-        "max_param_reduction",
+        *BUDGETS,
         "granularity",
+        "strategy",
+        "seed",
         "removals",
         "edits",
         "num_params_before",
         "num_params_after",
+        "figures",
         "impact_unit",
+        "impact_together",
+        "frontier",
         "needs_layerprune",
         "notes",
     ]

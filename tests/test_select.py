@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 from layerprune import UniversalLayerPruner
-from layerprune.cost.params import params_taken
+from layerprune.cost.taken import bundles, params_taken
+from layerprune.joints import Joints
 from layerprune.realise import CannotRealise
-from layerprune.select import SLACK, Problem, Selection, conflicts, select
+from layerprune.select.conflicts import conflicts
+from layerprune.select.problem import Problem, Resource, Selection
+from layerprune.select.search import SLACK
+from layerprune.select.strategies import select
 from nets import ExampleModel, Net, conv, image, linear, randomised, rows, tokens
 
 
@@ -36,50 +40,68 @@ def blocks():
     return independent(1, 2, 3, 5, 9, 13, 21, 34)
 
 
-def problem_of(pruner, impacts, forbidden=(), check=None):
-    """A problem with made-up impacts, in which the sets that hold a forbidden one are not valid."""
+def problem_of(pruner, impacts, forbidden=(), prove=None):
+    """A problem with made-up impacts and no budget, in which the sets that hold a forbidden one are not valid."""
     removals = [replace(r, impact=impact) for r, impact in zip(pruner.removals, impacts, strict=True)]
-    taken = [params_taken(pruner.graph, pruner._prover.modules, r.realisation) for r in removals]
 
-    def sizes(some):
+    def holds(some):
         if any(set(bad) <= set(some) for bad in forbidden):
             raise CannotRealise("forbidden")
-        params = {p for i in some for p in taken[i].whole}
-        return sum(pruner.graph.size_of_param[p] for p in params)  # these removals slice nothing
 
-    return Problem(pruner.graph, removals, taken, check or sizes)
+    return Problem(pruner.graph, removals, [], prove or holds)
+
+
+def params_of(pruner, cap):
+    """The budget of parameters, counted without the library's bundles."""
+    joints = Joints(pruner._prover, pruner.removals, pruner._original)
+    taken = [params_taken(pruner.graph, pruner._prover.modules, r.realisation) for r in pruner.removals]
+    return Resource(
+        "parameters", bundles(pruner.graph.size_of_param, taken), joints.num_params, at_most=cap, is_filled=True
+    )
+
+
+def choose(pruner, problem, cap, **options):
+    return select(replace(problem, resources=[params_of(pruner, cap)]), **options)
+
+
+def size_of(pruner, selection):
+    """The parameters of removals that share none."""
+    return sum(pruner.removals[i].num_params for i in selection.chosen)
 
 
 def proven(pruner):
     """The check that a plan makes: realised and run."""
-    return lambda some: pruner._size(pruner._joint(some))
+    return Joints(pruner._prover, pruner.removals, pruner._original).proven
 
 
-def every_valid_set(problem):
+def every_valid_set(pruner, problem):
     """(parameters, impact) of each subset that holds together."""
     found = {}
+    count = params_of(pruner, 0).measure
     for size in range(len(problem.removals) + 1):
         for some in combinations(range(len(problem.removals)), size):
             try:
-                num_params = problem.check(some) if some else 0
+                if some:
+                    problem.prove(some)
+                num_params = count(some)
             except CannotRealise:
                 continue
             found[some] = (num_params, sum(problem.removals[i].impact for i in some))
     return found
 
 
-def assert_best(problem, cap, valid):
+def assert_best(pruner, problem, cap, valid):
     """No valid set under the cap takes out more, and none that comes as close costs less."""
-    selection = select(problem, cap)
-    assert selection.num_params <= cap
+    chosen = choose(pruner, problem, cap).chosen
+    num_params = valid[chosen][0]
+    assert num_params <= cap
     fitting = [(size, impact) for size, impact in valid.values() if size <= cap]
     most = max(size for size, _ in fitting)
-    assert selection.num_params >= most - 1.1 * SLACK * most  # a tenth of the slack for the solver's tolerance
+    assert num_params >= most - 1.1 * SLACK * most  # a tenth of the slack for the solver's tolerance
     if not most:
-        assert selection.chosen == ()
+        assert chosen == ()
         return
-    assert valid[selection.chosen][0] == selection.num_params
-    impact = sum(problem.removals[i].impact for i in selection.chosen)
+    impact = sum(problem.removals[i].impact for i in chosen)
     least = min(impact for size, impact in fitting if size >= most - SLACK * most)
     assert impact <= least + 1e-6
 
@@ -91,10 +113,10 @@ def assert_best(problem, cap, valid):
 def test_the_choice_is_the_best_of_all_subsets(blocks, seed):
     draw = random.Random(seed)
     problem = problem_of(blocks, [draw.random() for _ in blocks.removals])
-    valid = every_valid_set(problem)
+    valid = every_valid_set(blocks, problem)
     total = max(size for size, _ in valid.values())
     for share in (0.05, 0.13, 0.4, 0.77, 1.0):
-        assert_best(problem, int(share * total), valid)
+        assert_best(blocks, problem, int(share * total), valid)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -103,61 +125,61 @@ def test_the_choice_is_the_best_of_the_subsets_that_hold_together(blocks, seed):
     number = range(len(blocks.removals))
     forbidden = [draw.sample(number, 2) for _ in range(5)]
     problem = problem_of(blocks, [draw.random() for _ in number], forbidden)
-    valid = every_valid_set(problem)
+    valid = every_valid_set(blocks, problem)
     for share in (0.2, 0.5, 0.9):
-        assert_best(problem, int(share * sum(r.num_params for r in blocks.removals)), valid)
+        assert_best(blocks, problem, int(share * sum(r.num_params for r in blocks.removals)), valid)
 
 
 def test_three_that_fail_only_together_are_not_chosen_together(blocks):
     problem = problem_of(blocks, [0.1] * 8, forbidden=[(5, 6, 7)])
-    valid = every_valid_set(problem)
+    valid = every_valid_set(blocks, problem)
     cap = sum(r.num_params for r in blocks.removals)
-    assert_best(problem, cap, valid)
-    assert not {5, 6, 7} <= set(select(problem, cap).chosen)
+    assert_best(blocks, problem, cap, valid)
+    assert not {5, 6, 7} <= set(choose(blocks, problem, cap).chosen)
 
 
 def test_of_two_sets_that_reach_the_cap_the_cheaper_is_taken():
     pruner = independent(4, 4)
     size = pruner.removals[0].num_params
-    assert select(problem_of(pruner, [0.2, 0.1]), size).chosen == (1,)
-    assert select(problem_of(pruner, [0.1, 0.2]), size).chosen == (0,)
+    assert choose(pruner, problem_of(pruner, [0.2, 0.1]), size).chosen == (1,)
+    assert choose(pruner, problem_of(pruner, [0.1, 0.2]), size).chosen == (0,)
 
 
 def test_getting_closer_to_the_cap_comes_before_impact():
     pruner = independent(4, 9)
     cap = pruner.removals[1].num_params
-    assert select(problem_of(pruner, [0.001, 100.0]), cap).chosen == (1,)
+    assert choose(pruner, problem_of(pruner, [0.001, 100.0]), cap).chosen == (1,)
 
 
 def test_within_the_slack_impact_comes_first():
     pruner = independent(100, 101)
     cap = pruner.removals[1].num_params
     assert pruner.removals[0].num_params >= (1 - SLACK) * cap
-    assert select(problem_of(pruner, [0.1, 100.0]), cap).chosen == (0,)
+    assert choose(pruner, problem_of(pruner, [0.1, 100.0]), cap).chosen == (0,)
 
 
 def test_an_unknown_impact_counts_as_worse_than_any_known_one():
     pruner = independent(4, 4, 4)
     size = pruner.removals[0].num_params
     problem = problem_of(pruner, [math.nan, 0.9, math.inf])
-    assert select(problem, size).chosen == (1,)
+    assert choose(pruner, problem, size).chosen == (1,)
 
 
 def test_with_no_impact_known_at_all_the_cap_decides(blocks):
     problem = problem_of(blocks, [math.nan] * 8)
     cap = problem.removals[3].num_params + problem.removals[7].num_params
-    assert (1 - SLACK) * cap <= select(problem, cap).num_params <= cap
+    assert (1 - SLACK) * cap <= size_of(blocks, choose(blocks, problem, cap)) <= cap
 
 
 @pytest.mark.parametrize("cap", [0, 1, 24])
 def test_a_cap_below_every_removal_chooses_nothing_and_says_so(blocks, cap):
     problem = problem_of(blocks, [0.1] * 8)
     assert min(r.num_params for r in problem.removals) == 25
-    assert select(problem, cap) == Selection((), 0, ("no removal is small enough for the budget",))
+    assert choose(blocks, problem, cap) == Selection((), "exact", notes=("no removal is small enough for the budget",))
 
 
 def test_the_smallest_removal_is_chosen_when_it_fits_exactly(blocks):
-    assert select(problem_of(blocks, [0.1] * 8), 25).num_params == 25
+    assert size_of(blocks, choose(blocks, problem_of(blocks, [0.1] * 8), 25)) == 25
 
 
 def test_nothing_to_choose_from_is_no_choice():
@@ -165,33 +187,32 @@ def test_nothing_to_choose_from_is_no_choice():
         randomised(nn.Sequential(linear(8, 6), linear(6, 4), linear(4, 2))), example_inputs=rows()
     )
     assert pruner.removals == []
-    assert select(problem_of(pruner, []), 100).chosen == ()
+    assert choose(pruner, problem_of(pruner, []), 100).chosen == ()
 
 
 def test_when_nothing_holds_together_but_single_removals_one_is_chosen(blocks):
     pairs = list(combinations(range(8), 2))
     problem = problem_of(blocks, [0.1] * 8, forbidden=pairs)
-    selection = select(problem, 10_000)
-    assert selection.num_params == max(r.num_params for r in problem.removals)
+    selection = choose(blocks, problem, 10_000)
+    assert size_of(blocks, selection) == max(r.num_params for r in problem.removals)
 
 
 def test_when_not_even_one_removal_holds_none_is_chosen(blocks):
     problem = problem_of(blocks, [0.1] * 8, forbidden=[(i,) for i in range(8)])
-    selection = select(problem, 10_000)
+    selection = choose(blocks, problem, 10_000)
     assert selection.chosen == ()
-    assert selection.num_params == 0
 
 
 def test_the_same_problem_has_the_same_answer(blocks):
     problem = problem_of(blocks, [0.5] * 8)
-    assert select(problem, 400) == select(problem, 400)
+    assert choose(blocks, problem, 400) == choose(blocks, problem, 400)
 
 
 def test_very_small_and_very_large_impacts_are_told_apart():
     pruner = independent(4, 4, 4)
     size = pruner.removals[0].num_params
-    assert select(problem_of(pruner, [3e-9, 2e-9, 1e-9]), size).chosen == (2,)
-    assert select(problem_of(pruner, [1e9, 1e8, 2e9]), size).chosen == (1,)
+    assert choose(pruner, problem_of(pruner, [3e-9, 2e-9, 1e-9]), size).chosen == (2,)
+    assert choose(pruner, problem_of(pruner, [1e9, 1e8, 2e9]), size).chosen == (1,)
 
 
 # ---- real nets: removals that overlap, exclude each other, share slices ----------------------------------------------
@@ -225,19 +246,19 @@ def test_on_real_nets_the_choice_is_the_best_of_all_proven_subsets(name):
     build, inputs = NETS[name]
     pruner = UniversalLayerPruner(randomised(build()), example_inputs=inputs())
     assert 3 <= len(pruner.removals) <= 10
-    problem = problem_of(pruner, [r.impact for r in pruner.removals], check=proven(pruner))
-    valid = every_valid_set(problem)
+    problem = problem_of(pruner, [r.impact for r in pruner.removals], prove=proven(pruner))
+    valid = every_valid_set(pruner, problem)
     for share in (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 0.95):
-        assert_best(problem, int(share * pruner.graph.num_params), valid)
+        assert_best(pruner, problem, int(share * pruner.graph.num_params), valid)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_sets_that_fail_the_proof_are_those_that_hold_a_conflict(name):
     build, inputs = NETS[name]
     pruner = UniversalLayerPruner(randomised(build()), example_inputs=inputs())
-    problem = problem_of(pruner, [r.impact for r in pruner.removals], check=proven(pruner))
+    problem = problem_of(pruner, [r.impact for r in pruner.removals], prove=proven(pruner))
     known = conflicts(pruner.graph, pruner.removals)
-    pairs = {some for some in every_valid_set(problem) if len(some) == 2}
+    pairs = {some for some in every_valid_set(pruner, problem) if len(some) == 2}
     for pair in combinations(range(len(pruner.removals)), 2):
         if pair not in pairs:
             assert pair in known, [str(pruner.removals[i]) for i in pair]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from layerprune import UniversalLayerPruner
-from layerprune.cost.params import bundles, params_taken
+from layerprune.cost.taken import bundles, params_taken
 from layerprune.graph import LayerGraph
 
 _HEAD = "feeds the model's output"
@@ -43,7 +43,7 @@ def removable_share(pruner: UniversalLayerPruner) -> float | None:
         for some in taken
     ]
     total = graph.num_params - sum(graph.size_of_param[param] for param in aside)
-    return sum(bundles(graph, counted).values()) / total if total else None
+    return sum(bundles(graph.size_of_param, counted).values()) / total if total else None
 
 
 def _aside(pruner: UniversalLayerPruner) -> frozenset[int]:

@@ -14,7 +14,7 @@ from layerprune.errors import PlanError, SurgeryError
 from layerprune.modules import clone, fingerprint, num_params, unwrap
 from layerprune.surgery import operate
 
-SCHEMA = 1
+SCHEMA = 2  # 2: budgets besides that of parameters, intervals, frontier
 
 
 class PlannedRemoval(BaseModel):
@@ -27,8 +27,33 @@ class PlannedRemoval(BaseModel):
     groups: tuple[str, ...] = Field(description="names of the groups that leave")
     num_params: int = Field(ge=0, description="parameters that it removes when it is made alone")
     impact: float | None = Field(description="what it costs, in the plan's impact_unit; null where it is not known")
+    impact_interval: tuple[float, float] | None = Field(
+        default=None, description="95 % bootstrap interval of the impact over the calibration batches"
+    )
+    recurrence: float | None = Field(
+        default=None, ge=0, le=1, description="how often other draws of the calibration batches choose it, too"
+    )
     kept: tuple[str, ...] = Field(default=(), description="members of its groups that stay")
     leftovers: tuple[str, ...] = Field(default=(), description="functions that still run on what is left")
+
+
+class PlannedFigure(BaseModel):
+    """Something that a budget speaks of, measured on the model and on what the plan leaves of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="macs, latency_ms or memory_bytes")
+    before: float
+    after: float
+
+
+class FrontierPoint(BaseModel):
+    """One size, and the least sum of impacts that removes as much; a prediction, not proven."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reduction: float = Field(description="share of the parameters that goes")
+    impact: float = Field(description="sum of the impacts")
 
 
 class PruningPlan(BaseModel):
@@ -45,12 +70,23 @@ class PruningPlan(BaseModel):
     max_param_reduction: float | None = Field(
         description="the budget as a share of all parameters; null if groups were named"
     )
+    max_mac_reduction: float | None = Field(default=None, description="the same of multiply-accumulates")
+    target_latency_ms: float | None = Field(default=None, description="median of one forward that was to be reached")
+    max_memory_bytes: int | None = Field(default=None, description="most that was to be held in one forward")
+    max_impact: float | None = Field(default=None, description="largest impact of all removals together")
     granularity: str
+    strategy: str = Field(default="exact", description="what chose the removals")
+    seed: int = Field(default=0, description="for what was drawn")
     removals: tuple[PlannedRemoval, ...]
     edits: tuple[Edit, ...]
     num_params_before: int = Field(ge=0)
     num_params_after: int = Field(ge=0)
+    figures: tuple[PlannedFigure, ...] = Field(default=(), description="what budgets but that of parameters speak of")
     impact_unit: str
+    impact_together: float | None = Field(
+        default=None, description="impact of all removals made together, where impacts are measured by making them"
+    )
+    frontier: tuple[FrontierPoint, ...] = ()
     needs_layerprune: bool = Field(description="whether the pruned model holds stand-ins that only layerprune defines")
     notes: tuple[str, ...] = ()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerprune.capture import record_training
 from layerprune.companion import Companion
-from layerprune.cost.params import params_taken
+from layerprune.cost.taken import params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
 from layerprune.edits import Edit, Shorten, name_before
 from layerprune.errors import LayerPruneError

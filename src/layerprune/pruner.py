@@ -13,10 +13,9 @@ from torch import nn
 
 from layerprune.adapters import timm as timm_models
 from layerprune.adapters import transformers as transformers_models
+from layerprune.budgets import Budgets, Meter, check_share
 from layerprune.calibration import Batch, about_calibration, fitting, read_calibration
 from layerprune.capture import record
-from layerprune.cost.params import params_taken
-from layerprune.edits import Edit, Pass
 from layerprune.errors import (
     BudgetError,
     CriticalGroupError,
@@ -30,15 +29,14 @@ from layerprune.groups import Group, LayerInfo, form_groups
 from layerprune.impact.criteria import criterion_of, score
 from layerprune.impact.evidence import Scene
 from layerprune.inputs import Inputs, as_inputs, infer_inputs
-from layerprune.joining import join_cuts
-from layerprune.marks import CannotRealise
-from layerprune.modules import check_supported, fingerprint, names_with_nan, unwrap
-from layerprune.plan import PlannedRemoval, PruningPlan, json_safe
+from layerprune.joints import Joints
+from layerprune.modules import check_supported, names_with_nan, unwrap
+from layerprune.plan import PruningPlan
+from layerprune.planning import Planner, Scored, params_in
 from layerprune.proof import Prover, Removal, with_reasons
-from layerprune.realise import Realisation
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
+from layerprune.report.progress import shown
 from layerprune.report.text import groups_text, plan_text, summary_text
-from layerprune.select import Problem, select
 from layerprune.shadow import Shadow
 
 
@@ -59,7 +57,8 @@ class UniversalLayerPruner:
             in for; some hundred samples are right. Without it impacts are measured on the example inputs.
         criterion: ``ablation``, ``output_change``, ``influence``, ``magnitude``, ``shortlist`` (estimate all, make the
             promising), one of your own, or ``auto``: ``shortlist`` on calibration data, else ``influence``.
-        seed: for what a criterion draws.
+        seed: for what a criterion or a strategy draws.
+        progress: whether to show a bar while impacts are measured; None for where standard error is a terminal.
 
     Attributes:
         model: the model; after :meth:`prune`, the pruned one.
@@ -84,6 +83,7 @@ class UniversalLayerPruner:
         calibration: Iterable[Any] | None = None,
         criterion: str = "auto",
         seed: int = 0,
+        progress: bool | None = None,
     ) -> None:
         if granularity not in GRANULARITIES:
             raise BudgetError(f"granularity '{granularity}' is none of {', '.join(GRANULARITIES)}")
@@ -92,6 +92,7 @@ class UniversalLayerPruner:
         self.model = unwrap(model)
         self._batches = None if calibration is None else read_calibration(calibration, self.model)
         self._seed = seed
+        self._progress = progress
         self.granularity = granularity
         self.inputs, self.graph, shade = _record(self.model, example_inputs, self._batches)
         self._formed = form_groups(self.graph)
@@ -110,33 +111,36 @@ class UniversalLayerPruner:
             g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused) for g in self._formed
         }
         self._original = self.model
-        self._joints: dict[tuple[int, ...], Realisation] = {}
 
     @cached_property
-    def _scored(self) -> tuple[list[Removal], list[str], str]:
-        """The removals with their impacts on the example inputs, what to know about these, and their unit."""
+    def _scored(self) -> Scored:
+        """The removals with their impacts."""
         notes = [f"weights hold NaN in {name}: impacts mean nothing" for name in names_with_nan(self._original)[:3]]
         if self.inputs.inferred and self._batches is None:
             made_up = "impacts are measured on made-up values only; pass example_inputs="
             notes.append(f"inputs were {self.inputs.origin}: {made_up}")
+        has_data = self._batches is not None
         if any(t.is_meta for t in chain(self._original.parameters(), self.inputs.tensors())):
-            return self._proven, notes, "not measured: the model is on the meta device and has no values"
+            unit = "not measured: the model is on the meta device and has no values"
+            return Scored(self._proven, None, None, has_data, unit, tuple(notes))
         batches = (Batch(None, self.inputs),) if self._batches is None else self._batches
         scene = Scene(self._original, self.graph, self._proven, batches, self._seed)
-        evidence = score(scene, self._criterion)
+        with shown("measuring impacts", self._progress) as told:
+            evidence = score(replace(scene, progress=told), self._criterion)
         notes += [*about_calibration(self._batches or ()), *evidence.notes]
         scored = [replace(r, impact=float(i)) for r, i in zip(self._proven, evidence.impacts, strict=True)]
-        return scored, notes, f"{evidence.unit}, on the {'calibration data' if self._batches else 'example inputs'}"
+        unit = f"{evidence.unit}, on the {'calibration data' if has_data else 'example inputs'}"
+        return Scored(scored, evidence, scene, has_data, unit, tuple(notes))
 
     @property
     def removals(self) -> list[Removal]:
         """Every proven removal, with its impact."""
-        return self._scored[0]
+        return list(self._scored.removals)
 
     @property
     def impact_unit(self) -> str:
         """What the impacts are, and what they were measured on."""
-        return self._scored[2]
+        return self._scored.unit
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -146,14 +150,14 @@ class UniversalLayerPruner:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the recording, the proofs and the numbers."""
-        return [*self.graph.notes, *self._prover.notes, *self._scored[1]]
+        return [*self.graph.notes, *self._prover.notes, *self._scored.notes]
 
     # ---- what there is to see -------------------------------------------------------------------------------------
 
     def render_plan(self) -> str:
         """Return the groups with their verdicts, and the sums below, as text."""
         kept = {group.name: self._kept(group) for group in self.groups if group.can_remove}
-        removable = self._params_in(frozenset(g.name for g in self.groups if g.can_remove))
+        removable = params_in(self.graph, [group for group in self.groups if group.can_remove])
         total = self.graph.num_params
         summary = summary_text(self.groups, total, removable, self.impact_unit, self.notes)
         return f"{groups_text(self.groups, kept, total)}\n\n{summary}"
@@ -171,13 +175,6 @@ class UniversalLayerPruner:
         named = {info.name: index for info, index in zip(group.layers[1:], others, strict=True)}
         return frozenset(name for name, index in named.items() if index not in dead)
 
-    def _params_in(self, names: frozenset[str]) -> int:
-        members = [i for g in self.groups if g.name in names for i in g.members]
-        sizes = {
-            self.graph.param_ids[p]: self.graph.param_sizes[p] for i in members for p in self.graph.layers[i].params
-        }
-        return sum(sizes.values())
-
     def _best(self, name: str) -> Removal:
         """The least-impact removal that takes a group out."""
         ways = [r for r in self.removals if name in r.groups]
@@ -185,47 +182,60 @@ class UniversalLayerPruner:
 
     # ---- planning -------------------------------------------------------------------------------------------------
 
-    def plan(self, *, max_param_reduction: float | None = None, groups: Iterable[str] | None = None) -> PruningPlan:
-        """Choose what to remove: as much as a budget allows at the least impact, or the groups named.
+    def plan(
+        self,
+        *,
+        max_param_reduction: float | None = None,
+        max_mac_reduction: float | None = None,
+        target_latency_ms: float | None = None,
+        max_memory_bytes: int | None = None,
+        max_impact: float | None = None,
+        groups: Iterable[str] | None = None,
+        strategy: str = "auto",
+    ) -> PruningPlan:
+        """Choose what to remove: what budgets allow or ask for, at the least impact, or the groups named.
+
+        Caps are never exceeded, and a plan comes as close to them as it can. Targets are reached with as little impact
+        as possible. Budgets may be combined; ``max_param_reduction=0.3`` if nothing is given.
 
         Args:
-            max_param_reduction: the largest share of the parameters that may go, between 0 and 1; 0.3 if nothing is
-                given. A cap: never exceeded.
+            max_param_reduction: cap: the largest share of the parameters that may go, between 0 and 1.
+            max_mac_reduction: cap: the largest share of the multiply-accumulates of one forward that may go.
+            target_latency_ms: target: the median time of one forward on the example inputs, measured, in ms.
+            max_memory_bytes: target: what parameters, buffers and activations of one forward hold at once, in bytes.
+            max_impact: cap: the largest impact of all together, in the unit of :attr:`impact_unit`.
             groups: names of groups (their lead transforms); each leaves by its least-impact removal, with what has to
                 leave along.
+            strategy: ``exact`` (impacts add up), ``quadratic`` (pairs count as well), ``greedy`` (measured again after
+                each removal), ``evolution`` (swaps, each measured), ``resampled`` (exact for several draws of the
+                calibration data, each made and measured), or ``auto``: ``resampled`` with calibration data, else
+                ``exact``.
 
         Raises:
-            BudgetError: the share is not between 0 and 1.
+            BudgetError: a budget is out of its range, a target out of reach, or there is no such strategy.
+            CostError: the model's cost cannot be measured, as a latency on the meta device.
             UnknownNameError: there is no group of that name.
             CriticalGroupError: a group named cannot be removed, or those named not together.
         """
-        if groups is not None:
-            if max_param_reduction is not None:
-                raise BudgetError("give either max_param_reduction or groups, not both")
-            return self._plan_for(self._named([groups] if isinstance(groups, str) else list(groups)), None, ())
-        share = 0.3 if max_param_reduction is None else max_param_reduction
-        _check_share("max_param_reduction", share)
-        taken = [params_taken(self.graph, self._prover.modules, r.realisation) for r in self.removals]
-        problem = Problem(
-            self.graph, self.removals, taken, lambda some: self._size(self._joint(some)), self._realise_jointly
+        budgets = Budgets(
+            max_param_reduction=max_param_reduction,
+            max_mac_reduction=max_mac_reduction,
+            target_latency_ms=target_latency_ms,
+            max_memory_bytes=max_memory_bytes,
+            max_impact=max_impact,
         )
-        selection = select(problem, int(share * self.graph.num_params))
-        notes = [*selection.notes, *self._closeness(share, selection.num_params)]
-        return self._plan_for(list(selection.chosen), share, notes)
+        if groups is None:
+            return self._planner.within(budgets.or_default(), strategy, self.notes)
+        if budgets != Budgets():
+            raise BudgetError("give either budgets or groups, not both")
+        return self._planner.of(self._named([groups] if isinstance(groups, str) else list(groups)), self.notes)
 
-    def _closeness(self, share: float, removed: int) -> list[str]:
-        """Say how close a plan came to its budget, and what held it back."""
-        total = self.graph.num_params
-        reached = removed / total
-        if reached >= share - 0.02:
-            return [f"{reached:.1%} of a budget of {share:.1%} is used"]
-        safe = self._params_in(frozenset(g.name for g in self.groups if g.can_remove)) / total
-        why = (
-            f"all safe groups together hold {safe:.1%} of the parameters"
-            if safe <= share
-            else "the next removal would exceed it, or excludes one that was chosen"
-        )
-        return [f"{reached:.1%} of a budget of {share:.1%} is used: {why}"]
+    @cached_property
+    def _planner(self) -> Planner:
+        scored, original = self._scored, self._original
+        joints = Joints(self._prover, scored.removals, original)
+        meter = Meter(original, self.graph, self.inputs, joints, scored.removals)
+        return Planner(original, self.graph, self.groups, scored, joints, meter, self.granularity, self._seed)
 
     def _named(self, names: Sequence[str]) -> list[int]:
         by_name = {group.name: group for group in self.groups}
@@ -242,77 +252,18 @@ class UniversalLayerPruner:
         needless = [i for i in chosen if any(i != j and self.removals[i].dead < self.removals[j].dead for j in chosen)]
         return [i for i in chosen if i not in needless]
 
-    def _joint(self, chosen: Sequence[int]) -> Realisation:
-        """Realise removals together and prove the whole; what held is remembered."""
-        known = self._joints.get(tuple(chosen))
-        if known is not None:
-            return known
-        joint = self._realise_jointly(chosen)
-        reason = self._prover.reason_against([joint])
-        if reason is not None and joint.stand_ins and self.granularity != "block":
-            joint = self._realise_jointly(chosen, shorten=False)
-            reason = self._prover.reason_against([joint])
-        if reason is not None:
-            raise CannotRealise(reason)
-        self._joints[tuple(chosen)] = joint
-        return joint
-
-    def _realise_jointly(self, chosen: Sequence[int], *, shorten: bool = True) -> Realisation:
-        picked = [self.removals[i] for i in chosen]
-        joint = self._prover.realise(join_cuts([(r.cut, r.dead) for r in picked], self.graph), shorten=shorten)
-        if not all(r.dead <= joint.dead for r in picked):
-            raise CannotRealise("what one of them removes, another one needs")
-        return joint
-
-    def _size(self, joint: Realisation) -> int:
-        return params_taken(self.graph, self._prover.modules, joint).size(self.graph)
-
-    def _plan_for(self, chosen: list[int], share: float | None, notes: Iterable[str]) -> PruningPlan:
-        try:
-            joint = self._joint(chosen) if chosen else None
-        except CannotRealise as error:
-            names = ", ".join(f"'{name}'" for i in chosen for name in self.removals[i].groups)
-            raise CriticalGroupError(f"{names} cannot all be removed together: {error}") from error
-        removed = 0 if joint is None else self._size(joint)
-        asked = {name for i in chosen for name in self.removals[i].groups}
-        return PruningPlan(
-            model=type(self._original).__name__,
-            fingerprint=fingerprint(self._original),
-            max_param_reduction=share,
-            granularity=self.granularity,
-            removals=tuple(self._planned(self.removals[i]) for i in chosen),
-            edits=() if joint is None else joint.edits,
-            num_params_before=self.graph.num_params,
-            num_params_after=self.graph.num_params - removed,
-            impact_unit=self.impact_unit,
-            needs_layerprune=joint is not None and any(_is_ours(edit) for edit in joint.edits),
-            notes=(*notes, *self._company(asked, chosen), *self.notes),
-        )
-
-    def _company(self, asked: set[str], chosen: Sequence[int]) -> list[str]:
-        alone = [self.removals[i] for i in chosen if len(self.removals[i].groups) > 1]
-        return [f"{', '.join(r.groups)} leave together: {r.name}" for r in alone if asked]
-
-    def _planned(self, removal: Removal) -> PlannedRemoval:
-        layers = self.graph.layers
-        members = [i for g in self.groups if g.name in removal.groups for i in g.members]
-        return PlannedRemoval(
-            name=removal.name,
-            kind=removal.kind,
-            groups=removal.groups,
-            num_params=removal.num_params,
-            impact=json_safe(removal.impact),
-            kept=tuple(layers[i].name for i in members if i not in removal.dead),
-            leftovers=tuple(layers[i].name for i in removal.realisation.leftovers),
-        )
-
     # ---- pruning --------------------------------------------------------------------------------------------------
 
     def prune(
         self,
         *,
         max_param_reduction: float | None = None,
+        max_mac_reduction: float | None = None,
+        target_latency_ms: float | None = None,
+        max_memory_bytes: int | None = None,
+        max_impact: float | None = None,
         groups: Iterable[str] | None = None,
+        strategy: str = "auto",
         plan: PruningPlan | None = None,
         inplace: bool = False,
     ) -> nn.Module:
@@ -321,8 +272,13 @@ class UniversalLayerPruner:
         Every call starts from the model that the pruner was made with.
 
         Args:
-            max_param_reduction: a budget; see :meth:`plan`.
+            max_param_reduction: a budget; see :meth:`plan`, as for the next four.
+            max_mac_reduction: a budget.
+            target_latency_ms: a budget.
+            max_memory_bytes: a budget.
+            max_impact: a budget.
             groups: names of the groups to remove; see :meth:`plan`.
+            strategy: what chooses; see :meth:`plan`.
             plan: a plan made before, for this model or another copy of it.
             inplace: edit the user's model instead of a copy.
 
@@ -331,11 +287,18 @@ class UniversalLayerPruner:
 
         Raises:
             PlanError: the plan was made for another model.
-            BudgetError, UnknownNameError, CriticalGroupError: as for :meth:`plan`.
+            BudgetError, CostError, UnknownNameError, CriticalGroupError: as for :meth:`plan`.
         """
+        budgets = {
+            "max_param_reduction": max_param_reduction,
+            "max_mac_reduction": max_mac_reduction,
+            "target_latency_ms": target_latency_ms,
+            "max_memory_bytes": max_memory_bytes,
+            "max_impact": max_impact,
+        }
         if plan is None:
-            plan = self.plan(max_param_reduction=max_param_reduction, groups=groups)
-        elif max_param_reduction is not None or groups is not None:
+            plan = self.plan(**budgets, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
+        elif groups is not None or any(value is not None for value in budgets.values()):
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
         if inplace:
             _ = self.notes  # measured on the model as it still is
@@ -354,20 +317,8 @@ def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.
     Returns:
         A smaller model of the same class.
     """
-    _check_share("reduction", reduction)
+    check_share("reduction", reduction)
     return UniversalLayerPruner(model, **options).prune(max_param_reduction=reduction)
-
-
-def _is_ours(edit: Edit) -> bool:
-    """Whether an edit leaves a module of layerprune's in the model."""
-    return edit.kind not in ("delete", "slice", "shorten", "take_place") and not (
-        isinstance(edit, Pass) and edit.is_identity
-    )
-
-
-def _check_share(name: str, share: object) -> None:
-    if not isinstance(share, (int, float)) or not 0 < share < 1:
-        raise BudgetError(f"{name} is {share!r}; give a share between 0 and 1, as 0.3 for at most 30 %")
 
 
 def _record(model: nn.Module, given: Any, batches: Sequence[Batch] | None) -> tuple[Inputs, LayerGraph, Shadow]:

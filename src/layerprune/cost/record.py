@@ -139,10 +139,10 @@ def saved(before: Cost, after: Cost) -> Saving:
 def _text(name: str, value: int | None) -> str:
     if value is None:
         return "—"
-    return _bytes_text(value) if "bytes" in name else f"{value:,}"
+    return bytes_text(value) if "bytes" in name else f"{value:,}"
 
 
-def _bytes_text(value: int) -> str:
+def bytes_text(value: int) -> str:
     """Three digits and a unit: ``1.95 KiB``."""
     if value < 1024:
         return f"{value} B"

@@ -43,7 +43,7 @@ def ablate(scene: Scene, sets: Sequence[Sequence[Edit]], harm: Harm | None = Non
             change[row, column], size[row, column] = harm.between(original, out, batch.mask)
             scene.progress(row * len(sets) + column + 1, change.size)
     unit = f"{harm.unit if harm else ''}, by ablation"
-    return Evidence(change, size, 1.0, unit)
+    return Evidence(change, size, 1.0, unit, is_ablation=True)
 
 
 def _run(shade: Shadow, batch: Batch) -> Any:

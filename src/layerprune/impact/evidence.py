@@ -48,6 +48,7 @@ class Evidence:
         power: an impact is the ratio of the sums to this power.
         unit: what the impacts are, for the plan.
         notes: what the user should know about them.
+        is_ablation: whether removals were made, and ``change`` is what they did to the output.
         pairs: how much more a pair costs than its parts, ``(removal, removal)``, half of it at either place.
     """
 
@@ -57,6 +58,7 @@ class Evidence:
     unit: str
     notes: tuple[str, ...] = ()
     pairs: np.ndarray | None = None
+    is_ablation: bool = False
 
     @property
     def impacts(self) -> np.ndarray:

@@ -34,4 +34,5 @@ def score_shortlist(scene: Scene) -> Evidence:
     change, size = estimate.change * scale, np.array(estimate.size)
     change[:, some], size[:, some] = truth.change, truth.size
     note = f"{LONGEST} of {len(scene.removals)} removals were measured by ablation, the others are estimates"
-    return Evidence(change, size, truth.power, truth.unit, (*estimate.notes, *truth.notes, note))
+    notes = (*estimate.notes, *truth.notes, note)
+    return Evidence(change, size, truth.power, truth.unit, notes, is_ablation=True)

@@ -1,0 +1,207 @@
+"""What a choice does to held-out outputs: layerprune's strategies against random, block, sublayer and greedy baselines.
+
+Every method gets the same model, the same calibration data and the same caps, chooses, and is judged by making what it
+chose on held-out data. Blocks are coarse and stay far below many caps; so each baseline is set beside what layerprune
+chooses when it has to remove at least as much as that baseline did, under the same cap. ``--quick``: one small model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+for folder in ("benchmarks", "tests", "examples"):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / folder))
+
+# ruff: noqa: E402
+from torchvision_ops import declare_missing_ops
+
+declare_missing_ops()
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from subjects import SUBJECTS, Subject, subject
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from layerprune import PruningPlan, UniversalLayerPruner
+from layerprune.calibration import read_calibration
+from layerprune.impact.ablation import ablate
+from layerprune.impact.criteria import register_criterion
+from layerprune.impact.evidence import Evidence, Scene
+from layerprune.impact.harm import Harm
+from layerprune.impact.shifts import Shift, Tensors, shifts_of
+from layerprune.nested import tensors_in
+from layerprune.observe import observe
+from layerprune.select.strategies import select
+from layerprune.shadow import real_shadow
+
+SHARES = (0.1, 0.2, 0.3, 0.4)  # of the parameters that can go
+NUM_RANDOM = 20
+NUM_HELD_OUT = 6  # batches
+console = Console(width=150)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to choose.
+
+    Attributes:
+        name: what the table calls it.
+        granularity: what it may remove.
+        criterion: what it scores by.
+        strategy: how it chooses.
+        seeds: one run each; the median counts.
+    """
+
+    name: str
+    granularity: str = "group"
+    criterion: str = "auto"
+    strategy: str = "auto"
+    seeds: Sequence[int] = (0,)
+
+
+METHODS = (
+    Method("layerprune, as it comes"),
+    Method("layerprune, exact", strategy="exact"),
+    Method("layerprune, quadratic", strategy="quadratic"),
+    Method("layerprune, estimates only", criterion="output_change", strategy="exact"),
+    Method("layerprune, evolution", strategy="evolution"),
+    Method("greedy over all removals", criterion="magnitude", strategy="greedy"),
+    Method("SLEB: greedy over blocks", "block", "magnitude", "greedy"),
+    Method("ShortGPT: cosine of blocks", "block", "cosine", "exact"),
+    Method("LLM-Drop: cosine of sublayers", "branch", "cosine", "exact"),
+    Method("magnitude", criterion="magnitude", strategy="exact"),
+    Method("random, median of 20", criterion="random", strategy="exact", seeds=range(NUM_RANDOM)),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("subjects", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)}; default: all")
+    parser.add_argument("--methods", nargs="+", metavar="TEXT", help="only those whose names hold one of these")
+    parser.add_argument("--quick", action="store_true", help="one small model, two shares")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    options = parser.parse_args()
+    register_criterion("cosine", score_cosine)
+    register_criterion("random", score_random)
+    names = ["digits_resnet"] if options.quick else options.subjects or list(SUBJECTS)
+    methods = [m for m in METHODS if not options.methods or any(text in m.name for text in options.methods)]
+    found = {name: measure(subject(name), methods, SHARES[1:3] if options.quick else SHARES) for name in names}
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def measure(of: Subject, methods: Sequence[Method], shares: Sequence[float]) -> dict[str, list[dict[str, float]]]:
+    """Print and return what each method's choice does, and how many forwards on calibration batches it took."""
+    ours = UniversalLayerPruner(of.model, calibration=of.calibration, progress=False)
+    prunable = sum(ours._planner.meter.param_pieces.values()) / ours.graph.num_params
+    harm, figures = Harm(of.kind), {}
+    console.print(f"[bold]{of.name}[/]: {len(ours.removals)} removals, {prunable:.1%} can go; {harm.unit}, held out")
+    table = Table("method", *(f"{share:.0%}" for share in shares), "forwards")
+    for method in methods:
+        caps = [share * prunable for share in shares]
+        rows = list(choices(of, method, caps, harm))
+        if not method.name.startswith("layerprune"):
+            for row, cap in zip(rows, caps, strict=True):
+                row["ours"] = at_size(of, ours, row["reduction"], cap, harm)
+        figures[method.name] = rows
+        counts = sorted({int(row["forwards"]) for row in rows})
+        forwards = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+        table.add_row(method.name, *(cell(row, prunable) for row in rows), forwards)
+    console.print(table)
+    return figures
+
+
+def cell(row: dict[str, float], prunable: float) -> str:
+    beside = f" / {row['ours']:.4f}" if "ours" in row else ""
+    return f"{row['harm']:.4f}{beside} at {row['reduction'] / prunable:.0%}"
+
+
+def at_size(of: Subject, ours: UniversalLayerPruner, least: float, cap: float, harm: Harm) -> float:
+    """The held-out harm of what layerprune chooses when it has to remove as much as another method did."""
+    if not least:
+        return 0.0
+    total, planner = ours.graph.num_params, ours._planner
+    params = replace(planner.meter.params(cap, False), at_least=least * total - 0.5)
+    chosen = select(planner.problem([params])).chosen
+    held_out = read_calibration(of.held_out[:NUM_HELD_OUT], of.model)
+    scene = Scene(ours._original, ours.graph, [], held_out)
+    return float(ablate(scene, [planner.joints.proven(chosen).edits], harm).impacts[0])
+
+
+def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> Iterator[dict[str, float]]:
+    """For each cap the held-out harm of what a method chooses, how much that takes, and the forwards for it."""
+    held_out = read_calibration(of.held_out[:NUM_HELD_OUT], of.model)
+    pruners: list[tuple[UniversalLayerPruner, int]] = []
+    for seed in method.seeds:
+        options = {"granularity": method.granularity, "criterion": method.criterion, "seed": seed, "progress": False}
+        with counted(of.model) as forwards:
+            pruner = UniversalLayerPruner(of.model, calibration=of.calibration, **options)
+            _ = pruner.removals
+        pruners.append((pruner, forwards[0]))
+    for cap in caps:
+        rows: list[tuple[float, float, float]] = []
+        for pruner, before in pruners:
+            with counted(of.model) as forwards:
+                plan = pruner.plan(max_param_reduction=cap, strategy=method.strategy)
+            rows.append((harm_of(plan, pruner, held_out, harm), plan.reduction, before + forwards[0]))
+        yield dict(zip(("harm", "reduction", "forwards"), map(median, zip(*rows, strict=True)), strict=True))
+
+
+def harm_of(plan: PruningPlan, pruner: UniversalLayerPruner, held_out, harm: Harm) -> float:
+    scene = Scene(pruner._original, pruner.graph, [], held_out)
+    return float(ablate(scene, [plan.edits], harm).impacts[0])
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[list[int]]:
+    """Count forwards on real tensors: hooks come along to every copy of the model."""
+    count = [0]
+
+    def note(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        count[0] += not any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, kwargs)))
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+def score_random(scene: Scene) -> Evidence:
+    """Impacts by chance."""
+    change = np.random.default_rng(scene.seed).random((1, len(scene.removals)))
+    return Evidence(change, np.ones_like(change), 1.0, "random")
+
+
+def score_cosine(scene: Scene) -> Evidence:
+    """1 - cosine between a tensor and its substitute, over channels: Block Influence (arXiv 2403.03853)."""
+    shade = real_shadow(scene.model, written=scene.graph.written_params)
+    shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
+    change = np.full((len(scene.batches), len(shifts)), np.nan)
+    for row, batch in enumerate(scene.batches):
+        found: dict[Shift, float] = {}
+
+        def compare(shift: Shift, moved: Tensor, other: Tensor, found: dict[Shift, float] = found) -> None:
+            left = moved - other if shift.lost and moved.shape == other.shape else other
+            if left.shape == moved.shape:
+                cosine = nn.functional.cosine_similarity(moved.float(), left.float(), dim=1 if moved.dim() == 4 else -1)
+                found[shift] = float(1 - cosine.mean())
+
+        tensors = Tensors(scene.graph, [s for some in shifts for s in some], compare)
+        observe(shade, scene.graph, batch.inputs, tensors.wanted, tensors.see)
+        change[row] = [sum(found.get(shift, np.nan) for shift in some) for some in shifts]
+    return Evidence(change, np.ones_like(change), 1.0, "1 - cosine")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,110 @@
+"""What removals take, whole or in part, and what several take together: exact for sets as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch import nn
+
+from layerprune.edits import Ranges, Slice, taken_out
+from layerprune.graph import LayerGraph
+from layerprune.realise import Realisation
+from layerprune.slices import loss_of, price_of
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The parameters that a removal takes, or the layers whose cost it saves.
+
+    Attributes:
+        whole: numbers of the parameters, or layers, that go.
+        parts: for those that lose channels, (size of a channel, half-open ranges of channels).
+    """
+
+    whole: frozenset[int]
+    parts: Mapping[int, tuple[float, Ranges]] = field(default_factory=dict[int, "tuple[float, Ranges]"])
+
+    def size(self, graph: LayerGraph) -> int:
+        """Count the elements of the parameters."""
+        pieces = sum(each * (b - a) for each, ranges in self.parts.values() for a, b in ranges)
+        return sum(graph.size_of_param[param] for param in self.whole) + int(pieces)
+
+
+def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation) -> Taken:
+    """Tell what a realisation removes; tied parameters are one.
+
+    Parameters of removed modules that the recorded forward never used (an unused bias, an auxiliary weight) go too.
+    """
+    whole = set(realisation.params)
+    removed = tuple(name + "." for name in taken_out(realisation.edits))
+    if removed:
+        unused = ((name, n) for name, n in graph.param_ids.items() if n not in graph.param_users)
+        whole |= {number for name, number in unused if name.startswith(removed)}
+    parts = {
+        graph.param_ids[f"{edit.fqn}.{name}"]: price
+        for edit in realisation.edits
+        if isinstance(edit, Slice)
+        for name, price in price_of(modules[edit.fqn], edit).items()
+        if graph.param_ids[f"{edit.fqn}.{name}"] not in whole
+    }
+    return Taken(frozenset(whole), parts)
+
+
+def layers_taken(
+    graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation, costs: Mapping[int, float]
+) -> Taken:
+    """Tell of which layers a realisation saves the cost: of dead ones whole, of sliced ones by channel.
+
+    Args:
+        graph: the layer graph.
+        modules: the model's modules by name.
+        realisation: the removal.
+        costs: layer → what it costs; layers that cost nothing may be left out.
+    """
+    parts: dict[int, tuple[float, Ranges]] = {}
+    for edit in realisation.edits:
+        if isinstance(edit, Slice):
+            module = modules[edit.fqn]
+            counts = loss_of(module, edit).counts
+            width = int(getattr(module, next(iter(counts)))) if counts else 0
+            for frame in graph.calls.get(edit.fqn, ()):
+                for layer in graph.layers_inside[frame]:
+                    if layer in costs and layer not in realisation.dead and width:
+                        parts[layer] = costs[layer] / width, edit.dropped
+    return Taken(frozenset(realisation.dead & costs.keys()), parts)
+
+
+def bundles(sizes: Mapping[int, float], some: Iterable[Taken]) -> dict[tuple[int, ...], float]:
+    """Split what removals take into pieces that are taken together.
+
+    Args:
+        sizes: parameter or layer → its size.
+        some: what each removal takes of these.
+
+    Returns:
+        For each set of removals (by place, ascending) the size of what each of them takes and no other does.
+    """
+    takers: dict[int, list[int]] = {}
+    cuts: dict[int, list[tuple[int, float, Ranges]]] = {}
+    for place, taken in enumerate(some):
+        for number in taken.whole:
+            takers.setdefault(number, []).append(place)
+        for number, (each, ranges) in taken.parts.items():
+            cuts.setdefault(number, []).append((place, each, ranges))
+    found: dict[tuple[int, ...], float] = {}
+    for number in {*takers, *cuts}:
+        rest = sizes[number]
+        whole = takers.get(number, [])
+        edges = sorted({edge for _, _, ranges in cuts.get(number, ()) for pair in ranges for edge in pair})
+        for start, end in pairwise(edges):
+            slicing = [place for place, _, ranges in cuts[number] if any(a <= start and end <= b for a, b in ranges)]
+            size = cuts[number][0][1] * (end - start)
+            if slicing:
+                rest -= size
+                key = tuple(sorted({*whole, *slicing}))
+                found[key] = found.get(key, 0) + size
+        if whole and rest > 0:
+            found[tuple(whole)] = found.get(tuple(whole), 0) + rest
+    return found

@@ -1,0 +1,75 @@
+"""Joints: sets of removals carried out and proven as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from layerprune.cost.taken import params_taken
+from layerprune.joining import join_cuts
+from layerprune.marks import CannotRealise
+from layerprune.modules import clone
+from layerprune.proof import Prover, Removal
+from layerprune.realise import Realisation
+from layerprune.surgery import operate
+
+
+class Joints:
+    """Realises sets of removals and proves them; what held is remembered.
+
+    Args:
+        prover: of the model.
+        removals: what sets are made of, by number.
+        model: the user's model; it stays as it is.
+    """
+
+    def __init__(self, prover: Prover, removals: Sequence[Removal], model: nn.Module) -> None:
+        self.prover = prover
+        self.removals = removals
+        self.model = model
+        self._known: dict[tuple[int, ...], Realisation] = {}
+
+    def proven(self, chosen: Sequence[int]) -> Realisation:
+        """Realise removals together and prove the whole.
+
+        Raises:
+            CannotRealise: they do not hold together; the message says why.
+        """
+        key = tuple(chosen)
+        if key in self._known:
+            return self._known[key]
+        joint = self.realise(chosen)
+        reason = self.prover.reason_against([joint])
+        if reason is not None and joint.stand_ins and not self.prover.shortener.whole_only:
+            joint = self.realise(chosen, shorten=False)
+            reason = self.prover.reason_against([joint])
+        if reason is not None:
+            raise CannotRealise(reason)
+        self._known[key] = joint
+        return joint
+
+    def realise(self, chosen: Sequence[int], *, shorten: bool = True) -> Realisation:
+        """The part of it that runs nothing.
+
+        Raises:
+            CannotRealise: they do not go together.
+        """
+        picked = [self.removals[i] for i in chosen]
+        cut = join_cuts([(r.cut, r.dead) for r in picked], self.prover.graph)
+        joint = self.prover.realise(cut, shorten=shorten)
+        if not all(r.dead <= joint.dead for r in picked):
+            raise CannotRealise("what one of them removes, another one needs")
+        return joint
+
+    def num_params(self, chosen: Sequence[int]) -> int:
+        """How many parameters a set that holds together takes; shared ones once."""
+        if not chosen:
+            return 0
+        return params_taken(self.prover.graph, self.prover.modules, self.proven(chosen)).size(self.prover.graph)
+
+    def without(self, chosen: Sequence[int]) -> nn.Module:
+        """A copy of the model without a set that holds together; it shares the tensors that stay."""
+        copy = clone(self.model, lambda tensor: tensor)
+        operate(copy, self.proven(chosen).edits if chosen else ())
+        return copy

@@ -1,0 +1,309 @@
+"""Planning: from budgets, or names, to the record of what is to go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import nn
+
+from layerprune.budgets import Budgets, Meter
+from layerprune.edits import Edit, Pass
+from layerprune.errors import BudgetError, CriticalGroupError
+from layerprune.graph import LayerGraph
+from layerprune.groups import Group
+from layerprune.impact.ablation import ablate
+from layerprune.impact.evidence import Evidence, Scene
+from layerprune.impact.output_change import score_output_change
+from layerprune.joints import Joints
+from layerprune.marks import CannotRealise
+from layerprune.modules import fingerprint
+from layerprune.plan import FrontierPoint, PlannedFigure, PlannedRemoval, PruningPlan, json_safe
+from layerprune.proof import Removal
+from layerprune.select.frontier import frontier
+from layerprune.select.problem import Problem, Resource, Selection
+from layerprune.select.strategies import select
+
+_SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The removals with their impacts, and what these were measured on.
+
+    Attributes:
+        removals: with their impacts.
+        evidence: what was measured; None where nothing could be.
+        scene: what it was measured on; None where nothing could be.
+        has_data: whether that were calibration data.
+        unit: what the impacts are.
+        notes: what the user should know about them.
+    """
+
+    removals: Sequence[Removal]
+    evidence: Evidence | None
+    scene: Scene | None
+    has_data: bool
+    unit: str
+    notes: tuple[str, ...] = ()
+
+
+class Planner:
+    """Chooses what to remove, and writes it down.
+
+    Args:
+        model: the user's model; it stays as it is.
+        graph: its layer graph.
+        groups: its groups, with their verdicts.
+        scored: the removals with their impacts.
+        joints: realises and proves sets of them.
+        meter: measures what sets save.
+        granularity: what the removals are.
+        seed: for strategies that draw.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: LayerGraph,
+        groups: Sequence[Group],
+        scored: Scored,
+        joints: Joints,
+        meter: Meter,
+        granularity: str,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.graph = graph
+        self.groups = groups
+        self.scored = scored
+        self.joints = joints
+        self.meter = meter
+        self.granularity = granularity
+        self.seed = seed
+
+    # ---- budgets --------------------------------------------------------------------------------------------------
+
+    def within(self, budgets: Budgets, strategy: str, notes: Sequence[str]) -> PruningPlan:
+        """Choose within budgets.
+
+        Raises:
+            BudgetError: a target is out of reach, or there is no such strategy.
+        """
+        resources = self.meter.resources(budgets)
+        if budgets.max_impact is not None:
+            resources.append(self.capped_impact(budgets.max_impact))
+        if budgets.has_target and all(resource.at_least <= 0 for resource in resources):
+            selection = Selection((), strategy, notes=("the model is within the target as it is",))
+        else:
+            selection = select(self.problem(resources, strategy), strategy)
+        said = [*selection.notes, *self._closeness(budgets, resources, selection.chosen), *self._doubts(selection)]
+        return self.record(selection, budgets, [*said, *notes])
+
+    def problem(self, resources: Sequence[Resource], strategy: str = "") -> Problem:
+        """What there is to choose from."""
+        evidence = self.scored.evidence
+        return Problem(
+            self.graph,
+            self.scored.removals,
+            resources,
+            self.joints.proven,
+            self.joints.realise,
+            self.harm if self.scored.scene is not None else None,
+            self._pairs() if strategy == "quadratic" else None,
+            None if evidence is None or not self.scored.has_data else evidence.resampled(self.seed),
+            self.seed,
+        )
+
+    def harm(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
+        """What sets do to the output when they are made; ``nan`` for those that cannot be."""
+        assert self.scored.scene is not None
+        edits: list[Sequence[Edit] | None] = []
+        for some in sets:
+            try:
+                edits.append(self.joints.realise(some).edits)
+            except CannotRealise:
+                edits.append(None)
+        made = [each for each in edits if each is not None]
+        found = iter(ablate(self.scored.scene, made).impacts if made else ())
+        return np.array([np.nan if each is None else next(found) for each in edits])
+
+    def capped_impact(self, most: float) -> Resource:
+        """The impacts' sum; of a set the harm that it does when it is made, where that is what impacts are."""
+        impacts = Problem(self.graph, self.scored.removals, (), self.joints.proven).impacts
+        pieces = {(i,): float(impact) for i, impact in enumerate(impacts)}
+
+        def measured(some: Sequence[int]) -> float:
+            return float(self.harm([some])[0]) if self.is_measured else float(impacts[list(some)].sum())
+
+        return Resource("max_impact", pieces, measured, at_most=most, show=lambda amount: f"{amount:.3g}")
+
+    @cached_property
+    def is_measured(self) -> bool:
+        """Whether impacts are what removals did when they were made, so that sets can be measured alike."""
+        return self.scored.evidence is not None and self.scored.evidence.is_ablation
+
+    def _pairs(self) -> np.ndarray | None:
+        """What pairs cost more than their parts: the criterion's own, else estimated and brought to its scale."""
+        evidence, scene = self.scored.evidence, self.scored.scene
+        if evidence is None or scene is None:
+            raise BudgetError("strategy 'quadratic' measures pairs, and there is nothing to measure on: load the model")
+        if evidence.pairs is not None:
+            return evidence.pairs
+        estimate = score_output_change(scene)
+        if estimate.pairs is None:
+            return None
+        own = np.sqrt(np.maximum(estimate.impacts, 1e-30))
+        scale = np.sqrt(np.maximum(evidence.impacts, 0.0)) / own
+        return estimate.pairs * scale[:, None] * scale[None, :]
+
+    # ---- names ----------------------------------------------------------------------------------------------------
+
+    def of(self, chosen: Sequence[int], notes: Sequence[str]) -> PruningPlan:
+        """Write down removals that the user has named.
+
+        Raises:
+            CriticalGroupError: they do not hold together.
+        """
+        try:
+            _ = self.joints.proven(chosen) if chosen else None
+        except CannotRealise as error:
+            names = ", ".join(f"'{name}'" for i in chosen for name in self.scored.removals[i].groups)
+            raise CriticalGroupError(f"{names} cannot all be removed together: {error}") from error
+        return self.record(Selection(tuple(chosen), "named"), None, notes)
+
+    # ---- the record -----------------------------------------------------------------------------------------------
+
+    def record(self, selection: Selection, budgets: Budgets | None, notes: Sequence[str]) -> PruningPlan:
+        """Write a choice down."""
+        chosen = selection.chosen
+        joint = self.joints.proven(chosen) if chosen else None
+        limits = Budgets() if budgets is None else budgets
+        share = limits.max_param_reduction
+        return PruningPlan(
+            model=type(self.model).__name__,
+            fingerprint=fingerprint(self.model),
+            max_param_reduction=share,
+            max_mac_reduction=limits.max_mac_reduction,
+            target_latency_ms=limits.target_latency_ms,
+            max_memory_bytes=limits.max_memory_bytes,
+            max_impact=limits.max_impact,
+            granularity=self.granularity,
+            strategy=selection.strategy,
+            seed=self.seed,
+            removals=tuple(self._planned(place, selection) for place in range(len(chosen))),
+            edits=() if joint is None else joint.edits,
+            num_params_before=self.graph.num_params,
+            num_params_after=self.graph.num_params - self.joints.num_params(chosen),
+            figures=tuple(
+                PlannedFigure(name=each.name, before=each.before, after=each.after)
+                for each in self.meter.figures(limits, chosen)
+            ),
+            impact_unit=self.scored.unit,
+            impact_together=self._together(chosen),
+            frontier=() if budgets is None else self.frontier,
+            needs_layerprune=joint is not None and any(_is_ours(edit) for edit in joint.edits),
+            notes=(*notes, *self._company(chosen)),
+        )
+
+    @cached_property
+    def frontier(self) -> tuple[FrontierPoint, ...]:
+        """The least sum of impacts for every size; empty where impacts are not known."""
+        if self.scored.evidence is None or not self.scored.removals:
+            return ()
+        total = self.graph.num_params
+        points = frontier(self.problem(()), self.meter.param_pieces)
+        return tuple(FrontierPoint(reduction=point.size / total, impact=point.impact) for point in points)
+
+    @cached_property
+    def _intervals(self) -> np.ndarray | None:
+        """The 95 % bootstrap interval of each impact, ``(2, removal)``; None where there is one batch, or no data."""
+        evidence = self.scored.evidence
+        drawn = None if evidence is None or not self.scored.has_data else evidence.resampled(self.seed)
+        return None if drawn is None or not len(drawn) else np.percentile(drawn, [2.5, 97.5], axis=0)
+
+    def interval(self, removal: int) -> tuple[float, float] | None:
+        """The 95 % bootstrap interval of a removal's impact; None where there is none."""
+        if self._intervals is None:
+            return None
+        low, high = self._intervals[:, removal]
+        return (float(low), float(high)) if np.isfinite(low) and np.isfinite(high) else None
+
+    def _planned(self, place: int, selection: Selection) -> PlannedRemoval:
+        number = selection.chosen[place]
+        removal, layers = self.scored.removals[number], self.graph.layers
+        members = [i for g in self.groups if g.name in removal.groups for i in g.members]
+        return PlannedRemoval(
+            name=removal.name,
+            kind=removal.kind,
+            groups=removal.groups,
+            num_params=removal.num_params,
+            impact=json_safe(removal.impact),
+            impact_interval=self.interval(number),
+            recurrence=selection.recurrence[place] if selection.recurrence else None,
+            kept=tuple(layers[i].name for i in members if i not in removal.dead),
+            leftovers=tuple(layers[i].name for i in removal.realisation.leftovers),
+        )
+
+    def _together(self, chosen: Sequence[int]) -> float | None:
+        """The impact of all of it, measured by making it; None where impacts are something else."""
+        return json_safe(float(self.harm([chosen])[0])) if chosen and self.is_measured else None
+
+    # ---- notes ----------------------------------------------------------------------------------------------------
+
+    def _closeness(self, budgets: Budgets, resources: Sequence[Resource], chosen: Sequence[int]) -> list[str]:
+        """Say how close a plan came to its caps, and what held it back."""
+        shares = {"parameters": budgets.max_param_reduction, "MACs": budgets.max_mac_reduction}
+        found: list[str] = []
+        for resource in resources:
+            share = shares.get(resource.name)
+            if not resource.is_filled or share is None:
+                continue
+            total = self.graph.num_params if resource.name == "parameters" else self.meter.macs_before
+            reached = (resource.measure(chosen) if chosen else 0.0) / total
+            what = "" if resource.name == "parameters" else f" of {resource.name}"
+            line = f"{reached:.1%} of a budget of {share:.1%}{what} is used"
+            found.append(line if reached >= share - 0.02 else f"{line}: {self._obstacle(share, len(resources))}")
+        if budgets.max_impact is not None and chosen:
+            found.append(
+                f"an impact of {resources[-1].measure(chosen):.3g} of {budgets.max_impact:.3g} allowed is used"
+            )
+        return found
+
+    def _obstacle(self, share: float, num_budgets: int) -> str:
+        if num_budgets > 1:
+            return "another budget is reached before"
+        names = {g.name for g in self.groups if g.can_remove}
+        safe = params_in(self.graph, [g for g in self.groups if g.name in names]) / self.graph.num_params
+        if safe <= share:
+            return f"all safe groups together hold {safe:.1%} of the parameters"
+        return "the next removal would exceed it, or excludes one that was chosen"
+
+    def _doubts(self, selection: Selection) -> list[str]:
+        """Say where other calibration data of the same kind would choose otherwise."""
+        unsure = sum(share < _SURE for share in selection.recurrence)
+        if not unsure:
+            return []
+        return [
+            f"{unsure} of {len(selection.recurrence)} choices come back in less than half of the draws of the "
+            "calibration data: these are too few to decide between them and others of like impact; pass more"
+        ]
+
+    def _company(self, chosen: Sequence[int]) -> list[str]:
+        together = [self.scored.removals[i] for i in chosen if len(self.scored.removals[i].groups) > 1]
+        return [f"{', '.join(r.groups)} leave together: {r.name}" for r in together]
+
+
+def params_in(graph: LayerGraph, groups: Iterable[Group]) -> int:
+    """How many parameters groups hold, shared ones once."""
+    members = [i for group in groups for i in group.members]
+    return sum({graph.param_ids[p]: graph.param_sizes[p] for i in members for p in graph.layers[i].params}.values())
+
+
+def _is_ours(edit: Edit) -> bool:
+    """Whether an edit leaves a module of layerprune's in the model."""
+    return edit.kind not in ("delete", "slice", "shorten", "take_place") and not (
+        isinstance(edit, Pass) and edit.is_identity
+    )

@@ -1,0 +1,30 @@
+"""Progress: a bar on the terminal for what takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+#: Told how many steps of how many are done.
+Told = Callable[[int, int], None]
+
+
+@contextmanager
+def shown(what: str, wanted: bool | None) -> Generator[Told]:
+    """Show a bar on standard error while something runs, and take it off again.
+
+    Args:
+        what: stands before the bar.
+        wanted: whether to show it; None for where standard error is a terminal.
+    """
+    console = Console(stderr=True)
+    if not (console.is_terminal if wanted is None else wanted):
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,1 @@
+"""Selection: which removals to make within a budget; one noun a file, the strategies among them."""

@@ -1,0 +1,50 @@
+"""The frontier: the least impact for every size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from layerprune.select.ban import Ban
+from layerprune.select.conflicts import bans_of
+from layerprune.select.limit import Limit, Pieces, amount
+from layerprune.select.problem import Problem
+from layerprune.select.programme import GAP, Programme
+
+_POINTS = 10
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size, and the least sum of impacts that removes as much.
+
+    Attributes:
+        size: what goes.
+        impact: the sum of the impacts.
+    """
+
+    size: float
+    impact: float
+
+
+def frontier(problem: Problem, pieces: Pieces, bans: Sequence[Ban] | None = None) -> tuple[Point, ...]:
+    """Find the least sum of impacts for sizes from a tenth of the most that can go together up to all of that.
+
+    Sums predict; that the sets hold together was told from the layer graph, not proven.
+
+    Args:
+        problem: the removals and their impacts; its budgets do not count.
+        pieces: what removals take of what is to shrink.
+        bans: sets that do not hold together; told from the layer graph if None.
+    """
+    known = bans_of(problem.graph, problem.removals) if bans is None else list(bans)
+    programme = Programme(len(problem.removals))
+    most = amount(pieces, programme.most(pieces, [], known))
+    found: dict[float, float] = {}
+    for low in np.linspace(most / _POINTS, most * (1 - GAP), _POINTS) if most else ():
+        chosen = programme.least(problem.impacts, [Limit(pieces, low=float(low))], known)
+        if chosen:
+            found[amount(pieces, chosen)] = problem.impact(chosen)
+    return tuple(Point(size, impact) for size, impact in sorted(found.items()))

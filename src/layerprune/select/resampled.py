@@ -1,0 +1,54 @@
+"""Resampled: what calibration data drawn anew would choose, and the choice that does least when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerprune.select.exact import exact
+from layerprune.select.problem import with_unknown
+from layerprune.select.search import Search
+
+_DRAWS = 20
+_FEWEST = 5
+_WORK = 4000  # draws times removals: large programmes take seconds each
+
+
+def resampled(search: Search) -> tuple[int, ...] | None:
+    """Choose exactly for the impacts as measured and as other draws of the same data have them; then make each choice.
+
+    Impacts add up only roughly, and sets whose sums hardly differ do differ when they are made. So the sets that come
+    out of the draws are made, each once, and the one that harms least is taken.
+
+    Args:
+        search: the problem; with ``harm`` and ``resampled``, else this is the exact choice.
+
+    Returns:
+        A proven set within the budgets; None where there is none.
+    """
+    first = exact(search)
+    if first is None or search.problem.harm is None:
+        return first
+    others = [some for some in dict.fromkeys(choices(search)) if some and some != first]
+    found = [first, *(some for some in others if search.is_valid(some))]
+    if len(found) == 1:
+        return first
+    harms = np.nan_to_num(search.harm(found), nan=np.inf)
+    search.notes.append(f"{len(found)} sets came out of the draws of the calibration data; each was made and measured")
+    return found[int(harms.argmin())]
+
+
+def choices(search: Search) -> list[tuple[int, ...]]:
+    """What the exact programme chooses for each draw of the calibration data, none of it proven."""
+    num = max(_FEWEST, min(_DRAWS, _WORK // max(len(search.problem.removals), 1)))
+    return [
+        tuple(sorted(search.programme.least(with_unknown(impacts), search.limits, search.bans)))
+        for impacts in search.drawn(num)
+    ]
+
+
+def recurrence(search: Search, chosen: Sequence[int]) -> tuple[float, ...]:
+    """How often each removal of a choice is chosen again for the draws; empty where there are none."""
+    again = choices(search)
+    return tuple(sum(i in some for some in again) / len(again) for i in chosen) if again else ()

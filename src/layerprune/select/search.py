@@ -1,0 +1,173 @@
+"""The search: solve, prove, measure; forbid what fails, tighten what was exceeded, and solve again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from layerprune.marks import CannotRealise
+from layerprune.select.ban import Ban
+from layerprune.select.conflicts import bans_of
+from layerprune.select.culprits import Culprits
+from layerprune.select.limit import Limit, weighted
+from layerprune.select.problem import Problem
+from layerprune.select.programme import Programme
+
+#: How far below the most that fits under a cap a choice may stay for the sake of less impact, as a share of that most.
+SLACK = 0.1
+
+_ROUNDS = 60
+_NUDGE = 1e-9  # by how much more a bound is moved than in proportion: what broke it breaks it again
+_FEWEST = 0.5  # a bound moves to half, or the double, of what broke it at the most
+
+#: Finds a set within limits that holds none of the bans; an empty one where there is none.
+Solver = Callable[[Sequence[Limit], Sequence[Ban]], Sequence[int]]
+
+
+class Search:
+    """What all strategies share: limits, bans, proofs, and what was measured of proven sets.
+
+    Args:
+        problem: what there is to choose from.
+
+    Attributes:
+        bans: sets that are known not to hold together.
+        rounds: how many more sets may be proven.
+        notes: what the user should know about the choice.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.programme = Programme(len(problem.removals))
+        self.bans: list[Ban] = bans_of(problem.graph, problem.removals)
+        self.rounds = _ROUNDS
+        self.notes: list[str] = []
+        self.floor: Limit | None = None
+        self._limits = [resource.limit for resource in problem.resources]
+        self._culprits = Culprits(problem.removals, problem.prove, problem.realise)
+        self._measured: dict[tuple[int, ...], list[float]] = {}
+
+    @property
+    def limits(self) -> list[Limit]:
+        """The bounds as they are now, on what adds up; and that on how much of the caps has to be used."""
+        return self._limits if self.floor is None else [*self._limits, self.floor]
+
+    @property
+    def usage(self) -> dict[tuple[int, ...], float]:
+        """What counts as using the caps: of each, its share."""
+        filled = [resource for resource in self.problem.resources if resource.is_filled]
+        return weighted((resource.pieces, 1 / max(resource.at_most, 1e-30)) for resource in filled)
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether as much is to go as the caps allow; else no more than has to."""
+        return any(resource.is_filled for resource in self.problem.resources)
+
+    @property
+    def aim(self) -> dict[tuple[int, ...], float]:
+        """What brings a set nearer to its budget: the caps used, else each share of what has to go."""
+        needs = [(r.pieces, 1 / r.at_least) for r in self.problem.resources if r.at_least > 0]
+        return self.usage if self.is_filling else weighted(needs)
+
+    def used(self, chosen: Sequence[int]) -> float:
+        """How much of the caps a proven set uses, by the measure."""
+        pairs = zip(self.problem.resources, self.measured(chosen), strict=True)
+        return sum(amount / max(resource.at_most, 1e-30) for resource, amount in pairs if resource.is_filled)
+
+    def first_valid(self, solve: Solver) -> tuple[int, ...] | None:
+        """The first solution that holds together and is within the budgets; None where there is none."""
+        while self.rounds > 0:
+            chosen = tuple(sorted(solve(self.limits, self.bans)))
+            if not chosen:
+                return None
+            self.rounds -= 1
+            if self.holds(chosen) and self.is_within(chosen):
+                return chosen
+        return None
+
+    def holds(self, chosen: tuple[int, ...]) -> bool:
+        """Whether a set is proven; what is to blame where it is not is banned."""
+        try:
+            self.problem.prove(chosen)
+        except CannotRealise:
+            self.bans += self._culprits.among(chosen)
+            return False
+        return True
+
+    def is_proven(self, chosen: tuple[int, ...]) -> bool:
+        """Whether a set is proven; who is to blame where it is not is not asked."""
+        try:
+            self.problem.prove(chosen)
+        except CannotRealise:
+            return False
+        return True
+
+    def is_valid(self, chosen: tuple[int, ...]) -> bool:
+        """Whether a set is proven and within all budgets."""
+        return self.is_proven(chosen) and self.is_below_caps(chosen) and self.meets_targets(chosen)
+
+    def meets_targets(self, chosen: tuple[int, ...]) -> bool:
+        """Whether all goes, in a proven set, that has to."""
+        pairs = zip(self.problem.resources, self.measured(chosen), strict=True)
+        return all(amount >= resource.at_least for resource, amount in pairs)
+
+    def is_below_caps(self, chosen: tuple[int, ...]) -> bool:
+        """Whether no more goes, in a proven set, than may."""
+        pairs = zip(self.problem.resources, self.measured(chosen), strict=True)
+        return all(amount <= resource.at_most for resource, amount in pairs)
+
+    def surplus(self, chosen: tuple[int, ...]) -> float:
+        """Of what a proven set saves, the share that has to go: below 1 where less would do; 1 without targets."""
+        pairs = zip(self.problem.resources, self.measured(chosen), strict=True)
+        return max((r.at_least / amount for r, amount in pairs if r.at_least > 0), default=1.0)
+
+    def eased(self, part: float) -> list[Limit]:
+        """The bounds, with only a part of what has to go: pieces may promise less than a set saves."""
+        return [replace(limit, low=part * limit.low) if limit is not self.floor else limit for limit in self.limits]
+
+    def measured(self, chosen: Sequence[int]) -> list[float]:
+        """What a proven set saves of each resource, each measured once."""
+        key = tuple(sorted(chosen))
+        if key not in self._measured:
+            self._measured[key] = [resource.measure(key) for resource in self.problem.resources]
+        return self._measured[key]
+
+    def is_within(self, chosen: tuple[int, ...]) -> bool:
+        """Whether a proven set is within the budgets; the bounds that it breaks move so that it no longer fits them."""
+        kept = True
+        for place, (resource, amount) in enumerate(zip(self.problem.resources, self.measured(chosen), strict=True)):
+            limit = self._limits[place]
+            promised = limit.of(chosen)
+            if amount > resource.at_most:
+                high = promised * max(resource.at_most / amount, _FEWEST) * (1 - _NUDGE)
+                self._limits[place], kept = replace(limit, high=min(limit.high, high)), False
+            elif amount < resource.at_least:
+                low = promised * min(resource.at_least / max(amount, 1e-30), 1 / _FEWEST) * (1 + _NUDGE)
+                self._limits[place], kept = replace(limit, low=max(limit.low, low)), False
+        return kept
+
+    def fill(self) -> tuple[int, ...] | None:
+        """Find the set that uses the caps most, and let every later one use nearly as much."""
+        usage = self.usage
+        most = self.first_valid(lambda limits, bans: self.programme.most(usage, limits, bans))
+        if most is not None:
+            self.floor = Limit(usage, low=(1 - SLACK) * self.used(most))
+        return most
+
+    def may(self, chosen: Sequence[int]) -> bool:
+        """Whether nothing is known against a set: it breaks no ban and takes no more than it may."""
+        return not any(ban.forbids(chosen) for ban in self.bans) and all(
+            limit.of(chosen) <= limit.high for limit in self.limits
+        )
+
+    def drawn(self, num: int) -> np.ndarray:
+        """Impacts as that many draws of the calibration data have them, ``(draw, removal)``; fewer where there are."""
+        drawn = self.problem.resampled
+        return np.empty((0, len(self.problem.removals))) if drawn is None else drawn[:num]
+
+    def harm(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
+        """What sets do to the output when they are made; ``nan`` for one that cannot be."""
+        assert self.problem.harm is not None  # a strategy that asks says so beforehand
+        return self.problem.harm(sets)

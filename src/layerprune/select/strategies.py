@@ -1,0 +1,101 @@
+"""Strategies: the ways to choose, by name; and what is said where nothing can be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from layerprune.errors import BudgetError
+from layerprune.select.evolution import evolution
+from layerprune.select.exact import exact
+from layerprune.select.greedy import greedy
+from layerprune.select.one_by_one import one_by_one
+from layerprune.select.problem import Problem, Resource, Selection
+from layerprune.select.quadratic import quadratic
+from layerprune.select.resampled import recurrence, resampled
+from layerprune.select.search import Search
+
+Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled"]
+
+STRATEGIES: dict[str, Callable[[Search], tuple[int, ...] | None]] = {
+    "exact": exact,
+    "quadratic": quadratic,
+    "greedy": greedy,
+    "evolution": evolution,
+    "resampled": resampled,
+}
+_MEASURING = frozenset({"greedy", "evolution"})
+
+
+def select(problem: Problem, strategy: str = "auto") -> Selection:
+    """Choose removals that are proven to hold together, within the budgets.
+
+    Args:
+        problem: the removals, the budgets, and how to prove a set.
+        strategy: ``exact``, ``quadratic``, ``greedy``, ``evolution``, ``resampled``, or ``auto``.
+
+    Raises:
+        BudgetError: there is no such strategy, it has nothing to measure on, or what has to go cannot.
+    """
+    name = _picked(problem, strategy)
+    if not problem.removals:
+        _refuse_targets(problem, None)
+        return Selection((), name, notes=("nothing can be removed: every group is critical",))
+    search = Search(problem)
+    chosen = STRATEGIES[name](search)
+    if chosen is None and search.rounds <= 0:
+        chosen = one_by_one(search)
+        search.notes.append("chosen one by one: too many sets of removals did not hold together")
+    if search.programme.is_cut_short:
+        search.notes.append("the choice is the best found in the steps allowed, not proven to be the best")
+    if chosen is None:
+        _refuse_targets(problem, search)
+        return Selection((), name, notes=("no removal is small enough for the budget",))
+    chosen = tuple(sorted(chosen))
+    return Selection(chosen, name, recurrence(search, chosen), tuple(search.notes))
+
+
+def _picked(problem: Problem, strategy: str) -> str:
+    if strategy == "auto":
+        has_draws = problem.harm is not None and problem.resampled is not None and len(problem.resampled) > 0
+        return "resampled" if has_draws else "exact"
+    if strategy not in STRATEGIES:
+        raise BudgetError(f"there is no strategy '{strategy}'; there are auto, {', '.join(STRATEGIES)}")
+    if strategy in _MEASURING and problem.harm is None:
+        raise BudgetError(
+            f"strategy '{strategy}' makes removals and measures them, and there is nothing to measure on: "
+            "load the model to the CPU or a GPU, and pass calibration="
+        )
+    return strategy
+
+
+def _refuse_targets(problem: Problem, search: Search | None) -> None:
+    """Say of targets that are not met how close a set comes to each."""
+    wanted = [resource for resource in problem.resources if resource.at_least > 0]
+    if not wanted:
+        return
+    said: list[str] = []
+    for resource in wanted:
+        reached = 0.0 if search is None else _most_of(search, resource)
+        asked, best = resource.show(resource.at_least), resource.show(reached)
+        said.append(f"{resource.name}: {asked} is asked for, {best} comes out")
+    capped = [r.name for r in problem.resources if r.at_most < float("inf")]
+    within = f" within {', '.join(capped)}" if capped else ""
+    raise BudgetError(
+        f"no set of removals{within} reaches the target: {'; '.join(said)} at the most. "
+        "Ask for less, raise the caps, or let more go (protect=, protect_io=False, granularity='group')"
+    )
+
+
+def _most_of(search: Search, resource: Resource) -> float:
+    """The most of a resource that a proven set within the caps saves."""
+    places: Sequence[int] = [i for i, r in enumerate(search.problem.resources) if r is resource]
+    search.rounds = max(search.rounds, 10)
+    caps = [limit.without_low() for limit in search.limits]
+    chosen: tuple[int, ...] = ()
+    while search.rounds > 0:
+        search.rounds -= 1
+        chosen = tuple(sorted(search.programme.most(resource.pieces, caps, search.bans)))
+        if not chosen or search.holds(chosen):
+            break
+    return search.measured(chosen)[places[0]] if chosen else 0.0
