@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,11 +65,17 @@ class FunctionWatch(TorchFunctionMode):
 
 
 @contextmanager
-def watched(model: nn.Module, wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]) -> Generator[None]:
-    """Wrap the forward of every module, and take the wrappers off again."""
+def watched(
+    model: nn.Module,
+    wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]],
+    only: Collection[int] | None = None,
+) -> Generator[None]:
+    """Wrap the forward of every module, or of those whose ``id`` is named, and take the wrappers off again."""
     before: list[tuple[nn.Module, Any]] = []
     try:
         for module in model.modules():
+            if only is not None and id(module) not in only:
+                continue
             before.append((module, vars(module).get("forward")))
             vars(module)["forward"] = wrap(module, module.forward)
         yield

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from layerprune.calibration import Batch
+from layerprune.calibration import Batch, Loss
+from layerprune.errors import CalibrationError, LayerPruneError
 from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
 
@@ -34,8 +36,31 @@ class Scene:
     removals: Sequence[Removal]
     batches: Sequence[Batch]
     seed: int = 0
-    loss: Callable[..., object] | None = None
+    loss: Loss | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
+
+    @contextmanager
+    def on(self, number: int) -> Generator[None]:
+        """Say of an error that comes up inside on which batch it did.
+
+        Raises:
+            CalibrationError: whatever the user's forward or loss raised.
+        """
+        try:
+            yield
+        except LayerPruneError:
+            raise
+        except Exception as error:  # the user's own forward or loss, on the user's data
+            what = (
+                "Each batch of calibration data has to be what the model's forward takes: a tensor, a tuple of "
+                "positional or a dict of keyword arguments"
+                if self.loss is None
+                else "It was loss(model, item) that raised"
+            )
+            raise CalibrationError(
+                f"impacts could not be measured on batch {number} of the calibration data: "
+                f"{type(error).__name__}: {error}. {what}"
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)

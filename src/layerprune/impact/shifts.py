@@ -65,38 +65,37 @@ def _place(graph: LayerGraph, merge: int, result: int, value: int) -> tuple[int,
 
 
 class Tensors:
-    """Keeps each observed tensor for as long as a later one is still to be compared with it.
+    """Keeps each observed tensor for as long as another one is still to be compared with it.
 
     Args:
         graph: the layer graph.
         shifts: what is compared.
-        compare: called with a shift, the moved tensor and the other one as soon as both are there.
+        compare: called with a shift, the moved tensor and the other one as soon as both are there, both detached; it
+            may keep them, as no later layer writes into them.
     """
 
     def __init__(
         self, graph: LayerGraph, shifts: Sequence[Shift], compare: Callable[[Shift, Tensor, Tensor], None]
     ) -> None:
         self.compare = compare
-        self.by_moved: dict[int, list[Shift]] = {}
-        self.uses: dict[int, int] = {}
+        self.moved = {shift.moved for shift in shifts}
+        self.pending: dict[int, list[Shift]] = {}
         for shift in dict.fromkeys(shifts):
-            self.by_moved.setdefault(shift.moved, []).append(shift)
-            self.uses[shift.other] = self.uses.get(shift.other, 0) + 1
-        self.wanted = set(self.by_moved) | set(self.uses)
+            self.pending.setdefault(shift.moved, []).append(shift)
+            self.pending.setdefault(shift.other, []).append(shift)
+        self.wanted = set(self.pending)
         self.written = _written_later(graph, self.wanted)
         self.kept: dict[int, Tensor] = {}
 
     def see(self, value: int, tensor: Tensor) -> None:
-        """Compare a tensor with those that replace it, and keep it for those that it replaces."""
-        for shift in self.by_moved.get(value, ()):
-            other = self.kept.get(shift.other)
-            if other is not None:
-                self.compare(shift, tensor, other)
-            self.uses[shift.other] -= 1
-            if not self.uses[shift.other]:
-                self.kept.pop(shift.other, None)
-        if self.uses.get(value):
-            self.kept[value] = tensor.detach().clone() if value in self.written else tensor.detach()
+        """Compare a tensor with those that came before it, and keep it for those that are still to come."""
+        self.kept[value] = tensor.detach().clone() if value in self.written else tensor.detach()
+        for shift in [s for s in self.pending[value] if s.moved in self.kept and s.other in self.kept]:
+            self.compare(shift, self.kept[shift.moved], self.kept[shift.other])
+            for end in {shift.moved, shift.other}:
+                self.pending[end].remove(shift)
+        for known in [known for known in self.kept if not self.pending[known]]:
+            del self.kept[known]
 
 
 def _written_later(graph: LayerGraph, values: set[int]) -> set[int]:

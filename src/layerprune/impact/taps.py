@@ -1,0 +1,137 @@
+"""Taps: gradients at the tensors that removals move, multiplied with what they move by."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerprune.calibration import Batch
+from layerprune.graph import LayerGraph
+from layerprune.impact.evidence import Scene
+from layerprune.impact.shifts import Shift, Tensors, shifts_of
+from layerprune.observe import Observer
+from layerprune.shadow import gradient_shadow
+
+
+class Taps:
+    """Runs a model forward and backward, and says how far each removal moves what the backward starts from.
+
+    The parameters do not ask for gradients, but for those of the layers through which the inputs come in: the others
+    get theirs along with the values, at less memory.
+
+    Args:
+        scene: the model and its removals.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.graph = scene.graph
+        self.shade = gradient_shadow(scene.model, written=scene.graph.written_params)
+        self.shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
+        self.every = list(dict.fromkeys(shift for some in self.shifts for shift in some))
+        values = {value for shift in self.every for value in (shift.moved, shift.other)}
+        self.observer = Observer(self.shade, scene.graph, values)
+        entering = _entering(scene.graph)
+        for name, parameter in self.shade.model.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(name in entering)
+
+    def run(
+        self,
+        batch: Batch,
+        pull: Callable[[Any, Sequence[Any]], None],
+        forward: Callable[[nn.Module], Any] | None = None,
+    ) -> np.ndarray:
+        """Run one batch.
+
+        Args:
+            batch: what to run on.
+            pull: gets the output and the ends of the backward, and runs it, once or several times.
+            forward: calls the model, in place of its call on the batch's inputs.
+
+        Returns:
+            ``(removal, backward × sample)``: by how much the change that a removal makes moves what was pulled, to
+            first order; nan where no gradient came.
+        """
+        products = self._run(batch, pull, forward)
+        if products.deaf and not all(p.requires_grad for p in self._floating()):
+            for parameter in self._floating():  # a detached value: gradients have to start from anew behind it
+                parameter.requires_grad_(True)
+            products = self._run(batch, pull, forward)
+        return products.of(self.shifts)
+
+    def _run(
+        self, batch: Batch, pull: Callable[[Any, Sequence[Any]], None], forward: Callable[[nn.Module], Any] | None
+    ) -> _Products:
+        products = _Products(self.graph, self.every, batch.num_samples)
+        try:
+            self.observer.run(
+                batch.inputs, products.see, use=lambda out: pull(out, list(products.ends.values())), forward=forward
+            )
+        finally:
+            products.ends.clear()  # which know the hooks, which know these: nothing would be freed
+            products.kept.clear()
+        return products
+
+    def _floating(self) -> list[nn.Parameter]:
+        return [p for p in self.shade.model.parameters() if p.is_floating_point() or p.is_complex()]
+
+
+class _Products:
+    """One batch's products of gradients and changes, summed over each sample as the backward brings the gradients."""
+
+    def __init__(self, graph: LayerGraph, shifts: Sequence[Shift], num_samples: int) -> None:
+        self.num_samples = num_samples
+        self.tensors = Tensors(graph, shifts, self.keep)
+        self.ends: dict[int, Any] = {}
+        self.kept: dict[int, list[tuple[Shift, Tensor, Tensor]]] = {}
+        self.found: dict[Shift, list[Tensor]] = {}
+        self.deaf = False
+
+    def see(self, value: int, tensor: Tensor) -> None:
+        if value in self.tensors.moved:
+            if tensor.requires_grad:
+                self.ends[value] = torch.autograd.graph.get_gradient_edge(tensor)
+                tensor.register_hook(functools.partial(self.multiply, value))
+            else:
+                self.deaf = True
+        self.tensors.see(value, tensor)
+
+    def keep(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
+        """Hold on to two tensors until the gradient comes; most of them the backward needs anyway."""
+        self.kept.setdefault(shift.moved, []).append((shift, moved, other))
+
+    def multiply(self, value: int, gradient: Tensor) -> None:
+        for shift, moved, other in self.kept.get(value, ()):
+            change = shift.change(moved, other)
+            if change is not None:
+                product = shift.part(gradient, change).detach() * change
+                self.found.setdefault(shift, []).append(self.by_sample(product))
+
+    def by_sample(self, product: Tensor) -> Tensor:
+        rows = self.num_samples if product.dim() and product.shape[0] % self.num_samples == 0 else 1
+        dtype = torch.float64 if product.dtype == torch.float64 else torch.float32  # torch sums these by halves
+        sums = product.reshape(rows, -1).sum(1, dtype=dtype)
+        return sums if rows == self.num_samples else sums.expand(self.num_samples) / self.num_samples**0.5
+
+    def of(self, shifts: Sequence[Sequence[Shift]]) -> np.ndarray:
+        """The sums of each removal's shifts."""
+        known = {shift: torch.cat(found).cpu().double().numpy() for shift, found in self.found.items()}
+        unknown = np.full(max((len(row) for row in known.values()), default=self.num_samples), np.nan)
+        return np.stack([np.sum([known.get(shift, unknown) for shift in some], axis=0) for some in shifts])
+
+
+def _entering(graph: LayerGraph) -> frozenset[str]:
+    """The parameters of the layers that read no value which already depends on one."""
+    found: set[str] = set()
+    dependent: set[int] = set()
+    for layer in graph.layers:
+        if not any(value in dependent for read in layer.operands for value in read):
+            if not layer.params:
+                continue
+            found |= set(layer.params)
+        dependent |= {v for v in layer.outputs if graph.values[v].dtype.is_floating_point}
+    return frozenset(found)
