@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode as get_current_function_mode
 
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
@@ -51,11 +52,12 @@ class Observer:
     def __init__(self, shade: Shadow, graph: LayerGraph, values: Iterable[int]) -> None:
         self.shade = shade
         names = names_by_module(shade.model)
-        self.names = {number: found[0] for number, found in names.items()}
-        self.places = _Places.of(graph, _calls(graph, shade.model, names), sorted(set(values)))
-        where = {name for name, _ in (*self.places.arguments, *self.places.results)}
+        places = _Places.of(graph, _calls(graph, shade.model, names), sorted(set(values)))
+        where = {"", *(name for name, _ in (*places.arguments, *places.results))}
         # Of a frame whose functions are watched it has to be known when they are another's, called from there.
-        self.only = None if self.places.functions else {n for n, name in self.names.items() if name in {"", *where}}
+        everywhere = bool(places.functions)
+        self.modules = [m for m in shade.model.modules() if everywhere or names[id(m)][0] in where]
+        self.watcher = _Watcher(places, {id(m): names[id(m)][0] for m in self.modules})
 
     def run(
         self,
@@ -78,15 +80,15 @@ class Observer:
         Returns:
             The values that were seen; one that arises within a fused operation is not.
         """
-        watcher = _Watcher(self, see)
+        seen = self.watcher.start(see)
         adapted = self.shade.adapt(inputs)
         with self.shade.running(grad=use is not None):
-            with watched(self.shade.model, watcher.wrap, self.only), _no_fast_path():
+            with watched(self.shade.model, self.watcher.wrapped, self.modules), _no_fast_path():
                 model = self.shade.model
                 out = model(*adapted.args, **adapted.kwargs) if forward is None else forward(model)
             if use is not None:
                 use(out)
-        return frozenset(watcher.seen)
+        return frozenset(seen)
 
 
 @dataclass(frozen=True)
@@ -123,46 +125,72 @@ class _Places:
 
 
 class _Watcher:
-    """One run's view: which calls are open, how many there were, and what has been seen."""
+    """Looks at one run after the other; knows which calls are open, how many there were, and what has been seen."""
 
-    def __init__(self, observer: Observer, see: Callable[[int, Tensor], None]) -> None:
-        self.names = observer.names
-        self.places = observer.places
+    def __init__(self, places: _Places, names: Mapping[int, str]) -> None:
+        self.places = places
+        self.names = names
+        self.wrappers: dict[int, Callable[..., Any]] = {}
+        self.start(lambda value, tensor: None)
+
+    def start(self, see: Callable[[int, Tensor], None]) -> set[int]:
+        """Begin a run; returns what becomes the set of the values that were seen."""
         self.see = see
         self.stack: list[_Call] = []
         self.num_calls: dict[str, int] = {}
         self.counts: dict[tuple[_Call, str], int] = {}
-        self.watching = False
+        self.watch: FunctionWatch | None = None
         self.inside = False
         self.seen: set[int] = set()
+        return self.seen
 
     def notice(self, value: int, tensor: Any) -> None:
         if value not in self.seen and isinstance(tensor, Tensor):
             self.seen.add(value)
             self.see(value, tensor)
 
-    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        name = self.names[id(module)]
+    def wrapped(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        if id(module) not in self.wrappers:
+            self.wrappers[id(module)] = self.wrap(self.names[id(module)], forward)
+        return self.wrappers[id(module)]
 
+    def wrap(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
         def observed(*args: Any, **kwargs: Any) -> Any:
             # Not by its place among all calls: a mixture of experts calls others on other inputs.
             call = name, self.num_calls.get(name, 0)
             self.num_calls[name] = call[1] + 1
-            self.notice_arguments(call, args, kwargs)
-            self.stack.append(call)
+            watch, self.watch = self.watch, None
+            off = watch is not None and get_current_function_mode() is watch
+            if off and watch is not None:  # if not, a mode of the user's own lies on top of it
+                watch.__exit__(None, None, None)
             try:
-                with self.functions_of(call):
-                    out = forward(*args, **kwargs)
+                return self.run(call, forward, args, kwargs)
             finally:
-                self.stack.pop()
-            if call in self.places.results:
-                found = _outputs(out)
-                for place, value in self.places.results[call]:
-                    self.notice(value, found[place] if place < len(found) else None)
-            return out
+                self.watch = watch
+                if off and watch is not None:
+                    watch.__enter__()
 
         return observed
+
+    def run(self, call: _Call, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a module's call, looking at what it takes, at what it returns, and at its functions where need be."""
+        self.notice_arguments(call, args, kwargs)
+        self.stack.append(call)
+        try:
+            if call in self.places.functions:
+                self.watch = FunctionWatch(self.call_function)
+                with self.watch:
+                    out = forward(*args, **kwargs)
+            else:
+                out = forward(*args, **kwargs)
+        finally:
+            self.stack.pop()
+        if call in self.places.results:
+            found = _outputs(out)
+            for place, value in self.places.results[call]:
+                self.notice(value, found[place] if place < len(found) else None)
+        return out
 
     def notice_arguments(self, call: _Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self.places.inputs and not self.stack:
@@ -174,19 +202,6 @@ class _Watcher:
             if given is None and position is not None and position < len(args):
                 given = args[position]
             self.notice(value, given)
-
-    @contextmanager
-    def functions_of(self, call: _Call) -> Generator[None]:
-        """Watch the functions of a call that holds values which show up nowhere else."""
-        if self.watching or call not in self.places.functions:
-            yield
-            return
-        self.watching = True
-        try:
-            with FunctionWatch(self.call_function):
-                yield
-        finally:
-            self.watching = False
 
     def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         frame = self.stack[-1]

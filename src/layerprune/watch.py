@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,14 +68,12 @@ class FunctionWatch(TorchFunctionMode):
 def watched(
     model: nn.Module,
     wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]],
-    only: Collection[int] | None = None,
+    modules: Iterable[nn.Module] | None = None,
 ) -> Generator[None]:
-    """Wrap the forward of every module, or of those whose ``id`` is named, and take the wrappers off again."""
+    """Wrap the forward of every module, or of some of the modules only, and take the wrappers off again."""
     before: list[tuple[nn.Module, Any]] = []
     try:
-        for module in model.modules():
-            if only is not None and id(module) not in only:
-                continue
+        for module in model.modules() if modules is None else modules:
             before.append((module, vars(module).get("forward")))
             vars(module)["forward"] = wrap(module, module.forward)
         yield

@@ -104,22 +104,25 @@ def _relative(original: Tensor, other: Tensor, mask: Tensor | None) -> float:
 
 def square(tensor: Tensor, mask: Tensor | None = None) -> float:
     """The squared norm of a tensor; of the tokens that count, where it has the dimensions of the mask."""
-    return float(squared(tensor, mask))
+    return float(norm(tensor, mask)) ** 2
 
 
-def squared(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
-    """:func:`square` as a scalar on the tensor's device: of short rows in float32, which is fast, summed exactly."""
+def norm(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The norm of a tensor as a scalar on its device; of many elements it is that of the norms of its parts.
+
+    In float32, which is far faster than float64, and right to half a thousandth at worst for parts of this size.
+    """
     fits = mask is not None and tensor.shape[:2] == mask.shape
     start = 2 if fits else 0
-    while math.prod(tensor.shape[start:]) > _LONGEST_ROW and start < tensor.dim() - 1:
+    while math.prod(tensor.shape[start:]) > _LONGEST and start < tensor.dim() - 1:
         start += 1
     dims = tuple(range(start, tensor.dim()))
     dtype = None if tensor.is_complex() else _precise(tensor)
-    rows = torch.linalg.vector_norm(tensor, dim=dims, dtype=dtype) if dims else tensor.abs().to(dtype)
-    squares = rows.square().to(_exact(tensor))
+    parts = torch.linalg.vector_norm(tensor, dim=dims, dtype=dtype) if dims else tensor.abs()
     if fits and mask is not None:
-        squares = squares * mask.reshape(*mask.shape, *[1] * (squares.dim() - 2))
-    return squares.sum()
+        parts = parts * mask.reshape(*mask.shape, *[1] * (parts.dim() - 2))
+    exact = torch.float32 if tensor.device.type == "mps" else torch.float64
+    return torch.linalg.vector_norm(parts, dtype=exact) if parts.dim() else parts
 
 
 def masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
@@ -129,8 +132,4 @@ def masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
     return tensor * mask.reshape(*mask.shape, *[1] * (tensor.dim() - 2)).to(tensor.dtype)
 
 
-_LONGEST_ROW = 1 << 16  # elements: in float32 a sum of this many is right to a few millionths
-
-
-def _exact(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
+_LONGEST = 1 << 18  # elements

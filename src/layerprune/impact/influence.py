@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.harm import squared
+from layerprune.impact.harm import norm
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.observe import Observer
 from layerprune.shadow import real_shadow
@@ -30,14 +30,14 @@ def score_influence(scene: Scene) -> Evidence:
     """
     shade = real_shadow(scene.model, written=scene.graph.written_params)
     shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
-    every = list(dict.fromkeys(shift for some in shifts for shift in some))
-    observer = Observer(shade, scene.graph, {v for shift in every for v in (shift.moved, shift.other)})
+    tensors = Tensors(scene.graph, [shift for some in shifts for shift in some])
+    observer = Observer(shade, scene.graph, tensors.wanted)
     change = np.full((len(scene.batches), len(shifts)), np.nan)
     size = np.full_like(change, np.nan)
     for row, batch in enumerate(scene.batches):
         norms = _Norms(batch.mask)
         with scene.on(row):
-            observer.run(batch.inputs, Tensors(scene.graph, every, norms.measure).see)
+            observer.run(batch.inputs, tensors.seeing(norms.measure))
         change[row], size[row] = norms.of(shifts)
         scene.progress(row + 1, len(scene.batches))
     unknown = int(np.isnan(change).any(0).sum())
@@ -47,7 +47,7 @@ def score_influence(scene: Scene) -> Evidence:
 
 
 class _Norms:
-    """Squared norms of one batch's tensors and their changes, each measured once, fetched from the device at last."""
+    """Norms of one batch's tensors and their changes, each measured once, fetched from the device at last."""
 
     def __init__(self, mask: Tensor | None) -> None:
         self.mask = mask
@@ -55,12 +55,12 @@ class _Norms:
         self.changes: dict[Shift, Tensor] = {}
 
     def measure(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
-        change = shift.change(moved, other)
+        change = other if shift.lost else shift.change(moved, other)
         if change is None:
             return
-        self.changes[shift] = squared(change, self.mask)
+        self.changes[shift] = norm(change, self.mask)
         if shift.moved not in self.sizes:
-            self.sizes[shift.moved] = squared(moved, self.mask)
+            self.sizes[shift.moved] = norm(moved, self.mask)
 
     def of(self, shifts: Sequence[Sequence[Shift]]) -> tuple[list[float], list[float]]:
         """Sums of change and size of each removal; nan where one is not known."""
@@ -70,6 +70,7 @@ class _Norms:
         return change, [sum(sizes.get(shift.moved, np.nan) for shift in some) for some in shifts]
 
 
-def _fetched(scalars: Iterable[Tensor]) -> list[float]:
-    found = list(scalars)
-    return torch.stack([scalar.to(found[0].device) for scalar in found]).tolist() if found else []
+def _fetched(norms: Iterable[Tensor]) -> list[float]:
+    """Squares, fetched at once."""
+    found = list(norms)
+    return torch.stack([norm.to(found[0].device) for norm in found]).double().square().tolist() if found else []

@@ -29,12 +29,10 @@ class Taps:
     """
 
     def __init__(self, scene: Scene) -> None:
-        self.graph = scene.graph
         self.shade = gradient_shadow(scene.model, written=scene.graph.written_params)
         self.shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
-        self.every = list(dict.fromkeys(shift for some in self.shifts for shift in some))
-        values = {value for shift in self.every for value in (shift.moved, shift.other)}
-        self.observer = Observer(self.shade, scene.graph, values)
+        self.tensors = Tensors(scene.graph, [shift for some in self.shifts for shift in some])
+        self.observer = Observer(self.shade, scene.graph, self.tensors.wanted)
         entering = _entering(scene.graph)
         for name, parameter in self.shade.model.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(name in entering)
@@ -66,7 +64,7 @@ class Taps:
     def _run(
         self, batch: Batch, pull: Callable[[Any, Sequence[Any]], None], forward: Callable[[nn.Module], Any] | None
     ) -> _Products:
-        products = _Products(self.graph, self.every, batch.num_samples)
+        products = _Products(self.tensors, batch.num_samples)
         try:
             self.observer.run(
                 batch.inputs, products.see, use=lambda out: pull(out, list(products.ends.values())), forward=forward
@@ -83,22 +81,23 @@ class Taps:
 class _Products:
     """One batch's products of gradients and changes, summed over each sample as the backward brings the gradients."""
 
-    def __init__(self, graph: LayerGraph, shifts: Sequence[Shift], num_samples: int) -> None:
+    def __init__(self, tensors: Tensors, num_samples: int) -> None:
         self.num_samples = num_samples
-        self.tensors = Tensors(graph, shifts, self.keep)
+        self.moved = tensors.moved
+        self.remember = tensors.seeing(self.keep)
         self.ends: dict[int, Any] = {}
         self.kept: dict[int, list[tuple[Shift, Tensor, Tensor]]] = {}
         self.found: dict[Shift, list[Tensor]] = {}
         self.deaf = False
 
     def see(self, value: int, tensor: Tensor) -> None:
-        if value in self.tensors.moved:
+        if value in self.moved:
             if tensor.requires_grad:
                 self.ends[value] = torch.autograd.graph.get_gradient_edge(tensor)
                 tensor.register_hook(functools.partial(self.multiply, value))
             else:
                 self.deaf = True
-        self.tensors.see(value, tensor)
+        self.remember(value, tensor)
 
     def keep(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
         """Hold on to two tensors until the gradient comes; most of them the backward needs anyway."""
