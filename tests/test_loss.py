@@ -1,5 +1,7 @@
 """The user's own loss: on pairs of inputs and labels, by making removals and by one backward, and what can be wrong."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -63,10 +65,10 @@ def test_a_training_loader_of_pairs_and_a_loss_are_all_that_is_needed():
     assert pruner.inputs.args[0].shape == (2, 3)
 
 
-def test_the_estimate_is_the_mean_of_what_each_sample_changes_by():
+def test_the_estimate_adds_the_squares_of_each_element_s_part_and_averages_over_samples():
     pruner = UniversalLayerPruner(additive(head=2.0), calibration=PAIRS, loss=shortfall, criterion="loss")
-    size = sum(abs(s) for s in SUMS) / 4
-    assert impacts_of(pruner) == pytest.approx({name: 2 * abs(w) * size for name, w in WEIGHT.items()})
+    length = sum(math.sqrt(sum(x * x for x in row)) for row in X.tolist()) / 4  # an element's part is 2 · weight · x
+    assert impacts_of(pruner) == pytest.approx({name: 2 * abs(w) * length for name, w in WEIGHT.items()})
     assert pruner.impact_unit == "change of your loss, estimated, on the calibration data"
 
 
@@ -84,9 +86,9 @@ def test_the_loss_may_take_keywords_call_the_model_late_and_write_into_its_item(
     items = [{"x": X.clone(), "y": Y.clone()}]
     for criterion in ("loss", "ablation"):
         pruner = UniversalLayerPruner(additive(), calibration=items, loss=loss, criterion=criterion)
-        signed = criterion == "ablation"
-        changes = [[w * (s + 3) for s in SUMS] for w in WEIGHT.values()]
-        truth = [sum(c if signed else abs(c) for c in some) / 4 for some in changes]
+        rows = [[x + 1 for x in row] for row in X.tolist()]
+        sizes = [sum(row) if criterion == "ablation" else math.hypot(*row) for row in rows]
+        truth = [(w if criterion == "ablation" else abs(w)) * sum(sizes) / 4 for w in WEIGHT.values()]
         assert list(impacts_of(pruner).values()) == pytest.approx(truth)
         assert list(pruner.inputs.kwargs) == ["x"]
     assert torch.equal(items[0]["x"], X)

@@ -22,9 +22,11 @@ UNIT = "change of your loss"
 def score_loss(scene: Scene) -> Evidence:
     """Estimate how far each removal moves the user's loss, to first order, for all removals at once.
 
-    For a removal that replaces ``y`` by ``s`` a sample's loss changes by ``a = ⟨∂L/∂y, s - y⟩``; the impact is the mean
-    of ``|a|`` over the samples (arXiv 1611.06440, section 2.2, of layers here). Of a trained model the mean of ``a``
-    itself says little: its gradients are nearly zero on average, and what a removal does is not.
+    A removal that replaces ``y`` by ``s`` changes a sample's loss by the sum of ``e = ∂L/∂y · (s - y)`` over the
+    elements of ``y``. The impact is the root of the sum of their squares, the change that random signs give, averaged
+    over the samples. It ranks removals better than the mean of the absolute sums (arXiv 1611.06440, section 2.2), and
+    far better than the mean of the sums: of a trained model the gradient is nearly zero on average, and what a removal
+    does is not.
 
     Args:
         scene: what to score, and on what; its loss is taken to be a mean over the samples.
@@ -52,7 +54,7 @@ def score_loss(scene: Scene) -> Evidence:
 
         with scene.on(row):
             moved = taps.run(batch, pull, lambda model, batch=batch: _once(loss, model, batch))
-        change[row] = batch.num_samples * np.abs(moved).sum(1)
+        change[row] = batch.num_samples * np.sqrt(moved.squares).sum(1)
         scene.progress(row + 1, len(scene.batches))
     size = np.broadcast_to([[batch.num_samples] for batch in scene.batches], change.shape)
     unknown = int(np.isnan(change).any(0).sum())

@@ -16,13 +16,17 @@ from layerprune.impact.taps import Taps
 
 
 def score_output_change(scene: Scene, harm: Harm | None = None, *, num_directions: int = 1) -> Evidence:
-    """Estimate how far each removal moves the output, to second order, for all removals at once.
+    """Estimate how far each removal moves the output, for all removals at once.
 
-    For an output direction ``v`` a removal that replaces ``y`` by ``s`` gives each sample
-    ``a = ⟨∂(v·f)/∂y, s - y⟩``; then ``E[a²]`` over random ``v`` is the squared change of the output to first order.
+    A removal that replaces ``y`` by ``s`` moves the output ``f`` along a direction ``v``, to first order, by the sum of
+    ``e = ∂(v·f)/∂y · (s - y)`` over the elements of ``y``. Added are the squares of the ``e``, over random ``v``: the
+    diagonal of the Gauss-Newton matrix, as in Optimal Brain Damage (LeCun 1990). With all of the matrix, which is the
+    square of the sum, the estimate is exact for small steps and ranks removals worse, whose steps are large: what lies
+    beside the diagonal does not reach that far. See ``docs/impact.md`` for the figures.
+
     Of a distribution, classes are drawn from the model's own prediction and ``v`` is the gradient of their logarithm:
-    ``½ E[a²]`` is the Fisher (Gauss-Newton) estimate of the KL divergence (as in arXiv 1801.05787, of layers here).
-    No labels are needed. ``pairs`` holds the interactions, ``E[a_i a_j]``, of the same estimate.
+    half the expectation is the Fisher estimate of the KL divergence (as in arXiv 1801.05787, of layers here). No labels
+    are needed. ``pairs`` holds the interactions: the correlation of two removals' moves, at the scale of their impacts.
 
     Args:
         scene: what to score, and on what.
@@ -43,19 +47,28 @@ def score_output_change(scene: Scene, harm: Harm | None = None, *, num_direction
 
         with scene.on(row):
             moved = taps.run(batch, pull)
-        rows.append((moved**2).sum(1))
-        products += moved @ moved.T
+        rows.append(moved.squares.sum(1))
+        products += moved.sums @ moved.sums.T
         scene.progress(row + 1, len(scene.batches))
     assert harm is not None
     half = 0.5 if harm.kind == "distribution" else 1.0
     change = half * np.stack(rows) / num_directions
     size = np.broadcast_to(sizes[:, None], change.shape)
-    np.fill_diagonal(products, 0.0)
-    pairs = half * products / num_directions / sizes.sum()
+    pairs = _pairs(products, change.sum(0) / sizes.sum())
     unknown = int(np.isnan(change).any(0).sum())
     note = f"the impact of {unknown} removals could not be estimated (no gradient reaches a tensor in question)"
     unit = f"{harm.unit}, estimated"
     return Evidence(change, size, 1.0, unit, (note,) if unknown else (), pairs)
+
+
+def _pairs(products: np.ndarray, impacts: np.ndarray) -> np.ndarray:
+    """Interactions of the scale of the impacts: their roots times the correlation of what removals move."""
+    lengths = np.sqrt(products.diagonal())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = products * np.outer(*[np.sqrt(impacts) / lengths] * 2)
+    found[:, lengths == 0] = found[lengths == 0] = 0.0
+    np.fill_diagonal(found, 0.0)
+    return found
 
 
 def _pull(

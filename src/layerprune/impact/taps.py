@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,19 @@ from layerprune.impact.evidence import Scene
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.observe import Observer
 from layerprune.shadow import gradient_shadow
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """How far removals move what a backward started from, ``(removal, backward × sample)`` each.
+
+    Attributes:
+        sums: the products of gradient and change, summed over the elements: the move to first order.
+        squares: their squares, summed: what its square is on average where the elements' parts come with random signs.
+    """
+
+    sums: np.ndarray
+    squares: np.ndarray
 
 
 class Taps:
@@ -42,7 +56,7 @@ class Taps:
         batch: Batch,
         pull: Callable[[Any, Sequence[Any]], None],
         forward: Callable[[nn.Module], Any] | None = None,
-    ) -> np.ndarray:
+    ) -> Moves:
         """Run one batch.
 
         Args:
@@ -51,8 +65,7 @@ class Taps:
             forward: calls the model, in place of its call on the batch's inputs.
 
         Returns:
-            ``(removal, backward × sample)``: by how much the change that a removal makes moves what was pulled, to
-            first order; nan where no gradient came.
+            What each removal moves; nan where no gradient came.
         """
         products = self._run(batch, pull, forward)
         if products.deaf and not all(p.requires_grad for p in self._floating()):
@@ -87,7 +100,7 @@ class _Products:
         self.remember = tensors.seeing(self.keep)
         self.ends: dict[int, Any] = {}
         self.kept: dict[int, list[tuple[Shift, Tensor, Tensor]]] = {}
-        self.found: dict[Shift, list[Tensor]] = {}
+        self.found: dict[Shift, list[Tensor]] = {}  # (sums or squares, sample) of each backward
         self.deaf = False
 
     def see(self, value: int, tensor: Tensor) -> None:
@@ -111,16 +124,20 @@ class _Products:
                 self.found.setdefault(shift, []).append(self.by_sample(product))
 
     def by_sample(self, product: Tensor) -> Tensor:
-        rows = self.num_samples if product.dim() and product.shape[0] % self.num_samples == 0 else 1
-        dtype = torch.float64 if product.dtype == torch.float64 else torch.float32  # torch sums these by halves
-        sums = product.reshape(rows, -1).sum(1, dtype=dtype)
-        return sums if rows == self.num_samples else sums.expand(self.num_samples) / self.num_samples**0.5
+        """Sums and sums of squares, ``(2, sample)``; of a tensor without samples an even share for each."""
+        num = self.num_samples
+        rows = num if product.dim() and product.shape[0] % num == 0 else 1
+        dtype = torch.float64 if product.dtype == torch.float64 else torch.float32
+        flat = product.real.reshape(rows, -1).to(dtype)
+        both = torch.stack([flat.sum(1), torch.linalg.vector_norm(flat, dim=1).square()])
+        return both if rows == num else both.expand(2, num) / both.new_tensor([[num**0.5], [num]])
 
-    def of(self, shifts: Sequence[Sequence[Shift]]) -> np.ndarray:
-        """The sums of each removal's shifts."""
-        known = {shift: torch.cat(found).cpu().double().numpy() for shift, found in self.found.items()}
-        unknown = np.full(max((len(row) for row in known.values()), default=self.num_samples), np.nan)
-        return np.stack([np.sum([known.get(shift, unknown) for shift in some], axis=0) for some in shifts])
+    def of(self, shifts: Sequence[Sequence[Shift]]) -> Moves:
+        """What each removal's shifts move together."""
+        known = {shift: torch.cat(found, dim=1).cpu().double().numpy() for shift, found in self.found.items()}
+        unknown = np.full((2, max((row.shape[1] for row in known.values()), default=self.num_samples)), np.nan)
+        both = np.stack([np.sum([known.get(shift, unknown) for shift in some], axis=0) for some in shifts], axis=1)
+        return Moves(both[0], both[1])
 
 
 def _entering(graph: LayerGraph) -> frozenset[str]:
