@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from layerprune import UniversalLayerPruner
 from layerprune.calibration import read_calibration
 from layerprune.errors import CalibrationError, UnknownNameError
-from layerprune.impact import shortlist
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.criteria import register_criterion
 from layerprune.impact.evidence import Evidence, Scene
@@ -231,32 +230,12 @@ def test_magnitude_is_the_share_of_the_norm():
         assert impact == pytest.approx(math.sqrt(sum(own[name] for name in removal.groups) / total), rel=1e-5)
 
 
-def test_of_many_removals_a_shortlist_is_measured_and_the_rest_estimated(monkeypatch):
-    monkeypatch.setattr(shortlist, "LONGEST", 2)
-    scene, _ = scene_of(branches(torch.tanh), BATCHES)
-    truth = score_ablation(scene).impacts
-    found = shortlist.score_shortlist(scene)
-    measured = [i for i in range(len(truth)) if found.impacts[i] == pytest.approx(truth[i])]
-    assert len(measured) >= 2
-    assert int(truth.argmin()) in measured
-    assert "2 of" in found.notes[-1]
-
-
-def test_an_interval_holds_the_impact_and_one_batch_gives_none():
-    scene, _ = scene_of(branches(torch.tanh), BATCHES)
-    found = score_ablation(scene)
-    draws = found.resampled(0)
-    assert ((draws.min(0) <= found.impacts) & (found.impacts <= draws.max(0))).all()
-    assert (draws == found.resampled(0)).all()
-    assert score_ablation(scene_of(branches(), BATCHES[:1])[0]).resampled(0).shape[0] == 0
-
-
 # ---- through the pruner -----------------------------------------------------------------------------------------
 
 
 def test_with_calibration_data_the_pruner_measures_what_removals_do():
     model = branches(torch.tanh)
-    pruner = UniversalLayerPruner(model, example_inputs=BATCHES[0], calibration=BATCHES)
+    pruner = UniversalLayerPruner(model, example_inputs=BATCHES[0], calibration=BATCHES, criterion="ablation")
     with torch.no_grad():
         assert [r.impact for r in pruner.removals] == pytest.approx(by_making(pruner, BATCHES))
     assert pruner.impact_unit == "squared relative L2 change of the output, by ablation, on the calibration data"
