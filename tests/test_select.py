@@ -14,6 +14,7 @@ from layerprune.cost.taken import bundles, params_taken
 from layerprune.joints import Joints
 from layerprune.realise import CannotRealise
 from layerprune.select.conflicts import conflicts
+from layerprune.select.exact import MORE_SLACK, WORTH
 from layerprune.select.problem import Problem, Resource, Selection
 from layerprune.select.search import SLACK
 from layerprune.select.strategies import select
@@ -90,19 +91,30 @@ def every_valid_set(pruner, problem):
     return found
 
 
+def slack_of(valid, cap):
+    """How far below the most that fits a choice may stay: further where that saves more than half of the impact."""
+    fitting = [(size, impact) for size, impact in valid.values() if size <= cap]
+    most = max(size for size, _ in fitting)
+    near, far = (
+        min((impact for size, impact in fitting if size >= (1 - slack) * most), default=0.0)
+        for slack in (SLACK, MORE_SLACK)
+    )
+    return MORE_SLACK if far <= WORTH * near else SLACK
+
+
 def assert_best(pruner, problem, cap, valid):
     """No valid set under the cap takes out more, and none that comes as close costs less."""
     chosen = choose(pruner, problem, cap).chosen
-    num_params = valid[chosen][0]
+    num_params, slack = valid[chosen][0], slack_of(valid, cap)
     assert num_params <= cap
     fitting = [(size, impact) for size, impact in valid.values() if size <= cap]
     most = max(size for size, _ in fitting)
-    assert num_params >= most - 1.1 * SLACK * most  # a tenth of the slack for the solver's tolerance
+    assert num_params >= most - 1.1 * slack * most  # a tenth of the slack for the solver's tolerance
     if not most:
         assert chosen == ()
         return
     impact = sum(problem.removals[i].impact for i in chosen)
-    least = min(impact for size, impact in fitting if size >= most - SLACK * most)
+    least = min(impact for size, impact in fitting if size >= most - slack * most)
     assert impact <= least + 1e-6
 
 
@@ -149,6 +161,15 @@ def test_getting_closer_to_the_cap_comes_before_impact():
     pruner = independent(4, 9)
     cap = pruner.removals[1].num_params
     assert choose(pruner, problem_of(pruner, [0.001, 100.0]), cap).chosen == (1,)
+
+
+def test_further_below_the_cap_it_stays_where_that_saves_most_of_the_impact():
+    pruner = independent(84, 101)
+    cap = pruner.removals[1].num_params
+    assert (1 - MORE_SLACK) * cap <= pruner.removals[0].num_params < (1 - SLACK) * cap
+    assert choose(pruner, problem_of(pruner, [0.4, 1.0]), cap).chosen == (0,)
+    assert choose(pruner, problem_of(pruner, [0.6, 1.0]), cap).chosen == (1,)
+    assert "more than double the impact" in choose(pruner, problem_of(pruner, [0.4, 1.0]), cap).notes[0]
 
 
 def test_within_the_slack_impact_comes_first():

@@ -15,10 +15,9 @@ from layerprune.errors import BudgetError
 from layerprune.select import evolution as evolution_module
 from layerprune.select.frontier import frontier
 from layerprune.select.problem import with_unknown
-from layerprune.select.search import SLACK
 from layerprune.select.strategies import select
 from nets import linear, randomised, rows
-from test_select import every_valid_set, independent, params_of, problem_of, size_of
+from test_select import every_valid_set, independent, params_of, problem_of, size_of, slack_of
 
 BATCHES = [rows(6, seed=seed) for seed in (1, 2, 3, 4)]
 WIDTHS = (1, 2, 3, 5, 9, 13, 21, 34)
@@ -50,9 +49,10 @@ def budgeted(blocks, problem, cap):
 
 def in_reach(blocks, problem, cap):
     """Every valid set that uses the cap as much as a choice has to."""
-    fitting = {some: size for some, (size, _) in every_valid_set(blocks, problem).items() if size <= cap}
-    most = max(fitting.values())
-    return [some for some, size in fitting.items() if size >= (1 - SLACK) * most]
+    valid = every_valid_set(blocks, problem)
+    fitting = {some: size for some, (size, _) in valid.items() if size <= cap}
+    least = (1 - slack_of(valid, cap)) * max(fitting.values())
+    return [some for some, size in fitting.items() if size >= least]
 
 
 CAPS = (0.2, 0.5, 0.8)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from layerprune.errors import CalibrationError, InputsError
 from layerprune.inputs import Inputs, as_inputs
+from layerprune.nested import map_tensors
+from layerprune.shadow import Shadow, real_shadow
+
+#: ``loss(model, item)`` calls the model on an item of the calibration data and returns one number, less being better.
+Loss: TypeAlias = Callable[[nn.Module, Any], Any]
 
 #: Fewer samples than this say little about which of two removals harms less.
 FEW_SAMPLES = 16
@@ -23,7 +28,7 @@ class Batch:
 
     Attributes:
         item: as the user gave it, on the model's device.
-        inputs: the arguments of the forward that it stands for.
+        inputs: the arguments of the forward that it stands for; with a loss those that this calls the model with.
     """
 
     item: Any
@@ -41,35 +46,93 @@ class Batch:
         return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
-def read_calibration(data: Iterable[Any], model: nn.Module) -> tuple[Batch, ...]:
+def given_calibration(data: Iterable[Any] | None, model: nn.Module, loss: Loss | None) -> tuple[Batch, ...] | None:
+    """Read what the user gave, as :func:`read_calibration` does; None where that is nothing.
+
+    Raises:
+        CalibrationError: there is a loss, but nothing to call it on.
+    """
+    if data is not None:
+        return read_calibration(data, model, loss)
+    if loss is not None:
+        raise CalibrationError("loss= needs calibration=, the items to call it on")
+    return None
+
+
+def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = None) -> tuple[Batch, ...]:
     """Read all batches, and bring their tensors to the model's device.
 
     The batches are kept, as every pass has to see the same ones; a few hundred samples are enough to rank removals.
 
     Args:
         data: a tensor, tuple (positional), dict (keyword) or object that the model's forward takes, batch after batch.
+            With ``loss`` whatever this takes, such as pairs (x, y).
         model: the model; its first parameter names the device.
+        loss: calls the model on an item. It is started once per item, and stopped where it calls the model: the
+            arguments of that call are the item's inputs.
 
     Raises:
-        CalibrationError: there is no batch, the data are one batch and no iterable of batches, or reading fails.
+        CalibrationError: there is no batch, the data are one batch and no iterable of batches, reading fails, or the
+            loss does not call the model. Where reading fails half-way, ``error.read`` holds the items before.
     """
     if isinstance(data, (Tensor, dict, str)) or not hasattr(data, "__iter__"):
         raise CalibrationError(
             f"calibration is a {type(data).__name__}; give an iterable of batches, as [batch] for a single one"
         )
     device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+    shade = None if loss is None else real_shadow(model)
+    items: list[Any] = []
     batches: list[Batch] = []
     try:
         for item in data:
-            inputs = as_inputs(item).map(lambda tensor: tensor.to(device))
-            batches.append(Batch(item, inputs))
-    except Exception as error:  # the user's own loader, or what it yields
+            moved: Any = map_tensors(item, lambda tensor: tensor.to(device))
+            inputs = as_inputs(moved) if loss is None or shade is None else _asked_for(loss, shade, moved)
+            batches.append(Batch(moved, inputs))
+            items.append(item)
+    except CalibrationError:
+        raise
+    except Exception as error:  # the user's own loader or loss, or what the loader yields
+        more = f"; error.read holds the {len(items)} before it, for calibration=error.read" if items else ""
         raise CalibrationError(
-            f"batch {len(batches)} of the calibration data could not be read: {type(error).__name__}: {error}"
+            f"batch {len(batches)} of the calibration data could not be read: {type(error).__name__}: {error}{more}",
+            read=items,
         ) from error
     if not batches:
         raise CalibrationError("the calibration data hold no batch; a generator that was used up yields none")
     return tuple(batches)
+
+
+class _Called(BaseException):
+    """Stops a loss where it calls the model; no Exception, which the loss may catch."""
+
+
+def _asked_for(loss: Loss, shade: Shadow, item: Any) -> Inputs:
+    """The arguments with which a loss calls the model on an item; the call itself is not made."""
+    calls: list[Inputs] = []
+
+    def catch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(Inputs(args, kwargs))
+        raise _Called
+
+    hook = shade.model.register_forward_pre_hook(catch, prepend=True, with_kwargs=True)
+    try:
+        with shade.running():
+            loss(shade.model, map_tensors(item, lambda tensor: tensor.detach().clone()))
+    except _Called:
+        pass
+    except Exception as error:  # the user's own loss, before it came to the model
+        raise CalibrationError(
+            f"the loss raised before it called the model: {type(error).__name__}: {error}. It gets the model and "
+            "an item of the calibration data, as this yields it"
+        ) from error
+    finally:
+        hook.remove()
+    if not calls:
+        raise CalibrationError(
+            "the loss did not call the model that it was given: loss(model, item) has to call its first argument, "
+            "as in lambda model, item: F.cross_entropy(model(item[0]), item[1])"
+        )
+    return calls[0]
 
 
 @contextmanager
@@ -80,7 +143,7 @@ def fitting() -> Generator[None]:
     except InputsError as error:
         raise CalibrationError(
             f"the first batch of the calibration data does not fit: {error}. Labels do not belong in it: "
-            "for a loader of (x, y) pass calibration=[x for x, y in loader]"
+            "for a loader of (x, y) pass calibration=[x for x, y in loader], or say with loss= what to do with both"
         ) from error
 
 

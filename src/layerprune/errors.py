@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class LayerPruneError(Exception):
     """The root of every error that this library raises on purpose."""
@@ -56,4 +58,12 @@ class DroppedTensorError(LayerPruneError):
 
 
 class CalibrationError(LayerPruneError):
-    """Calibration data are empty, do not fit the model, or could not be read."""
+    """Calibration data are empty, do not fit the model or the loss, or could not be read.
+
+    Attributes:
+        read: the items before the one that failed, for another try with these alone.
+    """
+
+    def __init__(self, message: str, *, read: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.read = list(read)

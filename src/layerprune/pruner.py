@@ -14,7 +14,7 @@ from torch import nn
 from layerprune.adapters import timm as timm_models
 from layerprune.adapters import transformers as transformers_models
 from layerprune.budgets import Budgets, Meter, check_share
-from layerprune.calibration import Batch, about_calibration, fitting, read_calibration
+from layerprune.calibration import Batch, Loss, about_calibration, fitting, given_calibration
 from layerprune.capture import record
 from layerprune.errors import (
     BudgetError,
@@ -55,8 +55,10 @@ class UniversalLayerPruner:
             ``Sequential`` and ``ModuleList``).
         calibration: batches of real inputs that impacts are measured on, each as ``example_inputs``, which it stands
             in for; some hundred samples are right. Without it impacts are measured on the example inputs.
-        criterion: ``ablation``, ``output_change``, ``influence``, ``magnitude``, ``shortlist`` (estimate all, make the
-            promising), one of your own, or ``auto``: ``shortlist`` on calibration data, else ``influence``.
+        loss: ``loss(model, item)`` calls the model on an item of ``calibration``, which then may hold labels, and
+            returns one number, less being better; ``ablation``, ``shortlist`` and ``loss`` then measure this.
+        criterion: ``ablation``, ``output_change``, ``loss``, ``influence``, ``magnitude``, ``shortlist`` (estimate all,
+            make the promising), one of your own, or ``auto``: ``shortlist`` on calibration data, else ``influence``.
         seed: for what a criterion or a strategy draws.
         progress: whether to show a bar while impacts are measured; None for where standard error is a terminal.
 
@@ -81,6 +83,7 @@ class UniversalLayerPruner:
         protect_io: bool = True,
         granularity: str = "group",
         calibration: Iterable[Any] | None = None,
+        loss: Loss | None = None,
         criterion: str = "auto",
         seed: int = 0,
         progress: bool | None = None,
@@ -90,9 +93,8 @@ class UniversalLayerPruner:
         check_supported(model)
         self._criterion = criterion_of(criterion, has_data=calibration is not None)
         self.model = unwrap(model)
-        self._batches = None if calibration is None else read_calibration(calibration, self.model)
-        self._seed = seed
-        self._progress = progress
+        self._batches = given_calibration(calibration, self.model, loss)
+        self._loss, self._seed, self._progress = loss, seed, progress
         self.granularity = granularity
         self.inputs, self.graph, shade = _record(self.model, example_inputs, self._batches)
         self._formed = form_groups(self.graph)
@@ -124,7 +126,7 @@ class UniversalLayerPruner:
             unit = "not measured: the model is on the meta device and has no values"
             return Scored(self._proven, None, None, has_data, unit, tuple(notes))
         batches = (Batch(None, self.inputs),) if self._batches is None else self._batches
-        scene = Scene(self._original, self.graph, self._proven, batches, self._seed)
+        scene = Scene(self._original, self.graph, self._proven, batches, self._seed, self._loss)
         with shown("measuring impacts", self._progress) as told:
             evidence = score(replace(scene, progress=told), self._criterion)
         notes += [*about_calibration(self._batches or ()), *evidence.notes]

@@ -49,7 +49,8 @@ class Shadow:
         """Run the shadow's forward inside: without gradients unless asked for, the RNG state untouched."""
         self.start.put_back()
         whole = KeepsIntegers(self.mode) if self.integers and self.mode is not None else contextlib.nullcontext()
-        with _rng_kept(), _quiet(), self.mode or contextlib.nullcontext(), whole, torch.set_grad_enabled(grad):
+        quiet = _quiet() if self.mode is not None else contextlib.nullcontext()
+        with _rng_kept(), quiet, self.mode or contextlib.nullcontext(), whole, torch.set_grad_enabled(grad):
             yield
 
     def adapt(self, inputs: Inputs) -> Inputs:

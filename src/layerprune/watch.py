@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,11 +65,15 @@ class FunctionWatch(TorchFunctionMode):
 
 
 @contextmanager
-def watched(model: nn.Module, wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]) -> Generator[None]:
-    """Wrap the forward of every module, and take the wrappers off again."""
+def watched(
+    model: nn.Module,
+    wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]],
+    modules: Iterable[nn.Module] | None = None,
+) -> Generator[None]:
+    """Wrap the forward of every module, or of some of the modules only, and take the wrappers off again."""
     before: list[tuple[nn.Module, Any]] = []
     try:
-        for module in model.modules():
+        for module in model.modules() if modules is None else modules:
             before.append((module, vars(module).get("forward")))
             vars(module)["forward"] = wrap(module, module.forward)
         yield

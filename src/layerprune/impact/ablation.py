@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student_t
 
-from layerprune.calibration import Batch
+from layerprune.calibration import Batch, Loss
 from layerprune.edits import Edit
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.harm import Harm, harm_of
+from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
 from layerprune.shadow import Shadow, real_shadow
 from layerprune.surgery import applied
 
 
 def score_ablation(scene: Scene, harm: Harm | None = None) -> Evidence:
-    """Make each removal, run, compare the output with the original's, and undo it; one pass per removal.
+    """Make each removal, run, compare with what the original does, and undo it; one pass per removal.
+
+    Compared are the outputs or, where the user gave a loss, the losses: then the impact is by how much this grows, and
+    below 0 where a removal does good.
 
     Args:
         scene: what to score, and on what.
@@ -25,28 +30,99 @@ def score_ablation(scene: Scene, harm: Harm | None = None) -> Evidence:
     return ablate(scene, [removal.edits for removal in scene.removals], harm)
 
 
-def ablate(scene: Scene, sets: Sequence[Sequence[Edit]], harm: Harm | None = None) -> Evidence:
-    """Make sets of edits, one after the other, and measure what each does to the output.
+def ablate(
+    scene: Scene, sets: Sequence[Sequence[Edit]], harm: Harm | None = None, *, precision: float = 0.0
+) -> Evidence:
+    """Make sets of edits, one after the other, and measure what each does to the output or to the user's loss.
+
+    Args:
+        scene: what to measure on; its removals are not looked at.
+        sets: what to make.
+        harm: as for :func:`score_ablation`; outputs are compared where it is given, whatever the scene's loss.
+        precision: a set is measured on no further batch once its impact's standard error is below this share of it, as
+            two batches or more tell. They come in an order drawn from the scene's seed, as data may be sorted.
 
     Returns:
         Evidence with one column per set.
     """
     shade = real_shadow(scene.model, written=scene.graph.written_params)
-    change = np.full((len(scene.batches), len(sets)), np.nan)
-    size = np.ones_like(change)
-    for row, batch in enumerate(scene.batches):
-        original = _run(shade, batch)
-        harm = harm or harm_of(scene.model, original)
-        for column, edits in enumerate(sets):
-            with applied(shade.model, edits):
-                out = _run(shade, batch)
-            change[row, column], size[row, column] = harm.between(original, out, batch.mask)
-            scene.progress(row * len(sets) + column + 1, change.size)
-    unit = f"{harm.unit if harm else ''}, by ablation"
-    return Evidence(change, size, 1.0, unit, is_ablation=True)
+    by = _ByOutput(harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
+    change = np.zeros((len(scene.batches), len(sets)))
+    size = np.zeros_like(change)
+    rows = [int(row) for row in np.random.default_rng(scene.seed).permutation(len(change))]
+    for number, row in enumerate(rows):
+        settled = _settled(change[rows[:number]], size[rows[:number]], precision)
+        if settled.all() and sets:
+            break
+        batch = scene.batches[row]
+        with scene.on(row):
+            with shade.running():
+                by.start(shade, batch, row)
+            for column, edits in enumerate(sets):
+                if not settled[column]:
+                    with applied(shade.model, edits), shade.running():
+                        change[row, column], size[row, column] = by.compare(shade, batch)
+                scene.progress(number * len(sets) + column + 1, change.size)
+    scene.progress(change.size, change.size)
+    unknown = int((~np.isfinite(change)).any(0).sum())
+    note = f"the impact of {unknown} removals is not known: with them the output or loss is no number any more"
+    notes = (note,) if unknown else ()
+    return Evidence(change, size, 1.0, f"{by.unit}, by ablation", notes, is_ablation=True)
+
+
+_ONE_SIGMA = 0.8413  # of Student's t: two batches that agree may do so by chance
+
+
+def _settled(change: np.ndarray, size: np.ndarray, precision: float) -> np.ndarray:
+    """Whether impacts are known well enough, by the spread from batch to batch of those that they were measured on."""
+    measured = size != 0
+    num = measured.sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.where(measured, change / size, 0.0)
+        mean = change.sum(0) / size.sum(0)
+        spread = np.where(measured, each - mean, 0.0)
+        error = np.sqrt((spread**2).sum(0) / (num - 1) / num) * student_t.ppf(_ONE_SIGMA, num - 1)
+        return (num >= 2) & (error <= precision * np.abs(mean)) & (precision > 0)
+
+
+class _ByOutput:
+    """How far outputs are from the original's."""
+
+    def __init__(self, harm: Harm | None) -> None:
+        self.harm = harm
+        self.original: Any = None
+
+    @property
+    def unit(self) -> str:
+        return self.harm.unit if self.harm else ""
+
+    def start(self, shade: Shadow, batch: Batch, _row: int) -> None:
+        self.original = _run(shade, batch)
+        self.harm = self.harm or harm_of(shade.model, self.original)
+
+    def compare(self, shade: Shadow, batch: Batch) -> tuple[float, float]:
+        assert self.harm is not None
+        return self.harm.between(self.original, _run(shade, batch), batch.mask)
+
+
+class _ByLoss:
+    """By how much the user's loss is above the original's; a batch weighs by its samples."""
+
+    unit = UNIT
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.original = 0.0
+
+    def start(self, shade: Shadow, batch: Batch, row: int) -> None:
+        self.original = number_of(loss_on(self.loss, shade.model, batch))
+        check_finite(self.original, row)
+
+    def compare(self, shade: Shadow, batch: Batch) -> tuple[float, float]:
+        change = number_of(loss_on(self.loss, shade.model, batch)) - self.original
+        return batch.num_samples * change, float(batch.num_samples)
 
 
 def _run(shade: Shadow, batch: Batch) -> Any:
     inputs = shade.adapt(batch.inputs)
-    with shade.running():
-        return shade.model(*inputs.args, **inputs.kwargs)
+    return shade.model(*inputs.args, **inputs.kwargs)

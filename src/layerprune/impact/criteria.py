@@ -8,6 +8,7 @@ from layerprune.errors import CalibrationError, LayerPruneError, UnknownNameErro
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.influence import score_influence
+from layerprune.impact.loss import score_loss
 from layerprune.impact.magnitude import score_magnitude
 from layerprune.impact.output_change import score_output_change
 from layerprune.impact.shortlist import score_shortlist
@@ -18,6 +19,7 @@ _CRITERIA: dict[str, Criterion] = {
     "shortlist": score_shortlist,
     "ablation": score_ablation,
     "output_change": score_output_change,
+    "loss": score_loss,
     "influence": score_influence,
     "magnitude": score_magnitude,
 }
@@ -52,8 +54,5 @@ def score(scene: Scene, criterion: Criterion) -> Evidence:
         return criterion(scene)
     except LayerPruneError:
         raise
-    except Exception as error:  # the user's forward on the user's data, or the user's criterion
-        raise CalibrationError(
-            f"impacts could not be measured: {type(error).__name__}: {error}. Each batch of calibration data has to be "
-            "what the model's forward takes: a tensor, a tuple of positional or a dict of keyword arguments"
-        ) from error
+    except Exception as error:  # the user's own criterion
+        raise CalibrationError(f"impacts could not be measured: {type(error).__name__}: {error}") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from layerprune.calibration import Batch
+from layerprune.calibration import Batch, Loss
+from layerprune.errors import CalibrationError, LayerPruneError
 from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
 
@@ -34,8 +36,31 @@ class Scene:
     removals: Sequence[Removal]
     batches: Sequence[Batch]
     seed: int = 0
-    loss: Callable[..., object] | None = None
+    loss: Loss | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
+
+    @contextmanager
+    def on(self, number: int) -> Generator[None]:
+        """Say of an error that comes up inside on which batch it did.
+
+        Raises:
+            CalibrationError: whatever the user's forward or loss raised.
+        """
+        try:
+            yield
+        except LayerPruneError:
+            raise
+        except Exception as error:  # the user's own forward or loss, on the user's data
+            what = (
+                "Each batch of calibration data has to be what the model's forward takes: a tensor, a tuple of "
+                "positional or a dict of keyword arguments"
+                if self.loss is None
+                else "It was loss(model, item) that raised"
+            )
+            raise CalibrationError(
+                f"impacts could not be measured on batch {number} of the calibration data: "
+                f"{type(error).__name__}: {error}. {what}"
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +68,8 @@ class Evidence:
     """What a criterion found.
 
     Attributes:
-        change: how far each removal moves something on each batch, ``(batch, removal)``; nan where it is not known.
+        change: how far each removal moves something on each batch, ``(batch, removal)``; nan where it is not known, 0
+            together with ``size`` where it was not measured on that batch.
         size: what that is relative to, ``(batch, removal)``; sums, like ``change``.
         power: an impact is the ratio of the sums to this power.
         unit: what the impacts are, for the plan.
@@ -63,18 +89,34 @@ class Evidence:
     @property
     def impacts(self) -> np.ndarray:
         """One number per removal, 0 for no harm; nan where it could not be measured."""
-        return self._of(np.arange(len(self.change)))
+        return self._of(np.ones_like(self.change))
 
     def resampled(self, seed: int) -> np.ndarray:
-        """Impacts on batches drawn with replacement, ``(draw, removal)``; none from a single batch."""
+        """Impacts on batches drawn with replacement, ``(draw, removal)``; none from a single batch.
+
+        A removal that was measured on some of the batches draws as many of these; the draws of two removals that were
+        measured on the same ones are the same.
+        """
         num = len(self.change)
         if num < 2:
             return np.empty((0, self.change.shape[1]))
+        measured = (self.change != 0) | (self.size != 0)
         draws = np.random.default_rng(seed).integers(0, num, (_RESAMPLES, num))
-        return np.stack([self._of(draw) for draw in draws])
+        return np.stack([self._of(_times(draw, measured)) for draw in draws])
 
-    def _of(self, rows: np.ndarray) -> np.ndarray:
-        change, size = self.change[rows].sum(0), self.size[rows].sum(0)
+    def _of(self, times: np.ndarray) -> np.ndarray:
+        """Impacts with each batch counted so many times, ``(batch, removal)``."""
+        change, size = (self.change * times).sum(0), (self.size * times).sum(0)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((size == 0) & (change == 0), 0.0, change / size)
             return np.where(np.isinf(change) | np.isinf(size), np.nan, ratio) ** self.power
+
+
+def _times(draw: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """How often each batch is drawn for each removal, from those that it was measured on."""
+    num = len(draw)
+    times = np.zeros(measured.shape)
+    for column in measured.any(0).nonzero()[0]:
+        rows = measured[:, column].nonzero()[0]
+        times[:, column] = np.bincount(rows[draw[: len(rows)] * len(rows) // num], minlength=num)
+    return times

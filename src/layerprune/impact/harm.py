@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -102,10 +103,26 @@ def _relative(original: Tensor, other: Tensor, mask: Tensor | None) -> float:
 
 
 def square(tensor: Tensor, mask: Tensor | None = None) -> float:
-    """The squared norm of a tensor, in float64; of the tokens that count, where it has the dimensions of the mask."""
-    tensor = masked(tensor, mask)
-    dtype = torch.float32 if tensor.device.type == "mps" else torch.float64
-    return float(torch.linalg.vector_norm(tensor, dtype=dtype).square())
+    """The squared norm of a tensor; of the tokens that count, where it has the dimensions of the mask."""
+    return float(norm(tensor, mask)) ** 2
+
+
+def norm(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The norm of a tensor as a scalar on its device; of many elements it is that of the norms of its parts.
+
+    In float32, which is far faster than float64, and right to half a thousandth at worst for parts of this size.
+    """
+    fits = mask is not None and tensor.shape[:2] == mask.shape
+    start = 2 if fits else 0
+    while math.prod(tensor.shape[start:]) > _LONGEST and start < tensor.dim() - 1:
+        start += 1
+    dims = tuple(range(start, tensor.dim()))
+    dtype = None if tensor.is_complex() else _precise(tensor)
+    parts = torch.linalg.vector_norm(tensor, dim=dims, dtype=dtype) if dims else tensor.abs()
+    if fits and mask is not None:
+        parts = parts * mask.reshape(*mask.shape, *[1] * (parts.dim() - 2))
+    exact = torch.float32 if tensor.device.type == "mps" else torch.float64
+    return torch.linalg.vector_norm(parts, dtype=exact) if parts.dim() else parts
 
 
 def masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
@@ -113,3 +130,6 @@ def masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None or tensor.shape[:2] != mask.shape:
         return tensor
     return tensor * mask.reshape(*mask.shape, *[1] * (tensor.dim() - 2)).to(tensor.dtype)
+
+
+_LONGEST = 1 << 18  # elements

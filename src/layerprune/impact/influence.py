@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from layerprune.calibration import Batch
 from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.harm import square
+from layerprune.impact.harm import norm
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
-from layerprune.observe import observe
+from layerprune.observe import Observer
 from layerprune.shadow import real_shadow
 
 
@@ -30,14 +30,15 @@ def score_influence(scene: Scene) -> Evidence:
     """
     shade = real_shadow(scene.model, written=scene.graph.written_params)
     shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
+    tensors = Tensors(scene.graph, [shift for some in shifts for shift in some])
+    observer = Observer(shade, scene.graph, tensors.wanted)
     change = np.full((len(scene.batches), len(shifts)), np.nan)
     size = np.full_like(change, np.nan)
     for row, batch in enumerate(scene.batches):
-        norms: dict[Shift, tuple[float, float]] = {}
-        tensors = Tensors(scene.graph, [s for some in shifts for s in some], _measuring(norms, batch))
-        observe(shade, scene.graph, batch.inputs, tensors.wanted, tensors.see)
-        for column, some in enumerate(shifts):
-            change[row, column], size[row, column] = _sum(norms, some)
+        norms = _Norms(batch.mask)
+        with scene.on(row):
+            observer.run(batch.inputs, tensors.seeing(norms.measure))
+        change[row], size[row] = norms.of(shifts)
         scene.progress(row + 1, len(scene.batches))
     unknown = int(np.isnan(change).any(0).sum())
     note = f"the impact of {unknown} removals could not be measured (a tensor in question is hidden or not finite)"
@@ -45,15 +46,31 @@ def score_influence(scene: Scene) -> Evidence:
     return Evidence(change, size, 0.5, unit, (note,) if unknown else ())
 
 
-def _measuring(norms: dict[Shift, tuple[float, float]], batch: Batch) -> Callable[[Shift, Tensor, Tensor], None]:
-    def measure(shift: Shift, moved: Tensor, other: Tensor) -> None:
-        change = shift.change(moved, other)
-        if change is not None:
-            norms[shift] = square(change, batch.mask), square(moved, batch.mask)
+class _Norms:
+    """Norms of one batch's tensors and their changes, each measured once, fetched from the device at last."""
 
-    return measure
+    def __init__(self, mask: Tensor | None) -> None:
+        self.mask = mask
+        self.sizes: dict[int, Tensor] = {}
+        self.changes: dict[Shift, Tensor] = {}
+
+    def measure(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
+        change = other if shift.lost else shift.change(moved, other)
+        if change is None:
+            return
+        self.changes[shift] = norm(change, self.mask)
+        if shift.moved not in self.sizes:
+            self.sizes[shift.moved] = norm(moved, self.mask)
+
+    def of(self, shifts: Sequence[Sequence[Shift]]) -> tuple[list[float], list[float]]:
+        """Sums of change and size of each removal; nan where one is not known."""
+        known = dict(zip(self.changes, _fetched(self.changes.values()), strict=True))
+        sizes = dict(zip(self.sizes, _fetched(self.sizes.values()), strict=True))
+        change = [sum(known.get(shift, np.nan) for shift in some) for some in shifts]
+        return change, [sum(sizes.get(shift.moved, np.nan) for shift in some) for some in shifts]
 
 
-def _sum(norms: Mapping[Shift, tuple[float, float]], shifts: list[Shift]) -> tuple[float, float]:
-    found = [norms.get(shift, (np.nan, np.nan)) for shift in shifts]
-    return sum(change for change, _ in found), sum(size for _, size in found)
+def _fetched(norms: Iterable[Tensor]) -> list[float]:
+    """Squares, fetched at once."""
+    found = list(norms)
+    return torch.stack([norm.to(found[0].device) for norm in found]).double().square().tolist() if found else []

@@ -21,6 +21,7 @@ def score_magnitude(scene: Scene) -> Evidence:
         number = scene.graph.param_ids[name]
         if number not in squares:
             squares[number] = float(torch.linalg.vector_norm(parameter.detach().float()).square())
+    scene.progress(1, 1)
     change = [sum(squares[number] for number in removal.realisation.params) for removal in scene.removals]
     size = np.full((1, len(change)), sum(squares.values()))
     return Evidence(np.array([change]), size, 0.5, "magnitude: share of the weights' norm")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,96 +10,73 @@ import torch
 from torch import Tensor
 
 from layerprune.calibration import Batch
-from layerprune.graph import LayerGraph
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.harm import Harm, class_dim, harm_of, masked
-from layerprune.impact.shifts import Shift, Tensors, shifts_of
-from layerprune.observe import observe
-from layerprune.shadow import gradient_shadow
+from layerprune.impact.taps import Taps
 
 
 def score_output_change(scene: Scene, harm: Harm | None = None, *, num_directions: int = 1) -> Evidence:
-    """Estimate how far each removal moves the output, to second order, for all removals at once.
+    """Estimate how far each removal moves the output, for all removals at once.
 
-    For an output direction ``v`` a removal that replaces ``y`` by ``s`` gives each sample
-    ``a = ⟨∂(v·f)/∂y, s - y⟩``; then ``E[a²]`` over random ``v`` is the squared change of the output to first order.
+    A removal that replaces ``y`` by ``s`` moves the output ``f`` along a direction ``v``, to first order, by the sum of
+    ``e = ∂(v·f)/∂y · (s - y)`` over the elements of ``y``. Added are the squares of the ``e``, over random ``v``: the
+    diagonal of the Gauss-Newton matrix, as in Optimal Brain Damage (LeCun 1990). With all of the matrix, which is the
+    square of the sum, the estimate is exact for small steps and ranks removals worse, whose steps are large: what lies
+    beside the diagonal does not reach that far. See ``docs/impact.md`` for the figures.
+
     Of a distribution, classes are drawn from the model's own prediction and ``v`` is the gradient of their logarithm:
-    ``½ E[a²]`` is the Fisher (Gauss-Newton) estimate of the KL divergence (as in arXiv 1801.05787, of layers here).
-    No labels are needed. ``pairs`` holds the interactions, ``E[a_i a_j]``, of the same estimate.
+    half the expectation is the Fisher estimate of the KL divergence (as in arXiv 1801.05787, of layers here). No labels
+    are needed. ``pairs`` holds the interactions: the correlation of two removals' moves, at the scale of their impacts.
 
     Args:
         scene: what to score, and on what.
         harm: how outputs are compared; told from the model and its output if None.
         num_directions: backwards per batch.
     """
-    shade = gradient_shadow(scene.model, written=scene.graph.written_params)
-    shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
+    taps = Taps(scene)
     rows: list[np.ndarray] = []
-    sizes: list[float] = []
-    products = np.zeros((len(shifts), len(shifts)))
+    sizes = np.ones(len(scene.batches))
+    products = np.zeros((len(scene.removals), len(scene.removals)))
     generator = torch.Generator().manual_seed(scene.seed)
-    for batch in scene.batches:
-        taps = _Taps(scene.graph, [s for some in shifts for s in some], batch.num_samples)
+    for row, batch in enumerate(scene.batches):
 
-        def use(out: Any, taps: _Taps = taps, batch: Batch = batch) -> None:
+        def pull(out: Any, ends: Sequence[Any], row: int = row, batch: Batch = batch) -> None:
             nonlocal harm
             harm = harm or harm_of(scene.model, out)
-            sizes.append(_pull(taps, harm, out, batch, generator, num_directions))
+            sizes[row] = _pull(out, ends, harm, batch, generator, num_directions)
 
-        observe(shade, scene.graph, batch.inputs, taps.tensors.wanted, taps.tensors.see, use=use)
-        projected = np.stack([taps.of(some) for some in shifts])  # (removal, sample of each direction)
-        rows.append((projected**2).sum(1))
-        products += projected @ projected.T
-        scene.progress(len(rows), len(scene.batches))
+        with scene.on(row):
+            moved = taps.run(batch, pull)
+        rows.append(moved.squares.sum(1))
+        products += moved.sums @ moved.sums.T
+        scene.progress(row + 1, len(scene.batches))
     assert harm is not None
     half = 0.5 if harm.kind == "distribution" else 1.0
     change = half * np.stack(rows) / num_directions
-    size = np.broadcast_to(np.array(sizes)[:, None], change.shape)
-    np.fill_diagonal(products, 0.0)
-    pairs = half * products / num_directions / sum(sizes)
+    size = np.broadcast_to(sizes[:, None], change.shape)
+    pairs = _pairs(products, change.sum(0) / sizes.sum())
     unknown = int(np.isnan(change).any(0).sum())
     note = f"the impact of {unknown} removals could not be estimated (no gradient reaches a tensor in question)"
     unit = f"{harm.unit}, estimated"
     return Evidence(change, size, 1.0, unit, (note,) if unknown else (), pairs)
 
 
-class _Taps:
-    """Gradients at the moved tensors, multiplied with their changes as soon as the backward brings them."""
-
-    def __init__(self, graph: LayerGraph, shifts: Sequence[Shift], num_samples: int) -> None:
-        self.num_samples = num_samples
-        self.tensors = Tensors(graph, shifts, self.tap)
-        self.found: dict[Shift, list[np.ndarray]] = {}
-        self.ends: list[Any] = []
-
-    def tap(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
-        change = shift.change(moved.detach(), other)
-        if change is None or not moved.requires_grad:
-            return
-        self.ends.append(torch.autograd.graph.get_gradient_edge(moved))
-        moved.register_hook(self.multiplying(shift, change))
-
-    def multiplying(self, shift: Shift, change: Tensor) -> Callable[[Tensor], None]:
-        def multiply(gradient: Tensor) -> None:
-            product = shift.part(gradient, change).detach() * change
-            rows = self.num_samples if product.dim() and product.shape[0] % self.num_samples == 0 else 1
-            sums = product.reshape(rows, -1).sum(1, dtype=torch.float64)
-            spread = sums if rows == self.num_samples else sums.expand(self.num_samples) / self.num_samples**0.5
-            self.found.setdefault(shift, []).append(spread.cpu().numpy())
-
-        return multiply
-
-    def of(self, shifts: Sequence[Shift]) -> np.ndarray:
-        """The sums of a removal's shifts, one number per sample and direction; nan where one is not known."""
-        num = max((len(found) for found in self.found.values()), default=1)
-        unknown = [np.full(self.num_samples, np.nan)] * num
-        return np.sum([np.concatenate(self.found.get(shift, unknown)) for shift in shifts], axis=0)
+def _pairs(products: np.ndarray, impacts: np.ndarray) -> np.ndarray:
+    """Interactions of the scale of the impacts: their roots times the correlation of what removals move."""
+    lengths = np.sqrt(products.diagonal())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = products * np.outer(*[np.sqrt(impacts) / lengths] * 2)
+    found[:, lengths == 0] = found[lengths == 0] = 0.0
+    np.fill_diagonal(found, 0.0)
+    return found
 
 
-def _pull(taps: _Taps, harm: Harm, out: Any, batch: Batch, generator: torch.Generator, num_directions: int) -> float:
+def _pull(
+    out: Any, ends: Sequence[Any], harm: Harm, batch: Batch, generator: torch.Generator, num_directions: int
+) -> float:
     """Send random output directions backwards; returns what the squares are relative to."""
     outputs = [t for t in harm.outputs(out) if t.requires_grad]
-    if not outputs or not taps.ends:
+    if not outputs or not ends:
         return 1.0
     size = 1.0
     for number in range(num_directions):
@@ -108,7 +85,7 @@ def _pull(taps: _Taps, harm: Harm, out: Any, batch: Batch, generator: torch.Gene
             direction, size = _direction(tensor.detach(), harm, batch, generator, len(outputs))
             directions.append(direction)
         more = number + 1 < num_directions
-        torch.autograd.grad(outputs, taps.ends, directions, retain_graph=more, allow_unused=True)
+        torch.autograd.grad(outputs, ends, directions, retain_graph=more, allow_unused=True)
     return size
 
 

@@ -65,41 +65,48 @@ def _place(graph: LayerGraph, merge: int, result: int, value: int) -> tuple[int,
 
 
 class Tensors:
-    """Keeps each observed tensor for as long as a later one is still to be compared with it.
+    """Keeps each observed tensor for as long as another one is still to be compared with it.
 
     Args:
         graph: the layer graph.
         shifts: what is compared.
-        compare: called with a shift, the moved tensor and the other one as soon as both are there.
     """
 
-    def __init__(
-        self, graph: LayerGraph, shifts: Sequence[Shift], compare: Callable[[Shift, Tensor, Tensor], None]
-    ) -> None:
-        self.compare = compare
-        self.by_moved: dict[int, list[Shift]] = {}
-        self.uses: dict[int, int] = {}
-        for shift in dict.fromkeys(shifts):
-            self.by_moved.setdefault(shift.moved, []).append(shift)
-            self.uses[shift.other] = self.uses.get(shift.other, 0) + 1
-        self.wanted = set(self.by_moved) | set(self.uses)
+    def __init__(self, graph: LayerGraph, shifts: Sequence[Shift]) -> None:
+        self.shifts = tuple(dict.fromkeys(shifts))
+        self.moved = frozenset(shift.moved for shift in self.shifts)
+        self.wanted = self.moved | {shift.other for shift in self.shifts}
         self.written = _written_later(graph, self.wanted)
-        self.kept: dict[int, Tensor] = {}
+        self.partners: dict[int, list[int]] = {}
+        for number, shift in enumerate(self.shifts):
+            for value in {shift.moved, shift.other}:
+                self.partners.setdefault(value, []).append(number)
 
-    def see(self, value: int, tensor: Tensor) -> None:
-        """Compare a tensor with those that replace it, and keep it for those that it replaces."""
-        for shift in self.by_moved.get(value, ()):
-            other = self.kept.get(shift.other)
-            if other is not None:
-                self.compare(shift, tensor, other)
-            self.uses[shift.other] -= 1
-            if not self.uses[shift.other]:
-                self.kept.pop(shift.other, None)
-        if self.uses.get(value):
-            self.kept[value] = tensor.detach().clone() if value in self.written else tensor.detach()
+    def seeing(self, compare: Callable[[Shift, Tensor, Tensor], None]) -> Callable[[int, Tensor], None]:
+        """What to call with each value's number and tensor in one run.
+
+        Args:
+            compare: called with a shift, the moved tensor and the other one as soon as both are there, both detached;
+                it may keep them, as no later layer writes into them.
+        """
+        pending = {value: set(numbers) for value, numbers in self.partners.items()}
+        kept: dict[int, Tensor] = {}
+
+        def see(value: int, tensor: Tensor) -> None:
+            kept[value] = tensor.detach().clone() if value in self.written else tensor.detach()
+            for number in self.partners[value]:
+                shift = self.shifts[number]
+                if shift.moved in kept and shift.other in kept:
+                    compare(shift, kept[shift.moved], kept[shift.other])
+                    for end in (shift.moved, shift.other):
+                        pending[end].discard(number)
+            for known in [known for known in kept if not pending[known]]:
+                del kept[known]
+
+        return see
 
 
-def _written_later(graph: LayerGraph, values: set[int]) -> set[int]:
+def _written_later(graph: LayerGraph, values: frozenset[int]) -> set[int]:
     """The values into whose memory a later layer writes."""
     last: Mapping[int, int] = {storage: layer.index for layer in graph.layers for storage in layer.writes}
     return {v for v in values if last.get(graph.values[v].storage, -1) > graph.values[v].layer}

@@ -6,33 +6,76 @@ from dataclasses import replace
 
 import numpy as np
 
-from layerprune.impact.ablation import score_ablation
+from layerprune.impact.ablation import ablate
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.output_change import score_output_change
 
-#: How many removals are made and measured; beyond it the estimate chooses which.
+#: So many removals are all made and measured; of more the estimate chooses half, and this many at least.
 LONGEST = 64
+
+#: A removal is made on further batches until the standard error of its impact is below this share of it.
+PRECISION = 0.2
+
+_ENOUGH = 8  # points, to fit a line through
+_PASS = 3  # forwards that a forward and a backward take as long as
 
 
 def score_shortlist(scene: Scene) -> Evidence:
     """Measure the removals that may be worth it by ablation, and estimate the others.
 
     Up to :data:`LONGEST` removals are all measured. Of more, the estimate of the output's change chooses those of least
-    harm, and the others' estimates are brought to the scale of what was measured.
+    harm, and the others' estimates are brought to the scale of what was measured, by a line through the logarithms.
 
     Args:
         scene: what to score, and on what.
     """
-    if len(scene.removals) <= LONGEST:
-        return score_ablation(scene)
-    estimate = score_output_change(scene)
-    order = np.argsort(np.nan_to_num(estimate.impacts, nan=np.inf), kind="stable")[:LONGEST]
-    some = np.sort(order)
-    truth = score_ablation(replace(scene, removals=[scene.removals[i] for i in some]))
-    ratios = truth.impacts / np.where(estimate.impacts[some] > 0, estimate.impacts[some], np.nan)
-    scale = float(np.nanmedian(ratios)) if np.isfinite(ratios).any() else 1.0
+    num = len(scene.removals)
+    if num <= LONGEST:
+        return _measured(scene)
+    num_measured = max(LONGEST, num // 2)
+    passes = _PASS * len(scene.batches)
+    total = passes + num_measured * len(scene.batches)
+
+    def estimating(done: int, _: int) -> None:
+        scene.progress(_PASS * done, total)
+
+    def making(done: int, _: int) -> None:
+        scene.progress(passes + done, total)
+
+    estimate = score_output_change(replace(scene, progress=estimating))
+    order = np.argsort(np.nan_to_num(estimate.impacts, nan=-np.inf), kind="stable")  # what has none is measured
+    some = np.sort(order[:num_measured])
+    truth = _measured(replace(scene, removals=[scene.removals[i] for i in some], progress=making))
+    impacts = estimate.impacts
+    scale = _brought(impacts, impacts[some], truth.impacts) / np.where(impacts > 0, impacts, 1.0)
     change, size = estimate.change * scale, np.array(estimate.size)
     change[:, some], size[:, some] = truth.change, truth.size
-    note = f"{LONGEST} of {len(scene.removals)} removals were measured by ablation, the others are estimates"
+    note = f"{len(some)} of {num} removals were measured by ablation, the others are estimates"
     notes = (*estimate.notes, *truth.notes, note)
     return Evidence(change, size, truth.power, truth.unit, notes, is_ablation=True)
+
+
+def _measured(scene: Scene) -> Evidence:
+    """Ablation, on as many batches as it takes."""
+    found = ablate(scene, [removal.edits for removal in scene.removals], precision=PRECISION)
+    num = len(scene.batches)
+    share = (found.size != 0).sum() / max(found.size.size, 1)
+    if share == 1:
+        return found
+    note = (
+        f"removals were made on as many of the {num} calibration batches as it took to know their impacts to about "
+        f"{PRECISION:.0%}: {num * share:.1f} on average; criterion='ablation' takes all"
+    )
+    return replace(found, notes=(*found.notes, note))
+
+
+def _brought(estimates: np.ndarray, known: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Estimates on the scale of the truth: a power of them, fitted where both are known."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x, y = np.log(known), np.log(truth)
+        use = np.isfinite(x) & np.isfinite(y)
+        if use.sum() >= _ENOUGH and np.ptp(x[use]) > 0:
+            slope, offset = np.polyfit(x[use], y[use], 1)
+            if slope > 0:
+                return np.exp(offset + slope * np.log(estimates))
+        return estimates * (np.exp(np.median(y[use] - x[use])) if use.any() else 1.0)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from layerprune.select.search import Search
+from layerprune.select.ban import Ban
+from layerprune.select.limit import Limit
+from layerprune.select.search import SLACK, Search, Solver
+
+#: The most that a choice may stay below what fits under the caps, and the share of the impact that has to be left then.
+MORE_SLACK = 0.2
+WORTH = 0.5
 
 _REFINEMENTS = 6  # halvings
 
@@ -13,8 +22,9 @@ def exact(search: Search, impacts: np.ndarray | None = None) -> tuple[int, ...] 
     """Choose the removals whose impacts add up to the least, within the budgets.
 
     Caps are used first: two programmes, one for the most that fits under them, and one for the least impact among the
-    sets that come within :data:`~layerprune.select.search.SLACK` of that. Where something has to go, as for a latency,
-    it is the least impact that does it.
+    sets that come within :data:`~layerprune.select.search.SLACK` of that; the least within :data:`MORE_SLACK` is taken
+    instead where it is no more than :data:`WORTH` of the other. Where something has to go, as for a latency, it is the
+    least impact that does it.
 
     Args:
         search: the problem, and what is known of it.
@@ -29,8 +39,30 @@ def exact(search: Search, impacts: np.ndarray | None = None) -> tuple[int, ...] 
         most = search.fill()
         if most is None:
             return None
-    least = search.first_valid(lambda limits, bans: search.programme.least(costs, limits, bans))
-    return most if least is None else _refined(search, least, costs)
+
+    def solve(limits: Sequence[Limit], bans: Sequence[Ban]) -> Sequence[int]:
+        return search.programme.least(costs, limits, bans)
+
+    least = search.first_valid(solve)
+    if least is None:
+        return most
+    if most is None:
+        return _refined(search, least, costs)
+    return _with_more_slack(search, least, solve, costs)
+
+
+def _with_more_slack(search: Search, chosen: tuple[int, ...], solve: Solver, costs: np.ndarray) -> tuple[int, ...]:
+    """Stay further below the caps where that saves most of the impact."""
+    if search.floor is None or not np.isfinite([r.impact for r in search.problem.removals]).any():
+        return chosen
+    before = search.floor
+    search.floor = replace(before, low=before.low * (1 - MORE_SLACK) / (1 - SLACK))
+    less = search.first_valid(solve)
+    if less is not None and 0 <= costs[list(less)].sum() <= WORTH * costs[list(chosen)].sum():
+        search.notes.append("it stays below the budget, as the next removal would more than double the impact")
+        return less
+    search.floor = before
+    return chosen
 
 
 def _refined(search: Search, chosen: tuple[int, ...], costs: np.ndarray) -> tuple[int, ...]:

@@ -1,0 +1,153 @@
+"""Taps: gradients at the tensors that removals move, multiplied with what they move by."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerprune.calibration import Batch
+from layerprune.graph import LayerGraph
+from layerprune.impact.evidence import Scene
+from layerprune.impact.shifts import Shift, Tensors, shifts_of
+from layerprune.observe import Observer
+from layerprune.shadow import gradient_shadow
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """How far removals move what a backward started from, ``(removal, backward × sample)`` each.
+
+    Attributes:
+        sums: the products of gradient and change, summed over the elements: the move to first order.
+        squares: their squares, summed: what its square is on average where the elements' parts come with random signs.
+    """
+
+    sums: np.ndarray
+    squares: np.ndarray
+
+
+class Taps:
+    """Runs a model forward and backward, and says how far each removal moves what the backward starts from.
+
+    The parameters do not ask for gradients, but for those of the layers through which the inputs come in: the others
+    get theirs along with the values, at less memory.
+
+    Args:
+        scene: the model and its removals.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.shade = gradient_shadow(scene.model, written=scene.graph.written_params)
+        self.shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
+        self.tensors = Tensors(scene.graph, [shift for some in self.shifts for shift in some])
+        self.observer = Observer(self.shade, scene.graph, self.tensors.wanted)
+        entering = _entering(scene.graph)
+        for name, parameter in self.shade.model.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(name in entering)
+
+    def run(
+        self,
+        batch: Batch,
+        pull: Callable[[Any, Sequence[Any]], None],
+        forward: Callable[[nn.Module], Any] | None = None,
+    ) -> Moves:
+        """Run one batch.
+
+        Args:
+            batch: what to run on.
+            pull: gets the output and the ends of the backward, and runs it, once or several times.
+            forward: calls the model, in place of its call on the batch's inputs.
+
+        Returns:
+            What each removal moves; nan where no gradient came.
+        """
+        products = self._run(batch, pull, forward)
+        if products.deaf and not all(p.requires_grad for p in self._floating()):
+            for parameter in self._floating():  # a detached value: gradients have to start from anew behind it
+                parameter.requires_grad_(True)
+            products = self._run(batch, pull, forward)
+        return products.of(self.shifts)
+
+    def _run(
+        self, batch: Batch, pull: Callable[[Any, Sequence[Any]], None], forward: Callable[[nn.Module], Any] | None
+    ) -> _Products:
+        products = _Products(self.tensors, batch.num_samples)
+        try:
+            self.observer.run(
+                batch.inputs, products.see, use=lambda out: pull(out, list(products.ends.values())), forward=forward
+            )
+        finally:
+            products.ends.clear()  # which know the hooks, which know these: nothing would be freed
+            products.kept.clear()
+        return products
+
+    def _floating(self) -> list[nn.Parameter]:
+        return [p for p in self.shade.model.parameters() if p.is_floating_point() or p.is_complex()]
+
+
+class _Products:
+    """One batch's products of gradients and changes, summed over each sample as the backward brings the gradients."""
+
+    def __init__(self, tensors: Tensors, num_samples: int) -> None:
+        self.num_samples = num_samples
+        self.moved = tensors.moved
+        self.remember = tensors.seeing(self.keep)
+        self.ends: dict[int, Any] = {}
+        self.kept: dict[int, list[tuple[Shift, Tensor, Tensor]]] = {}
+        self.found: dict[Shift, list[Tensor]] = {}  # (sums or squares, sample) of each backward
+        self.deaf = False
+
+    def see(self, value: int, tensor: Tensor) -> None:
+        if value in self.moved:
+            if tensor.requires_grad:
+                self.ends[value] = torch.autograd.graph.get_gradient_edge(tensor)
+                tensor.register_hook(functools.partial(self.multiply, value))
+            else:
+                self.deaf = True
+        self.remember(value, tensor)
+
+    def keep(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
+        """Hold on to two tensors until the gradient comes; most of them the backward needs anyway."""
+        self.kept.setdefault(shift.moved, []).append((shift, moved, other))
+
+    def multiply(self, value: int, gradient: Tensor) -> None:
+        for shift, moved, other in self.kept.get(value, ()):
+            change = shift.change(moved, other)
+            if change is not None:
+                product = shift.part(gradient, change).detach() * change
+                self.found.setdefault(shift, []).append(self.by_sample(product))
+
+    def by_sample(self, product: Tensor) -> Tensor:
+        """Sums and sums of squares, ``(2, sample)``; of a tensor without samples an even share for each."""
+        num = self.num_samples
+        rows = num if product.dim() and product.shape[0] % num == 0 else 1
+        dtype = torch.float64 if product.dtype == torch.float64 else torch.float32
+        flat = product.real.reshape(rows, -1).to(dtype)
+        both = torch.stack([flat.sum(1), torch.linalg.vector_norm(flat, dim=1).square()])
+        return both if rows == num else both.expand(2, num) / both.new_tensor([[num**0.5], [num]])
+
+    def of(self, shifts: Sequence[Sequence[Shift]]) -> Moves:
+        """What each removal's shifts move together."""
+        known = {shift: torch.cat(found, dim=1).cpu().double().numpy() for shift, found in self.found.items()}
+        unknown = np.full((2, max((row.shape[1] for row in known.values()), default=self.num_samples)), np.nan)
+        both = np.stack([np.sum([known.get(shift, unknown) for shift in some], axis=0) for some in shifts], axis=1)
+        return Moves(both[0], both[1])
+
+
+def _entering(graph: LayerGraph) -> frozenset[str]:
+    """The parameters of the layers that read no value which already depends on one."""
+    found: set[str] = set()
+    dependent: set[int] = set()
+    for layer in graph.layers:
+        if not any(value in dependent for read in layer.operands for value in read):
+            if not layer.params:
+                continue
+            found |= set(layer.params)
+        dependent |= {v for v in layer.outputs if graph.values[v].dtype.is_floating_point}
+    return frozenset(found)
