@@ -1,6 +1,7 @@
 """Predicted impact against the truth: rank correlation with what removals do to held-out outputs, alone and in sets.
 
-The truth is ablation on held-out data. Predictions see calibration data only. ``--quick`` tries one small model.
+The truth is ablation on held-out data. Predictions see calibration data only. ``--quick`` tries one small model,
+``--cost`` measures instead what one pass costs in time and memory, also for two larger models with random weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 for folder in ("benchmarks", "tests", "examples"):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / folder))
@@ -23,6 +25,7 @@ from torchvision_ops import declare_missing_ops
 declare_missing_ops()
 import numpy as np
 import torch
+from live_bytes import peak_of
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -30,16 +33,20 @@ from scipy.stats import spearmanr
 from subjects import SUBJECTS, Subject, subject
 
 from layerprune import UniversalLayerPruner
-from layerprune.calibration import read_calibration
+from layerprune.calibration import Batch, read_calibration
 from layerprune.edits import Edit
 from layerprune.impact.ablation import ablate, score_ablation
 from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.harm import Harm
+from layerprune.impact.harm import Harm, Kind
 from layerprune.impact.influence import score_influence
 from layerprune.impact.magnitude import score_magnitude
 from layerprune.impact.output_change import score_output_change
+from layerprune.impact.shifts import Shift, Tensors, shifts_of
+from layerprune.impact.shortlist import score_shortlist
 from layerprune.marks import CannotRealise
+from layerprune.observe import Observer
 from layerprune.select.conflicts import conflicts
+from layerprune.shadow import real_shadow
 
 NUM_SETS = 200
 SET_SIZES = range(2, 7)
@@ -62,10 +69,14 @@ def main() -> None:
     parser.add_argument("subjects", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)}; default: all")
     parser.add_argument("--sets", type=int, default=NUM_SETS, help=f"random sets per subject (default {NUM_SETS})")
     parser.add_argument("--quick", action="store_true", help="one small model, 20 sets")
+    parser.add_argument("--cost", action="store_true", help="time and memory of one pass, instead of correlations")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     names = ["digits_resnet"] if options.quick else options.subjects or list(SUBJECTS)
-    found = {name: measure(subject(name), 20 if options.quick else options.sets) for name in names}
+    if options.cost:
+        found = contract(names)
+    else:
+        found = {name: measure(subject(name), 20 if options.quick else options.sets) for name in names}
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -107,11 +118,33 @@ def predictions(scene: Scene, harm: Harm) -> list[Prediction]:
         "output_change": lambda: score_output_change(scene, harm),
         "output_change, 4 directions": lambda: score_output_change(scene, harm, num_directions=4),
         "influence": lambda: score_influence(scene),
+        "cosine Block Influence": lambda: score_block_influence(scene),
         "magnitude": lambda: score_magnitude(scene),
+        "shortlist": lambda: score_shortlist(scene),
         "ablation, one batch": lambda: score_ablation(one, harm),
         "ablation": lambda: score_ablation(scene, harm),
     }
     return [made(name, run, plain) for name, run in criteria.items()]
+
+
+def score_block_influence(scene: Scene) -> Evidence:
+    """ShortGPT's measure (arXiv 2403.03853, section 3.2) of any removal: 1 - cosine, by tokens, pixels or samples."""
+    shade = real_shadow(scene.model)
+    shifts = [shifts_of(scene.graph, removal)[0] for removal in scene.removals]
+    tensors = Tensors(scene.graph, shifts)
+    observer = Observer(shade, scene.graph, tensors.wanted)
+    found: dict[Shift, list[float]] = {}
+
+    def compare(shift: Shift, moved: torch.Tensor, other: torch.Tensor) -> None:
+        assert shift.place is None, "no subject has a concat"
+        new = moved - other if shift.lost else other
+        cosines = torch.cosine_similarity(moved, new, dim=1 if moved.dim() == 4 else -1)
+        found.setdefault(shift, []).append(1 - float(cosines.mean()))
+
+    for batch in scene.batches:
+        observer.run(batch.inputs, tensors.seeing(compare))
+    change = np.array([found[shift] for shift in shifts]).T
+    return Evidence(change, np.ones_like(change), 1.0, "1 - cosine")
 
 
 def made(name: str, run: Callable[[], Evidence], plain: float) -> Prediction:
@@ -123,6 +156,90 @@ def timed(run: Callable[[], Evidence]) -> tuple[Evidence, float]:
     """What a call returns, and the CPU seconds that it took."""
     start = time.process_time()
     return run(), time.process_time() - start
+
+
+def contract(names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Print and return what one pass of the criteria costs, for subjects and two larger models."""
+    table = Table("model", title="one pass for all removals, CPU time: median of five rounds in turn")
+    columns = ("influence / forward", "output_change / forward + backward", "memory: influence", "output_change")
+    for column in columns:
+        table.add_column(column, justify="right")
+    figures: dict[str, dict[str, float]] = {}
+    larger = {"Llama, 12 layers of 768": llama, "ResNet-50 at 224": resnet50}
+    for name in [*names, *larger]:
+        model, batches, kind = larger[name]() if name in larger else of_subject(subject(name))
+        figures[name] = dict(zip(columns, costs(model, read_calibration(batches, model), Harm(kind)), strict=True))
+        table.add_row(name, *[f"{figures[name][column]:.2f}" for column in columns])
+    console.print(table)
+    console.print(
+        "memory: the most alive at a time, the weights included, by that of the weights and of what a forward keeps "
+        "for its backward, on one batch"
+    )
+    return figures
+
+
+def costs(model: torch.nn.Module, batches: Sequence[Batch], harm: Harm) -> tuple[float, float, float, float]:
+    """Ratios of time and of memory, as :func:`contract` prints them."""
+    pruner = UniversalLayerPruner(model, example_inputs=batches[0].inputs, criterion="magnitude")
+    scene = Scene(model, pruner.graph, pruner.removals, batches)
+    one = replace(scene, batches=batches[:1])
+
+    def forward(scene: Scene = scene) -> None:
+        with torch.no_grad():
+            for batch in scene.batches:
+                model(*batch.inputs.args, **batch.inputs.kwargs)
+
+    def kept() -> list[torch.Tensor]:
+        batch = one.batches[0]
+        return harm.outputs(model(*batch.inputs.args, **batch.inputs.kwargs))
+
+    def both() -> None:
+        for batch in scene.batches:
+            outputs = harm.outputs(model(*batch.inputs.args, **batch.inputs.kwargs))
+            torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+            model.zero_grad()
+
+    runs = [forward, both, lambda: score_influence(scene), lambda: score_output_change(scene, harm)]
+    rounds = [[seconds_of(run) for run in runs] for _ in track(range(6), "rounds", console=console, transient=True)][1:]
+    plain, full, influence, output_change = np.median(rounds, axis=0)
+    weights = sum(tensor.nbytes for tensor in model.parameters())
+    most = weights + peak_of(kept)
+    peaks = [peak_of(lambda: score_influence(one)), peak_of(lambda: score_output_change(one, harm))]
+    console.print(
+        f"{len(scene.removals)} removals, {plain / len(batches) * 1e3:.0f} ms per forward; MB: weights "
+        f"{weights / 1e6:.1f}, a forward's activations {(most - weights) / 1e6:.1f}, "
+        f"a pass {peaks[0] / 1e6:.1f} and {peaks[1] / 1e6:.1f}"
+    )
+    return (influence / plain, output_change / full, *((weights + peak) / most for peak in peaks))
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """The CPU seconds that a call takes."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def of_subject(of: Subject) -> tuple[torch.nn.Module, list[Any], Kind]:
+    return of.model, of.calibration, of.kind
+
+
+def llama() -> tuple[torch.nn.Module, list[Any], Kind]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=2000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, use_cache=False
+    )
+    draw = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(2000, (4, 128), generator=draw)} for _ in range(2)]
+    return LlamaForCausalLM(config).eval(), batches, "distribution"
+
+
+def resnet50() -> tuple[torch.nn.Module, list[Any], Kind]:
+    from torchvision.models import resnet50
+
+    draw = torch.Generator().manual_seed(0)
+    return resnet50().eval(), [torch.randn(4, 3, 224, 224, generator=draw) for _ in range(2)], "distribution"
 
 
 def joint_sets(pruner: UniversalLayerPruner, num_sets: int) -> tuple[list[tuple[int, ...]], list[Sequence[Edit]]]:

@@ -91,8 +91,10 @@ def every_valid_set(pruner, problem):
     return found
 
 
-def slack_of(valid, cap):
-    """How far below the most that fits a choice may stay: further where that saves more than half of the impact."""
+def slack_of(problem, valid, cap):
+    """How far below the most that fits a choice may stay: with data further, where that saves most of the impact."""
+    if not problem.has_data:
+        return SLACK
     fitting = [(size, impact) for size, impact in valid.values() if size <= cap]
     most = max(size for size, _ in fitting)
     near, far = (
@@ -105,7 +107,7 @@ def slack_of(valid, cap):
 def assert_best(pruner, problem, cap, valid):
     """No valid set under the cap takes out more, and none that comes as close costs less."""
     chosen = choose(pruner, problem, cap).chosen
-    num_params, slack = valid[chosen][0], slack_of(valid, cap)
+    num_params, slack = valid[chosen][0], slack_of(problem, valid, cap)
     assert num_params <= cap
     fitting = [(size, impact) for size, impact in valid.values() if size <= cap]
     most = max(size for size, _ in fitting)
@@ -124,7 +126,7 @@ def assert_best(pruner, problem, cap, valid):
 @pytest.mark.parametrize("seed", range(12))
 def test_the_choice_is_the_best_of_all_subsets(blocks, seed):
     draw = random.Random(seed)
-    problem = problem_of(blocks, [draw.random() for _ in blocks.removals])
+    problem = replace(problem_of(blocks, [draw.random() for _ in blocks.removals]), has_data=seed % 2 == 0)
     valid = every_valid_set(blocks, problem)
     total = max(size for size, _ in valid.values())
     for share in (0.05, 0.13, 0.4, 0.77, 1.0):
@@ -167,9 +169,10 @@ def test_further_below_the_cap_it_stays_where_that_saves_most_of_the_impact():
     pruner = independent(84, 101)
     cap = pruner.removals[1].num_params
     assert (1 - MORE_SLACK) * cap <= pruner.removals[0].num_params < (1 - SLACK) * cap
-    assert choose(pruner, problem_of(pruner, [0.4, 1.0]), cap).chosen == (0,)
-    assert choose(pruner, problem_of(pruner, [0.6, 1.0]), cap).chosen == (1,)
-    assert "more than double the impact" in choose(pruner, problem_of(pruner, [0.4, 1.0]), cap).notes[0]
+    found = [choose(pruner, replace(problem_of(pruner, [i, 1.0]), has_data=True), cap) for i in (0.4, 0.6)]
+    assert [selection.chosen for selection in found] == [(0,), (1,)]
+    assert "more than double the impact" in found[0].notes[0]
+    assert choose(pruner, problem_of(pruner, [0.4, 1.0]), cap).chosen == (1,), "without data"
 
 
 def test_within_the_slack_impact_comes_first():

@@ -51,7 +51,7 @@ def in_reach(blocks, problem, cap):
     """Every valid set that uses the cap as much as a choice has to."""
     valid = every_valid_set(blocks, problem)
     fitting = {some: size for some, (size, _) in valid.items() if size <= cap}
-    least = (1 - slack_of(valid, cap)) * max(fitting.values())
+    least = (1 - slack_of(problem, valid, cap)) * max(fitting.values())
     return [some for some, size in fitting.items() if size >= least]
 
 

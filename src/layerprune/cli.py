@@ -14,7 +14,7 @@ import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Granularity = Literal["group", "branch", "block"]
+Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled"]
 
 
 def _check_reduction(value: float | None) -> float | None:
     if value is not None and not 0 < value < 1:
-        raise typer.BadParameter(f"{value} is not between 0 and 1: give the share of parameters that may go, as 0.3")
+        raise typer.BadParameter(f"{value} is not between 0 and 1: give the share that may go, as 0.3")
     return value
 
 
@@ -65,6 +66,24 @@ ShapeOption = Annotated[
     str | None,
     typer.Option(metavar="SHAPE", help="Of the example input, as 1,3,224,224; inferred if not given."),
 ]
+ReductionOption = Annotated[
+    float | None,
+    typer.Option(callback=_check_reduction, help="Budget: the largest share of parameters that may go."),
+]
+MacReductionOption = Annotated[
+    float | None,
+    typer.Option(callback=_check_reduction, help="Budget: the largest share of multiply-accumulates that may go."),
+]
+LatencyOption = Annotated[
+    float | None, typer.Option(metavar="MS", help="Budget: milliseconds that one forward is to come down to.")
+]
+MemoryOption = Annotated[
+    int | None, typer.Option(metavar="BYTES", help="Budget: bytes that weights and activations are to come down to.")
+]
+MaxImpactOption = Annotated[
+    float | None, typer.Option(metavar="IMPACT", help="Budget: the largest impact of all removals together.")
+]
+StrategyOption = Annotated[Strategy, typer.Option(help="What chooses within the budget.")]
 PretrainedOption = Annotated[
     bool, typer.Option("--pretrained", help="Published weights for torchvision and timm, not random.")
 ]
@@ -82,10 +101,12 @@ def _program(  # pyright: ignore[reportUnusedFunction]
 @app.command()
 def plan(
     model: ModelArgument,
-    reduction: Annotated[
-        float | None,
-        typer.Option(callback=_check_reduction, help="Choose, too: the largest share of parameters that may go."),
-    ] = None,
+    reduction: ReductionOption = None,
+    mac_reduction: MacReductionOption = None,
+    latency_ms: LatencyOption = None,
+    memory_bytes: MemoryOption = None,
+    max_impact: MaxImpactOption = None,
+    strategy: StrategyOption = "auto",
     as_json: JsonOption = False,
     granularity: GranularityOption = "group",
     protect: ProtectOption = None,
@@ -93,13 +114,14 @@ def plan(
     input_shape: ShapeOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
-    """Show which layers of MODEL can go, and why the others cannot.
+    """Show which layers of MODEL can go, and why the others cannot; with a budget, also which of them would.
 
-    With --json and --reduction, the output is the plan that `prune` would carry out; without, the groups.
+    With --json and a budget, the output is the plan that `prune` would carry out; without a budget, the groups.
     """
+    budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
     with _working():
         pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained)
-        chosen = None if reduction is None else pruner.plan(max_param_reduction=reduction)
+        chosen = pruner.plan(**budgets, strategy=strategy) if budgets else None
         text = "" if as_json else pruner.render_plan()
     if as_json:
         _echo_notes(pruner)
@@ -113,10 +135,13 @@ def plan(
 @app.command()
 def prune(
     model: ModelArgument,
-    reduction: Annotated[
-        float, typer.Option(callback=_check_reduction, help="The largest share of parameters that may go.")
-    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder for the result.")],
+    reduction: ReductionOption = None,
+    mac_reduction: MacReductionOption = None,
+    latency_ms: LatencyOption = None,
+    memory_bytes: MemoryOption = None,
+    max_impact: MaxImpactOption = None,
+    strategy: StrategyOption = "auto",
     as_json: JsonOption = False,
     granularity: GranularityOption = "group",
     protect: ProtectOption = None,
@@ -124,15 +149,18 @@ def prune(
     input_shape: ShapeOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
-    """Prune MODEL, and write DIR/plan.json and DIR/model.safetensors.
+    """Prune MODEL within a budget, and write DIR/plan.json and DIR/model.safetensors.
 
     With --json, the output is the plan that was carried out, as in plan.json.
     """
+    budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
+    if not budgets:
+        raise typer.BadParameter("say how much may go: a budget, as --reduction 0.3", param_hint="--reduction")
     with _working(), _staged(out) as folder:
         from safetensors.torch import save_model
 
         pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained)
-        chosen = pruner.plan(max_param_reduction=reduction)
+        chosen = pruner.plan(**budgets, strategy=strategy)
         pruned = pruner.prune(plan=chosen)
         (folder / "plan.json").write_text(chosen.to_json() + "\n", encoding="utf-8")
         save_model(pruned, str(folder / "model.safetensors"))
@@ -214,6 +242,24 @@ def _pruner_of(
     )
 
 
+def _budgets(
+    reduction: float | None,
+    mac_reduction: float | None,
+    latency_ms: float | None,
+    memory_bytes: int | None,
+    max_impact: float | None,
+) -> dict[str, Any]:
+    """The budgets that were given, as :meth:`UniversalLayerPruner.plan` calls them."""
+    named = {
+        "max_param_reduction": reduction,
+        "max_mac_reduction": mac_reduction,
+        "target_latency_ms": latency_ms,
+        "max_memory_bytes": memory_bytes,
+        "max_impact": max_impact,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def _parse_shape(text: str) -> tuple[int, ...]:
     """Read ``1,3,224,224``."""
     parts = text.split(",")
@@ -245,10 +291,14 @@ def _echo_notes(pruner: UniversalLayerPruner) -> None:
 
 
 def _print_table(chosen: PruningPlan) -> None:
-    """Print what the plan removes, and the parameters before and after."""
+    """Print what the plan removes, the parameters before and after, and what else a budget speaks of."""
     from rich.console import Console
 
+    from layerprune.report.text import figure_lines
+
     Console().print(_table(chosen))
+    for line in figure_lines(chosen):
+        typer.echo(line)
 
 
 def _table(chosen: PruningPlan) -> Table:
@@ -264,7 +314,8 @@ def _table(chosen: PruningPlan) -> Table:
     table.add_column("Impact", justify="right")
     for removal in chosen.removals:
         leads = escape(", ".join(removal.groups))
-        table.add_row(escape(removal.name), leads, f"{removal.num_params:,}", f"{removal.impact:.4g}")
+        impact = "unknown" if removal.impact is None else f"{removal.impact:.4g}"
+        table.add_row(escape(removal.name), leads, f"{removal.num_params:,}", impact)
     if not chosen.removals:
         table.add_row("nothing fits the budget", "", "0", "")
     return table

@@ -114,6 +114,7 @@ class Planner:
             self.harm if self.scored.scene is not None else None,
             self._pairs() if strategy == "quadratic" else None,
             None if evidence is None or not self.scored.has_data else evidence.resampled(self.seed),
+            evidence is not None and self.scored.has_data,
             self.seed,
         )
 

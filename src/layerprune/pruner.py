@@ -162,13 +162,20 @@ class UniversalLayerPruner:
         removable = params_in(self.graph, [group for group in self.groups if group.can_remove])
         total = self.graph.num_params
         summary = summary_text(self.groups, total, removable, self.impact_unit, self.notes)
-        return f"{groups_text(self.groups, kept, total)}\n\n{summary}"
+        return f"{groups_text(self.groups, kept, total, self._intervals)}\n\n{summary}"
 
     def print_plan(self, plan: PruningPlan | None = None) -> None:
         """Print the groups; with a plan, also what it removes."""
         print(self.render_plan())
         if plan is not None:
             print(f"\n{plan_text(plan)}")
+
+    @property
+    def _intervals(self) -> dict[str, tuple[float, float] | None]:
+        """Group name → the interval of its impact, which is that of its least-impact removal."""
+        numbers = {removal.name: number for number, removal in enumerate(self.removals)}
+        safe = [group.name for group in self.groups if group.can_remove]
+        return {name: self._planner.interval(numbers[self._best(name).name]) for name in safe}
 
     def _kept(self, group: Group) -> frozenset[str]:
         """The members of a group that stay when its least-impact removal is made."""

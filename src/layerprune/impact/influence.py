@@ -55,10 +55,9 @@ class _Norms:
         self.changes: dict[Shift, Tensor] = {}
 
     def measure(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
-        change = other if shift.lost else shift.change(moved, other)
-        if change is None:
+        if not shift.lost and moved.shape != other.shape:
             return
-        self.changes[shift] = norm(change, self.mask)
+        self.changes[shift] = norm(other if shift.lost else other - moved, self.mask)
         if shift.moved not in self.sizes:
             self.sizes[shift.moved] = norm(moved, self.mask)
 

@@ -46,7 +46,7 @@ def score_output_change(scene: Scene, harm: Harm | None = None, *, num_direction
             sizes[row] = _pull(out, ends, harm, batch, generator, num_directions)
 
         with scene.on(row):
-            moved = taps.run(batch, pull)
+            moved = taps.run(batch, pull, num_backwards=num_directions)
         rows.append(moved.squares.sum(1))
         products += moved.sums @ moved.sums.T
         scene.progress(row + 1, len(scene.batches))

@@ -27,12 +27,6 @@ class Shift:
     lost: bool = False
     place: tuple[int, int] | None = None
 
-    def change(self, moved: Tensor, other: Tensor) -> Tensor | None:
-        """What the tensor changes by, of its own shape or, for a lost operand of a concat, of the operand's."""
-        if self.lost:
-            return -other
-        return other - moved if moved.shape == other.shape else None
-
     def part(self, tensor: Tensor, size: Tensor) -> Tensor:
         """The part of a tensor like the moved one that the change concerns."""
         if self.place is None:

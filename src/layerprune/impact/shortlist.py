@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -35,17 +36,15 @@ def score_shortlist(scene: Scene) -> Evidence:
     num_measured = max(LONGEST, num // 2)
     passes = _PASS * len(scene.batches)
     total = passes + num_measured * len(scene.batches)
-
-    def estimating(done: int, _: int) -> None:
-        scene.progress(_PASS * done, total)
-
-    def making(done: int, _: int) -> None:
-        scene.progress(passes + done, total)
-
-    estimate = score_output_change(replace(scene, progress=estimating))
+    estimate = score_output_change(replace(scene, progress=_telling(scene, 0, _PASS, total)))
     order = np.argsort(np.nan_to_num(estimate.impacts, nan=-np.inf), kind="stable")  # what has none is measured
     some = np.sort(order[:num_measured])
-    truth = _measured(replace(scene, removals=[scene.removals[i] for i in some], progress=making))
+    some_of_scene = replace(
+        scene,
+        removals=[scene.removals[i] for i in some],
+        progress=_telling(scene, passes, 1, total),
+    )
+    truth = _measured(some_of_scene)
     impacts = estimate.impacts
     scale = _brought(impacts, impacts[some], truth.impacts) / np.where(impacts > 0, impacts, 1.0)
     change, size = estimate.change * scale, np.array(estimate.size)
@@ -53,6 +52,15 @@ def score_shortlist(scene: Scene) -> Evidence:
     note = f"{len(some)} of {num} removals were measured by ablation, the others are estimates"
     notes = (*estimate.notes, *truth.notes, note)
     return Evidence(change, size, truth.power, truth.unit, notes, is_ablation=True)
+
+
+def _telling(scene: Scene, before: int, weight: int, total: int) -> Callable[[int, int], None]:
+    """Report the progress of a part as that of the whole."""
+
+    def tell(done: int, _of: int) -> None:
+        scene.progress(before + weight * done, total)
+
+    return tell
 
 
 def _measured(scene: Scene) -> Evidence:

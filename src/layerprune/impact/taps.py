@@ -18,6 +18,8 @@ from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.observe import Observer
 from layerprune.shadow import gradient_shadow
 
+_HALF = {torch.float64: torch.float32, torch.float32: torch.bfloat16}  # the latter has the same range
+
 
 @dataclass(frozen=True, eq=False)
 class Moves:
@@ -56,32 +58,41 @@ class Taps:
         batch: Batch,
         pull: Callable[[Any, Sequence[Any]], None],
         forward: Callable[[nn.Module], Any] | None = None,
+        *,
+        num_backwards: int = 1,
     ) -> Moves:
         """Run one batch.
 
         Args:
             batch: what to run on.
-            pull: gets the output and the ends of the backward, and runs it, once or several times.
+            pull: gets the output and the ends of the backward, and runs it.
             forward: calls the model, in place of its call on the batch's inputs.
+            num_backwards: how many times ``pull`` runs it.
 
         Returns:
             What each removal moves; nan where no gradient came.
         """
-        products = self._run(batch, pull, forward)
+        products = self._run(batch, pull, forward, num_backwards)
         if products.deaf and not all(p.requires_grad for p in self._floating()):
             for parameter in self._floating():  # a detached value: gradients have to start from anew behind it
                 parameter.requires_grad_(True)
-            products = self._run(batch, pull, forward)
+            products = self._run(batch, pull, forward, num_backwards)
         return products.of(self.shifts)
 
     def _run(
-        self, batch: Batch, pull: Callable[[Any, Sequence[Any]], None], forward: Callable[[nn.Module], Any] | None
+        self,
+        batch: Batch,
+        pull: Callable[[Any, Sequence[Any]], None],
+        forward: Callable[[nn.Module], Any] | None,
+        num_backwards: int,
     ) -> _Products:
-        products = _Products(self.tensors, batch.num_samples)
+        products = _Products(self.tensors, batch.num_samples, num_backwards)
+
+        def use(out: Any) -> None:
+            pull(out, list(products.ends.values()))
+
         try:
-            self.observer.run(
-                batch.inputs, products.see, use=lambda out: pull(out, list(products.ends.values())), forward=forward
-            )
+            self.observer.run(batch.inputs, products.see, use=use, forward=forward)
         finally:
             products.ends.clear()  # which know the hooks, which know these: nothing would be freed
             products.kept.clear()
@@ -94,12 +105,14 @@ class Taps:
 class _Products:
     """One batch's products of gradients and changes, summed over each sample as the backward brings the gradients."""
 
-    def __init__(self, tensors: Tensors, num_samples: int) -> None:
+    def __init__(self, tensors: Tensors, num_samples: int, num_backwards: int) -> None:
         self.num_samples = num_samples
+        self.num_backwards = num_backwards
         self.moved = tensors.moved
         self.remember = tensors.seeing(self.keep)
         self.ends: dict[int, Any] = {}
-        self.kept: dict[int, list[tuple[Shift, Tensor, Tensor]]] = {}
+        self.kept: dict[int, list[tuple[Shift, Tensor]]] = {}
+        self.num_gradients: dict[int, int] = {}
         self.found: dict[Shift, list[Tensor]] = {}  # (sums or squares, sample) of each backward
         self.deaf = False
 
@@ -113,22 +126,26 @@ class _Products:
         self.remember(value, tensor)
 
     def keep(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
-        """Hold on to two tensors until the gradient comes; most of them the backward needs anyway."""
-        self.kept.setdefault(shift.moved, []).append((shift, moved, other))
+        """Keep a change until the gradient comes, in half of its precision: squares are right to a few thousandths."""
+        if shift.lost or moved.shape == other.shape:
+            change = other.neg() if shift.lost else other - moved
+            self.kept.setdefault(shift.moved, []).append((shift, change.to(_HALF.get(change.dtype, change.dtype))))
 
     def multiply(self, value: int, gradient: Tensor) -> None:
-        for shift, moved, other in self.kept.get(value, ()):
-            change = shift.change(moved, other)
-            if change is not None:
-                product = shift.part(gradient, change).detach() * change
-                self.found.setdefault(shift, []).append(self.by_sample(product))
+        gradient = gradient.detach()
+        for shift, change in self.kept.get(value, ()):
+            part = shift.part(gradient, change)
+            part = part.to(torch.promote_types(part.dtype, torch.float32))  # small products are nothing in float16
+            self.found.setdefault(shift, []).append(self.by_sample(part * change))
+        self.num_gradients[value] = self.num_gradients.get(value, 0) + 1
+        if self.num_gradients[value] == self.num_backwards:
+            self.kept.pop(value, None)
 
     def by_sample(self, product: Tensor) -> Tensor:
         """Sums and sums of squares, ``(2, sample)``; of a tensor without samples an even share for each."""
         num = self.num_samples
         rows = num if product.dim() and product.shape[0] % num == 0 else 1
-        dtype = torch.float64 if product.dtype == torch.float64 else torch.float32
-        flat = product.real.reshape(rows, -1).to(dtype)
+        flat = product.real.reshape(rows, -1)
         both = torch.stack([flat.sum(1), torch.linalg.vector_norm(flat, dim=1).square()])
         return both if rows == num else both.expand(2, num) / both.new_tensor([[num**0.5], [num]])
 

@@ -52,8 +52,8 @@ def exact(search: Search, impacts: np.ndarray | None = None) -> tuple[int, ...] 
 
 
 def _with_more_slack(search: Search, chosen: tuple[int, ...], solve: Solver, costs: np.ndarray) -> tuple[int, ...]:
-    """Stay further below the caps where that saves most of the impact."""
-    if search.floor is None or not np.isfinite([r.impact for r in search.problem.removals]).any():
+    """Stay further below the caps where that saves most of the impact, by the data."""
+    if search.floor is None or not search.problem.has_data:
         return chosen
     before = search.floor
     search.floor = replace(before, low=before.low * (1 - MORE_SLACK) / (1 - SLACK))

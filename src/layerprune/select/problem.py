@@ -56,6 +56,7 @@ class Problem:
         pairs: what pairs cost more than their parts, ``(removal, removal)``, half of it at either place; None where
             that is not known.
         resampled: impacts on calibration data drawn anew, ``(draw, removal)``; of no rows where there is one batch.
+        has_data: whether impacts were measured on calibration data, so that small differences mean something.
         seed: for strategies that draw.
     """
 
@@ -67,6 +68,7 @@ class Problem:
     harm: Callable[[Sequence[Sequence[int]]], np.ndarray] | None = None
     pairs: np.ndarray | None = None
     resampled: np.ndarray | None = None
+    has_data: bool = False
     seed: int = 0
 
     @property
