@@ -33,6 +33,7 @@ FLOORS = (
     ("trials",),
     ("proof",),
     ("impact.*",),
+    ("culprits",),
     ("swaps",),
     ("select",),
     ("plan",),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice, product
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from layerprune.cost.params import Taken, bundles
+from layerprune.culprits import Ban, Culprits, ban_rows
 from layerprune.graph import LayerGraph
 from layerprune.marks import CannotRealise
 from layerprune.proof import Removal
@@ -22,13 +21,10 @@ from layerprune.swaps import Swaps
 SLACK = 0.1
 
 _ROUNDS = 60
-_MOST_SETS = 256
 _WORK = 600_000  # nodes times rows: before the clock, so that a choice does not depend on the machine
 _FEWEST_NODES = 20
 _MOST_NODES = 2000
 _SECONDS = 120.0
-_ALIKE = 4
-_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -100,12 +96,13 @@ class _Search:
         self.cap = cap
         self.limit = cap
         self.rounds = _ROUNDS
-        self.banned = [*conflicts(problem.graph, problem.removals), *_emptied(problem.graph, problem.removals)]
+        pairs = conflicts(problem.graph, problem.removals)
+        self.banned = [*map(Ban.of, pairs), *_emptied(problem.graph, problem.removals)]
         self.programme = _Programme(problem)
-        self.culprits = _Culprits(problem)
+        self.culprits = Culprits(problem.removals, problem.check, problem.realise)
         self.proven: dict[tuple[int, ...], int] = {}
 
-    def first_valid(self, solve: Callable[[int, Sequence[tuple[int, ...]]], list[int]]) -> Selection | None:
+    def first_valid(self, solve: Callable[[int, Sequence[Ban]], list[int]]) -> Selection | None:
         """The first solution that holds together and under the cap; None where there is none, or no more rounds."""
         while self.rounds > 0:
             chosen = tuple(solve(self.limit, self.banned))
@@ -138,17 +135,17 @@ def conflicts(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int,
     return sorted(found)
 
 
-def _emptied(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int, ...]]:
-    """Sets of three or more removals that together would leave a concat nothing to join."""
+def _emptied(graph: LayerGraph, removals: Sequence[Removal]) -> list[Ban]:
+    """Concats that would be left nothing to join: each of their operands is dropped by one removal or another."""
     droppers: dict[int, dict[int, list[int]]] = {}
     for index, removal in enumerate(removals):
         for merge, value in removal.cut.dropped:
             droppers.setdefault(merge, {}).setdefault(value, []).append(index)
-    found: set[tuple[int, ...]] = set()
-    for merge, by_value in droppers.items():
-        if {(value,) for value in by_value} >= set(graph.layers[merge].operands):
-            found |= {tuple(sorted(set(some))) for some in islice(product(*by_value.values()), _MOST_SETS)}
-    return sorted(some for some in found if len(some) > 2)
+    return [
+        Ban(tuple(map(tuple, by_value.values())))
+        for merge, by_value in droppers.items()
+        if {(value,) for value in by_value} >= set(graph.layers[merge].operands)
+    ]
 
 
 def _points(graph: LayerGraph, removal: Removal) -> frozenset[int]:
@@ -187,14 +184,14 @@ class _Programme:
         worst = float(known.max()) if known.size else 1.0
         self.impacts = np.where(np.isfinite(impacts), impacts, 10 * max(worst, 1.0))
 
-    def most(self, cap: int, banned: Sequence[tuple[int, ...]]) -> list[int]:
+    def most(self, cap: int, banned: Sequence[Ban]) -> list[int]:
         """The removals that take out the most under a cap; empty where none fits."""
         if cap < 1:
             return []
         shares = self.sizes / cap  # of the cap, not absolute: the solver's tolerances want numbers near one
         return self.run(-shares, [*self.rows(banned), (shares, -math.inf, 1.0)], gap=SLACK / 20)
 
-    def least(self, cap: int, floor: float, banned: Sequence[tuple[int, ...]]) -> list[int]:
+    def least(self, cap: int, floor: float, banned: Sequence[Ban]) -> list[int]:
         """The removals of least impact that take out between a floor and a cap; empty where none do."""
         if cap < 1:
             return []
@@ -205,15 +202,14 @@ class _Programme:
             return chosen
         return Swaps(self.impacts, self.bundles, banned).improve(chosen, max(floor, 1.0), cap)
 
-    def rows(self, banned: Sequence[tuple[int, ...]]) -> list[tuple[dict[int, float], float, float]]:
-        """A bundle goes when one of its takers does; a banned set does not go whole."""
+    def rows(self, banned: Sequence[Ban]) -> list[tuple[dict[int, float], float, float]]:
+        """A bundle goes when one of its takers does; what is banned does not go."""
         first = len(self.problem.removals)
         found: list[tuple[dict[int, float], float, float]] = []
         for place, takers in enumerate(self.bundles, start=first):
             found.append(({place: 1.0, **{i: -1.0 for i in takers}}, -math.inf, 0.0))
             found += [({place: 1.0, i: -1.0}, 0.0, math.inf) for i in takers]
-        found += [({i: 1.0 for i in some}, -math.inf, len(some) - 1.0) for some in banned]
-        return found
+        return found + ban_rows(banned, first + len(self.bundles))
 
     def run(
         self, costs: np.ndarray, rows: Sequence[tuple[dict[int, float] | np.ndarray, float, float]], gap: float = 1e-4
@@ -223,12 +219,15 @@ class _Programme:
             items = row.items() if isinstance(row, dict) else enumerate(row)
             entries += [(number, int(column), float(value)) for column, value in items if value]
         numbers, columns, values = zip(*entries, strict=True)
-        matrix = csr_array((values, (numbers, columns)), shape=(len(rows), len(self.sizes)))
+        width = max(len(costs), 1 + max(columns))  # bans may have columns of their own, which cost nothing
+        costs = np.concatenate([costs, np.zeros(width - len(costs))])
+        matrix = csr_array((values, (numbers, columns)), shape=(len(rows), width))
         low, high = (np.array([row[side] for row in rows]) for side in (1, 2))
         bounds = LinearConstraint(matrix, low, high)  # pyright: ignore[reportArgumentType]  # its stubs know scalars only
         scale = max(float(np.abs(costs).max()), 1e-30)
         # A bundle lies between its takers' largest and their sum: whole takers make it whole, without branching on it.
-        whole = np.repeat([1, 0], [len(self.problem.removals), len(self.bundles)])
+        num_whole = len(self.problem.removals)
+        whole = np.repeat([1, 0], [num_whole, width - num_whole])
         nodes = min(_MOST_NODES, max(_FEWEST_NODES, _WORK // len(rows)))
         options = {"time_limit": _SECONDS, "node_limit": nodes, "mip_rel_gap": gap}
         result = milp(costs / scale, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options=options)
@@ -238,83 +237,6 @@ class _Programme:
         if self.stopped and "the choice" not in " ".join(self.notes):
             self.notes.append("the choice is the best found in the steps allowed, not proven to be the best")
         return [i for i in range(len(self.problem.removals)) if result.x[i] > 0.5]
-
-
-class _Culprits:
-    """Finds out which removals of a set do not hold together.
-
-    A deep model repeats itself: what fails between its blocks 3 and 4 fails between 7 and 8, too. So once
-    :data:`_ALIKE` pairs have failed that differ in numbers only, all such pairs count as failing. To forbid a pair that
-    would hold costs a choice; to prove each of a thousand pairs costs minutes.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.known: dict[tuple[tuple[int, ...], bool], bool] = {}
-        self.failed: dict[tuple[object, ...], int] = {}
-
-    def among(self, chosen: Sequence[int]) -> list[tuple[int, ...]]:
-        """Sets that fail and whose parts do not: enough of them that the rest of ``chosen`` holds."""
-        left = tuple(chosen)
-        found: list[tuple[int, ...]] = []
-        while not found or not self.holds(left):
-            core = self.core(left)
-            found.append(core)
-            left = tuple(i for i in left if i != core[-1])
-            if len(core) == 2:
-                pattern = self.pattern(core)
-                self.failed[pattern] = self.failed.get(pattern, 0) + 1
-        return found + self.alike({self.pattern(core) for core in found if len(core) == 2})
-
-    def alike(self, patterns: set[tuple[object, ...]]) -> list[tuple[int, ...]]:
-        """Pairs of all removals that look like those that have failed often enough."""
-        often = {pattern for pattern in patterns if self.failed[pattern] >= _ALIKE}
-        every = combinations(range(len(self.problem.removals)), 2) if often else ()
-        return [pair for pair in every if self.touch(pair) and self.pattern(pair) in often]
-
-    def core(self, failing: tuple[int, ...]) -> tuple[int, ...]:
-        """A subset that fails and whose parts do not, by halving (QuickXplain, Junker 2004).
-
-        The last removal of the shortest failing beginning is part of it; then the same is asked again with that one
-        always in.
-        """
-        found: tuple[int, ...] = ()
-        pool = failing
-        runs = self.holds(failing, runs=False)  # what cannot even be realised is told without running anything
-        while pool and (not found or self.holds(found, runs=runs)):
-            low, high = 0, len(pool)  # found + pool[:low] holds, found + pool[:high] fails
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if self.holds((*found, *pool[:middle]), runs=runs) else (low, middle)
-            found, pool = (pool[high - 1], *found), pool[: high - 1]
-        return tuple(sorted(found))
-
-    def holds(self, some: Sequence[int], *, runs: bool = True) -> bool:
-        """Whether removals can be made together; without ``runs`` as far as can be told without running anything."""
-        key = tuple(sorted(some)), runs
-        if key not in self.known:
-            try:
-                (self.problem.check if runs else self.problem.realise)(key[0])
-                self.known[key] = True
-            except CannotRealise:
-                self.known[key] = False
-        return self.known[key]
-
-    def touch(self, pair: tuple[int, ...]) -> bool:
-        return _touch(*(self.problem.removals[i] for i in pair))
-
-    def pattern(self, pair: tuple[int, ...]) -> tuple[object, ...]:
-        """Two removals' names, with the numbers of the second counted from those of the first."""
-        one, other = (self.problem.removals[i].name for i in sorted(pair))
-        first, second = ([int(n) for n in _NUMBER.findall(name)] for name in (one, other))
-        steps = [b - first[min(i, len(first) - 1)] if first else b for i, b in enumerate(second)]
-        within = [b - first[0] for b in first]
-        return _NUMBER.sub("#", one), _NUMBER.sub("#", other), tuple(within), tuple(steps)
-
-
-def _touch(one: Removal, other: Removal) -> bool:
-    """Whether two removals lie near enough to disturb each other."""
-    return min(one.dead) <= max(other.dead) + 50 and min(other.dead) <= max(one.dead) + 50
 
 
 def _one_by_one(problem: Problem, cap: int) -> Selection:

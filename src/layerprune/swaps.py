@@ -8,6 +8,8 @@ from itertools import combinations
 import numpy as np
 from scipy.sparse import csr_array
 
+from layerprune.culprits import Ban
+
 _STEPS = 500
 _FEW = 200  # removals, up to which two at a time are tried
 _ENOUGH = 1e-9  # of the cost: what counts as better
@@ -20,18 +22,20 @@ class Swaps:
         costs: impact of each removal on the diagonal, of pairs beside it; symmetric, ``(n, n)``, or ``(n,)`` for none
             of pairs. A set costs the sum of the block that it spans.
         bundles: elements that go with any one of some removals; see :func:`layerprune.cost.params.bundles`.
-        banned: sets that must not be chosen whole.
+        banned: what must not be chosen together.
     """
 
-    def __init__(
-        self, costs: np.ndarray, bundles: Mapping[tuple[int, ...], float], banned: Sequence[tuple[int, ...]]
-    ) -> None:
+    def __init__(self, costs: np.ndarray, bundles: Mapping[tuple[int, ...], float], banned: Sequence[Ban]) -> None:
         self.own = costs if costs.ndim == 1 else costs.diagonal()
         self.pairs = None if costs.ndim == 1 else costs - np.diag(self.own)
         self.sizes = np.array(list(bundles.values()), dtype=float)
         self.takers = _incidence(list(bundles), len(self.own))
-        self.banned = _incidence(banned, len(self.own))
-        self.nearly = np.array([len(set(some)) - 1 for some in banned])
+        lists = {each: row for row, each in enumerate(dict.fromkeys(e for ban in banned for e in ban.alternatives))}
+        self.lists = _incidence(list(lists), len(self.own))
+        self.banned = _incidence([tuple(lists[each] for each in ban.alternatives) for ban in banned], len(lists))
+        self.num_lists = np.array([len(set(ban.alternatives)) for ban in banned])
+        standing = csr_array(self.banned @ self.lists)  # in how many lists of a ban a removal stands
+        self.most_at_once = np.asarray(standing.max(axis=1).toarray()).ravel() if banned else np.zeros(0)
 
     def cost(self, chosen: Sequence[int]) -> float:
         """What a set costs."""
@@ -88,10 +92,21 @@ class Swaps:
         inside = self._indicator(held)
         taken = self.takers @ inside > 0
         sizes = float(self.sizes @ taken) + np.where(taken, 0.0, self.sizes) @ self.takers
-        tight = self.banned @ inside == self.nearly
-        fits = (inside == 0) & (tight @ self.banned == 0) & (sizes >= low) & (sizes <= high)
+        fits = (inside == 0) & ~self._forbidden(inside) & (sizes >= low) & (sizes <= high)
         costs = self.cost(held) + self.own
         return fits, costs if self.pairs is None else costs + 2 * self.pairs[:, list(held)].sum(1)
+
+    def _forbidden(self, inside: np.ndarray) -> np.ndarray:
+        """Which removals would complete what is banned, by standing in each list that a set has none of."""
+        free = np.asarray(self.lists @ inside == 0)
+        missing = self.num_lists - self.banned @ np.logical_not(free)
+        last = ((missing == 1) @ self.banned > 0) & free
+        forbidden = last @ self.lists > 0
+        near = np.flatnonzero((missing > 1) & (missing <= self.most_at_once))
+        if near.size:
+            standing = csr_array(self.banned[near] @ self.lists.multiply(free[:, None])).toarray()
+            forbidden |= (standing >= missing[near, None]).any(0)
+        return forbidden
 
     def _indicator(self, chosen: Sequence[int]) -> np.ndarray:
         inside = np.zeros(len(self.own))

@@ -1,0 +1,237 @@
+"""Culprits: small sets that fail are found, and forbidden with all that fails as they do, but nothing that holds."""
+
+from itertools import chain, combinations, product
+
+import pytest
+import torch
+from torch import nn
+
+from layerprune import UniversalLayerPruner
+from layerprune.culprits import Ban, Culprits, ban_rows
+from layerprune.graph import Cut
+from layerprune.marks import CannotRealise
+from layerprune.proof import Removal
+from layerprune.realise import Realisation
+from layerprune.select import select
+from nets import linear, randomised, rows
+from test_select import assert_best, every_valid_set, problem_of, proven
+
+
+def removal(name, *dead):
+    realisation = Realisation(Cut({}), (), (), frozenset(dead), frozenset(), ())
+    return Removal(name, "branch", (name,), Cut({}), realisation, 1)
+
+
+def subsets(num):
+    return chain.from_iterable(combinations(range(num), size) for size in range(num + 1))
+
+
+def culprits_of(removals, fails, *, in_runs=False):
+    """Culprits that fail by a rule, with what was asked of them; the rule is told by realising, or only by running."""
+    asked = []
+
+    def judge(some):
+        asked.append(tuple(some))
+        if fails(set(some)):
+            raise CannotRealise("by the rule")
+
+    return Culprits(removals, judge, (lambda some: None) if in_runs else judge), asked
+
+
+def dead_of(removals, some):
+    return frozenset(layer for i in some for layer in removals[i].dead)
+
+
+# ---- bans -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_ban_of_a_set_forbids_that_set_and_all_that_hold_it():
+    ban = Ban.of((3, 1))
+    assert ban.alternatives == ((1,), (3,))
+    assert ban.forbids({1, 2, 3})
+    assert not ban.forbids({1, 2})
+
+
+def test_a_ban_forbids_one_of_each_list():
+    ban = Ban(((0, 1), (2, 3)))
+    assert [some for some in subsets(4) if len(some) == 2 and ban.forbids(some)] == [(0, 2), (0, 3), (1, 2), (1, 3)]
+
+
+def test_a_removal_that_stands_in_every_list_is_forbidden_alone():
+    assert Ban(((0, 1), (0, 2))).forbids({0})
+
+
+@pytest.mark.parametrize(
+    "bans",
+    [
+        [Ban.of((0, 1)), Ban.of((2, 3, 4))],
+        [Ban(((0, 1), (2, 3), (4,)))],
+        [Ban(((0, 1), (1, 2), (3, 4)))],
+        [Ban(((0, 1), (2, 3))), Ban(((0, 1), (2, 3), (4,), (0, 2))), Ban(((0, 1), (0, 1), (4,)))],
+    ],
+)
+def test_rows_have_a_solution_for_exactly_the_sets_that_are_not_forbidden(bans):
+    written = ban_rows(bans, first=5)
+    new = sorted({column for row, _, _ in written for column in row if column >= 5})
+    assert new == list(range(5, 5 + len(new)))
+    for some in subsets(5):
+        solved = False
+        for values in product((0.0, 1.0), repeat=len(new)):  # lists only push up: one solution is whole if any is
+            x = {**{i: float(i in some) for i in range(5)}, **dict(zip(new, values, strict=True))}
+            solved |= all(low <= sum(c * x[i] for i, c in row.items()) <= high for row, low, high in written)
+        assert solved != any(ban.forbids(some) for ban in bans)
+
+
+def test_bans_that_name_the_same_list_share_its_variable():
+    several = ((0, 1), (2, 3))
+    columns = {c for row, _, _ in ban_rows([Ban(several), Ban((*several, (4,)))], first=9) for c in row}
+    assert columns == {0, 1, 2, 3, 4, 9, 10}
+
+
+# ---- cores ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_runs", [False, True])
+def test_the_sets_found_fail_and_their_parts_hold(in_runs):
+    some = [removal(f"layer{'abcdefgh'[i]}", 100 * i) for i in range(8)]
+    bad = [{1, 4}, {2, 5, 7}, {6}]
+    culprits, _ = culprits_of(some, lambda s: any(b <= s for b in bad), in_runs=in_runs)
+    bans = culprits.among(range(8))
+    assert {frozenset(i for each in ban.alternatives for i in each) for ban in bans} == {frozenset(b) for b in bad}
+    assert not any(ban.forbids(set(range(8)) - {4, 7, 6}) for ban in bans)
+
+
+def test_a_core_among_many_takes_few_questions():
+    some = [removal(f"r{i}", 100 * i) for i in range(256)]
+    culprits, asked = culprits_of(some, lambda s: {17, 200} <= s)
+    assert culprits.among(range(256))[0] == Ban.of((17, 200))
+    assert len(asked) < 40
+
+
+# ---- all ways to lose the same layers --------------------------------------------------------------------------------
+
+NUM = 5
+
+
+def ways(num=NUM):
+    """Per layer: its attention, its mlp, and both with the layer (layers 3i, 3i+1, 3i+2)."""
+    return [
+        removal(f"{kind}{i}", *(3 * i + part for part in parts))
+        for i in range(num)
+        for kind, parts in (("attention", (0,)), ("mlp", (1,)), ("block", (0, 1, 2)))
+    ]
+
+
+def no_attention_left(removals):
+    everywhere = {3 * i for i in range(NUM)}
+    return lambda some: everywhere <= dead_of(removals, some)
+
+
+def missed_attention(removals):
+    """Fails where no attention is left and one of them left its block behind."""
+
+    def fails(some):
+        kept = [i for i in range(NUM) if 3 * i + 2 not in dead_of(removals, some)]
+        return bool(kept) and all(3 * i in dead_of(removals, some) for i in kept)
+
+    return fails
+
+
+@pytest.mark.parametrize("in_runs", [False, True])
+@pytest.mark.parametrize("start", range(4))
+def test_one_ban_forbids_every_way_to_lose_all_that_must_not_go_together(start, in_runs):
+    removals = ways()
+    fails = no_attention_left(removals)
+    culprits, asked = culprits_of(removals, fails, in_runs=in_runs)
+    block = [(start >> i) & 1 for i in range(NUM)]  # which leave as blocks, in the set that fails first
+    chosen = [3 * i + 2 * block[i] for i in range(NUM)] + [1, 4]
+    (ban,) = culprits.among(chosen)
+    for some in subsets(len(removals)):
+        if not any({3 * i + 2} & set(some) and {3 * i, 3 * i + 1} & set(some) for i in range(NUM)):
+            assert ban.forbids(some) == fails(set(some))
+    assert len(asked) < 80
+
+
+def test_a_mixture_is_banned_and_what_holds_without_any_of_its_kind_is_not():
+    removals = ways()
+    fails = missed_attention(removals)
+    culprits, _ = culprits_of(removals, fails)
+    attention = [3 * i for i in range(NUM)]
+    blocks = [3 * i + 2 for i in range(NUM)]
+    assert not fails(set(blocks))
+    (ban,) = culprits.among(attention)
+    for mixture in product(*zip(attention, blocks, strict=True)):
+        assert ban.forbids(mixture) == fails(set(mixture))
+
+
+def test_a_larger_removal_that_would_hold_in_a_members_place_is_no_alternative():
+    removals = [*ways(), removal("all but the second's", *range(3), *range(6, 9))]
+    fails = no_attention_left(removals)
+    culprits, _ = culprits_of(removals, lambda some: fails(some) and 5 not in some)  # block1 brings one of its own
+    (ban,) = culprits.among([3 * i for i in range(NUM)])
+    assert ban.forbids([0, 3, 6, 9, 12])
+    assert ban.forbids([2, 3, 8, 9, 14])
+    assert not ban.forbids([2, 5, 8, 9, 14])
+
+
+def test_a_removal_that_stands_for_two_members_stands_in_both_lists():
+    removals = [*ways(), removal("blocks 0 and 1", *range(6))]
+    fails = no_attention_left(removals)
+    culprits, _ = culprits_of(removals, fails)
+    (ban,) = culprits.among([3 * i for i in range(NUM)])
+    assert ban.forbids([15, 6, 9, 12])
+    assert not ban.forbids([15, 6, 9])
+
+
+def test_what_fails_for_another_reason_is_no_alternative():
+    removals = ways()
+    fails = no_attention_left(removals)
+    culprits, _ = culprits_of(removals, lambda some: fails(some) or {2, 3} <= some)  # block0 hates attention1
+    bans = culprits.among([3 * i for i in range(NUM)])
+    assert not any(ban.forbids([2, 6, 9, 12]) for ban in bans)
+    assert not any(ban.forbids([2, 5, 8, 9]) for ban in bans)
+
+
+def test_a_ban_is_the_same_in_whatever_order_a_set_is_given():
+    removals = ways()
+    chosen = [0, 5, 6, 11, 12]
+    bans = [
+        culprits_of(removals, no_attention_left(removals))[0].among(some) for some in (chosen, chosen[::-1], chosen)
+    ]
+    assert bans[0] == bans[1] == bans[2]
+
+
+# ---- in a selection -------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.mix, self.up, self.down = linear(8, 8), linear(8, width), linear(width, 8)
+
+    def forward(self, x):
+        x = x + torch.tanh(self.mix(x))
+        return x + self.down(torch.relu(self.up(x)))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_where_one_layer_of_a_kind_must_stay_the_choice_is_the_best_of_all_sets_that_leave_one(share):
+    model = nn.Sequential(linear(), *(Block(width) for width in (3, 5, 9)), linear())
+    pruner = UniversalLayerPruner(randomised(model), example_inputs=rows())
+    assert len(pruner.removals) == 9  # two branches and the whole, of three blocks
+    mixers = {i for i, layer in enumerate(pruner.graph.layers) if layer.fqn.endswith(".mix")}
+    asked = []
+
+    def check(some):
+        asked.append(some)
+        if mixers <= dead_of(pruner.removals, some):
+            raise CannotRealise("one must stay")
+        return proven(pruner)(some)
+
+    impacts = [0.1 + 0.01 * i for i in range(9)]
+    problem = problem_of(pruner, impacts, check=check)
+    valid = every_valid_set(problem)
+    asked.clear()
+    assert_best(problem, int(share * pruner.graph.num_params), valid)
+    assert len(asked) < 60
+    assert not mixers <= dead_of(pruner.removals, select(problem, int(share * pruner.graph.num_params)).chosen)
