@@ -291,6 +291,16 @@ def test_a_rule_becomes_a_number_or_a_list() -> None:
     assert listed.config.mlp_only_layers == [2]
 
 
+def test_a_list_of_all_places_loses_the_last_ones_not_those_of_the_layers_that_go() -> None:
+    model = build("llama4", interleave_moe_layer_step=1)
+    assert model.config.moe_layers == [0, 1, 2, 3]  # all have experts
+    assert model.config.no_rope_layers == [1, 1, 1, 0]  # as its class makes it
+    with applied(model, [Shorten(fqn="model.layers", removed=(0, 2))]):
+        assert model.config.moe_layers == [0, 1]
+        assert model.config.no_rope_layers == [1, 0]
+        assert [layer.is_moe_layer for layer in model.model.layers] == [True, True]
+
+
 def test_encoder_and_decoder_have_counts_of_their_own() -> None:
     model = build("bart")
     pruned = pruner_of(model).prune(groups=["model.decoder.layers.1.fc1", "model.decoder.layers.3.fc1"])

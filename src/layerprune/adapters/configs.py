@@ -208,7 +208,8 @@ def lower(origin: Origin, config: ConfigDict, count: Count, gone: Sequence[int],
     for key, value in list(inner.items()):
         entries = cast("list[Any]", value)
         if isinstance(value, list) and len(entries) == size and lists.shorten:
-            inner[key] = [entry for i, entry in enumerate(entries) if i not in gone]
+            places = entries == list(range(size))  # all of them: those of the layers with experts, say
+            inner[key] = _moved(entries, gone, size) if places else [e for i, e in enumerate(entries) if i not in gone]
         elif key in derived:
             del inner[key]
 
