@@ -120,7 +120,7 @@ def predictions(scene: Scene, harm: Harm) -> list[Prediction]:
         "influence": lambda: score_influence(scene),
         "cosine Block Influence": lambda: score_block_influence(scene),
         "magnitude": lambda: score_magnitude(scene),
-        "shortlist": lambda: score_shortlist(scene),
+        "shortlist": lambda: score_shortlist(scene, harm),
         "ablation, one batch": lambda: score_ablation(one, harm),
         "ablation": lambda: score_ablation(scene, harm),
     }

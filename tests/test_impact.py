@@ -1,6 +1,7 @@
 """Impact: what the criteria say of removals, against answers by hand and against making them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -228,6 +229,14 @@ def test_magnitude_is_the_share_of_the_norm():
     own = {n: sum(float(p.detach().square().sum()) for p in getattr(scene.model, n).parameters()) for n in "abc"}
     for removal, impact in zip(pruner.removals, score_magnitude(scene).impacts, strict=True):
         assert impact == pytest.approx(math.sqrt(sum(own[name] for name in removal.groups) / total), rel=1e-5)
+
+
+@pytest.mark.parametrize("criterion", [score_ablation, score_output_change, score_influence, score_magnitude])
+def test_of_no_removals_there_is_nothing_to_say(criterion):
+    scene, _ = scene_of(branches(), BATCHES)
+    found = criterion(replace(scene, removals=[]))
+    assert found.impacts.shape == (0,)
+    assert found.resampled(0).shape[1] == 0
 
 
 # ---- through the pruner -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 
 from layerprune.impact.ablation import ablate
 from layerprune.impact.evidence import Evidence, Scene
+from layerprune.impact.harm import Harm
 from layerprune.impact.output_change import score_output_change
 
 #: So many removals are all made and measured; of more the estimate chooses half, and this many at least.
@@ -21,7 +22,7 @@ _ENOUGH = 8  # points, to fit a line through
 _PASS = 3  # forwards that a forward and a backward take as long as
 
 
-def score_shortlist(scene: Scene) -> Evidence:
+def score_shortlist(scene: Scene, harm: Harm | None = None) -> Evidence:
     """Measure the removals that may be worth it by ablation, and estimate the others.
 
     Up to :data:`LONGEST` removals are all measured. Of more, the estimate of the output's change chooses those of least
@@ -29,14 +30,15 @@ def score_shortlist(scene: Scene) -> Evidence:
 
     Args:
         scene: what to score, and on what.
+        harm: how outputs are compared; told from the model and its output if None.
     """
     num = len(scene.removals)
     if num <= LONGEST:
-        return _measured(scene)
+        return _measured(scene, harm)
     num_measured = max(LONGEST, num // 2)
     passes = _PASS * len(scene.batches)
     total = passes + num_measured * len(scene.batches)
-    estimate = score_output_change(replace(scene, progress=_telling(scene, 0, _PASS, total)))
+    estimate = score_output_change(replace(scene, progress=_telling(scene, 0, _PASS, total)), harm)
     order = np.argsort(np.nan_to_num(estimate.impacts, nan=-np.inf), kind="stable")  # what has none is measured
     some = np.sort(order[:num_measured])
     some_of_scene = replace(
@@ -44,7 +46,7 @@ def score_shortlist(scene: Scene) -> Evidence:
         removals=[scene.removals[i] for i in some],
         progress=_telling(scene, passes, 1, total),
     )
-    truth = _measured(some_of_scene)
+    truth = _measured(some_of_scene, harm)
     impacts = estimate.impacts
     scale = _brought(impacts, impacts[some], truth.impacts) / np.where(impacts > 0, impacts, 1.0)
     change, size = estimate.change * scale, np.array(estimate.size)
@@ -63,9 +65,9 @@ def _telling(scene: Scene, before: int, weight: int, total: int) -> Callable[[in
     return tell
 
 
-def _measured(scene: Scene) -> Evidence:
+def _measured(scene: Scene, harm: Harm | None) -> Evidence:
     """Ablation, on as many batches as it takes."""
-    found = ablate(scene, [removal.edits for removal in scene.removals], precision=PRECISION)
+    found = ablate(scene, [removal.edits for removal in scene.removals], harm, precision=PRECISION)
     num = len(scene.batches)
     share = (found.size != 0).sum() / max(found.size.size, 1)
     if share == 1:

@@ -153,7 +153,9 @@ class _Products:
         """What each removal's shifts move together."""
         known = {shift: torch.cat(found, dim=1).cpu().double().numpy() for shift, found in self.found.items()}
         unknown = np.full((2, max((row.shape[1] for row in known.values()), default=self.num_samples)), np.nan)
-        both = np.stack([np.sum([known.get(shift, unknown) for shift in some], axis=0) for some in shifts], axis=1)
+        both = np.zeros((2, len(shifts), unknown.shape[1]))
+        for number, some in enumerate(shifts):
+            both[:, number] = np.sum([known.get(shift, unknown) for shift in some], axis=0)
         return Moves(both[0], both[1])
 
 
