@@ -443,3 +443,16 @@ def test_a_plan_fits_a_copy_whose_caches_are_filled_for_other_inputs():
     model(torch.randn(3, 4))
     plan = UniversalLayerPruner(model, example_inputs=torch.randn(2, 4)).plan(groups=["b"])
     assert plan.apply(fresh)(torch.randn(5, 4)).shape == (5, 2)
+
+
+def test_a_plan_of_schema_1_is_read_and_replays(pruner):
+    plan = pruner.plan(max_param_reduction=0.3)
+    old = json.loads(plan.to_json()) | {"schema_version": 1}
+    new = {"max_mac_reduction", "target_latency_ms", "max_memory_bytes", "max_impact", "strategy", "seed"}
+    old = {k: v for k, v in old.items() if k not in new | {"figures", "impact_together", "frontier"}}
+    old["removals"] = [
+        {k: v for k, v in removal.items() if k not in ("impact_interval", "recurrence")} for removal in old["removals"]
+    ]
+    read = PruningPlan.from_json(json.dumps(old))
+    assert read.edits == plan.edits
+    assert num_params(read.apply(pruner._original)) == plan.num_params_after

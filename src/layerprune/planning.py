@@ -204,7 +204,7 @@ class Planner:
             ),
             impact_unit=self.scored.unit,
             impact_together=self._together(chosen),
-            frontier=() if budgets is None else self.frontier,
+            frontier=self.frontier if budgets is not None and self.scored.has_data else (),
             needs_layerprune=joint is not None and any(_is_ours(edit) for edit in joint.edits),
             notes=(*notes, *self._company(chosen)),
         )

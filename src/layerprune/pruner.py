@@ -31,7 +31,7 @@ from layerprune.impact.evidence import Scene
 from layerprune.inputs import Inputs, as_inputs, infer_inputs
 from layerprune.joints import Joints
 from layerprune.modules import check_supported, names_with_nan, unwrap
-from layerprune.plan import PruningPlan
+from layerprune.plan import FrontierPoint, PruningPlan
 from layerprune.planning import Planner, Scored, params_in
 from layerprune.proof import Prover, Removal, with_reasons
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
@@ -148,6 +148,14 @@ class UniversalLayerPruner:
     def groups(self) -> list[Group]:
         """The groups, by impact, least first, critical last."""
         return with_reasons(self._formed, self.removals, self._reasons)
+
+    @property
+    def frontier(self) -> tuple[FrontierPoint, ...]:
+        """The least sum of impacts for every size, a prediction; empty where impacts are not known.
+
+        A plan made with calibration data holds it; of dense graphs it takes seconds.
+        """
+        return self._planner.frontier
 
     @property
     def notes(self) -> list[str]:
