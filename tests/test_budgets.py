@@ -92,6 +92,17 @@ def test_every_layer_that_runs_is_timed():
     assert all(each >= 0 for each in times.values())
 
 
+def test_what_a_plan_saves_is_measured_on_what_it_leaves():
+    model, x = pyramid(), image(1)
+    pruner = UniversalLayerPruner(model, example_inputs=x)
+    plan = pruner.plan(groups=["early", "wide1"])
+    saving = pruner.saving(plan)
+    pixels = math.prod(x.shape[2:])
+    assert saving.amount("macs") == 4 * 4 * 9 * pixels + 2 * 4 * 64
+    assert saving.amount("num_params") == plan.num_params_before - plan.num_params_after
+    assert saving.before.num_params == num_params(model)
+
+
 # ---- caps ------------------------------------------------------------------------------------------------------------
 
 

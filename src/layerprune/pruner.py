@@ -16,6 +16,7 @@ from layerprune.adapters import transformers as transformers_models
 from layerprune.budgets import Budgets, Meter, check_share
 from layerprune.calibration import Batch, Loss, about_calibration, fitting, given_calibration
 from layerprune.capture import record
+from layerprune.cost.record import Saving, measure, saved
 from layerprune.errors import (
     BudgetError,
     CriticalGroupError,
@@ -253,6 +254,17 @@ class UniversalLayerPruner:
         joints = Joints(self._prover, scored.removals, original)
         meter = Meter(original, self.graph, self.inputs, joints, scored.removals)
         return Planner(original, self.graph, self.groups, scored, joints, meter, self.granularity, self._seed)
+
+    def saving(self, plan: PruningPlan) -> Saving:
+        """Measure what a plan saves: parameters, bytes, multiply-accumulates, activations at their peak, KV cache.
+
+        Everything is measured on the model and on what the plan leaves of it, on the example inputs; nothing is summed.
+        Latencies are another matter: see :func:`layerprune.cost.latency.compare_latency`.
+
+        Raises:
+            PlanError: the plan was made for another model.
+        """
+        return saved(measure(self._original, self.inputs), measure(plan.apply(self._original), self.inputs))
 
     def _named(self, names: Sequence[str]) -> list[int]:
         by_name = {group.name: group for group in self.groups}
