@@ -36,6 +36,7 @@ FLOORS = (
     ("joints",),
     ("select.*",),
     ("budgets", "plan"),
+    ("meter",),
     ("planning", "report.*"),
     ("pruner",),
     ("sources",),

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
-from layerprune.budgets import Budgets, Meter
+from layerprune.budgets import Budgets
 from layerprune.edits import Edit, Pass
 from layerprune.errors import BudgetError, CriticalGroupError
 from layerprune.graph import LayerGraph
@@ -19,8 +19,9 @@ from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.output_change import score_output_change
 from layerprune.joints import Joints
 from layerprune.marks import CannotRealise
+from layerprune.meter import Meter
 from layerprune.modules import fingerprint
-from layerprune.plan import FrontierPoint, PlannedFigure, PlannedRemoval, PruningPlan, json_safe
+from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
 from layerprune.proof import Removal
 from layerprune.select.frontier import frontier
 from layerprune.select.problem import Problem, Resource, Selection
@@ -198,10 +199,7 @@ class Planner:
             edits=() if joint is None else joint.edits,
             num_params_before=self.graph.num_params,
             num_params_after=self.graph.num_params - self.joints.num_params(chosen),
-            figures=tuple(
-                PlannedFigure(name=each.name, before=each.before, after=each.after)
-                for each in self.meter.figures(limits, chosen)
-            ),
+            figures=tuple(self.meter.figures(limits, chosen)),
             impact_unit=self.scored.unit,
             impact_together=self._together(chosen),
             frontier=self.frontier if budgets is not None and self.scored.has_data else (),

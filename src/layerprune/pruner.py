@@ -13,7 +13,7 @@ from torch import nn
 
 from layerprune.adapters import timm as timm_models
 from layerprune.adapters import transformers as transformers_models
-from layerprune.budgets import Budgets, Meter, check_share
+from layerprune.budgets import Budgets, check_share
 from layerprune.calibration import Batch, Loss, about_calibration, fitting, given_calibration
 from layerprune.capture import record
 from layerprune.cost.record import Saving, measure, saved
@@ -31,6 +31,7 @@ from layerprune.impact.criteria import criterion_of, score
 from layerprune.impact.evidence import Scene
 from layerprune.inputs import Inputs, as_inputs, infer_inputs
 from layerprune.joints import Joints
+from layerprune.meter import Meter
 from layerprune.modules import check_supported, names_with_nan, unwrap
 from layerprune.plan import FrontierPoint, PruningPlan
 from layerprune.planning import Planner, Scored, params_in

@@ -1,0 +1,165 @@
+"""The meter: what sets of removals save of each thing that a budget speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from torch import nn
+
+from layerprune.budgets import Budgets
+from layerprune.cost.latency import Latency, compare_latency
+from layerprune.cost.layers import macs_by_layer, time_by_layer
+from layerprune.cost.macs import count_macs
+from layerprune.cost.memory import activation_peak_bytes, buffer_bytes, param_bytes
+from layerprune.cost.record import bytes_text
+from layerprune.cost.taken import bundles, layers_taken, params_taken
+from layerprune.graph import LayerGraph
+from layerprune.inputs import Inputs
+from layerprune.joints import Joints
+from layerprune.modules import num_params
+from layerprune.plan import PlannedFigure
+from layerprune.proof import Removal
+from layerprune.select.limit import Pieces
+from layerprune.select.problem import Resource
+
+
+class Meter:
+    """Measures what sets of removals save, each thing when it is first asked for.
+
+    Args:
+        model: the user's model; it stays as it is.
+        graph: its layer graph.
+        inputs: what one forward is measured on.
+        joints: realises and proves sets.
+        removals: what sets are made of.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: LayerGraph, inputs: Inputs, joints: Joints, removals: Sequence[Removal]
+    ) -> None:
+        self.model = model
+        self.graph = graph
+        self.inputs = inputs
+        self.joints = joints
+        self.removals = removals
+        self._latencies: dict[tuple[int, ...], tuple[Latency, Latency]] = {}
+
+    def resources(self, budgets: Budgets) -> list[Resource]:
+        """What budgets speak of; caps are filled where nothing has to go."""
+        fills = not budgets.has_target
+        found: list[Resource] = []
+        share = budgets.max_param_reduction
+        if share is None and fills and budgets.max_mac_reduction is None:
+            share = 1.0  # an impact alone is the cap: as much goes as it allows
+        if share is not None:
+            found.append(self.params(share, fills))
+        if budgets.max_mac_reduction is not None:
+            found.append(self.macs(budgets.max_mac_reduction, fills))
+        if budgets.target_latency_ms is not None:
+            found.append(self.latency(budgets.target_latency_ms))
+        if budgets.max_memory_bytes is not None:
+            found.append(self.memory(budgets.max_memory_bytes))
+        return found
+
+    # ---- resources ------------------------------------------------------------------------------------------------
+
+    def params(self, share: float, fills: bool) -> Resource:
+        """The parameters; tied ones once."""
+        pieces = self.param_pieces
+        cap = share * self.graph.num_params
+        return Resource("parameters", pieces, lambda some: self.joints.num_params(some), cap, is_filled=fills)
+
+    def macs(self, share: float, fills: bool) -> Resource:
+        """The multiply-accumulates of one forward."""
+        pieces = self._by_layer(macs_by_layer(self.model, self.graph, self.inputs))
+        before = self.macs_before
+
+        def saved(some: Sequence[int]) -> float:
+            return before - count_macs(self.joints.without(some), self.inputs)
+
+        return Resource("MACs", pieces, saved, share * before, is_filled=fills)
+
+    def latency(self, target: float) -> Resource:
+        """The time of one forward; what layers take by themselves is brought to the scale of the whole."""
+        before = self.latency_before
+        times = time_by_layer(self.model, self.graph, self.inputs)
+        scale = before / max(sum(times.values()), 1e-12)
+        pieces = self._by_layer({layer: scale * each for layer, each in times.items()})
+
+        def show(saved: float) -> str:
+            return f"{before - saved:.3g} ms"
+
+        return Resource(
+            "target_latency_ms",
+            pieces,
+            lambda some: before - self._timed(some)[1].median_ms,
+            at_least=max(before - target, 0.0),
+            show=show,
+        )
+
+    def memory(self, most: int) -> Resource:
+        """What parameters, buffers and activations hold; what adds up of it are the parameters' bytes."""
+        each = param_bytes(self.model) / max(num_params(self.model), 1)
+        pieces = {takers: size * each for takers, size in self.param_pieces.items()}
+        before = self.memory_before
+
+        def saved(some: Sequence[int]) -> float:
+            return before - _held(self.joints.without(some), self.inputs)
+
+        def show(saved: float) -> str:
+            return bytes_text(int(before - saved))
+
+        return Resource("max_memory_bytes", pieces, saved, at_least=max(before - most, 0.0), show=show)
+
+    @cached_property
+    def param_pieces(self) -> Pieces:
+        """What removals take of the parameters."""
+        taken = [params_taken(self.graph, self.joints.prover.modules, r.realisation) for r in self.removals]
+        return bundles(self.graph.size_of_param, taken)
+
+    def _by_layer(self, costs: Mapping[int, float]) -> Pieces:
+        modules = self.joints.prover.modules
+        return bundles(costs, [layers_taken(self.graph, modules, r.realisation, costs) for r in self.removals])
+
+    # ---- the model as it is ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def macs_before(self) -> int:
+        """The model's multiply-accumulates."""
+        return count_macs(self.model, self.inputs)
+
+    @cached_property
+    def memory_before(self) -> int:
+        """What the model holds in one forward, in bytes."""
+        return _held(self.model, self.inputs)
+
+    @cached_property
+    def latency_before(self) -> float:
+        """The median time of one forward of the model, in ms."""
+        return compare_latency({"the model": self.model}, self.inputs)["the model"].median_ms
+
+    def _timed(self, chosen: Sequence[int]) -> tuple[Latency, Latency]:
+        """The model and what is left of it, timed in turn."""
+        key = tuple(sorted(chosen))
+        if key not in self._latencies:
+            pair = {"the model": self.model, "the pruned model": self.joints.without(key)}
+            before, after = compare_latency(pair, self.inputs).values()
+            self._latencies[key] = before, after
+        return self._latencies[key]
+
+    def figures(self, budgets: Budgets, chosen: Sequence[int]) -> list[PlannedFigure]:
+        """What budgets other than that of parameters speak of, before and after a set has gone."""
+        found: list[tuple[str, float, float]] = []
+        if budgets.max_mac_reduction is not None:
+            found.append(("macs", self.macs_before, count_macs(self.joints.without(chosen), self.inputs)))
+        if budgets.target_latency_ms is not None:
+            before, after = self._timed(chosen)
+            found.append(("latency_ms", before.median_ms, after.median_ms))
+        if budgets.max_memory_bytes is not None:
+            found.append(("memory_bytes", self.memory_before, _held(self.joints.without(chosen), self.inputs)))
+        return [PlannedFigure(name=name, before=before, after=after) for name, before, after in found]
+
+
+def _held(model: nn.Module, inputs: Inputs) -> int:
+    return param_bytes(model) + buffer_bytes(model) + activation_peak_bytes(model, inputs)
