@@ -96,6 +96,7 @@ def test_the_pruner_takes_a_model_and_the_rest_by_keyword():
         ("protect_io", "keyword", True),
         ("granularity", "keyword", "group"),
         ("calibration", "keyword", None),
+        ("loss", "keyword", None),
         ("criterion", "keyword", "auto"),
         ("seed", "keyword", 0),
     ]
