@@ -12,6 +12,7 @@ from torch.nn.modules import batchnorm, conv, dropout, pooling
 from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.nested import tensors_in
+from layerprune.watch import FunctionWatch
 
 # Layers of one tensor, whose output's shape follows from their settings, their parameters' shapes and the input's.
 _PURE = (
@@ -26,6 +27,9 @@ _PURE = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.Mish),
 )
 
+
+#: What is known by its value.
+NAMED = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.Size)
 
 #: Sees a layer's call: the layer, its input, and the two ways to run it: from memory, or really.
 Observer = Callable[[nn.Module, Tensor, Callable[[Tensor], Any], Callable[..., Any]], Any]
@@ -43,6 +47,7 @@ class Memo:
         self.known: dict[tuple[Any, ...], Any] = {}
         self.open: frozenset[str] = frozenset()
         self.observer: Observer | None = None
+        self.functions = FunctionMemo(self.fake)
 
     def attach(self, model: nn.Module, leaves: Collection[str]) -> None:
         """Let the layers of a shadow answer from the memo. Edited layers are other layers: their shapes tell.
@@ -121,11 +126,80 @@ class Memo:
 
         return answer
 
+    def recalling(self) -> FunctionWatch:
+        """Have functions inside answer from memory where they may."""
+        return FunctionWatch(lambda name, func, args, kwargs: self.functions.result(func, args, kwargs))
+
     def fake(self, like: Tensor) -> Tensor:
         """Make a fake tensor of another one's form."""
         with _disable_current_modes():
             meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
             return FakeTensor(self.mode, meta, like.device)
+
+
+class FunctionMemo:
+    """Remembers, per function and form of its arguments, its result's form: for fake runs of which only shapes count.
+
+    Args:
+        fake: makes a fake tensor of another one's form.
+    """
+
+    def __init__(self, fake: Callable[[Tensor], Tensor]) -> None:
+        self.fake = fake
+        self.known: dict[Any, Tensor] = {}
+        self.written: set[Any] = set()
+
+    def result(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a function, or answer for it."""
+        name = getattr(func, "__name__", "")
+        form = _form_of_call(args, kwargs) if name and "out" not in kwargs else None
+        if form is None:
+            return func(*args, **kwargs)
+        if name.startswith(("__i", "__set")) or (name[-1:] == "_" != name[-2:-1]):
+            return self.write(func, args, kwargs, form)
+        like = self.known.get((func, form))
+        if like is not None:
+            return self.fake(like)
+        out = func(*args, **kwargs)
+        is_new = type(out) is FakeTensor and not any(out is tensor for tensor in tensors_in((args, kwargs)))
+        if is_new and out.constant is None:
+            self.known[func, form] = out
+        return out
+
+    def write(self, func: Callable[..., Any], args: Any, kwargs: Any, form: Any) -> Any:
+        """Run a function that writes into its first argument, unless it is known to leave that one's form as it is."""
+        returned = None if func.__name__ == "__setitem__" else next(iter(args), None)
+        if (func, form) in self.written:
+            return returned
+        out = func(*args, **kwargs)
+        if out is returned and _form_of_call(args, kwargs) == form:
+            self.written.add((func, form))
+        return out
+
+
+def _form_of_call(args: Any, kwargs: Any) -> Any:
+    """What a function's result on fakes follows from; None where it hangs on more than shapes and plain values."""
+    try:
+        found = _parts((args, kwargs))
+    except TypeError:
+        return None
+    return found if any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, kwargs))) else None
+
+
+def _parts(value: Any) -> Any:
+    if isinstance(value, FakeTensor):
+        if value.constant is not None:
+            raise TypeError
+        return tuple(value.shape), value.stride(), value.dtype, value.device
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_parts, cast("Sequence[Any]", value)))
+    if isinstance(value, dict):
+        return tuple((key, _parts(item)) for key, item in cast("dict[Any, Any]", value).items())
+    if isinstance(value, slice):
+        return "slice", _parts((value.start, value.stop, value.step))
+    if isinstance(value, NAMED) or value is Ellipsis:
+        return type(value), repr(value)
+    raise TypeError
 
 
 def _form(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from layerprune.adapters.caches import PLACES, CacheUse, by_name, generates, may
 from layerprune.edits import Edit, Shorten, TakePlace, taken_out
 from layerprune.inputs import Inputs
 from layerprune.marks import CannotRealise
+from layerprune.memo import Memo
 from layerprune.realise import Realisation
 from layerprune.shadow import Shadow, short
 
@@ -26,10 +28,14 @@ class CacheKeeper:
         modules: its modules by name.
         inputs: the example inputs.
         notes: where to say what could not be shown.
+        memo: answers for functions on fakes; None where the shadow runs on real tensors.
     """
 
-    def __init__(self, shade: Shadow, modules: Mapping[str, nn.Module], inputs: Inputs, notes: list[str]) -> None:
+    def __init__(
+        self, shade: Shadow, modules: Mapping[str, nn.Module], inputs: Inputs, notes: list[str], memo: Memo | None
+    ) -> None:
         self.shade = shade
+        self.memo = memo
         self.modules = modules
         self.inputs = inputs
         self.use: CacheUse | None = None
@@ -45,7 +51,13 @@ class CacheKeeper:
 
     def observe(self) -> CacheUse | None:
         adapted = self.shade.adapt(self.inputs)
-        return observe_cache(self.shade.model, adapted, self.shade.running, prepared=self.prepared)
+        return observe_cache(self.shade.model, adapted, self.running, prepared=self.prepared)
+
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """Run forwards inside, of which only shapes count: that is where a cache is asked about its past."""
+        with self.shade.running(), nullcontext() if self.memo is None else self.memo.recalling():
+            yield
 
     def check(self, edits: Sequence[Edit]) -> None:
         """Check, with edits made, that a second step finds the past that it finds in the untouched model.

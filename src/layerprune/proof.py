@@ -109,7 +109,7 @@ class Prover:
         if self.memo is not None:  # from here on only shapes count, which a recording could not follow
             self.memo.attach(shade.model, plain_leaves(graph))
             self.memo.attach_whole(shade.model, closed_modules(graph))
-        self.caches = CacheKeeper(shade, self.modules, inputs, self.notes)
+        self.caches = CacheKeeper(shade, self.modules, inputs, self.notes, self.memo)
         self.retracer = Retracer(shade, self.runs[0].inputs, self.memo)
 
     def add_training(self, inputs: Inputs) -> None:
@@ -273,10 +273,12 @@ class Prover:
         critical needs no proof, and large models have a hundred of them.
         """
         members = list(batch)
+        rest = dict(batch)
         found: dict[int, str] = {}
         for i in members[:_SAMPLES]:
-            found |= self.failures({i: batch[i]}, run)
-        rest = {i: batch[i] for i in members[_SAMPLES:]}
+            found |= self.failures({i: rest.pop(i)}, run)
+            if i not in found:
+                break  # it holds alone: what fails is another one, or their company
         if len(found) == _SAMPLES and len({_pattern(why) for why in found.values()}) == 1:
             alike = batch[members[0]].edits[0].fqn
             return found | dict.fromkeys(rest, f"as with '{alike}', which is alike: {found[members[0]]}")

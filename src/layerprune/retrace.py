@@ -29,7 +29,7 @@ class Retracer:
         self.shade = shade
         self.inputs = inputs
         self.memo = memo
-        self.tracer = Tracer(shade.model, None if memo is None else memo.fake)
+        self.tracer = Tracer(shade.model, None if memo is None else memo.functions)
 
     def check(self, joint: Realisation) -> None:
         """Check that nothing depends on the places of layers, which edits change and stand-ins do not.

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerprune.dropped import Dropped
+from layerprune.memo import NAMED, FunctionMemo
 from layerprune.nested import tensors_in
 from layerprune.watch import FunctionWatch
 
@@ -18,7 +17,6 @@ from layerprune.watch import FunctionWatch
 Step = tuple[Any, ...]
 
 _OWN = frozenset({*vars(nn.Module()), "forward"})
-_NAMED = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.Size)
 
 
 class Tracer:
@@ -26,18 +24,17 @@ class Tracer:
 
     Args:
         model: the model in its first form; parameters and buffers are known by their identity.
-        fake: makes a fake tensor of another one's form; functions on fakes then answer from memory where they may.
+        functions: answers for functions on fakes, where it may.
     """
 
-    def __init__(self, model: nn.Module, fake: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, model: nn.Module, functions: FunctionMemo | None = None) -> None:
         self.own = {id(t): t for module in model.modules() for t in _tensors_of(module)}
         self.numbers = {key: place for place, key in enumerate(self.own)}
         self.made = WeakTensorKeyDictionary()
         self.kept: list[Tensor] = []
         self.steps: list[Step] = []
         self.inside = False
-        self.fake = fake
-        self.known: dict[Any, Tensor] = {}
+        self.result = _run if functions is None else functions.result
 
     def trace(self, forward: Callable[[], Any], inputs: Any, *, keep: bool) -> list[Step]:
         """Run a forward once and return its steps, the last of them its result.
@@ -74,22 +71,6 @@ class Tracer:
                 self.kept.append(tensor)
         return out
 
-    def result(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a function; on fakes a remembered result does as well, since only shapes count in a trace."""
-        name = getattr(func, "__name__", "")
-        writes = name.startswith(("__i", "__set")) or (name[-1:] == "_" != name[-2:-1]) or "out" in kwargs
-        form = None if self.fake is None or writes or not name else _form((args, kwargs))
-        if form is None or self.fake is None:
-            return func(*args, **kwargs)
-        like = self.known.get((func, form))
-        if like is not None:
-            return self.fake(like)
-        out = func(*args, **kwargs)
-        is_new = type(out) is FakeTensor and not any(out is tensor for tensor in tensors_in((args, kwargs)))
-        if is_new and out.constant is None:
-            self.known[func, form] = out
-        return out
-
     def leaf(
         self,
         settled: Collection[int],
@@ -123,7 +104,7 @@ class Tracer:
             return tuple((str(key), self.describe(item)) for key, item in cast("Mapping[Any, Any]", value).items())
         if isinstance(value, slice):
             return self.describe((value.start, value.stop, value.step))
-        return repr(value) if isinstance(value, _NAMED) or value is Ellipsis else type(value).__name__
+        return repr(value) if isinstance(value, NAMED) or value is Ellipsis else type(value).__name__
 
     def origin(self, tensor: Tensor) -> Any:
         if isinstance(tensor, Dropped):
@@ -133,29 +114,8 @@ class Tracer:
         return self.made.get(tensor, ("new", tuple(tensor.shape), str(tensor.dtype)))
 
 
-def _form(value: Any) -> Any:
-    """What a function's result on fakes follows from; None where it hangs on more than shapes and plain values."""
-    try:
-        found = _parts(value)
-    except TypeError:
-        return None
-    return found if any(isinstance(tensor, FakeTensor) for tensor in tensors_in(value)) else None
-
-
-def _parts(value: Any) -> Any:
-    if isinstance(value, FakeTensor):
-        if value.constant is not None:
-            raise TypeError
-        return tuple(value.shape), value.stride(), value.dtype, value.device
-    if isinstance(value, (list, tuple)):
-        return (type(value), *map(_parts, cast("Sequence[Any]", value)))
-    if isinstance(value, dict):
-        return tuple((key, _parts(item)) for key, item in cast("dict[Any, Any]", value).items())
-    if isinstance(value, slice):
-        return "slice", _parts((value.start, value.stop, value.step))
-    if isinstance(value, _NAMED) or value is Ellipsis:
-        return type(value), repr(value)
-    raise TypeError
+def _run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
 
 
 def _tensors_of(module: nn.Module) -> list[Tensor]:
@@ -168,7 +128,7 @@ def held_by_leaves(model: nn.Module) -> dict[int, dict[str, Any]]:
     return {
         key: {name: value for name, value in held.items() if name not in _OWN}
         for key, held in leaves.items()
-        if all(name in _OWN or isinstance(value, _NAMED) for name, value in held.items())
+        if all(name in _OWN or isinstance(value, NAMED) for name, value in held.items())
     }
 
 
