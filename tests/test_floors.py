@@ -33,6 +33,7 @@ FLOORS = (
     ("trials",),
     ("proof",),
     ("impact.*",),
+    ("fidelity", "repair.*"),
     ("swaps",),
     ("select",),
     ("plan",),
