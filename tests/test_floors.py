@@ -33,7 +33,7 @@ FLOORS = (
     ("trials",),
     ("proof",),
     ("impact.*",),
-    ("fidelity", "repair.*"),
+    ("fidelity.*", "repair.*"),
     ("swaps",),
     ("select",),
     ("plan",),

@@ -57,3 +57,7 @@ class DroppedTensorError(LayerPruneError):
 
 class CalibrationError(LayerPruneError):
     """Calibration data are empty, do not fit the model, or could not be read."""
+
+
+class FidelityError(LayerPruneError):
+    """Two models could not be compared; the message says on which batch, and why."""
