@@ -72,6 +72,8 @@ def test_of_distributions_the_divergence_and_the_likeliest_class_are_compared():
     assert found.top1_agreement.value == pytest.approx(0.5)
     assert found.top1_agreement.low == 0
     assert found.top1_agreement.high == 1
+    assert compare(one, other, [torch.ones(2, 1)], kind="values").kl is None
+    assert compare(scaled(1), scaled(1), BATCHES, kind="distribution").kl.value == pytest.approx(0, abs=1e-6)
 
 
 class Bigrams(nn.Module):

@@ -16,7 +16,7 @@ from layerprune.errors import FidelityError
 from layerprune.fidelity.language import generations, is_causal, run, tokens_of
 from layerprune.fidelity.outputs import Sampled, distances, divergences, repeated, surprise
 from layerprune.fidelity.record import Estimate, Fidelity, Pair, estimate
-from layerprune.impact.harm import Harm, harm_of
+from layerprune.impact.harm import Harm, Kind, harm_of
 from layerprune.modules import unwrap
 from layerprune.shadow import Shadow, real_shadow, short
 
@@ -31,6 +31,7 @@ def compare(
     pruned: nn.Module,
     batches: Iterable[Any],
     *,
+    kind: Kind | None = None,
     metric: Metric | None = None,
     num_generated: int = 0,
     latency: bool = False,
@@ -45,6 +46,8 @@ def compare(
         original: the model before pruning.
         pruned: what is left of it.
         batches: real inputs, each as the forward takes it.
+        kind: ``distribution`` where the output are logits, ``values`` where numbers count as they are; told from the
+            model and its output if None: what is called ``logits``, or has as many classes as the model says.
         metric: a measure of your own, ``metric(output, batch)``; its mean over samples is reported for both models.
         num_generated: how many tokens a causal language model generates greedily after the first half of each sequence.
         latency: time both models on the first batch.
@@ -56,7 +59,8 @@ def compare(
     """
     original, pruned = unwrap(original), unwrap(pruned)
     read = read_calibration(batches, original)
-    comparison = _Comparison(original, (real_shadow(original), real_shadow(pruned)), metric)
+    shades = real_shadow(original), real_shadow(pruned)
+    comparison = _Comparison(original, shades, metric, None if kind is None else Harm(kind))
     for number, batch in enumerate(read):
         comparison.take(number, batch)
     if num_generated:
@@ -69,11 +73,13 @@ def compare(
 class _Comparison:
     """Collects measures of each sample, batch by batch."""
 
-    def __init__(self, original: nn.Module, shades: tuple[Shadow, Shadow], metric: Metric | None) -> None:
+    def __init__(
+        self, original: nn.Module, shades: tuple[Shadow, Shadow], metric: Metric | None, harm: Harm | None
+    ) -> None:
         self.model = original
         self.shades = shades
         self.metric = metric
-        self.harm: Harm | None = None
+        self.harm = harm
         self.causal: bool | None = None
         self.found: dict[str, list[Sampled]] = {}
         self.notes: list[str] = []
