@@ -127,6 +127,29 @@ def test_a_scale_per_channel_is_no_obstacle():
     assert close(run(pruned, batches[1]), run(model, batches[1]), 1e-2)
 
 
+class Sum(nn.Module):
+    def forward(self, one, other):
+        return one + other
+
+
+class Twice(nn.Module):
+    def forward(self, x):
+        return x + x
+
+
+@pytest.mark.parametrize(("joint", "reached"), [(Sum(), "joint"), (Twice(), "write")])
+def test_a_module_that_adds_is_a_sum_only_of_two(joint, reached):
+    def forward(net, x):
+        x = net.stem(x)
+        made = net.write(torch.tanh(x))
+        return net.head(torch.relu(net.joint(made, x) if isinstance(joint, Sum) else net.joint(made)))
+
+    model = Net(forward, joint=joint, **{name: linear() for name in ("stem", "write", "head")})
+    graph = capture(model, as_inputs(BATCHES[0]))
+    (site,) = [site for site in find_sites(graph, graph, model)[0] if site.name == "write"]
+    assert graph.layers[graph.values[site.reached].layer].name == reached
+
+
 # ---- rows and sums --------------------------------------------------------------------------------------------------
 
 CONVS = [

@@ -155,8 +155,10 @@ class _Finder:
         """Whether a layer's output is the value, in the same order, plus something else at most."""
         before, after = self.pruned.values[value], self.pruned.values[layer.outputs[0]]
         functions = set(layer.functions)
-        if functions <= _ADDS and functions and "alpha" not in layer.literals[1]:
-            return before.shape == after.shape
+        if functions and functions <= _ADDS:
+            # A module may add its only argument to itself, and hides what factors it adds by.
+            plain = len(layer.functions) == 1 and len(layer.operands) > 1 if layer.is_module else True
+            return plain and "alpha" not in layer.literals[1] and before.shape == after.shape
         if not functions or functions <= _ORDER_KEEPING:
             alone = len(layer.operands) == 1 or before.storage == after.storage
             return alone and not layer.params and _numel(before.shape) == _numel(after.shape)
