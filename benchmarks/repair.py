@@ -165,7 +165,7 @@ def least_squares(made: Tensor, rest: Tensor, wanted: Tensor) -> Tensor:
 def largest_cosine(made: Tensor, rest: Tensor, wanted: Tensor) -> Tensor:
     """As in ReplaceMe's code: Adam on the mean cosine distance, ten epochs of batches of 1024 tokens."""
     found = torch.eye(made.shape[1], requires_grad=True)
-    optimizer = torch.optim.Adam([found], lr=1e-3)  # of 1e-4, 3e-4, 1e-3 and 3e-3 the best here
+    optimizer = torch.optim.Adam([found], lr=1e-2)  # of seven from 1e-4 to 3e-2 the best on held-out data
     draw = torch.Generator().manual_seed(0)
     for _ in range(10):
         for some in torch.randperm(len(made), generator=draw).split(1024):
