@@ -29,6 +29,7 @@ bench: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/impact.py
+	$(BIN)/python benchmarks/repair.py
 
 zoo: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/zoo.py

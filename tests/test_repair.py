@@ -245,11 +245,12 @@ def test_what_does_not_serve_held_out_data_is_not_kept():
     assert "stays as it was" in report.notes[-1]
 
 
-def test_new_weights_that_make_the_output_worse_are_not_written(monkeypatch):
+@pytest.mark.parametrize("after", [1.1, float("nan")])
+def test_new_weights_that_make_the_output_worse_are_not_written(monkeypatch, after):
     model = branched(torch.relu)
     pruned, edits = without(model, "branch", BATCHES[0])
     before = Photograph(pruned)
-    monkeypatch.setattr(closed_form, "_judge", lambda *_: closed_form._Verdict(1.0, 1.1, "harm"))
+    monkeypatch.setattr(closed_form, "_judge", lambda *_: closed_form._Verdict(1.0, after, "harm"))
     report = repair(model, pruned, BATCHES, edits=edits)
     assert not report.kept
     assert report.num_kept == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from layerprune.modules import unwrap
 from layerprune.repair.changes import write
 from layerprune.repair.refit import Refitter, Side
 from layerprune.repair.report import Refitted, RepairReport
-from layerprune.repair.sites import find_sites
+from layerprune.repair.sites import Site, find_sites
 from layerprune.shadow import Shadow, real_shadow
 
 MEMORY_BYTES = 2 * 2**30
@@ -34,8 +34,9 @@ def repair(
 
     Front to back, each transform that a removal has moved gets the weights that bring the tensor which it feeds
     linearly (through sums, reshapes, batch norms) nearest to the original's, by ridge regression on the calibration
-    data. The strength of the ridge is chosen on a quarter of the data; what does not serve that quarter is not kept,
-    and if the output there is no better in the end, the model stays as it is. No parameters are added.
+    data. The strength of the ridge is chosen on the last quarter of the data with weights that have not seen it; what
+    does not serve that quarter is not kept. The weights that are kept are then fitted on all of the data, and if the
+    output on the last quarter is no better in the end, the model stays as it is. No parameters are added.
 
     Both models run in eval mode on copies that share their weights; modes, hooks, buffers and the RNG stay as they are.
 
@@ -67,16 +68,24 @@ def repair(
     moved = refitter.moved(sites)
     if not moved:
         return RepairReport(refused=refused, notes=("no tensor that a transform feeds differs from the original's",))
+    return _refit(original, pruned, refitter, moved, refused)
+
+
+def _refit(
+    original: nn.Module, pruned: nn.Module, refitter: Refitter, moved: Sequence[Site], refused: Mapping[str, str]
+) -> RepairReport:
+    """Solve the sites again, judge the output, and write the new weights where they are for the better."""
     unrepaired = refitter.pruned.shade
     refitted = refitter.run(moved)
-    verdict = _judge(original, (before.shade, unrepaired, refitter.pruned.shade), refitter.held_out)
-    kept = any(one.kept for one in refitted) and not verdict.after >= verdict.before
+    repaired = refitter.pruned.shade
+    verdict = _judge(original, (refitter.original.shade, unrepaired, repaired), refitter.held_out)
+    kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
     notes = list(refitter.notes)
     if kept:
-        write(pruned, _values(refitter.pruned.shade.model, refitted))
+        write(pruned, _values(repaired.model, refitted))
     else:
-        notes.append("the pruned model stays as it was: new weights make its output on held-out data no better")
-    forwards = before.num_forwards // len(batches), refitter.pruned.num_forwards // len(batches)
+        notes.append("the pruned model stays as it was: new weights make its output no better")
+    num_batches = len(refitter.batches)
     return RepairReport(
         tuple(refitted),
         {**refused, **refitter.refused},
@@ -84,14 +93,14 @@ def repair(
         verdict.after,
         verdict.unit,
         kept,
-        forwards,
+        (refitter.original.num_forwards // num_batches, refitter.pruned.num_forwards // num_batches),
         tuple(notes),
     )
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """Harm to the output before and after a repair."""
+    """Harm to the output before and after a repair; without a unit where there is no output that could be compared."""
 
     before: float
     after: float

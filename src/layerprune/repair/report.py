@@ -37,11 +37,12 @@ class RepairReport:
     Attributes:
         refitted: the transforms that the removals had moved, front to back.
         refused: transforms that could not be solved again whether moved or not, and why.
-        before: harm to the output on held-out data before the repair; nan where it could not be measured.
+        before: harm to the output on the last quarter of the data, before the repair; nan where it was not measured.
         after: after it.
         unit: what the two are.
         kept: whether the new weights are in the model; where they would make the output worse, they are not.
-        num_forwards: forwards of the original and of the pruned model over all batches, those cut short included.
+        num_forwards: passes of the original and of the pruned model over all batches, most of the latter's cut short;
+            the last look at the output comes on top, a quarter of a pass of the one and half a pass of the other.
         notes: what the user should know.
     """
 
@@ -62,7 +63,7 @@ class RepairReport:
     def __str__(self) -> str:
         lines = [f"{self.num_kept} of {len(self.refitted)} transforms behind the gaps solved again"]
         if self.unit:
-            lines.append(f"  {self.unit}, on held-out calibration data: {self.before:.4g} → {self.after:.4g}")
+            lines.append(f"  {self.unit}, on the last quarter of the data: {self.before:.4g} → {self.after:.4g}")
         width = max((len(one.name) for one in self.refitted), default=0)
         for one in self.refitted:
             lines.append(f"  {one.name.ljust(width)}  {f'{one.left:.1%} left' if one.kept else 'stays'}")
