@@ -34,7 +34,7 @@ from layerprune.repair.batchnorm import reestimate
 
 NUM_NEIGHBOURS = 10
 NUM_MINILM = 256  # sentences to calibrate on, as many as the figures had that are to be beaten
-console = Console()
+console = Console(width=150)
 
 #: Edits a pruned model: gets the subject, the plan and the pruned model.
 Repair = Callable[[Subject, PruningPlan, nn.Module], object]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from layerprune.calibration import Batch, fitting, read_calibration
-from layerprune.capture import capture
+from layerprune.capture import capture, record_on
 from layerprune.edits import Edit
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.modules import unwrap
@@ -59,16 +59,22 @@ def repair(
     original, pruned = unwrap(original), unwrap(pruned)
     batches = read_calibration(calibration, original)
     with fitting():
-        graphs = capture(original, batches[0].inputs), capture(pruned, batches[0].inputs)
-    sites, refused = find_sites(*graphs, pruned, edits)
+        sides = _side(original, batches[0]), _side(pruned, batches[0])
+    sites, refused = find_sites(sides[0].graph, sides[1].graph, pruned, edits)
     if not sites:
         return RepairReport(refused=refused, notes=("no transform can be solved again",))
-    before = Side(real_shadow(original, written=graphs[0].written_params), graphs[0])
-    refitter = Refitter(before, pruned, graphs[1], batches, memory_bytes)
+    refitter = Refitter(*sides, pruned, batches, memory_bytes)
     moved = refitter.moved(sites)
     if not moved:
+        refused |= refitter.refused
         return RepairReport(refused=refused, notes=("no tensor that a transform feeds differs from the original's",))
     return _refit(original, pruned, refitter, moved, refused)
+
+
+def _side(model: nn.Module, batch: Batch) -> Side:
+    """Record a model as it runs on real data."""
+    shade = real_shadow(model, written=capture(model, batch.inputs).written_params)
+    return Side(shade, record_on(shade, batch.inputs))
 
 
 def _refit(

@@ -74,18 +74,18 @@ class Refitter:
 
     Args:
         original: the original.
-        model: the pruned model; it is not touched.
-        graph: the pruned model's layer graph.
+        pruned: the pruned model.
+        model: the user's pruned model; it is not touched.
         batches: calibration data.
         memory_bytes: what the Gram matrices of one step may take, and what targets that are kept between steps may.
     """
 
     def __init__(
-        self, original: Side, model: nn.Module, graph: LayerGraph, batches: Sequence[Batch], memory_bytes: int
+        self, original: Side, pruned: Side, model: nn.Module, batches: Sequence[Batch], memory_bytes: int
     ) -> None:
         self.original = original
+        self.pruned = pruned
         self.model = model
-        self.pruned = Side(real_shadow(model, written=graph.written_params), graph)
         self.batches = batches
         self.memory_bytes = memory_bytes
         self.targets: dict[tuple[int, int], Tensor] = {}
@@ -106,12 +106,14 @@ class Refitter:
         """
         change = dict.fromkeys((site.name for site in sites), 0.0)
         size = dict.fromkeys(change, 0.0)
+        unseen = dict.fromkeys(change)
         for number, batch in enumerate(self.batches):
             wanted = self.original.see(batch, {site.target for site in sites})
-            found = self.pruned.see(batch, {site.reached for site in sites})
+            found = self.pruned.see(batch, {value for site in sites for value in (site.source, site.reached)})
             for site in sites:
-                if site.target not in wanted or site.reached not in found:
-                    continue  # experts that this batch did not reach
+                if site.target not in wanted or site.source not in found or site.reached not in found:
+                    continue  # experts that this batch did not reach, or a tensor within a fused operation
+                unseen.pop(site.name, None)
                 target = masked(wanted[site.target], batch.mask)
                 change[site.name] += _square(_difference(target, masked(found[site.reached], batch.mask)))
                 size[site.name] += _square(target)
@@ -121,6 +123,7 @@ class Refitter:
                         "leave it out, or look for NaN in the data and in the weights"
                     )
                 self.remember(number, site.target, wanted[site.target])
+        self.refused |= dict.fromkeys(unseen, "what it reads or feeds is not seen in a run")
         return [site for site in sites if change[site.name] > _MOVED * size[site.name]]
 
     def remember(self, number: int, target: int, tensor: Tensor) -> None:
