@@ -127,6 +127,35 @@ def test_a_scale_per_channel_is_no_obstacle():
     assert close(run(pruned, batches[1]), run(model, batches[1]), 1e-2)
 
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = linear(), linear()
+
+    def forward(self, x):
+        x = x + self.one(torch.tanh(x))
+        return x + self.other(torch.tanh(x))
+
+
+def test_a_block_that_lost_all_its_branches_is_a_gap_like_any_other():
+    """The writer before it is followed through the block, of which nothing is left."""
+
+    def forward(net, x):
+        x = net.stem(x)
+        x = x + net.write(torch.tanh(x))
+        return net.head(torch.relu(net.block(x)))
+
+    model = randomised(Net(forward, stem=linear(), write=linear(), block=Block(), head=linear()))
+    pruner = UniversalLayerPruner(model, example_inputs=BATCHES[0], granularity="branch")
+    both = [i for i, r in enumerate(pruner.removals) if r.groups in (("block.one",), ("block.other",))]
+    assert len(both) == 2
+    plan = pruner._plan_for(both, None, ())
+    pruned = plan.apply(model)
+    report = repair(model, pruned, BATCHES, edits=plan.edits)
+    assert [one.name for one in report.refitted] == ["write", "head"]
+    assert report.after < report.before
+
+
 class Sum(nn.Module):
     def forward(self, one, other):
         return one + other

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerprune.edits import Edit, Shorten, name_before
 from layerprune.graph import Layer, LayerGraph
+from layerprune.kinds import kind_of_function
 from layerprune.repair.transforms import exact, why_not_solvable
 
 #: What makes a layer the same one in two models: its module, which call of it, and the function that it is, if one.
@@ -155,13 +156,15 @@ class _Finder:
         """Whether a layer's output is the value, in the same order, plus something else at most."""
         before, after = self.pruned.values[value], self.pruned.values[layer.outputs[0]]
         functions = set(layer.functions)
+        if before.storage == after.storage and before.storage not in layer.writes:
+            # A view of it: sums that lost their other operands, too, whatever else a block still does beside them.
+            return _numel(before.shape) == _numel(after.shape) and all(map(_keeps_order, functions))
         if functions and functions <= _ADDS:
             # A module may add its only argument to itself, and hides what factors it adds by.
             plain = len(layer.functions) == 1 and len(layer.operands) > 1 if layer.is_module else True
             return plain and "alpha" not in layer.literals[1] and before.shape == after.shape
         if not functions or functions <= _ORDER_KEEPING:
-            alone = len(layer.operands) == 1 or before.storage == after.storage
-            return alone and not layer.params and _numel(before.shape) == _numel(after.shape)
+            return len(layer.operands) == 1 and not layer.params and _numel(before.shape) == _numel(after.shape)
         return False
 
     def factor(self, layer: Layer) -> str:
@@ -198,6 +201,13 @@ class _Finder:
         if fitting:
             return "what reads its result reads different tensors in the original"
         return "no reader of its result reads a tensor of that shape in the original"
+
+
+def _keeps_order(function: str) -> bool:
+    """Whether a function that hands on its operand's memory hands it on in the same order."""
+    if function in _ORDER_KEEPING:
+        return True
+    return kind_of_function(function, 2, has_matrix=False) not in ("reshape", "split", "other")
 
 
 def _key(layer: Layer, fqn: str) -> _Key:
