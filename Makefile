@@ -30,6 +30,7 @@ bench: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/impact.py
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/repair.py
 
 zoo: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/zoo.py

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layerprune import UniversalLayerPruner
+from layerprune import UniversalLayerPruner, meter
 from layerprune.budgets import Budgets
-from layerprune.cost.latency import compare_latency
+from layerprune.cost.latency import Latency
 from layerprune.cost.layers import macs_by_layer, time_by_layer
 from layerprune.cost.macs import count_macs, tally_macs
 from layerprune.cost.memory import activation_peak_bytes, buffer_bytes, param_bytes
@@ -211,25 +211,41 @@ def test_a_target_that_contradicts_a_cap_names_both():
         pruner.plan(max_memory_bytes=need, max_param_reduction=0.1)
 
 
-def slow(width):
-    return randomised(nn.Sequential(nn.Linear(64, 64), *(Residual(width, 64) for _ in range(6)), nn.Linear(64, 64)))
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock by which a model takes a millisecond, and one more for each thousand parameters."""
+
+    def compared(models, inputs):
+        return {name: Latency((1 + num_params(m) / 1000,) * 2, 1, 1) for name, m in models.items()}
+
+    monkeypatch.setattr(meter, "compare_latency", compared)
 
 
-def test_a_target_of_latency_is_reached_by_the_clock():
-    model, x = slow(2048), torch.randn(256, 64)
-    pruner = UniversalLayerPruner(model, example_inputs=x)
-    before = compare_latency({"it": model}, as_inputs(x))["it"].median_ms
-    plan = pruner.plan(target_latency_ms=0.6 * before)
+@pytest.mark.parametrize("guess", [0.2, 1.0, 5.0], ids=["too low", "right", "too high"])
+def test_a_target_of_latency_is_reached_by_the_clock_whatever_layers_seemed_to_take(clock, monkeypatch, guess):
+    model = blocks(*[60] * 8)  # of 1,028 parameters each
+    pruner = UniversalLayerPruner(model, example_inputs=rows())
+    graph = pruner.graph
+    transforms = [layer.index for layer in graph.layers if layer.kind == "transform"]
+    others = [layer.index for layer in graph.layers if layer.kind != "transform"]
+    times = {**dict.fromkeys(transforms, guess), **dict.fromkeys(others, 1.0)}
+    monkeypatch.setattr(meter, "time_by_layer", lambda *_: times)
+    before = 1 + num_params(model) / 1000
+    plan = pruner.plan(target_latency_ms=before - 3)
     (figure,) = plan.figures
-    assert figure.name == "latency_ms"
-    assert figure.after <= 0.6 * before
-    assert 1 <= len(plan.removals) < 6, "some of six equal blocks"
+    assert (figure.name, figure.before) == ("latency_ms", before)
+    assert figure.after <= before - 3
+    assert len(plan.removals) == 3, "each saves 1.028 ms"
 
 
-def test_a_latency_out_of_reach_says_how_close_it_comes():
-    pruner = UniversalLayerPruner(blocks(4, 9), example_inputs=rows())
-    with pytest.raises(BudgetError, match=r"target_latency_ms: 1e-06 ms is asked for, .* ms comes out at the most"):
-        pruner.plan(target_latency_ms=1e-6)
+def test_a_latency_out_of_reach_says_how_close_it_comes(clock):
+    model = blocks(4, 9)
+    pruner = UniversalLayerPruner(model, example_inputs=rows())
+    least = 1 + 2 * 72 / 1000  # the stem and the head
+    with pytest.raises(
+        BudgetError, match=rf"target_latency_ms: 1 ms is asked for, {least:.3g} ms comes out at the most"
+    ):
+        pruner.plan(target_latency_ms=1.0)
 
 
 def test_a_latency_on_the_meta_device_is_refused():

@@ -33,7 +33,7 @@ FLOORS = (
     ("trials",),
     ("proof",),
     ("impact.*",),
-    ("joints",),
+    ("fidelity.*", "joints", "repair.*"),
     ("select.*",),
     ("budgets", "plan"),
     ("meter",),

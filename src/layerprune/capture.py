@@ -53,6 +53,16 @@ def capture(model: nn.Module, inputs: Inputs) -> LayerGraph:
     return record(model, inputs)[0]
 
 
+def record_on(shade: Shadow, inputs: Inputs) -> LayerGraph:
+    """Record one forward on a shadow that is there already; on a real one, just what real forwards do.
+
+    What libraries do on fake tensors differs now and then, in how often they look at a mask: who observes real forwards
+    has to count as they do.
+    """
+    recorder, recording = _run(shade, inputs)
+    return _Builder(recorder, recording, []).build()
+
+
 def record_training(shade: Shadow, graph: LayerGraph, inputs: Inputs) -> LayerGraph | None:
     """Record a forward in train mode, of a model that holds parameters which its eval mode never uses.
 

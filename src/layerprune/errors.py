@@ -67,3 +67,7 @@ class CalibrationError(LayerPruneError):
     def __init__(self, message: str, *, read: Sequence[object] = ()) -> None:
         super().__init__(message)
         self.read = list(read)
+
+
+class FidelityError(LayerPruneError):
+    """Two models could not be compared; the message says on which batch, and why."""

@@ -1,0 +1,84 @@
+"""Language models: their tokens, whether each is predicted from those before it, and what they generate greedily."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from layerprune.calibration import Batch
+from layerprune.inputs import Inputs
+from layerprune.shadow import Shadow
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The tokens of a batch.
+
+    Attributes:
+        ids: ``(sample, token)``.
+        keyword: the argument that they are; None for the first one.
+    """
+
+    ids: Tensor
+    keyword: str | None
+
+    def inputs(self, ids: Tensor) -> Inputs:
+        """A forward's arguments for other tokens, and nothing else."""
+        return Inputs((ids,)) if self.keyword is None else Inputs((), {self.keyword: ids})
+
+
+def tokens_of(batch: Batch, logits: Tensor) -> Tokens | None:
+    """Find the tokens that a batch's logits are about: integers of the logits' first two dimensions."""
+    if logits.dim() != 3:
+        return None
+    held = batch.inputs.kwargs.get("input_ids")
+    keyword = "input_ids" if held is not None else None
+    if held is None and len(batch.inputs.args) == 1:
+        held = batch.inputs.args[0]
+    if not isinstance(held, Tensor) or held.is_floating_point() or held.shape != logits.shape[:2]:
+        return None
+    return Tokens(held, keyword) if held.shape[1] > 1 else None
+
+
+def is_causal(shade: Shadow, batch: Batch, tokens: Tokens, logits: Tensor) -> bool:
+    """Whether predictions hang on earlier tokens only: another last token leaves the logits before it as they are."""
+    other = tokens.ids.clone()
+    other[:, -1] = tokens.ids[:, -2]
+    other[:, -1] += (other[:, -1] == tokens.ids[:, -1]) * torch.where(other[:, -1] > 0, -1, 1)
+    inputs = batch.inputs.map(lambda tensor: other if tensor is tokens.ids else tensor)
+    found = _logits(run(shade, inputs))[:, :-1]
+    return bool(torch.allclose(found, logits[:, :-1], rtol=1e-3, atol=1e-3))
+
+
+def generations(shades: tuple[Shadow, Shadow], tokens: Tokens, mask: Tensor | None, count: int) -> list[Tensor]:
+    """Let models go on greedily from the first halves of the sequences that have no padding there.
+
+    Returns:
+        For each model the tokens that it generated, ``(sample, count)``.
+    """
+    half = max(1, tokens.ids.shape[1] // 2)
+    keep = torch.ones(len(tokens.ids), dtype=torch.bool) if mask is None else mask[:, :half].bool().all(1)
+    prompts = tokens.ids[keep, :half]
+    found: list[Tensor] = []
+    for shade in shades:
+        ids = prompts
+        for _ in range(count if len(prompts) else 0):
+            ids = torch.cat([ids, _logits(run(shade, tokens.inputs(ids)))[:, -1:].argmax(-1)], 1)
+        found.append(ids[:, half:])
+    return found
+
+
+def run(shade: Shadow, inputs: Inputs) -> Any:
+    """Run a shadow's forward."""
+    adapted = shade.adapt(inputs)
+    with shade.running():
+        return shade.model(*adapted.args, **adapted.kwargs)
+
+
+def _logits(out: Any) -> Tensor:
+    if isinstance(out, Tensor):
+        return out
+    return cast(Tensor, out["logits"] if isinstance(out, dict) else out.logits)

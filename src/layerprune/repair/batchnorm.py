@@ -1,0 +1,88 @@
+"""Batch norms: their running statistics estimated anew, from what they see after a removal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from layerprune.calibration import read_calibration
+from layerprune.errors import CalibrationError
+from layerprune.modules import unwrap
+from layerprune.repair.changes import write
+from layerprune.repair.transforms import exact
+from layerprune.shadow import real_shadow, short
+
+
+class _Moments:
+    """The exact mean and variance of all values of each channel, batch by batch (Chan, Golub and LeVeque, 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.scatter = torch.zeros(())
+
+    def add(self, tensor: Tensor) -> None:
+        """Take in ``(sample, channel, …)``."""
+        values = tensor.detach().transpose(0, 1).flatten(1).to(exact(tensor))
+        count, mean = values.shape[1], values.mean(1)
+        scatter = (values - mean[:, None]).square().sum(1)
+        if self.count:
+            total = self.count + count
+            step = mean - self.mean
+            scatter = self.scatter + scatter + step.square() * (self.count * count / total)
+            mean = self.mean + step * (count / total)
+        self.count, self.mean, self.scatter = self.count + count, mean, scatter
+
+
+def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
+    """Give each batch norm the mean and variance, over all of the data, of what it sees now.
+
+    One forward for each batch, in eval mode but for the batch norms, which normalise by their batch meanwhile. For what
+    a refit cannot reach, or instead of one: after a refit of the layers (:func:`layerprune.repair.repair`) the old
+    statistics are right again. Batch norms without running statistics, and frozen ones that are no ``nn.BatchNorm``,
+    stay as they are; so does ``num_batches_tracked``.
+
+    Args:
+        model: the pruned model. Its running statistics are written into at the very end, all or none.
+        calibration: batches of real inputs, each as the forward takes it: two samples or more.
+
+    Returns:
+        The names of the batch norms that have new statistics.
+
+    Raises:
+        CalibrationError: the data are empty, do not fit the model, or give statistics that are not finite.
+    """
+    model = unwrap(model)
+    batches = read_calibration(calibration, model)
+    shade = real_shadow(model)
+    norms = {
+        name: module
+        for name, module in shade.model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+    }
+    moments = {name: _Moments() for name in norms}
+    for name, module in norms.items():
+        module.training = True  # not .train(), which would switch on what lies inside, such as dropout
+        module.register_forward_pre_hook(lambda _, args, name=name: moments[name].add(args[0]))
+    for number, batch in enumerate(batches if norms else ()):
+        inputs = shade.adapt(batch.inputs)
+        try:
+            with shade.running():
+                shade.model(*inputs.args, **inputs.kwargs)
+        except Exception as error:  # the user's own forward, or a batch norm that sees a single value
+            raise CalibrationError(
+                f"batch norms could not be estimated on batch {number} ({batch.inputs!r}): {short(error)}. Each batch "
+                "has to be what the model's forward takes, with two samples or more"
+            ) from error
+    seen = {name: found for name, found in moments.items() if found.count > 1}
+    for name, found in seen.items():
+        if not bool((found.mean + found.scatter).isfinite().all()):
+            raise CalibrationError(f"the calibration data make '{name}' see values that are not finite")
+    values = {f"{name}.running_mean": found.mean for name, found in seen.items()}
+    values |= {f"{name}.running_var": found.scatter / (found.count - 1) for name, found in seen.items()}
+    write(model, values)
+    return tuple(seen)

@@ -1,0 +1,133 @@
+"""Transforms as matrices: what a linear layer or a convolution multiplies, in rows, and its weight written anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_ROW_BYTES = 64 * 2**20  # of one piece of rows in float64: a convolution's take its kernel's size times as much memory
+
+
+def why_not_solvable(module: nn.Module) -> str:
+    """Why a transform cannot be solved again; empty if it can."""
+    known = _base(module)
+    if known is None:
+        return f"a {type(module).__name__} is not solved again"
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return "hooks or a forward of its own may change what it computes"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed from others (a parametrization)"
+    if weight.dtype not in _FLOATS:
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}: quantised weights are not solved again"
+    return ""
+
+
+def _base(module: nn.Module) -> type[nn.Module] | None:
+    """Which of the known layers a module computes the same as."""
+    forward = type(module).forward
+    return next((known for known in (nn.Linear, *_CONVS) if forward is known.forward), None) or (
+        type(module) if _is_transposed(module) else None
+    )
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether a module is the linear layer of GPT-2 in transformers, which holds its weight as (input, output)."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def num_groups(module: nn.Module) -> int:
+    """How many blocks the matrix has: a grouped convolution's groups."""
+    return module.groups if isinstance(module, _ConvNd) else 1
+
+
+def matrix_of(module: nn.Module) -> Tensor:
+    """The weight as ``(group, output, input)`` in float64; input is channels times kernel."""
+    weight = cast(Tensor, module.weight).detach()
+    weight = weight.to(exact(weight))
+    if _is_transposed(module):
+        weight = weight.T
+    groups = num_groups(module)
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
+    """Give a matrix like :func:`matrix_of`'s the form and dtype of the module's weight."""
+    weight = cast(Tensor, module.weight)
+    flat = matrix.reshape(-1, matrix.shape[-1])
+    return (flat.T if _is_transposed(module) else flat).reshape(weight.shape).to(weight.dtype)
+
+
+def rows_of(module: nn.Module, read: Tensor, wanted: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Lay out what a transform reads, and what its output should change by, in rows.
+
+    Args:
+        module: the transform.
+        read: what it reads.
+        wanted: what its output should change by; the output's elements in order, in any shape.
+        mask: ``(sample, token)``, 1 where a token counts; left out where ``read`` has no such dimensions.
+
+    Yields:
+        Pieces of rows in float64: ``(group, row, input)`` and ``(group, row, output)``.
+    """
+    if isinstance(module, _ConvNd):
+        yield from _rows_of_conv(module, read, wanted)
+        return
+    flat = wanted.reshape(*read.shape[:-1], -1)
+    if mask is not None and read.dim() > 2 and read.shape[:2] == mask.shape:
+        keep = mask.bool()
+        read, flat = read[keep], flat[keep]
+    yield read.reshape(1, -1, read.shape[-1]).to(exact(read)), flat.reshape(1, -1, flat.shape[-1]).to(exact(flat))
+
+
+def _rows_of_conv(module: _ConvNd, read: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Lay out the patches under a kernel (im2col), a few samples at a time."""
+    spatial = len(module.kernel_size)
+    if read.dim() == spatial + 1:
+        read = read[None]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = F.pad(read, module._reversed_padding_repeated_twice, mode=mode)
+    sizes = [
+        (size - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, dilation in zip(
+            padded.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True
+        )
+    ]
+    wanted = wanted.reshape(read.shape[0], module.groups, -1, *sizes)
+    places = torch.Size(sizes).numel()
+    width = read.shape[1] * torch.Size(module.kernel_size).numel()
+    step = max(1, _ROW_BYTES // (8 * places * width))
+    for start in range(0, read.shape[0], step):
+        some = padded[start : start + step].to(exact(padded))
+        taps = [some[(..., *_tap(module, offset, sizes))] for offset in product(*map(range, module.kernel_size))]
+        patches = torch.stack(taps, 2)  # (sample, channel, tap, place…)
+        count = patches.shape[0]
+        patches = patches.reshape(count, module.groups, width // module.groups, places)
+        change = wanted[start : start + step].to(exact(wanted)).reshape(count, module.groups, -1, places)
+        yield _by_group(patches), _by_group(change)
+
+
+def _tap(module: _ConvNd, offset: tuple[int, ...], sizes: list[int]) -> tuple[slice, ...]:
+    """What one element of the kernel sees, of the padded input."""
+    return tuple(
+        slice(o * dilation, o * dilation + stride * (size - 1) + 1, stride)
+        for o, dilation, stride, size in zip(offset, module.dilation, module.stride, sizes, strict=True)
+    )
+
+
+def _by_group(tensor: Tensor) -> Tensor:
+    """(sample, group, column, place) → (group, row, column)."""
+    return tensor.permute(1, 0, 3, 2).reshape(tensor.shape[1], -1, tensor.shape[2])
+
+
+def exact(tensor: Tensor) -> torch.dtype:
+    """The dtype that sums are taken in: float64, or float32 where the device has no other."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
