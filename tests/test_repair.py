@@ -92,6 +92,22 @@ def test_a_small_memory_is_kept_to_by_a_map_of_the_outputs():
     assert "memory_bytes=500" in report.refused["stem"]
 
 
+def test_readers_of_one_tensor_that_do_not_fit_together_are_solved_one_after_the_other():
+    def forward(net, x):
+        x = torch.tanh(net.middle(torch.tanh(net.stem(x))))
+        return torch.cat([net.head(x), net.other(x)], 1)
+
+    model = randomised(Net(forward, **{name: linear() for name in ("stem", "middle", "head", "other")}))
+    pruned, edits = without(model, "middle", BATCHES[0])
+    apart = copy_of(pruned)
+    together = repair(model, pruned, BATCHES, edits=edits)
+    tight = repair(model, apart, BATCHES, edits=edits, memory_bytes=7_000)  # of 6,120 for each
+    assert [one.name for one in tight.refitted] == [one.name for one in together.refitted]
+    assert tight.num_forwards[1] > together.num_forwards[1]
+    assert close(apart.head.weight, pruned.head.weight)
+    assert close(apart.other.weight, pruned.other.weight)
+
+
 def norm_between(net, x):
     x = net.stem(x)
     return net.head(torch.relu(net.norm(net.write(torch.tanh(x))) + x + net.branch(x)))

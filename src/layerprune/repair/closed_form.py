@@ -19,7 +19,7 @@ from layerprune.repair.report import Refitted, RepairReport
 from layerprune.repair.sites import Site, find_sites
 from layerprune.shadow import Shadow, real_shadow
 
-MEMORY_BYTES = 2 * 2**30
+MEMORY_BYTES = 4 * 2**30
 
 
 def repair(
@@ -46,9 +46,9 @@ def repair(
         calibration: batches of real inputs, each as the forward takes it; as many tokens as the widest layer has inputs
             are right, or more.
         edits: ``plan.edits``; needed where whole layers have left their container and the others are renumbered.
-        memory_bytes: what Gram matrices may take, and the original's tensors that are kept between steps as much again.
-            A layer whose Gram matrix is larger gets ``W = T W₀`` instead, or stays as it is. Where the tensors do not
-            fit, the original runs once more for each step.
+        memory_bytes: what solving one step may take, and the original's tensors that are kept between steps as much
+            again. A layer whose Gram matrix is too large gets ``W = T W₀`` instead, or stays as it is. Where the
+            tensors do not fit, the original runs once more for each step.
 
     Returns:
         What was done, layer by layer, and what it did to the output.

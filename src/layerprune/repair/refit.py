@@ -77,7 +77,7 @@ class Refitter:
         pruned: the pruned model.
         model: the user's pruned model; it is not touched.
         batches: calibration data.
-        memory_bytes: what the Gram matrices of one step may take, and what targets that are kept between steps may.
+        memory_bytes: what solving one step may take, and what targets that are kept between steps may.
     """
 
     def __init__(
@@ -142,8 +142,33 @@ class Refitter:
         self.pruned = Side(copies, self.pruned.graph, self.pruned.num_forwards)
         done: list[Refitted] = []
         for _, stage in groupby(sites, key=lambda site: site.source):
-            done += self.solve(list(stage))
+            for some in self.fitting(list(stage)):
+                done += self.solve(some)
         return done
+
+    def fitting(self, stage: Sequence[Site]) -> list[list[Site]]:
+        """Split sites that read the same tensor so that the sums of each part fit into the memory."""
+        parts: list[list[Site]] = [[]]
+        room = self.memory_bytes
+        for site in stage:
+            need = self.plan(site)[1]
+            if need > room and parts[-1]:
+                parts.append([])
+                room = self.memory_bytes
+            parts[-1].append(site)
+            room -= need
+        return parts
+
+    def plan(self, site: Site) -> tuple[bool, int]:
+        """Whether a site is solved by its outputs, as the sums of its inputs would not fit, and the bytes it takes."""
+        groups, num_out, num_in = matrix_of(self.pruned.shade.model.get_submodule(site.name)).shape
+
+        def need(width: int) -> int:
+            # The sums of two parts of the data, of both, the matrix that is solved, and its factor.
+            return 5 * 8 * groups * (width + 1) * (width + 1 + num_out)
+
+        by_output = need(num_in) > self.memory_bytes and num_out < num_in
+        return by_output, need(num_out if by_output else num_in)
 
     def solve(self, stage: Sequence[Site]) -> list[Refitted]:
         """Solve sites that read the same tensor, in one pass over the batches."""
@@ -164,19 +189,11 @@ class Refitter:
         return [task.finish(self.notes) for task in tasks]
 
     def task(self, site: Site) -> _Task | None:
-        """Prepare a site, with the smaller Gram matrix where that of its inputs would not fit; None where none does."""
-        module = self.pruned.shade.model.get_submodule(site.name)
-        groups, num_out, num_in = matrix_of(module).shape
-
-        def need(width: int) -> int:
-            return 2 * 8 * groups * (width + 1) * (width + 1 + num_out)
-
-        if need(num_in) <= self.memory_bytes:
-            return _Task(site, self.pruned.shade.model, by_output=False)
-        if num_out < num_in and need(num_out) <= self.memory_bytes:
-            return _Task(site, self.pruned.shade.model, by_output=True)
-        least = need(min(num_in, num_out))
-        self.refused[site.name] = f"its sums take {least:,} bytes, more than memory_bytes={self.memory_bytes:,}"
+        """Prepare a site; None where its sums do not fit."""
+        by_output, need = self.plan(site)
+        if need <= self.memory_bytes:
+            return _Task(site, self.pruned.shade.model, by_output=by_output)
+        self.refused[site.name] = f"solving it takes {need:,} bytes, more than memory_bytes={self.memory_bytes:,}"
         return None
 
 
