@@ -25,10 +25,11 @@ from torchvision_ops import declare_missing_ops
 declare_missing_ops()
 import numpy as np
 import torch
+from impact import score_block_influence
 from rich.console import Console
 from rich.table import Table
 from subjects import SUBJECTS, Subject, subject
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from layerprune import PruningPlan, UniversalLayerPruner
@@ -37,11 +38,8 @@ from layerprune.impact.ablation import ablate
 from layerprune.impact.criteria import register_criterion
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.harm import Harm
-from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.nested import tensors_in
-from layerprune.observe import observe
 from layerprune.select.strategies import select
-from layerprune.shadow import real_shadow
 
 SHARES = (0.1, 0.2, 0.3, 0.4)  # of the parameters that can go
 NUM_RANDOM = 20
@@ -90,7 +88,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one small model, two shares")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
-    register_criterion("cosine", score_cosine)
+    register_criterion("cosine", score_block_influence)
     register_criterion("random", score_random)
     names = ["digits_resnet"] if options.quick else options.subjects or list(SUBJECTS)
     methods = [m for m in METHODS if not options.methods or any(text in m.name for text in options.methods)]
@@ -180,26 +178,6 @@ def score_random(scene: Scene) -> Evidence:
     """Impacts by chance."""
     change = np.random.default_rng(scene.seed).random((1, len(scene.removals)))
     return Evidence(change, np.ones_like(change), 1.0, "random")
-
-
-def score_cosine(scene: Scene) -> Evidence:
-    """1 - cosine between a tensor and its substitute, over channels: Block Influence (arXiv 2403.03853)."""
-    shade = real_shadow(scene.model, written=scene.graph.written_params)
-    shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
-    change = np.full((len(scene.batches), len(shifts)), np.nan)
-    for row, batch in enumerate(scene.batches):
-        found: dict[Shift, float] = {}
-
-        def compare(shift: Shift, moved: Tensor, other: Tensor, found: dict[Shift, float] = found) -> None:
-            left = moved - other if shift.lost and moved.shape == other.shape else other
-            if left.shape == moved.shape:
-                cosine = nn.functional.cosine_similarity(moved.float(), left.float(), dim=1 if moved.dim() == 4 else -1)
-                found[shift] = float(1 - cosine.mean())
-
-        tensors = Tensors(scene.graph, [s for some in shifts for s in some], compare)
-        observe(shade, scene.graph, batch.inputs, tensors.wanted, tensors.see)
-        change[row] = [sum(found.get(shift, np.nan) for shift in some) for some in shifts]
-    return Evidence(change, np.ones_like(change), 1.0, "1 - cosine")
 
 
 if __name__ == "__main__":

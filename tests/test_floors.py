@@ -22,7 +22,7 @@ FLOORS = (
     ("recording",),
     ("recorder",),
     ("calibration", "capture", "observe"),
-    ("groups",),
+    ("first_recording", "groups"),
     ("edits",),
     ("rearrange", "slices"),
     ("channel_rules",),

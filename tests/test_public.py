@@ -116,6 +116,7 @@ def test_prune_takes_budgets_groups_or_a_plan_by_keyword():
         ("self", "positional", None),
         *CHOICE,
         ("plan", "keyword", None),
+        ("repair", "keyword", "auto"),
         ("inplace", "keyword", False),
     ]
 

@@ -69,5 +69,9 @@ class CalibrationError(LayerPruneError):
         self.read = list(read)
 
 
+class RepairError(LayerPruneError, ValueError):
+    """A repair was asked for that there is none of."""
+
+
 class FidelityError(LayerPruneError):
     """Two models could not be compared; the message says on which batch, and why."""

@@ -11,25 +11,22 @@ from typing import Any
 
 from torch import nn
 
-from layerprune.adapters import timm as timm_models
-from layerprune.adapters import transformers as transformers_models
 from layerprune.budgets import Budgets, check_share
-from layerprune.calibration import Batch, Loss, about_calibration, fitting, given_calibration
-from layerprune.capture import record
+from layerprune.calibration import Batch, Loss, about_calibration, given_calibration
 from layerprune.cost.record import Saving, measure, saved
 from layerprune.errors import (
     BudgetError,
     CriticalGroupError,
-    InputsError,
+    LayerPruneError,
     PlanError,
+    RepairError,
     UnknownNameError,
-    UnsupportedModelError,
 )
+from layerprune.first_recording import record_first
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group, LayerInfo, form_groups
 from layerprune.impact.criteria import criterion_of, score
 from layerprune.impact.evidence import Scene
-from layerprune.inputs import Inputs, as_inputs, infer_inputs
 from layerprune.joints import Joints
 from layerprune.meter import Meter
 from layerprune.modules import check_supported, names_with_nan, unwrap
@@ -37,9 +34,11 @@ from layerprune.plan import FrontierPoint, PruningPlan
 from layerprune.planning import Planner, Scored, params_in
 from layerprune.proof import Prover, Removal, with_reasons
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
+from layerprune.repair.changes import write
+from layerprune.repair.closed_form import repair as mend
+from layerprune.repair.report import RepairReport
 from layerprune.report.progress import shown
 from layerprune.report.text import groups_text, plan_text, summary_text
-from layerprune.shadow import Shadow
 
 
 class UniversalLayerPruner:
@@ -68,6 +67,7 @@ class UniversalLayerPruner:
         model: the model; after :meth:`prune`, the pruned one.
         graph: the layer graph.
         transform_layers: the transforms by name, in order of execution.
+        repair_report: what :meth:`prune` repaired, layer by layer; None where nothing was to be repaired.
 
     Raises:
         UnsupportedModelError: scripted or lazy modules, or no transform at all.
@@ -98,7 +98,7 @@ class UniversalLayerPruner:
         self._batches = given_calibration(calibration, self.model, loss)
         self._loss, self._seed, self._progress = loss, seed, progress
         self.granularity = granularity
-        self.inputs, self.graph, shade = _record(self.model, example_inputs, self._batches)
+        self.inputs, self.graph, shade = record_first(self.model, example_inputs, self._batches)
         self._formed = form_groups(self.graph)
         self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._formed}
         self._prover = Prover(shade, self.graph, self.inputs, whole_layers=granularity == "block")
@@ -115,6 +115,7 @@ class UniversalLayerPruner:
             g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused) for g in self._formed
         }
         self._original = self.model
+        self.repair_report: RepairReport | None = None
 
     @cached_property
     def _scored(self) -> Scored:
@@ -295,6 +296,7 @@ class UniversalLayerPruner:
         groups: Iterable[str] | None = None,
         strategy: str = "auto",
         plan: PruningPlan | None = None,
+        repair: str | None = "auto",
         inplace: bool = False,
     ) -> nn.Module:
         """Remove layers and return the pruned model, which is also at :attr:`model` from then on.
@@ -310,6 +312,8 @@ class UniversalLayerPruner:
             groups: names of the groups to remove; see :meth:`plan`.
             strategy: what chooses; see :meth:`plan`.
             plan: a plan made before, for this model or another copy of it.
+            repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form
+                (:func:`layerprune.repair.repair`); what was done is at :attr:`repair_report`. None: leave the weights.
             inplace: edit the user's model instead of a copy.
 
         Returns:
@@ -317,6 +321,7 @@ class UniversalLayerPruner:
 
         Raises:
             PlanError: the plan was made for another model.
+            RepairError: ``repair`` is neither.
             BudgetError, CostError, UnknownNameError, CriticalGroupError: as for :meth:`plan`.
         """
         budgets = {
@@ -326,14 +331,34 @@ class UniversalLayerPruner:
             "max_memory_bytes": max_memory_bytes,
             "max_impact": max_impact,
         }
+        if repair not in ("auto", None):
+            raise RepairError(f"repair is {repair!r}; give 'auto', or None to leave the weights as they are")
         if plan is None:
             plan = self.plan(**budgets, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
         elif groups is not None or any(value is not None for value in budgets.values()):
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
         if inplace:
             _ = self.notes  # measured on the model as it still is
-        self.model = plan.apply(self._original, inplace=inplace)
+        if repair is None or self._batches is None or not plan.edits:
+            self.repair_report = None
+            self.model = plan.apply(self._original, inplace=inplace)
+        else:
+            self.model = self._repaired(plan, self._batches, inplace)
         return self.model
+
+    def _repaired(self, plan: PruningPlan, batches: Sequence[Batch], inplace: bool) -> nn.Module:
+        """Carry a plan out on a copy and repair that; only what is done goes into the user's model."""
+        pruned = plan.apply(self._original)
+        try:
+            self.repair_report = mend(self._original, pruned, [batch.inputs for batch in batches], edits=plan.edits)
+        except LayerPruneError as error:  # what is pruned is none the worse for it
+            self.repair_report = RepairReport(notes=(f"not repaired: {error}",))
+        if not inplace:
+            return pruned
+        edited = plan.apply(self._original, inplace=True)
+        if self.repair_report.kept:
+            write(edited, {name: parameter.detach() for name, parameter in pruned.named_parameters()})
+        return edited
 
 
 def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.Module:
@@ -349,30 +374,6 @@ def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.
     """
     check_share("reduction", reduction)
     return UniversalLayerPruner(model, **options).prune(max_param_reduction=reduction)
-
-
-def _record(model: nn.Module, given: Any, batches: Sequence[Batch] | None) -> tuple[Inputs, LayerGraph, Shadow]:
-    """Record the model on the inputs given, on the first batch of calibration data, or on what is inferred and fits."""
-    if given is not None:
-        inputs = as_inputs(given)
-        return inputs, *record(model, inputs)
-    if batches:
-        with fitting():
-            return batches[0].inputs, *record(model, batches[0].inputs)
-    if not any(True for _ in model.parameters()):
-        raise UnsupportedModelError("the model has no parameters: there is nothing to remove")
-    recorded: list[tuple[LayerGraph, Shadow]] = []
-
-    def attempt(inputs: Inputs) -> Exception | None:
-        try:
-            recorded.append(record(model, inputs, guessed=True))
-        except InputsError as error:
-            return error.__cause__ if isinstance(error.__cause__, Exception) else error
-        return None
-
-    known = chain(transformers_models.example_inputs(model), timm_models.example_inputs(model))
-    inferred = infer_inputs(model, attempt, known)
-    return inferred, *recorded[-1]
 
 
 def _reason(graph: LayerGraph, group: Group, refused: Mapping[str, Sequence[str]]) -> str:

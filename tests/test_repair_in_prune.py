@@ -1,0 +1,87 @@
+"""Pruning with calibration data repairs what it leaves, in a copy or in place, and says what it did."""
+
+import pytest
+import torch
+from torch import nn
+
+from layerprune import UniversalLayerPruner, quick_prune
+from layerprune.errors import RepairError
+from nets import Photograph, linear, randomised, rows, same_bits
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(linear() for _ in range(4))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + 0.5 * torch.tanh(block(x))
+        return x
+
+
+def net():
+    return randomised(nn.Sequential(linear(), Branches(), linear()))
+
+
+BATCHES = [rows(32, seed=seed) for seed in range(8)]
+HELD_OUT = rows(64, seed=99)
+
+
+def error(pruned, original):
+    with torch.no_grad():
+        return float((pruned(HELD_OUT) - original(HELD_OUT)).square().sum())
+
+
+def test_with_calibration_data_the_output_comes_nearer_and_the_report_says_by_how_much():
+    model = net()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    plan = pruner.plan(max_param_reduction=0.35)
+    assert plan.removals
+    plain = pruner.prune(plan=plan, repair=None)
+    assert pruner.repair_report is None
+    repaired = pruner.prune(plan=plan)
+    assert error(repaired, model) < 0.7 * error(plain, model)
+    assert pruner.repair_report.kept
+    assert pruner.repair_report.after < pruner.repair_report.before
+    assert sum(p.numel() for p in repaired.parameters()) == plan.num_params_after
+    assert same_bits(plain, plan.apply(model)), "without repair the weights are the original's"
+
+
+def test_the_users_model_stays_as_it_was():
+    model = net()
+    before = Photograph(model)
+    quick_prune(model, 0.35, calibration=BATCHES)
+    assert Photograph(model) == before
+
+
+def test_in_place_the_users_model_gets_the_same_weights_as_a_copy():
+    model, other = net(), net()
+    copy = UniversalLayerPruner(model, calibration=BATCHES).prune(max_param_reduction=0.35)
+    edited = UniversalLayerPruner(other, calibration=BATCHES).prune(max_param_reduction=0.35, inplace=True)
+    assert edited is other
+    assert same_bits(copy, edited)
+
+
+def test_without_calibration_data_nothing_is_repaired():
+    model = net()
+    pruner = UniversalLayerPruner(model, example_inputs=HELD_OUT)
+    pruned = pruner.prune(max_param_reduction=0.35)
+    assert pruner.repair_report is None
+    kept = dict(model.named_parameters())
+    assert all(torch.equal(p, kept[name]) for name, p in pruned.named_parameters())
+
+
+def test_data_that_cannot_be_repaired_on_leave_the_pruned_model_and_say_why():
+    model = net()
+    batches = [*BATCHES[:-1], BATCHES[-1].clone().fill_(float("inf"))]
+    pruner = UniversalLayerPruner(model, calibration=batches)
+    plan = pruner.plan(groups=["1.blocks.1"])
+    pruned = pruner.prune(plan=plan)
+    assert same_bits(pruned, plan.apply(model))
+    assert "not repaired" in pruner.repair_report.notes[0] or not pruner.repair_report.kept
+
+
+def test_a_repair_that_there_is_none_of_is_refused():
+    with pytest.raises(RepairError, match="repair is 'magic'; give 'auto', or None"):
+        UniversalLayerPruner(net(), calibration=BATCHES).prune(max_param_reduction=0.35, repair="magic")
