@@ -46,7 +46,7 @@ def main() -> None:
         pruner = UniversalLayerPruner(model, calibration=[dict(tokenize(tokenizer, batch)) for batch in batches])
         plan = pruner.plan(max_param_reduction=MAX_PARAM_REDUCTION)
     print_in_brief(console, plan, "all-MiniLM-L6-v2", MAX_PARAM_REDUCTION)
-    with console.status("pruning"):
+    with console.status("pruning and repairing"):
         pruned = pruner.prune(plan=plan)
     with console.status("comparing"):
         table = compare(model, pruned, tokenizer, tests)
