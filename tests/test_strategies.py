@@ -153,7 +153,20 @@ def test_of_the_sets_that_draws_choose_the_one_that_harms_least_is_taken(blocks)
         selection = select(budgeted(blocks, problem, cap))
         assert (selection.strategy, selection.chosen) == ("resampled", favourite)
         assert len(made) == len(set(made)), "no set is made twice"
-        assert set(made) <= by_draw | {first}
+        others = set(made) - by_draw - {first}
+        assert others <= set(in_reach(blocks, plain, cap)), "the next by the sum of impacts"
+        assert len(others) <= 8
+
+
+def test_the_sets_that_come_next_by_the_sum_are_made_too(blocks):
+    impacts, _, _ = world(blocks, 0)
+    cap = int(0.5 * sum(r.num_params for r in blocks.removals))
+    plain = problem_of(blocks, impacts)
+    order = sorted(in_reach(blocks, plain, cap), key=lambda some: impacts[list(some)].sum())
+    maximal = [some for place, some in enumerate(order) if not any(set(a) < set(some) for a in order[:place])]
+    favourite = maximal[3]
+    problem = replace(plain, harm=lambda sets: np.array([float(some != favourite) for some in sets]))
+    assert select(budgeted(blocks, problem, cap), "resampled").chosen == favourite
 
 
 def test_recurrence_is_the_share_of_draws_that_choose_a_removal(blocks):

@@ -57,8 +57,8 @@ def select(problem: Problem, strategy: str = "auto") -> Selection:
 
 def _picked(problem: Problem, strategy: str) -> str:
     if strategy == "auto":
-        has_draws = problem.harm is not None and problem.resampled is not None and len(problem.resampled) > 0
-        return "resampled" if has_draws else "exact"
+        has_draws = problem.resampled is not None and len(problem.resampled) > 0
+        return "resampled" if problem.harm is not None and (problem.has_data or has_draws) else "exact"
     if strategy not in STRATEGIES:
         raise BudgetError(f"there is no strategy '{strategy}'; there are auto, {', '.join(STRATEGIES)}")
     if strategy in _MEASURING and problem.harm is None:
