@@ -139,10 +139,17 @@ def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> I
     """For each cap the held-out harm of what a method chooses, how much that takes, and the forwards for it."""
     held_out = read_calibration(of.held_out[:NUM_HELD_OUT], of.model)
     pruners: list[tuple[UniversalLayerPruner, int]] = []
+    only_blocks = method.granularity == "block"  # also those that vanilla transformers would not load
     for seed in method.seeds:
-        options = {"granularity": method.granularity, "criterion": method.criterion, "seed": seed, "progress": False}
+        options = {
+            "granularity": "branch" if only_blocks else method.granularity,
+            "criterion": method.criterion,
+            "seed": seed,
+            "progress": False,
+        }
         with counted(of.model) as forwards:
             pruner = UniversalLayerPruner(of.model, calibration=of.calibration, **options)
+            pruner._proven = [r for r in pruner._proven if r.kind == "block" or not only_blocks]
             _ = pruner.removals
         pruners.append((pruner, forwards[0]))
     for cap in caps:

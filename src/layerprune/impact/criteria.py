@@ -51,8 +51,14 @@ def score(scene: Scene, criterion: Criterion) -> Evidence:
         CalibrationError: the forward raised on a batch.
     """
     try:
-        return criterion(scene)
+        evidence = criterion(scene)
     except LayerPruneError:
         raise
     except Exception as error:  # the user's own criterion
         raise CalibrationError(f"impacts could not be measured: {type(error).__name__}: {error}") from error
+    if evidence.impacts.shape != (len(scene.removals),):
+        raise CalibrationError(
+            f"the criterion found something for {evidence.change.shape} batches and removals, where there are "
+            f"{len(scene.batches)} batches and {len(scene.removals)} removals: give a column for each removal"
+        )
+    return evidence
