@@ -1,5 +1,6 @@
 """Culprits: small sets that fail are found, and forbidden with all that fails as they do, but nothing that holds."""
 
+import random
 from itertools import chain, combinations, product
 
 import numpy as np
@@ -144,6 +145,24 @@ def test_one_ban_forbids_every_way_to_lose_all_that_must_not_go_together(start, 
         if not any({3 * i + 2} & set(some) and {3 * i, 3 * i + 1} & set(some) for i in range(NUM)):
             assert ban.forbids(some) == fails(set(some))
     assert len(asked) < 80
+
+
+def test_what_failed_is_forbidden_even_where_a_weaker_set_is_banned_in_its_place():
+    removals = ways(3)
+    (a0, b0), (a1, b1), (a2, b2) = ((3 * i, 3 * i + 2) for i in range(3))
+    bad = [{b0, b1, b2}, {a0, b1, b2}, {a0, a1, b2}, {a0, a1, a2}]  # block 0 is no substitute for attention 0
+    culprits, _ = culprits_of(removals, lambda some: any(each <= some for each in bad))
+    assert any(ban.forbids((b0, b1, b2)) for ban in culprits.among((b0, b1, b2)))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_fails_is_forbidden_by_what_it_taught(seed):
+    draw = random.Random(seed)
+    removals = ways()
+    bad = [set(draw.sample(range(len(removals)), draw.randint(2, 5))) for _ in range(6)]
+    culprits, _ = culprits_of(removals, lambda some: any(b <= some for b in bad))
+    chosen = sorted(set().union(*draw.sample(bad, 2)))
+    assert any(ban.forbids(chosen) for ban in culprits.among(chosen))
 
 
 def test_a_mixture_is_banned_and_what_holds_without_any_of_its_kind_is_not():

@@ -55,7 +55,10 @@ class Culprits:
                 pattern = self.pattern(core)
                 self.failed[pattern] = self.failed.get(pattern, 0) + 1
         patterns = {self.pattern(core) for core in cores if len(core) == 2}
-        return [self.ban(core) for core in cores] + [Ban.of(pair) for pair in self.alike(patterns)]
+        bans = [self.ban(core) for core in cores]
+        # Of a weaker set in its place, what was found may be no alternative: then it is forbidden besides.
+        missed = [Ban.of(core) for core, ban in zip(cores, bans, strict=True) if not ban.forbids(core)]
+        return [*bans, *missed, *(Ban.of(pair) for pair in self.alike(patterns))]
 
     def core(self, failing: tuple[int, ...]) -> tuple[int, ...]:
         """A subset that fails and whose parts do not, by halving (QuickXplain, Junker 2004).
