@@ -114,7 +114,7 @@ class Planner:
             self.joints.realise,
             self.harm if self.scored.scene is not None else None,
             self._pairs() if strategy == "quadratic" else None,
-            None if evidence is None or not self.scored.has_data else evidence.resampled(self.seed),
+            self._drawn,
             evidence is not None and self.scored.has_data,
             self.seed,
         )
@@ -217,10 +217,15 @@ class Planner:
         return tuple(FrontierPoint(reduction=point.size / total, impact=point.impact) for point in points)
 
     @cached_property
+    def _drawn(self) -> np.ndarray | None:
+        """Impacts on calibration batches drawn anew, ``(draw, removal)``; None without such data."""
+        evidence = self.scored.evidence
+        return None if evidence is None or not self.scored.has_data else evidence.resampled(self.seed)
+
+    @cached_property
     def _intervals(self) -> np.ndarray | None:
         """The 95 % bootstrap interval of each impact, ``(2, removal)``; None where there is one batch, or no data."""
-        evidence = self.scored.evidence
-        drawn = None if evidence is None or not self.scored.has_data else evidence.resampled(self.seed)
+        drawn = self._drawn
         return None if drawn is None or not len(drawn) else np.percentile(drawn, [2.5, 97.5], axis=0)
 
     def interval(self, removal: int) -> tuple[float, float] | None:

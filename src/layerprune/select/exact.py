@@ -18,7 +18,7 @@ WORTH = 0.5
 _REFINEMENTS = 6  # halvings
 
 
-def exact(search: Search, impacts: np.ndarray | None = None) -> tuple[int, ...] | None:
+def exact(search: Search) -> tuple[int, ...] | None:
     """Choose the removals whose impacts add up to the least, within the budgets.
 
     Caps are used first: two programmes, one for the most that fits under them, and one for the least impact among the
@@ -28,12 +28,11 @@ def exact(search: Search, impacts: np.ndarray | None = None) -> tuple[int, ...] 
 
     Args:
         search: the problem, and what is known of it.
-        impacts: in place of those that the removals have.
 
     Returns:
         A proven set within the budgets; None where there is none.
     """
-    costs = search.problem.impacts if impacts is None else impacts
+    costs = search.problem.impacts
     most: tuple[int, ...] | None = None
     if search.is_filling and search.floor is None:
         most = search.fill()
