@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 FLOORS = (
     ("errors", "operands"),
     ("attributes", "dropped", "guesses", "integers", "nested", "watch"),
-    ("inputs", "memo", "modules"),
+    ("inputs", "memo", "modules", "provenance", "structure"),
     ("adapters.*",),
     ("shadow", "graph", "kinds"),
     ("recording",),
@@ -38,6 +38,7 @@ FLOORS = (
     ("budgets", "plan"),
     ("meter",),
     ("planning", "report.*"),
+    ("checkpoint.*",),
     ("pruner",),
     ("sources",),
     ("cli",),

@@ -22,7 +22,9 @@ NAMES = [
     "Removal",
     "UniversalLayerPruner",
     "applied",
+    "load_pruned",
     "quick_prune",
+    "save_pruned",
 ]
 
 HOMES = {
@@ -34,7 +36,9 @@ HOMES = {
     "Removal": "proof",
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
+    "load_pruned": "checkpoint.load",
     "quick_prune": "pruner",
+    "save_pruned": "checkpoint.save",
 }
 
 
@@ -180,6 +184,7 @@ def test_a_plan_has_these_fields():
         "schema_version",
         "model",
         "fingerprint",
+        "structure",
         *BUDGETS,
         "granularity",
         "strategy",

@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerprune.checkpoint.load import load_pruned
+    from layerprune.checkpoint.save import save_pruned
     from layerprune.errors import LayerPruneError
     from layerprune.graph import LayerGraph
     from layerprune.groups import Group, LayerInfo
@@ -25,7 +27,9 @@ __all__ = [
     "Removal",
     "UniversalLayerPruner",
     "applied",
+    "load_pruned",
     "quick_prune",
+    "save_pruned",
 ]
 
 _HOMES = {
@@ -37,7 +41,9 @@ _HOMES = {
     "Removal": "proof",
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
+    "load_pruned": "checkpoint.load",
     "quick_prune": "pruner",
+    "save_pruned": "checkpoint.save",
 }
 
 

@@ -133,6 +133,15 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
     return memo[id(model)]
 
 
+def own(tensor: Tensor) -> Tensor:
+    """Copy a tensor; a parameter stays one."""
+    with torch.no_grad():
+        copy = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copy, requires_grad=tensor.requires_grad)
+    return copy.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copy
+
+
 def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that a module's attributes hold, down to three containers deep."""
     # Most of a module's attributes are flags and empty registries.
