@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.checkpoint.manifest import check_extra, check_hashes, read_manifest
-from layerprune.checkpoint.staging import sweep
+from layerprune.checkpoint.staging import steadily
 from layerprune.checkpoint.weights import Weights
 from layerprune.errors import CheckpointError, PlanError
 from layerprune.modules import clone, named_tensors, num_params, own, unwrap
@@ -50,13 +50,16 @@ def load_pruned(
         CheckpointError: the folder is damaged, incomplete, or no artefact, or its weights do not fit.
         PlanError: the model is another one than the plan was made for; the message says where they differ.
     """
-    target = Path(folder).absolute().resolve()
-    sweep(Path(folder).absolute())
     if (model is None) == (factory is None):
         raise CheckpointError("give either model=, an unpruned instance, or factory=, which makes one")
-    if not target.is_dir():
-        raise CheckpointError(f"{folder} is no folder: give one that save_pruned(model, folder) has written")
-    return load_artefact(target, model, factory, device, verify=verify, from_cache=False)
+    target = Path(folder).absolute().resolve()
+
+    def read() -> nn.Module:
+        if not target.is_dir():
+            raise CheckpointError(f"{folder} is no folder: give one that save_pruned(model, folder) has written")
+        return load_artefact(target, model, factory, device, verify=verify, from_cache=False)
+
+    return steadily(target, read)
 
 
 def load_artefact(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
+from layerprune.checkpoint.staging import steadily
 from layerprune.errors import CheckpointError
 
 NAME = "manifest.json"
@@ -212,8 +213,12 @@ def verify(folder: str | Path, *, links: bool = False) -> Manifest:
     Raises:
         CheckpointError: it is not; the message names the first file, what was expected, and what was found.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder, links=links)
-    check_extra(folder, manifest)
-    check_hashes(folder, manifest)
-    return manifest
+    folder = Path(folder).absolute().resolve()
+
+    def read() -> Manifest:
+        manifest = read_manifest(folder, links=links)
+        check_extra(folder, manifest)
+        check_hashes(folder, manifest)
+        return manifest
+
+    return steadily(folder, read)

@@ -15,11 +15,12 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
-from layerprune.errors import CheckpointError
+from layerprune.errors import CheckpointError, LayerPruneError
 
 if sys.platform != "win32":
     import fcntl
@@ -27,7 +28,10 @@ if sys.platform != "win32":
 _STAGING, _OLD = ".staging", ".old"
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _AT_FDCWD = -100
+_TRIES = 100
 _PATIENCE_S = 10.0  # of a load that finds the target moved aside by a living save
+
+Read = TypeVar("Read")
 
 
 @contextmanager
@@ -62,6 +66,39 @@ def staged(target: Path) -> Generator[Path]:
         # Either what was not finished, or the old folder that the new one was exchanged for.
         shutil.rmtree(staging, ignore_errors=True)
         _unlock(lock)
+
+
+def steadily(target: Path, read: Callable[[], Read]) -> Read:
+    """Read a folder that another process may replace meanwhile: again, until one folder was read from start to end.
+
+    Args:
+        target: the folder; what saves of it have left beside it is cleared away first.
+        read: reads it.
+
+    Raises:
+        CheckpointError: it is being replaced without a pause, or ``read`` says so of a folder that stands still.
+    """
+    for _ in range(_TRIES):
+        sweep(target)
+        before = _stamp(target)
+        try:
+            result = read()
+        except LayerPruneError:
+            if _stamp(target) == before:
+                raise
+        else:
+            if _stamp(target) == before:
+                return result
+    raise CheckpointError(f"{target} was replaced {_TRIES} times while it was read; load it when nobody saves there")
+
+
+def _stamp(target: Path) -> tuple[int, ...]:
+    """What changes when another folder takes a name."""
+    try:
+        found = target.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 def sweep(target: Path) -> None:

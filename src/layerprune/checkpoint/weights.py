@@ -219,12 +219,17 @@ class Weights:
         found: dict[str, Tensor] = {}
         for file_name in sorted(set(self.home.values())):
             with self._opened(file_name) as file:
-                for name, device in names.items():
-                    if self.home[name] == file_name:
-                        tensor = cast(Tensor, file.get_tensor(name)).to(device)
-                        order = self.record.order.get(name)
-                        found[name] = tensor.permute(_inverse(order)) if order else tensor
+                for name in (name for name in names if self.home[name] == file_name):
+                    order = self.record.order.get(name)
+                    tensor = self._tensor(file, name).to(names[name])
+                    found[name] = tensor.permute(_inverse(order)) if order else tensor
         return found
+
+    def _tensor(self, file: Any, name: str) -> Tensor:
+        try:
+            return cast(Tensor, file.get_tensor(name))
+        except (SafetensorError, OSError) as error:  # the file is another one than when its names were read
+            raise CheckpointError(f"{self.folder / self.home[name]}: '{name}' cannot be read: {error}") from error
 
 
 def _inverse(order: Sequence[int]) -> list[int]:
