@@ -413,3 +413,25 @@ def test_a_head_that_was_changed_after_pruning_is_refused_by_its_shape(tmp_path)
     save_pruned(pruned, tmp_path / "small")
     with pytest.raises(CheckpointError, match=r"'4.weight' of shape \(9, 8\), in the pruned model it is \(8, 8\)"):
         load_pruned(tmp_path / "small", factory=residuals)
+
+
+@pytest.mark.parametrize("granularity", ["group", "block"])
+def test_a_language_model_comes_back_with_its_ties_its_config_and_its_generation(tmp_path, granularity):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+    def make():
+        return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=5, vocab_size=64, tie_word_embeddings=True))
+
+    model = randomised(make()).to(torch.bfloat16)
+    pruned = UniversalLayerPruner(model, granularity=granularity).prune(max_param_reduction=0.4)
+    save_pruned(pruned, tmp_path / "small")
+    loaded = load_pruned(tmp_path / "small", factory=make)
+    assert_same(loaded, pruned)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert loaded.config.num_hidden_layers == len(loaded.model.layers) == pruned.config.num_hidden_layers
+    ids = torch.arange(10).reshape(2, 5)
+    assert torch.equal(run(loaded, ids).logits, run(pruned, ids).logits)
+    told = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": False, "max_new_tokens": 4}
+    assert torch.equal(loaded.generate(ids, **told), pruned.generate(ids, **told))
