@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._guards import CompileContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.errors import DroppedTensorError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Function name -> the merge it is. A dropped operand of a merge leaves; the others stay as they are.
 MERGES: Mapping[str, str] = {
@@ -75,10 +78,9 @@ class Dropped(Tensor):
         cls, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        raw = getattr(func, "__name__", str(func))
-        if raw == "__get__":
-            raw = getattr(getattr(func, "__self__", None), "__name__", raw)
-        name = merge_name(raw)
+        if _is_described():
+            return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
+        raw, name = _raw_name(func), _name(func)
         if raw in _PLAIN or name in _PLAIN or raw in ("__set__", "__repr__", "__format__", "__deepcopy__", "__hash__"):
             return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
         if raw in _UNKNOWN or name in _UNKNOWN:
@@ -107,6 +109,41 @@ def dropped(merges: Iterable[str], copies: bool = False) -> Dropped:
     token.copies = copies
     token.merge_log = None
     return token
+
+
+def _constant(function: _F) -> _F:
+    """Let torch.compile call a function while it traces, and keep its result.
+
+    This is :func:`torch.compiler.assume_constant_result` without its import of the compiler, which takes a second.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@_constant
+def _raw_name(func: Callable[..., Any]) -> str:
+    """A function's name as torch gives it; of an attribute's getter the attribute's."""
+    raw = getattr(func, "__name__", str(func))
+    return getattr(getattr(func, "__self__", None), "__name__", raw) if raw == "__get__" else raw
+
+
+@_constant
+def _name(func: Callable[..., Any]) -> str:
+    """A function's name without the underscores that mark its form."""
+    return merge_name(_raw_name(func))
+
+
+def _is_described() -> bool:
+    """Whether torch.compile is writing down which tensors there are; the forward that it traces does not get here."""
+    if torch.compiler.is_dynamo_compiling() or CompileContext.current_compile_id() is None:
+        return False
+    from torch._dynamo import config  # at work just now, so this imports nothing
+
+    if config.install_free_tensors:  # strict export: its graphs hold plain tensors only
+        raise DroppedTensorError(
+            "torch.export with strict=True takes a dropped tensor for a number; leave strict at False, its default"
+        )
+    return True
 
 
 def _writes_into_live(raw: str, args: Sequence[Any]) -> bool:
