@@ -38,6 +38,7 @@ FLOORS = (
     ("budgets", "plan"),
     ("meter",),
     ("planning", "report.*"),
+    ("distillation.*",),
     ("pruner",),
     ("sources",),
     ("cli",),

@@ -22,6 +22,7 @@ NAMES = [
     "Removal",
     "UniversalLayerPruner",
     "applied",
+    "distill",
     "quick_prune",
 ]
 
@@ -34,6 +35,7 @@ HOMES = {
     "Removal": "proof",
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
+    "distill": "distillation.distilling",
     "quick_prune": "pruner",
 }
 

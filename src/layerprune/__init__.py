@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerprune.distillation.distilling import distill
     from layerprune.errors import LayerPruneError
     from layerprune.graph import LayerGraph
     from layerprune.groups import Group, LayerInfo
@@ -25,6 +26,7 @@ __all__ = [
     "Removal",
     "UniversalLayerPruner",
     "applied",
+    "distill",
     "quick_prune",
 ]
 
@@ -37,6 +39,7 @@ _HOMES = {
     "Removal": "proof",
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
+    "distill": "distillation.distilling",
     "quick_prune": "pruner",
 }
 
