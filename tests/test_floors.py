@@ -38,7 +38,7 @@ FLOORS = (
     ("budgets", "plan"),
     ("meter",),
     ("planning", "report.*"),
-    ("checkpoint.*",),
+    ("checkpoint.*", "distillation.*"),
     ("pruner",),
     ("sources",),
     ("cli",),
