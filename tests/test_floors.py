@@ -24,7 +24,7 @@ FLOORS = (
     ("calibration", "capture", "observe"),
     ("first_recording", "groups"),
     ("edits",),
-    ("rearrange", "slices"),
+    ("edit_forms", "rearrange", "slices"),
     ("channel_rules",),
     ("channels", "marks", "surgery", "trace"),
     ("companion",),

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from torch import nn
 
+from layerprune.edit_forms import why_malformed
 from layerprune.edits import Edit
 from layerprune.errors import PlanError, SurgeryError
 from layerprune.modules import clone, fingerprint, num_params, own, unwrap
@@ -16,6 +17,8 @@ from layerprune.structure import difference, structure
 from layerprune.surgery import Undo, operate
 
 SCHEMA = 3  # 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure
+
+_MOST = 2**63 - 1  # of what is counted
 
 
 class PlannedRemoval(BaseModel):
@@ -83,8 +86,8 @@ class PruningPlan(BaseModel):
     seed: int = Field(default=0, description="for what was drawn")
     removals: tuple[PlannedRemoval, ...]
     edits: tuple[Edit, ...]
-    num_params_before: int = Field(ge=0)
-    num_params_after: int = Field(ge=0)
+    num_params_before: int = Field(ge=0, le=_MOST)
+    num_params_after: int = Field(ge=0, le=_MOST)
     figures: tuple[PlannedFigure, ...] = Field(default=(), description="what budgets but that of parameters speak of")
     impact_unit: str
     impact_together: float | None = Field(
@@ -111,13 +114,16 @@ class PruningPlan(BaseModel):
             PlanError: the text is no plan, or one of a newer schema; the message names the first field that is wrong.
         """
         try:
-            plan = cls.model_validate_json(text)
+            plan = cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             _check_schema(text)
             first = error.errors(include_url=False, include_context=False)[0]
             where = ".".join(str(part) for part in first["loc"][:6]) or "the text"
             raise PlanError(f"not a pruning plan: {where}: {first['msg']}") from error
         _check_schema(text)
+        for number, edit in enumerate(plan.edits):
+            if reason := why_malformed(edit):
+                raise PlanError(f"not a pruning plan: edits.{number}: cannot {edit.kind}: {reason}")
         return plan
 
     def check(self, model: nn.Module, *, dtypes: bool = True) -> None:
@@ -127,7 +133,7 @@ class PruningPlan(BaseModel):
             model: the model.
             dtypes: False to allow other floating-point dtypes, where weights come from a file.
         """
-        if fingerprint(model) == self.fingerprint:
+        if self._fits(model):
             return
         if self.structure:
             detail = difference(self.structure, structure(model), dtypes=dtypes)
@@ -142,6 +148,13 @@ class PruningPlan(BaseModel):
             f"the plan was made for another model ({self.model}), not for this {type(model).__name__}: {detail}; "
             "make a new plan with UniversalLayerPruner(model).plan(…)"
         )
+
+    def _fits(self, model: nn.Module) -> bool:
+        """Whether a model has the plan's fingerprint; schema 1 knew several ways to take it."""
+        if fingerprint(model) == self.fingerprint:
+            return True
+        older = [(False, True), (True, True)] if self.schema_version == 1 else []
+        return any(fingerprint(model, paths=paths, caches=caches) == self.fingerprint for paths, caches in older)
 
     def apply(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
         """Carry the plan out on a model of the structure that it was made for; see :func:`layerprune.quick_prune`.
