@@ -21,7 +21,7 @@ FLOORS = (
     ("shadow", "graph", "kinds"),
     ("recording",),
     ("recorder",),
-    ("calibration", "capture", "observe"),
+    ("calibration", "capture", "export", "observe"),
     ("first_recording", "groups"),
     ("edits",),
     ("edit_forms", "rearrange", "slices"),

@@ -87,7 +87,7 @@ class Dropped(Tensor):
             raise DroppedTensorError(f"a forward reads '{name}' of a tensor that this removal drops")
         if kwargs.get("out") is not None:
             raise DroppedTensorError(f"'{name}' writes a dropped tensor into an out= argument")
-        token = _first_dropped(args, kwargs)
+        token = _dropped_among(args, kwargs)
         if MERGES.get(name) in token.merges:
             return _merge(func, name, raw, token, args, kwargs)
         if _writes_into_live(raw, args):
@@ -157,15 +157,23 @@ def _note(token: Dropped, kind: str) -> None:
         token.merge_log.append(kind)
 
 
-def _first_dropped(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
+def _dropped_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
+    """The dropped argument that the result stands for: the first one that some merge leaves out, if there is one.
+
+    In ``gamma * branch(x)`` both may be dropped, and it is the branch that the sum behind leaves out.
+    """
+    found: list[Dropped] = []
     for value in (*args, *kwargs.values()):
         if isinstance(value, Dropped):
-            return value
-        if isinstance(value, (list, tuple)):
-            for item in cast("Sequence[Any]", value):
-                if isinstance(item, Dropped):
-                    return item
-    raise DroppedTensorError("a dropped tensor reached a function inside an argument that cannot be searched")
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [item for item in cast("Sequence[Any]", value) if isinstance(item, Dropped)]
+    for token in found:
+        if token.merges:
+            return token
+    if not found:
+        raise DroppedTensorError("a dropped tensor reached a function inside an argument that cannot be searched")
+    return found[0]
 
 
 def _merge(

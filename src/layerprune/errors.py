@@ -83,3 +83,7 @@ class DistillationError(LayerPruneError, ValueError):
 
 class FidelityError(LayerPruneError):
     """Two models could not be compared; the message says on which batch, and why."""
+
+
+class ExportError(LayerPruneError):
+    """A model could not be exported, or what was exported does something else; nothing was written."""
