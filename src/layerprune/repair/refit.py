@@ -13,7 +13,7 @@ from layerprune.calibration import Batch
 from layerprune.errors import CalibrationError
 from layerprune.graph import LayerGraph
 from layerprune.impact.harm import masked
-from layerprune.observe import observe
+from layerprune.observe import See, observe
 from layerprune.repair.report import Refitted
 from layerprune.repair.ridge import Fit, Sums, fit
 from layerprune.repair.sites import Site
@@ -22,10 +22,6 @@ from layerprune.shadow import Shadow, real_shadow, short
 
 _MOVED = 1e-9  # relative squared distance above which a tensor counts as moved: float32 rounds below
 _SHARE_HELD_OUT = 0.25
-
-
-class _Enough(BaseException):
-    """All that was to be seen of a forward has been seen. No Exception, which a model's own forward might catch."""
 
 
 @dataclass(eq=False)
@@ -48,19 +44,18 @@ class Side:
         Raises:
             CalibrationError: the forward raises.
         """
-        wanted = set(values)
         found: dict[int, Tensor] = {}
         self.num_forwards += 1
 
+        def begin() -> See:
+            found.clear()
+            return keep
+
         def keep(value: int, tensor: Tensor) -> None:
             found[value] = tensor.detach().clone()  # a later layer may write into it
-            if len(found) == len(wanted):
-                raise _Enough
 
         try:
-            observe(self.shade, self.graph, batch.inputs, wanted, keep)
-        except _Enough:
-            pass
+            observe(self.shade, self.graph, batch.inputs, values, begin)
         except Exception as error:  # the user's own forward
             raise CalibrationError(
                 f"{type(self.shade.model).__name__}.forward raised on a calibration batch ({batch.inputs!r}): "
