@@ -16,7 +16,7 @@ from layerprune.distillation.files import write_tensors
 from layerprune.distillation.losses import Likeliest
 from layerprune.distillation.matches import Side
 from layerprune.errors import CalibrationError
-from layerprune.observe import Observer
+from layerprune.observe import Observer, See
 from layerprune.shadow import short
 
 
@@ -119,23 +119,27 @@ class Teacher:
 
     def make(self, number: int, batch: Batch) -> Lesson:
         hidden: dict[int, Tensor] = {}
-        outs: list[Any] = []
+        outs: list[Any] = []  # of each try; the last one counts
         inputs = self.side.shade.adapt(batch.inputs)
 
         def forward(model: Any) -> None:
             outs.append(model(*inputs.args, **inputs.kwargs))
 
+        def begin() -> See:
+            hidden.clear()
+            return see
+
         def see(value: int, tensor: Tensor) -> None:
             hidden[value] = tensor.detach().clone()  # a later layer may write into it
 
         try:
-            self.observer.run(batch.inputs, see, forward=forward)
+            self.observer.run(batch.inputs, begin, forward=forward)
         except Exception as error:  # the user's own forward
             raise CalibrationError(
                 f"the original raised on batch {number} ({batch.inputs!r}): {short(error)}. Each batch has to be what "
                 "the model's forward takes"
             ) from error
-        made = Lesson(tuple(self.outputs(number, outs[0])), {} if number in self.bare else hidden)
+        made = Lesson(tuple(self.outputs(number, outs[-1])), {} if number in self.bare else hidden)
         for name, tensor in made.flat().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CalibrationError(

@@ -15,6 +15,7 @@ from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
 
 _RESAMPLES = 200
+_NAMED = 5  # removals, in a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +111,16 @@ class Evidence:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((size == 0) & (change == 0), 0.0, change / size)
             return np.where(np.isinf(change) | np.isinf(size), np.nan, ratio) ** self.power
+
+
+def about_unknown(removals: Sequence[Removal], change: np.ndarray, why: str) -> tuple[str, ...]:
+    """Name the removals of which a criterion found nothing on some batch, ``change`` being ``(batch, removal)``."""
+    unknown = [removal.name for removal, lost in zip(removals, np.isnan(change.sum(0)), strict=True) if lost]
+    if not unknown:
+        return ()
+    more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+    which = "1 removal" if len(unknown) == 1 else f"{len(unknown)} removals"
+    return (f"the impact of {which} is not known ({why}): {'; '.join(unknown[:_NAMED])}{more}",)
 
 
 def _times(draw: np.ndarray, measured: np.ndarray) -> np.ndarray:

@@ -15,8 +15,11 @@ from layerprune.calibration import Batch
 from layerprune.graph import LayerGraph
 from layerprune.impact.evidence import Scene
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
-from layerprune.observe import Observer
+from layerprune.observe import Observer, See
 from layerprune.shadow import gradient_shadow
+
+#: Why an estimate may be missing, for notes.
+UNSEEN = "a tensor in question is not seen in a run, or no gradient reaches it"
 
 _HALF = {torch.float64: torch.float32, torch.float32: torch.bfloat16}  # the latter has the same range
 
@@ -88,14 +91,17 @@ class Taps:
     ) -> _Products:
         products = _Products(self.tensors, batch.num_samples, num_backwards)
 
+        def begin() -> See:
+            products.forget()
+            return products.see
+
         def use(out: Any) -> None:
             pull(out, list(products.ends.values()))
 
         try:
-            self.observer.run(batch.inputs, products.see, use=use, forward=forward)
+            self.observer.run(batch.inputs, begin, use=use, forward=forward)
         finally:
-            products.ends.clear()  # which know the hooks, which know these: nothing would be freed
-            products.kept.clear()
+            products.let_go()
         return products
 
     def _floating(self) -> list[nn.Parameter]:
@@ -108,13 +114,26 @@ class _Products:
     def __init__(self, tensors: Tensors, num_samples: int, num_backwards: int) -> None:
         self.num_samples = num_samples
         self.num_backwards = num_backwards
+        self.tensors = tensors
         self.moved = tensors.moved
-        self.remember = tensors.seeing(self.keep)
         self.ends: dict[int, Any] = {}
         self.kept: dict[int, list[tuple[Shift, Tensor]]] = {}
         self.num_gradients: dict[int, int] = {}
         self.found: dict[Shift, list[Tensor]] = {}  # (sums or squares, sample) of each backward
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.let_go()
+        self.remember = self.tensors.seeing(self.keep)
+        self.num_gradients.clear()
+        self.found.clear()
         self.deaf = False
+
+    def let_go(self) -> None:
+        """Let go of the ends of a backward, which know the hooks, which know these: nothing would be freed."""
+        self.ends.clear()
+        self.kept.clear()
 
     def see(self, value: int, tensor: Tensor) -> None:
         if value in self.moved:
