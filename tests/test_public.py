@@ -23,7 +23,9 @@ NAMES = [
     "UniversalLayerPruner",
     "applied",
     "distill",
+    "load_pruned",
     "quick_prune",
+    "save_pruned",
 ]
 
 HOMES = {
@@ -36,7 +38,9 @@ HOMES = {
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
     "distill": "distillation.distilling",
+    "load_pruned": "checkpoint.load",
     "quick_prune": "pruner",
+    "save_pruned": "checkpoint.save",
 }
 
 
@@ -182,6 +186,7 @@ def test_a_plan_has_these_fields():
         "schema_version",
         "model",
         "fingerprint",
+        "structure",
         *BUDGETS,
         "granularity",
         "strategy",

@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerprune.checkpoint.load import load_pruned
+    from layerprune.checkpoint.save import save_pruned
     from layerprune.distillation.distilling import distill
     from layerprune.errors import LayerPruneError
     from layerprune.graph import LayerGraph
@@ -27,7 +29,9 @@ __all__ = [
     "UniversalLayerPruner",
     "applied",
     "distill",
+    "load_pruned",
     "quick_prune",
+    "save_pruned",
 ]
 
 _HOMES = {
@@ -40,7 +44,9 @@ _HOMES = {
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
     "distill": "distillation.distilling",
+    "load_pruned": "checkpoint.load",
     "quick_prune": "pruner",
+    "save_pruned": "checkpoint.save",
 }
 
 
