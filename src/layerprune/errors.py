@@ -77,5 +77,13 @@ class RepairError(LayerPruneError, ValueError):
     """A repair was asked for that there is none of."""
 
 
+class DistillationError(LayerPruneError, ValueError):
+    """A pruned model could not be trained: settings, models, checkpoint or data do not fit; it is as it was."""
+
+
 class FidelityError(LayerPruneError):
     """Two models could not be compared; the message says on which batch, and why."""
+
+
+class ExportError(LayerPruneError):
+    """A model could not be exported, or what was exported does something else; nothing was written."""
