@@ -49,6 +49,10 @@ class SurgeryError(LayerPruneError):
     """An edit does not fit the model; the model is as it was."""
 
 
+class CheckpointError(LayerPruneError):
+    """A pruned model could not be saved or loaded; the message names the file, what was expected and what found."""
+
+
 class SourceError(LayerPruneError):
     """A model could not be built from what the command line named."""
 
@@ -71,6 +75,10 @@ class CalibrationError(LayerPruneError):
 
 class RepairError(LayerPruneError, ValueError):
     """A repair was asked for that there is none of."""
+
+
+class DistillationError(LayerPruneError, ValueError):
+    """A pruned model could not be trained: settings, models, checkpoint or data do not fit; it is as it was."""
 
 
 class FidelityError(LayerPruneError):

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from layerprune.budgets import Budgets, check_share
 from layerprune.calibration import Batch, Loss, about_calibration, given_calibration
+from layerprune.checkpoint.save import save_pruned
 from layerprune.cost.record import Saving, measure, saved
 from layerprune.errors import (
     BudgetError,
@@ -345,6 +347,10 @@ class UniversalLayerPruner:
         else:
             self.model = self._repaired(plan, self._batches, inplace)
         return self.model
+
+    def save(self, folder: str | Path, **options: Any) -> Path:
+        """Save the pruned model with its plan; see :func:`layerprune.save_pruned`, which takes the options, too."""
+        return save_pruned(self.model, folder, **options)
 
     def _repaired(self, plan: PruningPlan, batches: Sequence[Batch], inplace: bool) -> nn.Module:
         """Carry a plan out on a copy and repair that; only what is done goes into the user's model."""
