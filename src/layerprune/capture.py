@@ -205,6 +205,7 @@ class _Builder:
             aliases={names[0]: tuple(names) for names in names_by_module(self.model).values()},
             shape_reads=frozenset(self.recording.shape_reads),
             written_params=frozenset(self.recording.written_params),
+            hooked=frozenset(self.recording.hooked),
             notes=tuple(self.notes),
         )
 
