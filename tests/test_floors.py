@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 FLOORS = (
     ("errors", "operands"),
     ("attributes", "copies", "dropped", "guesses", "integers", "nested", "watch"),
-    ("inputs", "memo", "modules"),
+    ("husks", "inputs", "memo", "modules"),
     ("adapters.*",),
     ("shadow", "graph", "kinds"),
     ("recording",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from types import CellType, FunctionType, MethodType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -82,7 +82,6 @@ class Copier:
         if isinstance(value, FunctionType):
             return self.function(value)
         if isinstance(value, MethodType):
-            owner = cast("object", value.__self__)
-            held = self.held(owner)
-            return value if held is owner else MethodType(value.__func__, held)
+            held = self.held(value.__self__)
+            return value if held is value.__self__ else MethodType(value.__func__, held)
         return self.copy(value) if self.apart and type(value) in (dict, list) else value
