@@ -98,6 +98,8 @@ class Peeking(nn.Module):
             assert len([layer.weight, layer.bias]) == 2
         elif self.peek == "dtype":
             x = x.to(layer.weight.dtype)
+        elif self.peek == "weights":
+            x = x * layer.weight.norm()
         elif self.peek == "call":
             x = layer(x)
         return self.head(x + self.branch(x))
@@ -111,7 +113,8 @@ def test_settings_and_the_presence_of_weights_may_be_read(peek: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("peek", "why"), [("dtype", "reads the dtype of a parameter"), ("call", "calls a part of a module")]
+    ("peek", "why"),
+    [("dtype", "takes 'dtype' of a weight"), ("weights", "takes 'norm' of a weight"), ("call", "calls a part of a")],
 )
 def test_what_a_removed_part_cannot_answer_is_refused(peek: str, why: str) -> None:
     """A dtype may be another one by the time that the pruned model runs."""

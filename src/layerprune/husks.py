@@ -2,7 +2,7 @@
 
 A forward may look at the parts of a module that it is about to call: ``nn.TransformerEncoderLayer`` gathers the weights
 of its parts to decide between two ways to compute the same. Numbers and flags stay as they were; a weight that is gone
-is a dropped tensor, which may be passed around and tells nothing of itself.
+is a tensor without values, which may be passed around, and computes nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from layerprune.dropped import Dropped
 from layerprune.errors import DroppedTensorError
 
+_SILENT = frozenset({"requires_grad", "__repr__", "__format__", "__hash__", "__set__"})
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -27,10 +28,12 @@ class Gone(Dropped):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        read = getattr(getattr(func, "__self__", None), "__name__", "")
-        if read in ("dtype", "device"):  # these may change later, when the pruned model moves or is converted
-            raise DroppedTensorError(f"a forward reads the {read} of a parameter that this removal takes away")
-        return super().__torch_function__(func, types, args, kwargs)
+        name = getattr(func, "__name__", "")
+        read = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
+        if read in _SILENT:
+            return super().__torch_function__(func, types, args, kwargs)
+        # Not even its type: that may change later, when the pruned model is converted.
+        raise DroppedTensorError(f"a forward takes '{read}' of a weight that this removal takes away")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Gone:
         return GONE
