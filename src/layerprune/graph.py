@@ -139,6 +139,7 @@ class LayerGraph:
         aliases: module name → all names of the same module object.
         shape_reads: (value, frame) where a forward reads a value's shape.
         written_params: names of parameters that the forward writes into.
+        hooked: first names of modules with a forward hook that replaces what they take or return.
         notes: what the user should know about the recording.
     """
 
@@ -152,6 +153,7 @@ class LayerGraph:
     aliases: Mapping[str, tuple[str, ...]]
     shape_reads: frozenset[tuple[int, int]] = frozenset()
     written_params: frozenset[str] = frozenset()
+    hooked: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @cached_property

@@ -18,7 +18,7 @@ from layerprune.modules import named_tensors, names_by_module
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors, written_tensors
 from layerprune.recording import Call, Operation, Recording
-from layerprune.watch import FunctionWatch, watched
+from layerprune.watch import FunctionWatch, hooks_watched, watched
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
 _SCALAR_READS = frozenset(
@@ -74,6 +74,7 @@ class Recorder:
                 self.recording.inputs.append(value)
         with (
             watched(self.model, self.wrap),
+            hooks_watched(self.model, lambda module: self.recording.hooked.add(self.names[id(module)][0])),
             torch.no_grad(),
             _Dispatch(self),
             FunctionWatch(self.call_function, self.query_shape),

@@ -61,3 +61,4 @@ class Recording:
         self.constants: list[str] = []
         self.shape_reads: set[tuple[int, int]] = set()
         self.written_params: set[str] = set()
+        self.hooked: set[str] = set()

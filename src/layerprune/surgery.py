@@ -24,6 +24,7 @@ from layerprune.edits import (
     joined,
 )
 from layerprune.errors import SurgeryError
+from layerprune.husks import plain, shown
 from layerprune.modules import slots
 from layerprune.slices import loss_of
 
@@ -115,8 +116,6 @@ def _in_order(edits: Sequence[Edit]) -> list[Edit]:
     return sorted(edits, key=lambda edit: order[edit.kind])
 
 
-# Attributes that a parent may read off a module which it calls: a stand-in keeps them.
-_PLAIN = (bool, int, float, str, type(None))
 _Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
 
 
@@ -160,7 +159,9 @@ def _stand_in(edit: Pass | Drop, module: nn.Module) -> nn.Module:
         stand_in = PassThrough(edit.position, edit.keyword, edit.structure, edit.copies)
     stand_in.training = module.training
     held = vars(stand_in)
-    held |= {key: value for key, value in vars(module).items() if key not in held and isinstance(value, _PLAIN)}
+    # A parent may read them off a module which it calls. Only torch's own Identity loads where this library is not.
+    kept = plain(module) if type(stand_in) is nn.Identity else shown(module)
+    held |= {key: value for key, value in kept.items() if key not in held and key not in stand_in._modules}
     return stand_in
 
 
