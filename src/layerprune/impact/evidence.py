@@ -92,6 +92,15 @@ class Evidence:
         """One number per removal, 0 for no harm; nan where it could not be measured."""
         return self._of(np.ones_like(self.change))
 
+    @property
+    def num_batches(self) -> np.ndarray:
+        """On how many batches each removal was measured."""
+        return self._measured.sum(0)
+
+    @property
+    def _measured(self) -> np.ndarray:
+        return (self.change != 0) | (self.size != 0)
+
     def resampled(self, seed: int) -> np.ndarray:
         """Impacts on batches drawn with replacement, ``(draw, removal)``; none from a single batch.
 
@@ -101,7 +110,7 @@ class Evidence:
         num = len(self.change)
         if num < 2:
             return np.empty((0, self.change.shape[1]))
-        measured = (self.change != 0) | (self.size != 0)
+        measured = self._measured
         draws = np.random.default_rng(seed).integers(0, num, (_RESAMPLES, num))
         return np.stack([self._of(_times(draw, measured)) for draw in draws])
 
