@@ -350,7 +350,8 @@ class UniversalLayerPruner:
         """Carry a plan out on a copy and repair that; only what is done goes into the user's model."""
         pruned = plan.apply(self._original)
         try:
-            self.repair_report = mend(self._original, pruned, [batch.inputs for batch in batches], edits=plan.edits)
+            data = [batch.inputs for batch in batches]
+            self.repair_report = mend(self._original, pruned, data, edits=plan.edits, graph=self.graph)
         except LayerPruneError as error:  # what is pruned is none the worse for it
             self.repair_report = RepairReport(notes=(f"not repaired: {error}",))
         if not inplace:

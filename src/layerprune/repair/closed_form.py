@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from layerprune.calibration import Batch, fitting, read_calibration
 from layerprune.capture import capture, record_on
 from layerprune.edits import Edit
+from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
@@ -30,14 +31,16 @@ def repair(
     *,
     edits: Sequence[Edit] = (),
     memory_bytes: int = MEMORY_BYTES,
+    graph: LayerGraph | None = None,
 ) -> RepairReport:
     """Solve the transforms behind each gap again, so that what they feed is what it was in the original.
 
-    Front to back, each transform that a removal has moved gets the weights that bring the tensor which it feeds
-    linearly (through sums, reshapes, batch norms) nearest to the original's, by ridge regression on the calibration
-    data. The strength of the ridge is chosen on the last quarter of the data with weights that have not seen it; what
-    does not serve that quarter is not kept. The weights that are kept are then fitted on all of the data, and if the
-    output on the last quarter is no better in the end, the model stays as it is. No parameters are added.
+    All batches go through both models side by side, once. Front to back, each transform that a removal has moved gets
+    the weights that bring the tensor which it feeds linearly (through sums, reshapes, batch norms) nearest to the
+    original's, by ridge regression. The strength of the ridge is chosen on the last quarter of the data with weights
+    that have not seen it; what does not serve that quarter is not kept. The weights that are kept are then fitted on all
+    of the data, and if the output on the last quarter is no better in the end, the model stays as it is. Where several
+    transforms in a row win next to nothing, those behind them are left, up to the next gap. No parameters are added.
 
     Both models run in eval mode on copies that share their weights; modes, hooks, buffers and the RNG stay as they are.
 
@@ -47,9 +50,10 @@ def repair(
         calibration: batches of real inputs, each as the forward takes it; as many tokens as the widest layer has inputs
             are right, or more.
         edits: ``plan.edits``; needed where whole layers have left their container and the others are renumbered.
-        memory_bytes: what solving one step may take, and the original's tensors that are kept between steps as much
-            again. A layer whose Gram matrix is too large gets ``W = T W₀`` instead, or stays as it is. Where the
-            tensors do not fit, the original runs once more for each step.
+        memory_bytes: what solving one transform may take, and the tensors of the batches on their way as much again. A
+            transform whose Gram matrix is too large gets ``W = T W₀`` instead, or stays as it is; batches whose tensors
+            do not fit start anew for each transform.
+        graph: the original's layer graph, where there is one: it is not recorded again on fake tensors then.
 
     Returns:
         What was done, layer by layer, and what it did to the output.
@@ -60,7 +64,9 @@ def repair(
     original, pruned = unwrap(original), unwrap(pruned)
     batches = read_calibration(calibration, original)
     with fitting():
-        sides = _side(original, batches[0]), _side(pruned, batches[0])
+        graph = graph or capture(original, batches[0].inputs)
+        known = None if graph.written_params else frozenset[str]()  # what is left of a model writes no more than it did
+        sides = _side(original, batches[0], graph.written_params), _side(pruned, batches[0], known)
     sites, refused = find_sites(sides[0].graph, sides[1].graph, pruned, edits)
     if not sites:
         return RepairReport(refused=refused, notes=("no transform can be solved again",))
@@ -88,9 +94,11 @@ def repair(
     )
 
 
-def _side(model: nn.Module, batch: Batch) -> Side:
-    """Record a model as it runs on real data."""
-    shade = real_shadow(model, written=capture(model, batch.inputs).written_params)
+def _side(model: nn.Module, batch: Batch, written: Collection[str] | None) -> Side:
+    """Record a model as it runs on real data; ``written`` are the parameters that it writes into, where it is known."""
+    if written is None:
+        written = capture(model, batch.inputs).written_params
+    shade = real_shadow(model, written=written)
     return Side(model, shade, record_on(shade, batch.inputs))
 
 

@@ -16,6 +16,32 @@ from layerprune.shadow import Shadow, real_shadow
 
 _SHARE_HELD_OUT = 0.25
 
+#: After so many transforms in a row that win next to nothing those behind them stay as they are, up to the next gap.
+PATIENCE = 4
+
+#: A transform wins next to nothing below this share of the most that one behind the same gap has won.
+NEXT_TO_NOTHING = 0.02
+
+
+class Patience:
+    """Tells when solving goes on for nothing: what a transform wins falls with its distance from the gap."""
+
+    def __init__(self) -> None:
+        self.num_gaps = 0
+        self.most = 0.0
+        self.num_low = 0
+
+    def holds(self, site: Site) -> bool:
+        """Whether a site is worth solving."""
+        return self.num_low < PATIENCE or site.num_gaps > self.num_gaps
+
+    def learn(self, site: Site, won: float) -> None:
+        """Hear what a site has won: a squared distance relative to its tensor, on rows that it was not fitted on."""
+        if site.num_gaps > self.num_gaps:
+            self.num_gaps, self.most, self.num_low = site.num_gaps, 0.0, 0
+        self.most = max(self.most, won)
+        self.num_low = 0 if won > NEXT_TO_NOTHING * self.most else self.num_low + 1
+
 
 class Refitter:
     """Solves the transforms of a pruned model again, on a copy of these.
@@ -60,13 +86,17 @@ class Refitter:
         done: list[Refitted] = []
         unseen = {site.name for site in sites}
         walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes)
+        patience, left = Patience(), list[str]()
         with walk.running():
             for stop, some in walk.stops():
                 shown = walk.views(stop, some)
                 for site in some:
                     views = shown[site.name]
                     unseen -= {site.name} if views else set()
-                    if not views or not solver.is_moved(site, views):
+                    if not views or not (moved := solver.moved(site, views)):
+                        continue
+                    if not patience.holds(site):
+                        left.append(site.name)
                         continue
                     reason = solver.why_not(site)
                     if reason:
@@ -74,10 +104,18 @@ class Refitter:
                         continue
                     told, change = solver.solve(site, views, self.notes)
                     done.append(told)
+                    patience.learn(site, moved * (1 - told.left))
                     if change is not None:
                         _put(change, repaired.model)
                         for view in views:
                             change.make(view)
+                rest = [site for value, others in walk.sites_at.items() if value != stop for site in others]
+                if not any(patience.holds(site) for site in rest):
+                    left += [site.name for site in rest]
+                    break
+        unseen -= set(left)
+        if left:
+            self.notes.append(f"{len(left)} transforms were not solved: {PATIENCE} before them had won next to nothing")
         self.refused |= dict.fromkeys(sorted(unseen), "what it reads or feeds is not seen in a run")
         return done, repaired
 

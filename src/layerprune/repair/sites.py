@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -38,6 +39,7 @@ class Site:
             mode, and factors per channel.
         target: what the readers of ``reached`` read in the original, in its graph.
         scales: what multiplies the transform's channels on the way: a batch norm's name, or a parameter's.
+        num_gaps: how many layers, up to those that read ``reached``, read something else than they did in the original.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Site:
     reached: int
     target: int
     scales: tuple[str, ...] = ()
+    num_gaps: int = 0
 
     def scale(self, model: nn.Module) -> Tensor | None:
         """The factor of each of the transform's channels on the way, ``(channel,)``; None where there is none."""
@@ -109,6 +112,22 @@ class _Finder:
         self.num_names: dict[int, int] = {}
         for number in pruned.param_ids.values():
             self.num_names[number] = self.num_names.get(number, 0) + 1
+        self.gaps = [layer.index for layer in pruned.layers if layer.index in pruned.live and self.is_gap(layer)]
+
+    def is_gap(self, layer: Layer) -> bool:
+        """Whether a layer reads something else than it did in the original: another layer's output, more or less."""
+        same = self.same.get(_key(layer, name_before(layer.fqn, self.shortens)))
+        if same is None or len(same.operands) != len(layer.operands):
+            return True
+        pairs = zip(layer.operands, same.operands, strict=True)
+        return any(self.makers(self.pruned, own) != self.makers(self.original, before) for own, before in pairs)
+
+    def makers(self, graph: LayerGraph, read: Sequence[int]) -> list[_Key | None]:
+        """What made what an operand reads, by the names of the original."""
+        makers = [graph.values[value].layer for value in read]
+        shortens = self.shortens if graph is self.pruned else ()
+        layers = [graph.layers[maker] if maker >= 0 else None for maker in makers]
+        return [None if layer is None else _key(layer, name_before(layer.fqn, shortens)) for layer in layers]
 
     def site(self, layer: Layer) -> Site | str:
         """The site that a transform is, or why it is none."""
@@ -124,7 +143,8 @@ class _Finder:
         target = self.target(reached)
         if isinstance(target, str):
             return target
-        return Site(layer.fqn, layer.operands[0][0], reached, target, tuple(scales))
+        last = max(self.pruned.readers.get(reached, (layer.index,)))
+        return Site(layer.fqn, layer.operands[0][0], reached, target, tuple(scales), bisect_right(self.gaps, last))
 
     def shared(self, layer: Layer) -> str:
         graph = self.pruned

@@ -27,7 +27,7 @@ from layerprune.repair.transforms import (
 )
 from layerprune.repair.walk import View
 
-_MOVED = 1e-9  # relative squared distance above which a tensor counts as moved: float32 rounds below
+_MOVED = 1e-9  # relative squared distance up to which a tensor counts as the same: float32 rounds that much
 _FEWEST_SAMPLES = 128  # images, of which a convolution's rows are taken: the places of one image are much alike
 
 #: So many times as many rows as inputs are taken of what the batches hold. Measured on a language model: 8 keep four
@@ -105,8 +105,11 @@ class Solver:
         by_output = need(num_in) > self.memory_bytes and num_out < num_in
         return by_output, need(num_out if by_output else num_in)
 
-    def is_moved(self, site: Site, views: Sequence[View]) -> bool:
-        """Whether the removals, and the repair so far, leave the tensor that a site feeds another than it was.
+    def moved(self, site: Site, views: Sequence[View]) -> float:
+        """How far the removals, and the repair so far, leave the tensor that a site feeds from what it was.
+
+        Returns:
+            The squared distance, relative to the tensor's; 0 where that is rounding.
 
         Raises:
             CalibrationError: it holds values that are not finite.
@@ -120,7 +123,7 @@ class Solver:
                     f"batch {view.number} of the calibration data makes '{site.name}' feed values that are not finite: "
                     "leave it out, or look for NaN in the data and in the weights"
                 )
-        return change > _MOVED * size
+        return (change / size if size else 1.0) if change > _MOVED * size else 0.0
 
     def solve(self, site: Site, views: Sequence[View], notes: list[str]) -> tuple[Refitted, Change | None]:
         """Find new weights; None where none serve the rows that they were not fitted on."""
