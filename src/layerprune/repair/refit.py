@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
+from torch import Tensor
 
 from layerprune.calibration import Batch
+from layerprune.repair.changes import write
 from layerprune.repair.report import Refitted
 from layerprune.repair.sites import Site
 from layerprune.repair.solving import Change, Solver
-from layerprune.repair.walk import Side, Walk
+from layerprune.repair.walk import Side, View, Walk
 from layerprune.shadow import Shadow, real_shadow
 
 _SHARE_HELD_OUT = 0.25
@@ -51,17 +51,32 @@ class Refitter:
         pruned: the pruned model; it is not touched.
         batches: calibration data.
         memory_bytes: what solving one site may take, and as much again the batches that wait on their way.
+        how: ``refit`` or ``mean``.
+        new_biases: whether ``mean`` may give a bias to a transform without one.
 
     Attributes:
+        values: the new weights, by name.
         refused: sites that could not be solved again, and why.
         notes: what the user should know.
     """
 
-    def __init__(self, original: Side, pruned: Side, batches: Sequence[Batch], memory_bytes: int) -> None:
+    def __init__(
+        self,
+        original: Side,
+        pruned: Side,
+        batches: Sequence[Batch],
+        memory_bytes: int,
+        *,
+        how: str = "refit",
+        new_biases: bool = False,
+    ) -> None:
         self.original = original
         self.pruned = pruned
         self.batches = batches
         self.memory_bytes = memory_bytes
+        self.how = how
+        self.new_biases = new_biases
+        self.values: dict[str, Tensor] = {}
         self.refused: dict[str, str] = {}
         self.notes: list[str] = []
 
@@ -98,15 +113,12 @@ class Refitter:
                     if not patience.holds(site):
                         left.append(site.name)
                         continue
-                    reason = solver.why_not(site)
-                    if reason:
-                        self.refused[site.name] = reason
-                        continue
-                    told, change = solver.solve(site, views, self.notes)
+                    told, change = self.solve(solver, site, views)
                     done.append(told)
                     patience.learn(site, moved * (1 - told.left))
                     if change is not None:
-                        _put(change, repaired.model)
+                        self.values |= change.values
+                        write(repaired.model, change.values)
                         for view in views:
                             change.make(view)
                 rest = [site for value, others in walk.sites_at.items() if value != stop for site in others]
@@ -119,12 +131,11 @@ class Refitter:
         self.refused |= dict.fromkeys(sorted(unseen), "what it reads or feeds is not seen in a run")
         return done, repaired
 
-
-def _put(change: Change, model: nn.Module) -> None:
-    """Write new weights into a shadow."""
-    held = model.get_submodule(change.site.name)._parameters
-    with torch.no_grad():
-        for key, value in (("weight", change.weight), ("bias", change.bias)):
-            old = held.get(key)
-            if old is not None and value is not None:
-                old.copy_(value)
+    def solve(self, solver: Solver, site: Site, views: Sequence[View]) -> tuple[Refitted, Change | None]:
+        """Solve a site as it is asked for, or by the mean where its sums do not fit or its weight cannot be written."""
+        if self.how == "refit" and not site.only_bias:
+            reason = solver.why_not(site)
+            if not reason:
+                return solver.solve(site, views, self.notes)
+            self.refused[site.name] = f"{reason}; its bias may take the mean"
+        return solver.fold(site, views, new_biases=self.new_biases)

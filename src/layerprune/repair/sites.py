@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from layerprune.edits import Edit, Shorten, name_before
 from layerprune.graph import Layer, LayerGraph
 from layerprune.kinds import kind_of_function
-from layerprune.repair.transforms import exact, why_not_solvable
+from layerprune.repair.transforms import exact, has_free_bias, why_not_solvable
 
 #: What makes a layer the same one in two models: its module, which call of it, and the function that it is, if one.
 _Key: TypeAlias = tuple[str, int, str | None, int]
@@ -40,6 +40,7 @@ class Site:
         target: what the readers of ``reached`` read in the original, in its graph.
         scales: what multiplies the transform's channels on the way: a batch norm's name, or a parameter's.
         num_gaps: how many layers, up to those that read ``reached``, read something else than they did in the original.
+        only_bias: why its weight cannot be written; its bias can. Empty where both can.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Site:
     target: int
     scales: tuple[str, ...] = ()
     num_gaps: int = 0
+    only_bias: str = ""
 
     def scale(self, model: nn.Module) -> Tensor | None:
         """The factor of each of the transform's channels on the way, ``(channel,)``; None where there is none."""
@@ -97,6 +99,8 @@ def find_sites(
         found = finder.site(layer)
         if isinstance(found, Site):
             sites.append(found)
+            if found.only_bias:
+                refused[layer.name] = f"{found.only_bias}; its bias may take the mean"
         else:
             refused[layer.name] = found
     return sites, refused
@@ -134,7 +138,8 @@ class _Finder:
         module = self.modules[layer.fqn] if layer.is_module else None
         if module is None:
             return f"'{layer.function}' is called as a function"
-        reason = why_not_solvable(module) or self.shared(layer)
+        only_bias = why_not_solvable(module)
+        reason = self.shared(layer) if not only_bias or has_free_bias(module) else only_bias
         if reason:
             return reason
         if len(layer.operands[0]) != 1 or len(layer.outputs) != 1:
@@ -144,7 +149,8 @@ class _Finder:
         if isinstance(target, str):
             return target
         last = max(self.pruned.readers.get(reached, (layer.index,)))
-        return Site(layer.fqn, layer.operands[0][0], reached, target, tuple(scales), bisect_right(self.gaps, last))
+        num_gaps = bisect_right(self.gaps, last)
+        return Site(layer.fqn, layer.operands[0][0], reached, target, tuple(scales), num_gaps, only_bias)
 
     def shared(self, layer: Layer) -> str:
         graph = self.pruned
