@@ -377,4 +377,4 @@ def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.
 def _reason(graph: LayerGraph, group: Group, refused: Mapping[str, Sequence[str]], unfoldable: str) -> str:
     """Why a group cannot go: what its candidates met with, else what its shapes say, and why no projection helps."""
     reasons = list(dict.fromkeys(refused.get(group.name, ())))
-    return "; ".join(filter(None, (reasons[0] if reasons else why_not(graph, group), unfoldable)))
+    return reasons[0] if reasons else "; ".join(filter(None, (why_not(graph, group), unfoldable)))
