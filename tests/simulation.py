@@ -118,7 +118,9 @@ class _Simulation(TorchFunctionMode):
         self.at_call: dict[int, list[int]] = {}
         for value in sorted(self.wanted):
             layer = graph.layers[graph.values[value].layer] if graph.values[value].layer >= 0 else None
-            if layer is not None and layer.function is not None and layer.nth >= 0:
+            if layer is None or (value in cut.projected and layer.writes and value in graph.results_of):
+                continue  # of another form it cannot be written in place: it is replaced where a module returns it
+            if layer.function is not None and layer.nth >= 0:
                 self.at_function.setdefault(self.place_of(layer), []).append(value)
         for frame in graph.frames:
             self.at_call[frame.index] = [value for value in frame.outputs if value in self.wanted]
