@@ -11,7 +11,7 @@ from layerprune.errors import CalibrationError
 from layerprune.inputs import as_inputs
 from layerprune.repair import closed_form, repair
 from layerprune.repair.changes import write
-from layerprune.repair.ridge import Sums, fit
+from layerprune.repair.ridge import Gram, Sums, fit
 from layerprune.repair.sites import find_sites
 from layerprune.repair.transforms import as_weight, matrix_of, rows_of
 from nets import (
@@ -216,7 +216,7 @@ def test_rows_times_the_matrix_are_the_output(module, shape):
         out = module(read)
     bias = torch.zeros(out.shape[-1 if isinstance(module, nn.Linear) else 1]) if module.bias is None else module.bias
     pieces = list(rows_of(module, read, out, None))
-    made = torch.cat([rows @ matrix_of(module).mT for rows, _ in pieces], 1)
+    made = torch.cat([rows.double() @ matrix_of(module).mT for rows, _ in pieces], 1)
     wanted = torch.cat([wanted for _, wanted in pieces], 1)
     assert close(made.float(), (wanted - bias.detach().reshape(wanted.shape[0], 1, -1)).float())
     assert torch.equal(as_weight(module, matrix_of(module)), module.weight)
@@ -228,7 +228,7 @@ def test_the_linear_layer_of_gpt2_is_known():
     module = Conv1D(6, 4)
     read = tokens(2, 3, 4)
     ((rows, wanted),) = rows_of(module, read, module(read).detach(), None)
-    assert close((rows @ matrix_of(module).mT).float(), (wanted - module.bias.detach()).float())
+    assert close((rows.double() @ matrix_of(module).mT).float(), (wanted - module.bias.detach()).float())
     assert torch.equal(as_weight(module, matrix_of(module)), module.weight)
 
 
@@ -240,8 +240,11 @@ def test_rows_that_pad_are_left_out():
 
 
 def sums_of(read, wanted, bias=False):
-    found = Sums(1, read.shape[1], wanted.shape[1], bias=bias, device=read.device)
-    found.add(read.double()[None], wanted.double()[None])
+    gram = Gram(1, read.shape[1], device=read.device)
+    read = torch.cat([read, torch.ones(len(read), 1)], 1).double()[None]
+    found = Sums(gram, wanted.shape[1], bias=bias)
+    gram.add(read)
+    found.add(read, wanted.double()[None])
     return found
 
 
@@ -404,7 +407,7 @@ def test_values_that_are_not_finite_are_an_error_about_the_batch():
         repair(model, pruned, [BATCHES[0], bad], edits=edits)
     with pytest.raises(CalibrationError, match="does not fit"):
         repair(model, pruned, [rows(4, 5)], edits=edits)
-    with pytest.raises(CalibrationError, match="raised on a calibration batch"):
+    with pytest.raises(CalibrationError, match="raised on batch 1 of the calibration data"):
         repair(model, pruned, [BATCHES[0], rows(4, 5)], edits=edits)
     with pytest.raises(CalibrationError, match="no batch"):
         repair(model, pruned, [], edits=edits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,12 +47,15 @@ class Observer:
         shade: a real shadow of the model that ``graph`` was recorded from.
         graph: the layer graph.
         values: numbers of the values to see.
+        prompt: those of them that are to be seen as soon as they are there, not when a module takes or returns them.
     """
 
-    def __init__(self, shade: Shadow, graph: LayerGraph, values: Iterable[int]) -> None:
+    def __init__(
+        self, shade: Shadow, graph: LayerGraph, values: Iterable[int], *, prompt: Collection[int] = ()
+    ) -> None:
         self.shade = shade
         names = names_by_module(shade.model)
-        places = _Places.of(graph, _calls(graph, shade.model, names), sorted(set(values)))
+        places = _Places.of(graph, _calls(graph, shade.model, names), sorted(set(values)), prompt)
         where = {"", *(name for name, _ in (*places.arguments, *places.results))}
         # Of a frame whose functions are watched it has to be known when they are another's, called from there.
         everywhere = bool(places.functions)
@@ -83,7 +86,7 @@ class Observer:
         seen = self.watcher.start(see)
         adapted = self.shade.adapt(inputs)
         with self.shade.running(grad=use is not None):
-            with watched(self.shade.model, self.watcher.wrapped, self.modules), _no_fast_path():
+            with watched(self.shade.model, self.watcher.wrapped, self.modules), no_fast_path():
                 model = self.shade.model
                 out = model(*adapted.args, **adapted.kwargs) if forward is None else forward(model)
             if use is not None:
@@ -101,8 +104,10 @@ class _Places:
     functions: dict[_Call, dict[tuple[str, int, int], int]] = field(default_factory=dict[Any, Any])
 
     @classmethod
-    def of(cls, graph: LayerGraph, calls: Sequence[_Call], values: Sequence[int]) -> _Places:
-        """Find the places of values; that among a frame's functions only where there is no other."""
+    def of(
+        cls, graph: LayerGraph, calls: Sequence[_Call], values: Sequence[int], prompt: Collection[int] = ()
+    ) -> _Places:
+        """Find the places of values; that among a frame's functions only where there is no other, or none as early."""
         found = cls()
         wanted = set(values)
         taken = [(frame, argument) for frame in graph.frames for argument in frame.arguments if argument[2] in wanted]
@@ -118,7 +123,7 @@ class _Places:
             layer = graph.layers[graph.values[value].layer] if graph.values[value].layer >= 0 else None
             if layer is None or layer.function is None or layer.nth < 0 or value not in layer.outputs:
                 continue
-            if not frames and not any(argument[2] == value for _, argument in taken):
+            if value in prompt or not (frames or any(argument[2] == value for _, argument in taken)):
                 place = layer.function, layer.nth, layer.outputs.index(value)
                 found.functions.setdefault(calls[layer.frame], {})[place] = value
         return found
@@ -222,7 +227,7 @@ class _Watcher:
 
 
 @contextmanager
-def _no_fast_path() -> Generator[None]:
+def no_fast_path() -> Generator[None]:
     """Keep torch's transformer modules from running as one fused operation, in which no value shows up."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -24,6 +24,7 @@ from layerprune.scoring import Scored
 from layerprune.select.frontier import frontier
 from layerprune.select.problem import Problem, Resource, Selection
 from layerprune.select.strategies import select
+from layerprune.structure import structure
 
 _SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
 
@@ -164,6 +165,7 @@ class Planner:
         return PruningPlan(
             model=type(self.model).__name__,
             fingerprint=fingerprint(self.model),
+            structure=structure(self.model),
             max_param_reduction=share,
             max_mac_reduction=limits.max_mac_reduction,
             target_latency_ms=limits.target_latency_ms,

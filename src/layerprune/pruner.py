@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from layerprune.budgets import Budgets, check_share
 from layerprune.calibration import Loss, given_calibration
 from layerprune.carrying import carry_out
+from layerprune.checkpoint.save import save_pruned
 from layerprune.cost.record import Saving, measure, saved
 from layerprune.errors import (
     BudgetError,
@@ -357,6 +359,10 @@ class UniversalLayerPruner:
         )
         self.model, self.repair_report, self.projections = carried.model, carried.repair_report, carried.projections
         return self.model
+
+    def save(self, folder: str | Path, **options: Any) -> Path:
+        """Save the pruned model with its plan; see :func:`layerprune.save_pruned`, which takes the options, too."""
+        return save_pruned(self.model, folder, **options)
 
 
 def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from layerprune.edits import Edit
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
-from layerprune.repair.refit import Refitter, Side
+from layerprune.repair.refit import Refitter
 from layerprune.repair.report import Refitted, RepairReport
-from layerprune.repair.sites import Site, find_sites
+from layerprune.repair.sites import find_sites
+from layerprune.repair.walk import Side
 from layerprune.shadow import Shadow, real_shadow
 
 MEMORY_BYTES = 4 * 2**30
@@ -63,45 +64,34 @@ def repair(
     sites, refused = find_sites(sides[0].graph, sides[1].graph, pruned, edits)
     if not sites:
         return RepairReport(refused=refused, notes=("no transform can be solved again",))
-    refitter = Refitter(*sides, pruned, batches, memory_bytes)
-    moved = refitter.moved(sites)
-    if not moved:
-        refused |= refitter.refused
+    refitter = Refitter(*sides, batches, memory_bytes)
+    refitted, repaired = refitter.run(sites)
+    refused |= refitter.refused
+    if not refitted:
         return RepairReport(refused=refused, notes=("no tensor that a transform feeds differs from the original's",))
-    return _refit(original, pruned, refitter, moved, refused)
-
-
-def _side(model: nn.Module, batch: Batch) -> Side:
-    """Record a model as it runs on real data."""
-    shade = real_shadow(model, written=capture(model, batch.inputs).written_params)
-    return Side(shade, record_on(shade, batch.inputs))
-
-
-def _refit(
-    original: nn.Module, pruned: nn.Module, refitter: Refitter, moved: Sequence[Site], refused: Mapping[str, str]
-) -> RepairReport:
-    """Solve the sites again, judge the output, and write the new weights where they are for the better."""
-    unrepaired = refitter.pruned.shade
-    refitted = refitter.run(moved)
-    repaired = refitter.pruned.shade
-    verdict = _judge(original, (refitter.original.shade, unrepaired, repaired), refitter.held_out)
+    verdict = _judge(original, (sides[0].shade, sides[1].shade, repaired), refitter.held_out)
     kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
     notes = list(refitter.notes)
     if kept:
         write(pruned, _values(repaired.model, refitted))
     else:
         notes.append("the pruned model stays as it was: new weights make its output no better")
-    num_batches = len(refitter.batches)
     return RepairReport(
         tuple(refitted),
-        {**refused, **refitter.refused},
+        refused,
         verdict.before,
         verdict.after,
         verdict.unit,
         kept,
-        (refitter.original.num_forwards // num_batches, refitter.pruned.num_forwards // num_batches),
+        (sides[0].num_forwards // len(batches), sides[1].num_forwards // len(batches)),
         tuple(notes),
     )
+
+
+def _side(model: nn.Module, batch: Batch) -> Side:
+    """Record a model as it runs on real data."""
+    shade = real_shadow(model, written=capture(model, batch.inputs).written_params)
+    return Side(model, shade, record_on(shade, batch.inputs))
 
 
 @dataclass(frozen=True)

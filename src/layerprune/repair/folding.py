@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from layerprune.calibration import Batch
@@ -15,7 +16,7 @@ from layerprune.edits import Edit, Fold, Shorten, folds_of, name_before
 from layerprune.errors import CalibrationError
 from layerprune.projection import Folded, Projection, folded, takes_constant
 from layerprune.repair.changes import write
-from layerprune.repair.ridge import Sums, fit
+from layerprune.repair.ridge import Gram, Sums, fit
 from layerprune.repair.rows import Rows
 from layerprune.repair.transforms import exact
 from layerprune.shadow import Shadow, real_shadow, short
@@ -317,7 +318,7 @@ class _Fitter:
     @property
     def sums_bytes(self) -> int:
         """The sums of two parts of the data, of both, the matrix that is solved, and its factor."""
-        width = self.folds[0].num_in + self.bias
+        width = self.folds[0].num_in + 1
         return 5 * 8 * width * (width + self.num_out)
 
     @property
@@ -362,9 +363,12 @@ class _Fitter:
         weight = self.readers[0]._parameters["weight"]
         assert weight is not None
         width = self.folds[0].num_in
-        sums = [Sums(1, width, self.num_out, bias=self.bias, device=weight.device) for _ in range(2)]
+        grams = [Gram(1, width, device=weight.device) for _ in range(2)]
+        sums = [Sums(gram, self.num_out, bias=self.bias) for gram in grams]
         for read, wanted, held_out in self.parts(batches):
-            sums[held_out].add(read[None], wanted[None])
+            inputs = torch.cat([read, read.new_ones(len(read), 1)], 1)[None]
+            grams[held_out].add(inputs)
+            sums[held_out].add(inputs, wanted[None])
         found = fit(*sums)
         if found is None:
             return self.nothing(sums[0].gram), self.fitted(1.0, None, sums[0].num_rows)
