@@ -146,6 +146,27 @@ def test_a_tensor_is_matched_with_what_its_readers_read_in_the_original():
         find_matches(*sides, (), {"encoder.*": 1.0})
 
 
+def test_renumbered_layers_need_the_edits_which_a_plan_leaves_with_what_it_made():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=12, hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, use_cache=False
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        original = LlamaForCausalLM(config).eval()
+    data = [{"input_ids": torch.randint(12, (4, 6), generator=torch.Generator().manual_seed(n))} for n in range(4)]
+    pruner = UniversalLayerPruner(original, example_inputs=data[0], granularity="block")
+    pruned = pruner.prune(max_param_reduction=0.35)
+    assert len(pruned.model.layers) == 2
+    forgetful = copy_of(pruned)
+    with pytest.raises(DistillationError, match=r"'model.layers' has 2 of 3 layers left, .* edits=plan.edits"):
+        distill(original, forgetful, data, num_epochs=1)
+    report = pruner.distill(data, num_epochs=4)
+    assert report.after < report.before
+    assert report.hidden
+
+
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
@@ -248,12 +269,12 @@ def test_kept_in_memory_in_files_or_computed_again_the_lessons_give_the_same_bit
 
 
 def test_files_of_lessons_serve_the_next_run(tmp_path):
-    for expected in (16, 3):
+    for most in (16, 3):
         original, pruned = pair()
         calls = []
         original.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         distill(original, pruned, BATCHES, cache_bytes=0, cache_folder=tmp_path, **QUICK)
-        assert len(calls) <= expected
+        assert len(calls) <= most
 
 
 # ---- LoRA ------------------------------------------------------------------------------------------------------------
@@ -519,6 +540,8 @@ def test_models_and_data_that_do_not_fit_are_refused():
         distill(original, pruned, [])
     with pytest.raises(CalibrationError, match="not finite of batch 3"):
         distill(original, pruned, [*BATCHES[:3], BATCHES[3] * float("inf")])
+    with pytest.raises(DistillationError, match="original and pruned are one model"):
+        distill(original, original, BATCHES)
     with pytest.raises(DistillationError, match="one that computes"):
         distill(original, copy_of(pruned).to("meta"), BATCHES)
     whole = Net(lambda net, x: net.a(x).long(), a=linear())

@@ -16,6 +16,8 @@ from layerprune.budgets import Budgets, check_share
 from layerprune.calibration import Batch, Loss, about_calibration, given_calibration
 from layerprune.checkpoint.save import save_pruned
 from layerprune.cost.record import Saving, measure, saved
+from layerprune.distillation.distilling import distill
+from layerprune.distillation.report import Distillation
 from layerprune.errors import (
     BudgetError,
     CriticalGroupError,
@@ -351,6 +353,10 @@ class UniversalLayerPruner:
     def save(self, folder: str | Path, **options: Any) -> Path:
         """Save the pruned model with its plan; see :func:`layerprune.save_pruned`, which takes the options, too."""
         return save_pruned(self.model, folder, **options)
+
+    def distill(self, data: Iterable[Any], **options: Any) -> Distillation:
+        """Train the pruned model against the original; see :func:`layerprune.distill`, which takes the options, too."""
+        return distill(self._original, self.model, data, **options)
 
     def _repaired(self, plan: PruningPlan, batches: Sequence[Batch], inplace: bool) -> nn.Module:
         """Carry a plan out on a copy and repair that; only what is done goes into the user's model."""
