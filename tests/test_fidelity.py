@@ -183,7 +183,7 @@ def test_latencies_have_a_ratio_with_an_interval():
     before, after = found.latency["original"], found.latency["pruned"]
     ratio = after.ratio_to(before)
     assert ratio.low <= ratio.value <= ratio.high
-    label, *cells = next(row for row in found.rows() if row[0] == "latency")
+    _, *cells = next(row for row in found.rows() if row[0] == "latency")
     assert cells == [f"{before.median_ms:.3g} ms", f"{after.median_ms:.3g} ms", str(ratio)]
     assert compare(big, small, BATCHES).latency is None
 

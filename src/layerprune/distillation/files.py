@@ -16,7 +16,12 @@ from torch import Tensor
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file."""
-    _write(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    _write(path, save({name: _alone(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A tensor with memory of its own: safetensors takes no views of one memory."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
