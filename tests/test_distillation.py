@@ -22,7 +22,8 @@ from layerprune.distillation.losses import distance, divergence, likeliest, loss
 from layerprune.distillation.matches import find_matches, side_of
 from layerprune.distillation.recipe import Recipe
 from layerprune.errors import CalibrationError, DistillationError
-from nets import Net, Photograph, copy_of, linear, randomised, rows, same_bits, tokens
+from layerprune.fidelity import compare
+from nets import Net, Photograph, conv, copy_of, image, linear, randomised, rows, same_bits, tokens
 
 
 class Branches(nn.Module):
@@ -296,6 +297,37 @@ def test_adapters_are_added_to_the_weights_and_leave_nothing_else():
         else:
             assert 0 < torch.linalg.matrix_rank(change, rtol=1e-4) <= 2, name
     assert report.num_trained == 2 * sum(sum(p.shape) for n, p in before.items() if n.endswith("weight"))
+
+
+class Pictures(nn.Module):
+    """Three residual convolutions with batch norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = conv(3, 4), nn.Linear(4, 5)
+        self.blocks = nn.ModuleList(nn.Sequential(conv(), nn.BatchNorm2d(4)) for _ in range(3))
+        self.num_classes = 5
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(torch.relu(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("lora_rank", [0, 1])
+def test_a_classifier_with_batch_norms_keeps_their_statistics(lora_rank):
+    original = randomised(Pictures()).train()
+    data = [image(8, seed=seed) for seed in range(8)]
+    pruned = UniversalLayerPruner(original, example_inputs=data[0]).prune(groups=["blocks.1.0"])
+    buffers = {name: tensor.clone() for name, tensor in pruned.named_buffers()}
+    report = distill(original, pruned, data, num_epochs=6, learning_rate=1e-2, lora_rank=lora_rank)
+    assert report.unit.startswith("KL divergence")
+    assert report.after < 0.7 * report.before
+    assert all(torch.equal(tensor, buffers[name]) for name, tensor in pruned.named_buffers())
+    assert pruned.training
+    found = compare(original, pruned, [data[place] for place in (4,)])
+    assert found.kl.value == pytest.approx(report.after, rel=1e-3), "one batch in eight is held out, in the middle"
 
 
 # ---- ends ------------------------------------------------------------------------------------------------------------
