@@ -28,7 +28,7 @@ from torch import nn
 from layerprune import PruningPlan, distill
 
 NUM_SENTENCES = 5000
-NUM_SEQUENCES = 2048
+NUM_SEQUENCES = 1024
 BATCH_SIZE = 32
 console = Console(width=150)
 

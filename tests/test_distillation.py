@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,7 +18,7 @@ import layerprune
 from layerprune import UniversalLayerPruner, distill
 from layerprune.calibration import read_calibration
 from layerprune.distillation.course import Course
-from layerprune.distillation.files import write_record
+from layerprune.distillation.files import write_record, write_tensors
 from layerprune.distillation.losses import distance, divergence, likeliest, loss_of_values
 from layerprune.distillation.matches import find_matches, side_of
 from layerprune.distillation.recipe import Recipe
@@ -520,6 +521,14 @@ def test_a_folder_with_other_files_in_it_is_refused(tmp_path):
     original, pruned = pair()
     with pytest.raises(DistillationError, match="holds other files"):
         distill(original, pruned, BATCHES, checkpoint=tmp_path, **QUICK)
+
+
+def test_views_of_one_memory_are_written_each_for_itself(tmp_path):
+    whole = torch.arange(6.0)
+    given = {"whole": whole, "rows": whole.view(2, 3), "part": whole[2:4], "column": whole.view(2, 3)[:, 1]}
+    write_tensors(tmp_path / "t.safetensors", given)
+    read = load_file(tmp_path / "t.safetensors")
+    assert {name: tensor.tolist() for name, tensor in read.items()} == {n: t.tolist() for n, t in given.items()}
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
