@@ -32,6 +32,7 @@ bench: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/impact.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/repair.py
+	$(BIN)/python benchmarks/distillation.py
 
 zoo: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/zoo.py

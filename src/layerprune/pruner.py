@@ -14,6 +14,8 @@ from layerprune.calibration import Loss, given_calibration
 from layerprune.carrying import carry_out
 from layerprune.checkpoint.save import save_pruned
 from layerprune.cost.record import Saving, measure, saved
+from layerprune.distillation.distilling import distill
+from layerprune.distillation.report import Distillation
 from layerprune.errors import (
     BudgetError,
     CalibrationError,
@@ -358,6 +360,10 @@ class UniversalLayerPruner:
     def save(self, folder: str | Path, **options: Any) -> Path:
         """Save the pruned model with its plan; see :func:`layerprune.save_pruned`, which takes the options, too."""
         return save_pruned(self.model, folder, **options)
+
+    def distill(self, data: Iterable[Any], **options: Any) -> Distillation:
+        """Train the pruned model against the original; see :func:`layerprune.distill`, which takes the options, too."""
+        return distill(self._original, self.model, data, **options)
 
 
 def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.Module:
