@@ -41,9 +41,11 @@ from layerprune.repair.folding import Fitted
 from layerprune.repair.report import RepairReport
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.scoring import Scored, score_removals
+from layerprune.turns import taking_turns
 from layerprune.verdicts import by_impact, with_reasons
 
 
+@taking_turns
 class UniversalLayerPruner:
     """Finds what can be removed from a model, shows it, and removes it within a budget.
 
@@ -149,9 +151,13 @@ class UniversalLayerPruner:
         """What the impacts are, and what they were measured on."""
         return self._scored.unit
 
-    @cached_property
+    @property
     def groups(self) -> list[Group]:
         """The groups, by impact, least first, critical last."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> list[Group]:
         return with_reasons(self._formed, self.removals, self._reasons)
 
     @property
