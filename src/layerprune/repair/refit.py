@@ -107,6 +107,7 @@ class Refitter:
         change = dict.fromkeys((site.name for site in sites), 0.0)
         size = dict.fromkeys(change, 0.0)
         unseen = dict.fromkeys(change)
+        other_rows: dict[str, None] = {}
         for number, batch in enumerate(self.batches):
             wanted = self.original.see(batch, {site.target for site in sites})
             found = self.pruned.see(batch, {value for site in sites for value in (site.source, site.reached)})
@@ -114,6 +115,9 @@ class Refitter:
                 if site.target not in wanted or site.source not in found or site.reached not in found:
                     continue  # experts that this batch did not reach, or a tensor within a fused operation
                 unseen.pop(site.name, None)
+                if wanted[site.target].shape != found[site.reached].shape:
+                    other_rows[site.name] = None
+                    continue
                 target = masked(wanted[site.target], batch.mask)
                 change[site.name] += _square(_difference(target, masked(found[site.reached], batch.mask)))
                 size[site.name] += _square(target)
@@ -124,7 +128,10 @@ class Refitter:
                     )
                 self.remember(number, site.target, wanted[site.target])
         self.refused |= dict.fromkeys(unseen, "what it reads or feeds is not seen in a run")
-        return [site for site in sites if change[site.name] > _MOVED * size[site.name]]
+        self.refused |= dict.fromkeys(
+            other_rows, "it gets other rows than in the original: values decide which it gets"
+        )
+        return [s for s in sites if s.name not in other_rows and change[s.name] > _MOVED * size[s.name]]
 
     def remember(self, number: int, target: int, tensor: Tensor) -> None:
         num_bytes = tensor.numel() * tensor.element_size()
@@ -183,7 +190,9 @@ class Refitter:
             share = _SHARE_HELD_OUT if len(self.batches) == 1 else float(number >= first_held_out)
             for task in tasks:
                 site = task.site
-                if site.target in wanted and site.source in found and site.reached in found:
+                if site.target not in wanted or site.source not in found or site.reached not in found:
+                    continue
+                if wanted[site.target].shape == found[site.reached].shape:  # not where earlier steps route otherwise
                     delta = _difference(wanted[site.target], found[site.reached])
                     task.take(found[site.source], delta, batch.mask, held_out=share)
         return [task.finish(self.notes) for task in tasks]
