@@ -28,6 +28,7 @@ lint: $(INSTALLED)-dev
 bench: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/large.py
+	$(BIN)/python benchmarks/residue.py
 	$(BIN)/python benchmarks/impact.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/repair.py

@@ -184,6 +184,14 @@ def test_any_other_function_of_it_is_dropped_too_and_keeps_its_kinds(function):
     assert x + token is x
 
 
+def test_of_several_dropped_operands_the_one_that_a_merge_leaves_out_is_handed_on():
+    scale, branch = dropped([]), dropped(["add"])
+    x = rows()
+    for product in (scale * branch, branch * scale, torch.stack([scale, branch])):
+        assert product.merges == {"add"}
+        assert x + product is x
+
+
 @pytest.mark.parametrize("module", [nn.ReLU(), nn.LayerNorm(8), nn.Dropout(0.5), linear(), nn.Flatten(), nn.PReLU()])
 def test_modules_of_torch_hand_it_on(module):
     x = rows()

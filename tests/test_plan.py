@@ -221,7 +221,7 @@ def test_a_plan_from_another_model_is_refused_and_changes_nothing(pruner, other)
 def test_a_plan_is_refused_by_the_model_that_it_has_pruned_already(pruner):
     plan = pruner.plan(max_param_reduction=0.3)
     pruned = plan.apply(randomised(ExampleModel()))
-    with pytest.raises(PlanError, match="89,034"):
+    with pytest.raises(PlanError, match=r"'conv3' is .Identity."):
         plan.apply(pruned)
 
 

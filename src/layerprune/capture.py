@@ -350,7 +350,15 @@ class _Builder:
 
     def frame(self, call: Call) -> Frame:
         return Frame(
-            call.index, call.fqn, call.call, call.parent, call.arguments, call.arity, call.result, call.outputs
+            call.index,
+            call.fqn,
+            call.call,
+            call.parent,
+            call.arguments,
+            call.arity,
+            call.result,
+            call.outputs,
+            tuple(call.steps),
         )
 
     def add_notes(self, values: dict[int, Value]) -> None:

@@ -97,6 +97,7 @@ class Frame:
         arity: how many arguments the call had, tensors or not.
         result: the output's structure with value numbers at its leaves.
         outputs: the values in the output, in order.
+        steps: what its forward calls, in order: functions by name, and modules as ``:`` and their first name.
     """
 
     index: int
@@ -107,6 +108,7 @@ class Frame:
     arity: int
     result: Structure
     outputs: tuple[int, ...]
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -103,20 +103,25 @@ def names_with_nan(model: nn.Module) -> list[str]:
         ]
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, *, paths: bool = False, caches: bool = False) -> str:
     """Return a hash of the model's classes, tensor names, shapes and dtypes; not of its weights or its device.
 
     Buffers that are not saved with the model are left out: many are caches that a forward fills for its inputs' size.
+
+    Args:
+        model: the model.
+        paths: name the classes with the Python modules that define them, as plans of the first weeks did.
+        caches: include the buffers that are left out, as plans of schema 1 did.
     """
     digest = hashlib.sha256()
-    caches: set[str] = set()
+    unsaved: set[str] = set()
     for name, module in model.named_modules():
-        digest.update(f"{name}:{type(module).__qualname__};".encode())
-        caches |= {f"{name}.{key}" if name else key for key in module._non_persistent_buffers_set}
+        kind = f"{type(module).__module__}.{type(module).__qualname__}" if paths else type(module).__qualname__
+        digest.update(f"{name}:{kind};".encode())
+        unsaved |= {f"{name}.{key}" if name else key for key in module._non_persistent_buffers_set}
     for name, tensor in named_tensors(model):
-        if name in caches:
-            continue
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        if caches or name not in unsaved:
+            digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
     return digest.hexdigest()
 
 
@@ -158,6 +163,15 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool 
     for shell, key, value in functions:
         shell[key] = copier.copy(value)
     return memo[id(model)]
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Copy a tensor; a parameter stays one."""
+    with torch.no_grad():
+        copy = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copy, requires_grad=tensor.requires_grad)
+    return copy.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copy
 
 
 def _own_tensors(module: nn.Module) -> Iterator[Tensor]:

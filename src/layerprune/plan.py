@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
-from torch import Tensor, nn
+from torch import nn
 
+from layerprune.edit_forms import why_malformed
 from layerprune.edits import Edit
 from layerprune.errors import PlanError, SurgeryError
-from layerprune.modules import clone, fingerprint, num_params, unwrap
-from layerprune.surgery import operate
+from layerprune.modules import clone, fingerprint, num_params, own, unwrap
+from layerprune.provenance import Provenance
+from layerprune.structure import difference, structure
+from layerprune.surgery import Undo, operate
 
-SCHEMA = 2  # 2: budgets besides that of parameters, intervals, frontier
+SCHEMA = 3  # 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure
+
+_MOST = 2**63 - 1  # of what is counted
 
 
 class PlannedRemoval(BaseModel):
@@ -67,6 +71,9 @@ class PruningPlan(BaseModel):
     schema_version: int = Field(default=SCHEMA, ge=1)
     model: str = Field(description="the model's class")
     fingerprint: str = Field(description="hash of its classes, tensor names, shapes and dtypes")
+    structure: tuple[str, ...] = Field(
+        default=(), repr=False, description="the same in words, a module a line, to say where another model differs"
+    )
     max_param_reduction: float | None = Field(
         description="the budget as a share of all parameters; null if groups were named"
     )
@@ -79,8 +86,8 @@ class PruningPlan(BaseModel):
     seed: int = Field(default=0, description="for what was drawn")
     removals: tuple[PlannedRemoval, ...]
     edits: tuple[Edit, ...]
-    num_params_before: int = Field(ge=0)
-    num_params_after: int = Field(ge=0)
+    num_params_before: int = Field(ge=0, le=_MOST)
+    num_params_after: int = Field(ge=0, le=_MOST)
     figures: tuple[PlannedFigure, ...] = Field(default=(), description="what budgets but that of parameters speak of")
     impact_unit: str
     impact_together: float | None = Field(
@@ -107,29 +114,47 @@ class PruningPlan(BaseModel):
             PlanError: the text is no plan, or one of a newer schema; the message names the first field that is wrong.
         """
         try:
-            plan = cls.model_validate_json(text)
+            plan = cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             _check_schema(text)
             first = error.errors(include_url=False, include_context=False)[0]
             where = ".".join(str(part) for part in first["loc"][:6]) or "the text"
             raise PlanError(f"not a pruning plan: {where}: {first['msg']}") from error
         _check_schema(text)
+        for number, edit in enumerate(plan.edits):
+            if reason := why_malformed(edit):
+                raise PlanError(f"not a pruning plan: edits.{number}: cannot {edit.kind}: {reason}")
         return plan
 
-    def check(self, model: nn.Module) -> None:
-        """Raise :class:`PlanError` unless the plan was made for a model of this very structure."""
-        if fingerprint(model) == self.fingerprint:
+    def check(self, model: nn.Module, *, dtypes: bool = True) -> None:
+        """Raise :class:`PlanError` unless the plan was made for a model of this very structure.
+
+        Args:
+            model: the model.
+            dtypes: False to allow other floating-point dtypes, where weights come from a file.
+        """
+        if self._fits(model):
             return
-        found = num_params(model)
-        detail = (
-            f"it has {found:,} parameters, the plan's model has {self.num_params_before:,}"
-            if found != self.num_params_before or type(model).__name__ != self.model
-            else "its modules or tensor shapes differ"
-        )
+        if self.structure:
+            detail = difference(self.structure, structure(model), dtypes=dtypes)
+            if not detail and not dtypes:
+                return
+            detail = detail or "its tensors are named otherwise"
+        elif num_params(model) != self.num_params_before or type(model).__name__ != self.model:
+            detail = f"it has {num_params(model):,} parameters, the plan's model has {self.num_params_before:,}"
+        else:
+            detail = "its modules or tensor shapes differ"
         raise PlanError(
             f"the plan was made for another model ({self.model}), not for this {type(model).__name__}: {detail}; "
             "make a new plan with UniversalLayerPruner(model).plan(…)"
         )
+
+    def _fits(self, model: nn.Module) -> bool:
+        """Whether a model has the plan's fingerprint; schema 1 knew several ways to take it."""
+        if fingerprint(model) == self.fingerprint:
+            return True
+        older = [(False, True), (True, True)] if self.schema_version == 1 else []
+        return any(fingerprint(model, paths=paths, caches=caches) == self.fingerprint for paths, caches in older)
 
     def apply(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
         """Carry the plan out on a model of the structure that it was made for; see :func:`layerprune.quick_prune`.
@@ -146,17 +171,28 @@ class PruningPlan(BaseModel):
         """
         model = unwrap(model)
         self.check(model)
+        before = plans_of(model)
         # The copy shares its tensors until the edits are made: what goes is never copied.
         target = model if inplace else clone(model, lambda tensor: tensor)
+        self.carry_out(target)
+        pruned = target if inplace else clone(target, own)
+        _made_by.remember(pruned, (*before, self))
+        return pruned
+
+    def carry_out(self, model: nn.Module) -> Undo:
+        """Make the plan's edits on a model that it was checked with, in place, and return what takes them back.
+
+        Raises:
+            PlanError: the edits do not fit, or leave another number of parameters. The model is as it was.
+        """
         try:
-            undo = operate(target, self.edits)
+            undo = operate(model, self.edits)
         except SurgeryError as error:
             raise PlanError(f"the plan's edits do not fit this {type(model).__name__}: {error}") from error
-        if num_params(target) != self.num_params_after:
-            found = num_params(target)
+        if (found := num_params(model)) != self.num_params_after:
             undo()
             raise PlanError(f"the plan promises {self.num_params_after:,} parameters, but its edits leave {found:,}")
-        return target if inplace else clone(target, _own)
+        return undo
 
     def __str__(self) -> str:
         lines = [
@@ -166,24 +202,29 @@ class PruningPlan(BaseModel):
         return "\n".join(lines)
 
 
+#: The plans that made the pruned models that are alive.
+_made_by: Provenance[PruningPlan] = Provenance()
+
+
+def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
+    """The plans that were carried out to make a model, first to last; none where that is not known, as of a copy."""
+    return _made_by.of(unwrap(model))
+
+
+def remember_plans(model: nn.Module, plans: tuple[PruningPlan, ...]) -> None:
+    """Note which plans made a model, where that happened elsewhere than in :meth:`PruningPlan.apply`."""
+    _made_by.remember(model, plans)
+
+
 def _check_schema(text: str) -> None:
     """Raise :class:`PlanError` for a plan of a schema that is newer than this library, whatever else it holds."""
     try:
         read = from_json(text)
-    except ValueError:
+    except (ValueError, TypeError):  # no JSON; no text, with half a surrogate pair
         return
     version = cast("dict[str, Any]", read).get("schema_version") if isinstance(read, dict) else None
     if isinstance(version, int) and version > SCHEMA:
         raise PlanError(f"the plan has schema {version}, this layerprune reads up to {SCHEMA}: upgrade layerprune")
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Copy a tensor; a parameter stays one."""
-    with torch.no_grad():
-        copy = tensor.detach().clone()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(copy, requires_grad=tensor.requires_grad)
-    return copy.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copy
 
 
 def json_safe(value: float) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,7 @@ from layerprune.groups import Group
 from layerprune.impact.ablation import ablate
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.output_change import score_output_change
+from layerprune.impact.racing import FINAL, Rule, all_of_them, halving, winner
 from layerprune.joints import Joints
 from layerprune.marks import CannotRealise
 from layerprune.meter import Meter
@@ -26,6 +28,7 @@ from layerprune.proof import Removal
 from layerprune.select.frontier import frontier
 from layerprune.select.problem import Problem, Resource, Selection
 from layerprune.select.strategies import select
+from layerprune.structure import structure
 
 _SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
 
@@ -84,6 +87,7 @@ class Planner:
         self.meter = meter
         self.granularity = granularity
         self.seed = seed
+        self._raced: dict[tuple[int, ...], tuple[float, int]] = {}
 
     # ---- budgets --------------------------------------------------------------------------------------------------
 
@@ -117,20 +121,32 @@ class Planner:
             self._drawn,
             evidence is not None and self.scored.has_data,
             self.seed,
+            self.best if self.scored.scene is not None else None,
         )
 
     def harm(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made; ``nan`` for those that cannot be."""
+        return self._made(sets, all_of_them)[0]
+
+    def best(self, sets: Sequence[Sequence[int]]) -> int:
+        """Which of several sets does least to the output when they are made; the clear losers on few batches only."""
+        impacts, num_batches = self._made(sets, halving)
+        for some, impact, num in zip(sets, impacts, num_batches, strict=True):
+            self._raced[tuple(some)] = float(impact), int(num)
+        return winner(impacts, num_batches)
+
+    def _made(self, sets: Sequence[Sequence[int]], rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+        """Make sets: their impacts, ``nan`` where one cannot be made, and on how many batches they were measured."""
         assert self.scored.scene is not None
-        edits: list[Sequence[Edit] | None] = []
-        for some in sets:
-            try:
-                edits.append(self.joints.realise(some).edits)
-            except CannotRealise:
-                edits.append(None)
-        made = [each for each in edits if each is not None]
-        found = iter(ablate(self.scored.scene, made).impacts if made else ())
-        return np.array([np.nan if each is None else next(found) for each in edits])
+        edits: dict[int, Sequence[Edit]] = {}
+        for place, some in enumerate(sets):
+            with suppress(CannotRealise):
+                edits[place] = self.joints.realise(some).edits
+        impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets), dtype=int)
+        if edits:
+            found = ablate(self.scored.scene, list(edits.values()), rule=rule)
+            impacts[list(edits)], num_batches[list(edits)] = found.impacts, (found.size != 0).sum(0)
+        return impacts, num_batches
 
     def capped_impact(self, most: float) -> Resource:
         """The impacts' sum; of a set the harm that it does when it is made, where that is what impacts are."""
@@ -187,6 +203,7 @@ class Planner:
         return PruningPlan(
             model=type(self.model).__name__,
             fingerprint=fingerprint(self.model),
+            structure=structure(self.model),
             max_param_reduction=share,
             max_mac_reduction=limits.max_mac_reduction,
             target_latency_ms=limits.target_latency_ms,
@@ -230,7 +247,8 @@ class Planner:
 
     def interval(self, removal: int) -> tuple[float, float] | None:
         """The 95 % bootstrap interval of a removal's impact; None where there is none."""
-        if self._intervals is None:
+        evidence = self.scored.evidence
+        if self._intervals is None or evidence is None or evidence.num_batches[removal] < 2:
             return None
         low, high = self._intervals[:, removal]
         return (float(low), float(high)) if np.isfinite(low) and np.isfinite(high) else None
@@ -253,7 +271,10 @@ class Planner:
 
     def _together(self, chosen: Sequence[int]) -> float | None:
         """The impact of all of it, measured by making it; None where impacts are something else."""
-        return json_safe(float(self.harm([chosen])[0])) if chosen and self.is_measured else None
+        if not chosen or not self.is_measured:
+            return None
+        impact, num_batches = self._raced.get(tuple(chosen), (0.0, 0))
+        return json_safe(impact if num_batches >= FINAL else float(self.harm([chosen])[0]))
 
     # ---- notes ----------------------------------------------------------------------------------------------------
 

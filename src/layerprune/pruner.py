@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from layerprune.budgets import Budgets, check_share
 from layerprune.calibration import Batch, Loss, about_calibration, given_calibration
+from layerprune.checkpoint.save import save_pruned
 from layerprune.cost.record import Saving, measure, saved
 from layerprune.errors import (
     BudgetError,
@@ -313,7 +315,8 @@ class UniversalLayerPruner:
             strategy: what chooses; see :meth:`plan`.
             plan: a plan made before, for this model or another copy of it.
             repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form
-                (:func:`layerprune.repair.repair`); what was done is at :attr:`repair_report`. None: leave the weights.
+                (:func:`layerprune.repair.repair`); what was done is at :attr:`repair_report`. ``mean``: only move
+                biases and batch norms' means by what is missing on average. None: leave the weights.
             inplace: edit the user's model instead of a copy.
 
         Returns:
@@ -321,7 +324,7 @@ class UniversalLayerPruner:
 
         Raises:
             PlanError: the plan was made for another model.
-            RepairError: ``repair`` is neither.
+            RepairError: ``repair`` is none of these.
             BudgetError, CostError, UnknownNameError, CriticalGroupError: as for :meth:`plan`.
         """
         budgets = {
@@ -331,8 +334,8 @@ class UniversalLayerPruner:
             "max_memory_bytes": max_memory_bytes,
             "max_impact": max_impact,
         }
-        if repair not in ("auto", None):
-            raise RepairError(f"repair is {repair!r}; give 'auto', or None to leave the weights as they are")
+        if repair not in ("auto", "mean", None):
+            raise RepairError(f"repair is {repair!r}; give 'auto', 'mean', or None to leave the weights as they are")
         if plan is None:
             plan = self.plan(**budgets, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
         elif groups is not None or any(value is not None for value in budgets.values()):
@@ -343,21 +346,28 @@ class UniversalLayerPruner:
             self.repair_report = None
             self.model = plan.apply(self._original, inplace=inplace)
         else:
-            self.model = self._repaired(plan, self._batches, inplace)
+            how = "mean" if repair == "mean" else "refit"
+            self.model = self._repaired(plan, self._batches, how, inplace)
         return self.model
 
-    def _repaired(self, plan: PruningPlan, batches: Sequence[Batch], inplace: bool) -> nn.Module:
+    def save(self, folder: str | Path, **options: Any) -> Path:
+        """Save the pruned model with its plan; see :func:`layerprune.save_pruned`, which takes the options, too."""
+        return save_pruned(self.model, folder, **options)
+
+    def _repaired(self, plan: PruningPlan, batches: Sequence[Batch], how: str, inplace: bool) -> nn.Module:
         """Carry a plan out on a copy and repair that; only what is done goes into the user's model."""
         pruned = plan.apply(self._original)
         try:
-            self.repair_report = mend(self._original, pruned, [batch.inputs for batch in batches], edits=plan.edits)
+            data = [batch.inputs for batch in batches]
+            self.repair_report = mend(self._original, pruned, data, edits=plan.edits, graph=self.graph, how=how)
         except LayerPruneError as error:  # what is pruned is none the worse for it
             self.repair_report = RepairReport(notes=(f"not repaired: {error}",))
         if not inplace:
             return pruned
         edited = plan.apply(self._original, inplace=True)
         if self.repair_report.kept:
-            write(edited, {name: parameter.detach() for name, parameter in pruned.named_parameters()})
+            held = chain(pruned.named_parameters(), pruned.named_buffers())
+            write(edited, {name: tensor.detach() for name, tensor in held})
         return edited
 
 

@@ -108,6 +108,8 @@ class Recorder:
         call.start = len(self.recording.operations)
         call.arity = len(args) + len(kwargs)
         call.arguments = tuple(self.arguments(forward, args, kwargs))
+        if self.stack:
+            self.recording.calls[self.stack[-1]].steps.append(f":{names[0]}")
         self.recording.calls.append(call)
         self.stack.append(call.index)
         return call
@@ -260,6 +262,7 @@ class Recorder:
         call = Call(len(self.recording.functions), frame.fqn, frame.call, frame.index, name, nth)
         self.recording.functions.append(call)
         frame.functions.append(name)
+        frame.steps.append(name)
         operands: list[Tensor] = []
         call.literals = (
             tuple(_literal(a, operands) for a in args),

@@ -29,6 +29,7 @@ class Call:
     results: tuple[int, ...] = ()
     has_data_calls: bool = False
     functions: list[str] = field(default_factory=list[str])
+    steps: list[str] = field(default_factory=list[str])
 
 
 @dataclass

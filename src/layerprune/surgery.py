@@ -130,8 +130,15 @@ def _carry_out(model: nn.Module, edit: Edit, places: _Places) -> Undo:
     if isinstance(edit, Guard):
         guard = SkipsDropped(module)
         guard.training = module.training
-        return _replace(places[id(module)], module, guard)
-    return _replace(places[id(module)], module, _stand_in(cast("Pass | Drop", edit), module))
+        return _replace(_places_of(module, edit, places), module, guard)
+    return _replace(_places_of(module, edit, places), module, _stand_in(cast("Pass | Drop", edit), module))
+
+
+def _places_of(module: nn.Module, edit: Edit, places: _Places) -> Sequence[tuple[nn.Module, str]]:
+    """Where a module hangs; a stand-in that an earlier edit put there hangs nowhere."""
+    if id(module) not in places:
+        raise SurgeryError(f"cannot {edit}: another edit has put a stand-in there")
+    return places[id(module)]
 
 
 def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:

@@ -15,6 +15,7 @@ from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
 
 _RESAMPLES = 200
+_NAMED = 5  # removals, in a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,15 @@ class Evidence:
         """One number per removal, 0 for no harm; nan where it could not be measured."""
         return self._of(np.ones_like(self.change))
 
+    @property
+    def num_batches(self) -> np.ndarray:
+        """On how many batches each removal was measured."""
+        return self._measured.sum(0)
+
+    @property
+    def _measured(self) -> np.ndarray:
+        return (self.change != 0) | (self.size != 0)
+
     def resampled(self, seed: int) -> np.ndarray:
         """Impacts on batches drawn with replacement, ``(draw, removal)``; none from a single batch.
 
@@ -100,7 +110,7 @@ class Evidence:
         num = len(self.change)
         if num < 2:
             return np.empty((0, self.change.shape[1]))
-        measured = (self.change != 0) | (self.size != 0)
+        measured = self._measured
         draws = np.random.default_rng(seed).integers(0, num, (_RESAMPLES, num))
         return np.stack([self._of(_times(draw, measured)) for draw in draws])
 
@@ -110,6 +120,16 @@ class Evidence:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((size == 0) & (change == 0), 0.0, change / size)
             return np.where(np.isinf(change) | np.isinf(size), np.nan, ratio) ** self.power
+
+
+def about_unknown(removals: Sequence[Removal], change: np.ndarray, why: str) -> tuple[str, ...]:
+    """Name the removals of which a criterion found nothing on some batch, ``change`` being ``(batch, removal)``."""
+    unknown = [removal.name for removal, lost in zip(removals, np.isnan(change.sum(0)), strict=True) if lost]
+    if not unknown:
+        return ()
+    more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+    which = "1 removal" if len(unknown) == 1 else f"{len(unknown)} removals"
+    return (f"the impact of {which} is not known ({why}): {'; '.join(unknown[:_NAMED])}{more}",)
 
 
 def _times(draw: np.ndarray, measured: np.ndarray) -> np.ndarray:

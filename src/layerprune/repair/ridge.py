@@ -10,42 +10,90 @@ from torch import Tensor
 #: Strengths that are tried, strongest first, in units of the mean variance of the inputs.
 STRENGTHS = (100.0, 20.0, 5.0, 1.0, 0.2, 0.05, 0.01, 1e-3, 1e-4)
 
+_ROWS_AT_ONCE = 4096
+
+
+class Gram:
+    """Sums of the products of inputs, and of a constant 1 behind them, in float64.
+
+    Args:
+        groups: blocks of the matrix, each with inputs of its own.
+        num_in: inputs of a block.
+        device: where the rows come from.
+    """
+
+    def __init__(self, groups: int, num_in: int, *, device: torch.device) -> None:
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.matrix = torch.zeros(groups, num_in + 1, num_in + 1, dtype=dtype, device=device)
+        self.num_rows = 0
+
+    def add(self, read: Tensor) -> None:
+        """Take rows in: ``(group, row, input)``, the last input being 1."""
+        add_product(self.matrix, read, read)
+        self.num_rows += read.shape[1]
+
+
+def add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """Add ``oneᵀ other`` to a total in float64.
+
+    Rows of single precision are multiplied as such, some thousand at a time: each entry is then right to about 1e-6 of
+    what it could be at most, far below what the ridge adds, in half the time (a sixty-fourth on some GPUs).
+    """
+    if total.dtype in (one.dtype, other.dtype) or (one.is_cuda and torch.backends.cuda.matmul.allow_tf32):
+        total.baddbmm_(one.mT.to(total.dtype), other.to(total.dtype))
+        return
+    for start in range(0, one.shape[1], _ROWS_AT_ONCE):
+        end = start + _ROWS_AT_ONCE
+        total += one[:, start:end].mT @ other[:, start:end]
+
 
 class Sums:
     """What a least-squares fit needs of its rows: sums of products, in float64.
 
     Args:
-        groups: blocks of the matrix, each with inputs of its own.
-        num_in: inputs of a block.
+        gram: of the inputs; sums of several fits that read the same rows may share it.
         num_out: outputs of a block.
         bias: whether a constant may be fitted, too.
-        device: where the rows come from.
     """
 
-    def __init__(self, groups: int, num_in: int, num_out: int, *, bias: bool, device: torch.device) -> None:
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        width = num_in + bias
+    def __init__(self, gram: Gram, num_out: int, *, bias: bool) -> None:
+        groups, width, _ = gram.matrix.shape
         self.bias = bias
-        self.gram = torch.zeros(groups, width, width, dtype=dtype, device=device)
-        self.cross = torch.zeros(groups, width, num_out, dtype=dtype, device=device)
+        self.gram_of = gram
+        self.cross_of = gram.matrix.new_zeros(groups, width, num_out)
         self.square = 0.0
-        self.num_rows = 0
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there were."""
+        return self.gram_of.num_rows
+
+    @property
+    def gram(self) -> Tensor:
+        """``(group, input, input)``, with the constant where one is fitted."""
+        return self.gram_of.matrix if self.bias else self.gram_of.matrix[:, :-1, :-1]
+
+    @property
+    def cross(self) -> Tensor:
+        """``(group, input, output)``."""
+        return self.cross_of if self.bias else self.cross_of[:, :-1]
 
     def add(self, read: Tensor, wanted: Tensor) -> None:
-        """Take rows in: ``(group, row, input)`` and ``(group, row, output)``."""
-        if self.bias:
-            read = torch.cat([read, read.new_ones(*read.shape[:2], 1)], 2)
-        self.gram.baddbmm_(read.mT, read)
-        self.cross.baddbmm_(read.mT, wanted)
-        self.square += float(wanted.square().sum())
-        self.num_rows += read.shape[1]
+        """Take rows in: ``(group, row, input)``, the last input being 1, and ``(group, row, output)``.
+
+        The Gram matrix is not touched: it may have taken them in before.
+        """
+        add_product(self.cross_of, read, wanted)
+        self.square += float(torch.linalg.vector_norm(wanted, dtype=self.cross_of.dtype)) ** 2
 
     def plus(self, other: Sums) -> Sums:
         """The sums of both's rows."""
+        gram = Gram.__new__(Gram)
+        gram.matrix = self.gram_of.matrix + other.gram_of.matrix
+        gram.num_rows = self.num_rows + other.num_rows
         both = Sums.__new__(Sums)
-        both.bias = self.bias
-        both.gram, both.cross = self.gram + other.gram, self.cross + other.cross
-        both.square, both.num_rows = self.square + other.square, self.num_rows + other.num_rows
+        both.bias, both.gram_of = self.bias, gram
+        both.cross_of, both.square = self.cross_of + other.cross_of, self.square + other.square
         return both
 
     def solve(self, strength: float) -> Tensor:
@@ -57,15 +105,16 @@ class Sums:
         Returns:
             ``(group, input, output)``; the last input is the constant where there is one.
         """
-        diagonal = self.gram.diagonal(dim1=1, dim2=2)
-        offset = self.gram[:, :-1, -1].square() / max(self.num_rows, 1) if self.bias else None
+        gram = self.gram
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        offset = gram[:, :-1, -1].square() / max(self.num_rows, 1) if self.bias else None
         own = diagonal if offset is None else diagonal[:, :-1] - offset
         size = own.clamp(min=0).mean(1, keepdim=True)
         size = torch.where(size > 0, size, torch.ones_like(size))  # inputs that never vary
         penalty = (strength * size).expand(-1, diagonal.shape[1]).clone()
         if self.bias:
             penalty[:, -1] = 0
-        penalised = self.gram + torch.diag_embed(penalty)
+        penalised = gram + torch.diag_embed(penalty)
         factor, failed = torch.linalg.cholesky_ex(penalised)
         if bool(failed.any()):  # rounding has made it indefinite
             return torch.linalg.solve(penalised, self.cross)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from itertools import product
 from typing import cast
@@ -13,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_ROW_BYTES = 64 * 2**20  # of one piece of rows in float64: a convolution's take its kernel's size times as much memory
+_ROW_BYTES = 64 * 2**20  # of one piece of rows in float32: a convolution's take its kernel's size times as much memory
 
 
 def why_not_solvable(module: nn.Module) -> str:
@@ -29,6 +30,15 @@ def why_not_solvable(module: nn.Module) -> str:
     if weight.dtype not in _FLOATS:
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}: quantised weights are not solved again"
     return ""
+
+
+def has_free_bias(module: nn.Module) -> bool:
+    """Whether a transform that is not solved again adds a bias that can be written: one with quantised weights may."""
+    if not isinstance(module, (nn.Linear, *_CONVS)) or "forward" in vars(module):
+        return False
+    bias = module._parameters.get("bias")
+    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+    return not hooked and "weight" in module._parameters and bias is not None and bias.dtype in _FLOATS
 
 
 def _base(module: nn.Module) -> type[nn.Module] | None:
@@ -66,7 +76,19 @@ def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
     return (flat.T if _is_transposed(module) else flat).reshape(weight.shape).to(weight.dtype)
 
 
-def rows_of(module: nn.Module, read: Tensor, wanted: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def num_rows(module: nn.Module, read: Tensor, found: Tensor, mask: Tensor | None) -> tuple[int, int]:
+    """How many rows there are of what a transform reads, and how many of them belong to one pick of :func:`rows_of`."""
+    if isinstance(module, _ConvNd):
+        num_samples = read.shape[0] if read.dim() == len(module.kernel_size) + 2 else 1
+        places = found.numel() // (num_samples * module.out_channels)
+        return num_samples * places, places
+    counts = int(mask.sum()) * read.shape[2:-1].numel() if _fits(read, mask) and mask is not None else None
+    return read.shape[:-1].numel() if counts is None else counts, 1
+
+
+def rows_of(
+    module: nn.Module, read: Tensor, wanted: Tensor, mask: Tensor | None, some: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Lay out what a transform reads, and what its output should change by, in rows.
 
     Args:
@@ -74,25 +96,38 @@ def rows_of(module: nn.Module, read: Tensor, wanted: Tensor, mask: Tensor | None
         read: what it reads.
         wanted: what its output should change by; the output's elements in order, in any shape.
         mask: ``(sample, token)``, 1 where a token counts; left out where ``read`` has no such dimensions.
+        some: numbers of those that are picked, of the tokens that count, or of a convolution's samples; all if None.
 
     Yields:
-        Pieces of rows in float64: ``(group, row, input)`` and ``(group, row, output)``.
+        Pieces of rows in float32, or float64 where they come so: ``(group, row, input)`` and ``(group, row, output)``.
     """
     if isinstance(module, _ConvNd):
-        yield from _rows_of_conv(module, read, wanted)
+        yield from _rows_of_conv(module, read, wanted, some)
         return
     flat = wanted.reshape(*read.shape[:-1], -1)
-    if mask is not None and read.dim() > 2 and read.shape[:2] == mask.shape:
+    if mask is not None and _fits(read, mask):
         keep = mask.bool()
         read, flat = read[keep], flat[keep]
-    yield read.reshape(1, -1, read.shape[-1]).to(exact(read)), flat.reshape(1, -1, flat.shape[-1]).to(exact(flat))
+    read, flat = read.reshape(-1, read.shape[-1]), flat.reshape(-1, flat.shape[-1])
+    if some is not None:
+        read, flat = read[some.to(read.device)], flat[some.to(flat.device)]
+    yield read[None].to(single(read)), flat[None].to(single(flat))
 
 
-def _rows_of_conv(module: _ConvNd, read: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _fits(read: Tensor, mask: Tensor | None) -> bool:
+    return mask is not None and read.dim() > 2 and read.shape[:2] == mask.shape
+
+
+def _rows_of_conv(
+    module: _ConvNd, read: Tensor, wanted: Tensor, some: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Lay out the patches under a kernel (im2col), a few samples at a time."""
     spatial = len(module.kernel_size)
     if read.dim() == spatial + 1:
         read = read[None]
+    wanted = wanted.reshape(read.shape[0], module.out_channels, -1)
+    if some is not None:
+        read, wanted = read[some.to(read.device)], wanted[some.to(wanted.device)]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = F.pad(read, module._reversed_padding_repeated_twice, mode=mode)
     sizes = [
@@ -101,18 +136,39 @@ def _rows_of_conv(module: _ConvNd, read: Tensor, wanted: Tensor) -> Iterator[tup
             padded.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True
         )
     ]
-    wanted = wanted.reshape(read.shape[0], module.groups, -1, *sizes)
     places = torch.Size(sizes).numel()
     width = read.shape[1] * torch.Size(module.kernel_size).numel()
-    step = max(1, _ROW_BYTES // (8 * places * width))
+    step = max(1, _ROW_BYTES // (4 * places * width))
     for start in range(0, read.shape[0], step):
-        some = padded[start : start + step].to(exact(padded))
-        taps = [some[(..., *_tap(module, offset, sizes))] for offset in product(*map(range, module.kernel_size))]
+        piece = padded[start : start + step].to(single(padded))
+        taps = [piece[(..., *_tap(module, offset, sizes))] for offset in product(*map(range, module.kernel_size))]
         patches = torch.stack(taps, 2)  # (sample, channel, tap, place…)
         count = patches.shape[0]
         patches = patches.reshape(count, module.groups, width // module.groups, places)
-        change = wanted[start : start + step].to(exact(wanted)).reshape(count, module.groups, -1, places)
+        change = wanted[start : start + step].to(single(wanted)).reshape(count, module.groups, -1, places)
         yield _by_group(patches), _by_group(change)
+
+
+def layout(module: nn.Module) -> tuple[object, ...]:
+    """What decides the rows that a transform's input is laid out in: equal for two, so are the rows."""
+    if not isinstance(module, _ConvNd):
+        return ()
+    return module.kernel_size, module.stride, module.dilation, module.groups, module.padding, module.padding_mode
+
+
+def output_of(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Tensor) -> Tensor:
+    """What a transform would make with another weight and bias."""
+    other = copy.copy(module)
+    other._parameters = {
+        "weight": nn.Parameter(weight, False),
+        "bias": None if bias is None else nn.Parameter(bias, False),
+    }
+    return type(module).forward(other, read)
+
+
+def channel_dim(module: nn.Module) -> int:
+    """Where a transform's output has its channels, from behind."""
+    return -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
 
 
 def _tap(module: _ConvNd, offset: tuple[int, ...], sizes: list[int]) -> tuple[slice, ...]:
@@ -131,3 +187,8 @@ def _by_group(tensor: Tensor) -> Tensor:
 def exact(tensor: Tensor) -> torch.dtype:
     """The dtype that sums are taken in: float64, or float32 where the device has no other."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def single(tensor: Tensor) -> torch.dtype:
+    """The dtype that rows are multiplied in: float32, or the tensor's own if that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,0 +1,266 @@
+"""The walk: both models side by side on all batches, from one tensor that can be mended to the next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.calibration import Batch
+from layerprune.errors import CalibrationError
+from layerprune.graph import LayerGraph
+from layerprune.repair.lanes import Lane, closing
+from layerprune.repair.sites import Site
+from layerprune.shadow import Shadow, real_shadow, short
+
+#: Threads that may exist at once: each lane has one, and torch gives it helpers of its own.
+MOST_THREADS = 512
+
+
+@dataclass(eq=False)
+class Side:
+    """One of the two models that are held against each other.
+
+    Attributes:
+        model: the user's model; it is not touched.
+        shade: a real shadow of it.
+        graph: its layer graph.
+        num_forwards: forwards so far, those cut short included.
+    """
+
+    model: nn.Module
+    shade: Shadow
+    graph: LayerGraph
+    num_forwards: int = 0
+
+    def lane(self, batch: Batch, values: Iterable[int], shade: Shadow | None = None) -> Lane:
+        """A forward that stops at some values; on a shadow of its own if None is given."""
+        if shade is None:
+            shade = real_shadow(self.model, written=self.graph.written_params)
+        self.num_forwards += 1
+        return Lane(shade, self.graph, frozenset(values), batch.inputs)
+
+    @cached_property
+    def overwritten(self) -> frozenset[int]:
+        """The storages that some layer writes into."""
+        return frozenset(storage for layer in self.graph.layers for storage in layer.writes)
+
+    def kept(self, value: int, tensor: Tensor) -> Tensor:
+        """A tensor that stays what it is, whatever later layers write into it."""
+        tensor = tensor.detach()
+        return tensor.clone() if self.graph.values[value].storage in self.overwritten else tensor
+
+    def next(self, lane: Lane, number: int) -> tuple[int, Tensor] | None:
+        """What a lane comes to next.
+
+        Raises:
+            CalibrationError: the forward raises.
+        """
+        try:
+            return lane.next()
+        except Exception as error:  # the user's own forward
+            raise CalibrationError(
+                f"{type(self.model).__name__}.forward raised on batch {number} of the calibration data: {short(error)}"
+            ) from error
+
+    @property
+    def live_bytes(self) -> int:
+        """What a forward of the recorded inputs holds at most of values that are still to be read."""
+        last: dict[int, int] = {}
+        size: dict[int, int] = {}
+        made: dict[int, int] = {}
+        for value in self.graph.values.values():
+            if value.index not in self.graph.readers:
+                continue  # within a layer, or handed out
+            reader = max(self.graph.readers[value.index])
+            last[value.storage] = max(last.get(value.storage, -1), reader)
+            made[value.storage] = min(made.get(value.storage, value.layer), value.layer)
+            num_bytes = torch.Size(value.shape).numel() * value.dtype.itemsize
+            size[value.storage] = max(size.get(value.storage, 0), num_bytes)
+        steps = [0] * (len(self.graph.layers) + 3)
+        for storage, num_bytes in size.items():
+            steps[made[storage] + 1] += num_bytes
+            steps[last[storage] + 2] -= num_bytes
+        most = now = 0
+        for step in steps:
+            now += step
+            most = max(most, now)
+        return most
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What one batch shows of a site.
+
+    Attributes:
+        number: of the batch.
+        read: what the transform reads in the pruned model, repaired so far.
+        found: what it feeds there; what is written into it is what the rest of the forward reads.
+        wanted: what that is in the original.
+        mask: ``(sample, token)``, 1 where a token counts.
+    """
+
+    number: int
+    read: Tensor
+    found: Tensor
+    wanted: Tensor
+    mask: Tensor | None
+
+
+class Walk:
+    """Goes with all batches through both models.
+
+    Args:
+        original: the original.
+        pruned: the pruned model.
+        repaired: a shadow of it with the weights that were found so far.
+        batches: calibration data.
+        sites: of the pruned model.
+        memory_bytes: what the tensors of the batches that wait may take. Where they do not fit, the last batches start
+            anew for each tensor.
+    """
+
+    def __init__(
+        self,
+        original: Side,
+        pruned: Side,
+        repaired: Shadow,
+        batches: Sequence[Batch],
+        sites: Sequence[Site],
+        memory_bytes: int,
+    ) -> None:
+        self.original = original
+        self.pruned = pruned
+        self.repaired = repaired
+        self.batches = batches
+        self.sites_at: dict[int, list[Site]] = {}
+        for site in sites:
+            self.sites_at.setdefault(site.reached, []).append(site)
+        self.num_waiting = self._num_waiting(memory_bytes)
+        self.uses = Counter(site.source for site in sites)
+        self.waiting = [_Waiting(self, number) for number in range(self.num_waiting)]
+
+    def _num_waiting(self, memory_bytes: int) -> int:
+        """How many of the batches can wait side by side; one at the least."""
+        each = (self.original.live_bytes + self.pruned.live_bytes) / max(_num_elements(self.batches[0]), 1)
+        sizes = torch.tensor([max(_num_elements(batch), 1) * each for batch in self.batches]).cumsum(0)
+        num_threads = max(1, MOST_THREADS // (2 * torch.get_num_threads()))
+        return max(1, min(num_threads, int((sizes <= memory_bytes).sum())))
+
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """Walk inside: whatever happens, no forward is left waiting, and the RNG and torch's switches are as before."""
+        lanes = [lane for pair in self.waiting for lane in (pair.original, pair.pruned)]
+        with self.original.shade.running(), closing(lanes):
+            yield
+
+    def stops(self) -> Generator[tuple[int, list[Site]]]:
+        """Go on to each tensor that can be mended, as the forward comes to it.
+
+        Yields:
+            The value, and the sites that feed it.
+        """
+        order = {value: self.pruned.graph.values[value].layer for value in self.sites_at}
+        while True:
+            at = [stop for pair in self.waiting if (stop := pair.stop()) is not None]
+            if not at:
+                return
+            stop = min(at, key=order.__getitem__)
+            yield stop, self.sites_at[stop]
+            for site in self.sites_at.pop(stop):
+                self.uses[site.source] -= 1
+            for pair in self.waiting:
+                pair.leave(stop)
+
+    def views(self, stop: int, sites: Sequence[Site]) -> dict[str, list[View]]:
+        """What each batch shows of sites that feed the same tensor, by the sites' names."""
+        found: dict[str, list[View]] = {site.name: [] for site in sites}
+        for number, batch in enumerate(self.batches):
+            if number < self.num_waiting:
+                made, reads, wanted = self.waiting[number].seen(stop, sites)
+            else:
+                made, reads, wanted = self._anew(number, stop, sites)
+            for site in sites if made is not None else ():
+                if site.source in reads and site.target in wanted and made is not None:
+                    view = View(number, reads[site.source], made, wanted[site.target], batch.mask)
+                    found[site.name].append(view)
+        return found
+
+    def _anew(
+        self, number: int, stop: int, sites: Sequence[Site]
+    ) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
+        """The same from the start of the forward."""
+        reads = self._collected(self.pruned, number, {stop, *(site.source for site in sites)}, self.repaired)
+        wanted = self._collected(self.original, number, {site.target for site in sites}, self.original.shade)
+        return reads.get(stop), reads, wanted
+
+    def _collected(self, side: Side, number: int, values: set[int], shade: Shadow) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        lane = side.lane(self.batches[number], values, shade)
+        with closing([lane]):
+            while (one := side.next(lane, number)) is not None:
+                found[one[0]] = one[1].detach().clone()  # a later layer may write into it
+        return found
+
+
+class _Waiting:
+    """One batch on its way through both models."""
+
+    def __init__(self, walk: Walk, number: int) -> None:
+        self.walk = walk
+        self.number = number
+        sites = [site for some in walk.sites_at.values() for site in some]
+        batch = walk.batches[number]
+        self.original = walk.original.lane(batch, {site.target for site in sites})
+        self.pruned = walk.pruned.lane(batch, {value for site in sites for value in (site.source, site.reached)})
+        self.reads: dict[int, Tensor] = {}
+        self.wanted: dict[int, Tensor] = {}
+        self.at: tuple[int, Tensor] | None = None
+
+    def stop(self) -> int | None:
+        """Run on to the next tensor that is not mended yet; None at the end."""
+        while self.at is None:
+            self.at = self.walk.pruned.next(self.pruned, self.number)
+            if self.at is None:
+                return None
+            if self.at[0] not in self.walk.sites_at:
+                self._pass()
+        return self.at[0]
+
+    def _pass(self) -> None:
+        """Go by a tensor, and keep it where a transform reads it."""
+        assert self.at is not None
+        value, tensor = self.at
+        if self.walk.uses[value] > 0:
+            self.reads[value] = self.walk.pruned.kept(value, tensor)
+        self.at = None
+
+    def leave(self, stop: int) -> None:
+        """Go on from a tensor, and forget what is not needed any more."""
+        if self.at is not None and self.at[0] == stop:
+            self._pass()
+        self.reads = {value: tensor for value, tensor in self.reads.items() if self.walk.uses[value] > 0}
+
+    def seen(self, stop: int, sites: Sequence[Site]) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
+        """What is there of a tensor, what the transforms that feed it read, and what it was in the original."""
+        if self.at is None or self.at[0] != stop:
+            return None, {}, {}
+        targets = {site.target for site in sites}
+        while not targets <= self.wanted.keys():
+            found = self.walk.original.next(self.original, self.number)
+            if found is None:
+                break
+            self.wanted[found[0]] = self.walk.original.kept(*found)
+        wanted = {value: self.wanted[value] for value in targets & self.wanted.keys()}
+        later = {site.target for value, some in self.walk.sites_at.items() if value != stop for site in some}
+        self.wanted = {value: tensor for value, tensor in self.wanted.items() if value in later}
+        return self.at[1], self.reads, wanted
+
+
+def _num_elements(batch: Batch) -> int:
+    return sum(tensor.numel() for tensor in batch.inputs.tensors())
