@@ -11,7 +11,8 @@ from torch import nn
 from layerprune.channel_rules import CannotSlice
 from layerprune.channels import ChannelTrace
 from layerprune.companion import Companion
-from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice, taken_out
+from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, taken_out
+from layerprune.folds import CannotFold, FoldTrace
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
 from layerprune.modules import is_compiled
@@ -51,8 +52,9 @@ def realise(
     """Find the edits that carry a cut out.
 
     Every value that is to be substituted is traced back to its substitute: through dead modules, which then pass their
-    argument on, and through merges, whose other operands are dropped. Then all other dead modules are replaced, and
-    the readers of concats sliced. Modules are taken as far out as they are dead.
+    argument on, and through merges, whose other operands are dropped. Then all other dead modules are replaced, the
+    readers of concats sliced, and projections folded into those of tensors with other channels. Modules are
+    taken as far out as they are dead.
 
     Args:
         graph: the layer graph.
@@ -83,7 +85,12 @@ class _Realiser:
         marks = self.marks()
         slices, moved = self.slices()
         outermost = self.outermost_dead()
-        edits = [*self.module_edits(marks, outermost), *self.param_edits(marks, outermost), *slices]
+        edits = [
+            *self.module_edits(marks, outermost),
+            *self.param_edits(marks, outermost),
+            *slices,
+            *self.folds(slices),
+        ]
         self.check_params(edits)
         self.check_calls(edits)
         leftovers = self.leftovers(edits)
@@ -300,6 +307,15 @@ class _Realiser:
             return slices, tuple(trace.moved)
         except CannotSlice as error:
             raise CannotRealise(str(error)) from error
+
+    def folds(self, slices: list[Slice]) -> list[Fold]:
+        try:
+            folds = FoldTrace(self.graph, self.modules, self.cut, self.dead).run()
+        except CannotFold as error:
+            raise CannotRealise(str(error)) from error
+        for name in {fold.fqn for fold in folds} & {edit.fqn for edit in slices}:
+            raise CannotRealise(f"'{name}' would take a projection in and lose channels at once")
+        return folds
 
     def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
         removed = self.graph.all_names(taken_out(edits))

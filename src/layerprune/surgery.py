@@ -16,6 +16,7 @@ from layerprune.edits import (
     Drop,
     DropParameter,
     Edit,
+    Fold,
     Guard,
     Pass,
     Shorten,
@@ -26,19 +27,22 @@ from layerprune.edits import (
 from layerprune.errors import SurgeryError
 from layerprune.husks import plain, shown
 from layerprune.modules import slots
+from layerprune.projection import Folded, resize
 from layerprune.slices import loss_of
 
 Undo = Callable[[], None]
 
 
-def operate(model: nn.Module, edits: Sequence[Edit]) -> Undo:
+def operate(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Undo:
     """Carry edits out on a model, in place.
 
-    The surviving modules and parameters are the same objects as before, except sliced parameters, which are new.
+    The surviving modules and parameters are the same objects as before, except sliced parameters, and those that have
+    taken a projection in, which are new.
 
     Args:
         model: the module tree to edit.
         edits: what to do; each names a module of ``model``.
+        folded: the weights of transforms that take a projection in; those not in it get zeros, to be written over.
 
     Returns:
         A function that takes every edit back, bit for bit.
@@ -58,7 +62,7 @@ def operate(model: nn.Module, edits: Sequence[Edit]) -> Undo:
         shorten = _prepared(model, shortens)
         moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
         for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
-            undos.append(_carry_out(model, edit, places))
+            undos.append(_carry_out(model, edit, places, folded or {}))
         undos.append(shorten())
         undos.append(_take_places(moves))
     except BaseException:
@@ -101,9 +105,9 @@ def _take_places(moves: Sequence[tuple[TakePlace, nn.Module, nn.Module, str]]) -
 
 
 @contextmanager
-def applied(model: nn.Module, edits: Sequence[Edit]) -> Generator[nn.Module]:
+def applied(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Generator[nn.Module]:
     """Run a block with edits carried out on a model, and take them back afterwards whatever happens."""
-    undo = operate(model, edits)
+    undo = operate(model, edits, folded)
     try:
         yield model
     finally:
@@ -112,19 +116,21 @@ def applied(model: nn.Module, edits: Sequence[Edit]) -> Generator[nn.Module]:
 
 def _in_order(edits: Sequence[Edit]) -> list[Edit]:
     """Parameters first: deleting a module last keeps every name valid until it is needed."""
-    order = {"slice": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "delete": 3}
+    order = {"slice": 0, "fold": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "delete": 3}
     return sorted(edits, key=lambda edit: order[edit.kind])
 
 
 _Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
 
 
-def _carry_out(model: nn.Module, edit: Edit, places: _Places) -> Undo:
+def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded) -> Undo:
     if isinstance(edit, DropParameter):
         return _drop_parameter(model, edit)
     module = _find(model, edit.fqn, edit)
     if isinstance(edit, Slice):
         return _slice(module, edit)
+    if isinstance(edit, Fold):
+        return resize(module, edit, folded.get(edit))
     if isinstance(edit, Delete):
         return _delete(model, edit)
     if isinstance(edit, Guard):
