@@ -130,7 +130,7 @@ def block_influence(of: Subject) -> list[float]:
 
 def by_budget(*shares: float) -> Callable[[Subject], dict[str, PruningPlan]]:
     def plans(of: Subject) -> dict[str, PruningPlan]:
-        pruner = UniversalLayerPruner(of.model, calibration=of.calibration)
+        pruner = UniversalLayerPruner(of.model, calibration=of.calibration, projections=False)
         return {f"budget {share:.0%}": pruner.plan(max_param_reduction=share) for share in shares}
 
     return plans

@@ -99,7 +99,7 @@ def main() -> None:
 
 def measure(of: Subject, methods: Sequence[Method], shares: Sequence[float]) -> dict[str, list[dict[str, float]]]:
     """Print and return what each method's choice does, and how many forwards on calibration batches it took."""
-    ours = UniversalLayerPruner(of.model, calibration=of.calibration, progress=False)
+    ours = UniversalLayerPruner(of.model, calibration=of.calibration, progress=False, projections=False)
     prunable = sum(ours._planner.meter.param_pieces.values()) / ours.graph.num_params
     harm, figures = Harm(of.kind), {}
     console.print(f"[bold]{of.name}[/]: {len(ours.removals)} removals, {prunable:.1%} can go; {harm.unit}, held out")
@@ -148,7 +148,7 @@ def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> I
             "progress": False,
         }
         with counted(of.model) as forwards:
-            pruner = UniversalLayerPruner(of.model, calibration=of.calibration, **options)
+            pruner = UniversalLayerPruner(of.model, calibration=of.calibration, projections=False, **options)
             pruner._proven = [r for r in pruner._proven if r.kind == "block" or not only_blocks]
             _ = pruner.removals
         pruners.append((pruner, forwards[0]))
