@@ -58,6 +58,7 @@ class Problem:
         resampled: impacts on calibration data drawn anew, ``(draw, removal)``; of no rows where there is one batch.
         has_data: whether impacts were measured on calibration data, so that small differences mean something.
         seed: for strategies that draw.
+        mended: what each of several sets does to the output when it is made and repaired; None where that cannot be.
     """
 
     graph: LayerGraph
@@ -70,6 +71,7 @@ class Problem:
     resampled: np.ndarray | None = None
     has_data: bool = False
     seed: int = 0
+    mended: Callable[[Sequence[Sequence[int]]], np.ndarray] | None = None
 
     @property
     def impacts(self) -> np.ndarray:
