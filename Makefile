@@ -28,9 +28,11 @@ lint: $(INSTALLED)-dev
 bench: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/large.py
+	$(BIN)/python benchmarks/residue.py
 	$(BIN)/python benchmarks/impact.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/repair.py
+	$(BIN)/python benchmarks/distillation.py
 
 zoo: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/zoo.py

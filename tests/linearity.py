@@ -34,7 +34,14 @@ def faults(model: nn.Module, inputs: Any) -> tuple[list[str], list[Site], int]:
         matrix, before, change = matrix_of(module), {}, {}
 
         def keep(into: dict[int, Tensor]):
-            return lambda value, tensor: into.__setitem__(value, tensor.detach().clone())
+            def see(value, tensor):
+                into[value] = tensor.detach().clone()
+
+            def begin():
+                into.clear()
+                return see
+
+            return begin
 
         wanted = (site.source, site.reached)
         if observe(shade, graph, given, wanted, keep(before)) != set(wanted):

@@ -141,14 +141,14 @@ class _Finder:
             if kind in ("add", "mul"):
                 for kept in self.keepable(layer):
                     others = [read[0] for read in layer.operands if read and read != (kept,)]
-                    name = f"{layer.name} without {self.name_of(others[0]) if others else 'its parameter'}"
+                    name = f"{layer.name} without {self.graph.name_of(others[0]) if others else 'its parameter'}"
                     cut = Cut({layer.outputs[0]: kept})
                     yield self.candidate("gate" if kind == "mul" else "branch", cut, name)
             elif kind == "cat" and len(layer.operands) > 1:
                 for read in dict.fromkeys(layer.operands):
                     if len(read) == 1 and len({*layer.operands}) > 1:
                         cut = Cut(dropped=frozenset({(layer.index, read[0])}))
-                        yield self.candidate("concat", cut, f"{layer.name} without {self.name_of(read[0])}")
+                        yield self.candidate("concat", cut, f"{layer.name} without {self.graph.name_of(read[0])}")
 
     def several(self) -> Iterator[Candidate | None]:
         """Drop a tensor from every merge that reads it, where several do and nothing else does."""
@@ -169,7 +169,7 @@ class _Finder:
                     break
             else:
                 cut = Cut(substitutes, frozenset(dropped))
-                yield self.candidate("several", cut, f"{len(readers)} merges without {self.name_of(value)}")
+                yield self.candidate("several", cut, f"{len(readers)} merges without {self.graph.name_of(value)}")
 
     def blocks(self) -> Iterator[Candidate | None]:
         """Let an element of a container hand on its input."""
@@ -235,7 +235,7 @@ class _Finder:
                 for substitute in self.graph.layers[dominator].outputs if dominator >= 0 else self.graph.inputs:
                     if self.alike(substitute, value):
                         cut = Cut({value: substitute})
-                        found = self.candidate("bypass", cut, f"{layer.name} by {self.name_of(substitute)}")
+                        found = self.candidate("bypass", cut, f"{layer.name} by {self.graph.name_of(substitute)}")
                         if found is not None or self.is_known(cut):
                             return found
         return None
@@ -264,14 +264,6 @@ class _Finder:
     def alike(self, one: int, other: int) -> bool:
         a, b = self.graph.values[one], self.graph.values[other]
         return a.shape == b.shape and a.dtype == b.dtype and len(a.shape) > 1
-
-    def name_of(self, value: int) -> str:
-        index = self.graph.values[value].layer
-        if index < 0:
-            return "the model's input"
-        layer = self.graph.layers[index]
-        own = layer.outputs.index(value) if value in layer.outputs else 0
-        return layer.name if own == 0 else f"{layer.name}[{own}]"
 
 
 def _key(cut: Cut) -> tuple[object, ...]:

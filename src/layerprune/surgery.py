@@ -16,6 +16,7 @@ from layerprune.edits import (
     Drop,
     DropParameter,
     Edit,
+    Fold,
     Guard,
     Pass,
     Shorten,
@@ -24,20 +25,24 @@ from layerprune.edits import (
     joined,
 )
 from layerprune.errors import SurgeryError
+from layerprune.husks import plain, shown
 from layerprune.modules import slots
+from layerprune.projection import Folded, resize
 from layerprune.slices import loss_of
 
 Undo = Callable[[], None]
 
 
-def operate(model: nn.Module, edits: Sequence[Edit]) -> Undo:
+def operate(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Undo:
     """Carry edits out on a model, in place.
 
-    The surviving modules and parameters are the same objects as before, except sliced parameters, which are new.
+    The surviving modules and parameters are the same objects as before, except sliced parameters, and those that have
+    taken a projection in, which are new.
 
     Args:
         model: the module tree to edit.
         edits: what to do; each names a module of ``model``.
+        folded: the weights of transforms that take a projection in; those not in it get zeros, to be written over.
 
     Returns:
         A function that takes every edit back, bit for bit.
@@ -57,7 +62,7 @@ def operate(model: nn.Module, edits: Sequence[Edit]) -> Undo:
         shorten = _prepared(model, shortens)
         moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
         for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
-            undos.append(_carry_out(model, edit, places))
+            undos.append(_carry_out(model, edit, places, folded or {}))
         undos.append(shorten())
         undos.append(_take_places(moves))
     except BaseException:
@@ -100,9 +105,9 @@ def _take_places(moves: Sequence[tuple[TakePlace, nn.Module, nn.Module, str]]) -
 
 
 @contextmanager
-def applied(model: nn.Module, edits: Sequence[Edit]) -> Generator[nn.Module]:
+def applied(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Generator[nn.Module]:
     """Run a block with edits carried out on a model, and take them back afterwards whatever happens."""
-    undo = operate(model, edits)
+    undo = operate(model, edits, folded)
     try:
         yield model
     finally:
@@ -111,21 +116,21 @@ def applied(model: nn.Module, edits: Sequence[Edit]) -> Generator[nn.Module]:
 
 def _in_order(edits: Sequence[Edit]) -> list[Edit]:
     """Parameters first: deleting a module last keeps every name valid until it is needed."""
-    order = {"slice": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "delete": 3}
+    order = {"slice": 0, "fold": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "delete": 3}
     return sorted(edits, key=lambda edit: order[edit.kind])
 
 
-# Attributes that a parent may read off a module which it calls: a stand-in keeps them.
-_PLAIN = (bool, int, float, str, type(None))
 _Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
 
 
-def _carry_out(model: nn.Module, edit: Edit, places: _Places) -> Undo:
+def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded) -> Undo:
     if isinstance(edit, DropParameter):
         return _drop_parameter(model, edit)
     module = _find(model, edit.fqn, edit)
     if isinstance(edit, Slice):
         return _slice(module, edit)
+    if isinstance(edit, Fold):
+        return resize(module, edit, folded.get(edit))
     if isinstance(edit, Delete):
         return _delete(model, edit)
     if isinstance(edit, Guard):
@@ -160,7 +165,9 @@ def _stand_in(edit: Pass | Drop, module: nn.Module) -> nn.Module:
         stand_in = PassThrough(edit.position, edit.keyword, edit.structure, edit.copies)
     stand_in.training = module.training
     held = vars(stand_in)
-    held |= {key: value for key, value in vars(module).items() if key not in held and isinstance(value, _PLAIN)}
+    # A parent may read them off a module which it calls. Only torch's own Identity loads where this library is not.
+    kept = plain(module) if type(stand_in) is nn.Identity else shown(module)
+    held |= {key: value for key, value in kept.items() if key not in held and key not in stand_in._modules}
     return stand_in
 
 
