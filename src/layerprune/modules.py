@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from types import CellType, FunctionType, MethodType
 from typing import Any, cast
 
 import torch
@@ -181,7 +182,49 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
         for key, item in value.items():
             same[key] = _copy_value(item, memo)
         return same
+    if isinstance(value, FunctionType):
+        return _rebound(value, memo)
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # deepcopy runs the user's own code, which may raise anything; sharing is the safe way out
         return value
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """A function whose closure holds modules or tensors of the model, holding those of the copy instead.
+
+    A forward that was replaced by hand (``module.forward = lambda x: old(x) + 1``) would run the original's layers.
+    """
+    memo[id(function)] = function  # where it closes over itself
+    defaults = function.__defaults__ or ()
+    held = [_held(cell) for cell in function.__closure__ or ()]
+    new = [_rebound_value(value, memo) for value in (*held, *defaults)]
+    if all(a is b for a, b in zip(new, (*held, *defaults), strict=True)):
+        return function
+    old = zip(function.__closure__ or (), held, new, strict=False)
+    cells = tuple(cell if before is after else CellType(after) for cell, before, after in old)
+    code, names = function.__code__, function.__globals__
+    same = FunctionType(code, names, function.__name__, tuple(new[len(held) :]) or None, cells)
+    same.__kwdefaults__ = function.__kwdefaults__
+    same.__dict__.update(function.__dict__)
+    memo[id(function)] = same
+    return same
+
+
+_EMPTY = object()
+
+
+def _held(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing assigned yet
+        return _EMPTY
+
+
+def _rebound_value(value: Any, memo: dict[int, Any]) -> Any:
+    """What a closure holds, bound to the copy; the closure's own state (lists, counters) stays shared."""
+    if isinstance(value, MethodType) and id(value.__self__) in memo:
+        return MethodType(value.__func__, memo[id(value.__self__)])
+    if isinstance(value, FunctionType) and id(value) not in memo:
+        return _rebound(value, memo)
+    return memo.get(id(value), value) if isinstance(value, (nn.Module, Tensor, FunctionType)) else value

@@ -32,7 +32,7 @@ from layerprune.impact.evidence import Scene
 from layerprune.joints import Joints
 from layerprune.meter import Meter
 from layerprune.modules import check_supported, names_with_nan, unwrap
-from layerprune.plan import FrontierPoint, PruningPlan
+from layerprune.plan import FrontierPoint, PruningPlan, plans_of, remember_plans
 from layerprune.planning import Planner, Scored, params_in
 from layerprune.proof import Prover, Removal, with_reasons
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
@@ -128,7 +128,7 @@ class UniversalLayerPruner:
             notes.append(f"inputs were {self.inputs.origin}: {made_up}")
         has_data = self._batches is not None
         if any(t.is_meta for t in chain(self._original.parameters(), self.inputs.tensors())):
-            unit = "not measured: the model is on the meta device and has no values"
+            unit = "not measured: the model or its inputs are on the meta device and have no values"
             return Scored(self._proven, None, None, has_data, unit, tuple(notes))
         batches = (Batch(None, self.inputs),) if self._batches is None else self._batches
         scene = Scene(self._original, self.graph, self._proven, batches, self._seed, self._loss)
@@ -361,9 +361,15 @@ class UniversalLayerPruner:
             self.repair_report = RepairReport(notes=(f"not repaired: {error}",))
         if not inplace:
             return pruned
-        edited = plan.apply(self._original, inplace=True)
-        if self.repair_report.kept:
-            write(edited, {name: parameter.detach() for name, parameter in pruned.named_parameters()})
+        edited, before = self._original, plans_of(self._original)
+        undo = plan.carry_out(edited)
+        try:
+            if self.repair_report.kept:
+                write(edited, {name: parameter.detach() for name, parameter in pruned.named_parameters()})
+        except BaseException:
+            undo()
+            raise
+        remember_plans(edited, (*before, plan))
         return edited
 
 

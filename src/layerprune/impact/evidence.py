@@ -10,9 +10,10 @@ import numpy as np
 from torch import nn
 
 from layerprune.calibration import Batch, Loss
-from layerprune.errors import CalibrationError, LayerPruneError
+from layerprune.errors import CalibrationError, InputsError, LayerPruneError
 from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
+from layerprune.shadow import short
 
 _RESAMPLES = 200
 
@@ -45,12 +46,20 @@ class Scene:
 
         Raises:
             CalibrationError: whatever the user's forward or loss raised.
+            InputsError: what the forward raised on the example inputs, of which fake tensors do not tell all.
         """
         try:
             yield
         except LayerPruneError:
             raise
         except Exception as error:  # the user's own forward or loss, on the user's data
+            batch = self.batches[number]
+            if batch.item is None:
+                name = type(self.model).__name__
+                raise InputsError(
+                    f"{name}.forward raised on the example inputs ({batch.inputs!r}): {short(error)}. "
+                    "Pass example_inputs= a tensor, tuple, dict or object that forward takes"
+                ) from error
             what = (
                 "Each batch of calibration data has to be what the model's forward takes: a tensor, a tuple of "
                 "positional or a dict of keyword arguments"
