@@ -14,7 +14,8 @@ from layerprune.plan import PruningPlan
 from layerprune.repair.changes import write
 from layerprune.repair.closed_form import MEMORY_BYTES
 from layerprune.repair.closed_form import repair as mend
-from layerprune.repair.folding import Fitted, fold_into
+from layerprune.repair.fitter import Fitted
+from layerprune.repair.folding import fold_into
 from layerprune.repair.report import RepairReport
 
 

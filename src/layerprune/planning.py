@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 from torch import nn
 
 from layerprune.budgets import Budgets
-from layerprune.edits import Edit, Pass
+from layerprune.edits import Edit, Pass, folds_of
 from layerprune.errors import BudgetError, CriticalGroupError
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group
@@ -106,9 +107,25 @@ class Planner:
                 edits.append(self.joints.realise(some).edits)
             except CannotRealise:
                 edits.append(None)
-        made = [each for each in edits if each is not None]
+        made = [each for each in edits if each is not None and not self._is_refitted(each)]
         found = iter(ablate(self.scored.scene, made).impacts if made else ())
-        return np.array([np.nan if each is None else next(found) for each in edits])
+        return np.array(
+            [
+                np.nan if each is None else self._refitted_harm(each) if self._is_refitted(each) else next(found)
+                for each in edits
+            ]
+        )
+
+    def _is_refitted(self, edits: Sequence[Edit]) -> bool:
+        """Whether edits are more than one removal's that folds projections: in company these are fitted otherwise."""
+        assert self.scored.scene is not None
+        alone = {removal.edits for removal in self.scored.removals if removal.needs_calibration}
+        return bool(folds_of(edits)) and tuple(edits) not in alone
+
+    def _refitted_harm(self, edits: Sequence[Edit]) -> float:
+        assert self.scored.scene is not None
+        scene = replace(self.scored.scene, folded=self.scored.scene.fit(edits))
+        return float(ablate(scene, [edits]).impacts[0])
 
     def capped_impact(self, most: float) -> Resource:
         """The impacts' sum; of a set the harm that it does when it is made, where that is what impacts are."""

@@ -35,7 +35,7 @@ from layerprune.planning import Planner, params_in
 from layerprune.projections import find_projections
 from layerprune.proof import Prover, Removal
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
-from layerprune.repair.folding import Fitted
+from layerprune.repair.fitter import Fitted
 from layerprune.repair.report import RepairReport
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.scoring import Scored, score_removals

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from layerprune.calibration import Batch, Loss
-from layerprune.edits import Fold
+from layerprune.edits import Edit, Fold
 from layerprune.errors import CalibrationError, LayerPruneError
 from layerprune.graph import LayerGraph
 from layerprune.projection import Folded
@@ -32,6 +32,7 @@ class Scene:
         loss: calls the model once on an item and returns a loss, ``loss(model, item)``; None where the user gave none.
         progress: told after each step how many of how many are done.
         folded: for removals by projection, what these make of the transforms that take them in.
+        fit: finds the same for the projections of any set of edits.
         missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
             and the squared size; None where they were not fitted.
     """
@@ -44,6 +45,7 @@ class Scene:
     loss: Loss | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
     folded: Folded = field(default_factory=dict[Fold, Mapping[str, Tensor]])
+    fit: Callable[[Sequence[Edit]], Folded] = lambda edits: {}
     missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
 
     @contextmanager
