@@ -350,25 +350,41 @@ def test_several_projections_of_one_plan_are_fitted_front_to_back_and_computed_e
     data = [torch.randn(8, 3, 8, 8, dtype=torch.float64) for _ in range(6)]
     pruner = UniversalLayerPruner(model, calibration=data)
     plan = pruner.plan(groups=["2", "6"])
-    assert plan.needs_calibration
+    assert len(check_against_explicit(pruner, plan, torch.randn(3, 3, 9, 7, dtype=torch.float64))) == 2
+
+
+def check_against_explicit(pruner: UniversalLayerPruner, plan: PruningPlan, fresh: Tensor) -> list[Fold]:
+    """Fit a plan's projections, and hold the pruned model against the untouched one with these in front of readers."""
+    model = pruner.model
     pruned = plan.apply(model, weights_follow=True)
     found = fold_into(model, pruned, pruner._batches, plan.edits, memory_bytes=2**30)
-    assert len(found.fitted) == 2
-    explicit = {
-        edit.fqn: Explicit(
-            found.matrices[edit].left,
-            torch.zeros(len(found.matrices[edit].left), dtype=torch.float64)
-            if found.matrices[edit].constant is None
-            else found.matrices[edit].constant,
-            edit.strides,
+    explicit: dict[str, Explicit] = {}
+    for edit in folds_of(plan.edits):
+        matrix, constant = found.matrices[edit].left, found.matrices[edit].constant
+        explicit[edit.fqn] = Explicit(
+            matrix, matrix.new_zeros(len(matrix)) if constant is None else constant, edit.strides
         )
-        for edit in folds_of(plan.edits)
-    }
     cut = union(r.cut for r in pruner.removals if r.name in {planned.name for planned in plan.removals})
-    fresh = torch.randn(3, 3, 9, 7, dtype=torch.float64)
     simulated = simulate(model, pruner.graph, cut, fresh, projections=explicit)
     assert distance(run(pruned, ((fresh,), {})), simulated) < TOLERANCE
     assert distance(simulated, run(model, ((fresh,), {}))) > 1e-4
+    return folds_of(plan.edits)
+
+
+def test_a_projection_of_a_concat_that_loses_an_operand_is_of_the_channels_that_are_left() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        x = torch.relu(n.stem(x))
+        x = n.act(torch.cat([n.a(x), n.b(x), x], 1))
+        return n.last(n.act2(n.wide(x)))
+
+    net = Net(forward, stem=conv(3, 4), a=conv(4, 3), b=conv(4, 2), act=nn.ReLU(), wide=conv(9, 12, stride=2),
+              act2=nn.ReLU(), last=conv(12, 2))  # fmt: skip
+    data = [torch.randn(8, 3, 8, 8, dtype=torch.float64) for _ in range(4)]
+    pruner = UniversalLayerPruner(randomised(net).double(), calibration=data)
+    (fold,) = check_against_explicit(pruner, pruner.plan(groups=["wide", "a"]), torch.randn(3, 3, 9, 7).double())
+    assert (fold.fqn, fold.num_in, fold.strides) == ("last", 9 - 3, (2, 2))
+    plan = pruner.plan(max_param_reduction=0.95)
+    assert num_params(pruner.prune(plan=plan)) == plan.num_params_after
 
 
 def test_a_projection_is_fitted_from_what_the_pruned_model_makes() -> None:
