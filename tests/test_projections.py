@@ -264,7 +264,7 @@ def test_what_is_linear_in_an_earlier_tensor_is_found_again() -> None:
         assert torch.allclose(_reader(pruned).weight, after.weight @ before.weight, atol=2e-3)
         assert torch.allclose(_reader(pruned).bias, after.weight @ before.bias + after.bias, atol=2e-3)
     assert num_params(pruned) == num_params(model) - (6 * 9 + 9) - 3 * (9 - 6)
-    (found,) = pruner.projection_report
+    (found,) = pruner.projection_report.fitted
     assert (found.value, found.source, found.readers) == ("3", "1", ("4",))
     assert found.left < 1e-6
 
@@ -273,7 +273,7 @@ def test_the_projection_is_the_ridge_regression_of_the_rows() -> None:
     model = chain()
     pruner = UniversalLayerPruner(model, calibration=BATCHES)
     pruned = pruner.prune(groups=["2"], repair=None)
-    (found,) = pruner.projection_report
+    (found,) = pruner.projection_report.fitted
     with torch.no_grad():
         x = model[:2](torch.cat(BATCHES)).double().numpy()
         y = model[:4](torch.cat(BATCHES)).double().numpy()
@@ -323,6 +323,13 @@ def test_more_memory_than_allowed_is_refused_with_the_numbers() -> None:
     (removal,) = [r for r in UniversalLayerPruner(model, example_inputs=rows()).removals if r.groups == ("2",)]
     with pytest.raises(CalibrationError, match=r"106,600 bytes.*1,000 are allowed"):
         fold_into(model, _pruned(model, removal.edits), batches, removal.edits, memory_bytes=1000)
+
+
+def test_few_rows_are_told() -> None:
+    pruner = UniversalLayerPruner(wide_to_narrow(), calibration=[rows(6, seed=seed) for seed in range(4)])
+    assert any("2 of 2 projections have more inputs" in note for note in pruner.notes)
+    pruner.prune(groups=["2"], repair=None)
+    assert "1 of 1 projections have more inputs" in str(pruner.projection_report)
 
 
 def _pruned(model: nn.Module, edits: object) -> nn.Module:

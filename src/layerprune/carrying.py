@@ -14,7 +14,7 @@ from layerprune.plan import PruningPlan
 from layerprune.repair.changes import write
 from layerprune.repair.closed_form import MEMORY_BYTES
 from layerprune.repair.closed_form import repair as mend
-from layerprune.repair.fitter import Fitted
+from layerprune.repair.fitter import ProjectionReport
 from layerprune.repair.folding import fold_into
 from layerprune.repair.report import RepairReport
 
@@ -25,12 +25,12 @@ class Carried:
 
     Attributes:
         model: the pruned model.
-        projections: what was fitted for it.
+        projection_report: what was fitted for it; None where nothing was to be.
         repair_report: what was repaired; None where nothing was to be.
     """
 
     model: nn.Module
-    projections: tuple[Fitted, ...] = ()
+    projection_report: ProjectionReport | None = None
     repair_report: RepairReport | None = None
 
 
@@ -68,14 +68,17 @@ def carry_out(
     if batches is None or not plan.edits or not (folds or repaired):
         return Carried(plan.apply(original, inplace=inplace))
     pruned = plan.apply(original, weights_follow=True)
-    fitted = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=written)
+    fitted = None
+    if folds:
+        found = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=written)
+        fitted = found.report
     report = _repaired(original, pruned, batches, plan) if repaired else None
     if not inplace:
-        return Carried(pruned, fitted.fitted, report)
+        return Carried(pruned, fitted, report)
     edited = plan.apply(original, inplace=True, weights_follow=True)
     if folds or (report is not None and report.kept):
         write(edited, {name: parameter.detach() for name, parameter in pruned.named_parameters()})
-    return Carried(edited, fitted.fitted, report)
+    return Carried(edited, fitted, report)
 
 
 def _repaired(original: nn.Module, pruned: nn.Module, batches: Sequence[Batch], plan: PruningPlan) -> RepairReport:

@@ -68,16 +68,16 @@ def score_removals(
         unit = "not measured: the model is on the meta device and has no values"
         return Scored(usable, None, None, batches is not None, unit, tuple(notes), unfitted)
     used = (Batch(None, inputs),) if batches is None else tuple(batches)
-    scene = _with_projections(replace(scene, removals=usable, batches=used))
+    scene, fitted = _with_projections(replace(scene, removals=usable, batches=used))
     with shown("measuring impacts", progress) as told:
         evidence = score(replace(scene, progress=told), criterion)
-    notes += [*about_calibration(tuple(batches or ())), *evidence.notes]
+    notes += [*about_calibration(tuple(batches or ())), *fitted.report.notes, *evidence.notes]
     scored = [replace(r, impact=float(i)) for r, i in zip(usable, evidence.impacts, strict=True)]
     unit = f"{evidence.unit}, on the {'example inputs' if batches is None else 'calibration data'}"
     return Scored(scored, evidence, scene, batches is not None, unit, tuple(notes), unfitted)
 
 
-def _with_projections(scene: Scene) -> Scene:
+def _with_projections(scene: Scene) -> tuple[Scene, Projections]:
     """A scene that knows the projections of its removals, each fitted as if it was made alone."""
     fitted = Projections()
     written = scene.graph.written_params
@@ -92,7 +92,7 @@ def _with_projections(scene: Scene) -> Scene:
     def missed(removal: Removal) -> list[tuple[float, float]] | None:
         return missed_by(scene.model, removal.edits, scene.batches, fitted, written=written)
 
-    return replace(scene, folded=fitted.weights, fit=fit, missed=missed)
+    return replace(scene, folded=fitted.weights, fit=fit, missed=missed), fitted
 
 
 def _about_unfitted(usable: Sequence[Removal], unfitted: Sequence[Removal]) -> list[str]:

@@ -64,6 +64,33 @@ class Projections:
     weights: Folded = field(default_factory=dict[Fold, Mapping[str, Tensor]], repr=False)
     notes: tuple[str, ...] = ()
 
+    @property
+    def report(self) -> ProjectionReport:
+        """What is worth knowing once the weights are where they belong."""
+        few = sum(one.num_rows < one.num_inputs for one in self.fitted)
+        note = (
+            f"{few} of {len(self.fitted)} projections have more inputs than the tokens or places that they were fitted "
+            "on: give more calibration data"
+        )
+        return ProjectionReport(self.fitted, (*self.notes, *((note,) if few else ())))
+
+
+@dataclass(frozen=True)
+class ProjectionReport:
+    """Which projections were fitted, and how well they do.
+
+    Attributes:
+        fitted: front to back.
+        notes: what the user should know.
+    """
+
+    fitted: tuple[Fitted, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.fitted)} projections fitted and folded", *(f"  {one}" for one in self.fitted)]
+        return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
 
 class TooLarge(CalibrationError):
     """A fit takes more memory than allowed."""
@@ -88,11 +115,6 @@ class Fitter:
         if one.strength is None:
             notes = (
                 f"'{first.value}' is no linear function of '{first.source}' at all, by the data: it is taken as 0",
-            )
-        elif one.num_rows < one.num_inputs:
-            notes = (
-                f"the projection of '{first.source}' has {one.num_inputs:,} inputs and was fitted on {one.num_rows:,} "
-                "tokens or places: give calibration data with more than that",
             )
         return Projections((one,), dict.fromkeys(self.folds, projection), weights, notes)
 
