@@ -89,6 +89,18 @@ def simulate(
     return out
 
 
+def located(model: nn.Module, graph: LayerGraph, values: Iterable[int], *args: Any, **kwargs: Any) -> dict[int, Tensor]:
+    """Return copies of values of a run that nothing is replaced in, as they were when they were made."""
+    location = _Location(model, graph, values)
+    location.produce_inputs((args, kwargs))
+    with ExitStack() as patches:
+        for module in model.modules():
+            patches.enter_context(patch.object(module, "forward", location.watching(module)))
+        with torch.no_grad(), location:
+            model(*args, **kwargs)
+    return location.found
+
+
 def union(cuts: Iterable[Cut]) -> Cut:
     """Join the cuts of several removals."""
     substitutes: dict[int, int] = {}
@@ -273,6 +285,21 @@ class _Simulation(TorchFunctionMode):
                 out = func(*replace(args, filled), **replace(kwargs, filled))
                 return out if name == "linear" else _mark_unfed(out, func, args, kwargs)
         return func(*args, **kwargs)
+
+
+class _Location(_Simulation):
+    """Finds values as a simulation does, and leaves them as they are."""
+
+    def __init__(self, model: nn.Module, graph: LayerGraph, values: Iterable[int]) -> None:
+        super().__init__(model, graph, Cut({value: value for value in values}))
+        self.cut = Cut()
+        self.found: dict[int, Tensor] = {}
+
+    def produce(self, out: Any, places: Mapping[int, Tensor], before: list[tuple[Tensor, int]]) -> Any:
+        for value, tensor in places.items():
+            self.produced.add(value)
+            self.found.setdefault(value, tensor.clone())
+        return out
 
 
 def _indexing(function: str | None, args: tuple[Any, ...]) -> str | None:

@@ -442,7 +442,7 @@ def test_a_criterion_that_knows_no_projection_says_so() -> None:
     pruner = UniversalLayerPruner(chain(), calibration=BATCHES, criterion="output_change")
     (removal,) = [r for r in pruner.removals if r.groups == ("2",)]
     assert np.isnan(removal.impact)
-    assert any("1 removals could not be estimated" in note for note in pruner.notes)
+    assert any("1 removal is not known (a projection takes its place: criterion='ablation'" in n for n in pruner.notes)
 
 
 def test_the_users_model_stays_as_it_was() -> None:

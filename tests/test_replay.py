@@ -38,7 +38,7 @@ from layerprune import PruningPlan
 from nets import ExampleModel, randomised
 from test_replay import weight_hash
 text = open(sys.argv[2], encoding="utf-8").read()
-for _ in range(10):
+for _ in range(int(sys.argv[3])):
     print(weight_hash(PruningPlan.from_json(text).apply(randomised(ExampleModel()))))
 """
 
@@ -46,7 +46,7 @@ for _ in range(10):
 def test_twenty_replays_in_two_processes_give_one_hash():
     found = set()
     for _ in range(2):
-        command = [sys.executable, "-c", REPLAY, str(HERE), str(CORPUS / "schema-3.json")]
+        command = [sys.executable, "-c", REPLAY, str(HERE), str(CORPUS / "schema-3.json"), "10"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         lines = done.stdout.split()
         assert len(lines) == 10

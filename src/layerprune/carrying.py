@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
 
 from layerprune.calibration import Batch
 from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError
+from layerprune.graph import LayerGraph
 from layerprune.plan import PruningPlan
 from layerprune.repair.changes import write
 from layerprune.repair.closed_form import MEMORY_BYTES
@@ -37,11 +39,11 @@ class Carried:
 def carry_out(
     plan: PruningPlan,
     original: nn.Module,
+    graph: LayerGraph,
     batches: Sequence[Batch] | None,
     *,
-    repaired: bool,
+    how: str | None,
     inplace: bool,
-    written: Collection[str] = (),
 ) -> Carried:
     """Carry a plan out, fit its projections, and repair what is left.
 
@@ -50,10 +52,10 @@ def carry_out(
     Args:
         plan: the plan.
         original: the user's model.
+        graph: its layer graph.
         batches: calibration data; None if there are none.
-        repaired: whether to repair, where there are data.
+        how: what to repair by, where there are data; None to leave the weights as they are.
         inplace: edit the user's model instead of a copy.
-        written: names of parameters that the forward writes into.
 
     Raises:
         PlanError: the plan was made for another model.
@@ -65,24 +67,28 @@ def carry_out(
             "the plan folds projections, which are fitted on calibration data: make the pruner with calibration=, "
             "an iterable of batches, and give it the plan"
         )
-    if batches is None or not plan.edits or not (folds or repaired):
+    if batches is None or not plan.edits or not (folds or how):
         return Carried(plan.apply(original, inplace=inplace))
     pruned = plan.apply(original, weights_follow=True)
     fitted = None
     if folds:
+        written = graph.written_params
         found = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=written)
         fitted = found.report
-    report = _repaired(original, pruned, batches, plan) if repaired else None
+    report = None if how is None else _repaired(original, pruned, batches, plan, graph, how)
     if not inplace:
         return Carried(pruned, fitted, report)
     edited = plan.apply(original, inplace=True, weights_follow=True)
     if folds or (report is not None and report.kept):
-        write(edited, {name: parameter.detach() for name, parameter in pruned.named_parameters()})
+        held = chain(pruned.named_parameters(), pruned.named_buffers())
+        write(edited, {name: tensor.detach() for name, tensor in held})
     return Carried(edited, fitted, report)
 
 
-def _repaired(original: nn.Module, pruned: nn.Module, batches: Sequence[Batch], plan: PruningPlan) -> RepairReport:
+def _repaired(
+    original: nn.Module, pruned: nn.Module, batches: Sequence[Batch], plan: PruningPlan, graph: LayerGraph, how: str
+) -> RepairReport:
     try:
-        return mend(original, pruned, [batch.inputs for batch in batches], edits=plan.edits)
+        return mend(original, pruned, [batch.inputs for batch in batches], edits=plan.edits, graph=graph, how=how)
     except LayerPruneError as error:  # what is pruned is none the worse for it
         return RepairReport(notes=(f"not repaired: {error}",))

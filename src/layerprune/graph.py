@@ -97,6 +97,7 @@ class Frame:
         arity: how many arguments the call had, tensors or not.
         result: the output's structure with value numbers at its leaves.
         outputs: the values in the output, in order.
+        steps: what its forward calls, in order: functions by name, and modules as ``:`` and their first name.
     """
 
     index: int
@@ -107,6 +108,7 @@ class Frame:
     arity: int
     result: Structure
     outputs: tuple[int, ...]
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class LayerGraph:
         aliases: module name → all names of the same module object.
         shape_reads: (value, frame) where a forward reads a value's shape.
         written_params: names of parameters that the forward writes into.
+        hooked: first names of modules with a forward hook that replaces what they take or return.
         notes: what the user should know about the recording.
     """
 
@@ -153,6 +156,7 @@ class LayerGraph:
     aliases: Mapping[str, tuple[str, ...]]
     shape_reads: frozenset[tuple[int, int]] = frozenset()
     written_params: frozenset[str] = frozenset()
+    hooked: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @cached_property

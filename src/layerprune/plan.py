@@ -249,7 +249,7 @@ def _check_schema(text: str) -> None:
     """Raise :class:`PlanError` for a plan of a schema that is newer than this library, whatever else it holds."""
     try:
         read = from_json(text)
-    except ValueError:
+    except (ValueError, TypeError):  # no JSON; no text, with half a surrogate pair
         return
     version = cast("dict[str, Any]", read).get("schema_version") if isinstance(read, dict) else None
     if isinstance(version, int) and version > SCHEMA:

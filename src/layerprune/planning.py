@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
@@ -16,17 +16,20 @@ from layerprune.graph import LayerGraph
 from layerprune.groups import Group
 from layerprune.impact.ablation import ablate
 from layerprune.impact.output_change import score_output_change
+from layerprune.impact.racing import FINAL, Rule, all_of_them, halving, winner
 from layerprune.joints import Joints
 from layerprune.marks import CannotRealise
 from layerprune.meter import Meter
 from layerprune.modules import fingerprint
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
+from layerprune.projection import Folded
 from layerprune.scoring import Scored
 from layerprune.select.frontier import frontier
 from layerprune.select.problem import Problem, Resource, Selection
 from layerprune.select.strategies import select
 from layerprune.structure import structure
 
+_MOST_BYTES = 2**30  # of the weights of sets that fold projections
 _SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
 
 
@@ -63,6 +66,9 @@ class Planner:
         self.meter = meter
         self.granularity = granularity
         self.seed = seed
+        self._refolded: dict[tuple[Edit, ...], Folded] = {}
+        self._refolded_bytes = 0
+        self._raced: dict[tuple[int, ...], tuple[float, int]] = {}
 
     # ---- budgets --------------------------------------------------------------------------------------------------
 
@@ -96,36 +102,46 @@ class Planner:
             self._drawn,
             evidence is not None and self.scored.has_data,
             self.seed,
+            self.best if self.scored.scene is not None else None,
         )
 
     def harm(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made; ``nan`` for those that cannot be."""
-        assert self.scored.scene is not None
-        edits: list[Sequence[Edit] | None] = []
-        for some in sets:
-            try:
-                edits.append(self.joints.realise(some).edits)
-            except CannotRealise:
-                edits.append(None)
-        made = [each for each in edits if each is not None and not self._is_refitted(each)]
-        found = iter(ablate(self.scored.scene, made).impacts if made else ())
-        return np.array(
-            [
-                np.nan if each is None else self._refitted_harm(each) if self._is_refitted(each) else next(found)
-                for each in edits
-            ]
-        )
+        return self._made(sets, all_of_them)[0]
 
-    def _is_refitted(self, edits: Sequence[Edit]) -> bool:
-        """Whether edits are more than one removal's that folds projections: in company these are fitted otherwise."""
+    def best(self, sets: Sequence[Sequence[int]]) -> int:
+        """Which of several sets does least to the output when they are made; the clear losers on few batches only."""
+        impacts, num_batches = self._made(sets, halving)
+        for some, impact, num in zip(sets, impacts, num_batches, strict=True):
+            self._raced[tuple(some)] = float(impact), int(num)
+        return winner(impacts, num_batches)
+
+    def _made(self, sets: Sequence[Sequence[int]], rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+        """Make sets: their impacts, ``nan`` where one cannot be made, and on how many batches they were measured."""
         assert self.scored.scene is not None
+        edits: dict[int, Sequence[Edit]] = {}
+        for place, some in enumerate(sets):
+            with suppress(CannotRealise):
+                edits[place] = self.joints.realise(some).edits
+        impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets), dtype=int)
+        if edits:
+            folded = [self._folded(each) for each in edits.values()]
+            found = ablate(self.scored.scene, list(edits.values()), rule=rule, folded=folded)
+            impacts[list(edits)], num_batches[list(edits)] = found.impacts, (found.size != 0).sum(0)
+        return impacts, num_batches
+
+    def _folded(self, edits: Sequence[Edit]) -> Folded:
+        """What projections make of the transforms of a set: in company they are fitted anew, while there is room."""
+        scene, key = self.scored.scene, tuple(edits)
+        assert scene is not None
         alone = {removal.edits for removal in self.scored.removals if removal.needs_calibration}
-        return bool(folds_of(edits)) and tuple(edits) not in alone
-
-    def _refitted_harm(self, edits: Sequence[Edit]) -> float:
-        assert self.scored.scene is not None
-        scene = replace(self.scored.scene, folded=self.scored.scene.fit(edits))
-        return float(ablate(scene, [edits]).impacts[0])
+        if not folds_of(edits) or key in alone:
+            return scene.folded
+        if key not in self._refolded and self._refolded_bytes < _MOST_BYTES:
+            found = self._refolded[key] = scene.fit(edits)
+            tensors = [tensor for weights in found.values() for tensor in weights.values()]
+            self._refolded_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return self._refolded.get(key, scene.folded)
 
     def capped_impact(self, most: float) -> Resource:
         """The impacts' sum; of a set the harm that it does when it is made, where that is what impacts are."""
@@ -226,7 +242,8 @@ class Planner:
 
     def interval(self, removal: int) -> tuple[float, float] | None:
         """The 95 % bootstrap interval of a removal's impact; None where there is none."""
-        if self._intervals is None:
+        evidence = self.scored.evidence
+        if self._intervals is None or evidence is None or evidence.num_batches[removal] < 2:
             return None
         low, high = self._intervals[:, removal]
         return (float(low), float(high)) if np.isfinite(low) and np.isfinite(high) else None
@@ -250,7 +267,10 @@ class Planner:
 
     def _together(self, chosen: Sequence[int]) -> float | None:
         """The impact of all of it, measured by making it; None where impacts are something else."""
-        return json_safe(float(self.harm([chosen])[0])) if chosen and self.is_measured else None
+        if not chosen or not self.is_measured:
+            return None
+        impact, num_batches = self._raced.get(tuple(chosen), (0.0, 0))
+        return json_safe(impact if num_batches >= FINAL else float(self.harm([chosen])[0]))
 
     # ---- notes ----------------------------------------------------------------------------------------------------
 

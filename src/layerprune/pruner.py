@@ -14,6 +14,8 @@ from layerprune.calibration import Loss, given_calibration
 from layerprune.carrying import carry_out
 from layerprune.checkpoint.save import save_pruned
 from layerprune.cost.record import Saving, measure, saved
+from layerprune.distillation.distilling import distill
+from layerprune.distillation.report import Distillation
 from layerprune.errors import (
     BudgetError,
     CalibrationError,
@@ -39,9 +41,11 @@ from layerprune.repair.fitter import ProjectionReport
 from layerprune.repair.report import RepairReport
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.scoring import Scored, score_removals
+from layerprune.turns import taking_turns
 from layerprune.verdicts import by_impact, with_reasons
 
 
+@taking_turns
 class UniversalLayerPruner:
     """Finds what can be removed from a model, shows it, and removes it within a budget.
 
@@ -150,9 +154,13 @@ class UniversalLayerPruner:
         """What the impacts are, and what they were measured on."""
         return self._scored.unit
 
-    @cached_property
+    @property
     def groups(self) -> list[Group]:
         """The groups, by impact, least first, critical last."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> list[Group]:
         return with_reasons(self._formed, self.removals, self._reasons)
 
     @property
@@ -325,7 +333,8 @@ class UniversalLayerPruner:
             strategy: what chooses; see :meth:`plan`.
             plan: a plan made before, for this model or another copy of it.
             repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form
-                (:func:`layerprune.repair.repair`); what was done is at :attr:`repair_report`. None: leave the weights.
+                (:func:`layerprune.repair.repair`); what was done is at :attr:`repair_report`. ``mean``: only move
+                biases and batch norms' means by what is missing on average. None: leave the weights.
             inplace: edit the user's model instead of a copy.
 
         Returns:
@@ -333,7 +342,7 @@ class UniversalLayerPruner:
 
         Raises:
             PlanError: the plan was made for another model.
-            RepairError: ``repair`` is neither.
+            RepairError: ``repair`` is none of these.
             CalibrationError: the plan folds projections, and there are no calibration data to fit them on.
             BudgetError, CostError, UnknownNameError, CriticalGroupError: as for :meth:`plan`.
         """
@@ -344,22 +353,16 @@ class UniversalLayerPruner:
             "max_memory_bytes": max_memory_bytes,
             "max_impact": max_impact,
         }
-        if repair not in ("auto", None):
-            raise RepairError(f"repair is {repair!r}; give 'auto', or None to leave the weights as they are")
+        if repair not in ("auto", "mean", None):
+            raise RepairError(f"repair is {repair!r}; give 'auto', 'mean', or None to leave the weights as they are")
         if plan is None:
             plan = self.plan(**budgets, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
         elif groups is not None or any(value is not None for value in budgets.values()):
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
         if inplace:
             _ = self.notes  # measured on the model as it still is
-        carried = carry_out(
-            plan,
-            self._original,
-            self._batches,
-            repaired=repair is not None,
-            inplace=inplace,
-            written=self.graph.written_params,
-        )
+        how = "refit" if repair == "auto" else repair
+        carried = carry_out(plan, self._original, self.graph, self._batches, how=how, inplace=inplace)
         self.model, self.repair_report = carried.model, carried.repair_report
         self.projection_report = carried.projection_report
         return self.model
@@ -367,6 +370,10 @@ class UniversalLayerPruner:
     def save(self, folder: str | Path, **options: Any) -> Path:
         """Save the pruned model with its plan; see :func:`layerprune.save_pruned`, which takes the options, too."""
         return save_pruned(self.model, folder, **options)
+
+    def distill(self, data: Iterable[Any], **options: Any) -> Distillation:
+        """Train the pruned model against the original; see :func:`layerprune.distill`, which takes the options, too."""
+        return distill(self._original, self.model, data, **options)
 
 
 def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.Module:

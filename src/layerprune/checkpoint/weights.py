@@ -221,14 +221,15 @@ class Weights:
             with self._opened(file_name) as file:
                 for name in (name for name in names if self.home[name] == file_name):
                     order = self.record.order.get(name)
-                    tensor = self._tensor(file, name).to(names[name])
+                    # A copy: what safetensors gives may lie in the mapped file, and change when somebody writes there.
+                    tensor = self._tensor(file, name).to(names[name], copy=True)
                     found[name] = tensor.permute(_inverse(order)) if order else tensor
         return found
 
     def _tensor(self, file: Any, name: str) -> Tensor:
         try:
             return cast(Tensor, file.get_tensor(name))
-        except (SafetensorError, OSError) as error:  # the file is another one than when its names were read
+        except (SafetensorError, OSError, RuntimeError) as error:  # another file than when its names were read
             raise CheckpointError(f"{self.folder / self.home[name]}: '{name}' cannot be read: {error}") from error
 
 

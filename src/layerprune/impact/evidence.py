@@ -13,10 +13,12 @@ from layerprune.calibration import Batch, Loss
 from layerprune.edits import Edit, Fold
 from layerprune.errors import CalibrationError, LayerPruneError
 from layerprune.graph import LayerGraph
+from layerprune.impact.harm import Harm
 from layerprune.projection import Folded
 from layerprune.proof import Removal
 
 _RESAMPLES = 200
+_NAMED = 5  # removals, in a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,15 @@ class Evidence:
         """One number per removal, 0 for no harm; nan where it could not be measured."""
         return self._of(np.ones_like(self.change))
 
+    @property
+    def num_batches(self) -> np.ndarray:
+        """On how many batches each removal was measured."""
+        return self._measured.sum(0)
+
+    @property
+    def _measured(self) -> np.ndarray:
+        return (self.change != 0) | (self.size != 0)
+
     def resampled(self, seed: int) -> np.ndarray:
         """Impacts on batches drawn with replacement, ``(draw, removal)``; none from a single batch.
 
@@ -109,7 +120,7 @@ class Evidence:
         num = len(self.change)
         if num < 2:
             return np.empty((0, self.change.shape[1]))
-        measured = (self.change != 0) | (self.size != 0)
+        measured = self._measured
         draws = np.random.default_rng(seed).integers(0, num, (_RESAMPLES, num))
         return np.stack([self._of(_times(draw, measured)) for draw in draws])
 
@@ -119,6 +130,35 @@ class Evidence:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((size == 0) & (change == 0), 0.0, change / size)
             return np.where(np.isinf(change) | np.isinf(size), np.nan, ratio) ** self.power
+
+
+def about_harm(scene: Scene, harm: Harm | None) -> tuple[str, ...]:
+    """Say of what may be logits, and is compared as plain numbers, how to have it compared as logits."""
+    outputs = scene.graph.outputs
+    if harm is None or harm.kind == "distribution" or len(outputs) != 1:
+        return ()
+    value = scene.graph.values[outputs[0]]
+    if len(value.shape) != 2 or value.layer < 0 or scene.graph.layers[value.layer].kind != "transform":
+        return ()
+    return (
+        f"the output, {value.shape[1]} numbers a sample, is compared by its relative change; if these are logits of "
+        f"classes, set model.num_classes = {value.shape[1]}, and it is by the KL divergence, or pass loss=",
+    )
+
+
+def about_unknown(removals: Sequence[Removal], change: np.ndarray, why: str) -> tuple[str, ...]:
+    """Name the removals of which a criterion found nothing on some batch, ``change`` being ``(batch, removal)``."""
+    lost = [removal for removal, gone in zip(removals, np.isnan(change.sum(0)), strict=True) if gone]
+    by_projection = "a projection takes its place: criterion='ablation' makes it, where it could be fitted"
+    kinds = ((why, False), (by_projection, True))
+    named = [(reason, [r.name for r in lost if r.needs_calibration == kind]) for reason, kind in kinds]
+    return tuple(_not_known(names, reason) for reason, names in named if names)
+
+
+def _not_known(unknown: Sequence[str], why: str) -> str:
+    more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+    which = "1 removal" if len(unknown) == 1 else f"{len(unknown)} removals"
+    return f"the impact of {which} is not known ({why}): {'; '.join(unknown[:_NAMED])}{more}"
 
 
 def _times(draw: np.ndarray, measured: np.ndarray) -> np.ndarray:
