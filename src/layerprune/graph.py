@@ -118,10 +118,13 @@ class Cut:
     Attributes:
         substitutes: value → the earlier value that its readers read instead.
         dropped: (merge layer, value) pairs: the merge no longer reads the value.
+        projected: substituted values of another form than their substitutes: who reads them, reads a projection of
+            these, which is folded into the readers' weights.
     """
 
     substitutes: Mapping[int, int] = field(default_factory=dict[int, int])
     dropped: frozenset[tuple[int, int]] = frozenset()
+    projected: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -307,6 +310,15 @@ class LayerGraph:
             for value in frame.outputs:
                 found.setdefault(value, []).append(frame.index)
         return {value: tuple(frames) for value, frames in found.items()}
+
+    def name_of(self, value: int) -> str:
+        """Name a value by the layer that makes it: ``conv1``, or ``split[1]`` for another than its first."""
+        index = self.values[value].layer
+        if index < 0:
+            return "the model's input"
+        layer = self.layers[index]
+        own = layer.outputs.index(value) if value in layer.outputs else 0
+        return layer.name if own == 0 else f"{layer.name}[{own}]"
 
     def describe(self, values: Sequence[int]) -> str:
         """Name values by their layers and shapes, for messages."""

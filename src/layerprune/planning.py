@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from torch import nn
 
 from layerprune.budgets import Budgets
-from layerprune.edits import Edit, Pass
+from layerprune.edits import Edit, Pass, folds_of
 from layerprune.errors import BudgetError, CriticalGroupError
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group
 from layerprune.impact.ablation import ablate
-from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.output_change import score_output_change
 from layerprune.impact.racing import FINAL, Rule, all_of_them, halving, winner
 from layerprune.joints import Joints
@@ -24,34 +22,14 @@ from layerprune.marks import CannotRealise
 from layerprune.meter import Meter
 from layerprune.modules import fingerprint
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
-from layerprune.proof import Removal
+from layerprune.repair.closed_form import Mender
+from layerprune.scoring import Scored
 from layerprune.select.frontier import frontier
 from layerprune.select.problem import Problem, Resource, Selection
 from layerprune.select.strategies import select
 from layerprune.structure import structure
 
 _SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """The removals with their impacts, and what these were measured on.
-
-    Attributes:
-        removals: with their impacts.
-        evidence: what was measured; None where nothing could be.
-        scene: what it was measured on; None where nothing could be.
-        has_data: whether that were calibration data.
-        unit: what the impacts are.
-        notes: what the user should know about them.
-    """
-
-    removals: Sequence[Removal]
-    evidence: Evidence | None
-    scene: Scene | None
-    has_data: bool
-    unit: str
-    notes: tuple[str, ...] = ()
 
 
 class Planner:
@@ -122,7 +100,32 @@ class Planner:
             evidence is not None and self.scored.has_data,
             self.seed,
             self.best if self.scored.scene is not None else None,
+            self.mended if strategy == "repaired" and self._mender is not None else None,
         )
+
+    @cached_property
+    def _mender(self) -> Mender | None:
+        """Repairs what is left of the model; None without calibration data."""
+        scene = self.scored.scene
+        if scene is None or not self.scored.has_data:
+            return None
+        return Mender(self.model, [batch.inputs for batch in scene.batches], graph=self.graph)
+
+    def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
+        """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""
+        assert self._mender is not None
+        assert self.scored.scene is not None
+        folded = self.scored.scene.folded
+        found: list[float] = []
+        for some in sets:
+            edits = self.joints.proven(some).edits
+            if not all(fold in folded for fold in folds_of(edits)):  # what goes together folds another projection
+                found.append(float("nan"))
+                continue
+            report, values = self._mender.mend(self.joints.without(some, folded), edits)
+            left = report.after if values else report.before
+            found.append(left if report.unit else float(self.harm([some])[0]))  # where there was nothing to repair
+        return np.array(found)
 
     def harm(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made; ``nan`` for those that cannot be."""
@@ -265,6 +268,7 @@ class Planner:
             impact=json_safe(removal.impact),
             impact_interval=self.interval(number),
             recurrence=selection.recurrence[place] if selection.recurrence else None,
+            needs_calibration=removal.needs_calibration,
             kept=tuple(layers[i].name for i in members if i not in removal.dead),
             leftovers=tuple(layers[i].name for i in removal.realisation.leftovers),
         )
@@ -300,7 +304,8 @@ class Planner:
     def _obstacle(self, share: float, num_budgets: int) -> str:
         if num_budgets > 1:
             return "another budget is reached before"
-        names = {g.name for g in self.groups if g.can_remove}
+        usable = {name for removal in self.scored.removals for name in removal.groups}
+        names = {g.name for g in self.groups if g.can_remove and g.name in usable}
         safe = params_in(self.graph, [g for g in self.groups if g.name in names]) / self.graph.num_params
         if safe <= share:
             return f"all safe groups together hold {safe:.1%} of the parameters"
@@ -329,6 +334,6 @@ def params_in(graph: LayerGraph, groups: Iterable[Group]) -> int:
 
 def _is_ours(edit: Edit) -> bool:
     """Whether an edit leaves a module of layerprune's in the model."""
-    return edit.kind not in ("delete", "slice", "shorten", "take_place") and not (
+    return edit.kind not in ("delete", "slice", "fold", "shorten", "take_place") and not (
         isinstance(edit, Pass) and edit.is_identity
     )

@@ -11,7 +11,8 @@ from torch import nn
 from layerprune.channel_rules import CannotSlice
 from layerprune.channels import ChannelTrace
 from layerprune.companion import Companion
-from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice, taken_out
+from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, taken_out
+from layerprune.folds import CannotFold, FoldTrace
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
 from layerprune.modules import is_compiled
@@ -51,8 +52,9 @@ def realise(
     """Find the edits that carry a cut out.
 
     Every value that is to be substituted is traced back to its substitute: through dead modules, which then pass their
-    argument on, and through merges, whose other operands are dropped. Then all other dead modules are replaced, and
-    the readers of concats sliced. Modules are taken as far out as they are dead.
+    argument on, and through merges, whose other operands are dropped. Then all other dead modules are replaced, the
+    readers of concats sliced, and projections folded into those of tensors with other channels. Modules are
+    taken as far out as they are dead.
 
     Args:
         graph: the layer graph.
@@ -83,7 +85,12 @@ class _Realiser:
         marks = self.marks()
         slices, moved = self.slices()
         outermost = self.outermost_dead()
-        edits = [*self.module_edits(marks, outermost), *self.param_edits(marks, outermost), *slices]
+        edits = [
+            *self.module_edits(marks, outermost),
+            *self.param_edits(marks, outermost),
+            *slices,
+            *self.folds(slices),
+        ]
         self.check_params(edits)
         self.check_calls(edits)
         leftovers = self.leftovers(edits)
@@ -106,7 +113,7 @@ class _Realiser:
         for y, s in self.cut.substitutes.items():
             found = self.marker.carry(y, s)
             if found is None:
-                raise CannotRealise(self.stuck(y, s))
+                raise CannotRealise(self.marker.stuck(y, s))
             if self.marker.is_written(s, found.carried):
                 found.copies |= found.entries
             marks.join(found)
@@ -188,7 +195,14 @@ class _Realiser:
         if structure == "argument" and not copies and self.is_element(name, frames):
             return Delete(fqn=name)
         alone = position == 0 and all(f.arity == 1 for f in frames)
-        return Pass(fqn=name, position=position, keyword=None if alone else keyword, structure=structure, copies=copies)
+        return Pass(
+            fqn=name,
+            position=position,
+            keyword=None if alone else keyword,
+            structure=structure,
+            copies=copies,
+            others=not alone and keyword is None,  # behind *args arguments have no names
+        )
 
     def drop_edit(self, name: str, kinds: set[str], copies: bool) -> Edit:
         frames = [self.graph.frames[f] for f in self.graph.calls[name]]
@@ -294,6 +308,15 @@ class _Realiser:
         except CannotSlice as error:
             raise CannotRealise(str(error)) from error
 
+    def folds(self, slices: list[Slice]) -> list[Fold]:
+        try:
+            folds = FoldTrace(self.graph, self.modules, self.cut, self.dead).run()
+        except CannotFold as error:
+            raise CannotRealise(str(error)) from error
+        for name in {fold.fqn for fold in folds} & {edit.fqn for edit in slices}:
+            raise CannotRealise(f"'{name}' would take a projection in and lose channels at once")
+        return folds
+
     def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
         removed = self.graph.all_names(taken_out(edits))
         return tuple(
@@ -329,15 +352,6 @@ class _Realiser:
                 raise CannotRealise(
                     f"the forward of {where} reads the shape of {self.graph.describe([value])}, which would be gone"
                 )
-
-    def stuck(self, value: int, substitute: int) -> str:
-        """Why a value cannot be replaced."""
-        layer = self.graph.layers[self.graph.values[value].layer]
-        where = f"'{layer.fqn}'" if layer.fqn else "the model"
-        return (
-            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read: "
-            f"the forward of {where} does more than pass its tensors on"
-        )
 
 
 def _holders(name: str) -> list[str]:

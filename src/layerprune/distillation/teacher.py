@@ -57,6 +57,10 @@ class Lesson:
                 outputs[int(number)] = Likeliest(tensor, tensors[f"log_probs.{number}"])
         return cls(tuple(outputs[place] for place in sorted(outputs)), hidden)
 
+    def on(self, device: torch.device) -> Lesson:
+        """The same on a device."""
+        return Lesson.of({name: tensor.to(device) for name, tensor in self.flat().items()})
+
     @property
     def num_bytes(self) -> int:
         """What it takes to keep it."""
@@ -87,6 +91,7 @@ class Teacher:
         self.side = side
         self.observer = Observer(side.shade, side.graph, values)
         self.outputs = outputs
+        self.device = next(side.shade.model.parameters()).device
         self.bare = bare
         self.memory_bytes = memory_bytes
         self.folder = folder
@@ -101,15 +106,14 @@ class Teacher:
             CalibrationError: the forward raises, or its values are not finite.
         """
         if number in self.kept:
-            return self.kept[number]
+            return self.kept[number].on(self.device)
         file = None if self.folder is None else self.folder / f"{number:06d}.safetensors"
         if file is not None and file.exists():
-            device = str(next(self.side.shade.model.parameters()).device)
-            return Lesson.of(load_file(file, device=device))
+            return Lesson.of(load_file(file)).on(self.device)
         made = self.make(number, batch)
         size = made.num_bytes
         if self.kept_bytes + size <= self.memory_bytes:
-            self.kept[number] = made
+            self.kept[number] = made.on(torch.device("cpu"))  # an accelerator's memory is for the training
             self.kept_bytes += size
         elif file is not None:
             write_tensors(file, made.flat())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from layerprune.calibration import Batch, Loss
-from layerprune.edits import Edit
+from layerprune.edits import Edit, folds_of
 from layerprune.impact.evidence import Evidence, Scene, about_harm
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
@@ -37,7 +37,7 @@ def ablate(
 
     Args:
         scene: what to measure on; its removals are not looked at.
-        sets: what to make.
+        sets: what to make; the impact of one whose projections the scene does not know is nan.
         harm: as for :func:`score_ablation`; outputs are compared where it is given, whatever the scene's loss.
         rule: which sets are measured on the next batch; see :mod:`~layerprune.impact.racing`. Batches come in an order
             drawn from the scene's seed, as data may be sorted.
@@ -49,9 +49,11 @@ def ablate(
     by = _ByOutput(harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
     change = np.zeros((len(scene.batches), len(sets)))
     size = np.zeros_like(change)
+    fitted = np.array([all(fold in scene.folded for fold in folds_of(edits)) for edits in sets], dtype=bool)
+    change[:, np.logical_not(fitted)], size[:, np.logical_not(fitted)] = np.nan, 1.0
     rows = [int(row) for row in np.random.default_rng(scene.seed).permutation(len(change))]
     for number, row in enumerate(rows):
-        going_on = rule(change[rows[:number]], size[rows[:number]])
+        going_on = rule(change[rows[:number]], size[rows[:number]]) & fitted
         if not going_on.any() and sets:
             break
         batch = scene.batches[row]
@@ -60,11 +62,11 @@ def ablate(
                 by.start(shade, batch, row)
             for column, edits in enumerate(sets):
                 if going_on[column]:
-                    with applied(shade.model, edits), shade.running():
+                    with applied(shade.model, edits, scene.folded), shade.running():
                         change[row, column], size[row, column] = by.compare(shade, batch)
                 scene.progress(number * len(sets) + column + 1, change.size)
     scene.progress(change.size, change.size)
-    unknown = int((~np.isfinite(change)).any(0).sum())
+    unknown = int((~np.isfinite(change[:, fitted])).any(0).sum())
     note = f"the impact of {unknown} removals is not known: with them the output or loss is no number any more"
     notes = (*((note,) if unknown else ()), *about_harm(scene, by.harm))
     return Evidence(change, size, 1.0, f"{by.unit}, by ablation", notes, is_ablation=True)

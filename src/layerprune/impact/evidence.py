@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from layerprune.calibration import Batch, Loss
+from layerprune.edits import Fold
 from layerprune.errors import CalibrationError, LayerPruneError
 from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm
+from layerprune.projection import Folded
 from layerprune.proof import Removal
 
 _RESAMPLES = 200
@@ -31,6 +33,9 @@ class Scene:
         seed: for whatever is drawn.
         loss: calls the model once on an item and returns a loss, ``loss(model, item)``; None where the user gave none.
         progress: told after each step how many of how many are done.
+        folded: for removals by projection, what these make of the transforms that take them in.
+        missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
+            and the squared size; None where they were not fitted.
     """
 
     model: nn.Module
@@ -40,6 +45,8 @@ class Scene:
     seed: int = 0
     loss: Loss | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
+    folded: Folded = field(default_factory=dict[Fold, Mapping[str, Tensor]])
+    missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
 
     @contextmanager
     def on(self, number: int) -> Generator[None]:

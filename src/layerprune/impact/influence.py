@@ -19,8 +19,9 @@ def score_influence(scene: Scene) -> Evidence:
     """Measure how far each removal moves the tensor it replaces, in one forward for all of them.
 
     For a substitute ``s`` of ``y`` this is ``‖y - s‖ / ‖y‖``; for an operand ``b`` that a merge ``c`` loses,
-    ``‖b‖ / ‖c‖``. Several replaced tensors are taken as one. Block Influence (arXiv 2403.03853, section 3.2) is the
-    same idea with 1 - cosine, which does not see a branch that only rescales.
+    ``‖b‖ / ‖c‖``; for a projection ``P s`` of a tensor of other channels ``‖y - P s‖ / ‖y‖``. Several
+    replaced tensors are taken as one. Block Influence (arXiv 2403.03853, section 3.2) is the same idea with 1 - cosine,
+    which does not see a branch that only rescales.
 
     Args:
         scene: what to score, and on what; running sums only are kept, and what a later tensor is compared with.
@@ -45,6 +46,10 @@ def score_influence(scene: Scene) -> Evidence:
             observer.run(batch.inputs, begin)
         change[row], size[row] = norms.of(shifts)
         scene.progress(row + 1, len(scene.batches))
+    for column, removal in enumerate(scene.removals):
+        pairs = scene.missed(removal) if removal.needs_calibration else None
+        if pairs is not None:
+            change[:, column], size[:, column] = np.array(pairs).T
     notes = about_unknown(scene.removals, change, "a tensor in question is not seen in a run, or not finite")
     unit = "influence: relative change of the replaced tensor"
     return Evidence(change, size, 0.5, unit, notes)

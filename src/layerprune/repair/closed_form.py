@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,16 +11,20 @@ from torch import Tensor, nn
 from layerprune.calibration import Batch, fitting, read_calibration
 from layerprune.capture import capture, record_on
 from layerprune.edits import Edit
+from layerprune.errors import RepairError
+from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
 from layerprune.repair.refit import Refitter
-from layerprune.repair.report import Refitted, RepairReport
+from layerprune.repair.report import RepairReport
 from layerprune.repair.sites import find_sites
 from layerprune.repair.walk import Side
 from layerprune.shadow import Shadow, real_shadow
 
 MEMORY_BYTES = 4 * 2**30
+
+WAYS = ("refit", "mean")
 
 
 def repair(
@@ -30,14 +34,18 @@ def repair(
     *,
     edits: Sequence[Edit] = (),
     memory_bytes: int = MEMORY_BYTES,
+    graph: LayerGraph | None = None,
+    how: str = "refit",
+    new_biases: bool = False,
 ) -> RepairReport:
     """Solve the transforms behind each gap again, so that what they feed is what it was in the original.
 
-    Front to back, each transform that a removal has moved gets the weights that bring the tensor which it feeds
-    linearly (through sums, reshapes, batch norms) nearest to the original's, by ridge regression on the calibration
-    data. The strength of the ridge is chosen on the last quarter of the data with weights that have not seen it; what
-    does not serve that quarter is not kept. The weights that are kept are then fitted on all of the data, and if the
-    output on the last quarter is no better in the end, the model stays as it is. No parameters are added.
+    All batches go through both models side by side, once. Front to back, each transform that a removal has moved gets
+    the weights that bring the tensor which it feeds linearly (through sums, reshapes, batch norms) nearest to the
+    original's, by ridge regression. The strength of the ridge is chosen on the last quarter of the data with weights
+    that have not seen it; what does not serve that quarter is not kept. What is kept is then fitted on all of the data,
+    and if the output on the last quarter is no better in the end, the model stays as it is. Where several transforms in
+    a row win next to nothing, those behind them are left, up to the next gap.
 
     Both models run in eval mode on copies that share their weights; modes, hooks, buffers and the RNG stay as they are.
 
@@ -47,50 +55,95 @@ def repair(
         calibration: batches of real inputs, each as the forward takes it; as many tokens as the widest layer has inputs
             are right, or more.
         edits: ``plan.edits``; needed where whole layers have left their container and the others are renumbered.
-        memory_bytes: what solving one step may take, and the original's tensors that are kept between steps as much
-            again. A layer whose Gram matrix is too large gets ``W = T W₀`` instead, or stays as it is. Where the
-            tensors do not fit, the original runs once more for each step.
+        memory_bytes: what solving one transform may take, and the tensors of the batches on their way as much again. A
+            transform whose Gram matrix is too large gets ``W = T W₀`` instead, or stays as it is; batches whose tensors
+            do not fit start anew for each transform.
+        graph: the original's layer graph, where there is one: it is not recorded again on fake tensors then.
+        how: ``refit``: solve the weights; or ``mean``: only move biases, or the running means of batch norms behind
+            transforms without one, by the mean of what is missing. That costs the two forwards and needs few data.
+        new_biases: whether ``mean`` may give a bias to a transform without one, which adds parameters to the model and
+            keys to its state.
 
     Returns:
         What was done, layer by layer, and what it did to the output.
 
     Raises:
         CalibrationError: the data are empty, do not fit either model, or make values that are not finite.
+        RepairError: there is no such way.
     """
-    original, pruned = unwrap(original), unwrap(pruned)
-    batches = read_calibration(calibration, original)
-    with fitting():
-        sides = _side(original, batches[0]), _side(pruned, batches[0])
-    sites, refused = find_sites(sides[0].graph, sides[1].graph, pruned, edits)
-    if not sites:
-        return RepairReport(refused=refused, notes=("no transform can be solved again",))
-    refitter = Refitter(*sides, batches, memory_bytes)
-    refitted, repaired = refitter.run(sites)
-    refused |= refitter.refused
-    if not refitted:
-        return RepairReport(refused=refused, notes=("no tensor that a transform feeds differs from the original's",))
-    verdict = _judge(original, (sides[0].shade, sides[1].shade, repaired), refitter.held_out)
-    kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
-    notes = list(refitter.notes)
-    if kept:
-        write(pruned, _values(repaired.model, refitted))
-    else:
-        notes.append("the pruned model stays as it was: new weights make its output no better")
-    return RepairReport(
-        tuple(refitted),
-        refused,
-        verdict.before,
-        verdict.after,
-        verdict.unit,
-        kept,
-        (sides[0].num_forwards // len(batches), sides[1].num_forwards // len(batches)),
-        tuple(notes),
-    )
+    if how not in WAYS:
+        raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
+    mender = Mender(original, calibration, memory_bytes=memory_bytes, graph=graph, how=how, new_biases=new_biases)
+    report, values = mender.mend(pruned, edits)
+    write(unwrap(pruned), values)
+    return report
 
 
-def _side(model: nn.Module, batch: Batch) -> Side:
-    """Record a model as it runs on real data."""
-    shade = real_shadow(model, written=capture(model, batch.inputs).written_params)
+class Mender:
+    """Finds what would repair one pruned model after the other; see :func:`repair`, also for the arguments."""
+
+    def __init__(
+        self,
+        original: nn.Module,
+        calibration: Iterable[Any],
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        graph: LayerGraph | None = None,
+        how: str = "refit",
+        new_biases: bool = False,
+    ) -> None:
+        self.original = unwrap(original)
+        self.batches = read_calibration(calibration, self.original)
+        with fitting():
+            self.graph = graph or capture(self.original, self.batches[0].inputs)
+            self.side = _side(self.original, self.batches[0], self.graph.written_params)
+        self.memory_bytes = memory_bytes
+        self.how = how
+        self.new_biases = new_biases
+
+    def mend(self, pruned: nn.Module, edits: Sequence[Edit]) -> tuple[RepairReport, Mapping[str, Tensor]]:
+        """Find new values for a pruned model's tensors; it stays as it is.
+
+        Returns:
+            What was done, and the values by name; none where the output is no better with them.
+        """
+        pruned, batches = unwrap(pruned), self.batches
+        # What is left of a model writes no more than it did.
+        with fitting():
+            side = _side(pruned, batches[0], None if self.graph.written_params else frozenset())
+        original = replace(self.side, num_forwards=0)
+        sites, refused = find_sites(original.graph, side.graph, pruned, edits)
+        if not sites:
+            return RepairReport(refused=refused, notes=("no transform can be solved again",)), {}
+        refitter = Refitter(original, side, batches, self.memory_bytes, how=self.how, new_biases=self.new_biases)
+        refitted, repaired = refitter.run(sites)
+        refused |= refitter.refused
+        if not refitted:
+            same = "no tensor that a transform feeds differs from the original's"
+            return RepairReport(refused=refused, notes=(same,)), {}
+        verdict = _judge(self.original, (original.shade, side.shade, repaired), refitter.held_out)
+        kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
+        notes = list(refitter.notes)
+        if not kept:
+            notes.append("the pruned model stays as it was: new weights make its output no better")
+        report = RepairReport(
+            tuple(refitted),
+            refused,
+            verdict.before,
+            verdict.after,
+            verdict.unit,
+            kept,
+            (original.num_forwards // len(batches), side.num_forwards // len(batches)),
+            tuple(notes),
+        )
+        return report, refitter.values if kept else {}
+
+
+def _side(model: nn.Module, batch: Batch, written: Collection[str] | None) -> Side:
+    """Record a model as it runs on real data; ``written`` are the parameters that it writes into, where it is known."""
+    if written is None:
+        written = capture(model, batch.inputs).written_params
+    shade = real_shadow(model, written=written)
     return Side(model, shade, record_on(shade, batch.inputs))
 
 
@@ -122,16 +175,3 @@ def _output(shade: Shadow, batch: Batch) -> Any:
     inputs = shade.adapt(batch.inputs)
     with shade.running():
         return shade.model(*inputs.args, **inputs.kwargs)
-
-
-def _values(model: nn.Module, refitted: Sequence[Refitted]) -> dict[str, Tensor]:
-    """The new weights, by name."""
-    found: dict[str, Tensor] = {}
-    for one in refitted:
-        module = model.get_submodule(one.name)
-        found |= {
-            f"{one.name}.{key}": held.detach()
-            for key in ("weight", "bias")
-            if one.kept and (held := module._parameters.get(key)) is not None
-        }
-    return found
