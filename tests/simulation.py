@@ -291,7 +291,7 @@ class _Location(_Simulation):
     """Finds values as a simulation does, and leaves them as they are."""
 
     def __init__(self, model: nn.Module, graph: LayerGraph, values: Iterable[int]) -> None:
-        super().__init__(model, graph, Cut({value: value for value in values}))
+        super().__init__(model, graph, Cut({value: value for value in values}), {})
         self.cut = Cut()
         self.found: dict[int, Tensor] = {}
 
