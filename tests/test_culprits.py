@@ -10,6 +10,7 @@ from torch import nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.graph import Cut
+from layerprune.joints import Joints
 from layerprune.marks import CannotRealise
 from layerprune.proof import Removal
 from layerprune.realise import Realisation
@@ -18,7 +19,7 @@ from layerprune.select.culprits import Culprits
 from layerprune.select.limit import Limit
 from layerprune.select.programme import Programme
 from nets import linear, randomised, rows
-from test_select import assert_best, choose, every_valid_set, problem_of, proven
+from test_select import Residual, assert_best, choose, every_valid_set, problem_of, proven
 
 
 def removal(name, *dead):
@@ -65,12 +66,21 @@ def test_a_removal_that_stands_in_every_list_is_forbidden_alone():
     assert Ban(((0, 1), (0, 2))).forbids({0})
 
 
+def test_of_a_family_too_many_are_forbidden_where_one_of_each_other_list_goes():
+    ban = Ban(((4,),), ((0,), (1, 2), (3,)), 2)
+    assert ban.forbids({4, 0, 2})
+    assert not ban.forbids({4, 1, 2})
+    assert not ban.forbids({0, 1, 3})
+
+
 @pytest.mark.parametrize(
     "bans",
     [
         [Ban.of((0, 1)), Ban.of((2, 3, 4))],
         [Ban(((0, 1), (2, 3), (4,)))],
         [Ban(((0, 1), (1, 2), (3, 4)))],
+        [Ban((), ((0,), (1,), (2, 3), (3, 4)), 3)],
+        [Ban(((4,),), ((0, 1), (1, 2), (3,)), 2), Ban.of((0, 3))],
         [Ban(((0, 1), (2, 3))), Ban(((0, 1), (2, 3), (4,), (0, 2))), Ban(((0, 1), (0, 1), (4,)))],
     ],
 )
@@ -214,6 +224,111 @@ def test_a_ban_is_the_same_in_whatever_order_a_set_is_given():
     assert bans[0] == bans[1] == bans[2]
 
 
+# ---- families -------------------------------------------------------------------------------------------------------
+
+
+def too_many_attentions(removals, num, *needed):
+    """Fails where as many attentions have gone, and all that is needed for that to matter."""
+
+    def fails(some):
+        gone = dead_of(removals, some)
+        return sum(3 * i in gone for i in range(NUM)) >= num and gone >= set(needed)
+
+    return fails
+
+
+@pytest.mark.parametrize("in_runs", [False, True])
+@pytest.mark.parametrize("chosen", [(0, 3, 6, 9), (2, 3, 8, 10, 14), (0, 3, 6, 9, 12), (2, 5, 8, 11)])
+@pytest.mark.parametrize("num", [3, 4])
+def test_one_ban_forbids_every_way_to_lose_too_many_of_a_kind(num, chosen, in_runs):
+    removals = ways()
+    fails = too_many_attentions(removals, num)
+    culprits, asked = culprits_of(removals, fails, in_runs=in_runs)
+    (ban,) = culprits.among(chosen)
+    for some in subsets(len(removals)):
+        assert ban.forbids(some) == fails(set(some))
+    assert len(asked) < 100
+
+
+def test_a_set_of_many_more_than_too_many_teaches_one_ban():
+    removals = ways(9)
+    attentions = {3 * i for i in range(9)}
+    culprits, _ = culprits_of(removals, lambda some: len(attentions & dead_of(removals, some)) >= 3)
+    (ban,) = culprits.among(sorted(attentions))
+    assert ban == Ban((), tuple((i, i + 2) for i in sorted(attentions)), 3)
+
+
+def test_what_has_to_go_besides_is_no_member_of_the_family():
+    removals = [*ways(), removal("cache", 3 * NUM)]
+    fails = too_many_attentions(removals, 3, 3 * NUM)
+    culprits, _ = culprits_of(removals, fails)
+    (ban,) = culprits.among([3, 5, 6, 9, 15])
+    for some in subsets(len(removals)):
+        assert ban.forbids(some) == fails(set(some))
+
+
+def test_one_of_a_kind_that_is_needed_for_the_others_to_matter_is_no_member_of_their_family():
+    removals = ways()
+    fails = too_many_attentions(removals, 3, 0)
+    culprits, _ = culprits_of(removals, fails)
+    (ban,) = culprits.among([0, 3, 9])
+    for some in subsets(len(removals)):
+        assert ban.forbids(some) == fails(set(some))
+
+
+def test_sets_of_a_kind_that_hold_are_not_forbidden_by_one_that_fails():
+    removals = ways(8)
+    runs = [{3 * i, 3 * i + 3, 3 * i + 6} for i in range(6)]  # three attentions one after the other
+    culprits, _ = culprits_of(removals, lambda some: any(run <= dead_of(removals, some) for run in runs))
+    (ban,) = culprits.among([3, 6, 9])
+    attentions = [3 * i for i in range(8)]
+    assert {some for some in combinations(attentions, 3) if ban.forbids(some)} == {(3, 6, 9)}
+
+
+def test_blocks_are_no_family_of_what_only_attentions_do():
+    removals = ways()
+    attentions = {3 * i for i in range(NUM)}
+    culprits, _ = culprits_of(removals, lambda some: len(attentions & some) >= 3)  # blocks bring what attentions lack
+    (ban,) = culprits.among([0, 3, 6])
+    for some in subsets(len(removals)):
+        assert ban.forbids(some) == (len(attentions & set(some)) >= 3)
+
+
+def test_one_of_a_kind_that_fails_with_a_member_for_another_reason_is_no_member():
+    removals = ways()
+    kin = {0, 3, 6, 9}
+    culprits, _ = culprits_of(removals, lambda some: len(kin & some) >= 3 or {6, 12} <= some)
+    (ban,) = culprits.among([3, 6, 9])
+    assert ban == Ban((), tuple((i,) for i in sorted(kin)), 3)
+
+
+def test_a_weaker_removal_that_fails_with_fewer_takes_no_place():
+    removals = ways()
+    blocks = {3 * i + 2 for i in range(NUM)}
+    culprits, _ = culprits_of(removals, lambda some: len(blocks & some) >= 3 or {2, 3} <= some)
+    (ban,) = culprits.among([2, 5, 8])
+    assert ban == Ban((), tuple((i,) for i in sorted(blocks)), 3)
+
+
+def test_a_set_that_cannot_be_realised_is_dealt_with_before_what_is_left_of_it_is_run():
+    some = [removal(f"layer{letter}", 100 * i) for i, letter in enumerate("abcd")]
+    ran = []
+
+    def run(some):
+        ran.append(some)
+        if {2, 3} <= set(some):
+            raise CannotRealise("in a run")
+
+    def realise(some):
+        if {0, 1} <= set(some):
+            raise CannotRealise("at once")
+
+    culprits = Culprits(some, run, realise)
+    assert culprits.among(range(4)) == [Ban.of((0, 1))]
+    assert not ran
+    assert culprits.among((0, 2, 3)) == [Ban.of((2, 3))]
+
+
 # ---- in a selection -------------------------------------------------------------------------------------------------
 
 
@@ -248,3 +363,49 @@ def test_where_one_layer_of_a_kind_must_stay_the_choice_is_the_best_of_all_sets_
     assert_best(pruner, problem, int(share * pruner.graph.num_params), valid)
     assert len(asked) < 60
     assert not mixers <= dead_of(pruner.removals, choose(pruner, problem, int(share * pruner.graph.num_params)).chosen)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 1.0])
+def test_where_three_of_a_kind_must_stay_whichever_the_choice_is_the_best_after_few_proofs(share):
+    model = nn.Sequential(linear(), *(Residual(width) for width in (2, 3, 4, 5, 6, 7, 9)), linear())
+    pruner = UniversalLayerPruner(randomised(model), example_inputs=rows())
+    asked = []
+
+    def check(some):
+        asked.append(some)
+        if len(some) > 4:
+            raise CannotRealise("three must stay")
+        return proven(pruner)(some)
+
+    problem = problem_of(pruner, [0.1 + 0.01 * i for i in range(7)], prove=check)
+    valid = every_valid_set(pruner, problem)
+    asked.clear()
+    assert_best(pruner, problem, int(share * pruner.graph.num_params), valid)
+    assert len(asked) < 40
+
+
+def test_a_plan_of_a_model_of_which_two_layers_must_stay_fails_once_at_the_most(monkeypatch):
+    """transformers builds no Zamba with one attention only, and the first one's place in the cache is its own."""
+    pytest.importorskip("transformers")
+    import transformers
+
+    kinds = ["linear_attention", "linear_attention", *["hybrid"] * 4, "linear_attention"]
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    mamba = {"n_mamba_heads": 2, "mamba_dt_rank": 4, "mamba_d_state": 4, "vocab_size": 16}
+    config = transformers.ZambaConfig(num_hidden_layers=7, layers_block_type=kinds, **sizes, **mamba)
+    torch.manual_seed(0)
+    model = transformers.ZambaForCausalLM(config).eval()
+    pruner = UniversalLayerPruner(model, example_inputs={"input_ids": torch.tensor([[1, 2]])})
+    failed, prove = [], Joints.proven
+
+    def watched(self, chosen):
+        try:
+            return prove(self, chosen)
+        except CannotRealise:
+            failed.append(tuple(chosen))
+            raise
+
+    monkeypatch.setattr(Joints, "proven", watched)
+    plan = pruner.plan(max_param_reduction=0.6)
+    assert 0.54 <= plan.reduction <= 0.6
+    assert len(failed) == 1  # all sets of too many are learnt from the first

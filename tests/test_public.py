@@ -22,7 +22,10 @@ NAMES = [
     "Removal",
     "UniversalLayerPruner",
     "applied",
+    "distill",
+    "load_pruned",
     "quick_prune",
+    "save_pruned",
 ]
 
 HOMES = {
@@ -34,7 +37,10 @@ HOMES = {
     "Removal": "proof",
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
+    "distill": "distillation.distilling",
+    "load_pruned": "checkpoint.load",
     "quick_prune": "pruner",
+    "save_pruned": "checkpoint.save",
 }
 
 
@@ -180,6 +186,7 @@ def test_a_plan_has_these_fields():
         "schema_version",
         "model",
         "fingerprint",
+        "structure",
         *BUDGETS,
         "granularity",
         "strategy",

@@ -72,6 +72,14 @@ def test_of_groups_that_exclude_each_other_not_every_one_may_have_a_member():
     assert swaps.entries((3,))[0].tolist() == [False, False, True, False]
 
 
+def test_of_a_family_too_many_may_not_join_where_one_of_the_other_lists_is_chosen():
+    limits = [Limit({(i,): 1.0 for i in range(5)}, 1, 5)]
+    swaps = Swaps(np.zeros(5), limits, [Ban(((4,),), ((0, 1), (2,), (3,)), 2)])
+    assert swaps.entries((0, 4))[0].tolist() == [False, True, False, False, False]
+    assert swaps.entries((0, 2))[0].tolist() == [False, True, False, True, False]
+    assert swaps.entries((2,))[0].tolist() == [True, True, False, True, True]
+
+
 def test_several_limits_hold_at_once():
     limits = [Limit({(0,): 4.0, (1,): 4.0, (2,): 1.0}, 4, 5), Limit({(0,): 9.0, (1,): 2.0, (2,): 2.0}, 0, 4)]
     assert Swaps(np.array([1.0, 2.0, 1.0]), limits, []).improve((1, 2)) == [1]

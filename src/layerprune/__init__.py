@@ -6,6 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerprune.checkpoint.load import load_pruned
+    from layerprune.checkpoint.save import save_pruned
+    from layerprune.distillation.distilling import distill
     from layerprune.errors import LayerPruneError
     from layerprune.graph import LayerGraph
     from layerprune.groups import Group, LayerInfo
@@ -25,7 +28,10 @@ __all__ = [
     "Removal",
     "UniversalLayerPruner",
     "applied",
+    "distill",
+    "load_pruned",
     "quick_prune",
+    "save_pruned",
 ]
 
 _HOMES = {
@@ -37,7 +43,10 @@ _HOMES = {
     "Removal": "proof",
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
+    "distill": "distillation.distilling",
+    "load_pruned": "checkpoint.load",
     "quick_prune": "pruner",
+    "save_pruned": "checkpoint.save",
 }
 
 

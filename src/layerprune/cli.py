@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -149,27 +148,38 @@ def prune(
     input_shape: ShapeOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
-    """Prune MODEL within a budget, and write DIR/plan.json and DIR/model.safetensors.
+    """Prune MODEL within a budget, and save it in DIR, where layerprune.load_pruned finds it.
 
     With --json, the output is the plan that was carried out, as in plan.json.
     """
     budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
     if not budgets:
         raise typer.BadParameter("say how much may go: a budget, as --reduction 0.3", param_hint="--reduction")
-    with _working(), _staged(out) as folder:
-        from safetensors.torch import save_model
-
+    _check_out(out)
+    with _working():
         pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained)
         chosen = pruner.plan(**budgets, strategy=strategy)
-        pruned = pruner.prune(plan=chosen)
-        (folder / "plan.json").write_text(chosen.to_json() + "\n", encoding="utf-8")
-        save_model(pruned, str(folder / "model.safetensors"))
+        pruner.prune(plan=chosen)
+        pruner.save(out)
     _echo_notes(pruner)
     if as_json:
         typer.echo(chosen.to_json())
         return
     _print_table(chosen)
-    typer.echo(f"Written to {out}: plan.json, model.safetensors")
+    typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `layerprune prune` or save_pruned wrote.")],
+) -> None:
+    """Check that a saved model is complete, and bit for bit as it was written."""
+    with _working():
+        from layerprune.checkpoint.manifest import verify
+
+        manifest = verify(folder)
+    size = sum(record.size for record in manifest.files.values())
+    typer.echo(f"{folder} is as it was written: {manifest.model}, {manifest.num_params:,} parameters, {size:,} bytes")
 
 
 def main() -> None:
@@ -197,24 +207,14 @@ def _working() -> Generator[None]:
         raise typer.Exit(1) from error
 
 
-@contextmanager
-def _staged(out: Path) -> Generator[Path]:
-    """Give a folder to write into that takes the place of ``out`` at the end, or is gone if anything failed."""
+def _check_out(out: Path) -> None:
+    """Refuse a folder that cannot be written before minutes of work, not after."""
     target = out.resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise typer.BadParameter(f"{out} is not an empty folder; name a new or an empty one", param_hint="--out")
-    staging = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise typer.BadParameter(f"{out} cannot be written: {error.strerror}", param_hint="--out") from error
-    try:
-        yield staging
-        if target.exists():
-            target.rmdir()
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    parent = next(parent for parent in target.parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise typer.BadParameter(f"{out} cannot be written: {parent} is no folder of yours", param_hint="--out")
 
 
 def _pruner_of(
@@ -277,6 +277,7 @@ def _groups_as_json(pruner: UniversalLayerPruner) -> str:
             "impact": group.impact if math.isfinite(group.impact) else None,  # JSON has no infinity
             "num_params": group.num_params,
             "can_remove": group.can_remove,
+            "needs_calibration": group.needs_calibration,
             "reason": group.reason,
             "layers": [layer.name for layer in group.layers],
         }

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._guards import CompileContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.errors import DroppedTensorError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Function name -> the merge it is. A dropped operand of a merge leaves; the others stay as they are.
 MERGES: Mapping[str, str] = {
@@ -75,17 +78,16 @@ class Dropped(Tensor):
         cls, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        raw = getattr(func, "__name__", str(func))
-        if raw == "__get__":
-            raw = getattr(getattr(func, "__self__", None), "__name__", raw)
-        name = merge_name(raw)
+        if _is_described():
+            return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
+        raw, name = _raw_name(func), _name(func)
         if raw in _PLAIN or name in _PLAIN or raw in ("__set__", "__repr__", "__format__", "__deepcopy__", "__hash__"):
             return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
         if raw in _UNKNOWN or name in _UNKNOWN:
             raise DroppedTensorError(f"a forward reads '{name}' of a tensor that this removal drops")
         if kwargs.get("out") is not None:
             raise DroppedTensorError(f"'{name}' writes a dropped tensor into an out= argument")
-        token = _first_dropped(args, kwargs)
+        token = _dropped_among(args, kwargs)
         if MERGES.get(name) in token.merges:
             return _merge(func, name, raw, token, args, kwargs)
         if _writes_into_live(raw, args):
@@ -93,20 +95,55 @@ class Dropped(Tensor):
         return _spread(name, token, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dropped:
-        return dropped(self.merges, self.copies)
+        return dropped(self.merges, self.copies, self.dtype)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return dropped, (sorted(self.merges), self.copies)
+        return dropped, (sorted(self.merges), self.copies, self.dtype)
 
 
-def dropped(merges: Iterable[str], copies: bool = False) -> Dropped:
-    """Make a dropped tensor that the merges named leave out."""
+def dropped(merges: Iterable[str], copies: bool = False, dtype: torch.dtype = torch.float32) -> Dropped:
+    """Make a dropped tensor that the merges named leave out; a forward may ask for its type."""
     with _disable_current_modes():  # a constant of the pruned model, never a traced value
-        token = torch.zeros(()).as_subclass(Dropped)
+        token = torch.zeros((), dtype=dtype).as_subclass(Dropped)
     token.merges = frozenset(merges)
     token.copies = copies
     token.merge_log = None
     return token
+
+
+def _constant(function: _F) -> _F:
+    """Let torch.compile call a function while it traces, and keep its result.
+
+    This is :func:`torch.compiler.assume_constant_result` without its import of the compiler, which takes a second.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@_constant
+def _raw_name(func: Callable[..., Any]) -> str:
+    """A function's name as torch gives it; of an attribute's getter the attribute's."""
+    raw = getattr(func, "__name__", str(func))
+    return getattr(getattr(func, "__self__", None), "__name__", raw) if raw == "__get__" else raw
+
+
+@_constant
+def _name(func: Callable[..., Any]) -> str:
+    """A function's name without the underscores that mark its form."""
+    return merge_name(_raw_name(func))
+
+
+def _is_described() -> bool:
+    """Whether torch.compile is writing down which tensors there are; the forward that it traces does not get here."""
+    if torch.compiler.is_dynamo_compiling() or CompileContext.current_compile_id() is None:
+        return False
+    from torch._dynamo import config  # at work just now, so this imports nothing
+
+    if config.install_free_tensors:  # strict export: its graphs hold plain tensors only
+        raise DroppedTensorError(
+            "torch.export with strict=True takes a dropped tensor for a number; leave strict at False, its default"
+        )
+    return True
 
 
 def _writes_into_live(raw: str, args: Sequence[Any]) -> bool:
@@ -120,15 +157,23 @@ def _note(token: Dropped, kind: str) -> None:
         token.merge_log.append(kind)
 
 
-def _first_dropped(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
+def _dropped_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
+    """The dropped argument that the result stands for: the first one that some merge leaves out, if there is one.
+
+    In ``gamma * branch(x)`` both may be dropped, and it is the branch that the sum behind leaves out.
+    """
+    found: list[Dropped] = []
     for value in (*args, *kwargs.values()):
         if isinstance(value, Dropped):
-            return value
-        if isinstance(value, (list, tuple)):
-            for item in cast("Sequence[Any]", value):
-                if isinstance(item, Dropped):
-                    return item
-    raise DroppedTensorError("a dropped tensor reached a function inside an argument that cannot be searched")
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [item for item in cast("Sequence[Any]", value) if isinstance(item, Dropped)]
+    for token in found:
+        if token.merges:
+            return token
+    if not found:
+        raise DroppedTensorError("a dropped tensor reached a function inside an argument that cannot be searched")
+    return found[0]
 
 
 def _merge(
@@ -208,12 +253,29 @@ def watching_merges(tokens: Sequence[Dropped]) -> Generator[list[str]]:
 
 
 class DroppedBranch(nn.Module):
-    """Stands where a removed module was and hands on dropped tensors, in the structure its caller unpacks."""
+    """Stands where a removed module was and hands on dropped tensors, in the structure its caller unpacks.
 
-    def __init__(self, merges: Iterable[str], structure: Any = "tensor", copies: bool = False) -> None:
+    These are of the type that the model computes in: the caller may bring other tensors to it. It follows ``half()``
+    and the like.
+    """
+
+    def __init__(
+        self,
+        merges: Iterable[str],
+        structure: Any = "tensor",
+        copies: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.token = dropped(merges, copies)
+        self.token = dropped(merges, copies, dtype)
         self.structure = structure
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DroppedBranch:
+        super()._apply(fn, recurse)
+        made = fn(torch.zeros((), dtype=self.token.dtype))
+        if made.dtype != self.token.dtype:
+            self.token = dropped(self.token.merges, self.token.copies, made.dtype)
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the dropped tensor, in the removed module's output structure."""

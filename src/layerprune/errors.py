@@ -49,6 +49,10 @@ class SurgeryError(LayerPruneError):
     """An edit does not fit the model; the model is as it was."""
 
 
+class CheckpointError(LayerPruneError):
+    """A pruned model could not be saved or loaded; the message names the file, what was expected and what found."""
+
+
 class SourceError(LayerPruneError):
     """A model could not be built from what the command line named."""
 
@@ -73,5 +77,13 @@ class RepairError(LayerPruneError, ValueError):
     """A repair was asked for that there is none of."""
 
 
+class DistillationError(LayerPruneError, ValueError):
+    """A pruned model could not be trained: settings, models, checkpoint or data do not fit; it is as it was."""
+
+
 class FidelityError(LayerPruneError):
     """Two models could not be compared; the message says on which batch, and why."""
+
+
+class ExportError(LayerPruneError):
+    """A model could not be exported, or what was exported does something else; nothing was written."""

@@ -45,6 +45,7 @@ class Group:
             ``parallel_branch`` (on one of several paths that fork from one tensor and meet in a merge), or ``complex``.
         num_params: number of elements of its members' parameters, each once.
         can_remove: whether some proven removal takes it out.
+        needs_calibration: whether it leaves by projections only, which have to be fitted on calibration data.
         reason: why not, where it cannot be removed; which groups leave with it, where it leaves with others.
         impact: the least impact of a removal that takes it out; infinite where there is none.
         members: its layers' numbers in the layer graph.
@@ -60,6 +61,7 @@ class Group:
     can_remove: bool = False
     reason: str = ""
     impact: float = float("inf")
+    needs_calibration: bool = False
 
     @property
     def name(self) -> str:

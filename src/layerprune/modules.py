@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from layerprune.copies import ATOMS, Copier
 from layerprune.dropped import Dropped
 from layerprune.errors import UnsupportedModelError
 
-_ATOMS = (int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size)
+# Where torch.ao's quantised linears and convolutions, recurrences and recurrent cells keep their weights.
+_PACKED = ("_packed_params", "_all_weight_values", "_packed_weight_ih")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -29,7 +32,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def check_supported(model: object) -> None:
-    """Raise :class:`UnsupportedModelError` for what cannot be recorded at all: no module, scripted, lazy."""
+    """Raise :class:`UnsupportedModelError` for what cannot be recorded at all: no module, scripted, lazy, packed."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
@@ -39,11 +42,32 @@ def check_supported(model: object) -> None:
                 f"{where} is a TorchScript module ({type(module).__name__}): its forward is compiled and cannot "
                 "be edited; pass the Python module that it was scripted from"
             )
+        if any(hasattr(module, name) for name in _PACKED):
+            raise UnsupportedModelError(
+                f"{where} is a quantised {type(module).__name__}, whose weights are packed and no parameters: "
+                "prune the float model, then quantise what is left"
+            )
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
                 raise UnsupportedModelError(
                     f"{where} is lazy: its '{key}' has no shape yet; run one forward on real inputs first, then prune"
                 )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` has wrapped a module, its call, or a function of it or of its class."""
+    return "_orig_mod" in module._modules or any(map(_compiles, vars(module).values())) or _class_compiles(type(module))
+
+
+@functools.lru_cache(maxsize=4096)
+def _class_compiles(of: type) -> bool:
+    return any(_compiles(value) for base in of.__mro__ for value in vars(base).values())
+
+
+def _compiles(value: object) -> bool:
+    if not isinstance(value, FunctionType):
+        return False
+    return hasattr(value, "_torchdynamo_orig_callable") and not getattr(value, "_torchdynamo_disable", False)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -87,38 +111,47 @@ def names_with_nan(model: nn.Module) -> list[str]:
         ]
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, *, paths: bool = False, caches: bool = False) -> str:
     """Return a hash of the model's classes, tensor names, shapes and dtypes; not of its weights or its device.
 
     Buffers that are not saved with the model are left out: many are caches that a forward fills for its inputs' size.
+
+    Args:
+        model: the model.
+        paths: name the classes with the Python modules that define them, as plans of the first weeks did.
+        caches: include the buffers that are left out, as plans of schema 1 did.
     """
     digest = hashlib.sha256()
-    caches: set[str] = set()
+    unsaved: set[str] = set()
     for name, module in model.named_modules():
-        digest.update(f"{name}:{type(module).__qualname__};".encode())
-        caches |= {f"{name}.{key}" if name else key for key in module._non_persistent_buffers_set}
+        kind = f"{type(module).__module__}.{type(module).__qualname__}" if paths else type(module).__qualname__
+        digest.update(f"{name}:{kind};".encode())
+        unsaved |= {f"{name}.{key}" if name else key for key in module._non_persistent_buffers_set}
     for name, tensor in named_tensors(model):
-        if name in caches:
-            continue
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        if caches or name not in unsaved:
+            digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
     return digest.hexdigest()
 
 
-def clone(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool = False) -> nn.Module:
     """Copy the module tree with every tensor passed through ``convert``; the original is not touched.
 
     Unlike ``copy.deepcopy`` this cannot fail: every module is copied shell by shell, tensors (non-leaf ones and those
     hidden in attributes too) go through ``convert`` once each, so ties survive, and an attribute that cannot be copied
-    (an open file, a lock) is shared.
+    (an open file, a lock) is shared. Functions among the attributes and hooks that close over modules of the tree close
+    over their copies.
 
     Args:
         model: the module tree; its modules' classes are kept.
         convert: the new tensor for an old one, e.g. a clone, the tensor itself, or a fake of it.
+        apart: whether lists and dicts that such functions close over are copied as well, so that what they write down
+            when the copy runs does not reach the user.
 
     Returns:
         The copy, of the same class, with the same training flags and hooks.
     """
-    memo: dict[int, Any] = {}
+    copier = Copier(apart=apart)
+    memo = copier.memo
     modules = list(model.modules())
     for module in modules:
         memo[id(module)] = object.__new__(type(module))
@@ -126,18 +159,34 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
         for tensor in _own_tensors(module):
             if id(tensor) not in memo:
                 memo[id(tensor)] = tensor if isinstance(tensor, Dropped) else convert(tensor)
+    functions: list[tuple[dict[str, Any], str, Any]] = []  # last: they may hold what other attributes do
     for module in modules:
-        shell = memo[id(module)]
+        shell = vars(memo[id(module)])
         for key, value in vars(module).items():
-            shell.__dict__[key] = _copy_value(value, memo)
+            shell[key] = None
+            if isinstance(value, FunctionType) or key.endswith("_hooks"):
+                functions.append((shell, key, value))
+            else:
+                shell[key] = copier.copy(value)
+    for shell, key, value in functions:
+        shell[key] = copier.copy(value)
     return memo[id(model)]
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Copy a tensor; a parameter stays one."""
+    with torch.no_grad():
+        copy = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copy, requires_grad=tensor.requires_grad)
+    return copy.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copy
 
 
 def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that a module's attributes hold, down to three containers deep."""
     # Most of a module's attributes are flags and empty registries.
     stack: list[tuple[Any, int]] = [
-        (value, 0) for value in vars(module).values() if not isinstance(value, _ATOMS) and _full(value)
+        (value, 0) for value in vars(module).values() if not isinstance(value, ATOMS) and _full(value)
     ]
     while stack:
         value, depth = stack.pop()
@@ -153,21 +202,3 @@ def _full(value: Any) -> bool:
     return isinstance(value, Tensor) or (
         isinstance(value, (Mapping, list, tuple)) and len(cast("list[Any]", value)) > 0
     )
-
-
-def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, _ATOMS):
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
-    if type(value) is dict or type(value).__name__ == "OrderedDict":
-        # Mostly a module's own registries: copied here because deepcopy is slow on hundreds of small empty dicts.
-        same = type(value)()
-        memo[id(value)] = same
-        for key, item in value.items():
-            same[key] = _copy_value(item, memo)
-        return same
-    try:
-        return copy.deepcopy(value, memo)
-    except Exception:  # deepcopy runs the user's own code, which may raise anything; sharing is the safe way out
-        return value

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from torch import Tensor, nn
 
-from layerprune.edits import Edit
+from layerprune.edit_forms import why_malformed
+from layerprune.edits import Edit, folds_of
 from layerprune.errors import PlanError, SurgeryError
-from layerprune.modules import clone, fingerprint, num_params, unwrap
-from layerprune.surgery import operate
+from layerprune.modules import clone, fingerprint, num_params, own, unwrap
+from layerprune.projection import growth, why_not_foldable
+from layerprune.provenance import Provenance
+from layerprune.structure import difference, structure
+from layerprune.surgery import Undo, operate
 
-SCHEMA = 2  # 2: budgets besides that of parameters, intervals, frontier
+SCHEMA = (
+    4  # 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure; 4: folded projections
+)
+
+_MOST = 2**63 - 1  # of what is counted
 
 
 class PlannedRemoval(BaseModel):
@@ -23,7 +30,7 @@ class PlannedRemoval(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="what is replaced by what")
-    kind: str = Field(description="bypass, branch, gate, concat, several, shared or block")
+    kind: str = Field(description="bypass, branch, gate, concat, several, shared, block or projection")
     groups: tuple[str, ...] = Field(description="names of the groups that leave")
     num_params: int = Field(ge=0, description="parameters that it removes when it is made alone")
     impact: float | None = Field(description="what it costs, in the plan's impact_unit; null where it is not known")
@@ -33,6 +40,7 @@ class PlannedRemoval(BaseModel):
     recurrence: float | None = Field(
         default=None, ge=0, le=1, description="how often other draws of the calibration batches choose it, too"
     )
+    needs_calibration: bool = Field(default=False, description="whether weights have to be fitted on data for it")
     kept: tuple[str, ...] = Field(default=(), description="members of its groups that stay")
     leftovers: tuple[str, ...] = Field(default=(), description="functions that still run on what is left")
 
@@ -67,6 +75,9 @@ class PruningPlan(BaseModel):
     schema_version: int = Field(default=SCHEMA, ge=1)
     model: str = Field(description="the model's class")
     fingerprint: str = Field(description="hash of its classes, tensor names, shapes and dtypes")
+    structure: tuple[str, ...] = Field(
+        default=(), repr=False, description="the same in words, a module a line, to say where another model differs"
+    )
     max_param_reduction: float | None = Field(
         description="the budget as a share of all parameters; null if groups were named"
     )
@@ -79,8 +90,8 @@ class PruningPlan(BaseModel):
     seed: int = Field(default=0, description="for what was drawn")
     removals: tuple[PlannedRemoval, ...]
     edits: tuple[Edit, ...]
-    num_params_before: int = Field(ge=0)
-    num_params_after: int = Field(ge=0)
+    num_params_before: int = Field(ge=0, le=_MOST)
+    num_params_after: int = Field(ge=0, le=_MOST)
     figures: tuple[PlannedFigure, ...] = Field(default=(), description="what budgets but that of parameters speak of")
     impact_unit: str
     impact_together: float | None = Field(
@@ -107,56 +118,110 @@ class PruningPlan(BaseModel):
             PlanError: the text is no plan, or one of a newer schema; the message names the first field that is wrong.
         """
         try:
-            plan = cls.model_validate_json(text)
+            plan = cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             _check_schema(text)
             first = error.errors(include_url=False, include_context=False)[0]
             where = ".".join(str(part) for part in first["loc"][:6]) or "the text"
             raise PlanError(f"not a pruning plan: {where}: {first['msg']}") from error
         _check_schema(text)
+        for number, edit in enumerate(plan.edits):
+            if reason := why_malformed(edit):
+                raise PlanError(f"not a pruning plan: edits.{number}: cannot {edit.kind}: {reason}")
         return plan
 
-    def check(self, model: nn.Module) -> None:
-        """Raise :class:`PlanError` unless the plan was made for a model of this very structure."""
-        if fingerprint(model) == self.fingerprint:
+    def check(self, model: nn.Module, *, dtypes: bool = True) -> None:
+        """Raise :class:`PlanError` unless the plan was made for a model of this very structure.
+
+        Args:
+            model: the model.
+            dtypes: False to allow other floating-point dtypes, where weights come from a file.
+        """
+        if self._fits(model):
             return
-        found = num_params(model)
-        detail = (
-            f"it has {found:,} parameters, the plan's model has {self.num_params_before:,}"
-            if found != self.num_params_before or type(model).__name__ != self.model
-            else "its modules or tensor shapes differ"
-        )
+        if self.structure:
+            detail = difference(self.structure, structure(model), dtypes=dtypes)
+            if not detail and not dtypes:
+                return
+            detail = detail or "its tensors are named otherwise"
+        elif num_params(model) != self.num_params_before or type(model).__name__ != self.model:
+            detail = f"it has {num_params(model):,} parameters, the plan's model has {self.num_params_before:,}"
+        else:
+            detail = "its modules or tensor shapes differ"
         raise PlanError(
             f"the plan was made for another model ({self.model}), not for this {type(model).__name__}: {detail}; "
             "make a new plan with UniversalLayerPruner(model).plan(…)"
         )
 
-    def apply(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    def _fits(self, model: nn.Module) -> bool:
+        """Whether a model has the plan's fingerprint; schema 1 knew several ways to take it."""
+        if fingerprint(model) == self.fingerprint:
+            return True
+        older = [(False, True), (True, True)] if self.schema_version == 1 else []
+        return any(fingerprint(model, paths=paths, caches=caches) == self.fingerprint for paths, caches in older)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether weights have to be fitted on calibration data: those of the transforms that take projections in."""
+        return bool(folds_of(self.edits))
+
+    def apply(self, model: nn.Module, *, inplace: bool = False, weights_follow: bool = False) -> nn.Module:
         """Carry the plan out on a model of the structure that it was made for; see :func:`layerprune.quick_prune`.
 
         Args:
             model: another copy of the model; it may be on another device, in another mode, with other weights.
             inplace: edit the model itself instead of a copy.
+            weights_follow: all weights are about to be written over, as with a pruned model's that were saved. A plan
+                that folds projections is applied only so, as the weights that take these in are zeros until then.
 
         Returns:
             The pruned model.
 
         Raises:
-            PlanError: the plan was made for another model, or its edits do not fit. The model is as it was.
+            PlanError: the plan was made for another model, its edits do not fit, or it folds projections and no weights
+                follow. The model is as it was.
         """
         model = unwrap(model)
         self.check(model)
+        if self.needs_calibration and not weights_follow:
+            raise PlanError(
+                "the plan folds projections, which are fitted on calibration data: carry it out with "
+                "UniversalLayerPruner(model, calibration=batches).prune(plan=plan); to load weights that were saved "
+                "into what it leaves, call plan.apply(model, weights_follow=True)"
+            )
+        before = plans_of(model)
         # The copy shares its tensors until the edits are made: what goes is never copied.
         target = model if inplace else clone(model, lambda tensor: tensor)
+        self.carry_out(target)
+        pruned = target if inplace else clone(target, own)
+        _made_by.remember(pruned, (*before, self))
+        return pruned
+
+    def carry_out(self, model: nn.Module) -> Undo:
+        """Make the plan's edits on a model that it was checked with, in place, and return what takes them back.
+
+        Raises:
+            PlanError: the edits do not fit, or leave another number of parameters. The model is as it was.
+        """
+        self._check_folds(model)
         try:
-            undo = operate(target, self.edits)
+            undo = operate(model, self.edits)
         except SurgeryError as error:
             raise PlanError(f"the plan's edits do not fit this {type(model).__name__}: {error}") from error
-        if num_params(target) != self.num_params_after:
-            found = num_params(target)
+        if (found := num_params(model)) != self.num_params_after:
             undo()
             raise PlanError(f"the plan promises {self.num_params_after:,} parameters, but its edits leave {found:,}")
-        return target if inplace else clone(target, _own)
+        return undo
+
+    def _check_folds(self, model: nn.Module) -> None:
+        """Refuse a weight that no removal would leave, before memory is taken for it."""
+        modules, most = dict(model.named_modules()), num_params(model)
+        for fold in folds_of(self.edits):
+            module = modules.get(fold.fqn)
+            if module is None or why_not_foldable(module):
+                continue  # surgery says so
+            if (size := growth(module, fold) + cast(Tensor, module.weight).numel()) > most:
+                raise PlanError(f"the plan would {fold}, with {size:,} elements where the whole model has {most:,}")
 
     def __str__(self) -> str:
         lines = [
@@ -166,24 +231,29 @@ class PruningPlan(BaseModel):
         return "\n".join(lines)
 
 
+#: The plans that made the pruned models that are alive.
+_made_by: Provenance[PruningPlan] = Provenance()
+
+
+def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
+    """The plans that were carried out to make a model, first to last; none where that is not known, as of a copy."""
+    return _made_by.of(unwrap(model))
+
+
+def remember_plans(model: nn.Module, plans: tuple[PruningPlan, ...]) -> None:
+    """Note which plans made a model, where that happened elsewhere than in :meth:`PruningPlan.apply`."""
+    _made_by.remember(model, plans)
+
+
 def _check_schema(text: str) -> None:
     """Raise :class:`PlanError` for a plan of a schema that is newer than this library, whatever else it holds."""
     try:
         read = from_json(text)
-    except ValueError:
+    except (ValueError, TypeError):  # no JSON; no text, with half a surrogate pair
         return
     version = cast("dict[str, Any]", read).get("schema_version") if isinstance(read, dict) else None
     if isinstance(version, int) and version > SCHEMA:
         raise PlanError(f"the plan has schema {version}, this layerprune reads up to {SCHEMA}: upgrade layerprune")
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Copy a tensor; a parameter stays one."""
-    with torch.no_grad():
-        copy = tensor.detach().clone()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(copy, requires_grad=tensor.requires_grad)
-    return copy.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copy
 
 
 def json_safe(value: float) -> Any:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-#: Told how many steps of how many are done.
-Told = Callable[[int, int], None]
+
+class Told(Protocol):
+    """Told how many steps of how many are done, and what else is worth a look meanwhile."""
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
 
 
 @contextmanager
@@ -22,9 +26,15 @@ def shown(what: str, wanted: bool | None) -> Generator[Told]:
     """
     console = Console(stderr=True)
     if not (console.is_terminal if wanted is None else wanted):
-        yield lambda done, total: None
+        yield lambda done, total, note="": None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(what, total=None, note="")
+        yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)

@@ -9,6 +9,7 @@ from itertools import combinations
 from layerprune.marks import CannotRealise
 from layerprune.proof import Removal
 from layerprune.select.ban import Ban
+from layerprune.select.family import Family, find_family, kind
 
 _ALIKE = 4
 _NUMBER = re.compile(r"\d+")
@@ -17,10 +18,11 @@ _NUMBER = re.compile(r"\d+")
 class Culprits:
     """Finds out which removals of a set do not hold together.
 
-    Two ways to learn more of a failure than one set. A deep model repeats itself: what fails between its blocks 3 and 4
-    fails between 7 and 8, too. So once :data:`_ALIKE` pairs have failed that differ in numbers only, all such pairs
-    count as failing. And where three or more fail together, what counts is which layers die, not by which removals: see
-    :meth:`ban`. To forbid a set that would hold costs a choice; to prove each of a million sets costs days.
+    Three ways to learn more of a failure than one set. A deep model repeats itself: what fails between its blocks 3 and
+    4 fails between 7 and 8, too. So once :data:`_ALIKE` pairs have failed that differ in numbers only, all such pairs
+    count as failing. Where three or more fail together, it is asked whether any other so many of their kind do: see
+    :mod:`~layerprune.select.family`. And then what counts is which layers die, not by which removals: see :meth:`ban`.
+    To forbid a set that would hold costs a choice; to prove each of a million sets costs days.
 
     Args:
         removals: the removals that sets are made of, by number.
@@ -43,19 +45,25 @@ class Culprits:
     def among(self, chosen: Sequence[int]) -> list[Ban]:
         """Bans, the first of which forbid ``chosen``: of sets that fail and whose parts do not.
 
-        There are enough of them that what they leave of ``chosen`` holds.
+        There are enough of them that what they leave of ``chosen`` holds, or can be realised where ``chosen`` cannot:
+        to run what will hardly be chosen would cost more than it tells.
         """
         left = tuple(chosen)
+        runs = self.holds(left, runs=False)
         cores: list[tuple[int, ...]] = []
-        while not cores or not self.holds(left):
+        bans: list[Ban] = []
+        while not cores or not self.holds(left, runs=runs):
             core = self.core(left)
             cores.append(core)
+            bans.append(self.ban(core))
             left = tuple(i for i in left if i != core[-1])
+            while bans[-1].forbids(left):  # of a family more than one too many may have been chosen
+                concerned = {i for each in bans[-1].family or bans[-1].alternatives for i in each}
+                left = tuple(i for i in left if i != max(concerned & set(left)))
             if len(core) == 2:
                 pattern = self.pattern(core)
                 self.failed[pattern] = self.failed.get(pattern, 0) + 1
         patterns = {self.pattern(core) for core in cores if len(core) == 2}
-        bans = [self.ban(core) for core in cores]
         # Of a weaker set in its place, what was found may be no alternative: then it is forbidden besides.
         missed = [Ban.of(core) for core, ban in zip(cores, bans, strict=True) if not ban.forbids(core)]
         return [*bans, *missed, *(Ban.of(pair) for pair in self.alike(patterns))]
@@ -103,33 +111,43 @@ class Culprits:
 
     def pattern(self, pair: tuple[int, ...]) -> tuple[object, ...]:
         """Two removals' names, with the numbers of the second counted from those of the first."""
-        one, other = (self.removals[i].name for i in sorted(pair))
-        first, second = ([int(n) for n in _NUMBER.findall(name)] for name in (one, other))
+        one, other = (self.removals[i] for i in sorted(pair))
+        first, second = ([int(n) for n in _NUMBER.findall(each.name)] for each in (one, other))
         steps = [b - first[min(i, len(first) - 1)] if first else b for i, b in enumerate(second)]
         within = [b - first[0] for b in first]
-        return _NUMBER.sub("#", one), _NUMBER.sub("#", other), tuple(within), tuple(steps)
+        return *map(kind, (one, other)), tuple(within), tuple(steps)
 
     # ---- other ways to lose the same layers -----------------------------------------------------------------------
 
     def ban(self, core: tuple[int, ...]) -> Ban:
-        """Forbid a set that fails and whose parts do not, with all that loses the same layers by other removals.
+        """Forbid a set that fails and whose parts do not, with all that fails as it does.
+
+        Every member of the set is first exchanged for the removal that kills least and still fails with the others.
+        Where the set is of a family, all sets of the family are forbidden, and else this one: each with all that loses
+        the same layers by other removals.
+        """
+        if len(core) < 3:
+            return Ban.of(core)
+        runs = self.holds(core, runs=False)
+        weak = self.weakest(core, runs)
+        for some in dict.fromkeys((weak, core)):
+            family = find_family(some, self.removals, lambda tried: self.holds(tried, runs=runs))
+            if family is not None:
+                return self.ban_of_family(family, runs)
+        return self.ban_of_set(weak, runs)
+
+    def ban_of_set(self, core: tuple[int, ...], runs: bool) -> Ban:
+        """Forbid one set, with all that loses the same layers.
 
         Of what must not all go (the layers that can tell how long the past in a cache is, say) each goes in several
-        ways: its branch, its block. Twenty such layers would fail in a million sets, one by one. So every member of the
-        set is first exchanged for the removal that kills least and still fails with the others. Then each removal that
+        ways: its branch, its block. Twenty such layers would fail in a million sets, one by one. So each removal that
         kills at least as much as a member is its alternative, if it fails with the other members and holds when one of
         these stays. The mixtures are not tried, but for the one of all second choices. If that fails in the same way,
         every mixture is banned. If it holds (layers that leave with their blocks are not missed), only mixtures with a
         member of the set itself are, given that the second choices fail with any single one.
         """
-        if len(core) < 3:
-            return Ban.of(core)
-        runs = self.holds(core, runs=False)
-        core = self.weakest(core, runs)
         lists = [self.alternatives(member, core, runs) for member in core]
-        second = [
-            min((i for i in each if i != m), key=self.size, default=m) for m, each in zip(core, lists, strict=True)
-        ]
+        second = [self.second(m, each) for m, each in zip(core, lists, strict=True)]
         alternatives = tuple(tuple(sorted(each)) for each in lists)
         if set(second) == set(core):
             return Ban.of(core)
@@ -139,14 +157,31 @@ class Culprits:
         mixed = [[*second[:i], m, *second[i + 1 :]] for i, m in enumerate(core) if m in own]
         return Ban.of(core) if any(self.holds(some, runs=runs) for some in mixed) else Ban((*alternatives, own))
 
+    def ban_of_family(self, family: Family, runs: bool) -> Ban:
+        """Forbid all sets of too many of a family, with all that loses the same layers if mixtures fail as well."""
+        lists = {i: self.alternatives(i, family.failing(i), runs) for i in family.members}
+        lists |= {i: self.alternatives(i, family.failing(family.members[0]), runs) for i in family.others}
+        second = [self.second(i, lists[i]) for i in family.failing(family.members[0])]
+        if self.holds(second, runs=runs) or not self.holds(second[1:], runs=runs):
+            lists = {i: [i] for i in lists}
+        others, members = ([tuple(sorted(lists[i])) for i in some] for some in (family.others, family.members))
+        return Ban(tuple(others), tuple(members), family.num)
+
+    def second(self, member: int, alternatives: Sequence[int]) -> int:
+        """The smallest of a member's alternatives; the member itself where there is none."""
+        return min((i for i in alternatives if i != member), key=self.size, default=member)
+
     def weakest(self, core: tuple[int, ...], runs: bool) -> tuple[int, ...]:
         """The set with each member exchanged for the removal that kills least and still fails with the others."""
         held = list(core)
         for place, member in enumerate(core):
             dead = self.removals[member].dead
             less = [i for i, removal in enumerate(self.removals) if removal.dead < dead and i not in held]
+            others = [*held[:place], *held[place + 1 :]]
             for i in sorted(less, key=self.size):
-                if not self.holds([*held[:place], i, *held[place + 1 :]], runs=runs):
+                # With some of the others it may fail for a reason of its own: two are left out in turn.
+                parts = (others[1:], others[:-1])
+                if not self.holds([*others, i], runs=runs) and all(self.holds([*p, i], runs=runs) for p in parts):
                     held[place] = i
                     break
         return tuple(sorted(held))

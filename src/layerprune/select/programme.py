@@ -82,7 +82,7 @@ class _Columns:
 
     def __init__(self, num: int, some: Iterable[Pieces], bans: Sequence[Ban]) -> None:
         named = [takers for pieces in some for takers in pieces]
-        named += [group for ban in bans for group in ban.alternatives]
+        named += [group for ban in bans for group in ban.limit.pieces]
         self.groups: list[tuple[int, ...]] = [group for group in dict.fromkeys(named) if len(group) > 1]
         self.places: dict[tuple[int, ...], int] = {group: place for place, group in enumerate(self.groups, start=num)}
         self.num_removals = num
@@ -116,8 +116,6 @@ class _Columns:
         return row or {0: 0.0}, limit.low / scale, limit.high / scale
 
     def row_against(self, ban: Ban) -> _Row:
-        """Of a ban's lists not every one has a member."""
-        row: dict[int, float] = {}
-        for group in ban.alternatives:
-            row[self.place(group)] = row.get(self.place(group), 0.0) + 1.0
-        return row, -math.inf, len(ban.alternatives) - 1.0
+        """Of a ban's lists not every one has a member, or not too many of its family."""
+        limit = ban.limit
+        return {self.place(group): size for group, size in limit.pieces.items()}, -math.inf, limit.high

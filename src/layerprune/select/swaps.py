@@ -30,12 +30,14 @@ class Swaps:
     def __init__(self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Ban]) -> None:
         self.own = costs if costs.ndim == 1 else costs.diagonal()
         self.pairs = None if costs.ndim == 1 else costs - np.diag(self.own)
-        self.limits = [_Amounts(limit, len(self.own)) for limit in limits]
-        groups = list(dict.fromkeys(group for ban in bans for group in ban.alternatives))
+        plain = [ban for ban in bans if not ban.family]
+        bounds = [*limits, *(ban.limit for ban in bans if ban.family)]
+        self.limits = [_Amounts(limit, len(self.own)) for limit in bounds]
+        groups = list(dict.fromkeys(group for ban in plain for group in ban.alternatives))
         numbers = {group: number for number, group in enumerate(groups)}
         self.groups = incidence(groups, len(self.own))
-        self.bans = incidence([tuple(numbers[group] for group in ban.alternatives) for ban in bans], len(groups))
-        self.wanting = np.array([len(set(ban.alternatives)) - 1 for ban in bans])
+        self.bans = incidence([tuple(numbers[group] for group in ban.alternatives) for ban in plain], len(groups))
+        self.wanting = np.array([len(set(ban.alternatives)) - 1 for ban in plain])
 
     def cost(self, chosen: Sequence[int]) -> float:
         """What a set costs."""

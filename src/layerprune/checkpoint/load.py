@@ -1,0 +1,268 @@
+"""Loading: the plan is carried out on a fresh copy of the model, and the weights come from the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.checkpoint.manifest import check_extra, check_hashes, read_manifest
+from layerprune.checkpoint.staging import steadily
+from layerprune.checkpoint.weights import Weights
+from layerprune.errors import CheckpointError, PlanError
+from layerprune.modules import clone, named_tensors, num_params, own, unwrap
+from layerprune.nested import tensors_in
+from layerprune.plan import PruningPlan, remember_plans
+
+Factory = Callable[[], nn.Module]
+_Tensors = dict[str, Tensor]
+_Slots = dict[str, tuple[nn.Module, dict[str, Any], str]]
+
+
+def load_pruned(
+    folder: str | Path,
+    *,
+    model: nn.Module | None = None,
+    factory: Factory | None = None,
+    device: torch.device | str | None = None,
+    verify: bool = True,
+) -> nn.Module:
+    """Load what :func:`save_pruned` saved: outputs are bit for bit those of the model that was saved.
+
+    The plan is carried out on a copy of the unpruned model, whose weights do not matter, and the saved weights take
+    their places. Nothing in the folder is run or imported.
+
+    Args:
+        folder: the artefact.
+        model: an unpruned instance, with any weights, of any floating-point dtype; it stays as it is.
+        factory: makes one instead. It is called under ``torch.device("meta")``, so that memory is taken once only;
+            where the model cannot be made so, or holds other tensors than parameters and buffers, it is called again.
+        device: where the weights go; None for where the model's are, the CPU for those of a factory.
+        verify: compare the SHA-256 of each file first.
+
+    Returns:
+        The pruned model, in the mode that it was saved in.
+
+    Raises:
+        CheckpointError: the folder is damaged, incomplete, or no artefact, or its weights do not fit.
+        PlanError: the model is another one than the plan was made for; the message says where they differ.
+    """
+    if (model is None) == (factory is None):
+        raise CheckpointError("give either model=, an unpruned instance, or factory=, which makes one")
+    target = Path(folder).absolute().resolve()
+
+    def read() -> nn.Module:
+        if not target.is_dir():
+            raise CheckpointError(f"{folder} is no folder: give one that save_pruned(model, folder) has written")
+        return load_artefact(target, model, factory, device, verify=verify, from_cache=False)
+
+    return steadily(target, read)
+
+
+def load_artefact(
+    folder: Path,
+    model: nn.Module | None,
+    factory: Factory | None,
+    device: torch.device | str | None,
+    *,
+    verify: bool,
+    from_cache: bool,
+) -> nn.Module:
+    """Load an artefact; in the hub's cache files are links, and others may lie beside them."""
+    manifest = read_manifest(folder, links=from_cache)
+    if not from_cache:
+        check_extra(folder, manifest)
+    if verify:
+        check_hashes(folder, manifest)
+    plans = tuple(_read_plan(folder / name) for name in manifest.plans)
+    weights = Weights(folder, manifest.weights, manifest.tensors)
+    pruned = _loaded(model, factory, plans, weights, device)
+    if num_params(pruned) != manifest.num_params:
+        raise CheckpointError(
+            f"{folder} holds {manifest.num_params:,} parameters, the model loaded has {num_params(pruned):,}: "
+            "its parameters are tied in another way; give the class that was pruned"
+        )
+    remember_plans(pruned, plans)
+    return pruned
+
+
+def _loaded(
+    model: nn.Module | None,
+    factory: Factory | None,
+    plans: tuple[PruningPlan, ...],
+    weights: Weights,
+    device: torch.device | str | None,
+) -> nn.Module:
+    """Prune a fresh instance and fill it; another where the first holds tensors without values elsewhere."""
+    left = ""
+    for fresh in _instances(model, factory):
+        pruned = _filled(_replayed(fresh, plans), weights, device)
+        left = _without_values(pruned)
+        if left is None:
+            return pruned
+    raise CheckpointError(f"'{left}' holds a tensor on the meta device that is not saved: give a model with values")
+
+
+def _read_plan(path: Path) -> PruningPlan:
+    try:
+        return PruningPlan.from_json(path.read_bytes().decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
+
+
+# ---- the structure ------------------------------------------------------------------------------------------------
+
+
+def _instances(model: nn.Module | None, factory: Factory | None) -> Iterator[nn.Module]:
+    """The user's model, or what the factory makes: without memory first, and as it makes it by itself after that."""
+    if model is not None:
+        yield _checked(model)
+    if factory is None:
+        return
+    try:
+        with torch.device("meta"):
+            bare = _made(factory)
+    except Exception:  # the user's code may fail in any way without values; with them it is called below
+        bare = None
+    if bare is not None:
+        yield bare
+    yield _made(factory)
+
+
+def _made(factory: Factory) -> nn.Module:
+    """What a factory makes; the random values that it draws are thrown away."""
+    with torch.random.fork_rng(devices=()):
+        return _checked(factory())
+
+
+def _checked(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"expected an unpruned torch.nn.Module, got {type(model).__name__}")
+    return unwrap(model)
+
+
+def _replayed(fresh: nn.Module, plans: tuple[PruningPlan, ...]) -> nn.Module:
+    """A copy of a fresh model, with which it shares its tensors, without what the plans remove."""
+    copy = clone(fresh, lambda tensor: tensor)
+    for plan in plans:
+        plan.check(copy, dtypes=False)
+        plan.carry_out(copy)
+    return copy
+
+
+def _without_values(model: nn.Module) -> str | None:
+    """The first module that holds a tensor on the meta device, at any depth of its attributes."""
+    for name, module in model.named_modules():
+        if any(tensor.is_meta for tensor in tensors_in(vars(module))):
+            return name or type(module).__name__
+    return None
+
+
+# ---- the values ---------------------------------------------------------------------------------------------------
+
+
+def _filled(model: nn.Module, weights: Weights, device: torch.device | str | None) -> nn.Module:
+    """A copy of a pruned model with the tensors of the files; it shares none with the model."""
+    record = weights.record
+    named = dict(named_tensors(model))
+    homes = _homes(model, weights)
+    made = _tensors(model, homes, weights, weights.read(_devices(homes, named, device)))
+    by_old = {id(named[name]): made[name] for name in homes if name in named}
+    # By the old tensor first, since attributes may hold it, too; by its place then: ties may have changed since.
+    copy = clone(model, lambda tensor: by_old[id(tensor)] if id(tensor) in by_old else _kept(tensor, device))
+    for name, (_, registry, key) in _slots(copy).items():
+        if name in made:
+            registry[key] = made[name]
+        elif name in record.empty:
+            registry[key] = None
+    for name, module in copy.named_modules():
+        module.training = record.training != (name in record.otherwise)
+    return copy
+
+
+def _homes(model: nn.Module, weights: Weights) -> dict[str, str]:
+    """Each of the model's tensors → the name by which the files hold it, checked against the shapes that they have.
+
+    Raises:
+        CheckpointError: a tensor of the model is in no file, one of the files not in the model, or of another shape.
+    """
+    record = weights.record
+    homes: dict[str, str] = {}
+    used: set[str] = set()
+    for name, (module, registry, key) in _slots(model).items():
+        home, tensor = weights.saved_as(name), cast("Tensor | None", registry[key])
+        transient = key in module._non_persistent_buffers_set
+        if home is None:
+            if tensor is not None and name not in record.empty and not transient:
+                raise CheckpointError(
+                    f"{weights.folder} holds no '{name}', which the model has, of shape {tuple(tensor.shape)}: "
+                    "give the class that was pruned"
+                )
+            continue
+        used.add(home)
+        if tensor is not None and tuple(tensor.shape) != weights.shape(home) and not transient:
+            raise CheckpointError(
+                f"{weights.folder} holds '{name}' of shape {weights.shape(home)}, in the pruned model it is "
+                f"{tuple(tensor.shape)}: give the class that was pruned, with the same arguments"
+            )
+        homes[name] = home
+    unknown = [name for name in weights.home if name not in used and name not in record.transient]
+    if unknown:
+        raise CheckpointError(
+            f"{weights.folder} holds '{unknown[0]}' of shape {weights.shape(unknown[0])}, for which the pruned model "
+            "has no place: what was added after pruning has to be added to model= or by factory=, too"
+        )
+    return homes
+
+
+def _slots(model: nn.Module) -> _Slots:
+    """Where a tensor hangs or may hang, by its name: parameters and buffers, those that are None too."""
+    found: _Slots = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for registry in (module._parameters, module._buffers):
+            for key in registry:
+                found[f"{prefix}.{key}" if prefix else key] = module, cast("dict[str, Any]", registry), key
+    return found
+
+
+def _tensors(model: nn.Module, homes: Mapping[str, str], weights: Weights, read: Mapping[str, Tensor]) -> _Tensors:
+    """Make the new tensor of each name; tied names get one object, shared ones one memory."""
+    record, slots = weights.record, _slots(model)
+    frozen = set(record.frozen)
+    objects: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
+    for name, home in homes.items():
+        first = record.tied.get(name, name)
+        if first not in objects:
+            module, registry, _ = slots[name]
+            value = read[home]
+            is_parameter = registry is module._parameters
+            objects[first] = nn.Parameter(value, requires_grad=first not in frozen) if is_parameter else value
+        found[name] = objects[first]
+    return found
+
+
+def _devices(
+    homes: Mapping[str, str], named: Mapping[str, Tensor], device: torch.device | str | None
+) -> dict[str, torch.device]:
+    """Where each tensor of the files goes: where the model has it, or most likely would."""
+    if device is not None:
+        return dict.fromkeys(homes.values(), torch.device(device))
+    usual = next((tensor.device for tensor in named.values() if not tensor.is_meta), torch.device("cpu"))
+    found: dict[str, torch.device] = {}
+    for name, home in homes.items():
+        held = named.get(name)
+        found.setdefault(home, usual if held is None or held.is_meta else held.device)
+    return found
+
+
+def _kept(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+    """A copy of a tensor that is no parameter or buffer, or one that is not saved."""
+    if tensor.is_meta:
+        return tensor
+    return own(tensor) if device is None else own(tensor).to(device)

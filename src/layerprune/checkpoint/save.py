@@ -1,0 +1,115 @@
+"""Saving: a pruned model becomes a folder, complete or not at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import nn
+
+from layerprune.checkpoint.manifest import NAME, Manifest, check_extra, is_artefact, read_manifest, record_of
+from layerprune.checkpoint.staging import staged, sweep
+from layerprune.checkpoint.weights import check_extra_state, record_tensors, write_text, write_weights
+from layerprune.edits import taken_out
+from layerprune.errors import CheckpointError
+from layerprune.modules import num_params, unwrap
+from layerprune.plan import PruningPlan, plans_of
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def save_pruned(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    plan: PruningPlan | Sequence[PruningPlan] | None = None,
+    figures: Mapping[str, float] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Save a pruned model: its weights as safetensors, its plan, and a manifest with the SHA-256 of each file.
+
+    The folder appears when everything is on the disk. An artefact that is there already is replaced in one step:
+    whenever the process dies, the old or the new one is there, complete. No pickle is written, and no code: to load it,
+    :func:`load_pruned` needs the unpruned model's class.
+
+    Args:
+        model: what pruning returned, at whatever it was trained to since; it stays as it is.
+        folder: a new or empty folder, or an artefact to replace.
+        plan: what the model was pruned by, or several, in order; None for what layerprune remembers of this very module
+            (of a copy it remembers nothing).
+        figures: what was measured on the pruned model, by name; kept in the manifest.
+        max_shard_bytes: the most that one weights file holds, unless a single tensor is larger.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the plan is not known, the model holds what safetensors has no form for, or the folder cannot
+            be written, or holds anything else. What was there is as it was.
+    """
+    model, target = unwrap(model), Path(folder).absolute()
+    plans = plans_of(model) if plan is None else ((plan,) if isinstance(plan, PruningPlan) else tuple(plan))
+    if not plans:
+        raise CheckpointError(
+            f"it is not known how this {type(model).__name__} was pruned: it is not pruned, or a copy of what was; "
+            "give plan=, the plan that it was pruned by"
+        )
+    if max_shard_bytes < 1:
+        raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; give the bytes that one file may hold")
+    if unknown := [name for name, value in (figures or {}).items() if not math.isfinite(value)]:
+        raise CheckpointError(f"figure '{unknown[0]}' is no number that JSON has: leave it out")
+    if plan is not None:
+        _check_plan(model, plans[-1])
+    check_extra_state(model)
+    tensors, record = record_tensors(model)
+    check_target(target)
+    with staged(target) as staging:
+        weights, files = write_weights(staging, tensors, max_shard_bytes)
+        plan_names = ["plan.json", *(f"plan-{i}.json" for i in range(2, len(plans) + 1))][: len(plans)]
+        for name, one in zip(plan_names, plans, strict=True):
+            write_text(staging / name, one.to_json() + "\n")
+        manifest = Manifest(
+            versions={name: version(name) for name in ("layerprune", "torch", "safetensors")},
+            model=type(model).__name__,
+            num_params=num_params(model),
+            figures={name: float(value) for name, value in (figures or {}).items()},
+            plans=tuple(plan_names),
+            weights=tuple(weights),
+            files={name: record_of(staging / name) for name in sorted([*files, *plan_names])},
+            tensors=record,
+        )
+        write_text(staging / NAME, manifest.to_json())
+    return Path(folder)
+
+
+def _check_plan(model: nn.Module, plan: PruningPlan) -> None:
+    """Raise :class:`CheckpointError` where a model still has what a plan takes out."""
+    if any(edit.kind == "shorten" for edit in plan.edits):  # names have moved up since
+        return
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in taken_out(plan.edits):
+        module = modules.get(name)
+        if module is not None and next(module.parameters(), None) is not None:
+            raise CheckpointError(
+                f"the plan takes '{name}' out, and this {type(model).__name__} still has it: "
+                "give the plan that it was pruned by"
+            )
+
+
+def check_target(target: Path) -> None:
+    """Raise :class:`CheckpointError` unless a folder is new, empty, or an artefact and nothing else."""
+    sweep(target)
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise CheckpointError(f"{target} is a file: name a new folder")
+    if not is_artefact(target):
+        if any(target.iterdir()):
+            raise CheckpointError(f"{target} is not empty and holds no artefact of layerprune: name a new folder")
+        return
+    try:
+        check_extra(target, read_manifest(target, complete=False))
+    except CheckpointError as error:
+        raise CheckpointError(f"{target} is not replaced: {error}") from error

@@ -1,0 +1,223 @@
+"""Staging: a folder is written beside its target and takes the target's place in one step, or not at all.
+
+Whoever writes holds a lock on the staging folder (``flock``), which ends with the process however that ends. A staging
+folder without a living owner is what a crash left; the next save or load of the same target removes it. Where the
+target exists, the two folders are exchanged in one step (``renameat2``). Where the system cannot do that, the old one
+is moved aside first; should the process die between the two renames, the next save or load moves the old one back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from layerprune.errors import CheckpointError, LayerPruneError
+
+if sys.platform != "win32":
+    import fcntl
+
+_STAGING, _OLD = ".staging", ".old"
+_EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
+_AT_FDCWD = -100
+_TRIES = 100
+_PATIENCE_S = 10.0  # of a load that finds the target moved aside by a living save
+
+Read = TypeVar("Read")
+
+
+@contextmanager
+def staged(target: Path) -> Generator[Path]:
+    """Give a new folder that takes the place of ``target`` when the block ends, or is gone if it fails.
+
+    Args:
+        target: where the folder will be; what is there now stays until then. No symbolic link.
+
+    Raises:
+        CheckpointError: it cannot be written there; ``target`` is as it was.
+    """
+    if target.is_symlink():
+        raise CheckpointError(f"{target} is a symbolic link: name the folder that it points to ({target.resolve()})")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target)
+        staging, lock = _make(target)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from error
+    try:
+        yield staging
+        sync_folder(staging)
+        _put_in_place(staging, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        name = Path(error.filename).name if isinstance(error.filename, str) else target.name
+        raise CheckpointError(
+            f"{target} was not written ({name}: {error.strerror or error}); what was there is as it was"
+        ) from error
+    finally:
+        # Either what was not finished, or the old folder that the new one was exchanged for.
+        shutil.rmtree(staging, ignore_errors=True)
+        _unlock(lock)
+
+
+def steadily(target: Path, read: Callable[[], Read]) -> Read:
+    """Read a folder that another process may replace meanwhile: again, until one folder was read from start to end.
+
+    Args:
+        target: the folder; what saves of it have left beside it is cleared away first.
+        read: reads it.
+
+    Raises:
+        CheckpointError: it is being replaced without a pause, or ``read`` says so of a folder that stands still.
+    """
+    for _ in range(_TRIES):
+        sweep(target)
+        before = _stamp(target)
+        try:
+            result = read()
+        except LayerPruneError:
+            if _stamp(target) == before:
+                raise
+        else:
+            if _stamp(target) == before:
+                return result
+    raise CheckpointError(f"{target} was replaced {_TRIES} times while it was read; load it when nobody saves there")
+
+
+def _stamp(target: Path) -> tuple[int, ...]:
+    """What changes when another folder takes a name."""
+    try:
+        found = target.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def sweep(target: Path) -> None:
+    """Remove what dead processes left of their saves beside ``target``; put back what they had moved aside."""
+    _recover(target)
+    for path in _beside(target, _STAGING):
+        if (lock := _lock(path)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            _unlock(lock)
+    if target.exists():
+        for path in _beside(target, _OLD):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _recover(target: Path) -> None:
+    """Move the old folder back where a process died between the two renames."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not os.path.lexists(target) and (old := next(_beside(target, _OLD), None)) is not None:
+        locks = [_lock(path) for path in _beside(target, _STAGING)]
+        living = any(lock is None for lock in locks)
+        for lock in locks:
+            _unlock(lock)
+        if living and time.monotonic() < deadline:
+            time.sleep(0.01)
+            continue
+        with suppress(FileNotFoundError, FileExistsError):  # another process was quicker
+            old.rename(target)
+
+
+def _beside(target: Path, suffix: str) -> Iterator[Path]:
+    """What saves of a target have beside it."""
+    start = f".{target.name}."
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(target.parent) as entries:
+        names = sorted(entry.name for entry in entries)
+        yield from (target.parent / n for n in names if n.startswith(start) and n.endswith(suffix) and _is_ours(n))
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a name ends as :func:`_make` ends it: sixteen hexadecimal digits before the suffix."""
+    token = name.rsplit(".", 2)[-2]
+    return len(token) == 16 and not set(token) - set("0123456789abcdef")
+
+
+def _make(target: Path) -> tuple[Path, int]:
+    """Make a staging folder and lock it; another process may sweep it away in between."""
+    while True:
+        staging = target.with_name(f".{target.name}.{secrets.token_hex(8)}{_STAGING}")
+        staging.mkdir()
+        with suppress(FileNotFoundError):
+            lock = _lock(staging)
+            if lock is not None and staging.exists():
+                return staging, lock
+            _unlock(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder; None where a living process holds it, or where it is gone."""
+    if sys.platform == "win32":  # no lock to see who lives: nothing is taken for dead before a day is over
+        with suppress(OSError):
+            return -1 if time.time() - folder.stat().st_mtime > 86_400 or not any(folder.iterdir()) else None
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None and lock >= 0:
+        os.close(lock)
+
+
+def _put_in_place(staging: Path, target: Path) -> None:
+    """Give a folder its name; what had the name is afterwards called as the folder was, or gone."""
+    if not target.exists():
+        staging.rename(target)
+    elif not _exchange(staging, target):
+        old = staging.with_suffix(_OLD)
+        target.rename(old)
+        try:
+            staging.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # a C library that is older than the call
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until a folder's names are on the disk; where the system cannot, it does so itself."""
+    if sys.platform != "win32":
+        sync_file(path)

@@ -1,0 +1,237 @@
+"""Weights: a model's tensors in safetensors files, and the files' tensors in a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from layerprune.checkpoint.manifest import TensorRecord
+from layerprune.checkpoint.staging import sync_file
+from layerprune.errors import CheckpointError
+from layerprune.modules import named_tensors
+
+
+def record_tensors(model: nn.Module) -> tuple[dict[str, Tensor], TensorRecord]:
+    """Tell what of a model's tensors is to be written, by name, and what the files will not say of them.
+
+    Raises:
+        CheckpointError: a tensor has no values, or is of a kind that safetensors has no form for.
+    """
+    saved: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    shared: dict[str, str] = {}
+    by_identity: dict[int, str] = {}
+    by_memory: dict[tuple[Any, ...], str] = {}
+    for name, tensor in named_tensors(model):
+        if (first := by_identity.setdefault(id(tensor), name)) != name:
+            tied[name] = first
+            continue
+        _check_can_be_saved(name, tensor)
+        memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and (first := by_memory.setdefault(memory, name)) != name:
+            shared[name] = first
+        else:
+            saved[name] = tensor
+    modes = {name: module.training for name, module in model.named_modules()}
+    record = TensorRecord(
+        tied=tied,
+        shared=shared,
+        order={name: order for name, tensor in saved.items() if (order := _order_of(tensor)) is not None},
+        frozen=tuple(n for n, t in (*saved.items(), *_only(model, shared)) if _is_frozen(t)),
+        transient=tuple(_transient(model)),
+        empty=tuple(_empty(model)),
+        training=model.training,
+        otherwise=tuple(name for name, training in modes.items() if training != model.training),
+    )
+    return saved, record
+
+
+def _check_can_be_saved(name: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise CheckpointError(f"'{name}' is on the meta device and has no values: load weights before you save")
+    if is_traceable_wrapper_subclass(tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+        what = type(tensor).__name__ if is_traceable_wrapper_subclass(tensor) else f"{tensor.layout} {tensor.dtype}"
+        raise CheckpointError(
+            f"'{name}' is no plain tensor ({what}), and safetensors has no form for it; "
+            "save the model before it is quantised or distributed"
+        )
+
+
+def check_extra_state(model: nn.Module) -> None:
+    """Raise :class:`CheckpointError` for modules with a state beside their tensors, which only pickle could keep."""
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise CheckpointError(
+                f"'{name}' ({type(module).__name__}) keeps extra state that is no tensor: it cannot be saved without "
+                "pickle; keep it in a buffer"
+            )
+
+
+def _only(model: nn.Module, names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, tensor) for name, tensor in named_tensors(model) if name in names)
+
+
+def _is_frozen(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+
+
+def _order_of(tensor: Tensor) -> tuple[int, ...] | None:
+    """The dimensions of a dense tensor as they lie in memory; None where they lie in order, or where it has holes."""
+    order = tuple(sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim)))
+    return order if not tensor.is_contiguous() and tensor.permute(order).is_contiguous() else None
+
+
+def _transient(model: nn.Module) -> Iterator[str]:
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for key in module._buffers:
+            if key in module._non_persistent_buffers_set:
+                yield f"{prefix}.{key}" if prefix else key
+
+
+def _empty(model: nn.Module) -> Iterator[str]:
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None:
+                yield f"{prefix}.{key}" if prefix else key
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> tuple[list[str], list[str]]:
+    """Write tensors into ``model.safetensors``, or into several files with an index where they are too large for one.
+
+    The names and the index are those that the Hugging Face libraries use.
+
+    Returns:
+        The weights files, and all files.
+
+    Raises:
+        CheckpointError: a tensor has a dtype that safetensors does not know.
+        OSError: a file could not be written.
+    """
+    shards = _shards(tensors, max_shard_bytes)
+    width = max(5, len(str(len(shards))))
+    names = [f"model-{i + 1:0{width}}-of-{len(shards):0{width}}.safetensors" for i in range(len(shards))]
+    names = ["model.safetensors"] if len(shards) == 1 else names
+    for name, shard in zip(names, shards, strict=True):
+        flat = {key: _flat(tensors[key]) for key in shard}
+        try:
+            save_file(flat, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # what the system says of the disk arrives as one, too
+            raise CheckpointError(f"{name} was not written: {error}; what was there is as it was") from error
+        sync_file(folder / name)
+    if len(names) == 1:
+        return names, names
+    index = {
+        "metadata": {"total_size": sum(map(_num_bytes, tensors.values()))},
+        "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+    }
+    write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
+    return names, [*names, "model.safetensors.index.json"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file to the disk."""
+    path.write_bytes(text.encode())
+    sync_file(path)
+
+
+def _shards(tensors: Mapping[str, Tensor], most: int) -> list[list[str]]:
+    """Fill one file after the other; a tensor that is larger than a file may be has one of its own."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and filled + _num_bytes(tensor) > most:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += _num_bytes(tensor)
+    return shards
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A tensor in memory of its own, in order: what safetensors writes."""
+    order = _order_of(tensor)
+    plain = tensor.detach() if order is None else tensor.detach().permute(order)
+    plain = plain.as_subclass(Tensor).contiguous()
+    whole = plain.untyped_storage().nbytes() == _num_bytes(plain)
+    return plain if whole else plain.clone()
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+class Weights:
+    """The tensors of an artefact's weights files, read one by one.
+
+    Args:
+        folder: the artefact.
+        names: its weights files.
+        record: what the files do not say.
+    """
+
+    def __init__(self, folder: Path, names: tuple[str, ...], record: TensorRecord) -> None:
+        self.record = record
+        self.folder = folder
+        self.home: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in names:
+            with self._opened(name) as file:
+                for key in file.keys():  # noqa: SIM118 (no dict)
+                    self.home[key] = name
+                    shape = tuple(file.get_slice(key).get_shape())
+                    order = record.order.get(key)
+                    if order is not None and sorted(order) != list(range(len(shape))):
+                        raise CheckpointError(f"{folder / name}: '{key}' has {len(shape)} dimensions, order {order}")
+                    self.shapes[key] = tuple(shape[d] for d in _inverse(order)) if order else shape
+
+    def _opened(self, name: str, device: str = "cpu") -> Any:
+        try:
+            return cast(Any, safe_open)(self.folder / name, framework="pt", device=device)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.folder / name} cannot be read: {error}; save the model again") from error
+
+    def saved_as(self, name: str) -> str | None:
+        """The name by which a tensor's values are in the files; None where they are not."""
+        name = self.record.tied.get(name, name)
+        name = self.record.shared.get(name, name)
+        return name if name in self.home else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, by the name it is saved by."""
+        return self.shapes[name]
+
+    def read(self, names: Mapping[str, torch.device]) -> dict[str, Tensor]:
+        """Read tensors, by the names they are saved by, each onto its device."""
+        found: dict[str, Tensor] = {}
+        for file_name in sorted(set(self.home.values())):
+            with self._opened(file_name) as file:
+                for name in (name for name in names if self.home[name] == file_name):
+                    order = self.record.order.get(name)
+                    # A copy: what safetensors gives may lie in the mapped file, and change when somebody writes there.
+                    tensor = self._tensor(file, name).to(names[name], copy=True)
+                    found[name] = tensor.permute(_inverse(order)) if order else tensor
+        return found
+
+    def _tensor(self, file: Any, name: str) -> Tensor:
+        try:
+            return cast(Tensor, file.get_tensor(name))
+        except (SafetensorError, OSError, RuntimeError) as error:  # another file than when its names were read
+            raise CheckpointError(f"{self.folder / self.home[name]}: '{name}' cannot be read: {error}") from error
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return [order.index(dim) for dim in range(len(order))]

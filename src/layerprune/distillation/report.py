@@ -1,0 +1,85 @@
+"""What a distillation did: how long it took, how the loss went, what it won on held-out data, and why it stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_PARTS = 8
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a distillation did to a model.
+
+    Attributes:
+        num_steps: steps that were taken, those before a resumption included.
+        num_planned: steps that the recipe asks for.
+        seconds: of wall time, those before a resumption included.
+        losses: of every step.
+        looks: (step, harm to the output on the held-out data), from the look before the first step on.
+        unit: what the harm is.
+        best_step: the step after which the harm was least; 0 where no look was better than the first.
+        stopped: why it ended.
+        num_trained: how many numbers were trained.
+        hidden: the transforms whose tensors were matched.
+        notes: what the user should know.
+    """
+
+    num_steps: int
+    num_planned: int
+    seconds: float
+    losses: tuple[float, ...]
+    looks: tuple[tuple[int, float], ...]
+    unit: str
+    best_step: int
+    stopped: str
+    num_trained: int
+    hidden: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def before(self) -> float:
+        """Harm to the output on the held-out data, before the first step."""
+        return self.looks[0][1]
+
+    @property
+    def after(self) -> float:
+        """The same of the weights that the model has in the end, which are the best that were looked at."""
+        return dict(self.looks)[self.best_step]
+
+    @property
+    def kept(self) -> bool:
+        """Whether the model has new weights; where none was better, it is as it was."""
+        return self.best_step > 0
+
+    def curve(self, parts: int = _PARTS) -> list[float]:
+        """The loss, averaged over each of some parts of the steps."""
+        count = min(parts, len(self.losses))
+        return [float(np.mean(part)) for part in np.array_split(self.losses, count)] if count else []
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.num_steps:,} of {self.num_planned:,} steps in {_duration(self.seconds)}: {self.stopped}",
+            f"  {self.unit}, on held-out data: {self.before:.4g} → {self.after:.4g}"
+            + (f" (after step {self.best_step:,})" if self.kept else " (the model stays as it was)"),
+        ]
+        if self.losses:
+            lines.append(f"  loss: {' '.join(f'{value:.3g}' for value in self.curve())}")
+        lines.append(f"  {self.num_trained:,} numbers trained; hidden states matched: {_some(self.hidden)}")
+        return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _some(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,141 @@
+"""Snapshots: a training in a folder, so that one that was killed goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from layerprune.distillation.course import Course
+from layerprune.distillation.files import write_record, write_tensors
+from layerprune.errors import DistillationError
+
+_RECORD = "training.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A training at some step.
+
+    Attributes:
+        course: how far it was.
+        state: what was trained, at that step.
+        start: the parameters of the pruned model before the first step.
+        optimizer: the optimizer's state of each parameter.
+        scaler: of what scales gradients.
+    """
+
+    course: Course
+    state: Mapping[str, Tensor]
+    start: Mapping[str, Tensor]
+    optimizer: Mapping[int, Mapping[str, Tensor]]
+    scaler: Mapping[str, Any]
+
+
+class Snapshots:
+    """The folder of one training: safetensors and JSON, nothing else, each file written whole or not at all.
+
+    ``training.json`` names the tensors that belong to it; it is put in place after these, and the older ones go last.
+
+    Args:
+        folder: made where it is not there.
+        key: what the training follows from, by name; a folder of another one is refused.
+        weights: a hash of the pruned model's parameters: it may be as it was at the start, or as a run that was
+            interrupted, or ended, has left it.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], weights: str) -> None:
+        self.folder = folder
+        self.key = dict(key)
+        self.known = [weights]
+        self.record: Mapping[str, Any] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for rest in folder.glob(".*.part.*"):  # of a run that was killed while it wrote
+            rest.unlink()
+        strange = [path.name for path in folder.iterdir() if path.suffix not in (".json", ".safetensors")]
+        if strange and not (folder / _RECORD).exists():
+            raise DistillationError(
+                f"checkpoint='{folder}' holds other files ({strange[0]}, …): name a folder of its own"
+            )
+
+    def load(self) -> Snapshot | None:
+        """Read the folder; None where there is no training in it yet.
+
+        Raises:
+            DistillationError: it is another training's, or cannot be read.
+        """
+        path = self.folder / _RECORD
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            version, key, known = record["version"], record["key"], record["known"]
+            self.record = {name: record[name] for name in ("course", "tensors", "scaler")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DistillationError(f"{path} cannot be read ({error}): remove the folder to start anew") from error
+        other = [name for name, value in self.key.items() if key.get(name) != value]
+        if self.known[0] not in known:
+            other.append("the pruned model's weights")
+        if version != _VERSION or other:
+            raise DistillationError(
+                f"checkpoint='{self.folder}' is of another training ({', '.join(other) or 'another version'} differ): "
+                "give what it was started with, or another folder"
+            )
+        self.known = known
+        try:
+            return self.read(record)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise DistillationError(
+                f"{self.folder} cannot be read ({error}): remove the folder to start anew"
+            ) from error
+
+    def read(self, record: Mapping[str, Any]) -> Snapshot:
+        parts: dict[str, dict[str, Tensor]] = {"state": {}, "best": {}}
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in load_file(self.folder / record["tensors"]).items():
+            what, _, rest = name.partition("/")
+            if what == "optimizer":
+                number, _, key = rest.partition("/")
+                optimizer.setdefault(int(number), {})[key] = tensor
+            else:
+                parts[what][rest] = tensor
+        course = Course.of(record["course"], parts["best"])
+        start = load_file(self.folder / "start.safetensors")
+        return Snapshot(course, parts["state"], start, optimizer, record["scaler"])
+
+    def begin(self, start: Mapping[str, Tensor]) -> None:
+        """Keep the parameters that the pruned model starts from."""
+        write_tensors(self.folder / "start.safetensors", start)
+
+    def save(
+        self, course: Course, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Mapping[str, Any]
+    ) -> None:
+        """Write a training as it is now."""
+        tensors = {f"state/{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in course.best.items()}
+        for number, held in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in held.items()}
+        file = f"step-{len(course.losses):08d}.safetensors"
+        write_tensors(self.folder / file, tensors)
+        self.record = {"course": course.record(), "tensors": file, "scaler": dict(scaler)}
+        self.write()
+        for old in self.folder.glob("step-*.safetensors"):
+            if old.name != file:
+                old.unlink()
+
+    def write(self) -> None:
+        write_record(self.folder / _RECORD, {"version": _VERSION, "key": self.key, "known": self.known, **self.record})
+
+    def allow(self, weights: str) -> None:
+        """Let a training go on, too, from a pruned model with these weights, which it has got from it."""
+        if self.record and weights not in self.known:
+            self.known = [*self.known, weights]
+            self.write()
