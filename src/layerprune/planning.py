@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from layerprune.budgets import Budgets
-from layerprune.edits import Edit, Pass
+from layerprune.edits import Edit, Pass, folds_of
 from layerprune.errors import BudgetError, CriticalGroupError
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group
@@ -114,9 +114,15 @@ class Planner:
     def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""
         assert self._mender is not None
+        assert self.scored.scene is not None
+        folded = self.scored.scene.folded
         found: list[float] = []
         for some in sets:
-            report, values = self._mender.mend(self.joints.without(some), self.joints.proven(some).edits)
+            edits = self.joints.proven(some).edits
+            if not all(fold in folded for fold in folds_of(edits)):  # what goes together folds another projection
+                found.append(float("nan"))
+                continue
+            report, values = self._mender.mend(self.joints.without(some, folded), edits)
             left = report.after if values else report.before
             found.append(left if report.unit else float(self.harm([some])[0]))  # where there was nothing to repair
         return np.array(found)

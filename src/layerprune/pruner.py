@@ -45,7 +45,7 @@ from layerprune.turns import taking_turns
 from layerprune.verdicts import by_impact, with_reasons
 
 
-@taking_turns
+@taking_turns(but=("distill", "save"))
 class UniversalLayerPruner:
     """Finds what can be removed from a model, shows it, and removes it within a budget.
 
