@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench zoo clean
+.PHONY: help demo test lint bench zoo reliability clean
 
 help:
-	@echo "make demo | test | lint | bench | zoo | clean"
+	@echo "make demo | test | lint | bench | zoo | reliability | clean"
 
 demo: $(INSTALLED)-demo
 	$(BIN)/python examples/minilm.py
@@ -36,6 +36,9 @@ bench: $(INSTALLED)-bench
 
 zoo: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/zoo.py
+
+reliability: $(INSTALLED)-dev
+	$(BIN)/python benchmarks/reliability.py
 
 # The environment stays: it takes minutes to make. `rm -r .venv` for a fresh one.
 clean:

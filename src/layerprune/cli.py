@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Granularity = Literal["group", "branch", "block"]
-Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled"]
+Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled", "repaired"]
 
 
 def _check_reduction(value: float | None) -> float | None:
@@ -277,6 +277,7 @@ def _groups_as_json(pruner: UniversalLayerPruner) -> str:
             "impact": group.impact if math.isfinite(group.impact) else None,  # JSON has no infinity
             "num_params": group.num_params,
             "can_remove": group.can_remove,
+            "needs_calibration": group.needs_calibration,
             "reason": group.reason,
             "layers": [layer.name for layer in group.layers],
         }

@@ -41,9 +41,11 @@ from layerprune.repair.folding import Fitted
 from layerprune.repair.report import RepairReport
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.scoring import Scored, score_removals
+from layerprune.turns import taking_turns
 from layerprune.verdicts import by_impact, with_reasons
 
 
+@taking_turns(but=("distill", "save"))
 class UniversalLayerPruner:
     """Finds what can be removed from a model, shows it, and removes it within a budget.
 
@@ -57,6 +59,8 @@ class UniversalLayerPruner:
         protect_io: keep stem and head.
         granularity: ``group``, ``branch`` (residual branches, gates, concat branches) or ``block`` (elements of
             ``Sequential`` and ``ModuleList``).
+        projections: whether groups that change channels or the resolution may leave, too, where a projection can be
+            folded into what reads them. It is fitted on calibration data; a plan that holds one replays with data only.
         calibration: batches of real inputs that impacts are measured on, each as ``example_inputs``, which it stands
             in for; some hundred samples are right. Without it impacts are measured on the example inputs.
         loss: ``loss(model, item)`` calls the model on an item of ``calibration``, which then may hold labels, and
@@ -71,7 +75,7 @@ class UniversalLayerPruner:
         graph: the layer graph.
         transform_layers: the transforms by name, in order of execution.
         repair_report: what :meth:`prune` repaired, layer by layer; None where nothing was to be repaired.
-        projections: what :meth:`prune` fitted and folded, for the groups that leave by projections.
+        projection_report: what :meth:`prune` fitted and folded, for the groups that leave by projections.
 
     Raises:
         UnsupportedModelError: scripted or lazy modules, or no transform at all.
@@ -88,6 +92,7 @@ class UniversalLayerPruner:
         protect: Iterable[str] = (),
         protect_io: bool = True,
         granularity: str = "group",
+        projections: bool = True,
         calibration: Iterable[Any] | None = None,
         loss: Loss | None = None,
         criterion: str = "auto",
@@ -115,14 +120,14 @@ class UniversalLayerPruner:
             granularity=granularity,
         )
         self._proven, refused = self._prover.prove(candidates.found, candidates.critical)
-        unfoldable = self._prove_projections(candidates.critical) if granularity == "group" else {}
+        unfoldable = self._prove_projections(candidates.critical) if projections and granularity == "group" else {}
         self._reasons = {
             g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused, unfoldable.get(g.name, ""))
             for g in self._formed
         }
         self._original = self.model
         self.repair_report: RepairReport | None = None
-        self.projections: tuple[Fitted, ...] = ()
+        self.projection_report: tuple[Fitted, ...] = ()
 
     def _prove_projections(self, critical: Mapping[str, str]) -> Mapping[str, str]:
         """Prove projections for the groups that nothing else takes out, and say why there is none."""
@@ -149,9 +154,13 @@ class UniversalLayerPruner:
         """What the impacts are, and what they were measured on."""
         return self._scored.unit
 
-    @cached_property
+    @property
     def groups(self) -> list[Group]:
         """The groups, by impact, least first, critical last."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> list[Group]:
         return with_reasons(self._formed, self.removals, self._reasons)
 
     @property
@@ -232,8 +241,8 @@ class UniversalLayerPruner:
                 leave along.
             strategy: ``exact`` (impacts add up), ``quadratic`` (pairs count as well), ``greedy`` (measured again after
                 each removal), ``evolution`` (swaps, each measured), ``resampled`` (exact for several draws of the
-                calibration data, each made and measured), or ``auto``: ``resampled`` with calibration data, else
-                ``exact``.
+                calibration data, each made and measured), ``repaired`` (greedy, and each set repaired before it is
+                measured; slow), or ``auto``: ``resampled`` with calibration data, else ``exact``.
 
         Raises:
             BudgetError: a budget is out of its range, a target out of reach, or there is no such strategy.
@@ -354,7 +363,8 @@ class UniversalLayerPruner:
             _ = self.notes  # measured on the model as it still is
         how = "refit" if repair == "auto" else repair
         carried = carry_out(plan, self._original, self.graph, self._batches, how=how, inplace=inplace)
-        self.model, self.repair_report, self.projections = carried.model, carried.repair_report, carried.projections
+        self.model, self.repair_report = carried.model, carried.repair_report
+        self.projection_report = carried.projections
         return self.model
 
     def save(self, folder: str | Path, **options: Any) -> Path:

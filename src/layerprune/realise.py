@@ -113,7 +113,7 @@ class _Realiser:
         for y, s in self.cut.substitutes.items():
             found = self.marker.carry(y, s)
             if found is None:
-                raise CannotRealise(self.stuck(y, s))
+                raise CannotRealise(self.marker.stuck(y, s))
             if self.marker.is_written(s, found.carried):
                 found.copies |= found.entries
             marks.join(found)
@@ -195,7 +195,14 @@ class _Realiser:
         if structure == "argument" and not copies and self.is_element(name, frames):
             return Delete(fqn=name)
         alone = position == 0 and all(f.arity == 1 for f in frames)
-        return Pass(fqn=name, position=position, keyword=None if alone else keyword, structure=structure, copies=copies)
+        return Pass(
+            fqn=name,
+            position=position,
+            keyword=None if alone else keyword,
+            structure=structure,
+            copies=copies,
+            others=not alone and keyword is None,  # behind *args arguments have no names
+        )
 
     def drop_edit(self, name: str, kinds: set[str], copies: bool) -> Edit:
         frames = [self.graph.frames[f] for f in self.graph.calls[name]]
@@ -345,15 +352,6 @@ class _Realiser:
                 raise CannotRealise(
                     f"the forward of {where} reads the shape of {self.graph.describe([value])}, which would be gone"
                 )
-
-    def stuck(self, value: int, substitute: int) -> str:
-        """Why a value cannot be replaced."""
-        layer = self.graph.layers[self.graph.values[value].layer]
-        where = f"'{layer.fqn}'" if layer.fqn else "the model"
-        return (
-            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read: "
-            f"the forward of {where} does more than pass its tensors on"
-        )
 
 
 def _holders(name: str) -> list[str]:
