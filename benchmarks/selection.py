@@ -127,7 +127,7 @@ def measure(
         known: figures of methods that were measured before.
         keep: gets those of each other method as soon as they are there.
     """
-    ours = UniversalLayerPruner(of.model, calibration=of.calibration, progress=False)
+    ours = UniversalLayerPruner(of.model, calibration=of.calibration, progress=False, projections=False)
     prunable = sum(ours._planner.meter.param_pieces.values()) / ours.graph.num_params
     harm = Harm(of.kind)
     console.print(f"[bold]{of.name}[/]: {len(ours.removals)} removals, {prunable:.1%} can go; {harm.unit}, held out")
@@ -178,7 +178,7 @@ def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> I
             "progress": False,
         }
         with counted(of.model) as forwards:
-            pruner = UniversalLayerPruner(of.model, calibration=of.calibration, **options)
+            pruner = UniversalLayerPruner(of.model, calibration=of.calibration, projections=False, **options)
             pruner._proven = [r for r in pruner._proven if r.kind == "block" or not only_blocks]
             _ = pruner.removals
         pruners.append((pruner, forwards[0]))

@@ -275,6 +275,20 @@ def test_a_criterion_of_ones_own_scores():
     assert pruner.impact_unit == "place, on the example inputs"
 
 
+def test_what_may_be_logits_is_compared_as_numbers_and_a_note_says_how_to_change_that():
+    model = branches()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    assert "relative L2" in pruner.impact_unit
+    (said,) = [note for note in pruner.notes if "model.num_classes" in note]
+    with torch.no_grad():
+        num_classes = model(BATCHES[0]).shape[1]
+    assert f"model.num_classes = {num_classes}" in said
+    model.num_classes = num_classes
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    assert "KL divergence" in pruner.impact_unit
+    assert not any("model.num_classes" in note for note in pruner.notes)
+
+
 # ---- bad data -----------------------------------------------------------------------------------------------------
 
 

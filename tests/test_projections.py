@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from layerprune import UniversalLayerPruner
+from layerprune import UniversalLayerPruner, load_pruned
 from layerprune.calibration import read_calibration
 from layerprune.edits import Fold, folds_of
 from layerprune.errors import CalibrationError, CriticalGroupError, PlanError
@@ -198,6 +200,12 @@ def test_a_pool_that_rounds_down_is_no_subsampling() -> None:
     assert "on inputs of another size '6' would make" in reason
 
 
+def test_who_wants_no_projections_gets_none() -> None:
+    pruner = UniversalLayerPruner(chain(), calibration=BATCHES, projections=False)
+    assert {group.name for group in pruner.groups if group.can_remove} == {"4"}
+    assert not any(r.needs_calibration for r in pruner.removals)
+
+
 def test_branches_and_blocks_only_means_no_projections() -> None:
     net = randomised(nn.Sequential(linear(8, 6), nn.ReLU(), linear(6, 9), nn.ReLU(), linear(9, 2)))
     for granularity in ("branch", "block"):
@@ -256,7 +264,7 @@ def test_what_is_linear_in_an_earlier_tensor_is_found_again() -> None:
         assert torch.allclose(_reader(pruned).weight, after.weight @ before.weight, atol=2e-3)
         assert torch.allclose(_reader(pruned).bias, after.weight @ before.bias + after.bias, atol=2e-3)
     assert num_params(pruned) == num_params(model) - (6 * 9 + 9) - 3 * (9 - 6)
-    (found,) = pruner.projections
+    (found,) = pruner.projection_report
     assert (found.value, found.source, found.readers) == ("3", "1", ("4",))
     assert found.left < 1e-6
 
@@ -265,7 +273,7 @@ def test_the_projection_is_the_ridge_regression_of_the_rows() -> None:
     model = chain()
     pruner = UniversalLayerPruner(model, calibration=BATCHES)
     pruned = pruner.prune(groups=["2"], repair=None)
-    (found,) = pruner.projections
+    (found,) = pruner.projection_report
     with torch.no_grad():
         x = model[:2](torch.cat(BATCHES)).double().numpy()
         y = model[:4](torch.cat(BATCHES)).double().numpy()
@@ -452,6 +460,28 @@ def test_a_plan_that_folds_is_carried_out_with_data_or_for_weights_that_follow()
     empty.load_state_dict(pruned.state_dict())
     assert same_bits(empty, pruned)
     assert same_bits(UniversalLayerPruner(chain(), calibration=BATCHES).prune(plan=plan), pruned)
+
+
+def test_a_plan_from_elsewhere_takes_no_memory_for_a_weight_that_no_removal_leaves() -> None:
+    model = chain()
+    plan = UniversalLayerPruner(model, calibration=BATCHES).plan(groups=["2"])
+    (fold,) = folds_of(plan.edits)
+    others = [edit for edit in plan.edits if edit != fold]
+    wrong = plan.model_copy(update={"edits": (*others, fold.model_copy(update={"num_in": 10**9}))})
+    with pytest.raises(PlanError, match="9,000,000,000 elements where the whole model has"):
+        wrong.apply(model, weights_follow=True)
+    with pytest.raises(PlanError, match="is no number of channels"):
+        PruningPlan.from_json(wrong.to_json().replace("1000000000", "3000000000"))
+
+
+def test_a_model_that_took_a_projection_in_is_saved_and_loaded_bit_for_bit(tmp_path: Path) -> None:
+    model = stages()
+    pruner = UniversalLayerPruner(model, calibration=[image(4, seed=seed) for seed in range(4)])
+    pruned = pruner.prune(groups=["2", "6"])
+    pruner.save(tmp_path / "saved")
+    loaded = load_pruned(tmp_path / "saved", model=stages())
+    assert same_bits(loaded, pruned)
+    assert torch.equal(run(loaded, ((image(),), {})), run(pruned, ((image(),), {})))
 
 
 def test_a_plan_of_schema_2_is_read() -> None:

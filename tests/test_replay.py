@@ -61,7 +61,13 @@ def test_twenty_replays_in_two_processes_give_one_hash():
 
 @pytest.mark.parametrize(
     ("name", "schema", "num_params"),
-    [("schema-1-first", 1, 29_450), ("schema-1", 1, 20_234), ("schema-2", 2, 20_234), ("schema-3", 3, 20_234)],
+    [
+        ("schema-1-first", 1, 29_450),
+        ("schema-1", 1, 20_234),
+        ("schema-2", 2, 20_234),
+        ("schema-3", 3, 20_234),
+        ("schema-4", 4, 20_234),
+    ],
 )
 def test_plans_that_older_releases_wrote_are_read_and_carried_out(name, schema, num_params):
     """The files are what the library of that day wrote; a schema never loses its file here."""

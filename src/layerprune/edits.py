@@ -36,11 +36,13 @@ class Pass(_Edit):
     keyword: str | None
     structure: Any = "argument"
     copies: bool = False
+    others: bool = Field(default=False, description="whether the module gets other arguments, too")
 
     @property
     def is_identity(self) -> bool:
         """Whether ``nn.Identity`` does it."""
-        return self.structure == "argument" and self.position == 0 and self.keyword is None and not self.copies
+        alone = self.position == 0 and self.keyword is None and not self.others
+        return alone and self.structure == "argument" and not self.copies
 
     def __str__(self) -> str:
         return f"pass {self.fqn}"

@@ -99,7 +99,10 @@ class FoldTrace:
         elementwise = (layer.is_module and not layer.functions) or name in ELEMENTWISE
         spatial = name in SPATIAL and len(before) > 2
         flat = name in _FLAT and all(size == 1 for size in (*before[2:], *form.shape[2:])) and len(before) > 2
-        if not (elementwise or spatial or flat or name in _MEANS) or len(layer.outputs) != 1:
+        if elementwise and len(layer.outputs) == 1 and self.graph.values[layer.outputs[0]].shape == before:
+            self.forms[layer.outputs[0]] = form
+            return
+        if not (spatial or flat or name in _MEANS) or len(layer.outputs) != 1:
             raise CannotFold(f"'{layer.name}' ({layer.type_name}) reads it, and no projection can be folded into that")
         self.pass_on(layer, value, form)
 

@@ -16,6 +16,9 @@ from layerprune.copies import ATOMS, Copier
 from layerprune.dropped import Dropped
 from layerprune.errors import UnsupportedModelError
 
+# Where torch.ao's quantised linears and convolutions, recurrences and recurrent cells keep their weights.
+_PACKED = ("_packed_params", "_all_weight_values", "_packed_weight_ih")
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's own module from under ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
@@ -29,7 +32,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def check_supported(model: object) -> None:
-    """Raise :class:`UnsupportedModelError` for what cannot be recorded at all: no module, scripted, lazy."""
+    """Raise :class:`UnsupportedModelError` for what cannot be recorded at all: no module, scripted, lazy, packed."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
@@ -38,6 +41,11 @@ def check_supported(model: object) -> None:
             raise UnsupportedModelError(
                 f"{where} is a TorchScript module ({type(module).__name__}): its forward is compiled and cannot "
                 "be edited; pass the Python module that it was scripted from"
+            )
+        if any(hasattr(module, name) for name in _PACKED):
+            raise UnsupportedModelError(
+                f"{where} is a quantised {type(module).__name__}, whose weights are packed and no parameters: "
+                "prune the float model, then quantise what is left"
             )
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):

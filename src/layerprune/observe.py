@@ -33,17 +33,6 @@ class _Differs(BaseException):
     """A run is not what the layer graph says. No Exception, which a model's own forward might catch."""
 
 
-class _Enough(BaseException):
-    """All that was to be seen of a run has been seen."""
-
-
-def observe(
-    shade: Shadow, graph: LayerGraph, inputs: Inputs, values: Iterable[int], begin: Callable[[], See]
-) -> frozenset[int]:
-    """Run a model until chosen values were handed over; :class:`Observer` runs it to the end, batch after batch."""
-    return Observer(shade, graph, values).run(inputs, begin, until_seen=True)
-
-
 class Observer:
     """Hands chosen values of a model over as its forward comes to them.
 
@@ -74,7 +63,6 @@ class Observer:
         *,
         use: Callable[[Any], None] | None = None,
         forward: Callable[[nn.Module], Any] | None = None,
-        until_seen: bool = False,
     ) -> frozenset[int]:
         """Run the model once, or again where it does not do what the layer graph says.
 
@@ -86,25 +74,24 @@ class Observer:
                 where later layers write into it.
             use: gets the output; with it the forward runs with gradients, and they are there for it to ask for.
             forward: calls the model, in place of ``model(*args, **kwargs)``, and returns what ``use`` gets.
-            until_seen: stop the forward once all values were seen; ``use`` gets nothing then.
 
         Returns:
             The values that were seen; one that arises within a fused operation, or of which this run does not tell
             for certain which tensor it is, is not.
         """
         try:
-            return self._try(self.watcher, inputs, begin, use, forward, until_seen)
+            return self._try(self.watcher, inputs, begin, use, forward)
         except _Differs:
             followed = self._following(inputs)
         if followed is not None:
             try:
-                seen = self._try(followed, inputs, begin, use, forward, until_seen)
+                seen = self._try(followed, inputs, begin, use, forward)
             except _Differs:  # not even twice the same
                 pass
             else:
                 self.watcher = followed
                 return seen
-        return self._try(self._watching(self.graph, {}), inputs, begin, use, forward, until_seen)
+        return self._try(self._watching(self.graph, {}), inputs, begin, use, forward)
 
     def _try(
         self,
@@ -113,20 +100,14 @@ class Observer:
         begin: Callable[[], See],
         use: Callable[[Any], None] | None,
         forward: Callable[[nn.Module], Any] | None,
-        until_seen: bool,
     ) -> frozenset[int]:
-        seen = watcher.start(begin(), until_seen)
-        if until_seen and not watcher.places.shapes:
-            return frozenset()
+        seen = watcher.start(begin())
         adapted = self.shade.adapt(inputs)
         model = self.shade.model
         with self.shade.running(grad=use is not None):
-            try:
-                with watched(model, watcher.wrapped, watcher.modules(model)), no_fast_path():
-                    out = model(*adapted.args, **adapted.kwargs) if forward is None else forward(model)
-                watcher.check_counts()
-            except _Enough:
-                return frozenset(seen)
+            with watched(model, watcher.wrapped, watcher.modules(model)), no_fast_path():
+                out = model(*adapted.args, **adapted.kwargs) if forward is None else forward(model)
+            watcher.check_counts()
             if use is not None:
                 use(out)
         return frozenset(seen)
@@ -213,19 +194,17 @@ class _Watcher:
         self.constants = constants
         self.wrappers: dict[int, Callable[..., Any]] = {}
         self.watch = FunctionWatch(self.call_function)
-        self.start(lambda value, tensor: None, until_seen=False)
+        self.start(lambda value, tensor: None)
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
         """The modules whose calls have to be known: those of values, and those that watched ones call."""
         wanted = {"", *self.places.counts, *self.places.callees}
         return [module for module in model.modules() if self.names[id(module)] in wanted]
 
-    def start(self, see: See, until_seen: bool) -> set[int]:
+    def start(self, see: See) -> set[int]:
         """Begin a run; returns what becomes the set of the values that were seen."""
         self.see = see
-        self.until_seen = until_seen
         self.stack: list[_Open] = []
-        self.num_watched = 0
         self.num_calls: dict[str, int] = {}
         self.inside = False
         self.seen: set[int] = set()
@@ -285,10 +264,8 @@ class _Watcher:
             if steps is None:
                 out = forward(*args, **kwargs)
             else:
-                self.num_watched += 1
                 with self.watch:
                     out = forward(*args, **kwargs)
-                self.num_watched -= 1
                 self.stack[-1].finish()
         finally:
             self.stack.pop()
@@ -296,8 +273,6 @@ class _Watcher:
             found = _results(out, self.constants)
             for place, value in self.places.results[call]:
                 self.notice(value, found[place] if place < len(found) else None)
-        if self.until_seen and not self.num_watched and len(self.seen) == len(self.places.shapes):
-            raise _Enough
         return out
 
     def notice_arguments(self, call: _Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

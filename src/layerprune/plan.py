@@ -6,12 +6,13 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
-from torch import nn
+from torch import Tensor, nn
 
 from layerprune.edit_forms import why_malformed
 from layerprune.edits import Edit, folds_of
 from layerprune.errors import PlanError, SurgeryError
 from layerprune.modules import clone, fingerprint, num_params, own, unwrap
+from layerprune.projection import growth, why_not_foldable
 from layerprune.provenance import Provenance
 from layerprune.structure import difference, structure
 from layerprune.surgery import Undo, operate
@@ -202,6 +203,7 @@ class PruningPlan(BaseModel):
         Raises:
             PlanError: the edits do not fit, or leave another number of parameters. The model is as it was.
         """
+        self._check_folds(model)
         try:
             undo = operate(model, self.edits)
         except SurgeryError as error:
@@ -210,6 +212,16 @@ class PruningPlan(BaseModel):
             undo()
             raise PlanError(f"the plan promises {self.num_params_after:,} parameters, but its edits leave {found:,}")
         return undo
+
+    def _check_folds(self, model: nn.Module) -> None:
+        """Refuse a weight that no removal would leave, before memory is taken for it."""
+        modules, most = dict(model.named_modules()), num_params(model)
+        for fold in folds_of(self.edits):
+            module = modules.get(fold.fqn)
+            if module is None or why_not_foldable(module):
+                continue  # surgery says so
+            if (size := growth(module, fold) + cast(Tensor, module.weight).numel()) > most:
+                raise PlanError(f"the plan would {fold}, with {size:,} elements where the whole model has {most:,}")
 
     def __str__(self) -> str:
         lines = [

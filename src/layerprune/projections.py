@@ -50,7 +50,8 @@ def find_projections(
         if finder is None or group.name not in wanted or len(group.calls) > 1:
             continue
         finder.reason = ""
-        candidates = sorted(finder.candidates(group), key=finder.rank)[:_ALTERNATIVES]
+        nearest = {(c.groups, c.cut.projected): c for c in reversed(list(finder.candidates(group)))}
+        candidates = sorted(reversed(nearest.values()), key=finder.rank)[:_ALTERNATIVES]
         if candidates:
             found.setdefault(next(iter(candidates[0].cut.substitutes.items())), tuple(candidates))
         elif finder.reason:

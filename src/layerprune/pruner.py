@@ -59,6 +59,8 @@ class UniversalLayerPruner:
         protect_io: keep stem and head.
         granularity: ``group``, ``branch`` (residual branches, gates, concat branches) or ``block`` (elements of
             ``Sequential`` and ``ModuleList``).
+        projections: whether groups that change channels or the resolution may leave, too, where a projection can be
+            folded into what reads them. It is fitted on calibration data; a plan that holds one replays with data only.
         calibration: batches of real inputs that impacts are measured on, each as ``example_inputs``, which it stands
             in for; some hundred samples are right. Without it impacts are measured on the example inputs.
         loss: ``loss(model, item)`` calls the model on an item of ``calibration``, which then may hold labels, and
@@ -73,7 +75,7 @@ class UniversalLayerPruner:
         graph: the layer graph.
         transform_layers: the transforms by name, in order of execution.
         repair_report: what :meth:`prune` repaired, layer by layer; None where nothing was to be repaired.
-        projections: what :meth:`prune` fitted and folded, for the groups that leave by projections.
+        projection_report: what :meth:`prune` fitted and folded, for the groups that leave by projections.
 
     Raises:
         UnsupportedModelError: scripted or lazy modules, or no transform at all.
@@ -90,6 +92,7 @@ class UniversalLayerPruner:
         protect: Iterable[str] = (),
         protect_io: bool = True,
         granularity: str = "group",
+        projections: bool = True,
         calibration: Iterable[Any] | None = None,
         loss: Loss | None = None,
         criterion: str = "auto",
@@ -117,14 +120,14 @@ class UniversalLayerPruner:
             granularity=granularity,
         )
         self._proven, refused = self._prover.prove(candidates.found, candidates.critical)
-        unfoldable = self._prove_projections(candidates.critical) if granularity == "group" else {}
+        unfoldable = self._prove_projections(candidates.critical) if projections and granularity == "group" else {}
         self._reasons = {
             g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused, unfoldable.get(g.name, ""))
             for g in self._formed
         }
         self._original = self.model
         self.repair_report: RepairReport | None = None
-        self.projections: tuple[Fitted, ...] = ()
+        self.projection_report: tuple[Fitted, ...] = ()
 
     def _prove_projections(self, critical: Mapping[str, str]) -> Mapping[str, str]:
         """Prove projections for the groups that nothing else takes out, and say why there is none."""
@@ -360,7 +363,8 @@ class UniversalLayerPruner:
             _ = self.notes  # measured on the model as it still is
         how = "refit" if repair == "auto" else repair
         carried = carry_out(plan, self._original, self.graph, self._batches, how=how, inplace=inplace)
-        self.model, self.repair_report, self.projections = carried.model, carried.repair_report, carried.projections
+        self.model, self.repair_report = carried.model, carried.repair_report
+        self.projection_report = carried.projections
         return self.model
 
     def save(self, folder: str | Path, **options: Any) -> Path:

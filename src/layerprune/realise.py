@@ -195,7 +195,14 @@ class _Realiser:
         if structure == "argument" and not copies and self.is_element(name, frames):
             return Delete(fqn=name)
         alone = position == 0 and all(f.arity == 1 for f in frames)
-        return Pass(fqn=name, position=position, keyword=None if alone else keyword, structure=structure, copies=copies)
+        return Pass(
+            fqn=name,
+            position=position,
+            keyword=None if alone else keyword,
+            structure=structure,
+            copies=copies,
+            others=not alone and keyword is None,  # behind *args arguments have no names
+        )
 
     def drop_edit(self, name: str, kinds: set[str], copies: bool) -> Edit:
         frames = [self.graph.frames[f] for f in self.graph.calls[name]]
@@ -348,12 +355,24 @@ class _Realiser:
 
     def stuck(self, value: int, substitute: int) -> str:
         """Why a value cannot be replaced."""
-        layer = self.graph.layers[self.graph.values[value].layer]
-        where = f"'{layer.fqn}'" if layer.fqn else "the model"
-        return (
-            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read: "
-            f"the forward of {where} does more than pass its tensors on"
+        between = self.between(value)
+        layer = self.graph.layers[self.graph.values[between].layer]
+        what = (
+            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read"
         )
+        if layer.index not in self.dead:
+            return f"{what}: {self.graph.describe([between])} lies in between, and is needed elsewhere"
+        if layer.is_module:
+            return f"{what}: '{layer.name}' lies in between, and is called with more than it"
+        where = f"'{layer.fqn}'" if layer.fqn else "the model"
+        return f"{what}: the forward of {where} calls '{layer.function}' in between"
+
+    def between(self, value: int) -> int:
+        """The nearest value before one that no module makes of a single argument."""
+        for frame in self.marker.frames_returning(value):
+            if len(frame.arguments) == 1 and frame.arguments[0][2] != value:
+                return self.between(frame.arguments[0][2])
+        return value
 
 
 def _holders(name: str) -> list[str]:

@@ -94,7 +94,7 @@ class _Finder:
         self.modules = modules
         self.leads = {call: group for group in groups for call in group.calls}
         self.seen: set[tuple[object, ...]] = set()
-        self.whole: set[str] = set()
+        self.alone: set[str] = set()  # groups that something takes out, and no other group
         self.partial: list[tuple[str, Cut, frozenset[int]]] = []  # what takes out some calls of groups with several
 
     def find(self, granularity: str) -> Iterator[tuple[Candidate, ...]]:
@@ -122,10 +122,10 @@ class _Finder:
         leaving = {self.leads[i].name: self.leads[i] for i in sorted(dead) if i in self.leads}
         gone = [g.name for g in leaving.values() if all(call in dead for call in g.calls)]
         if not gone:
-            self.partial += [(kind, cut, dead)] if leaving and kind != "bypass" else []
+            self.partial += [(kind, cut, dead)] if leaving else []
             return None
         self.seen.add(_key(cut))
-        self.whole |= set(gone)
+        self.alone |= set(gone) if len(gone) == 1 else set()
         return Candidate(name, kind, cut, dead, tuple(gone))
 
     def is_known(self, cut: Cut) -> bool:
@@ -201,8 +201,8 @@ class _Finder:
             for call in dead & self.leads.keys():
                 if call not in ways or len(dead) < len(ways[call][1]):
                     ways[call] = cut, dead
-        for group in self.groups:
-            if len(group.calls) < 2 or group.name in self.whole or not all(call in ways for call in group.calls):
+        for group in reversed(self.groups):  # what takes an earlier one out may take this one along
+            if len(group.calls) < 2 or group.name in self.alone or not all(call in ways for call in group.calls):
                 continue
             cuts = [ways[call][0] for call in group.calls]
             substitutes = {y: s for cut in cuts for y, s in cut.substitutes.items()}
@@ -340,10 +340,7 @@ def _feeds_output(graph: LayerGraph, group: Group) -> bool:
 
 def why_not(graph: LayerGraph, group: Group) -> str:
     """Say why no substitution takes a group out, from the shapes around it."""
-    calls = [graph.layers[i] for i in group.calls]
-    if len(calls) > 1:
-        return f"its lead is called {len(calls)} times, and no substitution takes all calls out"
-    lead, last = calls[0], graph.layers[group.members[-1]]
+    lead, last = graph.layers[group.calls[0]], graph.layers[group.members[-1]]
     after = graph.values[lead.outputs[0]].shape
     before = graph.values[lead.operands[0][0]].shape if lead.operands and lead.operands[0] else after
     channel = 1 if any("conv" in name for name in lead.functions) else len(after) - 1
@@ -351,6 +348,8 @@ def why_not(graph: LayerGraph, group: Group) -> str:
         return f"changes {before[channel]} channels to {after[channel]} and nothing of that shape exists before it"
     if len(before) == len(after) and before != after:
         return f"changes {_sizes(before)} to {_sizes(after)} and nothing of that shape exists before it"
+    if len(group.calls) > 1:
+        return f"its lead is called {len(group.calls)} times, and no substitution takes all calls out"
     return f"no earlier tensor of its shape {_sizes(graph.values[last.outputs[0]].shape)} lies on every way to it"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from layerprune.adapters import stacks
@@ -137,7 +138,7 @@ def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded) ->
         guard = SkipsDropped(module)
         guard.training = module.training
         return _replace(_places_of(module, edit, places), module, guard)
-    return _replace(_places_of(module, edit, places), module, _stand_in(cast("Pass | Drop", edit), module))
+    return _replace(_places_of(module, edit, places), module, _stand_in(cast("Pass | Drop", edit), module, model))
 
 
 def _places_of(module: nn.Module, edit: Edit, places: _Places) -> Sequence[tuple[nn.Module, str]]:
@@ -156,9 +157,11 @@ def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:
     return module
 
 
-def _stand_in(edit: Pass | Drop, module: nn.Module) -> nn.Module:
+def _stand_in(edit: Pass | Drop, module: nn.Module, model: nn.Module) -> nn.Module:
     if isinstance(edit, Drop):
-        stand_in: nn.Module = DroppedBranch(edit.merges, edit.structure, edit.copies)
+        dtypes = (p.dtype for one in (module, model) for p in one.parameters() if p.is_floating_point())
+        dtype = next(dtypes, torch.float32)
+        stand_in: nn.Module = DroppedBranch(edit.merges, edit.structure, edit.copies, dtype)
     elif edit.is_identity:
         stand_in = nn.Identity()
     else:
@@ -206,7 +209,7 @@ def _drop_parameter(model: nn.Module, edit: DropParameter) -> Undo:
         raise SurgeryError(f"cannot {edit}: '{owner_name or type(model).__name__}' has no parameter '{key}'")
     before = dict(owner._parameters)
     del owner._parameters[key]
-    vars(owner)[key] = dropped(edit.merges, edit.copies)
+    vars(owner)[key] = dropped(edit.merges, edit.copies, old.dtype)
 
     def undo() -> None:
         vars(owner).pop(key, None)

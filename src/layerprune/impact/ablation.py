@@ -9,7 +9,7 @@ import numpy as np
 
 from layerprune.calibration import Batch, Loss
 from layerprune.edits import Edit, folds_of
-from layerprune.impact.evidence import Evidence, Scene
+from layerprune.impact.evidence import Evidence, Scene, about_harm
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
 from layerprune.impact.racing import Rule, all_of_them
@@ -68,7 +68,7 @@ def ablate(
     scene.progress(change.size, change.size)
     unknown = int((~np.isfinite(change[:, fitted])).any(0).sum())
     note = f"the impact of {unknown} removals is not known: with them the output or loss is no number any more"
-    notes = (note,) if unknown else ()
+    notes = (*((note,) if unknown else ()), *about_harm(scene, by.harm))
     return Evidence(change, size, 1.0, f"{by.unit}, by ablation", notes, is_ablation=True)
 
 
@@ -96,6 +96,7 @@ class _ByLoss:
     """By how much the user's loss is above the original's; a batch weighs by its samples."""
 
     unit = UNIT
+    harm = None
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss

@@ -13,6 +13,7 @@ from layerprune.calibration import Batch, Loss
 from layerprune.edits import Fold
 from layerprune.errors import CalibrationError, LayerPruneError
 from layerprune.graph import LayerGraph
+from layerprune.impact.harm import Harm
 from layerprune.projection import Folded
 from layerprune.proof import Removal
 
@@ -127,6 +128,20 @@ class Evidence:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((size == 0) & (change == 0), 0.0, change / size)
             return np.where(np.isinf(change) | np.isinf(size), np.nan, ratio) ** self.power
+
+
+def about_harm(scene: Scene, harm: Harm | None) -> tuple[str, ...]:
+    """Say of what may be logits, and is compared as plain numbers, how to have it compared as logits."""
+    outputs = scene.graph.outputs
+    if harm is None or harm.kind == "distribution" or len(outputs) != 1:
+        return ()
+    value = scene.graph.values[outputs[0]]
+    if len(value.shape) != 2 or value.layer < 0 or scene.graph.layers[value.layer].kind != "transform":
+        return ()
+    return (
+        f"the output, {value.shape[1]} numbers a sample, is compared by its relative change; if these are logits of "
+        f"classes, set model.num_classes = {value.shape[1]}, and it is by the KL divergence, or pass loss=",
+    )
 
 
 def about_unknown(removals: Sequence[Removal], change: np.ndarray, why: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from layerprune.calibration import Batch
-from layerprune.impact.evidence import Evidence, Scene, about_unknown
+from layerprune.impact.evidence import Evidence, Scene, about_harm, about_unknown
 from layerprune.impact.harm import Harm, class_dim, harm_of, masked
 from layerprune.impact.taps import UNSEEN, Taps
 
@@ -55,7 +55,7 @@ def score_output_change(scene: Scene, harm: Harm | None = None, *, num_direction
     change = half * np.stack(rows) / num_directions
     size = np.broadcast_to(sizes[:, None], change.shape)
     pairs = _pairs(products, change.sum(0) / sizes.sum())
-    notes = about_unknown(scene.removals, change, UNSEEN)
+    notes = (*about_unknown(scene.removals, change, UNSEEN), *about_harm(scene, harm))
     unit = f"{harm.unit}, estimated"
     return Evidence(change, size, 1.0, unit, notes, pairs)
 

@@ -54,7 +54,7 @@ def score_shortlist(scene: Scene, harm: Harm | None = None) -> Evidence:
     change, size = estimate.change * scale, np.array(estimate.size)
     change[:, some], size[:, some] = truth.change, truth.size
     note = f"{len(some)} of {num} removals were measured by ablation, the others are estimates"
-    notes = (*estimate.notes, *truth.notes, note)
+    notes = tuple(dict.fromkeys((*estimate.notes, *truth.notes, note)))
     return Evidence(change, size, truth.power, truth.unit, notes, is_ablation=True)
 
 

@@ -128,7 +128,9 @@ class Refitter:
         unseen -= set(left)
         if left:
             self.notes.append(f"{len(left)} transforms were not solved: {PATIENCE} before them had won next to nothing")
-        self.refused |= dict.fromkeys(sorted(unseen), "what it reads or feeds is not seen in a run")
+        self.refused |= dict.fromkeys(sorted(unseen - walk.routed), "what it reads or feeds is not seen in a run")
+        routed = "what it feeds holds other rows than in the original, as values decide"
+        self.refused |= dict.fromkeys(sorted(unseen & walk.routed), routed)
         return done, repaired
 
     def solve(self, solver: Solver, site: Site, views: Sequence[View]) -> tuple[Refitted, Change | None]:
