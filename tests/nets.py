@@ -112,8 +112,8 @@ class Photograph:
     def __init__(self, model: nn.Module):
         self.rng = torch.get_rng_state()
         self.modules = [(name, id(m), type(m), m.training) for name, m in model.named_modules(remove_duplicate=False)]
-        self.tensors = {name: (id(t), t.requires_grad, t._version) for name, t in tensors_of(model)}
-        self.values = {name: t.detach().clone() for name, t in tensors_of(model) if not t.is_meta}
+        self.tensors = {name: (id(t), t.requires_grad, version_of(t)) for name, t in tensors_of(model)}
+        self.values = {n: t.detach().clone() for n, t in tensors_of(model) if not (t.is_meta or is_lazy(t))}
         self.attributes = [
             (name, key, list(value) if isinstance(value, dict) else id(value))
             for name, module in model.named_modules()
@@ -143,6 +143,15 @@ class Photograph:
         return isinstance(other, Photograph) and self.difference(other) == ""
 
     __hash__ = None
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written into; None where torch does not count that."""
+    return None if is_lazy(tensor) or tensor.is_inference() else tensor._version
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    return isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer))
 
 
 def tensors_of(model: nn.Module):

@@ -11,6 +11,7 @@ from layerprune import PruningPlan, UniversalLayerPruner
 from layerprune.edits import Delete, Drop, DropParameter, Guard, Pass, Slice
 from layerprune.errors import BudgetError, CriticalGroupError, PlanError, UnknownNameError
 from layerprune.plan import SCHEMA
+from layerprune.report.text import plan_text
 from nets import ExampleModel, Net, Photograph, close, image, linear, randomised, rows, run, same_bits, tokens
 
 
@@ -413,6 +414,17 @@ def test_whether_loading_needs_this_library_is_said(pruner):
     assert pruner.plan(groups=["conv2a"]).needs_layerprune  # a dropped branch stands where conv2a was
     chain = UniversalLayerPruner(randomised(nn.Sequential(linear(), linear(), linear())), example_inputs=rows())
     assert not chain.plan(groups=["1"]).needs_layerprune
+
+
+def test_what_is_left_over_and_what_loading_takes_are_printed(pruner):
+    text = plan_text(pruner.plan(groups=["conv2a"]))
+    assert "\nLoad it with layerprune.load_pruned: stand-ins take the places of what goes\n" in text
+    gate = Net(lambda net, x: net.c(x * torch.sigmoid(net.b(x.mean(1, keepdim=True) + 0 * x))), b=linear(), c=linear())
+    plan = UniversalLayerPruner(randomised(gate), example_inputs=rows(), protect_io=False).plan(groups=["b"])
+    assert [set(each.leftovers) for each in plan.removals] == [{"mean", "mul", "add", "sigmoid", "mul_1"}]
+    assert "\nLeft over: 5 of the functions around what goes: mean, mul, add, …\n" in plan_text(plan)
+    chain = UniversalLayerPruner(randomised(nn.Sequential(linear(), linear(), linear())), example_inputs=rows())
+    assert not {"Left", "Load"} & {line.split()[0] for line in plan_text(chain.plan(groups=["1"])).splitlines()}
 
 
 def test_a_plan_of_plain_identities_does_not_need_this_library():

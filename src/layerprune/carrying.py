@@ -12,7 +12,7 @@ from layerprune.calibration import Batch
 from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError
 from layerprune.graph import LayerGraph
-from layerprune.plan import PruningPlan
+from layerprune.plan import PruningPlan, plans_of, remember_plans
 from layerprune.repair.changes import write
 from layerprune.repair.closed_form import MEMORY_BYTES
 from layerprune.repair.closed_form import repair as mend
@@ -78,11 +78,17 @@ def carry_out(
     report = None if how is None else _repaired(original, pruned, batches, plan, graph, how)
     if not inplace:
         return Carried(pruned, fitted, report)
-    edited = plan.apply(original, inplace=True, weights_follow=True)
-    if folds or (report is not None and report.kept):
-        held = chain(pruned.named_parameters(), pruned.named_buffers())
-        write(edited, {name: tensor.detach() for name, tensor in held})
-    return Carried(edited, fitted, report)
+    before = plans_of(original)
+    undo = plan.carry_out(original)
+    try:
+        if folds or (report is not None and report.kept):
+            held = chain(pruned.named_parameters(), pruned.named_buffers())
+            write(original, {name: tensor.detach() for name, tensor in held})
+    except BaseException:  # Ctrl-C, too: the model is as it was, or done
+        undo()
+        raise
+    remember_plans(original, (*before, plan))
+    return Carried(original, fitted, report)
 
 
 def _repaired(

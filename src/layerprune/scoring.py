@@ -65,7 +65,7 @@ def score_removals(
     unfitted = tuple(r for r in scene.removals if not (fits or not r.needs_calibration))
     notes += _about_unfitted(usable, unfitted)
     if not has_values:
-        unit = "not measured: the model is on the meta device and has no values"
+        unit = "not measured: the model or its inputs are on the meta device and have no values"
         return Scored(usable, None, None, batches is not None, unit, tuple(notes), unfitted)
     used = (Batch(None, inputs),) if batches is None else tuple(batches)
     scene, fitted = _with_projections(replace(scene, removals=usable, batches=used))

@@ -73,6 +73,13 @@ def check_extra_state(model: nn.Module) -> None:
                 f"'{name}' ({type(module).__name__}) keeps extra state that is no tensor: it cannot be saved without "
                 "pickle; keep it in a buffer"
             )
+    known = {name for name, _ in named_tensors(model)}
+    for name, value in model.state_dict().items():
+        if name not in known:
+            raise CheckpointError(
+                f"'{name}' ({type(value).__name__}) is in the state dict, and no parameter or buffer: it would be "
+                "lost; save the model before it is quantised, or keep it in a buffer"
+            )
 
 
 def _only(model: nn.Module, names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from layerprune.calibration import Batch, Loss
 from layerprune.edits import Edit, Fold
-from layerprune.errors import CalibrationError, LayerPruneError
+from layerprune.errors import CalibrationError, InputsError, LayerPruneError
 from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm
 from layerprune.projection import Folded
 from layerprune.proof import Removal
+from layerprune.shadow import short
 
 _RESAMPLES = 200
 _NAMED = 5  # removals, in a note
@@ -56,12 +57,20 @@ class Scene:
 
         Raises:
             CalibrationError: whatever the user's forward or loss raised.
+            InputsError: what the forward raised on the example inputs, of which fake tensors do not tell all.
         """
         try:
             yield
         except LayerPruneError:
             raise
         except Exception as error:  # the user's own forward or loss, on the user's data
+            batch = self.batches[number]
+            if batch.item is None:
+                name = type(self.model).__name__
+                raise InputsError(
+                    f"{name}.forward raised on the example inputs ({batch.inputs!r}): {short(error)}. "
+                    "Pass example_inputs= a tensor, tuple, dict or object that forward takes"
+                ) from error
             what = (
                 "Each batch of calibration data has to be what the model's forward takes: a tensor, a tuple of "
                 "positional or a dict of keyword arguments"

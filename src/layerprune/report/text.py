@@ -97,6 +97,7 @@ def plan_text(plan: PruningPlan) -> str:
         *(_removal_line(removal) for removal in plan.removals),
         f"Parameters: {plan.num_params_before:,} → {plan.num_params_after:,} ({-plan.reduction:+.1%})",
         *figure_lines(plan),
+        *_left_lines(plan),
         f"Strategy: {plan.strategy}",
         *(f"Note: {note}" for note in plan.notes),
         *_frontier_lines(plan),
@@ -114,6 +115,16 @@ def figure_lines(plan: PruningPlan) -> list[str]:
     if plan.impact_together is not None:
         total = sum(removal.impact or 0.0 for removal in plan.removals)
         lines.append(f"Impact of all together, measured: {plan.impact_together:.4g} (sum of each alone: {total:.4g})")
+    return lines
+
+
+def _left_lines(plan: PruningPlan) -> list[str]:
+    """What still runs on what is left, and what it takes to load the pruned model."""
+    left = [name for removal in plan.removals for name in removal.leftovers]
+    named = ", ".join([*left[:3], "…"] if len(left) > 3 else left)
+    lines = [f"Left over: {len(left)} of the functions around what goes: {named}"] if left else []
+    if plan.needs_layerprune:
+        lines.append("Load it with layerprune.load_pruned: stand-ins take the places of what goes")
     return lines
 
 
