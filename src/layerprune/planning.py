@@ -122,7 +122,7 @@ class Planner:
         for some in sets:
             edits = self.joints.proven(some).edits
             folded = self._folded(edits)
-            if not all(fold in folded for fold in folds_of(edits)):  # there was no room to fit it
+            if not all(fold in folded for fold in folds_of(edits)):  # a projection that could not be fitted
                 found.append(float("nan"))
                 continue
             report, values = self._mender.mend(self.joints.without(some, folded), edits)
