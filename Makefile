@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench zoo clean
+.PHONY: help demo test lint bench zoo reliability clean
 
 help:
-	@echo "make demo | test | lint | bench | zoo | clean"
+	@echo "make demo | test | lint | bench | zoo | reliability | clean"
 
 demo: $(INSTALLED)-demo
 	$(BIN)/python examples/minilm.py
@@ -32,9 +32,13 @@ bench: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/impact.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/repair.py
+	$(BIN)/python benchmarks/distillation.py
 
 zoo: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/zoo.py
+
+reliability: $(INSTALLED)-dev
+	$(BIN)/python benchmarks/reliability.py
 
 # The environment stays: it takes minutes to make. `rm -r .venv` for a fresh one.
 clean:

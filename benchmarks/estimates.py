@@ -135,7 +135,7 @@ def statistics(scene: Scene, harm: Harm | None, num_directions: int) -> dict[str
                 _pull(out, list(ends.values()), harm, batch, generator, num_directions)
 
         forward = None if scene.loss is None else partial(loss_on, scene.loss, batch=batch)
-        observer.run(batch.inputs, see, use=use, forward=forward)
+        observer.run(batch.inputs, lambda see=see: see, use=use, forward=forward)
         for key in {key for _, key in found}:
             made = [torch.stack(found[shift, key]).double().numpy() for shift in shifts]
             rows.setdefault(key, []).append(np.stack(made, axis=1))

@@ -1,7 +1,7 @@
 """Predicted impact against the truth: rank correlation with what removals do to held-out outputs, alone and in sets.
 
 The truth is ablation on held-out data. Predictions see calibration data only. ``--quick`` tries one small model,
-``--cost`` measures instead what one pass costs in time and memory, also for two larger models with random weights.
+``--cost`` measures instead what one pass costs in time and memory, also for larger models with random weights.
 """
 
 from __future__ import annotations
@@ -66,16 +66,22 @@ class Prediction:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("subjects", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)}; default: all")
+    parser.add_argument(
+        "subjects",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(SUBJECTS)}; default: all. With --cost also {', '.join(LARGER)}",
+    )
     parser.add_argument("--sets", type=int, default=NUM_SETS, help=f"random sets per subject (default {NUM_SETS})")
     parser.add_argument("--quick", action="store_true", help="one small model, 20 sets")
     parser.add_argument("--cost", action="store_true", help="time and memory of one pass, instead of correlations")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
-    names = ["digits_resnet"] if options.quick else options.subjects or list(SUBJECTS)
+    names = ["digits_resnet"] if options.quick else options.subjects
     if options.cost:
-        found = contract(names)
+        found = contract(names or [*SUBJECTS, *LARGER])
     else:
+        names = names or list(SUBJECTS)
         found = {name: measure(subject(name), 20 if options.quick else options.sets) for name in names}
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -133,17 +139,19 @@ def score_block_influence(scene: Scene) -> Evidence:
     shifts = [shifts_of(scene.graph, removal)[0] for removal in scene.removals]
     tensors = Tensors(scene.graph, shifts)
     observer = Observer(shade, scene.graph, tensors.wanted)
-    found: dict[Shift, list[float]] = {}
-
-    def compare(shift: Shift, moved: torch.Tensor, other: torch.Tensor) -> None:
-        assert shift.place is None, "no subject has a concat"
-        new = moved - other if shift.lost else other
-        cosines = torch.cosine_similarity(moved, new, dim=1 if moved.dim() == 4 else -1)
-        found.setdefault(shift, []).append(1 - float(cosines.mean()))
-
+    rows: list[list[float]] = []
     for batch in scene.batches:
-        observer.run(batch.inputs, tensors.seeing(compare))
-    change = np.array([found[shift] for shift in shifts]).T
+        found: dict[Shift, float] = {}
+
+        def compare(shift: Shift, moved: torch.Tensor, other: torch.Tensor, found: dict[Shift, float] = found) -> None:
+            assert shift.place is None, "no subject has a concat"
+            new = moved - other if shift.lost else other
+            cosines = torch.cosine_similarity(moved, new, dim=1 if moved.dim() == 4 else -1)
+            found[shift] = 1 - float(cosines.mean())
+
+        observer.run(batch.inputs, lambda compare=compare: tensors.seeing(compare))
+        rows.append([found[shift] for shift in shifts])
+    change = np.array(rows)
     return Evidence(change, np.ones_like(change), 1.0, "1 - cosine")
 
 
@@ -159,15 +167,14 @@ def timed(run: Callable[[], Evidence]) -> tuple[Evidence, float]:
 
 
 def contract(names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Print and return what one pass of the criteria costs, for subjects and two larger models."""
+    """Print and return what one pass of the criteria costs, for subjects and larger models of random weights."""
     table = Table("model", title="one pass for all removals, CPU time: median of five rounds in turn")
     columns = ("influence / forward", "output_change / forward + backward", "memory: influence", "output_change")
     for column in columns:
         table.add_column(column, justify="right")
     figures: dict[str, dict[str, float]] = {}
-    larger = {"Llama, 12 layers of 768": llama, "ResNet-50 at 224": resnet50}
-    for name in [*names, *larger]:
-        model, batches, kind = larger[name]() if name in larger else of_subject(subject(name))
+    for name in names:
+        model, batches, kind = LARGER[name]() if name in LARGER else of_subject(subject(name))
         figures[name] = dict(zip(columns, costs(model, read_calibration(batches, model), Harm(kind)), strict=True))
         table.add_row(name, *[f"{figures[name][column]:.2f}" for column in columns])
     console.print(table)
@@ -240,6 +247,29 @@ def resnet50() -> tuple[torch.nn.Module, list[Any], Kind]:
 
     draw = torch.Generator().manual_seed(0)
     return resnet50().eval(), [torch.randn(4, 3, 224, 224, generator=draw) for _ in range(2)], "distribution"
+
+
+def resnet18() -> tuple[torch.nn.Module, list[Any], Kind]:
+    from torchvision.models import resnet18
+
+    draw = torch.Generator().manual_seed(0)
+    return resnet18().eval(), [torch.randn(32, 3, 128, 128, generator=draw) for _ in range(2)], "distribution"
+
+
+def vit_small() -> tuple[torch.nn.Module, list[Any], Kind]:
+    from torchvision.models import VisionTransformer
+
+    draw = torch.Generator().manual_seed(0)
+    model = VisionTransformer(224, 16, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536)
+    return model.eval(), [torch.randn(8, 3, 224, 224, generator=draw) for _ in range(2)], "distribution"
+
+
+LARGER: dict[str, Callable[[], tuple[torch.nn.Module, list[Any], Kind]]] = {
+    "llama_768": llama,
+    "resnet50_224": resnet50,
+    "resnet18_128": resnet18,
+    "vit_small_224": vit_small,
+}
 
 
 def joint_sets(pruner: UniversalLayerPruner, num_sets: int) -> tuple[list[tuple[int, ...]], list[Sequence[Edit]]]:

@@ -20,6 +20,7 @@ for folder in ("benchmarks", "tests", "examples"):
 from torchvision_ops import declare_missing_ops
 
 declare_missing_ops()
+import folded
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -45,7 +46,13 @@ def main() -> None:
     parser.add_argument("subjects", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="one small model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--folded", action="store_true", help="instead: what leaves with folded projections")
     options = parser.parse_args()
+    if options.folded:
+        figures = folded.measure(quick=options.quick)
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        return
     names = ["digits_resnet"] if options.quick else options.subjects or list(SUBJECTS)
     found = {name: measure(name) for name in names}
     if options.json:
@@ -130,7 +137,7 @@ def block_influence(of: Subject) -> list[float]:
 
 def by_budget(*shares: float) -> Callable[[Subject], dict[str, PruningPlan]]:
     def plans(of: Subject) -> dict[str, PruningPlan]:
-        pruner = UniversalLayerPruner(of.model, calibration=of.calibration)
+        pruner = UniversalLayerPruner(of.model, calibration=of.calibration, projections=False)
         return {f"budget {share:.0%}": pruner.plan(max_param_reduction=share) for share in shares}
 
     return plans

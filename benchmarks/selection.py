@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import TypeAlias
 
 for folder in ("benchmarks", "tests", "examples"):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / folder))
@@ -40,6 +41,8 @@ from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.harm import Harm
 from layerprune.nested import tensors_in
 from layerprune.select.strategies import select
+
+Figures: TypeAlias = dict[str, dict[str, list[dict[str, float]]]]
 
 SHARES = (0.1, 0.2, 0.3, 0.4)  # of the parameters that can go
 NUM_RANDOM = 20
@@ -86,36 +89,63 @@ def main() -> None:
     parser.add_argument("subjects", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)}; default: all")
     parser.add_argument("--methods", nargs="+", metavar="TEXT", help="only those whose names hold one of these")
     parser.add_argument("--quick", action="store_true", help="one small model, two shares")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--batches", type=int, metavar="N", help="calibrate on the first N batches only")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write each method's figures there; those it has stay"
+    )
     options = parser.parse_args()
     register_criterion("cosine", score_block_influence)
     register_criterion("random", score_random)
     names = ["digits_resnet"] if options.quick else options.subjects or list(SUBJECTS)
     methods = [m for m in METHODS if not options.methods or any(text in m.name for text in options.methods)]
-    found = {name: measure(subject(name), methods, SHARES[1:3] if options.quick else SHARES) for name in names}
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    figures: Figures = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+
+    def keep(of: Subject, method: Method, rows: list[dict[str, float]]) -> None:
+        figures.setdefault(of.name, {})[method.name] = rows
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+    for name in names:
+        of = subject(name)
+        of = replace(of, calibration=of.calibration[: options.batches])
+        measure(of, methods, SHARES[1:3] if options.quick else SHARES, figures.get(name, {}), keep)
 
 
-def measure(of: Subject, methods: Sequence[Method], shares: Sequence[float]) -> dict[str, list[dict[str, float]]]:
-    """Print and return what each method's choice does, and how many forwards on calibration batches it took."""
-    ours = UniversalLayerPruner(of.model, calibration=of.calibration, progress=False)
+def measure(
+    of: Subject,
+    methods: Sequence[Method],
+    shares: Sequence[float],
+    known: dict[str, list[dict[str, float]]],
+    keep: Callable[[Subject, Method, list[dict[str, float]]], None],
+) -> None:
+    """Print what each method's choice does, and how many forwards on calibration batches it took.
+
+    Args:
+        of: the subject.
+        methods: what chooses.
+        shares: caps.
+        known: figures of methods that were measured before.
+        keep: gets those of each other method as soon as they are there.
+    """
+    ours = UniversalLayerPruner(of.model, calibration=of.calibration, progress=False, projections=False)
     prunable = sum(ours._planner.meter.param_pieces.values()) / ours.graph.num_params
-    harm, figures = Harm(of.kind), {}
+    harm = Harm(of.kind)
     console.print(f"[bold]{of.name}[/]: {len(ours.removals)} removals, {prunable:.1%} can go; {harm.unit}, held out")
     table = Table("method", *(f"{share:.0%}" for share in shares), "forwards")
     for method in methods:
         caps = [share * prunable for share in shares]
-        rows = list(choices(of, method, caps, harm))
+        rows = known.get(method.name) or list(choices(of, method, caps, harm))
+        if method.name not in known:
+            keep(of, method, rows)
         if not method.name.startswith("layerprune"):
-            for row, cap in zip(rows, caps, strict=True):
-                row["ours"] = at_size(of, ours, row["reduction"], cap, harm)
-        figures[method.name] = rows
+            beside = [at_size(of, ours, row["reduction"], cap, harm) for row, cap in zip(rows, caps, strict=True)]
+            rows = [{**row, "ours": harm} for row, harm in zip(rows, beside, strict=True)]
+        cells = [cell(row, prunable) for row in rows]
         counts = sorted({int(row["forwards"]) for row in rows})
         forwards = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-        table.add_row(method.name, *(cell(row, prunable) for row in rows), forwards)
+        table.add_row(method.name, *cells, forwards)
+        console.print(f"  {method.name}: {', '.join(cells)}; {forwards} forwards")
     console.print(table)
-    return figures
 
 
 def cell(row: dict[str, float], prunable: float) -> str:
@@ -148,7 +178,7 @@ def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> I
             "progress": False,
         }
         with counted(of.model) as forwards:
-            pruner = UniversalLayerPruner(of.model, calibration=of.calibration, **options)
+            pruner = UniversalLayerPruner(of.model, calibration=of.calibration, projections=False, **options)
             pruner._proven = [r for r in pruner._proven if r.kind == "block" or not only_blocks]
             _ = pruner.removals
         pruners.append((pruner, forwards[0]))

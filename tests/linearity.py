@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from layerprune.capture import record_on
 from layerprune.inputs import as_inputs
-from layerprune.observe import observe
+from layerprune.observe import Observer
 from layerprune.repair.sites import Site, find_sites
 from layerprune.repair.transforms import as_weight, matrix_of, rows_of
 from layerprune.shadow import real_shadow
@@ -34,10 +34,17 @@ def faults(model: nn.Module, inputs: Any) -> tuple[list[str], list[Site], int]:
         matrix, before, change = matrix_of(module), {}, {}
 
         def keep(into: dict[int, Tensor]):
-            return lambda value, tensor: into.__setitem__(value, tensor.detach().clone())
+            def see(value, tensor):
+                into[value] = tensor.detach().clone()
+
+            def begin():
+                into.clear()
+                return see
+
+            return begin
 
         wanted = (site.source, site.reached)
-        if observe(shade, graph, given, wanted, keep(before)) != set(wanted):
+        if Observer(shade, graph, wanted).run(given, keep(before)) != set(wanted):
             continue  # a tensor within a fused operation: no repair would see it, either
         claimed.append(site)
         moved = torch.randn(matrix.shape, generator=draw, dtype=torch.float64)
@@ -47,7 +54,7 @@ def faults(model: nn.Module, inputs: Any) -> tuple[list[str], list[Site], int]:
             if module.bias is not None:
                 constant = torch.randn(constant.shape, generator=draw, dtype=torch.float64)
                 module.bias.add_(constant.flatten())
-        observe(shade, graph, given, wanted, keep(change))
+        Observer(shade, graph, wanted).run(given, keep(change))
         scale = site.scale(shade.model)
         if not torch.equal(before[site.source], change[site.source]):
             wrong.append(f"{site.name} reads its own output")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner
-from layerprune.edits import Edit
+from layerprune.edits import Edit, Fold, folds_of
 from layerprune.plan import PruningPlan
+from layerprune.projection import Folded, Projection, folded, takes_constant
 from layerprune.proof import Removal
 from layerprune.surgery import applied, operate
-from simulation import simulate, tensors, union
+from simulation import Explicit, simulate, tensors, union
 
 MOVED = 1e-7  # a removal that moves the output by less than this tests nothing
 TOLERANCE = 1e-10  # relative to the largest element of the output
@@ -44,11 +45,12 @@ class Oracle:
         self.moved: Counter[str] = Counter()
 
     def check_removal(self, removal: Removal) -> None:
-        with applied(self.model, removal.edits):
+        folded, explicit = any_projections(self.model, removal.edits)
+        with applied(self.model, removal.edits, folded):
             assert num_params(self.model) == self.pruner.graph.num_params - removal.num_params, removal
             pruned = run(self.model, self.fresh)
         self.check_unchanged()
-        self.check_output(pruned, [removal])
+        self.check_output(pruned, [removal], explicit)
 
     def check_plan(self, plan: PruningPlan) -> None:
         pruned = PruningPlan.from_json(plan.to_json()).apply(self.model)
@@ -67,9 +69,11 @@ class Oracle:
             error = _trains(pruned, self.fresh)
             assert error is None, f"trains no more: {error}\n{edits}"
 
-    def check_output(self, pruned: Any, removals: Sequence[Removal]) -> None:
+    def check_output(
+        self, pruned: Any, removals: Sequence[Removal], explicit: Mapping[str, Explicit] | None = None
+    ) -> None:
         cut = union(removal.cut for removal in removals)
-        simulated = simulate(self.model, self.pruner.graph, cut, *self.fresh[0], **self.fresh[1])
+        simulated = simulate(self.model, self.pruner.graph, cut, *self.fresh[0], projections=explicit, **self.fresh[1])
         apart = distance(pruned, simulated)
         assert apart <= TOLERANCE, f"{' and '.join(map(str, removals))}: {apart:.1e} from the simulation"
         self.moved.update(r.kind for r in removals if len(removals) == 1 and distance(simulated, self.original) > MOVED)
@@ -79,6 +83,29 @@ class Oracle:
         assert now.keys() == self.before.keys()
         for name, value in now.items():
             assert _same(value, self.before[name]), f"{name} of the original model has changed"
+
+
+def any_projections(model: nn.Module, edits: Sequence[Edit]) -> tuple[Folded, dict[str, Explicit]]:
+    """Projections drawn at random for what edits fold: in the weights, and explicit. A proof holds for any."""
+    rng = torch.Generator().manual_seed(0)
+    drawn: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+    weights: dict[Fold, Mapping[str, Tensor]] = {}
+    explicit: dict[str, Explicit] = {}
+    for edit in folds_of(edits):
+        reader = model.get_submodule(edit.fqn)
+        size = next(reader.parameters()).shape[1]
+        matrix, constant = drawn.setdefault(
+            (edit.value, edit.source),
+            (
+                torch.randn(size, edit.num_in, generator=rng, dtype=torch.float64) / edit.num_in**0.5,
+                torch.randn(size, generator=rng, dtype=torch.float64),
+            ),
+        )
+        if not takes_constant(reader):  # as zeros around an image are to stay zeros
+            constant = torch.zeros_like(constant)
+        weights[edit] = folded(reader, Projection(matrix, None, constant))
+        explicit[edit.fqn] = Explicit(matrix, constant, edit.strides)
+    return weights, explicit
 
 
 def run(model: nn.Module, batch: Batch) -> Any:

@@ -4,6 +4,8 @@ Of the library only the layer graph is used, and only to learn *where* a value s
 the m-th module call, or an output of that module call. What a removal then does is said here a second time:
 
 - a substituted value is overwritten at the moment it is made, with a copy of its substitute taken when *that* was made;
+- a tensor that is projected becomes its substitute as it is, of other channels or another size, and whoever reads it
+  with a weight gets an explicit projection of what arrives, place by place, at its door;
 - an operand that a concat drops becomes NaN in the concat's result. NaN marks "these channels are gone" and travels by
   itself through whatever treats channels one by one; a transform reads it as 0, which is what having no such input
   channel means. No channel is ever counted.
@@ -15,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -31,7 +34,36 @@ class CannotLocate(Exception):
     """The layer graph does not say clearly enough where a value shows up."""
 
 
-def simulate(model: nn.Module, graph: LayerGraph, cut: Cut, *args: Any, **kwargs: Any) -> Any:
+@dataclass(frozen=True, eq=False)
+class Explicit:
+    """A projection in front of a transform: at every ``strides``-th place ``matrix`` times the channels and a constant.
+
+    Attributes:
+        matrix: ``(channel of what the transform read, channel of what it is to read)``.
+        constant: ``(channel of what the transform read,)``.
+        strides: one for each axis of an image; none for tokens, whose channels come last.
+    """
+
+    matrix: Tensor
+    constant: Tensor
+    strides: tuple[int, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        dim = 1 if self.strides else x.dim() - 1
+        for axis, stride in enumerate(self.strides, start=2):
+            x = x.index_select(axis, torch.arange(0, x.shape[axis], stride))
+        shape = [-1 if d == dim else 1 for d in range(x.dim())]
+        return torch.tensordot(self.matrix, x, ([1], [dim])).movedim(0, dim) + self.constant.view(shape)
+
+
+def simulate(
+    model: nn.Module,
+    graph: LayerGraph,
+    cut: Cut,
+    *args: Any,
+    projections: Mapping[str, Explicit] | None = None,
+    **kwargs: Any,
+) -> Any:
     """Return what a model would return after a removal; the model itself is not touched.
 
     Args:
@@ -39,9 +71,10 @@ def simulate(model: nn.Module, graph: LayerGraph, cut: Cut, *args: Any, **kwargs
         graph: its layer graph.
         cut: one removal's cut, or the union of several (see :func:`union`).
         *args: as for the model, of any batch size.
+        projections: for cuts that project: module → what stands in front of it.
         **kwargs: as for the model.
     """
-    simulation = _Simulation(model, graph, cut)
+    simulation = _Simulation(model, graph, cut, projections or {})
     simulation.produce_inputs((args, kwargs))
     with ExitStack() as patches:
         for module in model.modules():  # not __call__: some models call a module's forward themselves
@@ -54,19 +87,34 @@ def simulate(model: nn.Module, graph: LayerGraph, cut: Cut, *args: Any, **kwargs
     return out
 
 
+def located(model: nn.Module, graph: LayerGraph, values: Iterable[int], *args: Any, **kwargs: Any) -> dict[int, Tensor]:
+    """Return copies of values of a run that nothing is replaced in, as they were when they were made."""
+    location = _Location(model, graph, values)
+    location.produce_inputs((args, kwargs))
+    with ExitStack() as patches:
+        for module in model.modules():
+            patches.enter_context(patch.object(module, "forward", location.watching(module)))
+        with torch.no_grad(), location:
+            model(*args, **kwargs)
+    return location.found
+
+
 def union(cuts: Iterable[Cut]) -> Cut:
     """Join the cuts of several removals."""
     substitutes: dict[int, int] = {}
     dropped: set[tuple[int, int]] = set()
+    projected: set[int] = set()
     for cut in cuts:
         substitutes |= cut.substitutes
         dropped |= cut.dropped
-    return Cut(substitutes, frozenset(dropped))
+        projected |= cut.projected
+    return Cut(substitutes, frozenset(dropped), frozenset(projected))
 
 
 class _Simulation(TorchFunctionMode):
-    def __init__(self, model: nn.Module, graph: LayerGraph, cut: Cut) -> None:
+    def __init__(self, model: nn.Module, graph: LayerGraph, cut: Cut, projections: Mapping[str, Explicit]) -> None:
         super().__init__()
+        self.projections = projections
         self.graph = graph
         self.cut = cut
         self.names = {module: name for name, module in model.named_modules()}
@@ -82,7 +130,9 @@ class _Simulation(TorchFunctionMode):
         self.at_call: dict[int, list[int]] = {}
         for value in sorted(self.wanted):
             layer = graph.layers[graph.values[value].layer] if graph.values[value].layer >= 0 else None
-            if layer is not None and layer.function is not None and layer.nth >= 0:
+            if layer is None or (value in cut.projected and layer.writes and value in graph.results_of):
+                continue  # of another form it cannot be written in place: it is replaced where a module returns it
+            if layer.function is not None and layer.nth >= 0:
                 self.at_function.setdefault(self.place_of(layer), []).append(value)
         for frame in graph.frames:
             self.at_call[frame.index] = [value for value in frame.outputs if value in self.wanted]
@@ -125,6 +175,8 @@ class _Simulation(TorchFunctionMode):
         forward = module.forward
 
         def watched(*args: Any, **kwargs: Any) -> Any:
+            if self.names.get(module, "") in self.projections:
+                args = (self.projections[self.names[module]](args[0]), *args[1:])
             return self.call_module(module, lambda: forward(*args, **kwargs), (args, kwargs))
 
         return watched
@@ -206,7 +258,7 @@ class _Simulation(TorchFunctionMode):
             result = tensor
             if value in self.cut.substitutes:
                 copy = self.copies[self.cut.substitutes[value]]
-                result = tensor.copy_(copy) if written else copy.clone()
+                result = tensor.copy_(copy) if written and value not in self.cut.projected else copy.clone()
             if value in self.cut.substitutes.values():
                 self.copies[value] = result.clone()
             if value in self.dropped_values:
@@ -231,6 +283,21 @@ class _Simulation(TorchFunctionMode):
                 out = func(*replace(args, filled), **replace(kwargs, filled))
                 return out if name == "linear" else _mark_unfed(out, func, args, kwargs)
         return func(*args, **kwargs)
+
+
+class _Location(_Simulation):
+    """Finds values as a simulation does, and leaves them as they are."""
+
+    def __init__(self, model: nn.Module, graph: LayerGraph, values: Iterable[int]) -> None:
+        super().__init__(model, graph, Cut({value: value for value in values}))
+        self.cut = Cut()
+        self.found: dict[int, Tensor] = {}
+
+    def produce(self, out: Any, places: Mapping[int, Tensor], before: list[tuple[Tensor, int]]) -> Any:
+        for value, tensor in places.items():
+            self.produced.add(value)
+            self.found.setdefault(value, tensor.clone())
+        return out
 
 
 def _indexing(function: str | None, args: tuple[Any, ...]) -> str | None:

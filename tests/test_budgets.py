@@ -211,6 +211,13 @@ def test_a_target_that_contradicts_a_cap_names_both():
         pruner.plan(max_memory_bytes=need, max_param_reduction=0.1)
 
 
+def test_a_target_that_contradicts_a_cap_on_the_impact_names_both():
+    pruner = UniversalLayerPruner(blocks(100, 90), example_inputs=rows())
+    need = held(pruner._original, rows()) - 4 * 1400
+    with pytest.raises(BudgetError, match=r"within max_impact reaches the target: max_memory_bytes: .* at the most"):
+        pruner.plan(max_memory_bytes=need, max_impact=1e-9)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock by which a model takes a millisecond, and one more for each thousand parameters."""

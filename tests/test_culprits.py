@@ -294,6 +294,14 @@ def test_blocks_are_no_family_of_what_only_attentions_do():
         assert ban.forbids(some) == (len(attentions & set(some)) >= 3)
 
 
+def test_one_of_a_kind_that_fails_with_a_member_for_another_reason_is_no_member():
+    removals = ways()
+    kin = {0, 3, 6, 9}
+    culprits, _ = culprits_of(removals, lambda some: len(kin & some) >= 3 or {6, 12} <= some)
+    (ban,) = culprits.among([3, 6, 9])
+    assert ban == Ban((), tuple((i,) for i in sorted(kin)), 3)
+
+
 def test_a_weaker_removal_that_fails_with_fewer_takes_no_place():
     removals = ways()
     blocks = {3 * i + 2 for i in range(NUM)}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from layerprune import UniversalLayerPruner
 from layerprune.dropped import (
     Dropped,
     DroppedBranch,
@@ -20,7 +21,7 @@ from layerprune.dropped import (
     watching_merges,
 )
 from layerprune.errors import DroppedTensorError
-from nets import Net, linear, rows
+from nets import Net, copy_of, linear, rows
 
 ALL = ("add", "mul", "cat", "bypass")
 
@@ -375,3 +376,28 @@ def test_merges_that_leave_it_out_are_counted_while_watched():
     assert merges == ["add", "cat"]
     model(rows())
     assert merges == ["add", "cat"]
+
+
+class Adapted(nn.Module):
+    """As LoRA does it: the adapter's result is brought to the type of what it is added to."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.down, self.up = linear(), linear(8, 2), linear(2, 8)
+
+    def forward(self, x):
+        out = self.base(x)
+        kind = out.dtype
+        return (out + self.up(self.down(x))).to(kind)
+
+
+@pytest.mark.parametrize("later", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("first", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_dropped_tensor_is_of_the_type_that_the_model_computes_in_now_and_later(first, later):
+    model = Net(lambda net, x: net.head(net.a(net.stem(x))), stem=linear(), a=Adapted(), head=linear()).to(first)
+    pruned = UniversalLayerPruner(model, example_inputs=rows().to(first)).prune(groups=["a.base"])
+    for one in (pruned.to(later), copy_of(pruned)):
+        x = rows().to(later)
+        by_hand = one.head(one.a.up(one.a.down(one.stem(x))))
+        assert by_hand.dtype == later
+        assert torch.equal(one(x), by_hand)

@@ -163,6 +163,31 @@ def test_it_prints_as_a_table_with_what_is_saved():
     assert len({len(line.split()) for line in text.splitlines()}) > 1
 
 
+def test_bytes_multiply_accumulates_and_peak_memory_are_those_of_each_model():
+    """Two linear layers of 8 and one of them: 72 float32 parameters each; 6 rows of 8 at 64 products a row."""
+    big = Net(lambda net, x: net.b(net.a(x)), a=linear(), b=linear())
+    small = Net(lambda net, x: net.b(x), b=big.b)
+    saving = compare(big, small, BATCHES).saving
+    assert (saving.before.num_params, saving.after.num_params) == (144, 72)
+    assert (saving.before.param_bytes, saving.after.param_bytes) == (576, 288)
+    assert (saving.before.macs, saving.after.macs) == (768, 384)
+    assert (saving.before.activation_bytes, saving.after.activation_bytes) == (2 * 192, 192)
+    assert (saving.before.peak_bytes, saving.after.peak_bytes) == (576 + 384, 288 + 192)
+    assert ("memory in all, peak", "960 B", "480 B", "-50.0%") in saving.rows()
+
+
+def test_latencies_have_a_ratio_with_an_interval():
+    big = Net(lambda net, x: net.b(net.a(x)), a=linear(), b=linear())
+    small = Net(lambda net, x: net.b(x), b=big.b)
+    found = compare(big, small, BATCHES, latency=True)
+    before, after = found.latency["original"], found.latency["pruned"]
+    ratio = after.ratio_to(before)
+    assert ratio.low <= ratio.value <= ratio.high
+    _, *cells = next(row for row in found.rows() if row[0] == "latency")
+    assert cells == [f"{before.median_ms:.3g} ms", f"{after.median_ms:.3g} ms", str(ratio)]
+    assert compare(big, small, BATCHES).latency is None
+
+
 def test_both_models_stay_as_they_are():
     one, other = scaled(1).train(), scaled(2)
     one.norm, other.norm = nn.BatchNorm1d(8), nn.BatchNorm1d(8)

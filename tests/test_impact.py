@@ -275,6 +275,20 @@ def test_a_criterion_of_ones_own_scores():
     assert pruner.impact_unit == "place, on the example inputs"
 
 
+def test_what_may_be_logits_is_compared_as_numbers_and_a_note_says_how_to_change_that():
+    model = branches()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    assert "relative L2" in pruner.impact_unit
+    (said,) = [note for note in pruner.notes if "model.num_classes" in note]
+    with torch.no_grad():
+        num_classes = model(BATCHES[0]).shape[1]
+    assert f"model.num_classes = {num_classes}" in said
+    model.num_classes = num_classes
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    assert "KL divergence" in pruner.impact_unit
+    assert not any("model.num_classes" in note for note in pruner.notes)
+
+
 # ---- bad data -----------------------------------------------------------------------------------------------------
 
 
@@ -307,10 +321,23 @@ def test_labels_in_a_batch_are_answered_with_how_to_leave_them_out():
         UniversalLayerPruner(branches(), calibration=[(batch, torch.zeros(6)) for batch in BATCHES])
 
 
-def test_a_batch_that_does_not_fit_is_an_error_when_it_is_measured():
-    pruner = UniversalLayerPruner(branches(), example_inputs=BATCHES[0], calibration=[BATCHES[0], rows(2, 5).double()])
-    with pytest.raises(CalibrationError, match="what the model's forward takes"):
+def test_a_batch_that_does_not_fit_is_an_error_that_names_it_when_it_is_measured():
+    model = branches()
+    before = copy_of(model)
+    pruner = UniversalLayerPruner(model, example_inputs=BATCHES[0], calibration=[BATCHES[0], rows(2, 5).double()])
+    with pytest.raises(CalibrationError, match=r"on batch 1 of .*what the model's forward takes"):
         _ = pruner.groups
+    assert same_bits(model, before)
+
+
+@pytest.mark.parametrize("data", [BATCHES[:1], iter(BATCHES[:1])], ids=["list", "generator"])
+def test_one_batch_is_enough_to_plan_and_what_it_does_not_tell_is_said(data):
+    pruner = UniversalLayerPruner(branches(), calibration=data)
+    assert all(math.isfinite(removal.impact) for removal in pruner.removals)
+    assert any("one calibration batch gives no intervals" in note for note in pruner.notes)
+    plan = pruner.plan(max_param_reduction=0.5)
+    assert plan.removals
+    assert all(removal.impact_interval is None for removal in plan.removals)
 
 
 def test_an_unknown_criterion_is_refused_and_the_known_ones_are_named():

@@ -9,7 +9,8 @@ from torch import nn
 from layerprune.capture import capture, record_on
 from layerprune.inputs import as_inputs
 from layerprune.repair import refit, repair
-from layerprune.repair.lanes import Lane, closing, late
+from layerprune.repair.lanes import Lane, closing
+from layerprune.repair.sites import Site, find_sites
 from layerprune.repair.walk import Side
 from layerprune.shadow import real_shadow
 from nets import Net, Photograph, copy_of, linear, randomised, rows, run, same_bits
@@ -37,7 +38,6 @@ def test_what_is_written_into_a_tensor_is_what_all_its_readers_read():
     model, x = randomised(Net(sums, stem=linear(), head=linear())), rows(4)
     graph = capture(model, as_inputs(x))
     total = value_of(graph, "add")
-    assert late(graph, {total}) == {total}, "by the time that a module takes it the product has read it"
     lane = Lane(real_shadow(model), graph, {total, value_of(graph, "head")}, as_inputs(x))
     value, tensor = lane.next()
     assert value == total
@@ -48,10 +48,19 @@ def test_what_is_written_into_a_tensor_is_what_all_its_readers_read():
     lane.close()
 
 
-def test_a_value_that_modules_alone_read_is_seen_in_time_without_watching_functions():
-    model = randomised(Net(lambda net, x: net.head(net.stem(x) + x), stem=linear(), head=linear()))
-    graph = capture(model, as_inputs(rows(4)))
-    assert late(graph, {value_of(graph, "add"), value_of(graph, "stem")}) == frozenset()
+def test_a_lane_ends_where_the_forward_takes_other_steps_than_those_that_were_recorded():
+    def forward(net, x):
+        x = net.stem(x)
+        y = net.head(x)
+        return y * 2 if bool((x > 1e6).any()) else y + 1
+
+    model = randomised(Net(forward, stem=linear(), head=linear()))
+    graph = record_on(real_shadow(model), as_inputs(rows(4)))
+    values = {value_of(graph, name) for name in ("stem", "add")}
+    lane = Lane(real_shadow(model), graph, values, as_inputs(rows(4) * 1e9))
+    with closing([lane]):
+        assert lane.next()[0] == value_of(graph, "stem")
+        assert lane.next() is None
 
 
 def test_lanes_take_turns_and_stop_where_they_are_told():
@@ -186,3 +195,49 @@ def test_a_forward_that_draws_leaves_the_rng_as_it_was():
     repair(drawing, copy_of(drawing), BATCHES)
     assert torch.equal(rng, torch.get_rng_state())
     assert same_bits(drawing.stem, model.stem)
+
+
+def site(num_gaps):
+    return Site("name", 0, 1, 2, (), num_gaps)
+
+
+def test_solving_stops_behind_those_that_won_next_to_nothing_and_goes_on_at_the_next_gap():
+    patience = refit.Patience()
+    for won in (0.5, 0.2, *[0.005] * (refit.PATIENCE - 1)):
+        patience.learn(site(1), won)
+        assert patience.holds(site(1))
+    patience.learn(site(1), 0.02)  # above a fiftieth of the most
+    for _ in range(refit.PATIENCE):
+        assert patience.holds(site(1))
+        patience.learn(site(1), 0.0)
+    assert not patience.holds(site(1))
+    assert patience.holds(site(2))
+    patience.learn(site(2), 0.001)  # the most behind this gap
+    assert patience.holds(site(2))
+
+
+def test_gaps_are_where_layers_read_something_else_than_before():
+    model = branched(torch.relu)
+    pruned, edits = without(model, "branch", BATCHES[0])
+    graphs = capture(model, as_inputs(BATCHES[0])), capture(pruned, as_inputs(BATCHES[0]))
+    assert [(one.name, one.num_gaps) for one in find_sites(*graphs, pruned, edits)[0]] == [("stem", 1), ("head", 1)]
+    assert [one.num_gaps for one in find_sites(graphs[0], graphs[0], model)[0]] == [0, 0, 0]
+
+
+def test_transforms_far_behind_a_gap_are_left_and_counted():
+    """What a removed layer did is brought back by the first transform; ten more have nothing to win."""
+
+    def forward(net, x):
+        x = net.stem(x)
+        x = torch.tanh(x + net.branch(torch.tanh(x)))
+        for block in net.blocks:
+            x = x + 0.1 * torch.tanh(block(x))
+        return net.head(x)
+
+    blocks = nn.ModuleList(linear() for _ in range(10))
+    model = randomised(Net(forward, stem=linear(), branch=linear(), blocks=blocks, head=linear()))
+    pruned, edits = without(model, "branch", BATCHES[0])
+    report = repair(model, pruned, BATCHES, edits=edits)
+    (note,) = [note for note in report.notes if "next to nothing" in note]
+    assert len(report.refitted) < 10
+    assert note.startswith(f"{12 - len(report.refitted)} transforms")

@@ -1,23 +1,27 @@
 """Observation: chosen values of the layer graph, as a real forward comes to them; and gradients at them."""
 
+import functools
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from layerprune import UniversalLayerPruner
 from layerprune.calibration import read_calibration
 from layerprune.capture import record
 from layerprune.impact.evidence import Scene
 from layerprune.impact.harm import norm
+from layerprune.impact.influence import score_influence
 from layerprune.impact.output_change import score_output_change
-from layerprune.impact.shifts import Shift, Tensors
+from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.impact.taps import Taps
 from layerprune.inputs import as_inputs
 from layerprune.observe import Observer
 from layerprune.shadow import real_shadow
 from nets import Net, Photograph, linear, randomised, rows, tokens
+from simulation import located
 
 
 def observed(model, x, names, **options):
@@ -27,20 +31,29 @@ def observed(model, x, names, **options):
     values = {layer.name: layer.outputs[0] for layer in graph.layers if layer.name in names}
     assert set(values) == set(names)
     seen = {}
+
+    def begin():
+        seen.clear()
+        return lambda value, tensor: seen.setdefault(value, tensor.detach().clone())
+
     observer = Observer(real_shadow(model), graph, values.values())
-    found = observer.run(inputs, lambda value, tensor: seen.setdefault(value, tensor.detach().clone()), **options)
+    found = observer.run(inputs, begin, **options)
     assert found == set(seen)
     return {name: seen.get(value) for name, value in values.items()}, observer
 
 
-def test_a_sum_that_a_module_reads_is_seen_there_and_no_function_is_watched():
-    model = randomised(Net(lambda net, x: net.b(x + net.a(x)), a=linear(), b=linear()))
+def test_functions_are_watched_only_where_a_value_is_made_by_one():
+    model = randomised(Net(lambda net, x: net.b(x + net.a(x)), a=nn.Sequential(linear(), nn.ReLU()), b=linear()))
     x = rows()
-    seen, observer = observed(model, x, ["add", "a"])
+    seen, observer = observed(model, x, ["a.0", "a.1"])
+    with torch.no_grad():
+        assert torch.equal(seen["a.0"], model.a[0](x))
+        assert torch.equal(seen["a.1"], model.a(x))
+    assert not observer.watcher.places.steps
+    seen, observer = observed(model, x, ["add", "a.0"])
     with torch.no_grad():
         assert torch.equal(seen["add"], x + model.a(x))
-        assert torch.equal(seen["a"], model.a(x))
-    assert not observer.watcher.places.functions
+    assert set(observer.watcher.places.steps) == {("", 0)}
 
 
 def test_what_passes_between_functions_only_is_seen_as_it_is_made():
@@ -138,7 +151,7 @@ def test_a_tensor_that_is_written_into_later_is_compared_as_it_was():
     tensors = Tensors(graph, [Shift(by_name["b"], by_name["a"])])
     found = []
     observer = Observer(real_shadow(model), graph, tensors.wanted)
-    observer.run(as_inputs(rows()), tensors.seeing(lambda _shift, moved, other: found.append((moved, other))))
+    observer.run(as_inputs(rows()), lambda: tensors.seeing(lambda _shift, moved, other: found.append((moved, other))))
     with torch.no_grad():
         y = model.a(model.stem(rows()))
         assert torch.equal(found[0][1], y)
@@ -194,3 +207,175 @@ def test_behind_a_detached_value_gradients_start_anew():
         size = model.head(x + step).square().sum()
         truth = float((model.head.weight.square().sum(0) * step.square()).sum() / size)
     assert found == pytest.approx(truth, rel=0.1)
+
+
+# ---- runs that are not what was recorded ------------------------------------------------------------------------
+
+
+def doubled_then_summed(net, x, *, extra=False):
+    """On real tensors one ``mul`` and one ``add`` more than on fake ones, before those that count."""
+    x = net.stem(x)
+    if extra and not isinstance(x, FakeTensor):
+        net.level = (x.detach() * 0.5 + 1.0).mean()
+    y = x * 2.0
+    z = y + torch.relu(net.a(torch.relu(y)))
+    return net.head(z * 1.0)
+
+
+def tripling(extra):
+    """``a`` makes three of what it gets, so on inputs above 0 the sum is four times what it was without it."""
+    parts = {name: nn.Linear(8, 8, bias=False) for name in ("stem", "a", "head")}
+    with torch.no_grad():
+        for name, part in parts.items():
+            part.weight.copy_((3 if name == "a" else 1) * torch.eye(8))
+    return Net(functools.partial(doubled_then_summed, extra=extra), **parts)
+
+
+def branch_evidence(score, model, x):
+    """What a criterion finds of the removal that takes the whole branch out, and its notes."""
+    scene = scene_of(model, [x])
+    drop = next(i for i, r in enumerate(scene.removals) if r.kind == "branch")
+    evidence = score(scene)
+    return float(evidence.impacts[drop]), evidence.notes
+
+
+def test_functions_that_run_on_real_tensors_only_are_told_from_those_that_were_recorded():
+    x = rows().abs()
+    found, notes = branch_evidence(score_influence, tripling(extra=True), x)
+    assert found == pytest.approx(3 / 4)
+    assert not any("not known" in note for note in notes)
+    plain, _ = branch_evidence(score_output_change, tripling(extra=False), x)
+    found, _ = branch_evidence(score_output_change, tripling(extra=True), x)
+    assert found == pytest.approx(plain, rel=1e-5)
+
+
+def test_of_two_equal_products_the_one_is_seen_that_is_read():
+    def forward(net, x, extra):
+        x = net.stem(x)
+        if extra and not isinstance(x, FakeTensor):
+            net.other = torch.relu(x * 2.0)
+        y = x * 2.0
+        return net.head((y + torch.relu(net.a(torch.relu(y)))) * 1.0)
+
+    parts = {name: linear() for name in ("stem", "a", "head")}
+    plain, extra = (randomised(Net(functools.partial(forward, extra=some), **parts)) for some in (False, True))
+    found, notes = branch_evidence(score_output_change, extra, rows())
+    assert found == pytest.approx(branch_evidence(score_output_change, plain, rows())[0], rel=1e-5)
+    assert not any("not known" in note for note in notes)
+
+
+def repeated(net, x):
+    """A loop that ends by the data."""
+    while float(x.detach().abs().max()) < 8.0:
+        x = x + net.block(x)
+    return net.head(x)
+
+
+def test_a_loop_that_runs_longer_than_it_was_recorded_is_seen_where_that_is_certain_and_else_not():
+    block = nn.Linear(8, 8, bias=False)
+    with torch.no_grad():
+        block.weight.copy_(torch.eye(8))  # each round doubles
+    model = Net(repeated, block=block, head=linear())
+    ones = torch.ones(4, 8)
+    graph, _ = record(model, as_inputs(4 * ones))  # one round
+    value = {layer.name: layer.outputs[0] for layer in graph.layers if layer.outputs}
+    observer = Observer(real_shadow(model), graph, [value["block"], value["add"], value["head"]])
+    seen = {}
+
+    def begin():
+        seen.clear()
+        return seen.__setitem__
+
+    assert observer.run(as_inputs(4 * ones), begin) == {value["block"], value["add"], value["head"]}
+    assert torch.equal(seen[value["add"]], 8 * ones)
+    # Of two rounds the sum that the head reads is certain; which call of the block is the one that was recorded is not.
+    assert observer.run(as_inputs(2 * ones), begin) == {value["add"], value["head"]}
+    assert torch.equal(seen[value["add"]], 8 * ones)
+    assert torch.equal(seen[value["head"]], model.head(8 * ones))
+    assert observer.run(as_inputs(4 * ones), begin) == {value["block"], value["add"], value["head"]}
+
+
+def test_a_removal_whose_tensors_are_not_certain_has_no_impact_and_is_named():
+    def forward(net, x):
+        x = net.stem(x)
+        for _ in range(1 if isinstance(x, FakeTensor) else 2):
+            x = x + net.b(torch.relu(net.a(x)))
+        return net.head(x)
+
+    model = randomised(Net(forward, **{name: linear() for name in ("stem", "a", "b", "head")}))
+    scene = scene_of(model, [rows()])
+    for score in (score_influence, score_output_change):
+        evidence = score(scene)
+        unknown = [r.name for r, i in zip(scene.removals, evidence.impacts, strict=True) if math.isnan(i)]
+        assert unknown
+        assert any("is not known" in note and unknown[0] in note for note in evidence.notes), evidence.notes
+
+
+def test_a_part_is_told_by_its_place_even_where_nobody_reads_the_first():
+    def forward(net, x):
+        _, second, third = net.a(x).chunk(3, dim=-1)
+        return net.head(torch.relu(second) + third * 2.0)
+
+    model = randomised(Net(forward, a=linear(8, 24), head=linear()))
+    graph, _ = record(model, as_inputs(rows()))
+    layer = next(layer for layer in graph.layers if layer.function == "chunk")
+    seen = {}
+    Observer(real_shadow(model), graph, layer.outputs).run(as_inputs(rows()), lambda: seen.__setitem__)
+    parts = model.a(rows()).chunk(3, dim=-1)
+    assert [torch.equal(seen[value], part) for value, part in zip(layer.outputs, parts[1:], strict=True)] == [True] * 2
+
+
+class Several(nn.Module):
+    """Returns a parameter, what it got twice, and something new."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = linear()
+        self.table = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.table, y, y, torch.tanh(y)
+
+
+def test_results_are_told_by_their_place_among_parameters_and_repeats():
+    def forward(net, x):
+        table, y, _, last = net.several(x)
+        return net.head(y * table + last)
+
+    model = randomised(Net(forward, several=Several(), head=linear()))
+    seen, _ = observed(model, rows(), ["several.tanh", "several.a"])
+    assert torch.equal(seen["several.a"], model.several.a(rows()))
+    assert torch.equal(seen["several.tanh"], torch.tanh(model.several.a(rows())))
+
+
+def test_inputs_are_told_by_their_names_in_whatever_order_they_come():
+    model = randomised(Net(lambda net, x, y: net.head(net.a(x) + torch.relu(y)), a=linear(), head=linear()))
+    given = {"x": rows(seed=0), "y": rows(seed=1)}
+    graph, _ = record(model, as_inputs(given))
+    seen = {}
+    observer = Observer(real_shadow(model), graph, graph.inputs)
+    observer.run(as_inputs(dict(reversed(given.items()))), lambda: seen.__setitem__)
+    assert torch.equal(seen[graph.inputs[0]], given["x"])
+    assert torch.equal(seen[graph.inputs[1]], given["y"])
+
+
+@pytest.mark.parametrize("family", ["lfm2", "jamba", "qwen3_next"])
+def test_every_tensor_that_a_removal_moves_is_the_one_that_the_simulation_finds(family):
+    pytest.importorskip("transformers")
+    from families import build  # imports transformers
+
+    pruner = UniversalLayerPruner(build(family), criterion="magnitude")
+    shade = real_shadow(pruner.model)
+    wanted = Tensors(pruner.graph, [s for r in pruner.removals for s in shifts_of(pruner.graph, r)]).wanted
+    seen = {}
+
+    def begin():
+        seen.clear()
+        return lambda value, tensor: seen.setdefault(value, tensor.clone())
+
+    found = Observer(shade, pruner.graph, wanted).run(pruner.inputs, begin)
+    truth = located(shade.model, pruner.graph, wanted, **pruner.inputs.kwargs)
+    assert found == set(truth) == set(wanted)
+    for value in wanted:
+        assert torch.equal(seen[value], truth[value]), pruner.graph.describe([value])

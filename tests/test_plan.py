@@ -338,7 +338,7 @@ def test_a_budget_below_every_removal_gives_an_empty_plan_that_says_so():
 
 
 def test_a_model_in_which_nothing_can_go_gives_an_empty_plan():
-    model = randomised(nn.Sequential(linear(8, 6), nn.ReLU(), linear(6, 4), nn.ReLU(), linear(4, 2)))
+    model = randomised(nn.Sequential(linear(8, 4), nn.ReLU(), linear(4, 3), nn.ReLU(), linear(3, 40)))
     pruner = UniversalLayerPruner(model, example_inputs=rows())
     assert not any(group.can_remove for group in pruner.groups)
     plan = pruner.plan(max_param_reduction=0.5)

@@ -146,6 +146,14 @@ def test_a_scripted_model(make):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", [nn.Linear(4, 4), nn.LSTM(4, 4), nn.GRUCell(4, 4)])
+def test_a_quantised_part_is_named_and_the_order_of_things_is_told(part):
+    model = torch.ao.quantization.quantize_dynamic(nn.ModuleDict({"part": part}), dtype=torch.qint8)
+    with pytest.raises(UnsupportedModelError, match=r"'part' is a quantised .*: prune the float model, then quantise"):
+        UniversalLayerPruner(model, example_inputs=torch.zeros(2, 4))
+
+
 def test_a_scripted_part_is_named():
     model = nn.Sequential(linear(), torch.jit.script(nn.Sequential(linear(), nn.ReLU())), linear())
     with pytest.raises(UnsupportedModelError, match="'1' is a TorchScript module"):

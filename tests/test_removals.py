@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from layerprune import UniversalLayerPruner
 from layerprune.errors import BudgetError, CriticalGroupError, UnknownNameError
+from layerprune.plan import PruningPlan
 from layerprune.surgery import operate
 from nets import Net, close, conv, copy_of, image, linear, parameter, randomised, rows, run, tokens
 
@@ -510,6 +511,15 @@ def test_members_behind_the_substitute_are_kept_and_said_so(prepared):
     assert "→ 4: MaxPool2d (pooling) [kept]" in pruner.render_plan()
 
 
+def test_a_shared_layer_between_functions_leaves_at_all_its_calls():
+    """No container and no merge: each call is bypassed by the tensor before it."""
+    model = Net(lambda n, *xs: n.h(sum(F.relu(n.m(F.relu(n.s(x)))) for x in xs)), s=linear(), m=linear(), h=linear())
+    xs = rows(3), rows(3, seed=2)
+    pruned = UniversalLayerPruner(randomised(model), example_inputs=xs).prune(groups=["m"])
+    by_hand = model.h(sum(F.relu(model.s(x)) for x in xs))
+    assert close(run(pruned, *xs), by_hand)
+
+
 # ---- why a group is critical -----------------------------------------------------------------------------------------
 
 
@@ -542,13 +552,18 @@ def test_a_residual_write_before_the_output_is_no_head():
 
 
 def test_a_change_of_channels_that_nothing_makes_up_for_is_the_reason():
-    model = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 128), nn.ReLU(), conv(128, 10))
-    assert reasons_of(model, image())["2"] == "changes 64 channels to 128 and nothing of that shape exists before it"
+    model = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 128), nn.ReLU(), conv(128, 10, groups=2))
+    assert reasons_of(model, image())["2"] == (
+        "changes 64 channels to 128 and nothing of that shape exists before it; no projection can take its place: "
+        "what reads it is no dense linear layer or convolution"
+    )
 
 
 def test_a_change_of_size_that_nothing_makes_up_for_is_the_reason():
-    model = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2), nn.ReLU(), conv(4, 2))
-    assert reasons_of(model, image())["2"] == "changes 2×4×8×8 to 2×4×4×4 and nothing of that shape exists before it"
+    model = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2), nn.ReLU(), conv(4, 2, groups=2))
+    assert reasons_of(model, image())["2"].startswith(
+        "changes 2×4×8×8 to 2×4×4×4 and nothing of that shape exists before it; no projection"
+    )
 
 
 def test_a_norm_across_channels_behind_a_concat_is_the_reason():
@@ -578,6 +593,34 @@ def test_a_concat_that_the_model_returns_is_the_reason():
 
     reasons = reasons_of(Net(forward, s=conv(3, 4), a=conv(4, 2), b=conv(4, 3)), image())
     assert reasons["a"] == "its channels reach the model's output"
+
+
+def test_a_change_of_channels_is_the_reason_at_every_call_of_a_shared_layer():
+    model = Net(lambda n, x, y: n.h(n.s(x) - n.s(y)), s=nn.Sequential(linear(), linear(8, 3)), h=linear(3))
+    assert (
+        reasons_of(model, (rows(), rows()))["s.1"]
+        == "changes 8 channels to 3 and nothing of that shape exists before it"
+    )
+
+
+def test_what_a_forward_does_between_a_tensor_and_its_substitute_is_the_reason():
+    """A U-Net's last stage: its first convolution could only go with the concat, which the stage's forward makes."""
+    body = nn.Sequential(conv(8, 4), nn.ReLU(), conv(4), nn.ReLU())
+    stage = Net(lambda n, x, y: n.body(torch.cat([x, y], 1)), body=body)
+    model = Net(lambda n, x: n.h(n.up(y := n.s(x), n.deep(y))), s=conv(3, 4), deep=conv(4), up=stage, h=conv(4, 2))
+    assert reasons_of(model, image())["up.body.0"] == (
+        "'s' 2×4×8×8 cannot be handed on to where 'up.body.1' 2×4×8×8 is read: "
+        "the forward of 'up' calls 'cat' in between"
+    )
+
+
+def test_a_module_whose_forward_takes_any_arguments_hands_its_first_on():
+    """Behind ``*args`` no argument has a name, and ``nn.Identity`` takes but one."""
+    stage = Net(lambda n, x, y: n.c(torch.cat([x, y], 1)), c=conv(8, 4))
+    model = Net(lambda n, x: n.h(n.up(y := n.s(x), n.deep(y))), s=conv(3, 4), deep=conv(4), up=stage, h=conv(4, 2))
+    pruner = UniversalLayerPruner(randomised(model), example_inputs=image())
+    pruned = PruningPlan.from_json(pruner.plan(groups=["up.c"]).to_json()).apply(model)
+    assert close(run(pruned, image(3)), model.h(model.s(image(3))))
 
 
 def test_a_weight_that_is_used_elsewhere_is_the_reason():

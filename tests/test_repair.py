@@ -87,9 +87,10 @@ def test_a_small_memory_is_kept_to_by_a_map_of_the_outputs():
     report = repair(model, tight, batches, edits=edits, memory_bytes=20_000)
     assert {one.num_inputs for one in report.refitted} == {8}
     assert close(run(tight, batches[0]), run(model, batches[0]), 1e-3)
+    kept = copy_of(pruned)
     report = repair(model, pruned, batches, edits=edits, memory_bytes=500)
-    assert not report.kept
-    assert "memory_bytes=500" in report.refused["stem"]
+    assert "memory_bytes=500; its bias may take the mean" in report.refused["stem"]
+    assert torch.equal(pruned.stem.weight, kept.stem.weight)
 
 
 def test_readers_of_one_tensor_that_do_not_fit_together_are_solved_one_after_the_other():
@@ -450,5 +451,5 @@ def test_layers_that_were_renumbered_are_told_apart():
     assert report.after < report.before
     names = [one.name for one in report.refitted]
     assert names[0] == "model.layers.0.mlp.down_proj"  # the last to write before the gap
-    assert "model.layers.2.mlp.down_proj" in names
+    assert "model.layers.1.self_attn.q_proj" in names  # the original's layer 2
     assert not any(name.startswith("model.layers.0.self_attn") for name in names)

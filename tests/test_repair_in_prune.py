@@ -83,5 +83,19 @@ def test_data_that_cannot_be_repaired_on_leave_the_pruned_model_and_say_why():
 
 
 def test_a_repair_that_there_is_none_of_is_refused():
-    with pytest.raises(RepairError, match="repair is 'magic'; give 'auto', or None"):
+    with pytest.raises(RepairError, match="repair is 'magic'; give 'auto', 'mean', or None"):
         UniversalLayerPruner(net(), calibration=BATCHES).prune(max_param_reduction=0.35, repair="magic")
+
+
+def test_the_mean_alone_moves_biases_and_no_weights():
+    model = net()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    plan = pruner.plan(max_param_reduction=0.35)
+    plain = pruner.prune(plan=plan, repair=None)
+    pruned = pruner.prune(plan=plan, repair="mean")
+    assert pruner.repair_report.kept
+    assert error(pruned, model) < error(plain, model)
+    before = dict(plain.named_parameters())
+    changed = {name for name, p in pruned.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert all(name.endswith("bias") for name in changed)

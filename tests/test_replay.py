@@ -38,7 +38,7 @@ from layerprune import PruningPlan
 from nets import ExampleModel, randomised
 from test_replay import weight_hash
 text = open(sys.argv[2], encoding="utf-8").read()
-for _ in range(10):
+for _ in range(int(sys.argv[3])):
     print(weight_hash(PruningPlan.from_json(text).apply(randomised(ExampleModel()))))
 """
 
@@ -46,7 +46,7 @@ for _ in range(10):
 def test_twenty_replays_in_two_processes_give_one_hash():
     found = set()
     for _ in range(2):
-        command = [sys.executable, "-c", REPLAY, str(HERE), str(CORPUS / "schema-3.json")]
+        command = [sys.executable, "-c", REPLAY, str(HERE), str(CORPUS / "schema-3.json"), "10"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         lines = done.stdout.split()
         assert len(lines) == 10
@@ -61,7 +61,13 @@ def test_twenty_replays_in_two_processes_give_one_hash():
 
 @pytest.mark.parametrize(
     ("name", "schema", "num_params"),
-    [("schema-1-first", 1, 29_450), ("schema-1", 1, 20_234), ("schema-2", 2, 20_234), ("schema-3", 3, 20_234)],
+    [
+        ("schema-1-first", 1, 29_450),
+        ("schema-1", 1, 20_234),
+        ("schema-2", 2, 20_234),
+        ("schema-3", 3, 20_234),
+        ("schema-4", 4, 20_234),
+    ],
 )
 def test_plans_that_older_releases_wrote_are_read_and_carried_out(name, schema, num_params):
     """The files are what the library of that day wrote; a schema never loses its file here."""

@@ -1,5 +1,6 @@
 """The default with data: all removals estimated, the promising ones made, on as many batches as it takes; intervals."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from layerprune.calibration import read_calibration
 from layerprune.impact import shortlist
 from layerprune.impact.ablation import ablate, score_ablation
 from layerprune.impact.evidence import Evidence, Scene
+from layerprune.impact.racing import all_of_them, contenders, halving, until_precise, winner
 from nets import Net, linear, randomised, rows
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -39,14 +41,14 @@ def edits_of(scene):
 
 def test_batches_that_agree_settle_an_impact_after_two():
     scene = scene_of([BATCHES[0]] * 6)
-    found = ablate(scene, edits_of(scene), precision=0.2)
+    found = ablate(scene, edits_of(scene), rule=until_precise(0.2))
     assert ((found.size != 0).sum(0) == 2).all()
     assert found.impacts == pytest.approx(score_ablation(scene).impacts)
 
 
 def test_batches_that_do_not_agree_are_all_looked_at():
     scene = scene_of(BATCHES)
-    found = ablate(scene, edits_of(scene), precision=1e-6)
+    found = ablate(scene, edits_of(scene), rule=until_precise(1e-6))
     assert found.change.tolist() == score_ablation(scene).change.tolist()
 
 
@@ -55,12 +57,50 @@ def test_the_batches_come_in_an_order_of_the_seed_and_each_is_in_its_row():
     whole = score_ablation(scene).change
     chosen = []
     for seed in range(8):
-        found = ablate(replace(scene, seed=seed), edits_of(scene), precision=1e6)
+        found = ablate(replace(scene, seed=seed), edits_of(scene), rule=until_precise(1e6))
         used = (found.size[:, 0] != 0).nonzero()[0]
         assert len(used) == 2
         assert found.change[used].tolist() == whole[used].tolist()
         chosen.append(tuple(used))
     assert len(set(chosen)) > 1
+
+
+def entries(rule, rows):
+    """Which sets go on after the first rows of a table of impacts; sizes are 1 where there is an impact."""
+    table = np.array(rows, dtype=float)
+    return rule(np.nan_to_num(table), np.isfinite(table).astype(float)).tolist()
+
+
+def test_after_the_first_batch_the_half_of_least_impact_goes_on():
+    rule = contenders(0.2)
+    assert rule(np.zeros((0, 5)), np.zeros((0, 5))).all()
+    assert entries(rule, [[3, 1, 5, 2, 4]]) == [True, True, False, True, False]
+
+
+def test_what_is_far_below_the_others_needs_no_precision_of_its_own():
+    first, second = [0.1, 10.0, 90.0, 99.0], [0.3, 10.1, np.nan, np.nan]
+    assert entries(until_precise(0.2), [first[:2], second[:2]]) == [True, False]
+    assert entries(contenders(0.2), [first, second]) == [False, False, False, False]
+    assert entries(contenders(0.2), [first, [0.1, 30.0, np.nan, np.nan]]) == [False, True, False, False]
+
+
+def test_a_race_halves_the_field_as_its_batches_double_and_ends_with_one():
+    nan = np.nan
+    rows = [[8, 7, 6, 5, 4, 3, 2, 1]]
+    assert entries(halving, rows) == [False] * 4 + [True] * 4
+    rows.append([nan] * 4 + [0, 9, 9, 9])  # the best so far are now the fifth and the last
+    assert entries(halving, rows) == [False] * 4 + [True, False, False, True]
+    rows.append([nan] * 4 + [0, nan, nan, 0])
+    assert entries(halving, rows) == [False] * 4 + [True, False, False, True]
+    rows.append([nan] * 4 + [9, nan, nan, 0])
+    assert entries(halving, rows) == [False] * 8
+    table = np.array(rows, dtype=float)
+    assert winner(np.nanmean(table, axis=0), np.isfinite(table).sum(0)) == 7
+
+
+def test_a_set_whose_output_is_no_number_drops_out_of_a_race():
+    change = np.array([[np.nan, 2.0, 1.0, 3.0]])
+    assert halving(change, np.ones_like(change)).tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("longest", [2, 64])
@@ -76,7 +116,7 @@ def test_progress_comes_to_its_end(monkeypatch, longest):
 
 def test_of_many_removals_the_least_harmful_are_measured_and_the_rest_estimated(monkeypatch):
     monkeypatch.setattr(shortlist, "LONGEST", 2)
-    monkeypatch.setattr(shortlist, "PRECISION", 0.0)
+    monkeypatch.setattr(shortlist, "contenders", lambda precision: all_of_them)
     scene = scene_of(BATCHES)
     truth = score_ablation(scene).impacts
     found = shortlist.score_shortlist(scene)
@@ -97,11 +137,22 @@ def test_estimates_are_brought_to_the_scale_of_the_measurements_by_a_power():
 def test_what_was_saved_is_said_and_the_pruner_plans_with_it():
     scene = scene_of(BATCHES)
     pruner = UniversalLayerPruner(scene.model, calibration=[BATCHES[0]] * 6)
-    assert any("2.0 on average" in note for note in pruner.notes)
+    num = len(scene.removals)
+    average = (2 * math.ceil(num / 2) + num // 2) / num  # the better half on a second batch, which agrees
+    assert any(f"{average:.1f} on average" in note for note in pruner.notes)
     assert pruner.impact_unit == "squared relative L2 change of the output, by ablation, on the calibration data"
 
 
 # ---- intervals --------------------------------------------------------------------------------------------------
+
+
+def test_what_was_measured_on_one_batch_has_no_interval():
+    scene = scene_of(BATCHES)
+    pruner = UniversalLayerPruner(scene.model, calibration=BATCHES)
+    once = pruner._scored.evidence.num_batches == 1
+    assert 0 < once.sum() < len(once)
+    for number, alone in enumerate(once):
+        assert (pruner._planner.interval(number) is None) == bool(alone)
 
 
 def test_an_interval_holds_the_impact_and_one_batch_gives_none():

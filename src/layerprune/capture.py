@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -30,7 +30,21 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
         if guessed and not is_about_fakes(error):
             raise _misfit(model, inputs, error) from error
         shade, recorder, recording = _record_otherwise(model, inputs, error, notes)
+    if shade.mode is not None and (error := _plainly(shade, inputs)) is not None:
+        # Where nobody watches, some of torch's modules take a faster way, on which fakes cannot go (nested tensors).
+        shade = _real(model, inputs, error, recorder.recording.written_params)
+        notes.append(f"proven on real tensors, because fake ones failed ({short(error)})")
     return _Builder(recorder, recording, notes).build(), shade
+
+
+def _real(model: nn.Module, inputs: Inputs, error: Exception, written: Collection[str]) -> Shadow:
+    """A shadow on which the forward runs with real values, where there are any."""
+    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+        raise CaptureError(
+            f"{type(model).__name__}.forward was recorded, and does not run on fake tensors ({short(error)}): "
+            "give it real weights, in place of those on the meta device"
+        ) from error
+    return real_shadow(model, written=written)
 
 
 def capture(model: nn.Module, inputs: Inputs) -> LayerGraph:
@@ -205,6 +219,7 @@ class _Builder:
             aliases={names[0]: tuple(names) for names in names_by_module(self.model).values()},
             shape_reads=frozenset(self.recording.shape_reads),
             written_params=frozenset(self.recording.written_params),
+            hooked=frozenset(self.recording.hooked),
             notes=tuple(self.notes),
         )
 
@@ -335,7 +350,15 @@ class _Builder:
 
     def frame(self, call: Call) -> Frame:
         return Frame(
-            call.index, call.fqn, call.call, call.parent, call.arguments, call.arity, call.result, call.outputs
+            call.index,
+            call.fqn,
+            call.call,
+            call.parent,
+            call.arguments,
+            call.arity,
+            call.result,
+            call.outputs,
+            tuple(call.steps),
         )
 
     def add_notes(self, values: dict[int, Value]) -> None:

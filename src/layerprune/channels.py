@@ -14,15 +14,16 @@ from layerprune.edits import Slice
 from layerprune.graph import Layer, LayerGraph
 from layerprune.rearrange import CannotFollow, Gap, Moved
 
-# Functions of one tensor that treat every channel alike and keep the dimension's place.
-_ELEMENTWISE = frozenset(
+#: Functions of one tensor that treat every channel alike and keep the dimension's place.
+ELEMENTWISE = frozenset(
     {"relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "celu", "hardswish"}
     | {"hardsigmoid", "hardtanh", "mish", "softplus", "softsign", "dropout", "dropout2d", "alpha_dropout"}
     | {"feature_dropout", "clamp", "contiguous", "clone", "detach", "alias", "to", "float", "half", "bfloat16", "neg"}
     | {"exp", "abs", "square", "sqrt", "stochastic_depth", "threshold", "logsigmoid", "data", "type", "double", "pow"}
     | {"relu_", "erf", "sin", "cos", "rsqrt", "reciprocal", "hardshrink", "softshrink", "tanhshrink", "clamp_min"}
 )
-_SPATIAL = frozenset(
+#: Functions of one image that treat every channel alike.
+SPATIAL = frozenset(
     {f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for d in (1, 2, 3)}
     | {f"max_pool{d}d_with_indices" for d in (1, 2, 3)}
     | {"interpolate", "upsample", "boolean_dispatch", "_max_pool2d", "pad"}
@@ -105,7 +106,7 @@ class ChannelTrace:
             return
         elif layer.params:
             raise CannotSlice(self.refusal(layer))
-        elif (layer.is_module and not layer.functions) or name in _ELEMENTWISE or (name in _SPATIAL and gap.dim == 1):
+        elif (layer.is_module and not layer.functions) or name in ELEMENTWISE or (name in SPATIAL and gap.dim == 1):
             self.pass_on(layer, gap)
         elif MERGES.get(name) in ("add", "mul") or name in ("div", "truediv"):
             self.pointwise(layer, reads)

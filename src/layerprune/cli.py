@@ -277,6 +277,7 @@ def _groups_as_json(pruner: UniversalLayerPruner) -> str:
             "impact": group.impact if math.isfinite(group.impact) else None,  # JSON has no infinity
             "num_params": group.num_params,
             "can_remove": group.can_remove,
+            "needs_calibration": group.needs_calibration,
             "reason": group.reason,
             "layers": [layer.name for layer in group.layers],
         }

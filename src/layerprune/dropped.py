@@ -95,16 +95,16 @@ class Dropped(Tensor):
         return _spread(name, token, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dropped:
-        return dropped(self.merges, self.copies)
+        return dropped(self.merges, self.copies, self.dtype)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return dropped, (sorted(self.merges), self.copies)
+        return dropped, (sorted(self.merges), self.copies, self.dtype)
 
 
-def dropped(merges: Iterable[str], copies: bool = False) -> Dropped:
-    """Make a dropped tensor that the merges named leave out."""
+def dropped(merges: Iterable[str], copies: bool = False, dtype: torch.dtype = torch.float32) -> Dropped:
+    """Make a dropped tensor that the merges named leave out; a forward may ask for its type."""
     with _disable_current_modes():  # a constant of the pruned model, never a traced value
-        token = torch.zeros(()).as_subclass(Dropped)
+        token = torch.zeros((), dtype=dtype).as_subclass(Dropped)
     token.merges = frozenset(merges)
     token.copies = copies
     token.merge_log = None
@@ -253,12 +253,29 @@ def watching_merges(tokens: Sequence[Dropped]) -> Generator[list[str]]:
 
 
 class DroppedBranch(nn.Module):
-    """Stands where a removed module was and hands on dropped tensors, in the structure its caller unpacks."""
+    """Stands where a removed module was and hands on dropped tensors, in the structure its caller unpacks.
 
-    def __init__(self, merges: Iterable[str], structure: Any = "tensor", copies: bool = False) -> None:
+    These are of the type that the model computes in: the caller may bring other tensors to it. It follows ``half()``
+    and the like.
+    """
+
+    def __init__(
+        self,
+        merges: Iterable[str],
+        structure: Any = "tensor",
+        copies: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.token = dropped(merges, copies)
+        self.token = dropped(merges, copies, dtype)
         self.structure = structure
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DroppedBranch:
+        super()._apply(fn, recurse)
+        made = fn(torch.zeros((), dtype=self.token.dtype))
+        if made.dtype != self.token.dtype:
+            self.token = dropped(self.token.merges, self.token.copies, made.dtype)
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the dropped tensor, in the removed module's output structure."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from layerprune.dropped import MERGES
-from layerprune.edits import Drop, DropParameter, Edit, Pass, Shorten, Slice
+from layerprune.edits import Drop, DropParameter, Edit, Fold, Pass, Shorten, Slice
 
 _MOST = 2**31  # arguments, elements, channels
 _DEEPEST = 16  # an output's structure
@@ -25,6 +25,8 @@ def why_malformed(edit: Edit) -> str:
         return f"position {edit.position}, keyword {edit.keyword!r} is no argument"
     if isinstance(edit, (Pass, Drop)) and not _is_structure(edit.structure, _DEEPEST):
         return "its structure is none of an output"
+    if isinstance(edit, Fold) and max(edit.num_in, *edit.strides, 1) >= _MOST:
+        return f"{max(edit.num_in, *edit.strides, 1)} is no number of channels or places"
     if isinstance(edit, Shorten) and any(number >= _MOST for number in edit.removed):
         return f"{max(edit.removed)} is no number of an element"
     return ""

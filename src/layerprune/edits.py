@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 
 class _Edit(BaseModel):
@@ -36,11 +36,13 @@ class Pass(_Edit):
     keyword: str | None
     structure: Any = "argument"
     copies: bool = False
+    others: bool = Field(default=False, description="whether the module gets other arguments, too")
 
     @property
     def is_identity(self) -> bool:
         """Whether ``nn.Identity`` does it."""
-        return self.structure == "argument" and self.position == 0 and self.keyword is None and not self.copies
+        alone = self.position == 0 and self.keyword is None and not self.others
+        return alone and self.structure == "argument" and not self.copies
 
     def __str__(self) -> str:
         return f"pass {self.fqn}"
@@ -94,6 +96,28 @@ class Slice(_Edit):
         return f"slice {sum(b - a for a, b in self.dropped)} {self.side} of {self.fqn}"
 
 
+class Fold(_Edit):
+    """Let a transform read an earlier tensor of other channels, a projection of which takes its input's place.
+
+    The projection is fitted on calibration data and multiplied into the weight, which then has ``num_in`` input
+    channels; until that is done the weight is zero. Of a convolution ``strides`` tells, for each axis, every how
+    many-th place of what it reads stands for one of its former input's.
+
+    Attributes:
+        value: the name of the tensor that is projected to; transforms with the same one share the projection.
+        source: the name of the tensor that is projected.
+    """
+
+    kind: Literal["fold"] = "fold"
+    num_in: PositiveInt
+    strides: tuple[PositiveInt, ...] = ()
+    value: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"fold a projection of {self.source} into {self.fqn}"
+
+
 class Shorten(_Edit):
     """Take elements out of a container of a transformers model and renumber the rest; config and modules follow.
 
@@ -126,8 +150,13 @@ class TakePlace(_Edit):
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
 Edit: TypeAlias = Annotated[
-    Delete | Pass | Drop | Guard | DropParameter | Slice | Shorten | TakePlace, Field(discriminator="kind")
+    Delete | Pass | Drop | Guard | DropParameter | Slice | Fold | Shorten | TakePlace, Field(discriminator="kind")
 ]
+
+
+def folds_of(edits: Iterable[Edit]) -> list[Fold]:
+    """The edits that fold projections, whose weights have to be fitted."""
+    return [edit for edit in edits if isinstance(edit, Fold)]
 
 
 def taken_out(edits: Iterable[Edit]) -> list[str]:

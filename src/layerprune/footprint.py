@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from layerprune.edits import Guard, Shorten, Slice
+from layerprune.edits import Fold, Guard, Shorten, Slice
 from layerprune.graph import LayerGraph
 from layerprune.realise import Realisation
 from layerprune.removals import Candidate
@@ -16,7 +16,7 @@ class Footprint:
 
     Attributes:
         dead: the layers that die.
-        names: the modules and parameters that are replaced.
+        names: the modules and parameters that are replaced, and the transforms that take a projection in.
         returned: the values that the stand-ins return, but for substitutes, which are tensors like those they stand
             for, and the dropped operands of concats, which the cut itself names.
         read: the values that the dead layers read.
@@ -38,8 +38,9 @@ class Footprint:
     @classmethod
     def of(cls, graph: LayerGraph, candidate: Candidate, realisation: Realisation) -> Footprint:
         """Measure one removal."""
-        edits = [edit for edit in realisation.edits if not isinstance(edit, (Guard, Slice))]
+        edits = [edit for edit in realisation.edits if not isinstance(edit, (Guard, Slice, Fold))]
         names = {name for edit in edits for name in edit.targets}
+        resized = {edit.fqn for edit in realisation.edits if isinstance(edit, Fold)}
         beside = {f"{e.fqn}.{i + step}" for e in edits if isinstance(e, Shorten) for i in e.removed for step in (-1, 1)}
         containers = {edit.fqn for edit in edits if isinstance(edit, Shorten)}
         frames = [graph.frames[f] for name in graph.all_names(names) for f in graph.calls.get(name, ())]
@@ -47,6 +48,7 @@ class Footprint:
         returned = {value for frame in frames for value in frame.outputs if value not in known}
         read = {value for layer in realisation.dead for value in graph.read_by(layer)}
         moves = bool(realisation.moved)
+        names |= resized
         return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped), beside, containers, moves)
 
     def disturbs(self, other: Footprint) -> bool:

@@ -97,6 +97,7 @@ class Frame:
         arity: how many arguments the call had, tensors or not.
         result: the output's structure with value numbers at its leaves.
         outputs: the values in the output, in order.
+        steps: what its forward calls, in order: functions by name, and modules as ``:`` and their first name.
     """
 
     index: int
@@ -107,6 +108,7 @@ class Frame:
     arity: int
     result: Structure
     outputs: tuple[int, ...]
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,13 @@ class Cut:
     Attributes:
         substitutes: value → the earlier value that its readers read instead.
         dropped: (merge layer, value) pairs: the merge no longer reads the value.
+        projected: substituted values of another form than their substitutes: who reads them, reads a projection of
+            these, which is folded into the readers' weights.
     """
 
     substitutes: Mapping[int, int] = field(default_factory=dict[int, int])
     dropped: frozenset[tuple[int, int]] = frozenset()
+    projected: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ class LayerGraph:
         aliases: module name → all names of the same module object.
         shape_reads: (value, frame) where a forward reads a value's shape.
         written_params: names of parameters that the forward writes into.
+        hooked: first names of modules with a forward hook that replaces what they take or return.
         notes: what the user should know about the recording.
     """
 
@@ -150,6 +156,7 @@ class LayerGraph:
     aliases: Mapping[str, tuple[str, ...]]
     shape_reads: frozenset[tuple[int, int]] = frozenset()
     written_params: frozenset[str] = frozenset()
+    hooked: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -303,6 +310,15 @@ class LayerGraph:
             for value in frame.outputs:
                 found.setdefault(value, []).append(frame.index)
         return {value: tuple(frames) for value, frames in found.items()}
+
+    def name_of(self, value: int) -> str:
+        """Name a value by the layer that makes it: ``conv1``, or ``split[1]`` for another than its first."""
+        index = self.values[value].layer
+        if index < 0:
+            return "the model's input"
+        layer = self.layers[index]
+        own = layer.outputs.index(value) if value in layer.outputs else 0
+        return layer.name if own == 0 else f"{layer.name}[{own}]"
 
     def describe(self, values: Sequence[int]) -> str:
         """Name values by their layers and shapes, for messages."""

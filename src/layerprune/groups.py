@@ -45,6 +45,7 @@ class Group:
             ``parallel_branch`` (on one of several paths that fork from one tensor and meet in a merge), or ``complex``.
         num_params: number of elements of its members' parameters, each once.
         can_remove: whether some proven removal takes it out.
+        needs_calibration: whether it leaves by projections only, which have to be fitted on calibration data.
         reason: why not, where it cannot be removed; which groups leave with it, where it leaves with others.
         impact: the least impact of a removal that takes it out; infinite where there is none.
         members: its layers' numbers in the layer graph.
@@ -60,18 +61,12 @@ class Group:
     can_remove: bool = False
     reason: str = ""
     impact: float = float("inf")
+    needs_calibration: bool = False
 
     @property
     def name(self) -> str:
         """The lead transform's name."""
         return self.lead_transform.name
-
-
-def _quantised(graph: LayerGraph) -> str:
-    """Say so where the transforms are quantised: torch packs their weights away."""
-    packing = {"linear_dynamic", "linear_relu_dynamic", "quantize_per_tensor", "quantized_lstm"}
-    names = [f"'{layer.name}'" for layer in graph.layers if packing & {*layer.functions, layer.function}]
-    return f"; its layers are quantised ({', '.join(names[:2])}, …): prune before you quantise" if names else ""
 
 
 def form_groups(graph: LayerGraph) -> tuple[Group, ...]:
@@ -100,7 +95,6 @@ def form_groups(graph: LayerGraph) -> tuple[Group, ...]:
     if not members:
         raise UnsupportedModelError(
             "the model has no transform (Conv, Linear, …) between input and output: there is nothing to remove"
-            + _quantised(graph)
         )
     return tuple(_make_group(graph, lead, layers) for lead, layers in members.items())
 

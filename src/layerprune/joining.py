@@ -60,6 +60,7 @@ def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> 
     """
     substitutes: dict[int, int] = {}
     dropped: set[tuple[int, int]] = set()
+    projected: set[int] = set()
     for number, (cut, _) in enumerate(cuts):
         others: set[int] = set()
         for other, (_, dead) in enumerate(cuts):
@@ -71,8 +72,9 @@ def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> 
             if substitutes.get(y, s) != s:
                 raise CannotRealise(f"{graph.describe([y])} would be replaced by two things at once")
             substitutes[y] = s
+            projected |= {y} & cut.projected
         dropped |= {(merge, value) for merge, value in cut.dropped if merge not in others}
     for merge in {m for m, _ in dropped}:
         if {(v,) for m, v in dropped if m == merge} >= set(graph.layers[merge].operands):
             raise CannotRealise(f"'{graph.layers[merge].name}' would have nothing left to join")
-    return Cut(substitutes, frozenset(dropped))
+    return Cut(substitutes, frozenset(dropped), frozenset(projected))

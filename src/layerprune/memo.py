@@ -115,7 +115,7 @@ class Memo:
 
         def recall(x: Tensor) -> Any:
             shapes = tuple(None if p is None else p.shape for p in module._parameters.values())
-            key = (*kind, module.training, shapes, x.shape, x.stride(), x.dtype, x.device)
+            key = (*kind, module.training, shapes, _settings(module), x.shape, x.stride(), x.dtype, x.device)
             like = self.known.get(key)
             if like is not None:
                 return self.fake(like)
@@ -175,6 +175,11 @@ class FunctionMemo:
         if out is returned and _form_of_call(args, kwargs) == form:
             self.written.add((func, form))
         return out
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """The settings of a layer that edits change and its parameters' shapes do not tell."""
+    return tuple(vars(module)[name] for name in ("stride", "padding", "dilation") if isinstance(module, conv._ConvNd))
 
 
 def _form_of_call(args: Any, kwargs: Any) -> Any:

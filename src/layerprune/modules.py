@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from types import CellType, FunctionType, MethodType
+from types import FunctionType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from layerprune.copies import ATOMS, Copier
 from layerprune.dropped import Dropped
 from layerprune.errors import UnsupportedModelError
 
-_ATOMS = (int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size)
+# Where torch.ao's quantised linears and convolutions, recurrences and recurrent cells keep their weights.
+_PACKED = ("_packed_params", "_all_weight_values", "_packed_weight_ih")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -30,7 +32,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def check_supported(model: object) -> None:
-    """Raise :class:`UnsupportedModelError` for what cannot be recorded at all: no module, scripted, lazy."""
+    """Raise :class:`UnsupportedModelError` for what cannot be recorded at all: no module, scripted, lazy, packed."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
@@ -40,11 +42,32 @@ def check_supported(model: object) -> None:
                 f"{where} is a TorchScript module ({type(module).__name__}): its forward is compiled and cannot "
                 "be edited; pass the Python module that it was scripted from"
             )
+        if any(hasattr(module, name) for name in _PACKED):
+            raise UnsupportedModelError(
+                f"{where} is a quantised {type(module).__name__}, whose weights are packed and no parameters: "
+                "prune the float model, then quantise what is left"
+            )
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
                 raise UnsupportedModelError(
                     f"{where} is lazy: its '{key}' has no shape yet; run one forward on real inputs first, then prune"
                 )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` has wrapped a module, its call, or a function of it or of its class."""
+    return "_orig_mod" in module._modules or any(map(_compiles, vars(module).values())) or _class_compiles(type(module))
+
+
+@functools.lru_cache(maxsize=4096)
+def _class_compiles(of: type) -> bool:
+    return any(_compiles(value) for base in of.__mro__ for value in vars(base).values())
+
+
+def _compiles(value: object) -> bool:
+    if not isinstance(value, FunctionType):
+        return False
+    return hasattr(value, "_torchdynamo_orig_callable") and not getattr(value, "_torchdynamo_disable", False)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -110,21 +133,25 @@ def fingerprint(model: nn.Module, *, paths: bool = False, caches: bool = False) 
     return digest.hexdigest()
 
 
-def clone(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool = False) -> nn.Module:
     """Copy the module tree with every tensor passed through ``convert``; the original is not touched.
 
     Unlike ``copy.deepcopy`` this cannot fail: every module is copied shell by shell, tensors (non-leaf ones and those
     hidden in attributes too) go through ``convert`` once each, so ties survive, and an attribute that cannot be copied
-    (an open file, a lock) is shared.
+    (an open file, a lock) is shared. Functions among the attributes and hooks that close over modules of the tree close
+    over their copies.
 
     Args:
         model: the module tree; its modules' classes are kept.
         convert: the new tensor for an old one, e.g. a clone, the tensor itself, or a fake of it.
+        apart: whether lists and dicts that such functions close over are copied as well, so that what they write down
+            when the copy runs does not reach the user.
 
     Returns:
         The copy, of the same class, with the same training flags and hooks.
     """
-    memo: dict[int, Any] = {}
+    copier = Copier(apart=apart)
+    memo = copier.memo
     modules = list(model.modules())
     for module in modules:
         memo[id(module)] = object.__new__(type(module))
@@ -132,10 +159,17 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
         for tensor in _own_tensors(module):
             if id(tensor) not in memo:
                 memo[id(tensor)] = tensor if isinstance(tensor, Dropped) else convert(tensor)
+    functions: list[tuple[dict[str, Any], str, Any]] = []  # last: they may hold what other attributes do
     for module in modules:
-        shell = memo[id(module)]
+        shell = vars(memo[id(module)])
         for key, value in vars(module).items():
-            shell.__dict__[key] = _copy_value(value, memo)
+            shell[key] = None
+            if isinstance(value, FunctionType) or key.endswith("_hooks"):
+                functions.append((shell, key, value))
+            else:
+                shell[key] = copier.copy(value)
+    for shell, key, value in functions:
+        shell[key] = copier.copy(value)
     return memo[id(model)]
 
 
@@ -152,7 +186,7 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that a module's attributes hold, down to three containers deep."""
     # Most of a module's attributes are flags and empty registries.
     stack: list[tuple[Any, int]] = [
-        (value, 0) for value in vars(module).values() if not isinstance(value, _ATOMS) and _full(value)
+        (value, 0) for value in vars(module).values() if not isinstance(value, ATOMS) and _full(value)
     ]
     while stack:
         value, depth = stack.pop()
@@ -168,63 +202,3 @@ def _full(value: Any) -> bool:
     return isinstance(value, Tensor) or (
         isinstance(value, (Mapping, list, tuple)) and len(cast("list[Any]", value)) > 0
     )
-
-
-def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, _ATOMS):
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
-    if type(value) is dict or type(value).__name__ == "OrderedDict":
-        # Mostly a module's own registries: copied here because deepcopy is slow on hundreds of small empty dicts.
-        same = type(value)()
-        memo[id(value)] = same
-        for key, item in value.items():
-            same[key] = _copy_value(item, memo)
-        return same
-    if isinstance(value, FunctionType):
-        return _rebound(value, memo)
-    try:
-        return copy.deepcopy(value, memo)
-    except Exception:  # deepcopy runs the user's own code, which may raise anything; sharing is the safe way out
-        return value
-
-
-def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
-    """A function whose closure holds modules or tensors of the model, holding those of the copy instead.
-
-    A forward that was replaced by hand (``module.forward = lambda x: old(x) + 1``) would run the original's layers.
-    """
-    memo[id(function)] = function  # where it closes over itself
-    defaults = function.__defaults__ or ()
-    held = [_held(cell) for cell in function.__closure__ or ()]
-    new = [_rebound_value(value, memo) for value in (*held, *defaults)]
-    if all(a is b for a, b in zip(new, (*held, *defaults), strict=True)):
-        return function
-    old = zip(function.__closure__ or (), held, new, strict=False)
-    cells = tuple(cell if before is after else CellType(after) for cell, before, after in old)
-    code, names = function.__code__, function.__globals__
-    same = FunctionType(code, names, function.__name__, tuple(new[len(held) :]) or None, cells)
-    same.__kwdefaults__ = function.__kwdefaults__
-    same.__dict__.update(function.__dict__)
-    memo[id(function)] = same
-    return same
-
-
-_EMPTY = object()
-
-
-def _held(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing assigned yet
-        return _EMPTY
-
-
-def _rebound_value(value: Any, memo: dict[int, Any]) -> Any:
-    """What a closure holds, bound to the copy; the closure's own state (lists, counters) stays shared."""
-    if isinstance(value, MethodType) and id(value.__self__) in memo:
-        return MethodType(value.__func__, memo[id(value.__self__)])
-    if isinstance(value, FunctionType) and id(value) not in memo:
-        return _rebound(value, memo)
-    return memo.get(id(value), value) if isinstance(value, (nn.Module, Tensor, FunctionType)) else value

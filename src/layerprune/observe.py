@@ -3,156 +3,229 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode as get_current_function_mode
 
+from layerprune.alignment import counterparts
+from layerprune.capture import record_on
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
-from layerprune.modules import names_by_module
+from layerprune.modules import named_tensors, names_by_module
 from layerprune.nested import tensors_in
+from layerprune.operands import flat_tensors
 from layerprune.shadow import Shadow
 from layerprune.watch import FunctionWatch, watched
 
-_Call = tuple[str, int]
+#: Gets a value's number, and its tensor in this run.
+See: TypeAlias = Callable[[int, Tensor], None]
+
+_Call: TypeAlias = tuple[str, int]
 """One call of a module: the module's first name, and which call of it this is."""
 
 
-def observe(
-    shade: Shadow,
-    graph: LayerGraph,
-    inputs: Inputs,
-    values: Iterable[int],
-    see: Callable[[int, Tensor], None],
-    *,
-    use: Callable[[Any], None] | None = None,
-    forward: Callable[[nn.Module], Any] | None = None,
-) -> frozenset[int]:
-    """Run a model once and hand chosen values over; :class:`Observer` does it batch after batch."""
-    return Observer(shade, graph, values).run(inputs, see, use=use, forward=forward)
+class _Differs(BaseException):
+    """A run is not what the layer graph says. No Exception, which a model's own forward might catch."""
 
 
 class Observer:
     """Hands chosen values of a model over as its forward comes to them.
 
-    A value that a module takes or returns is read there, which costs next to nothing. For one that passes between
-    functions only, the functions of the module in whose forward it lies are watched, and of no other.
+    Where a value is made by a function, all that the module calls in whose forward that is must be what the layer graph
+    says, function by function; other modules' functions are not looked at. Each module in question must be called as
+    often as the graph says. Where a run is another (libraries look at a mask more often on real tensors than on fake
+    ones; a loop ends by the data), it is given up, recorded as it is, and begun again with the values'
+    counterparts in that recording. What has no certain counterpart is not seen.
 
     Args:
         shade: a real shadow of the model that ``graph`` was recorded from.
         graph: the layer graph.
         values: numbers of the values to see.
-        prompt: those of them that are to be seen as soon as they are there, not when a module takes or returns them.
     """
 
-    def __init__(
-        self, shade: Shadow, graph: LayerGraph, values: Iterable[int], *, prompt: Collection[int] = ()
-    ) -> None:
+    def __init__(self, shade: Shadow, graph: LayerGraph, values: Iterable[int]) -> None:
         self.shade = shade
-        names = names_by_module(shade.model)
-        places = _Places.of(graph, _calls(graph, shade.model, names), sorted(set(values)), prompt)
-        where = {"", *(name for name, _ in (*places.arguments, *places.results))}
-        # Of a frame whose functions are watched it has to be known when they are another's, called from there.
-        everywhere = bool(places.functions)
-        self.modules = [m for m in shade.model.modules() if everywhere or names[id(m)][0] in where]
-        self.watcher = _Watcher(places, {id(m): names[id(m)][0] for m in self.modules})
+        self.graph = graph
+        self.values = sorted(set(values))
+        self.names = names_by_module(shade.model)
+        self.constants = {id(tensor) for _, tensor in named_tensors(shade.model)}
+        self.watcher = self._watching(graph, {value: value for value in self.values})
 
     def run(
         self,
         inputs: Inputs,
-        see: Callable[[int, Tensor], None],
+        begin: Callable[[], See],
         *,
         use: Callable[[Any], None] | None = None,
         forward: Callable[[nn.Module], Any] | None = None,
     ) -> frozenset[int]:
-        """Run the model once.
+        """Run the model once, or again where it does not do what the layer graph says.
 
         Args:
             inputs: arguments that the model's forward takes.
-            see: called once with each value's number and tensor, about in order of execution: a value that only
+            begin: called at the start of each try; what an earlier try has shown no longer counts then. Returns what is
+                called once with each value's number and tensor, about in order of execution: a value that only
                 functions make may be seen as late as a module takes it. The tensor must be copied by who keeps it,
                 where later layers write into it.
             use: gets the output; with it the forward runs with gradients, and they are there for it to ask for.
             forward: calls the model, in place of ``model(*args, **kwargs)``, and returns what ``use`` gets.
 
         Returns:
-            The values that were seen; one that arises within a fused operation is not.
+            The values that were seen; one that arises within a fused operation, or of which this run does not tell
+            for certain which tensor it is, is not.
         """
-        seen = self.watcher.start(see)
+        try:
+            return self._try(self.watcher, inputs, begin, use, forward)
+        except _Differs:
+            followed = self._following(inputs)
+        if followed is not None:
+            try:
+                seen = self._try(followed, inputs, begin, use, forward)
+            except _Differs:  # not even twice the same
+                pass
+            else:
+                self.watcher = followed
+                return seen
+        return self._try(self._watching(self.graph, {}), inputs, begin, use, forward)
+
+    def _try(
+        self,
+        watcher: _Watcher,
+        inputs: Inputs,
+        begin: Callable[[], See],
+        use: Callable[[Any], None] | None,
+        forward: Callable[[nn.Module], Any] | None,
+    ) -> frozenset[int]:
+        seen = watcher.start(begin())
         adapted = self.shade.adapt(inputs)
+        model = self.shade.model
         with self.shade.running(grad=use is not None):
-            with watched(self.shade.model, self.watcher.wrapped, self.modules), no_fast_path():
-                model = self.shade.model
+            with watched(model, watcher.wrapped, watcher.modules(model)), no_fast_path():
                 out = model(*adapted.args, **adapted.kwargs) if forward is None else forward(model)
+            watcher.check_counts()
             if use is not None:
                 use(out)
         return frozenset(seen)
 
+    def _following(self, inputs: Inputs) -> _Watcher | None:
+        """Watch for the values' counterparts in a recording of this very run; None where it cannot be recorded."""
+        try:
+            graph = record_on(self.shade, inputs)
+        except Exception:  # it ran unrecorded; what cannot be recorded is not seen
+            return None
+        found = counterparts(self.graph, graph, self.values)
+        return self._watching(graph, {real: value for value, real in found.items()})
+
+    def _watching(self, graph: LayerGraph, wanted: Mapping[int, int]) -> _Watcher:
+        places = _Places.of(graph, _calls(graph, self.shade.model, self.names), wanted)
+        return _Watcher(places, {key: names[0] for key, names in self.names.items()}, self.constants)
+
 
 @dataclass(frozen=True)
 class _Places:
-    """Where values show up: among the model's inputs, or by the call."""
+    """Where values show up, and what has to be as in the recording for that; values by the numbers that users know.
+
+    Attributes:
+        inputs: place among the tensors of the model's arguments → value.
+        arguments: call → (position, keyword, value) of what it takes.
+        results: call → (place, value) of what it returns.
+        functions: call → (function, which call of it) → (place in its results, value) of what its forward makes.
+        steps: call → what its forward has to call, in order.
+        counts: module → how often it has to be called, if at all.
+        callees: modules that are called by those whose steps are watched.
+        shapes: value → its shape in the recording.
+    """
 
     inputs: dict[int, int] = field(default_factory=dict[int, int])
     arguments: dict[_Call, list[tuple[int | None, str | None, int]]] = field(default_factory=dict[Any, Any])
     results: dict[_Call, list[tuple[int, int]]] = field(default_factory=dict[Any, Any])
-    functions: dict[_Call, dict[tuple[str, int, int], int]] = field(default_factory=dict[Any, Any])
+    functions: dict[_Call, dict[tuple[str, int], list[tuple[int, int]]]] = field(default_factory=dict[Any, Any])
+    steps: dict[_Call, tuple[str, ...]] = field(default_factory=dict[Any, Any])
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    callees: set[str] = field(default_factory=set[str])
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict[int, Any])
 
     @classmethod
-    def of(
-        cls, graph: LayerGraph, calls: Sequence[_Call], values: Sequence[int], prompt: Collection[int] = ()
-    ) -> _Places:
-        """Find the places of values; that among a frame's functions only where there is no other, or none as early."""
+    def of(cls, graph: LayerGraph, calls: Sequence[_Call], wanted: Mapping[int, int]) -> _Places:
+        """Find the places of values of a layer graph (→ the numbers that they are reported by)."""
         found = cls()
-        wanted = set(values)
         taken = [(frame, argument) for frame in graph.frames for argument in frame.arguments if argument[2] in wanted]
-        for frame, argument in taken:
-            found.arguments.setdefault(calls[frame.index], []).append(argument)
-        for value in values:
-            if value in graph.inputs:
-                found.inputs[graph.inputs.index(value)] = value
-            frames = graph.results_of.get(value, ())
-            for frame in frames:
+        for frame, (position, keyword, value) in taken:
+            found.arguments.setdefault(calls[frame.index], []).append((position, keyword, wanted[value]))
+        direct = {argument[2] for frame, argument in taken if frame.parent < 0}
+        for value, number in wanted.items():
+            found.shapes[number] = graph.values[value].shape
+            if value in graph.inputs and value not in direct:
+                found.inputs[graph.inputs.index(value)] = number
+            for frame in graph.results_of.get(value, ()):
                 place = graph.frames[frame].outputs.index(value)
-                found.results.setdefault(calls[frame], []).append((place, value))
+                found.results.setdefault(calls[frame], []).append((place, number))
             layer = graph.layers[graph.values[value].layer] if graph.values[value].layer >= 0 else None
-            if layer is None or layer.function is None or layer.nth < 0 or value not in layer.outputs:
-                continue
-            if value in prompt or not (frames or any(argument[2] == value for _, argument in taken)):
-                place = layer.function, layer.nth, layer.outputs.index(value)
-                found.functions.setdefault(calls[layer.frame], {})[place] = value
+            if layer is not None and layer.function is not None:
+                call = calls[layer.frame]
+                found.steps[call] = graph.frames[layer.frame].steps
+                if layer.nth >= 0 and value in layer.results:
+                    made = found.functions.setdefault(call, {}).setdefault((layer.function, layer.nth), [])
+                    made.append((layer.results.index(value), number))
+        watched = {frame.index for frame in graph.frames if calls[frame.index] in found.steps}
+        found.callees.update(calls[frame.index][0] for frame in graph.frames if frame.parent in watched)
+        for name in {name for name, _ in (*found.arguments, *found.results, *found.steps)}:
+            found.counts[name] = sum(call[0] == name for call in calls)
         return found
 
 
 class _Watcher:
-    """Looks at one run after the other; knows which calls are open, how many there were, and what has been seen."""
+    """Looks at one run after the other; knows which calls are open, how many there were, and what has been seen.
 
-    def __init__(self, places: _Places, names: Mapping[int, str]) -> None:
+    Args:
+        places: where values show up.
+        names: first name of each module, by its id.
+        constants: ids of parameters and buffers, which are no values.
+    """
+
+    def __init__(self, places: _Places, names: Mapping[int, str], constants: set[int]) -> None:
         self.places = places
         self.names = names
+        self.constants = constants
         self.wrappers: dict[int, Callable[..., Any]] = {}
+        self.watch = FunctionWatch(self.call_function)
         self.start(lambda value, tensor: None)
 
-    def start(self, see: Callable[[int, Tensor], None]) -> set[int]:
+    def modules(self, model: nn.Module) -> list[nn.Module]:
+        """The modules whose calls have to be known: those of values, and those that watched ones call."""
+        wanted = {"", *self.places.counts, *self.places.callees}
+        return [module for module in model.modules() if self.names[id(module)] in wanted]
+
+    def start(self, see: See) -> set[int]:
         """Begin a run; returns what becomes the set of the values that were seen."""
         self.see = see
-        self.stack: list[_Call] = []
+        self.stack: list[_Open] = []
         self.num_calls: dict[str, int] = {}
-        self.counts: dict[tuple[_Call, str], int] = {}
-        self.watch: FunctionWatch | None = None
         self.inside = False
         self.seen: set[int] = set()
         return self.seen
 
     def notice(self, value: int, tensor: Any) -> None:
         if value not in self.seen and isinstance(tensor, Tensor):
+            if tensor.dim() != len(self.places.shapes[value]):
+                raise _Differs
             self.seen.add(value)
-            self.see(value, tensor)
+            inside, self.inside = self.inside, True  # what is done with it are no steps of the model's
+            try:
+                self.see(value, tensor)
+            finally:
+                self.inside = inside
+
+    def check_counts(self) -> None:
+        """At the end of a run, raise where a module was called less often than the layer graph says, and yet was."""
+        for name, count in self.places.counts.items():
+            if 0 < self.num_calls.get(name, 0) < count:
+                raise _Differs
 
     def wrapped(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         if id(module) not in self.wrappers:
@@ -160,39 +233,44 @@ class _Watcher:
         return self.wrappers[id(module)]
 
     def wrap(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        most = self.places.counts.get(name)
+
         @functools.wraps(forward)
         def observed(*args: Any, **kwargs: Any) -> Any:
             # Not by its place among all calls: a mixture of experts calls others on other inputs.
-            call = name, self.num_calls.get(name, 0)
-            self.num_calls[name] = call[1] + 1
-            watch, self.watch = self.watch, None
-            off = watch is not None and get_current_function_mode() is watch
-            if off and watch is not None:  # if not, a mode of the user's own lies on top of it
-                watch.__exit__(None, None, None)
+            nth = self.num_calls.get(name, 0)
+            if most is not None and nth >= most:
+                raise _Differs
+            self.num_calls[name] = nth + 1
+            if self.stack and self.stack[-1].steps is not None:
+                self.stack[-1].step(f":{name}")
+            off = get_current_function_mode() is self.watch  # if not, a mode of the user's own may lie on top of it
+            if off:
+                self.watch.__exit__(None, None, None)
             try:
-                return self.run(call, forward, args, kwargs)
+                return self.run((name, nth), forward, args, kwargs)
             finally:
-                self.watch = watch
-                if off and watch is not None:
-                    watch.__enter__()
+                if off:
+                    self.watch.__enter__()
 
         return observed
 
     def run(self, call: _Call, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run a module's call, looking at what it takes, at what it returns, and at its functions where need be."""
+        """Run a module's call, looking at what it takes, at what it returns, and at its steps where need be."""
         self.notice_arguments(call, args, kwargs)
-        self.stack.append(call)
+        steps = self.places.steps.get(call)
+        self.stack.append(_Open(call, steps))
         try:
-            if call in self.places.functions:
-                self.watch = FunctionWatch(self.call_function)
+            if steps is None:
+                out = forward(*args, **kwargs)
+            else:
                 with self.watch:
                     out = forward(*args, **kwargs)
-            else:
-                out = forward(*args, **kwargs)
+                self.stack[-1].finish()
         finally:
             self.stack.pop()
         if call in self.places.results:
-            found = _outputs(out)
+            found = _results(out, self.constants)
             for place, value in self.places.results[call]:
                 self.notice(value, found[place] if place < len(found) else None)
         return out
@@ -210,20 +288,41 @@ class _Watcher:
 
     def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         frame = self.stack[-1]
-        wanted = self.places.functions.get(frame)
-        if self.inside or wanted is None:
+        if self.inside or frame.steps is None:
             return func(*args, **kwargs)
-        nth = self.counts[(frame, name)] = self.counts.get((frame, name), -1) + 1
+        nth = frame.step(name)
         self.inside = True
         try:
             out = func(*args, **kwargs)
         finally:
             self.inside = False
-        for place, tensor in enumerate(_outputs(out)):
-            value = wanted.get((name, nth, place))
-            if value is not None:
-                self.notice(value, tensor)
+        for place, value in self.places.functions.get(frame.call, {}).get((name, nth), ()):
+            self.notice(value, list(flat_tensors(out))[place])
         return out
+
+
+class _Open:
+    """A call that is running, and how far it has come in what it has to do."""
+
+    def __init__(self, call: _Call, steps: tuple[str, ...] | None) -> None:
+        self.call = call
+        self.steps = steps
+        self.place = 0
+        self.counts: dict[str, int] = {}
+
+    def step(self, name: str) -> int:
+        """Take one step; returns which one of that name it is."""
+        steps = self.steps or ()
+        if self.place >= len(steps) or steps[self.place] != name:
+            raise _Differs
+        self.place += 1
+        nth = self.counts[name] = self.counts.get(name, -1) + 1
+        return nth
+
+    def finish(self) -> None:
+        """Raise where steps are missing at the end."""
+        if self.steps is not None and self.place < len(self.steps):
+            raise _Differs
 
 
 @contextmanager
@@ -237,8 +336,14 @@ def no_fast_path() -> Generator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _outputs(out: Any) -> list[Tensor]:
-    return [out] if isinstance(out, Tensor) else tensors_in(out)
+def _results(out: Any, constants: set[int]) -> list[Tensor]:
+    """The tensors in what a module returned that are values, in the order in which a recording lists them."""
+    if isinstance(out, Tensor):
+        return [] if id(out) in constants else [out]
+    if type(out) in (tuple, list) or (type(out) is dict and all(isinstance(key, str) for key in out)):
+        items = cast("Iterable[Any]", out.values() if type(out) is dict else out)
+        return [tensor for item in items for tensor in _results(item, constants)]
+    return [tensor for tensor in tensors_in(out) if id(tensor) not in constants]
 
 
 def _calls(graph: LayerGraph, model: nn.Module, names: Mapping[int, Sequence[str]]) -> list[_Call]:

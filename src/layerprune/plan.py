@@ -6,17 +6,20 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
-from torch import nn
+from torch import Tensor, nn
 
 from layerprune.edit_forms import why_malformed
-from layerprune.edits import Edit
+from layerprune.edits import Edit, folds_of
 from layerprune.errors import PlanError, SurgeryError
 from layerprune.modules import clone, fingerprint, num_params, own, unwrap
+from layerprune.projection import growth, why_not_foldable
 from layerprune.provenance import Provenance
 from layerprune.structure import difference, structure
 from layerprune.surgery import Undo, operate
 
-SCHEMA = 3  # 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure
+SCHEMA = (
+    4  # 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure; 4: folded projections
+)
 
 _MOST = 2**63 - 1  # of what is counted
 
@@ -27,7 +30,7 @@ class PlannedRemoval(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="what is replaced by what")
-    kind: str = Field(description="bypass, branch, gate, concat, several, shared or block")
+    kind: str = Field(description="bypass, branch, gate, concat, several, shared, block or projection")
     groups: tuple[str, ...] = Field(description="names of the groups that leave")
     num_params: int = Field(ge=0, description="parameters that it removes when it is made alone")
     impact: float | None = Field(description="what it costs, in the plan's impact_unit; null where it is not known")
@@ -37,6 +40,7 @@ class PlannedRemoval(BaseModel):
     recurrence: float | None = Field(
         default=None, ge=0, le=1, description="how often other draws of the calibration batches choose it, too"
     )
+    needs_calibration: bool = Field(default=False, description="whether weights have to be fitted on data for it")
     kept: tuple[str, ...] = Field(default=(), description="members of its groups that stay")
     leftovers: tuple[str, ...] = Field(default=(), description="functions that still run on what is left")
 
@@ -156,21 +160,35 @@ class PruningPlan(BaseModel):
         older = [(False, True), (True, True)] if self.schema_version == 1 else []
         return any(fingerprint(model, paths=paths, caches=caches) == self.fingerprint for paths, caches in older)
 
-    def apply(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether weights have to be fitted on calibration data: those of the transforms that take projections in."""
+        return bool(folds_of(self.edits))
+
+    def apply(self, model: nn.Module, *, inplace: bool = False, weights_follow: bool = False) -> nn.Module:
         """Carry the plan out on a model of the structure that it was made for; see :func:`layerprune.quick_prune`.
 
         Args:
             model: another copy of the model; it may be on another device, in another mode, with other weights.
             inplace: edit the model itself instead of a copy.
+            weights_follow: all weights are about to be written over, as with a pruned model's that were saved. A plan
+                that folds projections is applied only so, as the weights that take these in are zeros until then.
 
         Returns:
             The pruned model.
 
         Raises:
-            PlanError: the plan was made for another model, or its edits do not fit. The model is as it was.
+            PlanError: the plan was made for another model, its edits do not fit, or it folds projections and no weights
+                follow. The model is as it was.
         """
         model = unwrap(model)
         self.check(model)
+        if self.needs_calibration and not weights_follow:
+            raise PlanError(
+                "the plan folds projections, which are fitted on calibration data: carry it out with "
+                "UniversalLayerPruner(model, calibration=batches).prune(plan=plan); to load weights that were saved "
+                "into what it leaves, call plan.apply(model, weights_follow=True)"
+            )
         before = plans_of(model)
         # The copy shares its tensors until the edits are made: what goes is never copied.
         target = model if inplace else clone(model, lambda tensor: tensor)
@@ -185,6 +203,7 @@ class PruningPlan(BaseModel):
         Raises:
             PlanError: the edits do not fit, or leave another number of parameters. The model is as it was.
         """
+        self._check_folds(model)
         try:
             undo = operate(model, self.edits)
         except SurgeryError as error:
@@ -193,6 +212,16 @@ class PruningPlan(BaseModel):
             undo()
             raise PlanError(f"the plan promises {self.num_params_after:,} parameters, but its edits leave {found:,}")
         return undo
+
+    def _check_folds(self, model: nn.Module) -> None:
+        """Refuse a weight that no removal would leave, before memory is taken for it."""
+        modules, most = dict(model.named_modules()), num_params(model)
+        for fold in folds_of(self.edits):
+            module = modules.get(fold.fqn)
+            if module is None or why_not_foldable(module):
+                continue  # surgery says so
+            if (size := growth(module, fold) + cast(Tensor, module.weight).numel()) > most:
+                raise PlanError(f"the plan would {fold}, with {size:,} elements where the whole model has {most:,}")
 
     def __str__(self) -> str:
         lines = [
@@ -220,7 +249,7 @@ def _check_schema(text: str) -> None:
     """Raise :class:`PlanError` for a plan of a schema that is newer than this library, whatever else it holds."""
     try:
         read = from_json(text)
-    except ValueError:
+    except (ValueError, TypeError):  # no JSON; no text, with half a surrogate pair
         return
     version = cast("dict[str, Any]", read).get("schema_version") if isinstance(read, dict) else None
     if isinstance(version, int) and version > SCHEMA:

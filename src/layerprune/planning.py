@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
@@ -15,41 +15,20 @@ from layerprune.errors import BudgetError, CriticalGroupError
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group
 from layerprune.impact.ablation import ablate
-from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.output_change import score_output_change
+from layerprune.impact.racing import FINAL, Rule, all_of_them, halving, winner
 from layerprune.joints import Joints
 from layerprune.marks import CannotRealise
 from layerprune.meter import Meter
 from layerprune.modules import fingerprint
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
-from layerprune.proof import Removal
+from layerprune.scoring import Scored
 from layerprune.select.frontier import frontier
 from layerprune.select.problem import Problem, Resource, Selection
 from layerprune.select.strategies import select
 from layerprune.structure import structure
 
 _SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """The removals with their impacts, and what these were measured on.
-
-    Attributes:
-        removals: with their impacts.
-        evidence: what was measured; None where nothing could be.
-        scene: what it was measured on; None where nothing could be.
-        has_data: whether that were calibration data.
-        unit: what the impacts are.
-        notes: what the user should know about them.
-    """
-
-    removals: Sequence[Removal]
-    evidence: Evidence | None
-    scene: Scene | None
-    has_data: bool
-    unit: str
-    notes: tuple[str, ...] = ()
 
 
 class Planner:
@@ -85,6 +64,7 @@ class Planner:
         self.meter = meter
         self.granularity = granularity
         self.seed = seed
+        self._raced: dict[tuple[int, ...], tuple[float, int]] = {}
 
     # ---- budgets --------------------------------------------------------------------------------------------------
 
@@ -118,20 +98,32 @@ class Planner:
             self._drawn,
             evidence is not None and self.scored.has_data,
             self.seed,
+            self.best if self.scored.scene is not None else None,
         )
 
     def harm(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made; ``nan`` for those that cannot be."""
+        return self._made(sets, all_of_them)[0]
+
+    def best(self, sets: Sequence[Sequence[int]]) -> int:
+        """Which of several sets does least to the output when they are made; the clear losers on few batches only."""
+        impacts, num_batches = self._made(sets, halving)
+        for some, impact, num in zip(sets, impacts, num_batches, strict=True):
+            self._raced[tuple(some)] = float(impact), int(num)
+        return winner(impacts, num_batches)
+
+    def _made(self, sets: Sequence[Sequence[int]], rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+        """Make sets: their impacts, ``nan`` where one cannot be made, and on how many batches they were measured."""
         assert self.scored.scene is not None
-        edits: list[Sequence[Edit] | None] = []
-        for some in sets:
-            try:
-                edits.append(self.joints.realise(some).edits)
-            except CannotRealise:
-                edits.append(None)
-        made = [each for each in edits if each is not None]
-        found = iter(ablate(self.scored.scene, made).impacts if made else ())
-        return np.array([np.nan if each is None else next(found) for each in edits])
+        edits: dict[int, Sequence[Edit]] = {}
+        for place, some in enumerate(sets):
+            with suppress(CannotRealise):
+                edits[place] = self.joints.realise(some).edits
+        impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets), dtype=int)
+        if edits:
+            found = ablate(self.scored.scene, list(edits.values()), rule=rule)
+            impacts[list(edits)], num_batches[list(edits)] = found.impacts, (found.size != 0).sum(0)
+        return impacts, num_batches
 
     def capped_impact(self, most: float) -> Resource:
         """The impacts' sum; of a set the harm that it does when it is made, where that is what impacts are."""
@@ -232,7 +224,8 @@ class Planner:
 
     def interval(self, removal: int) -> tuple[float, float] | None:
         """The 95 % bootstrap interval of a removal's impact; None where there is none."""
-        if self._intervals is None:
+        evidence = self.scored.evidence
+        if self._intervals is None or evidence is None or evidence.num_batches[removal] < 2:
             return None
         low, high = self._intervals[:, removal]
         return (float(low), float(high)) if np.isfinite(low) and np.isfinite(high) else None
@@ -249,13 +242,17 @@ class Planner:
             impact=json_safe(removal.impact),
             impact_interval=self.interval(number),
             recurrence=selection.recurrence[place] if selection.recurrence else None,
+            needs_calibration=removal.needs_calibration,
             kept=tuple(layers[i].name for i in members if i not in removal.dead),
             leftovers=tuple(layers[i].name for i in removal.realisation.leftovers),
         )
 
     def _together(self, chosen: Sequence[int]) -> float | None:
         """The impact of all of it, measured by making it; None where impacts are something else."""
-        return json_safe(float(self.harm([chosen])[0])) if chosen and self.is_measured else None
+        if not chosen or not self.is_measured:
+            return None
+        impact, num_batches = self._raced.get(tuple(chosen), (0.0, 0))
+        return json_safe(impact if num_batches >= FINAL else float(self.harm([chosen])[0]))
 
     # ---- notes ----------------------------------------------------------------------------------------------------
 
@@ -281,7 +278,8 @@ class Planner:
     def _obstacle(self, share: float, num_budgets: int) -> str:
         if num_budgets > 1:
             return "another budget is reached before"
-        names = {g.name for g in self.groups if g.can_remove}
+        usable = {name for removal in self.scored.removals for name in removal.groups}
+        names = {g.name for g in self.groups if g.can_remove and g.name in usable}
         safe = params_in(self.graph, [g for g in self.groups if g.name in names]) / self.graph.num_params
         if safe <= share:
             return f"all safe groups together hold {safe:.1%} of the parameters"
@@ -310,6 +308,6 @@ def params_in(graph: LayerGraph, groups: Iterable[Group]) -> int:
 
 def _is_ours(edit: Edit) -> bool:
     """Whether an edit leaves a module of layerprune's in the model."""
-    return edit.kind not in ("delete", "slice", "shorten", "take_place") and not (
+    return edit.kind not in ("delete", "slice", "fold", "shorten", "take_place") and not (
         isinstance(edit, Pass) and edit.is_identity
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,11 +12,10 @@ from layerprune.capture import record_training
 from layerprune.companion import Companion
 from layerprune.cost.taken import params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
-from layerprune.edits import Edit, Shorten, name_before
+from layerprune.edits import Edit, Shorten, folds_of, name_before
 from layerprune.errors import LayerPruneError
 from layerprune.footprint import Footprint
 from layerprune.graph import Cut, LayerGraph
-from layerprune.groups import Group
 from layerprune.inputs import Inputs
 from layerprune.isolation import closed_modules, plain_leaves, touched
 from layerprune.joining import side_by_side
@@ -26,6 +25,7 @@ from layerprune.places import CacheKeeper
 from layerprune.realise import Realisation, realise
 from layerprune.removals import Candidate
 from layerprune.rerun import rerunning
+from layerprune.resolutions import Resolutions
 from layerprune.retrace import Retracer
 from layerprune.shadow import Shadow, short
 from layerprune.shorten import Shortener
@@ -43,7 +43,7 @@ class Removal:
 
     Attributes:
         name: what is replaced by what.
-        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared`` or ``block``.
+        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared``, ``block`` or ``projection``.
         groups: names of the groups that leave.
         cut: the substitution in the layer graph.
         realisation: the edits, the layers that die and the parameters that go.
@@ -68,6 +68,11 @@ class Removal:
     def edits(self) -> tuple[Edit, ...]:
         """What surgery does for it."""
         return self.realisation.edits
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether weights have to be fitted on calibration data: a projection's, folded into what reads it."""
+        return bool(self.cut.projected)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.kind}: {', '.join(self.groups)}; {self.num_params:,} parameters)"
@@ -111,6 +116,7 @@ class Prover:
             self.memo.attach_whole(shade.model, closed_modules(graph))
         self.caches = CacheKeeper(shade, self.modules, inputs, self.notes, self.memo)
         self.retracer = Retracer(shade, self.runs[0].inputs, self.memo)
+        self.resolutions = Resolutions(shade, inputs, self.memo)
 
     def add_training(self, inputs: Inputs) -> None:
         """Let removals be proven in train mode, too; on larger images where a head that trains wants them."""
@@ -296,6 +302,9 @@ class Prover:
             joint = realisations[0] if len(realisations) == 1 else side_by_side(self.graph, realisations)
             earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
             some = self.runs if runs is None else runs
+            folds = folds_of(joint.edits)
+            if folds:
+                self.resolutions.prepare()
             if self.memo is not None:
                 self.memo.opening(touched(self.graph, joint))
             with applied(self.shade.model, joint.edits):
@@ -304,6 +313,8 @@ class Prover:
                     self.check_run(run, joint, earlier)
                 if runs is None or (self.runs[0] in some and joint.stand_ins):
                     self.caches.check(joint.edits)
+                if self.runs[0] in some:
+                    self.resolutions.check(folds)
             if joint.stand_ins and self.runs[0] in some:
                 self.retracer.check(joint)
         except (CannotRealise, LayerPruneError) as error:
@@ -367,18 +378,3 @@ def _pattern(text: str) -> str:
 def _as_clause(reason: str) -> str:
     """Fit a verdict into a sentence: "protected by …" wants a verb, "reads the model's input" has one."""
     return f"is {reason}" if reason.startswith("protected") else reason
-
-
-def with_reasons(groups: Sequence[Group], removals: Sequence[Removal], reasons: Mapping[str, str]) -> list[Group]:
-    """Give each group its verdict, its least impact and its reason, sorted by impact, critical ones last."""
-    judged: list[Group] = []
-    for group in groups:
-        ways = [r for r in removals if group.name in r.groups]
-        if not ways:
-            judged.append(replace(group, can_remove=False, impact=float("inf"), reason=reasons.get(group.name, "")))
-            continue
-        best = min(ways, key=lambda r: (r.impact, r.num_params, r.name))
-        others = [f"'{name}'" for name in best.groups if name != group.name]
-        reason = f"leaves together with {', '.join(others)}" if others else ""
-        judged.append(replace(group, can_remove=True, impact=best.impact, reason=reason))
-    return sorted(judged, key=lambda g: (not g.can_remove, g.impact))

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from layerprune.budgets import Budgets, check_share
-from layerprune.calibration import Batch, Loss, about_calibration, given_calibration
+from layerprune.calibration import Loss, given_calibration
+from layerprune.carrying import carry_out
 from layerprune.checkpoint.save import save_pruned
 from layerprune.cost.record import Saving, measure, saved
+from layerprune.distillation.distilling import distill
+from layerprune.distillation.report import Distillation
 from layerprune.errors import (
     BudgetError,
+    CalibrationError,
     CriticalGroupError,
-    LayerPruneError,
     PlanError,
     RepairError,
     UnknownNameError,
@@ -27,22 +27,25 @@ from layerprune.errors import (
 from layerprune.first_recording import record_first
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group, LayerInfo, form_groups
-from layerprune.impact.criteria import criterion_of, score
+from layerprune.impact.criteria import criterion_of
 from layerprune.impact.evidence import Scene
 from layerprune.joints import Joints
 from layerprune.meter import Meter
-from layerprune.modules import check_supported, names_with_nan, unwrap
-from layerprune.plan import FrontierPoint, PruningPlan, plans_of, remember_plans
-from layerprune.planning import Planner, Scored, params_in
-from layerprune.proof import Prover, Removal, with_reasons
+from layerprune.modules import check_supported, unwrap
+from layerprune.plan import FrontierPoint, PruningPlan
+from layerprune.planning import Planner, params_in
+from layerprune.projections import find_projections
+from layerprune.proof import Prover, Removal
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
-from layerprune.repair.changes import write
-from layerprune.repair.closed_form import repair as mend
+from layerprune.repair.folding import Fitted
 from layerprune.repair.report import RepairReport
-from layerprune.report.progress import shown
 from layerprune.report.text import groups_text, plan_text, summary_text
+from layerprune.scoring import Scored, score_removals
+from layerprune.turns import taking_turns
+from layerprune.verdicts import by_impact, with_reasons
 
 
+@taking_turns
 class UniversalLayerPruner:
     """Finds what can be removed from a model, shows it, and removes it within a budget.
 
@@ -56,6 +59,8 @@ class UniversalLayerPruner:
         protect_io: keep stem and head.
         granularity: ``group``, ``branch`` (residual branches, gates, concat branches) or ``block`` (elements of
             ``Sequential`` and ``ModuleList``).
+        projections: whether groups that change channels or the resolution may leave, too, where a projection can be
+            folded into what reads them. It is fitted on calibration data; a plan that holds one replays with data only.
         calibration: batches of real inputs that impacts are measured on, each as ``example_inputs``, which it stands
             in for; some hundred samples are right. Without it impacts are measured on the example inputs.
         loss: ``loss(model, item)`` calls the model on an item of ``calibration``, which then may hold labels, and
@@ -70,6 +75,7 @@ class UniversalLayerPruner:
         graph: the layer graph.
         transform_layers: the transforms by name, in order of execution.
         repair_report: what :meth:`prune` repaired, layer by layer; None where nothing was to be repaired.
+        projection_report: what :meth:`prune` fitted and folded, for the groups that leave by projections.
 
     Raises:
         UnsupportedModelError: scripted or lazy modules, or no transform at all.
@@ -86,6 +92,7 @@ class UniversalLayerPruner:
         protect: Iterable[str] = (),
         protect_io: bool = True,
         granularity: str = "group",
+        projections: bool = True,
         calibration: Iterable[Any] | None = None,
         loss: Loss | None = None,
         criterion: str = "auto",
@@ -113,45 +120,47 @@ class UniversalLayerPruner:
             granularity=granularity,
         )
         self._proven, refused = self._prover.prove(candidates.found, candidates.critical)
+        unfoldable = self._prove_projections(candidates.critical) if projections and granularity == "group" else {}
         self._reasons = {
-            g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused) for g in self._formed
+            g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused, unfoldable.get(g.name, ""))
+            for g in self._formed
         }
         self._original = self.model
         self.repair_report: RepairReport | None = None
+        self.projection_report: tuple[Fitted, ...] = ()
+
+    def _prove_projections(self, critical: Mapping[str, str]) -> Mapping[str, str]:
+        """Prove projections for the groups that nothing else takes out, and say why there is none."""
+        safe = {name for removal in self._proven for name in removal.groups}
+        left = [group.name for group in self._formed if group.name not in safe and group.name not in critical]
+        found = find_projections(self.graph, self._formed, self._prover.modules, left, critical)
+        proven, refused = self._prover.prove(found.found, critical)
+        self._proven += proven
+        return {**found.critical, **{name: reasons[0] for name, reasons in refused.items()}}
 
     @cached_property
     def _scored(self) -> Scored:
         """The removals with their impacts."""
-        notes = [f"weights hold NaN in {name}: impacts mean nothing" for name in names_with_nan(self._original)[:3]]
-        if self.inputs.inferred and self._batches is None:
-            made_up = "impacts are measured on made-up values only; pass example_inputs="
-            notes.append(f"inputs were {self.inputs.origin}: {made_up}")
-        has_data = self._batches is not None
-        if any(t.is_meta for t in chain(self._original.parameters(), self.inputs.tensors())):
-            unit = "not measured: the model or its inputs are on the meta device and have no values"
-            return Scored(self._proven, None, None, has_data, unit, tuple(notes))
-        batches = (Batch(None, self.inputs),) if self._batches is None else self._batches
-        scene = Scene(self._original, self.graph, self._proven, batches, self._seed, self._loss)
-        with shown("measuring impacts", self._progress) as told:
-            evidence = score(replace(scene, progress=told), self._criterion)
-        notes += [*about_calibration(self._batches or ()), *evidence.notes]
-        scored = [replace(r, impact=float(i)) for r, i in zip(self._proven, evidence.impacts, strict=True)]
-        unit = f"{evidence.unit}, on the {'calibration data' if has_data else 'example inputs'}"
-        return Scored(scored, evidence, scene, has_data, unit, tuple(notes))
+        scene = Scene(self._original, self.graph, self._proven, (), self._seed, self._loss)
+        return score_removals(scene, self.inputs, self._batches, self._criterion, self._progress)
 
     @property
     def removals(self) -> list[Removal]:
-        """Every proven removal, with its impact."""
-        return list(self._scored.removals)
+        """Every proven removal, with its impact; last those by projection where there are no data to fit them on."""
+        return [*self._scored.removals, *self._scored.unfitted]
 
     @property
     def impact_unit(self) -> str:
         """What the impacts are, and what they were measured on."""
         return self._scored.unit
 
-    @cached_property
+    @property
     def groups(self) -> list[Group]:
         """The groups, by impact, least first, critical last."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> list[Group]:
         return with_reasons(self._formed, self.removals, self._reasons)
 
     @property
@@ -188,7 +197,9 @@ class UniversalLayerPruner:
         """Group name → the interval of its impact, which is that of its least-impact removal."""
         numbers = {removal.name: number for number, removal in enumerate(self.removals)}
         safe = [group.name for group in self.groups if group.can_remove]
-        return {name: self._planner.interval(numbers[self._best(name).name]) for name in safe}
+        known = len(self._scored.removals)
+        best = {name: numbers[self._best(name).name] for name in safe}
+        return {name: self._planner.interval(number) if number < known else None for name, number in best.items()}
 
     def _kept(self, group: Group) -> frozenset[str]:
         """The members of a group that stay when its least-impact removal is made."""
@@ -200,7 +211,7 @@ class UniversalLayerPruner:
     def _best(self, name: str) -> Removal:
         """The least-impact removal that takes a group out."""
         ways = [r for r in self.removals if name in r.groups]
-        return min(ways, key=lambda r: (math.isnan(r.impact), r.impact, r.num_params, r.name))
+        return min(ways, key=by_impact)
 
     # ---- planning -------------------------------------------------------------------------------------------------
 
@@ -238,6 +249,7 @@ class UniversalLayerPruner:
             CostError: the model's cost cannot be measured, as a latency on the meta device.
             UnknownNameError: there is no group of that name.
             CriticalGroupError: a group named cannot be removed, or those named not together.
+            CalibrationError: a group named leaves by a projection only, and there are no data to fit it on.
         """
         budgets = Budgets(
             max_param_reduction=max_param_reduction,
@@ -268,7 +280,8 @@ class UniversalLayerPruner:
         Raises:
             PlanError: the plan was made for another model.
         """
-        return saved(measure(self._original, self.inputs), measure(plan.apply(self._original), self.inputs))
+        pruned = plan.apply(self._original, weights_follow=True)  # whose values do not matter here
+        return saved(measure(self._original, self.inputs), measure(pruned, self.inputs))
 
     def _named(self, names: Sequence[str]) -> list[int]:
         by_name = {group.name: group for group in self.groups}
@@ -281,6 +294,11 @@ class UniversalLayerPruner:
                 )
             if not group.can_remove:
                 raise CriticalGroupError(f"group '{name}' cannot be removed: {group.reason}")
+            if self._best(name) in self._scored.unfitted:
+                raise CalibrationError(
+                    f"group '{name}' leaves by a projection only, which is fitted on calibration data: make the pruner "
+                    "with calibration=, an iterable of batches"
+                )
             chosen[self.removals.index(self._best(name))] = None
         needless = [i for i in chosen if any(i != j and self.removals[i].dead < self.removals[j].dead for j in chosen)]
         return [i for i in chosen if i not in needless]
@@ -315,7 +333,8 @@ class UniversalLayerPruner:
             strategy: what chooses; see :meth:`plan`.
             plan: a plan made before, for this model or another copy of it.
             repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form
-                (:func:`layerprune.repair.repair`); what was done is at :attr:`repair_report`. None: leave the weights.
+                (:func:`layerprune.repair.repair`); what was done is at :attr:`repair_report`. ``mean``: only move
+                biases and batch norms' means by what is missing on average. None: leave the weights.
             inplace: edit the user's model instead of a copy.
 
         Returns:
@@ -323,7 +342,8 @@ class UniversalLayerPruner:
 
         Raises:
             PlanError: the plan was made for another model.
-            RepairError: ``repair`` is neither.
+            RepairError: ``repair`` is none of these.
+            CalibrationError: the plan folds projections, and there are no calibration data to fit them on.
             BudgetError, CostError, UnknownNameError, CriticalGroupError: as for :meth:`plan`.
         """
         budgets = {
@@ -333,44 +353,27 @@ class UniversalLayerPruner:
             "max_memory_bytes": max_memory_bytes,
             "max_impact": max_impact,
         }
-        if repair not in ("auto", None):
-            raise RepairError(f"repair is {repair!r}; give 'auto', or None to leave the weights as they are")
+        if repair not in ("auto", "mean", None):
+            raise RepairError(f"repair is {repair!r}; give 'auto', 'mean', or None to leave the weights as they are")
         if plan is None:
             plan = self.plan(**budgets, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
         elif groups is not None or any(value is not None for value in budgets.values()):
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
         if inplace:
             _ = self.notes  # measured on the model as it still is
-        if repair is None or self._batches is None or not plan.edits:
-            self.repair_report = None
-            self.model = plan.apply(self._original, inplace=inplace)
-        else:
-            self.model = self._repaired(plan, self._batches, inplace)
+        how = "refit" if repair == "auto" else repair
+        carried = carry_out(plan, self._original, self.graph, self._batches, how=how, inplace=inplace)
+        self.model, self.repair_report = carried.model, carried.repair_report
+        self.projection_report = carried.projections
         return self.model
 
     def save(self, folder: str | Path, **options: Any) -> Path:
         """Save the pruned model with its plan; see :func:`layerprune.save_pruned`, which takes the options, too."""
         return save_pruned(self.model, folder, **options)
 
-    def _repaired(self, plan: PruningPlan, batches: Sequence[Batch], inplace: bool) -> nn.Module:
-        """Carry a plan out on a copy and repair that; only what is done goes into the user's model."""
-        pruned = plan.apply(self._original)
-        try:
-            self.repair_report = mend(self._original, pruned, [batch.inputs for batch in batches], edits=plan.edits)
-        except LayerPruneError as error:  # what is pruned is none the worse for it
-            self.repair_report = RepairReport(notes=(f"not repaired: {error}",))
-        if not inplace:
-            return pruned
-        edited, before = self._original, plans_of(self._original)
-        undo = plan.carry_out(edited)
-        try:
-            if self.repair_report.kept:
-                write(edited, {name: parameter.detach() for name, parameter in pruned.named_parameters()})
-        except BaseException:
-            undo()
-            raise
-        remember_plans(edited, (*before, plan))
-        return edited
+    def distill(self, data: Iterable[Any], **options: Any) -> Distillation:
+        """Train the pruned model against the original; see :func:`layerprune.distill`, which takes the options, too."""
+        return distill(self._original, self.model, data, **options)
 
 
 def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.Module:
@@ -388,7 +391,7 @@ def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.
     return UniversalLayerPruner(model, **options).prune(max_param_reduction=reduction)
 
 
-def _reason(graph: LayerGraph, group: Group, refused: Mapping[str, Sequence[str]]) -> str:
-    """Why a group cannot go: what its candidates met with, else what its shapes say."""
+def _reason(graph: LayerGraph, group: Group, refused: Mapping[str, Sequence[str]], unfoldable: str) -> str:
+    """Why a group cannot go: what its candidates met with, else what its shapes say, and why no projection helps."""
     reasons = list(dict.fromkeys(refused.get(group.name, ())))
-    return reasons[0] if reasons else why_not(graph, group)
+    return reasons[0] if reasons else "; ".join(filter(None, (why_not(graph, group), unfoldable)))

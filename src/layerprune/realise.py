@@ -11,9 +11,11 @@ from torch import nn
 from layerprune.channel_rules import CannotSlice
 from layerprune.channels import ChannelTrace
 from layerprune.companion import Companion
-from layerprune.edits import Delete, Drop, DropParameter, Edit, Guard, Pass, Slice, taken_out
+from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, taken_out
+from layerprune.folds import CannotFold, FoldTrace
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
+from layerprune.modules import is_compiled
 from layerprune.rearrange import Moved
 
 
@@ -50,8 +52,9 @@ def realise(
     """Find the edits that carry a cut out.
 
     Every value that is to be substituted is traced back to its substitute: through dead modules, which then pass their
-    argument on, and through merges, whose other operands are dropped. Then all other dead modules are replaced, and
-    the readers of concats sliced. Modules are taken as far out as they are dead.
+    argument on, and through merges, whose other operands are dropped. Then all other dead modules are replaced, the
+    readers of concats sliced, and projections folded into those of tensors with other channels. Modules are
+    taken as far out as they are dead.
 
     Args:
         graph: the layer graph.
@@ -82,8 +85,14 @@ class _Realiser:
         marks = self.marks()
         slices, moved = self.slices()
         outermost = self.outermost_dead()
-        edits = [*self.module_edits(marks, outermost), *self.param_edits(marks, outermost), *slices]
+        edits = [
+            *self.module_edits(marks, outermost),
+            *self.param_edits(marks, outermost),
+            *slices,
+            *self.folds(slices),
+        ]
         self.check_params(edits)
+        self.check_calls(edits)
         leftovers = self.leftovers(edits)
         edits += self.guards(leftovers)
         self.check_shape_reads(edits, leftovers, marks.carried)
@@ -186,7 +195,14 @@ class _Realiser:
         if structure == "argument" and not copies and self.is_element(name, frames):
             return Delete(fqn=name)
         alone = position == 0 and all(f.arity == 1 for f in frames)
-        return Pass(fqn=name, position=position, keyword=None if alone else keyword, structure=structure, copies=copies)
+        return Pass(
+            fqn=name,
+            position=position,
+            keyword=None if alone else keyword,
+            structure=structure,
+            copies=copies,
+            others=not alone and keyword is None,  # behind *args arguments have no names
+        )
 
     def drop_edit(self, name: str, kinds: set[str], copies: bool) -> Edit:
         frames = [self.graph.frames[f] for f in self.graph.calls[name]]
@@ -251,6 +267,22 @@ class _Realiser:
             if len(names) > 1:
                 raise CannotRealise(f"its parameter '{names[0]}' is tied to '{names[1]}'")
 
+    def check_calls(self, edits: list[Edit]) -> None:
+        """Refuse where hooks would go that change tensors, and where compiled code would meet a dropped tensor."""
+        taken = set(taken_out(edits))
+        for name in self.graph.hooked:
+            if taken & set(self.graph.aliases_of.get(name, ((name,),))[0]):
+                raise CannotRealise(f"a hook of '{name}' changes what it takes or returns, and would go along")
+        for edit in edits:
+            if edit.kind in ("drop", "drop_parameter"):
+                around = next((n for n in _holders(edit.fqn) if is_compiled(self.modules[n])), None)
+                if around is not None:
+                    where = f"'{around}'" if around else "the model"
+                    raise CannotRealise(
+                        f"{where} is wrapped by torch.compile, which cannot follow a dropped tensor ('{edit.fqn}'): "
+                        "prune the model without the wrapper"
+                    )
+
     def names_by_owner(self, number: int) -> list[str]:
         """A name of a parameter for each place that holds it: several names of one module are one place."""
         found: dict[tuple[int, str], str] = {}
@@ -275,6 +307,15 @@ class _Realiser:
             return slices, tuple(trace.moved)
         except CannotSlice as error:
             raise CannotRealise(str(error)) from error
+
+    def folds(self, slices: list[Slice]) -> list[Fold]:
+        try:
+            folds = FoldTrace(self.graph, self.modules, self.cut, self.dead).run()
+        except CannotFold as error:
+            raise CannotRealise(str(error)) from error
+        for name in {fold.fqn for fold in folds} & {edit.fqn for edit in slices}:
+            raise CannotRealise(f"'{name}' would take a projection in and lose channels at once")
+        return folds
 
     def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
         removed = self.graph.all_names(taken_out(edits))
@@ -314,12 +355,30 @@ class _Realiser:
 
     def stuck(self, value: int, substitute: int) -> str:
         """Why a value cannot be replaced."""
-        layer = self.graph.layers[self.graph.values[value].layer]
-        where = f"'{layer.fqn}'" if layer.fqn else "the model"
-        return (
-            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read: "
-            f"the forward of {where} does more than pass its tensors on"
+        between = self.between(value)
+        layer = self.graph.layers[self.graph.values[between].layer]
+        what = (
+            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read"
         )
+        if layer.index not in self.dead:
+            return f"{what}: {self.graph.describe([between])} lies in between, and is needed elsewhere"
+        if layer.is_module:
+            return f"{what}: '{layer.name}' lies in between, and is called with more than it"
+        where = f"'{layer.fqn}'" if layer.fqn else "the model"
+        return f"{what}: the forward of {where} calls '{layer.function}' in between"
+
+    def between(self, value: int) -> int:
+        """The nearest value before one that no module makes of a single argument."""
+        for frame in self.marker.frames_returning(value):
+            if len(frame.arguments) == 1 and frame.arguments[0][2] != value:
+                return self.between(frame.arguments[0][2])
+        return value
+
+
+def _holders(name: str) -> list[str]:
+    """The names of what holds a module or parameter, innermost first; the model's is empty."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts) - 1, -1, -1)]
 
 
 def _under(name: str, holders: Collection[str]) -> bool:

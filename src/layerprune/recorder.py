@@ -18,7 +18,7 @@ from layerprune.modules import named_tensors, names_by_module
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors, written_tensors
 from layerprune.recording import Call, Operation, Recording
-from layerprune.watch import FunctionWatch, watched
+from layerprune.watch import FunctionWatch, hooks_watched, watched
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
 _SCALAR_READS = frozenset(
@@ -74,6 +74,7 @@ class Recorder:
                 self.recording.inputs.append(value)
         with (
             watched(self.model, self.wrap),
+            hooks_watched(self.model, lambda module: self.recording.hooked.add(self.names[id(module)][0])),
             torch.no_grad(),
             _Dispatch(self),
             FunctionWatch(self.call_function, self.query_shape),
@@ -107,6 +108,8 @@ class Recorder:
         call.start = len(self.recording.operations)
         call.arity = len(args) + len(kwargs)
         call.arguments = tuple(self.arguments(forward, args, kwargs))
+        if self.stack:
+            self.recording.calls[self.stack[-1]].steps.append(f":{names[0]}")
         self.recording.calls.append(call)
         self.stack.append(call.index)
         return call
@@ -259,6 +262,7 @@ class Recorder:
         call = Call(len(self.recording.functions), frame.fqn, frame.call, frame.index, name, nth)
         self.recording.functions.append(call)
         frame.functions.append(name)
+        frame.steps.append(name)
         operands: list[Tensor] = []
         call.literals = (
             tuple(_literal(a, operands) for a in args),

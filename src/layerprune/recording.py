@@ -29,6 +29,7 @@ class Call:
     results: tuple[int, ...] = ()
     has_data_calls: bool = False
     functions: list[str] = field(default_factory=list[str])
+    steps: list[str] = field(default_factory=list[str])
 
 
 @dataclass
@@ -60,3 +61,4 @@ class Recording:
         self.constants: list[str] = []
         self.shape_reads: set[tuple[int, int]] = set()
         self.written_params: set[str] = set()
+        self.hooked: set[str] = set()

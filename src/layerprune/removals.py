@@ -94,7 +94,7 @@ class _Finder:
         self.modules = modules
         self.leads = {call: group for group in groups for call in group.calls}
         self.seen: set[tuple[object, ...]] = set()
-        self.whole: set[str] = set()
+        self.alone: set[str] = set()  # groups that something takes out, and no other group
         self.partial: list[tuple[str, Cut, frozenset[int]]] = []  # what takes out some calls of groups with several
 
     def find(self, granularity: str) -> Iterator[tuple[Candidate, ...]]:
@@ -122,10 +122,10 @@ class _Finder:
         leaving = {self.leads[i].name: self.leads[i] for i in sorted(dead) if i in self.leads}
         gone = [g.name for g in leaving.values() if all(call in dead for call in g.calls)]
         if not gone:
-            self.partial += [(kind, cut, dead)] if leaving and kind != "bypass" else []
+            self.partial += [(kind, cut, dead)] if leaving else []
             return None
         self.seen.add(_key(cut))
-        self.whole |= set(gone)
+        self.alone |= set(gone) if len(gone) == 1 else set()
         return Candidate(name, kind, cut, dead, tuple(gone))
 
     def is_known(self, cut: Cut) -> bool:
@@ -141,14 +141,14 @@ class _Finder:
             if kind in ("add", "mul"):
                 for kept in self.keepable(layer):
                     others = [read[0] for read in layer.operands if read and read != (kept,)]
-                    name = f"{layer.name} without {self.name_of(others[0]) if others else 'its parameter'}"
+                    name = f"{layer.name} without {self.graph.name_of(others[0]) if others else 'its parameter'}"
                     cut = Cut({layer.outputs[0]: kept})
                     yield self.candidate("gate" if kind == "mul" else "branch", cut, name)
             elif kind == "cat" and len(layer.operands) > 1:
                 for read in dict.fromkeys(layer.operands):
                     if len(read) == 1 and len({*layer.operands}) > 1:
                         cut = Cut(dropped=frozenset({(layer.index, read[0])}))
-                        yield self.candidate("concat", cut, f"{layer.name} without {self.name_of(read[0])}")
+                        yield self.candidate("concat", cut, f"{layer.name} without {self.graph.name_of(read[0])}")
 
     def several(self) -> Iterator[Candidate | None]:
         """Drop a tensor from every merge that reads it, where several do and nothing else does."""
@@ -169,7 +169,7 @@ class _Finder:
                     break
             else:
                 cut = Cut(substitutes, frozenset(dropped))
-                yield self.candidate("several", cut, f"{len(readers)} merges without {self.name_of(value)}")
+                yield self.candidate("several", cut, f"{len(readers)} merges without {self.graph.name_of(value)}")
 
     def blocks(self) -> Iterator[Candidate | None]:
         """Let an element of a container hand on its input."""
@@ -201,8 +201,8 @@ class _Finder:
             for call in dead & self.leads.keys():
                 if call not in ways or len(dead) < len(ways[call][1]):
                     ways[call] = cut, dead
-        for group in self.groups:
-            if len(group.calls) < 2 or group.name in self.whole or not all(call in ways for call in group.calls):
+        for group in reversed(self.groups):  # what takes an earlier one out may take this one along
+            if len(group.calls) < 2 or group.name in self.alone or not all(call in ways for call in group.calls):
                 continue
             cuts = [ways[call][0] for call in group.calls]
             substitutes = {y: s for cut in cuts for y, s in cut.substitutes.items()}
@@ -235,7 +235,7 @@ class _Finder:
                 for substitute in self.graph.layers[dominator].outputs if dominator >= 0 else self.graph.inputs:
                     if self.alike(substitute, value):
                         cut = Cut({value: substitute})
-                        found = self.candidate("bypass", cut, f"{layer.name} by {self.name_of(substitute)}")
+                        found = self.candidate("bypass", cut, f"{layer.name} by {self.graph.name_of(substitute)}")
                         if found is not None or self.is_known(cut):
                             return found
         return None
@@ -264,14 +264,6 @@ class _Finder:
     def alike(self, one: int, other: int) -> bool:
         a, b = self.graph.values[one], self.graph.values[other]
         return a.shape == b.shape and a.dtype == b.dtype and len(a.shape) > 1
-
-    def name_of(self, value: int) -> str:
-        index = self.graph.values[value].layer
-        if index < 0:
-            return "the model's input"
-        layer = self.graph.layers[index]
-        own = layer.outputs.index(value) if value in layer.outputs else 0
-        return layer.name if own == 0 else f"{layer.name}[{own}]"
 
 
 def _key(cut: Cut) -> tuple[object, ...]:
@@ -348,10 +340,7 @@ def _feeds_output(graph: LayerGraph, group: Group) -> bool:
 
 def why_not(graph: LayerGraph, group: Group) -> str:
     """Say why no substitution takes a group out, from the shapes around it."""
-    calls = [graph.layers[i] for i in group.calls]
-    if len(calls) > 1:
-        return f"its lead is called {len(calls)} times, and no substitution takes all calls out"
-    lead, last = calls[0], graph.layers[group.members[-1]]
+    lead, last = graph.layers[group.calls[0]], graph.layers[group.members[-1]]
     after = graph.values[lead.outputs[0]].shape
     before = graph.values[lead.operands[0][0]].shape if lead.operands and lead.operands[0] else after
     channel = 1 if any("conv" in name for name in lead.functions) else len(after) - 1
@@ -359,6 +348,8 @@ def why_not(graph: LayerGraph, group: Group) -> str:
         return f"changes {before[channel]} channels to {after[channel]} and nothing of that shape exists before it"
     if len(before) == len(after) and before != after:
         return f"changes {_sizes(before)} to {_sizes(after)} and nothing of that shape exists before it"
+    if len(group.calls) > 1:
+        return f"its lead is called {len(group.calls)} times, and no substitution takes all calls out"
     return f"no earlier tensor of its shape {_sizes(graph.values[last.outputs[0]].shape)} lies on every way to it"
 
 

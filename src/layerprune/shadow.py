@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
+import sys
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -46,11 +50,12 @@ class Shadow:
 
     @contextlib.contextmanager
     def running(self, *, grad: bool = False) -> Generator[None]:
-        """Run the shadow's forward inside: without gradients unless asked for, the RNG state untouched."""
+        """Run the shadow's forward inside, uncompiled: without gradients unless asked for, the RNG states untouched."""
         self.start.put_back()
         whole = KeepsIntegers(self.mode) if self.integers and self.mode is not None else contextlib.nullcontext()
         quiet = _quiet() if self.mode is not None else contextlib.nullcontext()
-        with _rng_kept(), quiet, self.mode or contextlib.nullcontext(), whole, torch.set_grad_enabled(grad):
+        modes = self.mode or contextlib.nullcontext()
+        with _rng_kept(), _uncompiled(), quiet, modes, whole, torch.set_grad_enabled(grad):
             yield
 
     def adapt(self, inputs: Inputs) -> Inputs:
@@ -74,9 +79,8 @@ def fake_shadow(model: nn.Module, *, integers: bool = False) -> Shadow:
         integers: let integers, buffers and inputs, keep their values; see :class:`~layerprune.integers.KeepsIntegers`.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    mode.cache_enabled = not _holds_script_objects(model)
     shade = Shadow(model, mode, Attributes(nn.Module()), integers)
-    copy = clone(model, shade.convert)
+    copy = clone(model, shade.convert, apart=True)
     _settle(copy)
     return replace(shade, model=copy, start=Attributes(copy))
 
@@ -124,14 +128,9 @@ def _sharing(
             return make(tensor.detach().clone(), tensor)
         return tensor if shares else make(tensor.detach(), tensor)
 
-    copy = clone(model, convert)
+    copy = clone(model, convert, apart=True)
     _settle(copy)
     return Shadow(copy, None, Attributes(copy), shares=shares)
-
-
-def _holds_script_objects(model: nn.Module) -> bool:
-    """Whether a model holds what the fake tensors' cache cannot tell apart: a quantised layer's packed weights."""
-    return any(isinstance(value, torch.ScriptObject) for module in model.modules() for value in vars(module).values())
 
 
 def _settle(model: nn.Module) -> None:
@@ -166,8 +165,19 @@ def _quiet() -> Generator[None]:
 @contextlib.contextmanager
 def _rng_kept() -> Generator[None]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        yield
+    python, numpy = random.getstate(), np.random.get_state()  # stochastic depth is often drawn from these
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Run what ``torch.compile`` has wrapped as the Python that it was: a compiled module calls no modules."""
+    compiles = "torch._dynamo" in sys.modules  # slow to import, and nothing is compiled without it
+    return torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext()
 
 
 def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:

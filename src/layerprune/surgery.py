@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from layerprune.adapters import stacks
@@ -16,6 +17,7 @@ from layerprune.edits import (
     Drop,
     DropParameter,
     Edit,
+    Fold,
     Guard,
     Pass,
     Shorten,
@@ -24,20 +26,24 @@ from layerprune.edits import (
     joined,
 )
 from layerprune.errors import SurgeryError
+from layerprune.husks import plain, shown
 from layerprune.modules import slots
+from layerprune.projection import Folded, resize
 from layerprune.slices import loss_of
 
 Undo = Callable[[], None]
 
 
-def operate(model: nn.Module, edits: Sequence[Edit]) -> Undo:
+def operate(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Undo:
     """Carry edits out on a model, in place.
 
-    The surviving modules and parameters are the same objects as before, except sliced parameters, which are new.
+    The surviving modules and parameters are the same objects as before, except sliced parameters, and those that have
+    taken a projection in, which are new.
 
     Args:
         model: the module tree to edit.
         edits: what to do; each names a module of ``model``.
+        folded: the weights of transforms that take a projection in; those not in it get zeros, to be written over.
 
     Returns:
         A function that takes every edit back, bit for bit.
@@ -57,7 +63,7 @@ def operate(model: nn.Module, edits: Sequence[Edit]) -> Undo:
         shorten = _prepared(model, shortens)
         moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
         for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
-            undos.append(_carry_out(model, edit, places))
+            undos.append(_carry_out(model, edit, places, folded or {}))
         undos.append(shorten())
         undos.append(_take_places(moves))
     except BaseException:
@@ -100,9 +106,9 @@ def _take_places(moves: Sequence[tuple[TakePlace, nn.Module, nn.Module, str]]) -
 
 
 @contextmanager
-def applied(model: nn.Module, edits: Sequence[Edit]) -> Generator[nn.Module]:
+def applied(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Generator[nn.Module]:
     """Run a block with edits carried out on a model, and take them back afterwards whatever happens."""
-    undo = operate(model, edits)
+    undo = operate(model, edits, folded)
     try:
         yield model
     finally:
@@ -111,28 +117,28 @@ def applied(model: nn.Module, edits: Sequence[Edit]) -> Generator[nn.Module]:
 
 def _in_order(edits: Sequence[Edit]) -> list[Edit]:
     """Parameters first: deleting a module last keeps every name valid until it is needed."""
-    order = {"slice": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "delete": 3}
+    order = {"slice": 0, "fold": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "delete": 3}
     return sorted(edits, key=lambda edit: order[edit.kind])
 
 
-# Attributes that a parent may read off a module which it calls: a stand-in keeps them.
-_PLAIN = (bool, int, float, str, type(None))
 _Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
 
 
-def _carry_out(model: nn.Module, edit: Edit, places: _Places) -> Undo:
+def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded) -> Undo:
     if isinstance(edit, DropParameter):
         return _drop_parameter(model, edit)
     module = _find(model, edit.fqn, edit)
     if isinstance(edit, Slice):
         return _slice(module, edit)
+    if isinstance(edit, Fold):
+        return resize(module, edit, folded.get(edit))
     if isinstance(edit, Delete):
         return _delete(model, edit)
     if isinstance(edit, Guard):
         guard = SkipsDropped(module)
         guard.training = module.training
         return _replace(_places_of(module, edit, places), module, guard)
-    return _replace(_places_of(module, edit, places), module, _stand_in(cast("Pass | Drop", edit), module))
+    return _replace(_places_of(module, edit, places), module, _stand_in(cast("Pass | Drop", edit), module, model))
 
 
 def _places_of(module: nn.Module, edit: Edit, places: _Places) -> Sequence[tuple[nn.Module, str]]:
@@ -151,16 +157,20 @@ def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:
     return module
 
 
-def _stand_in(edit: Pass | Drop, module: nn.Module) -> nn.Module:
+def _stand_in(edit: Pass | Drop, module: nn.Module, model: nn.Module) -> nn.Module:
     if isinstance(edit, Drop):
-        stand_in: nn.Module = DroppedBranch(edit.merges, edit.structure, edit.copies)
+        dtypes = (p.dtype for one in (module, model) for p in one.parameters() if p.is_floating_point())
+        dtype = next(dtypes, torch.float32)
+        stand_in: nn.Module = DroppedBranch(edit.merges, edit.structure, edit.copies, dtype)
     elif edit.is_identity:
         stand_in = nn.Identity()
     else:
         stand_in = PassThrough(edit.position, edit.keyword, edit.structure, edit.copies)
     stand_in.training = module.training
     held = vars(stand_in)
-    held |= {key: value for key, value in vars(module).items() if key not in held and isinstance(value, _PLAIN)}
+    # A parent may read them off a module which it calls. Only torch's own Identity loads where this library is not.
+    kept = plain(module) if type(stand_in) is nn.Identity else shown(module)
+    held |= {key: value for key, value in kept.items() if key not in held and key not in stand_in._modules}
     return stand_in
 
 
@@ -199,7 +209,7 @@ def _drop_parameter(model: nn.Module, edit: DropParameter) -> Undo:
         raise SurgeryError(f"cannot {edit}: '{owner_name or type(model).__name__}' has no parameter '{key}'")
     before = dict(owner._parameters)
     del owner._parameters[key]
-    vars(owner)[key] = dropped(edit.merges, edit.copies)
+    vars(owner)[key] = dropped(edit.merges, edit.copies, old.dtype)
 
     def undo() -> None:
         vars(owner).pop(key, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
@@ -83,3 +84,30 @@ def watched(
                 vars(module).pop("forward", None)
             else:
                 vars(module)["forward"] = forward
+
+
+@contextmanager
+def hooks_watched(model: nn.Module, told: Callable[[nn.Module], None]) -> Generator[None]:
+    """Tell, while the model runs, which modules have a forward hook that replaces what they take or return."""
+
+    def watching(module: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(hook)
+        def watched_hook(*args: Any, **kwargs: Any) -> Any:
+            result = hook(*args, **kwargs)
+            if result is not None and result is not args[-1]:
+                told(module)
+            return result
+
+        return watched_hook
+
+    before: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    try:
+        for module in model.modules():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                if hooks:
+                    before.append((hooks, dict(hooks)))
+                    hooks.update({key: watching(module, hook) for key, hook in hooks.items()})
+        yield
+    finally:
+        for hooks, old in before:
+            hooks.update({key: hook for key, hook in old.items() if key in hooks})

@@ -110,7 +110,7 @@ def _schema_of(text: str) -> int:
     """The schema that a text claims; 0 where it claims none."""
     try:
         read: Any = from_json(text)
-    except ValueError:
+    except (ValueError, TypeError):  # no JSON; no text, with half a surrogate pair
         return 0
     version: Any = read.get("schema_version") if isinstance(read, dict) else None  # pyright: ignore[reportUnknownVariableType]
     return version if type(version) is int else 0

@@ -78,7 +78,7 @@ def check_extra_state(model: nn.Module) -> None:
         if name not in known:
             raise CheckpointError(
                 f"'{name}' ({type(value).__name__}) is in the state dict, and no parameter or buffer: it would be "
-                "lost; save the model before it is quantised, or keep it in a buffer"
+                "lost; keep it in a buffer"
             )
 
 
@@ -228,14 +228,15 @@ class Weights:
             with self._opened(file_name) as file:
                 for name in (name for name in names if self.home[name] == file_name):
                     order = self.record.order.get(name)
-                    tensor = self._tensor(file, name).to(names[name])
+                    # A copy: what safetensors gives may lie in the mapped file, and change when somebody writes there.
+                    tensor = self._tensor(file, name).to(names[name], copy=True)
                     found[name] = tensor.permute(_inverse(order)) if order else tensor
         return found
 
     def _tensor(self, file: Any, name: str) -> Tensor:
         try:
             return cast(Tensor, file.get_tensor(name))
-        except (SafetensorError, OSError) as error:  # the file is another one than when its names were read
+        except (SafetensorError, OSError, RuntimeError) as error:  # another file than when its names were read
             raise CheckpointError(f"{self.folder / self.home[name]}: '{name}' cannot be read: {error}") from error
 
 

@@ -20,6 +20,7 @@ LABELS = {
     "buffer_bytes": "buffer memory",
     "macs": "MACs",
     "activation_bytes": "activation memory, peak",
+    "peak_bytes": "memory in all, peak",
     "kv_cache_bytes_per_token": "KV cache per token",
 }
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -46,6 +47,16 @@ class Cost:
     activation_bytes: int | None = None
     kv_cache_bytes_per_token: int | None = None
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """What parameters, buffers and the activations at their peak hold together; None where the last is not known.
+
+        It is what ``max_memory_bytes`` limits; the inputs and what kernels need inside themselves come on top.
+        """
+        if self.activation_bytes is None:
+            return None
+        return self.param_bytes + self.buffer_bytes + self.activation_bytes
 
     def value(self, name: str) -> int | None:
         """Return a field's number."""

@@ -8,8 +8,9 @@ from itertools import pairwise
 
 from torch import nn
 
-from layerprune.edits import Ranges, Slice, taken_out
+from layerprune.edits import Fold, Ranges, Slice, folds_of, taken_out
 from layerprune.graph import LayerGraph
+from layerprune.projection import growth, num_in
 from layerprune.realise import Realisation
 from layerprune.slices import loss_of, price_of
 
@@ -21,15 +22,17 @@ class Taken:
     Attributes:
         whole: numbers of the parameters, or layers, that go.
         parts: for those that lose channels, (size of a channel, half-open ranges of channels).
+        growth: for those that take a projection in, by how much they grow; below 0 where they shrink.
     """
 
     whole: frozenset[int]
     parts: Mapping[int, tuple[float, Ranges]] = field(default_factory=dict[int, "tuple[float, Ranges]"])
+    growth: Mapping[int, float] = field(default_factory=dict[int, float])
 
     def size(self, graph: LayerGraph) -> int:
         """Count the elements of the parameters."""
         pieces = sum(each * (b - a) for each, ranges in self.parts.values() for a, b in ranges)
-        return sum(graph.size_of_param[param] for param in self.whole) + int(pieces)
+        return sum(graph.size_of_param[param] for param in self.whole) + int(pieces) - int(sum(self.growth.values()))
 
 
 def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation) -> Taken:
@@ -49,7 +52,9 @@ def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisatio
         for name, price in price_of(modules[edit.fqn], edit).items()
         if graph.param_ids[f"{edit.fqn}.{name}"] not in whole
     }
-    return Taken(frozenset(whole), parts)
+    folds: list[Fold] = folds_of(realisation.edits)
+    grown: dict[int, float] = {graph.param_ids[f"{e.fqn}.weight"]: growth(modules[e.fqn], e) for e in folds}
+    return Taken(frozenset(whole), parts, grown)
 
 
 def layers_taken(
@@ -73,7 +78,14 @@ def layers_taken(
                 for layer in graph.layers_inside[frame]:
                     if layer in costs and layer not in realisation.dead and width:
                         parts[layer] = costs[layer] / width, edit.dropped
-    return Taken(frozenset(realisation.dead & costs.keys()), parts)
+    grown = {
+        layer: costs[layer] * (edit.num_in / num_in(modules[edit.fqn]) - 1)
+        for edit in folds_of(realisation.edits)
+        for frame in graph.calls.get(edit.fqn, ())
+        for layer in graph.layers_inside[frame]
+        if layer in costs and layer not in realisation.dead
+    }
+    return Taken(frozenset(realisation.dead & costs.keys()), parts, grown)
 
 
 def bundles(sizes: Mapping[int, float], some: Iterable[Taken]) -> dict[tuple[int, ...], float]:
@@ -88,15 +100,22 @@ def bundles(sizes: Mapping[int, float], some: Iterable[Taken]) -> dict[tuple[int
     """
     takers: dict[int, list[int]] = {}
     cuts: dict[int, list[tuple[int, float, Ranges]]] = {}
+    grown: dict[int, list[tuple[int, float]]] = {}
     for place, taken in enumerate(some):
         for number in taken.whole:
             takers.setdefault(number, []).append(place)
         for number, (each, ranges) in taken.parts.items():
             cuts.setdefault(number, []).append((place, each, ranges))
+        for number, more in taken.growth.items():
+            grown.setdefault(number, []).append((place, more))
     found: dict[tuple[int, ...], float] = {}
-    for number in {*takers, *cuts}:
+    for number in {*takers, *cuts, *grown}:
         rest = sizes[number]
         whole = takers.get(number, [])
+        for place, more in grown.get(number, ()):  # what takes the whole takes the growth back
+            key = tuple(sorted({*whole, place}))
+            found[key] = found.get(key, 0) - more
+            rest += more
         edges = sorted({edge for _, _, ranges in cuts.get(number, ()) for pair in ranges for edge in pair})
         for start, end in pairwise(edges):
             slicing = [place for place, _, ranges in cuts[number] if any(a <= start and end <= b for a, b in ranges)]

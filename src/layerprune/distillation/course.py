@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-_FAR = 4.0  # times the loss at the start
+_FAR = 10.0  # times the loss at the start
 _WINDOW = 10  # steps whose mean is compared with it
 
 

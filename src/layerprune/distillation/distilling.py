@@ -32,7 +32,7 @@ def distill(
     data: Iterable[Any],
     *,
     held_out: Iterable[Any] | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Edit] | None = None,
     kind: Kind | None = None,
     cache_bytes: int = CACHE_BYTES,
     cache_folder: str | Path | None = None,
@@ -58,7 +58,8 @@ def distill(
         data: batches, each as the forward takes it, which are read once and kept; short sequences of about one length
             in a batch are fast. Tokens that ``attention_mask`` leaves out count nowhere.
         held_out: batches that the best weights are chosen on; every eighth batch of ``data`` if None.
-        edits: ``plan.edits``; needed where whole layers have left their container and the others are renumbered.
+        edits: ``plan.edits``; needed where whole layers have left their container and the others are renumbered. Those
+            of the plan that ``pruned`` was made by in this process if None; a copy has forgotten them.
         kind: ``distribution`` where the output are logits, ``values`` where numbers count as they are; told from the
             model and its output if None.
         cache_bytes: what the original makes of the batches is computed once, and kept in memory up to this size.
@@ -79,7 +80,7 @@ def distill(
         CalibrationError: the data are empty, do not fit either model, or make values that are not finite.
     """
     recipe = recipe_of(settings)
-    task = task_of(unwrap(original), unwrap(pruned), data, held_out, recipe, tuple(edits), kind)
+    task = task_of(unwrap(original), unwrap(pruned), data, held_out, recipe, edits, kind)
     with accelerating(task.device, recipe.mixed_precision) as tools:
         snapshots = None if checkpoint is None else Snapshots(Path(checkpoint), task.key(), weights_of(task.pruned))
         found = None if snapshots is None else snapshots.load()

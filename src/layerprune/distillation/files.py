@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
+
+from layerprune.checkpoint.staging import sync_file, sync_folder
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file."""
-    _write(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    held: dict[str, Tensor] = {}
+    memories: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        # safetensors takes no views of one memory.
+        held[name] = tensor.clone() if memory.data_ptr() in memories or memory.nbytes() > tensor.nbytes else tensor
+        memories.add(memory.data_ptr())
+    _write(path, lambda beside: save_file(held, beside))
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file."""
-    _write(path, (json.dumps(record, indent=1) + "\n").encode())
+    _write(path, lambda beside: beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"))
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write beside the file, see that it is on the disk, and put it in the file's place in one step."""
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside a file, see that it is on the disk, and put it in the file's place in one step."""
     beside = path.with_name(f".{path.stem}.part{path.suffix}")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    write(beside)
+    sync_file(beside)
     beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)  # that the name is there, too, after a loss of power
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

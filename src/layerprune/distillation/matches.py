@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -61,7 +61,7 @@ def side_of(model: nn.Module, batch: Batch, *, copied: bool) -> Side:
 
 
 def find_matches(
-    teacher: Side, student: Side, edits: Iterable[Edit], patterns: Mapping[str, float] | None
+    teacher: Side, student: Side, edits: Sequence[Edit], patterns: Mapping[str, float] | None
 ) -> tuple[Match, ...]:
     """Match the tensors that surviving transforms feed with what their readers read in the original.
 
@@ -75,8 +75,9 @@ def find_matches(
         patterns: of transforms' names, with weights; of several that fit a name the first counts.
 
     Raises:
-        DistillationError: patterns fit no name.
+        DistillationError: patterns fit no name, or layers are renumbered and nobody says how.
     """
+    _check_numbers(teacher.shade.model, student.shade.model, edits)
     sites, _ = find_sites(teacher.graph, student.graph, student.shade.model, edits)
     outputs = set(student.graph.outputs)  # these have a loss of their own
     fed: dict[tuple[int, int], list[Site]] = {}
@@ -96,6 +97,19 @@ def find_matches(
     return tuple(
         Match(tuple(site.name for site in fed[pair]), *pair, weight / total) for pair, weight in weights.items()
     )
+
+
+def _check_numbers(original: nn.Module, pruned: nn.Module, edits: Sequence[Edit]) -> None:
+    """Refuse to match layers by numbers that they have got since, and nobody says which those were before."""
+    told = {edit.fqn for edit in edits if edit.kind == "shorten"}
+    before = {name: len(module) for name, module in original.named_modules() if isinstance(module, nn.ModuleList)}
+    for name, module in pruned.named_modules():
+        if not isinstance(module, nn.ModuleList) or name in told or len(module) >= before.get(name, 0):
+            continue
+        raise DistillationError(
+            f"'{name}' has {len(module)} of {before[name]} layers left, under new numbers: give edits=plan.edits, so "
+            "that each is matched with what it was, or hidden_weight=0"
+        )
 
 
 def _is_merge(graph: LayerGraph, value: int) -> bool:

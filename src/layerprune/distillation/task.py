@@ -25,6 +25,7 @@ from layerprune.errors import DistillationError
 from layerprune.impact.harm import Harm, Kind, harm_of
 from layerprune.inputs import describe
 from layerprune.modules import fingerprint
+from layerprune.plan import plans_of
 from layerprune.repair.sites import find_sites
 
 _EVERY = 8  # of so many batches one is held out
@@ -130,7 +131,7 @@ def task_of(
     data: Iterable[Any],
     held_out: Iterable[Any] | None,
     recipe: Recipe,
-    edits: tuple[Edit, ...],
+    edits: Sequence[Edit] | None,
     kind: Kind | None,
 ) -> Task:
     """Read the data, and record both models on them.
@@ -139,6 +140,11 @@ def task_of(
         DistillationError: the models are on different devices, on none that computes, or return nothing to compare.
         CalibrationError: the data are empty, or do not fit a model.
     """
+    if original is pruned:
+        raise DistillationError("original and pruned are one model: there has to be an original to learn from")
+    if edits is None:
+        plans = plans_of(pruned)
+        edits = plans[0].edits if len(plans) == 1 else ()
     devices = {parameter.device for model in (original, pruned) for parameter in model.parameters()}
     if len(devices) != 1 or any(device.type == "meta" for device in devices):
         raise DistillationError(
@@ -159,7 +165,7 @@ def task_of(
     harm = harm_of(original, out) if kind is None else Harm(kind)
     if not harm.outputs(out):
         raise DistillationError("the original returns no tensor of floating point: there is nothing to learn from")
-    return Task(original, pruned, teacher, student, batches, places, recipe, edits, harm, notes)
+    return Task(original, pruned, teacher, student, batches, places, recipe, tuple(edits), harm, notes)
 
 
 def _own_share(count: int) -> tuple[Sequence[int], tuple[str, ...]]:

@@ -16,7 +16,7 @@ from layerprune.distillation.files import write_tensors
 from layerprune.distillation.losses import Likeliest
 from layerprune.distillation.matches import Side
 from layerprune.errors import CalibrationError
-from layerprune.observe import Observer
+from layerprune.observe import Observer, See
 from layerprune.shadow import short
 
 
@@ -57,6 +57,10 @@ class Lesson:
                 outputs[int(number)] = Likeliest(tensor, tensors[f"log_probs.{number}"])
         return cls(tuple(outputs[place] for place in sorted(outputs)), hidden)
 
+    def on(self, device: torch.device) -> Lesson:
+        """The same on a device."""
+        return Lesson.of({name: tensor.to(device) for name, tensor in self.flat().items()})
+
     @property
     def num_bytes(self) -> int:
         """What it takes to keep it."""
@@ -87,6 +91,7 @@ class Teacher:
         self.side = side
         self.observer = Observer(side.shade, side.graph, values)
         self.outputs = outputs
+        self.device = next(side.shade.model.parameters()).device
         self.bare = bare
         self.memory_bytes = memory_bytes
         self.folder = folder
@@ -101,15 +106,14 @@ class Teacher:
             CalibrationError: the forward raises, or its values are not finite.
         """
         if number in self.kept:
-            return self.kept[number]
+            return self.kept[number].on(self.device)
         file = None if self.folder is None else self.folder / f"{number:06d}.safetensors"
         if file is not None and file.exists():
-            device = str(next(self.side.shade.model.parameters()).device)
-            return Lesson.of(load_file(file, device=device))
+            return Lesson.of(load_file(file)).on(self.device)
         made = self.make(number, batch)
         size = made.num_bytes
         if self.kept_bytes + size <= self.memory_bytes:
-            self.kept[number] = made
+            self.kept[number] = made.on(torch.device("cpu"))  # an accelerator's memory is for the training
             self.kept_bytes += size
         elif file is not None:
             write_tensors(file, made.flat())
@@ -119,23 +123,27 @@ class Teacher:
 
     def make(self, number: int, batch: Batch) -> Lesson:
         hidden: dict[int, Tensor] = {}
-        outs: list[Any] = []
+        outs: list[Any] = []  # of each try; the last one counts
         inputs = self.side.shade.adapt(batch.inputs)
 
         def forward(model: Any) -> None:
             outs.append(model(*inputs.args, **inputs.kwargs))
 
+        def begin() -> See:
+            hidden.clear()
+            return see
+
         def see(value: int, tensor: Tensor) -> None:
             hidden[value] = tensor.detach().clone()  # a later layer may write into it
 
         try:
-            self.observer.run(batch.inputs, see, forward=forward)
+            self.observer.run(batch.inputs, begin, forward=forward)
         except Exception as error:  # the user's own forward
             raise CalibrationError(
                 f"the original raised on batch {number} ({batch.inputs!r}): {short(error)}. Each batch has to be what "
                 "the model's forward takes"
             ) from error
-        made = Lesson(tuple(self.outputs(number, outs[0])), {} if number in self.bare else hidden)
+        made = Lesson(tuple(self.outputs(number, outs[-1])), {} if number in self.bare else hidden)
         for name, tensor in made.flat().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CalibrationError(

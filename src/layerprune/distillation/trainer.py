@@ -21,7 +21,7 @@ from layerprune.distillation.student import Student
 from layerprune.distillation.teacher import Lesson, Teacher
 from layerprune.errors import DistillationError
 from layerprune.impact.harm import Harm
-from layerprune.observe import Observer
+from layerprune.observe import Observer, See
 from layerprune.report.progress import Told
 from layerprune.shadow import short
 
@@ -138,7 +138,7 @@ class Trainer:
                 self.tools.backward(loss)
 
         self.optimizer.zero_grad(set_to_none=True)
-        self.forward(batch, step, found.__setitem__, learn, place)
+        self.forward(batch, step, found, learn, place)
         if not math.isfinite(losses[0]):
             return False
         if not self.tools.clip(self.student.trained.values(), self.recipe.max_norm):
@@ -148,10 +148,14 @@ class Trainer:
         return True
 
     def forward(
-        self, batch: Batch, step: int, see: Callable[[int, Tensor], None], learn: Callable[[Any], None], place: int
+        self, batch: Batch, step: int, found: dict[int, Tensor], learn: Callable[[Any], None], place: int
     ) -> None:
-        """Run the student with gradients."""
+        """Run the student with gradients, and collect its hidden states."""
         inputs = self.student.side.shade.adapt(batch.inputs)
+
+        def begin() -> See:
+            found.clear()
+            return found.__setitem__
 
         def call(model: Any) -> Any:
             torch.manual_seed(self.recipe.seed + step)  # for what forwards draw even in eval mode
@@ -159,7 +163,7 @@ class Trainer:
                 return model(*inputs.args, **inputs.kwargs)
 
         try:
-            self.observer.run(batch.inputs, see, use=learn, forward=call)
+            self.observer.run(batch.inputs, begin, use=learn, forward=call)
         except DistillationError:
             raise
         except Exception as error:  # the user's own forward

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from layerprune.calibration import Batch, Loss
-from layerprune.edits import Edit
-from layerprune.impact.evidence import Evidence, Scene
+from layerprune.edits import Edit, folds_of
+from layerprune.impact.evidence import Evidence, Scene, about_harm
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
+from layerprune.impact.racing import Rule, all_of_them
 from layerprune.shadow import Shadow, real_shadow
 from layerprune.surgery import applied
 
@@ -31,16 +31,16 @@ def score_ablation(scene: Scene, harm: Harm | None = None) -> Evidence:
 
 
 def ablate(
-    scene: Scene, sets: Sequence[Sequence[Edit]], harm: Harm | None = None, *, precision: float = 0.0
+    scene: Scene, sets: Sequence[Sequence[Edit]], harm: Harm | None = None, *, rule: Rule = all_of_them
 ) -> Evidence:
     """Make sets of edits, one after the other, and measure what each does to the output or to the user's loss.
 
     Args:
         scene: what to measure on; its removals are not looked at.
-        sets: what to make.
+        sets: what to make; the impact of one whose projections the scene does not know is nan.
         harm: as for :func:`score_ablation`; outputs are compared where it is given, whatever the scene's loss.
-        precision: a set is measured on no further batch once its impact's standard error is below this share of it, as
-            two batches or more tell. They come in an order drawn from the scene's seed, as data may be sorted.
+        rule: which sets are measured on the next batch; see :mod:`~layerprune.impact.racing`. Batches come in an order
+            drawn from the scene's seed, as data may be sorted.
 
     Returns:
         Evidence with one column per set.
@@ -49,40 +49,27 @@ def ablate(
     by = _ByOutput(harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
     change = np.zeros((len(scene.batches), len(sets)))
     size = np.zeros_like(change)
+    fitted = np.array([all(fold in scene.folded for fold in folds_of(edits)) for edits in sets], dtype=bool)
+    change[:, np.logical_not(fitted)], size[:, np.logical_not(fitted)] = np.nan, 1.0
     rows = [int(row) for row in np.random.default_rng(scene.seed).permutation(len(change))]
     for number, row in enumerate(rows):
-        settled = _settled(change[rows[:number]], size[rows[:number]], precision)
-        if settled.all() and sets:
+        going_on = rule(change[rows[:number]], size[rows[:number]]) & fitted
+        if not going_on.any() and sets:
             break
         batch = scene.batches[row]
         with scene.on(row):
             with shade.running():
                 by.start(shade, batch, row)
             for column, edits in enumerate(sets):
-                if not settled[column]:
-                    with applied(shade.model, edits), shade.running():
+                if going_on[column]:
+                    with applied(shade.model, edits, scene.folded), shade.running():
                         change[row, column], size[row, column] = by.compare(shade, batch)
                 scene.progress(number * len(sets) + column + 1, change.size)
     scene.progress(change.size, change.size)
-    unknown = int((~np.isfinite(change)).any(0).sum())
+    unknown = int((~np.isfinite(change[:, fitted])).any(0).sum())
     note = f"the impact of {unknown} removals is not known: with them the output or loss is no number any more"
-    notes = (note,) if unknown else ()
+    notes = (*((note,) if unknown else ()), *about_harm(scene, by.harm))
     return Evidence(change, size, 1.0, f"{by.unit}, by ablation", notes, is_ablation=True)
-
-
-_ONE_SIGMA = 0.8413  # of Student's t: two batches that agree may do so by chance
-
-
-def _settled(change: np.ndarray, size: np.ndarray, precision: float) -> np.ndarray:
-    """Whether impacts are known well enough, by the spread from batch to batch of those that they were measured on."""
-    measured = size != 0
-    num = measured.sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        each = np.where(measured, change / size, 0.0)
-        mean = change.sum(0) / size.sum(0)
-        spread = np.where(measured, each - mean, 0.0)
-        error = np.sqrt((spread**2).sum(0) / (num - 1) / num) * student_t.ppf(_ONE_SIGMA, num - 1)
-        return (num >= 2) & (error <= precision * np.abs(mean)) & (precision > 0)
 
 
 class _ByOutput:
@@ -109,6 +96,7 @@ class _ByLoss:
     """By how much the user's loss is above the original's; a batch weighs by its samples."""
 
     unit = UNIT
+    harm = None
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss

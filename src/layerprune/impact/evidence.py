@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from layerprune.calibration import Batch, Loss
+from layerprune.edits import Fold
 from layerprune.errors import CalibrationError, InputsError, LayerPruneError
 from layerprune.graph import LayerGraph
+from layerprune.impact.harm import Harm
+from layerprune.projection import Folded
 from layerprune.proof import Removal
 from layerprune.shadow import short
 
 _RESAMPLES = 200
+_NAMED = 5  # removals, in a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,9 @@ class Scene:
         seed: for whatever is drawn.
         loss: calls the model once on an item and returns a loss, ``loss(model, item)``; None where the user gave none.
         progress: told after each step how many of how many are done.
+        folded: for removals by projection, what these make of the transforms that take them in.
+        missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
+            and the squared size; None where they were not fitted.
     """
 
     model: nn.Module
@@ -39,6 +46,8 @@ class Scene:
     seed: int = 0
     loss: Loss | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
+    folded: Folded = field(default_factory=dict[Fold, Mapping[str, Tensor]])
+    missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
 
     @contextmanager
     def on(self, number: int) -> Generator[None]:
@@ -100,6 +109,15 @@ class Evidence:
         """One number per removal, 0 for no harm; nan where it could not be measured."""
         return self._of(np.ones_like(self.change))
 
+    @property
+    def num_batches(self) -> np.ndarray:
+        """On how many batches each removal was measured."""
+        return self._measured.sum(0)
+
+    @property
+    def _measured(self) -> np.ndarray:
+        return (self.change != 0) | (self.size != 0)
+
     def resampled(self, seed: int) -> np.ndarray:
         """Impacts on batches drawn with replacement, ``(draw, removal)``; none from a single batch.
 
@@ -109,7 +127,7 @@ class Evidence:
         num = len(self.change)
         if num < 2:
             return np.empty((0, self.change.shape[1]))
-        measured = (self.change != 0) | (self.size != 0)
+        measured = self._measured
         draws = np.random.default_rng(seed).integers(0, num, (_RESAMPLES, num))
         return np.stack([self._of(_times(draw, measured)) for draw in draws])
 
@@ -119,6 +137,30 @@ class Evidence:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((size == 0) & (change == 0), 0.0, change / size)
             return np.where(np.isinf(change) | np.isinf(size), np.nan, ratio) ** self.power
+
+
+def about_harm(scene: Scene, harm: Harm | None) -> tuple[str, ...]:
+    """Say of what may be logits, and is compared as plain numbers, how to have it compared as logits."""
+    outputs = scene.graph.outputs
+    if harm is None or harm.kind == "distribution" or len(outputs) != 1:
+        return ()
+    value = scene.graph.values[outputs[0]]
+    if len(value.shape) != 2 or value.layer < 0 or scene.graph.layers[value.layer].kind != "transform":
+        return ()
+    return (
+        f"the output, {value.shape[1]} numbers a sample, is compared by its relative change; if these are logits of "
+        f"classes, set model.num_classes = {value.shape[1]}, and it is by the KL divergence, or pass loss=",
+    )
+
+
+def about_unknown(removals: Sequence[Removal], change: np.ndarray, why: str) -> tuple[str, ...]:
+    """Name the removals of which a criterion found nothing on some batch, ``change`` being ``(batch, removal)``."""
+    unknown = [removal.name for removal, lost in zip(removals, np.isnan(change.sum(0)), strict=True) if lost]
+    if not unknown:
+        return ()
+    more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+    which = "1 removal" if len(unknown) == 1 else f"{len(unknown)} removals"
+    return (f"the impact of {which} is not known ({why}): {'; '.join(unknown[:_NAMED])}{more}",)
 
 
 def _times(draw: np.ndarray, measured: np.ndarray) -> np.ndarray:

@@ -60,6 +60,9 @@ class Harm:
 def harm_of(model: nn.Module, out: Any) -> Harm:
     """Tell by which harm a model's output is measured: distributions are what is called ``logits``, or has its classes.
 
+    Nothing else tells a classifier from a model that embeds or regresses: both end in a linear layer. A wrong guess
+    would measure the divergence of what is no distribution.
+
     Args:
         model: the model; timm's and torchvision's classifiers say how many classes they tell apart.
         out: what it returned.

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerprune.impact.evidence import Evidence, Scene
+from layerprune.impact.evidence import Evidence, Scene, about_unknown
 from layerprune.impact.harm import norm
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
-from layerprune.observe import Observer
+from layerprune.observe import Observer, See
 from layerprune.shadow import real_shadow
 
 
@@ -19,8 +19,9 @@ def score_influence(scene: Scene) -> Evidence:
     """Measure how far each removal moves the tensor it replaces, in one forward for all of them.
 
     For a substitute ``s`` of ``y`` this is ``‖y - s‖ / ‖y‖``; for an operand ``b`` that a merge ``c`` loses,
-    ``‖b‖ / ‖c‖``. Several replaced tensors are taken as one. Block Influence (arXiv 2403.03853, section 3.2) is the
-    same idea with 1 - cosine, which does not see a branch that only rescales.
+    ``‖b‖ / ‖c‖``; for a projection ``P s`` of a tensor of other channels ``‖y - P s‖ / ‖y‖``. Several
+    replaced tensors are taken as one. Block Influence (arXiv 2403.03853, section 3.2) is the same idea with 1 - cosine,
+    which does not see a branch that only rescales.
 
     Args:
         scene: what to score, and on what; running sums only are kept, and what a later tensor is compared with.
@@ -36,14 +37,22 @@ def score_influence(scene: Scene) -> Evidence:
     size = np.full_like(change, np.nan)
     for row, batch in enumerate(scene.batches):
         norms = _Norms(batch.mask)
+
+        def begin(norms: _Norms = norms) -> See:
+            norms.forget()
+            return tensors.seeing(norms.measure)
+
         with scene.on(row):
-            observer.run(batch.inputs, tensors.seeing(norms.measure))
+            observer.run(batch.inputs, begin)
         change[row], size[row] = norms.of(shifts)
         scene.progress(row + 1, len(scene.batches))
-    unknown = int(np.isnan(change).any(0).sum())
-    note = f"the impact of {unknown} removals could not be measured (a tensor in question is hidden or not finite)"
+    for column, removal in enumerate(scene.removals):
+        pairs = scene.missed(removal) if removal.needs_calibration else None
+        if pairs is not None:
+            change[:, column], size[:, column] = np.array(pairs).T
+    notes = about_unknown(scene.removals, change, "a tensor in question is not seen in a run, or not finite")
     unit = "influence: relative change of the replaced tensor"
-    return Evidence(change, size, 0.5, unit, (note,) if unknown else ())
+    return Evidence(change, size, 0.5, unit, notes)
 
 
 class _Norms:
@@ -53,6 +62,10 @@ class _Norms:
         self.mask = mask
         self.sizes: dict[int, Tensor] = {}
         self.changes: dict[Shift, Tensor] = {}
+
+    def forget(self) -> None:
+        self.sizes.clear()
+        self.changes.clear()
 
     def measure(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
         if not shift.lost and moved.shape != other.shape:

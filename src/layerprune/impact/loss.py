@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from layerprune.calibration import Batch, Loss
 from layerprune.errors import CalibrationError
-from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.taps import Taps
+from layerprune.impact.evidence import Evidence, Scene, about_unknown
+from layerprune.impact.taps import UNSEEN, Taps
 from layerprune.nested import map_tensors
 
 UNIT = "change of your loss"
@@ -57,9 +57,8 @@ def score_loss(scene: Scene) -> Evidence:
         change[row] = batch.num_samples * np.sqrt(moved.squares).sum(1)
         scene.progress(row + 1, len(scene.batches))
     size = np.broadcast_to([[batch.num_samples] for batch in scene.batches], change.shape)
-    unknown = int(np.isnan(change).any(0).sum())
-    note = f"the impact of {unknown} removals could not be estimated (no gradient reaches a tensor in question)"
-    return Evidence(change, size, 1.0, f"{UNIT}, estimated", (note,) if unknown else ())
+    notes = about_unknown(scene.removals, change, UNSEEN)
+    return Evidence(change, size, 1.0, f"{UNIT}, estimated", notes)
 
 
 def _once(loss: Loss, model: nn.Module, batch: Batch) -> Any:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from layerprune.calibration import Batch
-from layerprune.impact.evidence import Evidence, Scene
+from layerprune.impact.evidence import Evidence, Scene, about_harm, about_unknown
 from layerprune.impact.harm import Harm, class_dim, harm_of, masked
-from layerprune.impact.taps import Taps
+from layerprune.impact.taps import UNSEEN, Taps
 
 
 def score_output_change(scene: Scene, harm: Harm | None = None, *, num_directions: int = 1) -> Evidence:
@@ -55,10 +55,9 @@ def score_output_change(scene: Scene, harm: Harm | None = None, *, num_direction
     change = half * np.stack(rows) / num_directions
     size = np.broadcast_to(sizes[:, None], change.shape)
     pairs = _pairs(products, change.sum(0) / sizes.sum())
-    unknown = int(np.isnan(change).any(0).sum())
-    note = f"the impact of {unknown} removals could not be estimated (no gradient reaches a tensor in question)"
+    notes = (*about_unknown(scene.removals, change, UNSEEN), *about_harm(scene, harm))
     unit = f"{harm.unit}, estimated"
-    return Evidence(change, size, 1.0, unit, (note,) if unknown else (), pairs)
+    return Evidence(change, size, 1.0, unit, notes, pairs)
 
 
 def _pairs(products: np.ndarray, impacts: np.ndarray) -> np.ndarray:

@@ -11,11 +11,13 @@ from layerprune.impact.ablation import ablate
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.harm import Harm
 from layerprune.impact.output_change import score_output_change
+from layerprune.impact.racing import contenders
 
 #: So many removals are all made and measured; of more the estimate chooses half, and this many at least.
 LONGEST = 64
 
-#: A removal is made on further batches until the standard error of its impact is below this share of it.
+#: A removal of the half that harms less is made on further batches until the standard error of its impact is below this
+#: share of it, or of that half's mean.
 PRECISION = 0.2
 
 _ENOUGH = 8  # points, to fit a line through
@@ -52,7 +54,7 @@ def score_shortlist(scene: Scene, harm: Harm | None = None) -> Evidence:
     change, size = estimate.change * scale, np.array(estimate.size)
     change[:, some], size[:, some] = truth.change, truth.size
     note = f"{len(some)} of {num} removals were measured by ablation, the others are estimates"
-    notes = (*estimate.notes, *truth.notes, note)
+    notes = tuple(dict.fromkeys((*estimate.notes, *truth.notes, note)))
     return Evidence(change, size, truth.power, truth.unit, notes, is_ablation=True)
 
 
@@ -66,15 +68,15 @@ def _telling(scene: Scene, before: int, weight: int, total: int) -> Callable[[in
 
 
 def _measured(scene: Scene, harm: Harm | None) -> Evidence:
-    """Ablation, on as many batches as it takes."""
-    found = ablate(scene, [removal.edits for removal in scene.removals], harm, precision=PRECISION)
+    """Ablation, on as many batches as it takes to choose by."""
+    found = ablate(scene, [removal.edits for removal in scene.removals], harm, rule=contenders(PRECISION))
     num = len(scene.batches)
     share = (found.size != 0).sum() / max(found.size.size, 1)
     if share == 1:
         return found
     note = (
-        f"removals were made on as many of the {num} calibration batches as it took to know their impacts to about "
-        f"{PRECISION:.0%}: {num * share:.1f} on average; criterion='ablation' takes all"
+        f"removals were made on as many of the {num} calibration batches as their impacts called for, those of most "
+        f"harm on one: {num * share:.1f} on average; criterion='ablation' takes all"
     )
     return replace(found, notes=(*found.notes, note))
 

@@ -15,8 +15,11 @@ from layerprune.calibration import Batch
 from layerprune.graph import LayerGraph
 from layerprune.impact.evidence import Scene
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
-from layerprune.observe import Observer
+from layerprune.observe import Observer, See
 from layerprune.shadow import gradient_shadow
+
+#: Why an estimate may be missing, for notes.
+UNSEEN = "a tensor in question is not seen in a run, or no gradient reaches it"
 
 _HALF = {torch.float64: torch.float32, torch.float32: torch.bfloat16}  # the latter has the same range
 
@@ -88,14 +91,18 @@ class Taps:
     ) -> _Products:
         products = _Products(self.tensors, batch.num_samples, num_backwards)
 
+        def begin() -> See:
+            products.forget()
+            return products.see
+
         def use(out: Any) -> None:
             pull(out, list(products.ends.values()))
 
         try:
-            self.observer.run(batch.inputs, products.see, use=use, forward=forward)
+            with torch.autograd.graph.saved_tensors_hooks(products.note_saved, lambda tensor: tensor):
+                self.observer.run(batch.inputs, begin, use=use, forward=forward)
         finally:
-            products.ends.clear()  # which know the hooks, which know these: nothing would be freed
-            products.kept.clear()
+            products.let_go()
         return products
 
     def _floating(self) -> list[nn.Parameter]:
@@ -108,13 +115,33 @@ class _Products:
     def __init__(self, tensors: Tensors, num_samples: int, num_backwards: int) -> None:
         self.num_samples = num_samples
         self.num_backwards = num_backwards
+        self.tensors = tensors
         self.moved = tensors.moved
-        self.remember = tensors.seeing(self.keep)
         self.ends: dict[int, Any] = {}
-        self.kept: dict[int, list[tuple[Shift, Tensor]]] = {}
+        self.kept: dict[int, list[_Kept]] = {}
+        self.saved: set[int] = set()
         self.num_gradients: dict[int, int] = {}
         self.found: dict[Shift, list[Tensor]] = {}  # (sums or squares, sample) of each backward
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.let_go()
+        self.remember = self.tensors.seeing(self.keep)
+        self.num_gradients.clear()
+        self.found.clear()
         self.deaf = False
+
+    def let_go(self) -> None:
+        """Let go of the ends of a backward, which know the hooks, which know these: nothing would be freed."""
+        self.ends.clear()
+        self.kept.clear()
+        self.saved.clear()
+
+    def note_saved(self, tensor: Tensor) -> Tensor:
+        """Remember which memory the backward keeps anyway."""
+        self.saved.add(_memory(tensor))
+        return tensor
 
     def see(self, value: int, tensor: Tensor) -> None:
         if value in self.moved:
@@ -126,17 +153,25 @@ class _Products:
         self.remember(value, tensor)
 
     def keep(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
-        """Keep a change until the gradient comes, in half of its precision: squares are right to a few thousandths."""
-        if shift.lost or moved.shape == other.shape:
-            change = other.neg() if shift.lost else other - moved
-            self.kept.setdefault(shift.moved, []).append((shift, change.to(_HALF.get(change.dtype, change.dtype))))
+        """Keep a change until the gradient comes.
+
+        What the backward keeps anyway costs nothing to keep. Else it is the difference, in half of its precision:
+        squares are right to a few thousandths.
+        """
+        if not shift.lost and moved.shape != other.shape:
+            return
+        ends = (other,) if shift.lost else (other, moved)
+        if not all(_memory(tensor) in self.saved for tensor in ends):
+            change = _change(ends)
+            ends = (-change.to(_HALF.get(change.dtype, change.dtype)),)  # as what is lost
+        self.kept.setdefault(shift.moved, []).append(_Kept(shift, ends))
 
     def multiply(self, value: int, gradient: Tensor) -> None:
         gradient = gradient.detach()
-        for shift, change in self.kept.get(value, ()):
-            part = shift.part(gradient, change)
+        for kept in self.kept.get(value, ()):
+            part = kept.shift.part(gradient, kept.ends[0])
             part = part.to(torch.promote_types(part.dtype, torch.float32))  # small products are nothing in float16
-            self.found.setdefault(shift, []).append(self.by_sample(part * change))
+            self.found.setdefault(kept.shift, []).append(self.by_sample(part * _change(kept.ends)))
         self.num_gradients[value] = self.num_gradients.get(value, 0) + 1
         if self.num_gradients[value] == self.num_backwards:
             self.kept.pop(value, None)
@@ -157,6 +192,22 @@ class _Products:
         for number, some in enumerate(shifts):
             both[:, number] = np.sum([known.get(shift, unknown) for shift in some], axis=0)
         return Moves(both[0], both[1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A change that waits for its gradient: what is lost, or what comes in and what goes out."""
+
+    shift: Shift
+    ends: tuple[Tensor, ...]
+
+
+def _change(ends: Sequence[Tensor]) -> Tensor:
+    return -ends[0] if len(ends) == 1 else ends[0] - ends[1]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _entering(graph: LayerGraph) -> frozenset[str]:

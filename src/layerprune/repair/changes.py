@@ -12,18 +12,27 @@ def write(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Write values into a model's parameters and buffers; whatever happens meanwhile leaves all of them or none.
 
     Args:
-        model: the model; its tensors stay the same objects.
+        model: the model; its tensors stay the same objects. A parameter that a module has a place for and that is None
+            becomes a new one.
         values: new values by name, of the tensors' shapes.
     """
-    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    before: list[tuple[Tensor, Tensor]] = []
+    before: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = []
     try:
         with torch.no_grad():
             for name, value in values.items():
-                before.append((held[name], held[name].detach().clone()))
-                held[name].copy_(value)
+                owner, _, key = name.rpartition(".")
+                module = model.get_submodule(owner)
+                held = module._parameters.get(key) if key in module._parameters else module._buffers[key]
+                before.append((module, key, held, None if held is None else held.detach().clone()))
+                if held is None:
+                    module.register_parameter(key, nn.Parameter(value.clone()))
+                else:
+                    held.copy_(value)
     except BaseException:
         with torch.no_grad():
-            for tensor, old in before:
-                tensor.copy_(old)
+            for module, key, held, old in before:
+                if held is None or old is None:
+                    module.register_parameter(key, None)
+                else:
+                    held.copy_(old)
         raise

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from layerprune.calibration import Batch, fitting, read_calibration
 from layerprune.capture import capture, record_on
 from layerprune.edits import Edit
+from layerprune.errors import RepairError
+from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
 from layerprune.repair.refit import Refitter
-from layerprune.repair.report import Refitted, RepairReport
+from layerprune.repair.report import RepairReport
 from layerprune.repair.sites import find_sites
 from layerprune.repair.walk import Side
 from layerprune.shadow import Shadow, real_shadow
 
 MEMORY_BYTES = 4 * 2**30
+
+WAYS = ("refit", "mean")
 
 
 def repair(
@@ -30,14 +34,18 @@ def repair(
     *,
     edits: Sequence[Edit] = (),
     memory_bytes: int = MEMORY_BYTES,
+    graph: LayerGraph | None = None,
+    how: str = "refit",
+    new_biases: bool = False,
 ) -> RepairReport:
     """Solve the transforms behind each gap again, so that what they feed is what it was in the original.
 
-    Front to back, each transform that a removal has moved gets the weights that bring the tensor which it feeds
-    linearly (through sums, reshapes, batch norms) nearest to the original's, by ridge regression on the calibration
-    data. The strength of the ridge is chosen on the last quarter of the data with weights that have not seen it; what
-    does not serve that quarter is not kept. The weights that are kept are then fitted on all of the data, and if the
-    output on the last quarter is no better in the end, the model stays as it is. No parameters are added.
+    All batches go through both models side by side, once. Front to back, each transform that a removal has moved gets
+    the weights that bring the tensor which it feeds linearly (through sums, reshapes, batch norms) nearest to the
+    original's, by ridge regression. The strength of the ridge is chosen on the last quarter of the data with weights
+    that have not seen it; what does not serve that quarter is not kept. What is kept is then fitted on all of the data,
+    and if the output on the last quarter is no better in the end, the model stays as it is. Where several transforms in
+    a row win next to nothing, those behind them are left, up to the next gap.
 
     Both models run in eval mode on copies that share their weights; modes, hooks, buffers and the RNG stay as they are.
 
@@ -47,24 +55,34 @@ def repair(
         calibration: batches of real inputs, each as the forward takes it; as many tokens as the widest layer has inputs
             are right, or more.
         edits: ``plan.edits``; needed where whole layers have left their container and the others are renumbered.
-        memory_bytes: what solving one step may take, and the original's tensors that are kept between steps as much
-            again. A layer whose Gram matrix is too large gets ``W = T W₀`` instead, or stays as it is. Where the
-            tensors do not fit, the original runs once more for each step.
+        memory_bytes: what solving one transform may take, and the tensors of the batches on their way as much again. A
+            transform whose Gram matrix is too large gets ``W = T W₀`` instead, or stays as it is; batches whose tensors
+            do not fit start anew for each transform.
+        graph: the original's layer graph, where there is one: it is not recorded again on fake tensors then.
+        how: ``refit``: solve the weights; or ``mean``: only move biases, or the running means of batch norms behind
+            transforms without one, by the mean of what is missing. That costs the two forwards and needs few data.
+        new_biases: whether ``mean`` may give a bias to a transform without one, which adds parameters to the model and
+            keys to its state.
 
     Returns:
         What was done, layer by layer, and what it did to the output.
 
     Raises:
         CalibrationError: the data are empty, do not fit either model, or make values that are not finite.
+        RepairError: there is no such way.
     """
+    if how not in WAYS:
+        raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
     original, pruned = unwrap(original), unwrap(pruned)
     batches = read_calibration(calibration, original)
     with fitting():
-        sides = _side(original, batches[0]), _side(pruned, batches[0])
+        graph = graph or capture(original, batches[0].inputs)
+        known = None if graph.written_params else frozenset[str]()  # what is left of a model writes no more than it did
+        sides = _side(original, batches[0], graph.written_params), _side(pruned, batches[0], known)
     sites, refused = find_sites(sides[0].graph, sides[1].graph, pruned, edits)
     if not sites:
         return RepairReport(refused=refused, notes=("no transform can be solved again",))
-    refitter = Refitter(*sides, batches, memory_bytes)
+    refitter = Refitter(*sides, batches, memory_bytes, how=how, new_biases=new_biases)
     refitted, repaired = refitter.run(sites)
     refused |= refitter.refused
     if not refitted:
@@ -73,7 +91,7 @@ def repair(
     kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
     notes = list(refitter.notes)
     if kept:
-        write(pruned, _values(repaired.model, refitted))
+        write(pruned, refitter.values)
     else:
         notes.append("the pruned model stays as it was: new weights make its output no better")
     return RepairReport(
@@ -88,9 +106,11 @@ def repair(
     )
 
 
-def _side(model: nn.Module, batch: Batch) -> Side:
-    """Record a model as it runs on real data."""
-    shade = real_shadow(model, written=capture(model, batch.inputs).written_params)
+def _side(model: nn.Module, batch: Batch, written: Collection[str] | None) -> Side:
+    """Record a model as it runs on real data; ``written`` are the parameters that it writes into, where it is known."""
+    if written is None:
+        written = capture(model, batch.inputs).written_params
+    shade = real_shadow(model, written=written)
     return Side(model, shade, record_on(shade, batch.inputs))
 
 
@@ -122,16 +142,3 @@ def _output(shade: Shadow, batch: Batch) -> Any:
     inputs = shade.adapt(batch.inputs)
     with shade.running():
         return shade.model(*inputs.args, **inputs.kwargs)
-
-
-def _values(model: nn.Module, refitted: Sequence[Refitted]) -> dict[str, Tensor]:
-    """The new weights, by name."""
-    found: dict[str, Tensor] = {}
-    for one in refitted:
-        module = model.get_submodule(one.name)
-        found |= {
-            f"{one.name}.{key}": held.detach()
-            for key in ("weight", "bias")
-            if one.kept and (held := module._parameters.get(key)) is not None
-        }
-    return found

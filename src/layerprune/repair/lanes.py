@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
-from layerprune.observe import Observer, no_fast_path
+from layerprune.observe import Observer, See, no_fast_path
 from layerprune.shadow import Shadow
 
 _STACK_BYTES = 16 * 2**20  # as much as main threads have on most systems: a deep model's forward may need it
@@ -26,7 +26,8 @@ class Lane:
     """One forward that stops at each of some values, and goes on when it is asked for the next.
 
     It runs in a thread of its own, but only while :meth:`next` waits for it: one lane runs at a time. What is written
-    into a tensor while its lane waits is what the rest of the forward reads.
+    into a tensor while its lane waits is what the rest of the forward reads. Where the forward turns out to take other
+    steps than those of the graph, it ends there, unless nothing was shown yet.
 
     Args:
         shade: a real shadow; no other lane may run on the same one.
@@ -36,14 +37,14 @@ class Lane:
     """
 
     def __init__(self, shade: Shadow, graph: LayerGraph, values: Collection[int], inputs: Inputs) -> None:
-        self._observer = Observer(shade, graph, values, prompt=late(graph, values))
+        self._observer = Observer(shade, graph, values)
         self._num_left = len(set(values))
         self._inputs = inputs
         self._turn, self._told = threading.Semaphore(0), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
         self._found: tuple[int, Tensor] | None = None
         self._error: Exception | None = None
-        self._is_closed = False
+        self._is_closed = self._has_shown = False
 
     def next(self) -> tuple[int, Tensor] | None:
         """Run on to the next value, and return it with its tensor; None at the end.
@@ -82,7 +83,7 @@ class Lane:
         try:
             with ExitStack() as stack:
                 settings(stack)
-                self._observer.run(self._inputs, self._see)
+                self._observer.run(self._inputs, self._begin)
         except _Enough:
             pass
         except Exception as error:  # the user's own forward: raised again by next()
@@ -90,38 +91,20 @@ class Lane:
         self._is_closed, self._found = True, None
         self._told.release()
 
+    def _begin(self) -> See:
+        """A forward that turned out to take other steps than those of the graph cannot take back what it has shown."""
+        if self._has_shown:
+            raise _Enough
+        return self._see
+
     def _see(self, value: int, tensor: Tensor) -> None:
+        self._has_shown = True
         self._num_left -= 1
         self._found = value, tensor
         self._told.release()
         self._turn.acquire()
         if self._is_closed or not self._num_left:
             raise _Enough
-
-
-def late(graph: LayerGraph, values: Collection[int]) -> frozenset[int]:
-    """The values that something may read before a module takes or returns them, where they would be seen."""
-    first, last = _extent(graph)
-    found: set[int] = set()
-    for value in values:
-        reader = min(graph.readers.get(value, ()), default=len(graph.layers))
-        taken = [f.index for f in graph.frames if any(argument[2] == value for argument in f.arguments)]
-        returned = graph.results_of.get(value, ())
-        if not any(first[f] <= reader for f in taken) and not any(last[f] < reader for f in returned):
-            found.add(value)
-    return frozenset(found)
-
-
-def _extent(graph: LayerGraph) -> tuple[list[int], list[int]]:
-    """The first and the last layer within each frame; one without layers lies nowhere."""
-    first, last = [len(graph.layers)] * len(graph.frames), [len(graph.layers)] * len(graph.frames)
-    for layer in graph.layers:
-        frame = layer.frame
-        while frame >= 0:
-            first[frame] = min(first[frame], layer.index)
-            last[frame] = layer.index
-            frame = graph.frames[frame].parent
-    return first, last
 
 
 def _settings() -> Callable[[ExitStack], None]:

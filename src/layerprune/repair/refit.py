@@ -4,17 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
+from torch import Tensor
 
 from layerprune.calibration import Batch
+from layerprune.repair.changes import write
 from layerprune.repair.report import Refitted
 from layerprune.repair.sites import Site
 from layerprune.repair.solving import Change, Solver
-from layerprune.repair.walk import Side, Walk
+from layerprune.repair.walk import Side, View, Walk
 from layerprune.shadow import Shadow, real_shadow
 
 _SHARE_HELD_OUT = 0.25
+
+#: After so many transforms in a row that win next to nothing those behind them stay as they are, up to the next gap.
+PATIENCE = 4
+
+#: A transform wins next to nothing below this share of the most that one behind the same gap has won.
+NEXT_TO_NOTHING = 0.02
+
+
+class Patience:
+    """Tells when solving goes on for nothing: what a transform wins falls with its distance from the gap."""
+
+    def __init__(self) -> None:
+        self.num_gaps = 0
+        self.most = 0.0
+        self.num_low = 0
+
+    def holds(self, site: Site) -> bool:
+        """Whether a site is worth solving."""
+        return self.num_low < PATIENCE or site.num_gaps > self.num_gaps
+
+    def learn(self, site: Site, won: float) -> None:
+        """Hear what a site has won: a squared distance relative to its tensor, on rows that it was not fitted on."""
+        if site.num_gaps > self.num_gaps:
+            self.num_gaps, self.most, self.num_low = site.num_gaps, 0.0, 0
+        self.most = max(self.most, won)
+        self.num_low = 0 if won > NEXT_TO_NOTHING * self.most else self.num_low + 1
 
 
 class Refitter:
@@ -25,17 +51,32 @@ class Refitter:
         pruned: the pruned model; it is not touched.
         batches: calibration data.
         memory_bytes: what solving one site may take, and as much again the batches that wait on their way.
+        how: ``refit`` or ``mean``.
+        new_biases: whether ``mean`` may give a bias to a transform without one.
 
     Attributes:
+        values: the new weights, by name.
         refused: sites that could not be solved again, and why.
         notes: what the user should know.
     """
 
-    def __init__(self, original: Side, pruned: Side, batches: Sequence[Batch], memory_bytes: int) -> None:
+    def __init__(
+        self,
+        original: Side,
+        pruned: Side,
+        batches: Sequence[Batch],
+        memory_bytes: int,
+        *,
+        how: str = "refit",
+        new_biases: bool = False,
+    ) -> None:
         self.original = original
         self.pruned = pruned
         self.batches = batches
         self.memory_bytes = memory_bytes
+        self.how = how
+        self.new_biases = new_biases
+        self.values: dict[str, Tensor] = {}
         self.refused: dict[str, str] = {}
         self.notes: list[str] = []
 
@@ -60,33 +101,43 @@ class Refitter:
         done: list[Refitted] = []
         unseen = {site.name for site in sites}
         walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes)
+        patience, left = Patience(), list[str]()
         with walk.running():
             for stop, some in walk.stops():
                 shown = walk.views(stop, some)
                 for site in some:
                     views = shown[site.name]
                     unseen -= {site.name} if views else set()
-                    if not views or not solver.is_moved(site, views):
+                    if not views or not (moved := solver.moved(site, views)):
                         continue
-                    reason = solver.why_not(site)
-                    if reason:
-                        self.refused[site.name] = reason
+                    if not patience.holds(site):
+                        left.append(site.name)
                         continue
-                    told, change = solver.solve(site, views, self.notes)
+                    told, change = self.solve(solver, site, views)
                     done.append(told)
+                    patience.learn(site, moved * (1 - told.left))
                     if change is not None:
-                        _put(change, repaired.model)
+                        self.values |= change.values
+                        write(repaired.model, change.values)
                         for view in views:
                             change.make(view)
-        self.refused |= dict.fromkeys(sorted(unseen), "what it reads or feeds is not seen in a run")
+                rest = [site for value, others in walk.sites_at.items() if value != stop for site in others]
+                if not any(patience.holds(site) for site in rest):
+                    left += [site.name for site in rest]
+                    break
+        unseen -= set(left)
+        if left:
+            self.notes.append(f"{len(left)} transforms were not solved: {PATIENCE} before them had won next to nothing")
+        self.refused |= dict.fromkeys(sorted(unseen - walk.routed), "what it reads or feeds is not seen in a run")
+        routed = "what it feeds holds other rows than in the original, as values decide"
+        self.refused |= dict.fromkeys(sorted(unseen & walk.routed), routed)
         return done, repaired
 
-
-def _put(change: Change, model: nn.Module) -> None:
-    """Write new weights into a shadow."""
-    held = model.get_submodule(change.site.name)._parameters
-    with torch.no_grad():
-        for key, value in (("weight", change.weight), ("bias", change.bias)):
-            old = held.get(key)
-            if old is not None and value is not None:
-                old.copy_(value)
+    def solve(self, solver: Solver, site: Site, views: Sequence[View]) -> tuple[Refitted, Change | None]:
+        """Solve a site as it is asked for, or by the mean where its sums do not fit or its weight cannot be written."""
+        if self.how == "refit" and not site.only_bias:
+            reason = solver.why_not(site)
+            if not reason:
+                return solver.solve(site, views, self.notes)
+            self.refused[site.name] = f"{reason}; its bias may take the mean"
+        return solver.fold(site, views, new_biases=self.new_biases)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from layerprune.edits import Edit, Shorten, name_before
 from layerprune.graph import Layer, LayerGraph
 from layerprune.kinds import kind_of_function
-from layerprune.repair.transforms import exact, why_not_solvable
+from layerprune.repair.transforms import exact, has_free_bias, why_not_solvable
 
 #: What makes a layer the same one in two models: its module, which call of it, and the function that it is, if one.
 _Key: TypeAlias = tuple[str, int, str | None, int]
@@ -38,6 +39,8 @@ class Site:
             mode, and factors per channel.
         target: what the readers of ``reached`` read in the original, in its graph.
         scales: what multiplies the transform's channels on the way: a batch norm's name, or a parameter's.
+        num_gaps: how many layers, up to those that read ``reached``, read something else than they did in the original.
+        only_bias: why its weight cannot be written; its bias can. Empty where both can.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Site:
     reached: int
     target: int
     scales: tuple[str, ...] = ()
+    num_gaps: int = 0
+    only_bias: str = ""
 
     def scale(self, model: nn.Module) -> Tensor | None:
         """The factor of each of the transform's channels on the way, ``(channel,)``; None where there is none."""
@@ -94,6 +99,8 @@ def find_sites(
         found = finder.site(layer)
         if isinstance(found, Site):
             sites.append(found)
+            if found.only_bias:
+                refused[layer.name] = f"{found.only_bias}; its bias may take the mean"
         else:
             refused[layer.name] = found
     return sites, refused
@@ -109,13 +116,30 @@ class _Finder:
         self.num_names: dict[int, int] = {}
         for number in pruned.param_ids.values():
             self.num_names[number] = self.num_names.get(number, 0) + 1
+        self.gaps = [layer.index for layer in pruned.layers if layer.index in pruned.live and self.is_gap(layer)]
+
+    def is_gap(self, layer: Layer) -> bool:
+        """Whether a layer reads something else than it did in the original: another layer's output, more or less."""
+        same = self.same.get(_key(layer, name_before(layer.fqn, self.shortens)))
+        if same is None or len(same.operands) != len(layer.operands):
+            return True
+        pairs = zip(layer.operands, same.operands, strict=True)
+        return any(self.makers(self.pruned, own) != self.makers(self.original, before) for own, before in pairs)
+
+    def makers(self, graph: LayerGraph, read: Sequence[int]) -> list[_Key | None]:
+        """What made what an operand reads, by the names of the original."""
+        makers = [graph.values[value].layer for value in read]
+        shortens = self.shortens if graph is self.pruned else ()
+        layers = [graph.layers[maker] if maker >= 0 else None for maker in makers]
+        return [None if layer is None else _key(layer, name_before(layer.fqn, shortens)) for layer in layers]
 
     def site(self, layer: Layer) -> Site | str:
         """The site that a transform is, or why it is none."""
         module = self.modules[layer.fqn] if layer.is_module else None
         if module is None:
             return f"'{layer.function}' is called as a function"
-        reason = why_not_solvable(module) or self.shared(layer)
+        only_bias = why_not_solvable(module)
+        reason = self.shared(layer) if not only_bias or has_free_bias(module) else only_bias
         if reason:
             return reason
         if len(layer.operands[0]) != 1 or len(layer.outputs) != 1:
@@ -124,7 +148,9 @@ class _Finder:
         target = self.target(reached)
         if isinstance(target, str):
             return target
-        return Site(layer.fqn, layer.operands[0][0], reached, target, tuple(scales))
+        last = max(self.pruned.readers.get(reached, (layer.index,)))
+        num_gaps = bisect_right(self.gaps, last)
+        return Site(layer.fqn, layer.operands[0][0], reached, target, tuple(scales), num_gaps, only_bias)
 
     def shared(self, layer: Layer) -> str:
         graph = self.pruned

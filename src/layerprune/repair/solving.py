@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from layerprune.errors import CalibrationError
 from layerprune.impact.harm import square
+from layerprune.repair.mean import fold_mean, spread
 from layerprune.repair.report import Refitted
 from layerprune.repair.ridge import Fit, Gram, Sums, fit
 from layerprune.repair.sites import Site
@@ -27,7 +28,7 @@ from layerprune.repair.transforms import (
 )
 from layerprune.repair.walk import View
 
-_MOVED = 1e-9  # relative squared distance above which a tensor counts as moved: float32 rounds below
+_MOVED = 1e-9  # relative squared distance up to which a tensor counts as the same: float32 rounds that much
 _FEWEST_SAMPLES = 128  # images, of which a convolution's rows are taken: the places of one image are much alike
 
 #: So many times as many rows as inputs are taken of what the batches hold. Measured on a language model: 8 keep four
@@ -37,33 +38,20 @@ ROWS_PER_INPUT = 32
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """New weights of a site.
+    """What a site's new weights change.
 
     Attributes:
-        site: the site.
-        module: the transform with the old ones.
-        scale: what multiplies its channels on the way to the tensor that it feeds; None for 1.
-        weight: the new weight.
-        bias: the new bias; None where it has none.
+        values: the new weights, by name.
+        delta: what the tensor that the site feeds changes by, in its shape.
     """
 
-    site: Site
-    module: nn.Module
-    scale: Tensor | None
-    weight: Tensor
-    bias: Tensor | None
+    values: Mapping[str, Tensor]
+    delta: Callable[[View], Tensor]
 
     @torch.no_grad()
     def make(self, view: View) -> None:
         """Change the tensor that the site feeds by what the new weights change it by."""
-        held, bias = self.module._parameters["weight"], self.module._parameters.get("bias")
-        assert held is not None
-        shift = None if bias is None or self.bias is None else self.bias - bias.detach()
-        delta = output_of(self.module, self.weight - held.detach(), shift, view.read)
-        if self.scale is not None:
-            dim = channel_dim(self.module)
-            delta = delta * self.scale.to(delta.dtype).reshape(-1, *[1] * (-1 - dim))
-        view.found.add_(delta.reshape(view.found.shape))
+        view.found.add_(self.delta(view))
 
 
 class Solver:
@@ -105,8 +93,11 @@ class Solver:
         by_output = need(num_in) > self.memory_bytes and num_out < num_in
         return by_output, need(num_out if by_output else num_in)
 
-    def is_moved(self, site: Site, views: Sequence[View]) -> bool:
-        """Whether the removals, and the repair so far, leave the tensor that a site feeds another than it was.
+    def moved(self, site: Site, views: Sequence[View]) -> float:
+        """How far the removals, and the repair so far, leave the tensor that a site feeds from what it was.
+
+        Returns:
+            The squared distance, relative to the tensor's; 0 where that is rounding.
 
         Raises:
             CalibrationError: it holds values that are not finite.
@@ -120,7 +111,7 @@ class Solver:
                     f"batch {view.number} of the calibration data makes '{site.name}' feed values that are not finite: "
                     "leave it out, or look for NaN in the data and in the weights"
                 )
-        return change > _MOVED * size
+        return (change / size if size else 1.0) if change > _MOVED * size else 0.0
 
     def solve(self, site: Site, views: Sequence[View], notes: list[str]) -> tuple[Refitted, Change | None]:
         """Find new weights; None where none serve the rows that they were not fitted on."""
@@ -138,16 +129,34 @@ class Solver:
         told = Refitted(site.name, left, found is not None, strength, seen.num_rows, num_inputs)
         return told, None if found is None else self.change(site, module, found, by_output=by_output)
 
+    def fold(self, site: Site, views: Sequence[View], *, new_biases: bool) -> tuple[Refitted, Change | None]:
+        """Find a new bias, or the like; None where none serves the rows that it was not fitted on."""
+        told, values, shift = fold_mean(site, self.model, views, self.split, new_biases=new_biases)
+        module = self.model.get_submodule(site.name)
+        return told, None if shift is None else Change(values, lambda view: spread(module, view, shift))
+
     def change(self, site: Site, module: nn.Module, found: Fit, *, by_output: bool) -> Change:
         """Write a solution as weights."""
-        delta, bias = found.matrix.mT, module._parameters.get("bias")
-        matrix = matrix_of(module)
+        delta, held = found.matrix.mT, module._parameters["weight"]
+        bias, shift, matrix, scale = module._parameters.get("bias"), None, matrix_of(module), site.scale(self.model)
+        values: dict[str, Tensor] = {}
+        assert held is not None
         if bias is not None:
             delta, constant = delta[..., :-1], delta[..., -1]
-            bias = bias.detach() + constant.flatten().to(bias.dtype)
+            values[f"{site.name}.bias"] = bias.detach() + constant.flatten().to(bias.dtype)
+            shift = values[f"{site.name}.bias"] - bias.detach()
         if by_output:
             delta = delta @ matrix
-        return Change(site, module, site.scale(self.model), as_weight(module, matrix + delta), bias)
+        weight = values[f"{site.name}.weight"] = as_weight(module, matrix + delta)
+        step = weight - held.detach()  # as far as the weight's dtype lets it go
+
+        def moves(view: View) -> Tensor:
+            out = output_of(module, step, shift, view.read)
+            if scale is not None:
+                out = out * scale.to(out.dtype).reshape(-1, *[1] * (-1 - channel_dim(module)))
+            return out.reshape(view.found.shape)
+
+        return Change(values, moves)
 
     def sums(self, site: Site, module: nn.Module, views: Sequence[View], *, by_output: bool) -> tuple[Sums, Sums]:
         """The sums of the rows that are fitted on, and of those held out."""

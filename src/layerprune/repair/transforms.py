@@ -32,6 +32,15 @@ def why_not_solvable(module: nn.Module) -> str:
     return ""
 
 
+def has_free_bias(module: nn.Module) -> bool:
+    """Whether a transform that is not solved again adds a bias that can be written: one with quantised weights may."""
+    if not isinstance(module, (nn.Linear, *_CONVS)) or "forward" in vars(module):
+        return False
+    bias = module._parameters.get("bias")
+    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+    return not hooked and "weight" in module._parameters and bias is not None and bias.dtype in _FLOATS
+
+
 def _base(module: nn.Module) -> type[nn.Module] | None:
     """Which of the known layers a module computes the same as."""
     forward = type(module).forward

@@ -138,6 +138,7 @@ class Walk:
         self.pruned = pruned
         self.repaired = repaired
         self.batches = batches
+        self.routed: set[str] = set()
         self.sites_at: dict[int, list[Site]] = {}
         for site in sites:
             self.sites_at.setdefault(site.reached, []).append(site)
@@ -178,7 +179,10 @@ class Walk:
                 pair.leave(stop)
 
     def views(self, stop: int, sites: Sequence[Site]) -> dict[str, list[View]]:
-        """What each batch shows of sites that feed the same tensor, by the sites' names."""
+        """What each batch shows of sites that feed the same tensor, by the sites' names.
+
+        Nothing of a site that gets another number of rows than in the original: then values decide which rows it gets.
+        """
         found: dict[str, list[View]] = {site.name: [] for site in sites}
         for number, batch in enumerate(self.batches):
             if number < self.num_waiting:
@@ -187,9 +191,12 @@ class Walk:
                 made, reads, wanted = self._anew(number, stop, sites)
             for site in sites if made is not None else ():
                 if site.source in reads and site.target in wanted and made is not None:
+                    if made.shape != wanted[site.target].shape:
+                        self.routed.add(site.name)
+                        continue
                     view = View(number, reads[site.source], made, wanted[site.target], batch.mask)
                     found[site.name].append(view)
-        return found
+        return {name: [] if name in self.routed else views for name, views in found.items()}
 
     def _anew(
         self, number: int, stop: int, sites: Sequence[Site]

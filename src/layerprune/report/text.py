@@ -52,6 +52,8 @@ def _group_lines(number: int, group: Group, kept: frozenset[str], num_params: in
         lines.append(f"    {'→' if place else '★'} {layer}{_mark(layer, kept)}")
     if group.reason:
         lines.append(f"  Reason: {group.reason}" if not group.can_remove else f"  Note: {group.reason}")
+    if group.needs_calibration:
+        lines.append("  Needs calibration: a projection takes its place, which is fitted on calibration data")
     if interval is not None:
         low, high = map(impact_text, interval)
         lines.append(f"  Impact Interval: {low} to {high} (95 %, over calibration batches)")

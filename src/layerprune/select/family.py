@@ -54,20 +54,24 @@ def find_family(core: Sequence[int], removals: Sequence[Removal], holds: Holds) 
     Returns:
         The family; None where other sets of the kind hold.
     """
-    inside = [i for i in core if kind(removals[i]) == _commonest(core, removals)]
-    outside = _outside(inside, core, removals)
+    commonest = Counter(kind(removals[i]) for i in core).most_common(1)[0][0]
+    inside = [i for i in core if kind(removals[i]) == commonest]
+    outside = _outside(commonest, core, removals)
     if len(inside) < 2 or not outside:
         return None
-
-    def fails_with(new: int, old: int) -> bool:
-        return not holds([*(i for i in core if i != old), new])
-
-    moved = [i for i in inside if fails_with(outside[0], i)]
+    moved = [i for i in inside if not holds([*_without(core, i), outside[0]])]
     if len(moved) < 2:
         return None
-    members = [*moved, outside[0], *(i for i in outside[1:] if fails_with(i, moved[0]))]
+
+    def joins(new: int) -> bool:
+        """Whether one fails in a member's place, and not with some of the others for a reason of its own."""
+        rest = _without(core, moved[0])
+        parts = (_without(rest, i) for i in (moved[1], moved[-1]))
+        return not holds([*rest, new]) and all(holds([*part, new]) for part in parts)
+
+    members = [*moved, *filter(joins, outside)]
     family = Family(tuple(i for i in core if i not in moved), tuple(sorted(members)), len(moved))
-    return family if _is_borne_out(family, holds) else None
+    return family if len(members) > len(moved) and _is_borne_out(family, holds) else None
 
 
 def kind(removal: Removal) -> str:
@@ -75,16 +79,16 @@ def kind(removal: Removal) -> str:
     return _NUMBER.sub("#", removal.name)
 
 
-def _commonest(core: Sequence[int], removals: Sequence[Removal]) -> str:
-    return Counter(kind(removals[i]) for i in core).most_common(1)[0][0]
+def _without(some: Sequence[int], one: int) -> list[int]:
+    return [i for i in some if i != one]
 
 
-def _outside(inside: Sequence[int], core: Sequence[int], removals: Sequence[Removal]) -> list[int]:
-    """Removals of the same kind that are not in a set, and kill no layer that it kills, or one of them before."""
+def _outside(name: str, core: Sequence[int], removals: Sequence[Removal]) -> list[int]:
+    """Removals of a kind that are not in a set, and kill no layer that it kills, or one of them before."""
     taken = {layer for i in core for layer in removals[i].dead}
     found: list[int] = []
     for i, removal in enumerate(removals):
-        if kind(removal) == kind(removals[inside[0]]) and taken.isdisjoint(removal.dead):
+        if kind(removal) == name and taken.isdisjoint(removal.dead):
             found.append(i)
             taken |= removal.dead
     return found

@@ -58,6 +58,7 @@ class Problem:
         resampled: impacts on calibration data drawn anew, ``(draw, removal)``; of no rows where there is one batch.
         has_data: whether impacts were measured on calibration data, so that small differences mean something.
         seed: for strategies that draw.
+        best: which of several sets does least when they are made; None where that is left to ``harm``.
     """
 
     graph: LayerGraph
@@ -70,6 +71,7 @@ class Problem:
     resampled: np.ndarray | None = None
     has_data: bool = False
     seed: int = 0
+    best: Callable[[Sequence[Sequence[int]]], int] | None = None
 
     @property
     def impacts(self) -> np.ndarray:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from layerprune.select.ban import Ban
 from layerprune.select.exact import exact
 from layerprune.select.problem import with_unknown
@@ -36,11 +34,11 @@ def resampled(search: Search) -> tuple[int, ...] | None:
     found = [first, *(some for some in others if search.is_valid(some))]
     if len(found) == 1:
         return first
-    harms = np.nan_to_num(search.harm(found), nan=np.inf)
+    best = search.best(found)
     search.notes.append(
         f"{len(found)} sets of about the least sum of impacts were made; the one that harms least is taken"
     )
-    return found[int(harms.argmin())]
+    return found[best]
 
 
 def runners_up(search: Search, first: tuple[int, ...]) -> list[tuple[int, ...]]:

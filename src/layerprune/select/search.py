@@ -171,3 +171,9 @@ class Search:
         """What sets do to the output when they are made; ``nan`` for one that cannot be."""
         assert self.problem.harm is not None  # a strategy that asks says so beforehand
         return self.problem.harm(sets)
+
+    def best(self, sets: Sequence[Sequence[int]]) -> int:
+        """Which of several sets does least to the output when they are made."""
+        if self.problem.best is not None:
+            return self.problem.best(sets)
+        return int(np.nan_to_num(self.harm(sets), nan=np.inf).argmin())

@@ -1,0 +1,1 @@
+"""The checks of ``benchmarks/reliability.py``: each runs ``count`` cases from number ``start`` on, and counts."""

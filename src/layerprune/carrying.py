@@ -1,0 +1,94 @@
+"""Carrying out: a plan made true on a copy of the model, with what has to be fitted for it, and repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import nn
+
+from layerprune.calibration import Batch
+from layerprune.edits import folds_of
+from layerprune.errors import CalibrationError, LayerPruneError
+from layerprune.graph import LayerGraph
+from layerprune.plan import PruningPlan, plans_of, remember_plans
+from layerprune.repair.changes import write
+from layerprune.repair.closed_form import MEMORY_BYTES
+from layerprune.repair.closed_form import repair as mend
+from layerprune.repair.folding import Fitted, fold_into
+from layerprune.repair.report import RepairReport
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A plan carried out.
+
+    Attributes:
+        model: the pruned model.
+        projections: what was fitted for it.
+        repair_report: what was repaired; None where nothing was to be.
+    """
+
+    model: nn.Module
+    projections: tuple[Fitted, ...] = ()
+    repair_report: RepairReport | None = None
+
+
+def carry_out(
+    plan: PruningPlan,
+    original: nn.Module,
+    graph: LayerGraph,
+    batches: Sequence[Batch] | None,
+    *,
+    how: str | None,
+    inplace: bool,
+) -> Carried:
+    """Carry a plan out, fit its projections, and repair what is left.
+
+    All of it happens on a copy; only what is done goes into the user's model.
+
+    Args:
+        plan: the plan.
+        original: the user's model.
+        graph: its layer graph.
+        batches: calibration data; None if there are none.
+        how: what to repair by, where there are data; None to leave the weights as they are.
+        inplace: edit the user's model instead of a copy.
+
+    Raises:
+        PlanError: the plan was made for another model.
+        CalibrationError: it holds projections, and there are no data, or these do not fit.
+    """
+    folds = bool(folds_of(plan.edits))
+    if folds and batches is None:
+        raise CalibrationError(
+            "the plan folds projections, which are fitted on calibration data: make the pruner with calibration=, "
+            "an iterable of batches, and give it the plan"
+        )
+    if batches is None or not plan.edits or not (folds or how):
+        return Carried(plan.apply(original, inplace=inplace))
+    pruned = plan.apply(original, weights_follow=True)
+    fitted = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=graph.written_params)
+    report = None if how is None else _repaired(original, pruned, batches, plan, graph, how)
+    if not inplace:
+        return Carried(pruned, fitted.fitted, report)
+    plans, undo = plans_of(original), plan.carry_out(original)  # which was checked with the copy
+    try:
+        if folds or (report is not None and report.kept):
+            held = chain(pruned.named_parameters(), pruned.named_buffers())
+            write(original, {name: tensor.detach() for name, tensor in held})
+    except BaseException:
+        undo()
+        raise
+    remember_plans(original, (*plans, plan))
+    return Carried(original, fitted.fitted, report)
+
+
+def _repaired(
+    original: nn.Module, pruned: nn.Module, batches: Sequence[Batch], plan: PruningPlan, graph: LayerGraph, how: str
+) -> RepairReport:
+    try:
+        return mend(original, pruned, [batch.inputs for batch in batches], edits=plan.edits, graph=graph, how=how)
+    except LayerPruneError as error:  # what is pruned is none the worse for it
+        return RepairReport(notes=(f"not repaired: {error}",))

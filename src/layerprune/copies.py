@@ -1,0 +1,95 @@
+"""Copies of what modules hold beside tensors and modules: containers, objects, functions over modules."""
+
+from __future__ import annotations
+
+import copy
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+import torch
+
+#: What is never copied.
+ATOMS = (int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size)
+
+
+class Copier:
+    """Copies the attributes of a module tree.
+
+    Args:
+        apart: whether lists and dicts that functions close over are copied, too.
+
+    Attributes:
+        memo: ``id`` → copy, as for ``copy.deepcopy``; the modules and tensors are to be put in before.
+    """
+
+    def __init__(self, *, apart: bool) -> None:
+        self.apart = apart
+        self.memo: dict[int, Any] = {}
+
+    def copy(self, value: Any) -> Any:
+        """Copy an attribute; what cannot be copied is shared."""
+        if isinstance(value, ATOMS):
+            return value
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        if isinstance(value, FunctionType):
+            return self.function(value)
+        if type(value) is dict or type(value).__name__ == "OrderedDict":
+            # Mostly a module's own registries: copied here because deepcopy is slow on hundreds of small empty dicts.
+            same = type(value)()
+            self.memo[id(value)] = same
+            for key, item in value.items():
+                same[key] = self.copy(item)
+            return same
+        try:
+            return copy.deepcopy(value, self.memo)
+        except Exception:  # deepcopy runs the user's own code, which may raise anything; sharing is the safe way out
+            return value
+
+    def function(self, function: FunctionType) -> FunctionType:
+        """Make a function over the copies of the modules that it closes over; the function itself where there are none.
+
+        ``copy.deepcopy`` shares functions: a hook, or a forward that ``torch.compile`` has wrapped, would go on using
+        the modules of the original.
+        """
+        old = function.__closure__ or ()
+        cells = tuple(CellType() if _has_value(cell) else cell for cell in old)
+        made = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
+        self.memo[id(function)] = made  # it may call itself
+        changed = False
+        for cell, before in zip(cells, old, strict=True):
+            if cell is not before:
+                cell.cell_contents = self.held(before.cell_contents)
+                changed |= cell.cell_contents is not before.cell_contents
+        if defaults := function.__defaults__:
+            made.__defaults__ = tuple(map(self.held, defaults))
+            changed |= any(a is not b for a, b in zip(made.__defaults__, defaults, strict=True))
+        for key, value in vars(function).items():
+            vars(made)[key] = self.held(value)
+            changed |= vars(made)[key] is not value
+        if not changed:
+            self.memo[id(function)] = function
+            return function
+        for key in ("__kwdefaults__", "__qualname__", "__doc__", "__module__", "__annotations__"):
+            setattr(made, key, getattr(function, key))
+        return made
+
+    def held(self, value: Any) -> Any:
+        """What a function's copy holds in place of a value."""
+        if id(value) in self.memo and not isinstance(value, ATOMS):
+            return self.memo[id(value)]
+        if isinstance(value, FunctionType):
+            return self.function(value)
+        if isinstance(value, MethodType):
+            held = self.held(value.__self__)
+            return value if held is value.__self__ else MethodType(value.__func__, held)
+        return self.copy(value) if self.apart and type(value) in (dict, list) else value
+
+
+def _has_value(cell: CellType) -> bool:
+    """Whether a name that a function closes over has a value already."""
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True

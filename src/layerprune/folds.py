@@ -1,0 +1,169 @@
+"""Folds: which transforms take a projection in once a tensor gives way to one of other channels or another size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from layerprune.channels import ELEMENTWISE, SPATIAL
+from layerprune.edits import Fold
+from layerprune.graph import Cut, Layer, LayerGraph
+from layerprune.projection import strides_of, why_not_foldable
+from layerprune.rearrange import CannotFollow, recorded_call
+
+_FLAT = frozenset({"flatten", "view", "reshape", "squeeze"})
+_MEANS = frozenset({"mean", "sum", "amax"})
+
+
+class CannotFold(Exception):
+    """A reader cannot take a projection in; the message is the reason that the plan shows."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What a value is once the cut is made: its shape, and the value of which it is a function without parameters."""
+
+    shape: tuple[int, ...]
+    source: int
+
+
+class FoldTrace:
+    """Follows the substitutes of projected tensors to the transforms that read them.
+
+    On the way lie layers only that treat each channel by itself and need no parameters, as a pool: they stay, and work
+    on the channels of the substitute.
+
+    Args:
+        graph: the layer graph.
+        modules: the model's modules by name.
+        cut: what is projected.
+        dead: the layers that go.
+    """
+
+    def __init__(
+        self,
+        graph: LayerGraph,
+        modules: Mapping[str, nn.Module],
+        cut: Cut,
+        dead: frozenset[int],
+    ) -> None:
+        self.graph = graph
+        self.modules = modules
+        self.cut = cut
+        self.dead = dead
+        self.forms: dict[int, _Form] = {}
+        self.found: list[Fold] = []
+
+    def run(self) -> list[Fold]:
+        """Return what has to be folded.
+
+        Raises:
+            CannotFold: something reads a projected tensor that cannot take the projection in.
+        """
+        if not self.cut.projected:
+            return []
+        start = min(reader for y in self.cut.projected for reader in self.graph.readers.get(y, (0,)))
+        for layer in self.graph.layers[start:]:
+            if layer.index in self.graph.live and layer.index not in self.dead:
+                forms = {v: form for read in layer.operands for v in read if (form := self.form(v)) is not None}
+                if forms:
+                    self.follow(layer, forms)
+        if any(self.form(value) is not None for value in self.graph.outputs):
+            raise CannotFold("it reaches the model's output")
+        return self.found
+
+    def form(self, value: int) -> _Form | None:
+        """What a value is once the cut is made, where it is no longer a tensor of the same meaning."""
+        projected = False
+        while value in self.cut.substitutes:
+            projected |= value in self.cut.projected
+            value = self.cut.substitutes[value]
+        if value in self.forms:
+            return self.forms[value]
+        return _Form(self.graph.values[value].shape, value) if projected else None
+
+    def follow(self, layer: Layer, forms: Mapping[int, _Form]) -> None:
+        value, form = next(iter(forms.items()))
+        name = layer.function or (layer.functions[0] if len(set(layer.functions)) == 1 else "")
+        data = [read for read in layer.operands if read]
+        if data != [(value,)]:
+            raise CannotFold(f"'{layer.name}' ({layer.type_name}) reads it together with other tensors")
+        if layer.kind == "transform" or layer.params:
+            self.fold(layer, value, form)
+            return
+        before = self.graph.values[value].shape
+        elementwise = (layer.is_module and not layer.functions) or name in ELEMENTWISE
+        spatial = name in SPATIAL and len(before) > 2
+        flat = name in _FLAT and all(size == 1 for size in (*before[2:], *form.shape[2:])) and len(before) > 2
+        if elementwise and len(layer.outputs) == 1 and self.graph.values[layer.outputs[0]].shape == before:
+            self.forms[layer.outputs[0]] = form
+            return
+        if not (spatial or flat or name in _MEANS) or len(layer.outputs) != 1:
+            raise CannotFold(f"'{layer.name}' ({layer.type_name}) reads it, and no projection can be folded into that")
+        self.pass_on(layer, value, form)
+
+    def pass_on(self, layer: Layer, value: int, form: _Form) -> None:
+        """Let a layer that treats every channel by itself work on other channels."""
+        before, after = self.graph.values[value].shape, self.graph.values[layer.outputs[0]].shape
+        try:
+            shape = self.rerun(layer, form.shape)
+            alone = any(
+                self.rerun(layer, _one_more(before, dim)) == _one_more(after, out)
+                for dim, out in ((1, 1), (len(before) - 1, len(after) - 1))
+                if form.shape[dim] == shape[min(out, len(shape) - 1)]
+            )
+        except Exception as error:  # a recorded argument that holds for the recorded shape only
+            raise CannotFold(f"'{layer.name}' ({layer.type_name}) cannot be run on other channels") from error
+        if len(shape) != len(after) or not alone:
+            raise CannotFold(f"'{layer.name}' ({layer.type_name}) mixes its channels with other dimensions")
+        self.forms[layer.outputs[0]] = _Form(shape, form.source)
+
+    def rerun(self, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a layer without parameters makes of another one."""
+        call = self.modules[layer.fqn] if layer.is_module else recorded_call(layer)
+        with _disable_current_modes(), torch.no_grad():
+            out = call(torch.empty(shape, device="meta"))
+        if not isinstance(out, torch.Tensor):
+            raise CannotFollow(layer.name)
+        return tuple(out.shape)
+
+    def fold(self, layer: Layer, value: int, form: _Form) -> None:
+        module = self.modules[layer.fqn]
+        reason = "" if layer.is_module else f"calls '{layer.function}' as a function"
+        reason = reason or why_not_foldable(module) or self.shared(layer)
+        if reason:
+            raise CannotFold(f"'{layer.fqn}' reads it, and {reason}")
+        before = self.graph.values[value].shape
+        strides = strides_of(module, before, form.shape)
+        if strides is None:
+            sizes = " to ".join("×".join(map(str, shape)) for shape in (before, form.shape))
+            raise CannotFold(f"'{layer.fqn}' would have to read it from another grid ({sizes})")
+        channel = -1 if isinstance(module, nn.Linear) else 1
+        self.found.append(
+            Fold(
+                fqn=layer.fqn,
+                num_in=form.shape[channel],
+                strides=strides,
+                value=self.graph.name_of(value),
+                source=self.graph.name_of(form.source),
+            )
+        )
+
+    def shared(self, layer: Layer) -> str:
+        """Why a transform's weights are not its own; empty if they are."""
+        graph = self.graph
+        if len(graph.calls[layer.fqn]) > 1 or len(graph.aliases_of.get(layer.fqn, ((layer.fqn,),))[0]) > 1:
+            return "is called several times"
+        own = {f"{layer.fqn}.{key}" for key in ("weight", "bias")}
+        numbers = {graph.param_ids[name] for name in layer.params}
+        tied = any(number in numbers and name not in own for name, number in graph.param_ids.items())
+        return "shares its weights" if tied or not numbers <= {graph.param_ids.get(name, -1) for name in own} else ""
+
+
+def _one_more(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    """A shape with one element more along a dimension."""
+    return tuple(size + (place == dim) for place, size in enumerate(shape))

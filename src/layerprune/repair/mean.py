@@ -1,0 +1,110 @@
+"""Mean folding: a tensor brought back on average, by the bias of the transform that feeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from layerprune.repair.report import Refitted
+from layerprune.repair.sites import Site
+from layerprune.repair.transforms import exact
+from layerprune.repair.walk import View
+
+#: How many of a batch's rows are fitted on: of the batch's number and how many there are.
+Split = Callable[[int, int], int]
+
+
+def fold_mean(
+    site: Site, model: nn.Module, views: Sequence[View], split: Split, *, new_biases: bool = False
+) -> tuple[Refitted, dict[str, Tensor], Tensor | None]:
+    """Find the constant per channel that brings the tensor which a site feeds nearest to the original's.
+
+    Least squares over all rows: of a convolution's output all places, so that at borders, where padding lets less of
+    what is gone come in, the constant is a compromise. It goes into the bias, into the running mean of a batch norm
+    behind where there is no bias, or into a new one.
+
+    Args:
+        site: the site.
+        model: the pruned model.
+        views: what the batches show of it.
+        split: which rows it is fitted on; whether it helps is seen on the others.
+        new_biases: whether a transform without a bias may get one.
+
+    Returns:
+        What was done; new values by name; and what the tensor's channels change by. No values, and None, where nothing
+        helps, or nothing can take the constant.
+    """
+    module = model.get_submodule(site.name)
+    changes = [_by_channel(module, view) for view in views]
+    splits = [split(view.number, len(rows)) for view, rows in zip(views, changes, strict=True)]
+    seen = _mean([rows[:num] for rows, num in zip(changes, splits, strict=True)])
+    others = [rows[num:] for rows, num in zip(changes, splits, strict=True)]
+    before = sum(float(rows.square().sum()) for rows in others)
+    after = sum(float((rows - seen).square().sum()) for rows in others)
+    num_rows = sum(splits)
+    shift = _mean(changes)
+    values = _values(site, module, model, shift, new_biases=new_biases)
+    helps = num_rows > 0 and after < before * (1 - 1e-4) and bool(values)
+    told = Refitted(site.name, after / before if helps else 1.0, helps, None, num_rows, 1)
+    return (told, values, shift) if helps else (told, {}, None)
+
+
+def spread(module: nn.Module, view: View, shift: Tensor) -> Tensor:
+    """A constant per channel, in the shape of the tensor that a transform feeds."""
+    shift = shift.to(view.found.dtype)
+    if not isinstance(module, _ConvNd):
+        return shift.expand(*view.read.shape[:-1], -1).reshape(view.found.shape)
+    num_samples = view.read.shape[0] if view.read.dim() == len(module.kernel_size) + 2 else 1
+    places = view.found.numel() // (num_samples * len(shift))
+    return shift[None, :, None].expand(num_samples, -1, places).reshape(view.found.shape)
+
+
+def _by_channel(module: nn.Module, view: View) -> Tensor:
+    """What a tensor should change by, ``(row, channel)``."""
+    dtype = exact(view.found)
+    change = view.wanted.to(view.found.device, dtype) - view.found.to(dtype)
+    if isinstance(module, _ConvNd):
+        num_samples = view.read.shape[0] if view.read.dim() == len(module.kernel_size) + 2 else 1
+        return change.reshape(num_samples, module.out_channels, -1).transpose(1, 2).flatten(0, 1)
+    change = change.reshape(*view.read.shape[:-1], -1)
+    if view.mask is not None and change.dim() > 2 and change.shape[:2] == view.mask.shape:
+        change = change[view.mask.bool()]
+    return change.flatten(0, -2)
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack([part.sum(0) for part in parts]).sum(0) / max(sum(len(part) for part in parts), 1)
+
+
+def _values(site: Site, module: nn.Module, model: nn.Module, shift: Tensor, *, new_biases: bool) -> dict[str, Tensor]:
+    """The tensors that take a shift of the tensor that a site feeds, by name; empty where none can."""
+    bias = module._parameters.get("bias")
+    norms = [place for place, name in enumerate(site.scales) if _is_norm(model, name)]
+    if bias is None and norms:
+        # z − μ moves by d where μ moves by −d; what multiplies behind the batch norm's place counts, it included.
+        rest = Site(site.name, 0, 0, 0, site.scales[norms[0] :]).scale(model)
+        held = model.get_submodule(site.scales[norms[0]])._buffers["running_mean"]
+        assert held is not None
+        return {f"{site.scales[norms[0]]}.running_mean": (held - _divided(shift, rest)).to(held.dtype)}
+    constant = _divided(shift, site.scale(model))
+    if bias is not None:
+        return {f"{site.name}.bias": (bias.detach() + constant).to(bias.dtype)}
+    weight = module._parameters.get("weight")
+    return {f"{site.name}.bias": constant.to(weight.dtype)} if new_biases and weight is not None else {}
+
+
+def _is_norm(model: nn.Module, name: str) -> bool:
+    owner, _, key = name.rpartition(".")
+    held = model.get_submodule(owner)._parameters.get(key)
+    return held is None and isinstance(model.get_submodule(name), _BatchNorm)
+
+
+def _divided(shift: Tensor, scale: Tensor | None) -> Tensor:
+    """A shift before what multiplies the channels; none where this is next to nothing."""
+    if scale is None:
+        return shift
+    return torch.where(scale.abs() > 1e-6, shift / scale, torch.zeros_like(shift))

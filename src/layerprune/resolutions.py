@@ -1,0 +1,116 @@
+"""Resolutions: transforms that read another tensor must make as many places as before, whatever the input's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from torch import Tensor, nn
+
+from layerprune.edits import Fold
+from layerprune.inputs import Inputs
+from layerprune.marks import CannotRealise
+from layerprune.memo import Memo
+from layerprune.projection import why_not_foldable
+from layerprune.shadow import Shadow, short
+
+_Shapes = dict[str, tuple[int, ...]]
+
+
+class Resolutions:
+    """Runs a shadow on inputs of other sizes, and compares what transforms make there.
+
+    A tensor that is twice as large as another one at one resolution need not be at the next: behind a stride of 2 the
+    size is rounded up, behind a pool down. One larger by 1, and one of nearly twice the size, make odd numbers at every
+    stage of a network that halves either way.
+
+    Args:
+        shade: the shadow.
+        inputs: the example inputs.
+        memo: from which the shadow's layers answer; None where it runs on real tensors.
+    """
+
+    def __init__(self, shade: Shadow, inputs: Inputs, memo: Memo | None) -> None:
+        self.shade = shade
+        self.inputs = inputs
+        self.memo = memo
+        self.expected: list[tuple[Inputs, _Shapes]] | None = None
+
+    def prepare(self) -> None:
+        """Run the untouched shadow, once; a size that it does not take is left out."""
+        if self.expected is not None:
+            return
+        self.expected = []
+        able = [name for name, module in self.shade.model.named_modules() if not why_not_foldable(module)]
+        if self.memo is not None:
+            self.memo.opening(able)
+        for grown in (_one_more, _nearly_twice):
+            inputs = self.inputs.map(grown)
+            if all(a is b for a, b in zip(inputs.tensors(), self.inputs.tensors(), strict=True)):
+                continue
+            try:
+                shapes = self.run(inputs, able)
+            except Exception:  # the user's own forward, which takes one size only
+                continue
+            self.expected.append((inputs, shapes))
+
+    def check(self, folds: Sequence[Fold]) -> None:
+        """Check the edited shadow.
+
+        Raises:
+            CannotRealise: at another size a transform would make more or fewer places than before.
+        """
+        for inputs, shapes in self.expected or ():
+            try:
+                found = self.run(inputs, [fold.fqn for fold in folds])
+            except Exception as error:  # the user's forward on what is left of the model: anything may come
+                raise CannotRealise(f"the forward fails on inputs of another size: {short(error)}") from error
+            for name, shape in found.items():
+                if shape != shapes.get(name):
+                    sizes = " instead of ".join("×".join(map(str, s)) for s in (shape, shapes.get(name, ())))
+                    raise CannotRealise(f"on inputs of another size '{name}' would make {sizes}")
+
+    def run(self, inputs: Inputs, names: Sequence[str]) -> _Shapes:
+        adapted = self.shade.adapt(inputs)
+        with _seeing(self.shade.model, names) as found, self.shade.running():
+            self.shade.model(*adapted.args, **adapted.kwargs)
+        return found
+
+
+@contextmanager
+def _seeing(model: nn.Module, names: Sequence[str]) -> Generator[_Shapes]:
+    """Collect the shapes of what modules return, of the last call each."""
+    found: _Shapes = {}
+
+    def see(name: str, _module: nn.Module, _args: object, out: object) -> None:
+        if isinstance(out, Tensor):
+            found[name] = tuple(out.shape)
+
+    modules: Mapping[str, nn.Module] = dict(model.named_modules())
+    hooks = [modules[name].register_forward_hook(partial(see, name)) for name in names if name in modules]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _grown(tensor: Tensor, size: Callable[[int], int]) -> Tensor:
+    """A tensor of another size along its axes: those of an image or a signal, or a sequence's length."""
+    axes = range(2, tensor.dim()) if tensor.is_floating_point() else range(1, 2 if tensor.dim() == 2 else 1)
+    for axis in axes:
+        length = tensor.shape[axis]
+        wanted = size(length)
+        copies = [1] * tensor.dim()
+        copies[axis] = -(-wanted // length)
+        tensor = tensor.repeat(copies).narrow(axis, 0, wanted)
+    return tensor
+
+
+def _one_more(tensor: Tensor) -> Tensor:
+    return _grown(tensor, lambda length: length + 1)
+
+
+def _nearly_twice(tensor: Tensor) -> Tensor:
+    return _grown(tensor, lambda length: max(2 * length - 1, 1))

@@ -1,0 +1,513 @@
+"""A group that changes channels, or the resolution, leaves by a projection that is folded into what reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layerprune import UniversalLayerPruner, load_pruned
+from layerprune.calibration import read_calibration
+from layerprune.edits import Fold, folds_of
+from layerprune.errors import CalibrationError, CriticalGroupError, PlanError
+from layerprune.plan import SCHEMA, PruningPlan
+from layerprune.repair.folding import fold_into
+from nets import Net, Photograph, conv, image, linear, randomised, rows, same_bits
+from oracle import TOLERANCE, Oracle, distance, num_params, run
+from simulation import Explicit, simulate, union
+
+# ---- the oracle: an explicit projection in front of the readers ------------------------------------------------------
+
+
+def conv1d(num_in: int, num_out: int, size: int = 3, **options: object) -> nn.Conv1d:
+    return nn.Conv1d(num_in, num_out, size, padding=size // 2, **options)
+
+
+def _double(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+#: name → layers, the shapes of what the pruner sees and of what outputs are compared on, and the fold: (reader, inputs,
+#: strides). In each the groups of ``NAMES`` leave.
+CHAINS = {
+    "linear": (lambda: [linear(8, 6), nn.ReLU(), linear(6, 9), nn.ReLU(), linear(9, 2)], (4, 8), (5, 8), ("4", 6, ())),
+    "tokens": (
+        lambda: [linear(8, 6), nn.ReLU(), linear(6, 9), nn.ReLU(), linear(9, 2)], (2, 5, 8), (3, 7, 8), ("4", 6, ())
+    ),
+    "dropout on the way": (
+        lambda: [linear(8, 6), nn.ReLU(), linear(6, 9), nn.ReLU(), nn.Dropout(0.5), linear(9, 2)],
+        (4, 8), (5, 8), ("5", 6, ()),
+    ),
+    "1×1": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), conv(6, 2, 1)],
+        (2, 3, 8, 8), (3, 3, 7, 9), ("4", 4, (1, 1)),
+    ),
+    "3×3 with zeros around": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), conv(6, 2)], (2, 3, 8, 8), (3, 3, 7, 9), ("4", 4, (1, 1))
+    ),
+    "3×3 without zeros": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), nn.Conv2d(6, 2, 3)],
+        (2, 3, 8, 8), (3, 3, 7, 9), ("4", 4, (1, 1)),
+    ),
+    "3×3 that repeats the border": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), conv(6, 2, padding_mode="replicate")],
+        (2, 3, 8, 8), (3, 3, 7, 9), ("4", 4, (1, 1)),
+    ),
+    "stride into 1×1": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6, stride=2), nn.ReLU(), conv(6, 2, 1)],
+        (2, 3, 8, 8), (3, 3, 7, 9), ("4", 4, (2, 2)),
+    ),
+    "stride into 3×3, strided and dilated itself": (
+        lambda: [
+            conv(3, 4), nn.ReLU(), conv(4, 6, stride=2), nn.ReLU(),
+            nn.Conv2d(6, 2, 3, padding=(1, 2), stride=(1, 2), dilation=(2, 1), bias=False),
+        ],
+        (2, 3, 16, 16), (3, 3, 15, 17), ("4", 4, (2, 2)),
+    ),
+    "another stride for each axis": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6, stride=(1, 3)), nn.ReLU(), conv(6, 2)],
+        (2, 3, 9, 9), (3, 3, 7, 11), ("4", 4, (1, 3)),
+    ),
+    "the same channels, another resolution": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 4, stride=2), nn.ReLU(), conv(4, 2)],
+        (2, 3, 8, 8), (3, 3, 7, 9), ("4", 4, (2, 2)),
+    ),
+    "Conv1d": (
+        lambda: [conv1d(3, 4), nn.ReLU(), conv1d(4, 6, stride=2), nn.ReLU(), conv1d(6, 2)],
+        (2, 3, 16), (3, 3, 17), ("4", 4, (2,)),
+    ),
+    "a pool that stays": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), nn.MaxPool2d(2), conv(6, 2)],
+        (2, 3, 8, 8), (3, 3, 7, 9), ("5", 4, (1, 1)),
+    ),
+    "a mean and a flatten that stay": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(6, 2)],
+        (2, 3, 8, 8), (3, 3, 7, 9), ("6", 4, ()),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_fold_computes_what_an_explicit_projection_does(name: str) -> None:
+    make, shape, fresh, expected = CHAINS[name]
+    torch.manual_seed(0)
+    oracle = Oracle(randomised(nn.Sequential(*make())).double(), ((_double(*shape),), {}), ((_double(*fresh),), {}))
+    (removal,) = [r for r in oracle.pruner.removals if r.kind == "projection"]
+    assert removal.groups == ("2",)
+    (fold,) = folds_of(removal.edits)
+    assert (fold.fqn, fold.num_in, fold.strides) == expected
+    oracle.check_removal(removal)
+    assert oracle.moved["projection"] == 1
+
+
+def test_several_readers_of_one_tensor_share_the_projection() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        y = torch.relu(n.a(x))
+        y = n.act(n.b(y))
+        return n.c(y) + n.d(y)
+
+    net = Net(forward, a=linear(8, 6), b=linear(6, 9), act=nn.ReLU(), c=linear(9, 3), d=linear(9, 3))
+    oracle = Oracle(randomised(net).double(), ((_double(4, 8),), {}), ((_double(5, 8),), {}))
+    (removal,) = [r for r in oracle.pruner.removals if r.groups == ("b",)]
+    assert {(fold.fqn, fold.value, fold.source) for fold in folds_of(removal.edits)} == {
+        ("c", "act", "relu"),
+        ("d", "act", "relu"),
+    }
+    oracle.check_removal(removal)
+
+
+class Inverted(nn.Module):
+    """Narrow, wide, by channel and narrow again, as in MobileNet; strided, so that nothing of its shape is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.expand = conv(3, 4), conv(4, 12, 1)
+        self.depthwise = conv(12, 12, stride=2, groups=12)
+        self.down, self.up = conv(12, 3, 1), conv(3, 12, 1)
+        self.project, self.head = conv(12, 5, 1), conv(5, 2, 1)
+        self.act1, self.act2 = nn.Hardswish(inplace=True), nn.Hardswish(inplace=True)
+        self.excite = Net(lambda n, x: x * torch.sigmoid(n.up(torch.relu(n.down(x.mean((2, 3), True))))),
+                          down=conv(12, 3, 1), up=conv(3, 12, 1))  # fmt: skip
+        del self.down, self.up
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        x = self.excite(self.act2(self.depthwise(self.act1(self.expand(x)))))
+        return self.head(torch.relu(self.project(x)))
+
+
+def test_an_inverted_bottleneck_leaves_up_to_its_last_convolution() -> None:
+    oracle = Oracle(randomised(Inverted()).double(), ((_double(2, 3, 8, 8),), {}), ((_double(3, 3, 7, 9),), {}))
+    found = {r.groups: r for r in oracle.pruner.removals if r.kind == "projection"}
+    assert ("expand", "depthwise", "excite.down", "excite.up") in found
+    for removal in found.values():
+        oracle.check_removal(removal)
+    assert "project" in {name for groups in found for name in groups}
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def reason_of(model: nn.Module, example: Tensor, name: str) -> str:
+    groups = UniversalLayerPruner(randomised(model), example_inputs=example).groups
+    (group,) = [group for group in groups if group.name == name]
+    assert not group.can_remove
+    return group.reason
+
+
+def test_a_grouped_convolution_takes_no_projection_in() -> None:
+    layers = [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), conv(6, 20, groups=2)]
+    assert "no dense linear layer or convolution" in reason_of(nn.Sequential(*layers), image(), "2")
+
+
+def test_a_reader_beside_that_is_no_transform_keeps_a_group() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        y = n.act(n.b(torch.relu(n.a(x))))
+        return n.c(y) * y.softmax(-1).sum(-1, True)
+
+    net = Net(forward, a=linear(8, 6), b=linear(6, 9), act=nn.ReLU(), c=linear(9, 3))
+    assert "'softmax' (softmax) reads it" in reason_of(net, rows(), "b")
+
+
+def test_what_would_grow_by_more_than_it_saves_stays_and_says_by_how_much() -> None:
+    layers = [linear(8, 9), nn.ReLU(), linear(9, 2), nn.ReLU(), linear(2, 40)]
+    reason = reason_of(nn.Sequential(*layers), rows(), "2")
+    assert "20 parameters would leave, and what reads it would grow by 280" in reason  # 9·2 + 2, and 40·(9 - 2)
+
+
+def test_a_weight_that_is_tied_takes_no_projection_in() -> None:
+    net = nn.Sequential(linear(8, 6), nn.ReLU(), linear(6, 9), nn.ReLU(), linear(9, 9), nn.ReLU(), linear(9, 9))
+    net[6].weight = net[4].weight
+    assert "'4' reads it, and shares its weights" in reason_of(net, rows(), "2")
+
+
+def test_a_transform_that_is_called_twice_takes_no_projection_in() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        y = n.act(n.b(torch.relu(n.a(x))))
+        return n.c(n.c(y))
+
+    net = Net(forward, a=linear(8, 6), b=linear(6, 9), act=nn.ReLU(), c=linear(9, 9))
+    assert "'c' reads it, and is called several times" in reason_of(net, rows(), "b")
+
+
+def test_a_pool_that_rounds_down_is_no_subsampling() -> None:
+    """At 8×8 every second place would do; at 9×9 the pool makes 4 places, and every second place are 5."""
+    layers = [conv(3, 4), nn.ReLU(), conv(4, 6), nn.MaxPool2d(2), conv(6, 6, 3, groups=2), nn.ReLU(), conv(6, 2)]
+    reason = reason_of(nn.Sequential(*layers), image(), "2")
+    assert "on inputs of another size '6' would make" in reason
+
+
+def test_who_wants_no_projections_gets_none() -> None:
+    pruner = UniversalLayerPruner(chain(), calibration=BATCHES, projections=False)
+    assert {group.name for group in pruner.groups if group.can_remove} == {"4"}
+    assert not any(r.needs_calibration for r in pruner.removals)
+
+
+def test_branches_and_blocks_only_means_no_projections() -> None:
+    net = randomised(nn.Sequential(linear(8, 6), nn.ReLU(), linear(6, 9), nn.ReLU(), linear(9, 2)))
+    for granularity in ("branch", "block"):
+        pruner = UniversalLayerPruner(net, example_inputs=rows(), granularity=granularity)
+        assert not any(r.needs_calibration for r in pruner.removals)
+
+
+# ---- without calibration data ---------------------------------------------------------------------------------------
+
+
+def chain() -> nn.Sequential:
+    """One group that leaves by a projection only, and one that leaves as it is."""
+    return randomised(
+        nn.Sequential(linear(8, 6), nn.Tanh(), linear(6, 9), nn.Tanh(), linear(9, 9), nn.Tanh(), linear(9, 2))
+    )
+
+
+def test_without_data_the_group_is_safe_and_says_what_it_needs() -> None:
+    pruner = UniversalLayerPruner(chain(), example_inputs=rows())
+    by_name = {group.name: group for group in pruner.groups}
+    assert by_name["2"].can_remove
+    assert by_name["2"].needs_calibration
+    assert np.isnan(by_name["2"].impact)
+    assert not by_name["4"].needs_calibration
+    text = pruner.render_plan()
+    assert text.count("✓ SAFE TO REMOVE") == 2
+    assert text.count("Needs calibration: ") == 1
+
+
+def test_without_data_no_plan_uses_it_and_the_plan_says_so() -> None:
+    pruner = UniversalLayerPruner(chain(), example_inputs=rows())
+    plan = pruner.plan(max_param_reduction=0.9)
+    assert [removal.groups for removal in plan.removals] == [("4",)]
+    assert not plan.needs_calibration
+    assert any("1 groups leave by projections only" in note and "calibration=" in note for note in plan.notes)
+
+
+def test_without_data_a_group_that_is_named_is_refused_with_the_remedy() -> None:
+    pruner = UniversalLayerPruner(chain(), example_inputs=rows())
+    with pytest.raises(CalibrationError, match=r"group '2' leaves by a projection only.*calibration="):
+        pruner.prune(groups=["2"])
+
+
+# ---- with calibration data ------------------------------------------------------------------------------------------
+
+BATCHES = [rows(64, seed=seed) for seed in range(8)]
+
+
+def test_what_is_linear_in_an_earlier_tensor_is_found_again() -> None:
+    """Between two linear layers nothing is lost: ``C (B x + b) + c`` is ``(C B) x + (C b + c)``."""
+    model = randomised(nn.Sequential(linear(8, 6), nn.Tanh(), linear(6, 9), nn.Identity(), linear(9, 3)))
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    pruned = pruner.prune(groups=["2"], repair=None)
+    before, after = model[2], model[4]
+    with torch.no_grad():
+        assert torch.allclose(_reader(pruned).weight, after.weight @ before.weight, atol=2e-3)
+        assert torch.allclose(_reader(pruned).bias, after.weight @ before.bias + after.bias, atol=2e-3)
+    assert num_params(pruned) == num_params(model) - (6 * 9 + 9) - 3 * (9 - 6)
+    (found,) = pruner.projection_report
+    assert (found.value, found.source, found.readers) == ("3", "1", ("4",))
+    assert found.left < 1e-6
+
+
+def test_the_projection_is_the_ridge_regression_of_the_rows() -> None:
+    model = chain()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    pruned = pruner.prune(groups=["2"], repair=None)
+    (found,) = pruner.projection_report
+    with torch.no_grad():
+        x = model[:2](torch.cat(BATCHES)).double().numpy()
+        y = model[:4](torch.cat(BATCHES)).double().numpy()
+    middle = x - x.mean(0)
+    penalty = found.strength * (middle**2).sum() / x.shape[1]
+    matrix = np.linalg.solve(middle.T @ middle + penalty * np.eye(6), middle.T @ (y - y.mean(0))).T
+    expected = model[4].weight.detach().double().numpy() @ matrix
+    assert np.allclose(_reader(pruned).weight.detach().numpy(), expected, atol=1e-5)
+    assert np.allclose(
+        _reader(pruned).bias.detach().numpy(),
+        model[4].bias.detach().numpy() + model[4].weight.detach().numpy() @ (y.mean(0) - matrix @ x.mean(0)),
+        atol=1e-5,
+    )
+
+
+def _reader(pruned: nn.Module) -> nn.Linear:
+    """The transform behind the gap; what was taken out of the ``Sequential`` does not count."""
+    found = pruned.get_submodule("4")
+    assert isinstance(found, nn.Linear)
+    return found
+
+
+def wide_to_narrow() -> nn.Sequential:
+    return randomised(
+        nn.Sequential(linear(8, 40), nn.Tanh(), linear(40, 24), nn.Tanh(), linear(24, 9), nn.Tanh(), linear(9, 2))
+    )
+
+
+def test_fewer_rows_than_channels_give_the_same_projection_by_the_rows_themselves() -> None:
+    model = wide_to_narrow().double()
+    batches = read_calibration([rows(6, seed=seed).double() for seed in range(4)], model)
+    pruner = UniversalLayerPruner(model, example_inputs=rows().double())
+    (removal,) = [r for r in pruner.removals if r.groups == ("2",)]
+    made = []
+    for memory_bytes in (2**30, 2**16):  # the sums of 41 inputs take 5·8·41·65 bytes, 24 rows less
+        pruned = _pruned(model, removal.edits)
+        fold_into(model, pruned, batches, removal.edits, memory_bytes=memory_bytes)
+        made.append(_reader(pruned))
+    assert 5 * 8 * 41 * (41 + 24) > 2**16
+    assert torch.allclose(made[0].weight, made[1].weight, atol=1e-9)
+    assert torch.allclose(made[0].bias, made[1].bias, atol=1e-9)
+
+
+def test_more_memory_than_allowed_is_refused_with_the_numbers() -> None:
+    model = wide_to_narrow()
+    batches = read_calibration([rows(64, seed=seed) for seed in range(4)], model)
+    (removal,) = [r for r in UniversalLayerPruner(model, example_inputs=rows()).removals if r.groups == ("2",)]
+    with pytest.raises(CalibrationError, match=r"106,600 bytes.*1,000 are allowed"):
+        fold_into(model, _pruned(model, removal.edits), batches, removal.edits, memory_bytes=1000)
+
+
+def _pruned(model: nn.Module, edits: object) -> nn.Module:
+    import copy
+
+    from layerprune.surgery import operate
+
+    pruned = copy.deepcopy(model)
+    operate(pruned, edits)
+    return pruned
+
+
+def stages() -> nn.Sequential:
+    """Three steps up in channels, two of which halve the resolution."""
+    return randomised(
+        nn.Sequential(
+            conv(3, 4), nn.ReLU(), conv(4, 6, stride=2), nn.ReLU(), conv(6, 8), nn.ReLU(),
+            conv(8, 10, stride=2), nn.ReLU(), conv(10, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(5, 3),
+        )
+    )  # fmt: skip
+
+
+def test_several_projections_of_one_plan_are_fitted_front_to_back_and_computed_exactly() -> None:
+    model = stages().double()
+    data = [torch.randn(8, 3, 8, 8, dtype=torch.float64) for _ in range(6)]
+    pruner = UniversalLayerPruner(model, calibration=data)
+    plan = pruner.plan(groups=["2", "6"])
+    assert plan.needs_calibration
+    pruned = plan.apply(model, weights_follow=True)
+    found = fold_into(model, pruned, pruner._batches, plan.edits, memory_bytes=2**30)
+    assert len(found.fitted) == 2
+    explicit = {
+        edit.fqn: Explicit(
+            found.matrices[edit].left,
+            torch.zeros(len(found.matrices[edit].left), dtype=torch.float64)
+            if found.matrices[edit].constant is None
+            else found.matrices[edit].constant,
+            edit.strides,
+        )
+        for edit in folds_of(plan.edits)
+    }
+    cut = union(r.cut for r in pruner.removals if r.name in {planned.name for planned in plan.removals})
+    fresh = torch.randn(3, 3, 9, 7, dtype=torch.float64)
+    simulated = simulate(model, pruner.graph, cut, fresh, projections=explicit)
+    assert distance(run(pruned, ((fresh,), {})), simulated) < TOLERANCE
+    assert distance(simulated, run(model, ((fresh,), {}))) > 1e-4
+
+
+def test_a_projection_is_fitted_from_what_the_pruned_model_makes() -> None:
+    """Behind a removal that moves its source, the projection of one batch's tensor still lands on the original's."""
+    model = randomised(nn.Sequential(linear(8, 6), linear(6, 6), linear(6, 9), nn.Identity(), linear(9, 3)))
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    pruned = pruner.prune(groups=["1", "2"], repair=None)
+    x = rows(32, seed=99)
+    with torch.no_grad():
+        assert torch.allclose(pruned(x), model(x), atol=5e-3), "all that has gone was linear"
+
+
+def test_a_budget_counts_what_the_reader_grows_by() -> None:
+    model = stages()
+    pruner = UniversalLayerPruner(model, calibration=[image(4, seed=seed) for seed in range(4)])
+    for share in (0.2, 0.4, 0.6, 0.8):
+        plan = pruner.plan(max_param_reduction=share)
+        assert plan.num_params_after >= (1 - share) * plan.num_params_before
+        pruned = pruner.prune(plan=plan)
+        assert num_params(pruned) == plan.num_params_after
+        assert pruned(image()).shape == model(image()).shape
+    assert plan.needs_calibration
+
+
+@pytest.mark.parametrize("criterion", ["ablation", "shortlist", "influence", "magnitude"])
+def test_impacts_are_those_of_the_fitted_projection(criterion: str) -> None:
+    pruner = UniversalLayerPruner(chain(), calibration=BATCHES, criterion=criterion)
+    (removal,) = [r for r in pruner.removals if r.groups == ("2",)]
+    assert 0 < removal.impact < 1
+
+
+def test_influence_is_the_distance_from_what_the_projection_makes() -> None:
+    model = chain()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES, criterion="influence")
+    (removal,) = [r for r in pruner.removals if r.groups == ("2",)]
+    pruned = pruner.prune(groups=["2"], repair=None)
+    with torch.no_grad():
+        x, y = model[:2](torch.cat(BATCHES)), model[:4](torch.cat(BATCHES))
+        weight = torch.linalg.lstsq(
+            model[4].weight, _reader(pruned).weight
+        ).solution  # the projection, as 9×9 has an inverse
+        constant = torch.linalg.solve(model[4].weight, _reader(pruned).bias - model[4].bias)
+        expected = float((y - x @ weight.T - constant).norm() / y.norm())
+    assert removal.impact == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_criterion_that_knows_no_projection_says_so() -> None:
+    pruner = UniversalLayerPruner(chain(), calibration=BATCHES, criterion="output_change")
+    (removal,) = [r for r in pruner.removals if r.groups == ("2",)]
+    assert np.isnan(removal.impact)
+    assert any("1 removals could not be estimated" in note for note in pruner.notes)
+
+
+def test_the_users_model_stays_as_it_was() -> None:
+    model = stages()
+    before = Photograph(model)
+    UniversalLayerPruner(model, calibration=[image(4, seed=seed) for seed in range(4)]).prune(groups=["2"])
+    assert Photograph(model) == before
+
+
+def test_in_place_gives_the_weights_that_a_copy_gets() -> None:
+    data = [image(4, seed=seed) for seed in range(4)]
+    model, other = stages(), stages()
+    copied = UniversalLayerPruner(model, calibration=data).prune(groups=["2"])
+    edited = UniversalLayerPruner(other, calibration=data).prune(groups=["2"], inplace=True)
+    assert edited is other
+    assert same_bits(edited, copied)
+
+
+# ---- the plan on disk -----------------------------------------------------------------------------------------------
+
+
+def test_a_plan_that_folds_is_carried_out_with_data_or_for_weights_that_follow() -> None:
+    model = chain()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    plan = PruningPlan.from_json(pruner.plan(groups=["2"]).to_json())
+    assert plan.removals[0].needs_calibration
+    assert Fold(fqn="4", num_in=6, value="3", source="1") in plan.edits
+    without = UniversalLayerPruner(chain(), example_inputs=rows())
+    before = Photograph(model)
+    with pytest.raises(PlanError, match=r"calibration=batches.*weights_follow=True"):
+        plan.apply(model)
+    with pytest.raises(CalibrationError, match="calibration="):
+        without.prune(plan=plan)
+    assert Photograph(model).difference(before) == ""
+    pruned = pruner.prune(plan=plan)
+    empty = plan.apply(chain(), weights_follow=True)
+    assert not _reader(empty).weight.any(), "no weight is there that means nothing"
+    empty.load_state_dict(pruned.state_dict())
+    assert same_bits(empty, pruned)
+    assert same_bits(UniversalLayerPruner(chain(), calibration=BATCHES).prune(plan=plan), pruned)
+
+
+def test_a_plan_from_elsewhere_takes_no_memory_for_a_weight_that_no_removal_leaves() -> None:
+    model = chain()
+    plan = UniversalLayerPruner(model, calibration=BATCHES).plan(groups=["2"])
+    (fold,) = folds_of(plan.edits)
+    others = [edit for edit in plan.edits if edit != fold]
+    wrong = plan.model_copy(update={"edits": (*others, fold.model_copy(update={"num_in": 10**9}))})
+    with pytest.raises(PlanError, match="9,000,000,000 elements where the whole model has"):
+        wrong.apply(model, weights_follow=True)
+    with pytest.raises(PlanError, match="is no number of channels"):
+        PruningPlan.from_json(wrong.to_json().replace("1000000000", "3000000000"))
+
+
+def test_a_model_that_took_a_projection_in_is_saved_and_loaded_bit_for_bit(tmp_path: Path) -> None:
+    model = stages()
+    pruner = UniversalLayerPruner(model, calibration=[image(4, seed=seed) for seed in range(4)])
+    pruned = pruner.prune(groups=["2", "6"])
+    pruner.save(tmp_path / "saved")
+    loaded = load_pruned(tmp_path / "saved", model=stages())
+    assert same_bits(loaded, pruned)
+    assert torch.equal(run(loaded, ((image(),), {})), run(pruned, ((image(),), {})))
+
+
+def test_a_plan_of_schema_2_is_read() -> None:
+    text = UniversalLayerPruner(chain(), example_inputs=rows()).plan(groups=["4"]).to_json()
+    assert f'"schema_version": {SCHEMA}' in text
+    old = text.replace(f'"schema_version": {SCHEMA}', '"schema_version": 2').replace('"needs_calibration": false,', "")
+    assert PruningPlan.from_json(old).apply(chain())(rows()).shape == (*rows().shape[:1], 2)
+
+
+def test_a_projection_and_a_bypass_behind_it_leave_as_one_projection() -> None:
+    """Without '4' it is '6' that reads the tensor behind '2', and so takes the projection in."""
+    model = chain()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    plan = pruner.plan(groups=["2", "4"])
+    assert [(fold.fqn, fold.num_in) for fold in folds_of(plan.edits)] == [("6", 6)]
+    pruned = pruner.prune(plan=plan)
+    assert num_params(pruned) == plan.num_params_after == num_params(model) - (6 * 9 + 9) - (9 * 9 + 9) - 2 * (9 - 6)
+
+
+def test_a_projection_and_a_bypass_that_a_grouped_convolution_reads_exclude_each_other() -> None:
+    layers = [conv(3, 4), nn.Tanh(), conv(4, 6), nn.Tanh(), conv(6, 6), nn.Tanh(), conv(6, 6, groups=2), nn.Tanh()]
+    model = randomised(nn.Sequential(*layers, conv(6, 8), nn.Tanh(), conv(8, 3)))
+    pruner = UniversalLayerPruner(model, calibration=[image(4, seed=seed) for seed in range(4)])
+    with pytest.raises(
+        CriticalGroupError, match="cannot all be removed together: '6' reads it, and is a convolution of 2"
+    ):
+        pruner.plan(groups=["2", "4"])
+    plan = pruner.plan(max_param_reduction=0.9)
+    assert num_params(pruner.prune(plan=plan)) == plan.num_params_after
