@@ -17,9 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1] / "tests")
-)  # the random graphs, the simulation, the mutations
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the graphs, the simulation, the mutations
 
 import torch
 from rich.console import Console

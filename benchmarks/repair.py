@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 for folder in ("benchmarks", "tests", "examples"):
@@ -24,6 +25,7 @@ import folded
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.linalg import hadamard
 from subjects import SUBJECTS, Subject, subject
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,7 +56,7 @@ def main() -> None:
             options.json.write_text(json.dumps(figures, indent=2) + "\n")
         return
     names = ["digits_resnet"] if options.quick else options.subjects or list(SUBJECTS)
-    found = {name: measure(name) for name in names}
+    found = {name: measure(name) for name in names} | {"synthetic": synthetic()}
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -81,6 +83,52 @@ def measure(name: str) -> list[dict[str, str]]:
             rows.append({"removed": title, **row})
         console.print(table)
     return rows
+
+
+def synthetic() -> list[dict[str, str]]:
+    """Print and return what folding the mean of a dropped concat branch into its reader's bias leaves."""
+    table = Table("reader", "relative error", "with the mean folded", title="a concat branch dropped, synthetic")
+    rows: list[dict[str, str]] = []
+    for size in (1, 3):
+        draw = torch.Generator().manual_seed(0)
+        model = Joined(size).eval()
+        for parameter in model.parameters():
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=draw)
+        batches = [torch.randn(32, 3, 16, 16, generator=draw) for _ in range(5)]
+        # The branch is its mean, but for a little: what is at stake here is what folding loses, not what varies.
+        model.goes.weight.data *= 0.001
+        model.goes.bias.data *= 3
+        pruner = UniversalLayerPruner(model, example_inputs=batches[0], protect_io=False)
+        plan = pruner.plan(groups=["goes"])
+        pruned = plan.apply(model)
+        before = relative(model, pruned, batches[4])
+        repair(model, pruned, batches[:4], edits=plan.edits, how="mean")
+        row = {
+            "reader": f"{size}×{size}{', padded' if size > 1 else ''}",
+            "error": f"{before:.3f}",
+            "folded": f"{relative(model, pruned, batches[4]):.3f}",
+        }
+        table.add_row(*row.values())
+        rows.append(row)
+    console.print(table)
+    return rows
+
+
+class Joined(nn.Module):
+    """Two branches in a concat, and a convolution that reads it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.stays, self.goes = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(3, 16, 3, padding=1)
+        self.reader = nn.Conv2d(32, 16, size, padding=size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reader(torch.cat([self.stays(x), self.goes(x)], 1))
+
+
+@torch.inference_mode()
+def relative(model: nn.Module, pruned: nn.Module, batch: Tensor) -> float:
+    return float((pruned(batch) - model(batch)).norm() / model(batch).norm())
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -165,6 +213,10 @@ def refit(of: Subject, plan: PruningPlan, pruned: nn.Module) -> None:
     console.print(str(report).splitlines()[0], f"in {report.num_forwards} forwards", style="dim")
 
 
+def means(of: Subject, plan: PruningPlan, pruned: nn.Module) -> None:
+    repair(of.model, pruned, of.calibration, edits=plan.edits, how="mean")
+
+
 def least_squares(made: Tensor, rest: Tensor, wanted: Tensor) -> Tensor:
     return torch.linalg.lstsq(made.double(), (wanted - rest).double()).solution.T.float()
 
@@ -198,6 +250,30 @@ def merged_map(fit: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Repair:
             wanted = seen(of.model, of.calibration, of.model.model.layers[following - 1])
             weight = layer.mlp.down_proj.weight
             weight.data.copy_(fit(made, after - made, wanted) @ weight.data)
+
+    return fix
+
+
+def rescaled(size: int, *, rotated: bool) -> Repair:
+    """LinearPatch (arXiv 2505.24680), untrained: ratios of the channels' mean magnitudes, rotated by a Hadamard matrix.
+
+    ``P = H diag(mean |Hᵀ y| / mean |Hᵀ x|) Hᵀ`` stands in the gap, with ``x`` before and ``y`` behind it in the
+    original; without rotation ``H`` is the identity. It is a matrix of its own in each gap.
+    """
+    matrix = torch.from_numpy(hadamard(size)).float() / size**0.5 if rotated else torch.eye(size)
+
+    def fix(of: Subject, plan: PruningPlan, pruned: nn.Module) -> None:
+        (shorten,) = [edit for edit in plan.edits if edit.kind == "shorten"]
+        layers = of.model.model.layers
+        kept = [number for number in range(len(layers)) if number not in shorten.removed]
+        for place, (number, following) in enumerate(pairwise(kept)):
+            if following == number + 1:
+                continue
+            before = seen(of.model, of.calibration, layers[number])
+            behind = seen(of.model, of.calibration, layers[following - 1])
+            ratio = (behind @ matrix).abs().mean(0) / (before @ matrix).abs().mean(0)
+            patch = matrix * ratio @ matrix.T
+            pruned.model.layers[place].register_forward_hook(lambda _, __, out, patch=patch: out @ patch)
 
     return fix
 
@@ -270,21 +346,24 @@ Case = tuple[
 CASES: dict[str, Case] = {
     "minilm": (
         encoder_plans,
-        {"none": no_repair, "affine map of its own": affine_map, "refit": refit},
+        {"none": no_repair, "affine map of its own": affine_map, "means": means, "refit": refit},
         embeddings_score,
     ),
     "digits_resnet": (
         by_budget(0.5, 0.7, 0.85),
-        {"none": no_repair, "batch norms": norms, "refit": refit},
+        {"none": no_repair, "batch norms": norms, "means": means, "refit": refit},
         accuracy_score,
     ),
-    "digits_vit": (by_budget(0.5, 0.7), {"none": no_repair, "refit": refit}, accuracy_score),
+    "digits_vit": (by_budget(0.5, 0.7), {"none": no_repair, "means": means, "refit": refit}, accuracy_score),
     "docs_llama": (
         a_quarter_of_the_blocks,
         {
             "none": no_repair,
+            "LinearPatch, channels only": rescaled(128, rotated=False),
+            "LinearPatch, rotated": rescaled(128, rotated=True),
             "ReplaceMe, least squares": merged_map(least_squares),
             "ReplaceMe, cosine": merged_map(largest_cosine),
+            "means": means,
             "refit": refit,
         },
         perplexity_score,

@@ -23,7 +23,9 @@ NAMES = [
     "UniversalLayerPruner",
     "applied",
     "distill",
+    "from_hub",
     "load_pruned",
+    "push_to_hub",
     "quick_prune",
     "save_pruned",
 ]
@@ -38,7 +40,9 @@ HOMES = {
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
     "distill": "distillation.distilling",
+    "from_hub": "checkpoint.hub",
     "load_pruned": "checkpoint.load",
+    "push_to_hub": "checkpoint.hub",
     "quick_prune": "pruner",
     "save_pruned": "checkpoint.save",
 }

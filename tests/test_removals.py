@@ -14,8 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from layerprune import UniversalLayerPruner
+from layerprune.capture import capture
 from layerprune.errors import BudgetError, CriticalGroupError, UnknownNameError
+from layerprune.graph import Cut
+from layerprune.inputs import as_inputs
 from layerprune.plan import PruningPlan
+from layerprune.realise import CannotRealise, realise
 from layerprune.surgery import operate
 from nets import Net, close, conv, copy_of, image, linear, parameter, randomised, rows, run, tokens
 
@@ -608,10 +612,10 @@ def test_what_a_forward_does_between_a_tensor_and_its_substitute_is_the_reason()
     body = nn.Sequential(conv(8, 4), nn.ReLU(), conv(4), nn.ReLU())
     stage = Net(lambda n, x, y: n.body(torch.cat([x, y], 1)), body=body)
     model = Net(lambda n, x: n.h(n.up(y := n.s(x), n.deep(y))), s=conv(3, 4), deep=conv(4), up=stage, h=conv(4, 2))
-    assert reasons_of(model, image())["up.body.0"] == (
-        "'s' 2×4×8×8 cannot be handed on to where 'up.body.1' 2×4×8×8 is read: "
-        "the forward of 'up' calls 'cat' in between"
-    )
+    graph = capture(model, as_inputs(image()))
+    made = {layer.name: layer.outputs[0] for layer in graph.layers}
+    with pytest.raises(CannotRealise, match=r"where 'up\.body\.1' .* is read: the forward of 'up' calls 'cat' in betw"):
+        realise(graph, dict(model.named_modules()), Cut({made["up.body.1"]: made["s"]}))
 
 
 def test_a_module_whose_forward_takes_any_arguments_hands_its_first_on():

@@ -9,7 +9,7 @@ from layerprune.calibration import read_calibration
 from layerprune.capture import capture
 from layerprune.errors import CalibrationError
 from layerprune.inputs import as_inputs
-from layerprune.repair import closed_form, repair
+from layerprune.repair import closed_form, repair, untie
 from layerprune.repair.changes import write
 from layerprune.repair.ridge import Gram, Sums, fit
 from layerprune.repair.sites import find_sites
@@ -327,6 +327,67 @@ def test_writing_is_all_or_nothing():
     with pytest.raises(RuntimeError):
         write(model, {"stem.weight": torch.zeros(8, 8), "head.weight": torch.zeros(3, 3)})
     assert same_bits(model, before)
+
+
+def test_an_interrupt_while_weights_are_written_leaves_the_old_ones():
+    class Interrupted(dict):
+        def items(self):
+            yield "stem.weight", torch.zeros(8, 8)
+            raise KeyboardInterrupt
+
+    model = branched()
+    before = copy_of(model)
+    with pytest.raises(KeyboardInterrupt):
+        write(model, Interrupted())
+    assert same_bits(model, before)
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_weights_that_make_values_that_are_not_finite_are_an_error_about_the_batch(value):
+    model = branched(torch.relu)
+    pruned, edits = without(model, "branch", BATCHES[0])
+    with torch.no_grad():
+        pruned.stem.bias[0] = value
+    before = Photograph(pruned)
+    with pytest.raises(CalibrationError, match="batch 0 of the calibration data makes 'stem' feed values that are not"):
+        repair(model, pruned, BATCHES, edits=edits)
+    assert before == Photograph(pruned)
+
+
+def tied_llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+        use_cache=False, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
+def test_a_tied_head_gets_a_weight_of_its_own_when_it_is_asked_for(tmp_path):
+    model = tied_llama()
+    draw = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(0, 50, (8, 12), generator=draw)} for _ in range(4)]
+    pruner = UniversalLayerPruner(model, example_inputs=batches[0], granularity="block")
+    plan = pruner.plan(groups=["model.layers.1.mlp.down_proj"])
+    pruned = plan.apply(model)
+    refused = repair(model, copy_of(pruned), batches, edits=plan.edits).refused
+    assert "untie" in refused["lm_head"]
+    before = run(pruned, batches[0]["input_ids"]).logits
+    assert untie(pruned) == ("lm_head.weight",)
+    assert torch.equal(run(pruned, batches[0]["input_ids"]).logits, before)
+    assert repair(model, pruned, batches, edits=plan.edits).kept
+    assert not torch.equal(pruned.lm_head.weight, pruned.model.embed_tokens.weight)
+    assert torch.equal(pruned.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    assert model.config.tie_word_embeddings
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    pruned.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    x = batches[0]["input_ids"]
+    assert torch.equal(run(again, x).logits, run(pruned, x).logits)
+    assert untie(pruned) == ()
 
 
 def test_both_models_keep_modes_hooks_and_the_rng():

@@ -42,8 +42,8 @@ def _details(state: Mapping[str, Mapping[str, Any]]) -> list[str]:
             "first three saves. Then the artefact is loaded, every hash checked, and must be one of the two models. "
             f"{counts['left by the dead']:,} of the dead left a staging folder behind. {counts['same']:,} left the "
             f"model that had been there, {counts['other']:,} the other one. A killed process loses nothing that is "
-            "written; that files are on the disk before they get their name matters to a power cut, which is not tried "
-            "here.",
+            "written; that files are on the disk before they get their name matters to a power cut, which nobody "
+            "tried here.",
         ]
     if "artefacts" in state:
         kinds = {k: v for k, v in state["artefacts"]["counts"].items() if k != "detected"}

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerprune.checkpoint.hub import from_hub, push_to_hub
     from layerprune.checkpoint.load import load_pruned
     from layerprune.checkpoint.save import save_pruned
     from layerprune.distillation.distilling import distill
@@ -29,7 +30,9 @@ __all__ = [
     "UniversalLayerPruner",
     "applied",
     "distill",
+    "from_hub",
     "load_pruned",
+    "push_to_hub",
     "quick_prune",
     "save_pruned",
 ]
@@ -44,7 +47,9 @@ _HOMES = {
     "UniversalLayerPruner": "pruner",
     "applied": "surgery",
     "distill": "distillation.distilling",
+    "from_hub": "checkpoint.hub",
     "load_pruned": "checkpoint.load",
+    "push_to_hub": "checkpoint.hub",
     "quick_prune": "pruner",
     "save_pruned": "checkpoint.save",
 }

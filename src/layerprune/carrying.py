@@ -73,15 +73,16 @@ def carry_out(
     report = None if how is None else _repaired(original, pruned, batches, plan, graph, how)
     if not inplace:
         return Carried(pruned, fitted.fitted, report)
-    plans, undo = plans_of(original), plan.carry_out(original)  # which was checked with the copy
+    before = plans_of(original)
+    undo = plan.carry_out(original)
     try:
         if folds or (report is not None and report.kept):
             held = chain(pruned.named_parameters(), pruned.named_buffers())
             write(original, {name: tensor.detach() for name, tensor in held})
-    except BaseException:
+    except BaseException:  # Ctrl-C, too: the model is as it was, or done
         undo()
         raise
-    remember_plans(original, (*plans, plan))
+    remember_plans(original, (*before, plan))
     return Carried(original, fitted.fitted, report)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Granularity = Literal["group", "branch", "block"]
-Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled"]
+Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled", "repaired"]
 
 
 def _check_reduction(value: float | None) -> float | None:

@@ -10,6 +10,7 @@ from layerprune.cost.taken import params_taken
 from layerprune.joining import join_cuts
 from layerprune.marks import CannotRealise
 from layerprune.modules import clone
+from layerprune.projection import Folded
 from layerprune.proof import Prover, Removal
 from layerprune.realise import Realisation
 from layerprune.surgery import operate
@@ -68,8 +69,13 @@ class Joints:
             return 0
         return params_taken(self.prover.graph, self.prover.modules, self.proven(chosen)).size(self.prover.graph)
 
-    def without(self, chosen: Sequence[int]) -> nn.Module:
-        """A copy of the model without a set that holds together; it shares the tensors that stay."""
+    def without(self, chosen: Sequence[int], folded: Folded | None = None) -> nn.Module:
+        """A copy of the model without a set that holds together; it shares the tensors that stay.
+
+        Args:
+            chosen: the removals, by number.
+            folded: what their projections make of the transforms that take them in; without it these hold zeros.
+        """
         copy = clone(self.model, lambda tensor: tensor)
-        operate(copy, self.proven(chosen).edits if chosen else ())
+        operate(copy, self.proven(chosen).edits if chosen else (), folded)
         return copy

@@ -139,6 +139,27 @@ class Marker:
     def is_right_of_minus(self, layer: Layer, value: int) -> bool:
         return self.function_of(layer) in ("sub", "isub", "subtract") and layer.operands[0] != (value,)
 
+    def stuck(self, value: int, substitute: int) -> str:
+        """Why a value cannot be replaced."""
+        between = self.between(value)
+        layer = self.graph.layers[self.graph.values[between].layer]
+        what = (
+            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read"
+        )
+        if layer.index not in self.dead:
+            return f"{what}: {self.graph.describe([between])} lies in between, and is needed elsewhere"
+        if layer.is_module:
+            return f"{what}: '{layer.name}' lies in between, and is called with more than it"
+        where = f"'{layer.fqn}'" if layer.fqn else "the model"
+        return f"{what}: the forward of {where} calls '{layer.function}' in between"
+
+    def between(self, value: int) -> int:
+        """The nearest value before one that no module makes of a single argument."""
+        for frame in self.frames_returning(value):
+            if len(frame.arguments) == 1 and frame.arguments[0][2] != value:
+                return self.between(frame.arguments[0][2])
+        return value
+
     # ---- dropping a value -----------------------------------------------------------------------------------------
 
     def token(self, value: int, kind: str) -> Marks | None:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from layerprune.budgets import Budgets
-from layerprune.edits import Edit, Pass
+from layerprune.edits import Edit, Pass, folds_of
 from layerprune.errors import BudgetError, CriticalGroupError
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group
@@ -22,6 +22,7 @@ from layerprune.marks import CannotRealise
 from layerprune.meter import Meter
 from layerprune.modules import fingerprint
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
+from layerprune.repair.closed_form import Mender
 from layerprune.scoring import Scored
 from layerprune.select.frontier import frontier
 from layerprune.select.problem import Problem, Resource, Selection
@@ -99,7 +100,32 @@ class Planner:
             evidence is not None and self.scored.has_data,
             self.seed,
             self.best if self.scored.scene is not None else None,
+            self.mended if strategy == "repaired" and self._mender is not None else None,
         )
+
+    @cached_property
+    def _mender(self) -> Mender | None:
+        """Repairs what is left of the model; None without calibration data."""
+        scene = self.scored.scene
+        if scene is None or not self.scored.has_data:
+            return None
+        return Mender(self.model, [batch.inputs for batch in scene.batches], graph=self.graph)
+
+    def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
+        """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""
+        assert self._mender is not None
+        assert self.scored.scene is not None
+        folded = self.scored.scene.folded
+        found: list[float] = []
+        for some in sets:
+            edits = self.joints.proven(some).edits
+            if not all(fold in folded for fold in folds_of(edits)):  # what goes together folds another projection
+                found.append(float("nan"))
+                continue
+            report, values = self._mender.mend(self.joints.without(some, folded), edits)
+            left = report.after if values else report.before
+            found.append(left if report.unit else float(self.harm([some])[0]))  # where there was nothing to repair
+        return np.array(found)
 
     def harm(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made; ``nan`` for those that cannot be."""

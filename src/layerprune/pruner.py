@@ -45,7 +45,7 @@ from layerprune.turns import taking_turns
 from layerprune.verdicts import by_impact, with_reasons
 
 
-@taking_turns
+@taking_turns(but=("distill", "save"))
 class UniversalLayerPruner:
     """Finds what can be removed from a model, shows it, and removes it within a budget.
 
@@ -241,8 +241,8 @@ class UniversalLayerPruner:
                 leave along.
             strategy: ``exact`` (impacts add up), ``quadratic`` (pairs count as well), ``greedy`` (measured again after
                 each removal), ``evolution`` (swaps, each measured), ``resampled`` (exact for several draws of the
-                calibration data, each made and measured), or ``auto``: ``resampled`` with calibration data, else
-                ``exact``.
+                calibration data, each made and measured), ``repaired`` (greedy, and each set repaired before it is
+                measured; slow), or ``auto``: ``resampled`` with calibration data, else ``exact``.
 
         Raises:
             BudgetError: a budget is out of its range, a target out of reach, or there is no such strategy.

@@ -113,7 +113,7 @@ class _Realiser:
         for y, s in self.cut.substitutes.items():
             found = self.marker.carry(y, s)
             if found is None:
-                raise CannotRealise(self.stuck(y, s))
+                raise CannotRealise(self.marker.stuck(y, s))
             if self.marker.is_written(s, found.carried):
                 found.copies |= found.entries
             marks.join(found)
@@ -352,27 +352,6 @@ class _Realiser:
                 raise CannotRealise(
                     f"the forward of {where} reads the shape of {self.graph.describe([value])}, which would be gone"
                 )
-
-    def stuck(self, value: int, substitute: int) -> str:
-        """Why a value cannot be replaced."""
-        between = self.between(value)
-        layer = self.graph.layers[self.graph.values[between].layer]
-        what = (
-            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read"
-        )
-        if layer.index not in self.dead:
-            return f"{what}: {self.graph.describe([between])} lies in between, and is needed elsewhere"
-        if layer.is_module:
-            return f"{what}: '{layer.name}' lies in between, and is called with more than it"
-        where = f"'{layer.fqn}'" if layer.fqn else "the model"
-        return f"{what}: the forward of {where} calls '{layer.function}' in between"
-
-    def between(self, value: int) -> int:
-        """The nearest value before one that no module makes of a single argument."""
-        for frame in self.marker.frames_returning(value):
-            if len(frame.arguments) == 1 and frame.arguments[0][2] != value:
-                return self.between(frame.arguments[0][2])
-        return value
 
 
 def _holders(name: str) -> list[str]:

@@ -56,6 +56,16 @@ def settle(copy: nn.Module) -> None:
             choose("batched_mm")
 
 
+def untied(model: nn.Module) -> None:
+    """Let a transformers model's configs say that its embeddings are not tied; other models are left alone."""
+    for module in model.modules():
+        if is_transformers_model(module):
+            whole = cast(Any, module.config)
+            for config in (whole, *vars(whole).values()):
+                if getattr(config, "tie_word_embeddings", False) is True:
+                    config.tie_word_embeddings = False
+
+
 def is_transformers_model(model: nn.Module) -> bool:
     """Whether a model is of a transformers class, or of a class derived from one."""
     library = any(cls.__module__.partition(".")[0] == "transformers" for cls in type(model).__mro__)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from layerprune.checkpoint.manifest import check_extra, check_hashes, read_manifest
+from layerprune.checkpoint.manifest import Manifest, check_extra, check_hashes, read_manifest
 from layerprune.checkpoint.staging import steadily
 from layerprune.checkpoint.weights import Weights
 from layerprune.dropped import Dropped
@@ -78,7 +78,7 @@ def load_artefact(
         check_extra(folder, manifest)
     if verify:
         check_hashes(folder, manifest)
-    plans = tuple(_read_plan(folder / name) for name in manifest.plans)
+    plans = read_plans(folder, manifest)
     weights = Weights(folder, manifest.weights, manifest.tensors)
     pruned = _loaded(model, factory, plans, weights, device)
     if num_params(pruned) != manifest.num_params:
@@ -105,6 +105,16 @@ def _loaded(
         if left is None:
             return pruned
     raise CheckpointError(f"'{left}' holds a tensor on the meta device that is not saved: give a model with values")
+
+
+def read_plans(folder: Path, manifest: Manifest) -> tuple[PruningPlan, ...]:
+    """The plans of an artefact, in the order in which they are carried out.
+
+    Raises:
+        PlanError: one is malformed.
+        CheckpointError: one cannot be read.
+    """
+    return tuple(_read_plan(folder / name) for name in manifest.plans)
 
 
 def _read_plan(path: Path) -> PruningPlan:

@@ -2,5 +2,6 @@
 
 from layerprune.repair.closed_form import repair
 from layerprune.repair.report import RepairReport
+from layerprune.repair.untie import untie
 
-__all__ = ["RepairReport", "repair"]
+__all__ = ["RepairReport", "repair", "untie"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from layerprune.calibration import Batch, fitting, read_calibration
 from layerprune.capture import capture, record_on
@@ -73,37 +73,70 @@ def repair(
     """
     if how not in WAYS:
         raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
-    original, pruned = unwrap(original), unwrap(pruned)
-    batches = read_calibration(calibration, original)
-    with fitting():
-        graph = graph or capture(original, batches[0].inputs)
-        known = None if graph.written_params else frozenset[str]()  # what is left of a model writes no more than it did
-        sides = _side(original, batches[0], graph.written_params), _side(pruned, batches[0], known)
-    sites, refused = find_sites(sides[0].graph, sides[1].graph, pruned, edits)
-    if not sites:
-        return RepairReport(refused=refused, notes=("no transform can be solved again",))
-    refitter = Refitter(*sides, batches, memory_bytes, how=how, new_biases=new_biases)
-    refitted, repaired = refitter.run(sites)
-    refused |= refitter.refused
-    if not refitted:
-        return RepairReport(refused=refused, notes=("no tensor that a transform feeds differs from the original's",))
-    verdict = _judge(original, (sides[0].shade, sides[1].shade, repaired), refitter.held_out)
-    kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
-    notes = list(refitter.notes)
-    if kept:
-        write(pruned, refitter.values)
-    else:
-        notes.append("the pruned model stays as it was: new weights make its output no better")
-    return RepairReport(
-        tuple(refitted),
-        refused,
-        verdict.before,
-        verdict.after,
-        verdict.unit,
-        kept,
-        (sides[0].num_forwards // len(batches), sides[1].num_forwards // len(batches)),
-        tuple(notes),
-    )
+    mender = Mender(original, calibration, memory_bytes=memory_bytes, graph=graph, how=how, new_biases=new_biases)
+    report, values = mender.mend(pruned, edits)
+    write(unwrap(pruned), values)
+    return report
+
+
+class Mender:
+    """Finds what would repair one pruned model after the other; see :func:`repair`, also for the arguments."""
+
+    def __init__(
+        self,
+        original: nn.Module,
+        calibration: Iterable[Any],
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        graph: LayerGraph | None = None,
+        how: str = "refit",
+        new_biases: bool = False,
+    ) -> None:
+        self.original = unwrap(original)
+        self.batches = read_calibration(calibration, self.original)
+        with fitting():
+            self.graph = graph or capture(self.original, self.batches[0].inputs)
+            self.side = _side(self.original, self.batches[0], self.graph.written_params)
+        self.memory_bytes = memory_bytes
+        self.how = how
+        self.new_biases = new_biases
+
+    def mend(self, pruned: nn.Module, edits: Sequence[Edit]) -> tuple[RepairReport, Mapping[str, Tensor]]:
+        """Find new values for a pruned model's tensors; it stays as it is.
+
+        Returns:
+            What was done, and the values by name; none where the output is no better with them.
+        """
+        pruned, batches = unwrap(pruned), self.batches
+        # What is left of a model writes no more than it did.
+        with fitting():
+            side = _side(pruned, batches[0], None if self.graph.written_params else frozenset())
+        original = replace(self.side, num_forwards=0)
+        sites, refused = find_sites(original.graph, side.graph, pruned, edits)
+        if not sites:
+            return RepairReport(refused=refused, notes=("no transform can be solved again",)), {}
+        refitter = Refitter(original, side, batches, self.memory_bytes, how=self.how, new_biases=self.new_biases)
+        refitted, repaired = refitter.run(sites)
+        refused |= refitter.refused
+        if not refitted:
+            same = "no tensor that a transform feeds differs from the original's"
+            return RepairReport(refused=refused, notes=(same,)), {}
+        verdict = _judge(self.original, (original.shade, side.shade, repaired), refitter.held_out)
+        kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
+        notes = list(refitter.notes)
+        if not kept:
+            notes.append("the pruned model stays as it was: new weights make its output no better")
+        report = RepairReport(
+            tuple(refitted),
+            refused,
+            verdict.before,
+            verdict.after,
+            verdict.unit,
+            kept,
+            (original.num_forwards // len(batches), side.num_forwards // len(batches)),
+            tuple(notes),
+        )
+        return report, refitter.values if kept else {}
 
 
 def _side(model: nn.Module, batch: Batch, written: Collection[str] | None) -> Side:

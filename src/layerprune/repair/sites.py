@@ -158,7 +158,7 @@ class _Finder:
             return "it is called several times"
         numbers = [graph.param_ids[name] for name in layer.params]
         if any(len(graph.param_users[number]) > 1 or self.num_names[number] > 1 for number in numbers):
-            return "its weights are tied or shared"
+            return "its weights are tied or shared; layerprune.repair.untie(pruned) gives it some of its own"
         return ""
 
     def follow(self, value: int) -> tuple[int, list[str]]:

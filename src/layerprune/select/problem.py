@@ -59,6 +59,7 @@ class Problem:
         has_data: whether impacts were measured on calibration data, so that small differences mean something.
         seed: for strategies that draw.
         best: which of several sets does least when they are made; None where that is left to ``harm``.
+        mended: what each of several sets does to the output when it is made and repaired; None where that cannot be.
     """
 
     graph: LayerGraph
@@ -72,6 +73,7 @@ class Problem:
     has_data: bool = False
     seed: int = 0
     best: Callable[[Sequence[Sequence[int]]], int] | None = None
+    mended: Callable[[Sequence[Sequence[int]]], np.ndarray] | None = None
 
     @property
     def impacts(self) -> np.ndarray:

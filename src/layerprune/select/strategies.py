@@ -12,10 +12,11 @@ from layerprune.select.greedy import greedy
 from layerprune.select.one_by_one import one_by_one
 from layerprune.select.problem import Problem, Resource, Selection
 from layerprune.select.quadratic import quadratic
+from layerprune.select.repaired import repaired
 from layerprune.select.resampled import recurrence, resampled
 from layerprune.select.search import Search
 
-Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled"]
+Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled", "repaired"]
 
 STRATEGIES: dict[str, Callable[[Search], tuple[int, ...] | None]] = {
     "exact": exact,
@@ -23,8 +24,9 @@ STRATEGIES: dict[str, Callable[[Search], tuple[int, ...] | None]] = {
     "greedy": greedy,
     "evolution": evolution,
     "resampled": resampled,
+    "repaired": repaired,
 }
-_MEASURING = frozenset({"greedy", "evolution"})
+_MEASURING = frozenset({"greedy", "evolution", "repaired"})
 
 
 def select(problem: Problem, strategy: str = "auto") -> Selection:
@@ -32,7 +34,7 @@ def select(problem: Problem, strategy: str = "auto") -> Selection:
 
     Args:
         problem: the removals, the budgets, and how to prove a set.
-        strategy: ``exact``, ``quadratic``, ``greedy``, ``evolution``, ``resampled``, or ``auto``.
+        strategy: ``exact``, ``quadratic``, ``greedy``, ``evolution``, ``resampled``, ``repaired``, or ``auto``.
 
     Raises:
         BudgetError: there is no such strategy, it has nothing to measure on, or what has to go cannot.
@@ -66,6 +68,8 @@ def _picked(problem: Problem, strategy: str) -> str:
             f"strategy '{strategy}' makes removals and measures them, and there is nothing to measure on: "
             "load the model to the CPU or a GPU, and pass calibration="
         )
+    if strategy == "repaired" and problem.mended is None:
+        raise BudgetError("strategy 'repaired' repairs what it removes, on calibration data: pass calibration=")
     return strategy
 
 

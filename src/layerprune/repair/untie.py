@@ -1,0 +1,42 @@
+"""Untying: weights of their own for transforms that share theirs, so that they can be solved again."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from layerprune.adapters import transformers
+from layerprune.modules import unwrap
+from layerprune.repair.transforms import why_not_solvable
+
+
+def untie(model: nn.Module) -> tuple[str, ...]:
+    """Give each transform whose weight another module holds, too, a copy of its own; it computes what it did.
+
+    This adds parameters. A transformers model's config no longer says that embeddings are tied, so that it is saved and
+    loaded as it is. Where only transforms share a weight, the first keeps it.
+
+    Args:
+        model: the pruned model, before its repair; it is changed.
+
+    Returns:
+        The parameters that are new, by name.
+    """
+    model = unwrap(model)
+    owners: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for name, module in model.named_modules():
+        for key, held in module._parameters.items():
+            if held is not None:
+                owners.setdefault(id(held), []).append((name, module, key))
+    made: list[str] = []
+    for some in owners.values():
+        transforms = [owner for owner in some if not why_not_solvable(owner[1])]
+        for name, module, key in transforms[len(transforms) == len(some) :]:
+            held = module._parameters[key]
+            assert held is not None
+            with torch.no_grad():
+                module._parameters[key] = nn.Parameter(held.detach().clone(), held.requires_grad)
+            made.append(f"{name}.{key}")
+    if made:
+        transformers.untied(model)
+    return tuple(made)
