@@ -185,6 +185,18 @@ def one_part_quantised() -> nn.Module:
     return model
 
 
+class Secretive(nn.Linear):
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "secret"] = 42
+
+
+def own_state() -> nn.Module:
+    model = plain()
+    model[4] = Secretive(8, 3)
+    return model
+
+
 def compiled() -> nn.Module:
     return torch.compile(plain(), backend="eager")
 

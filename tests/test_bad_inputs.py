@@ -98,10 +98,13 @@ CASES: Mapping[str, Case] = {
     "scripted part": refused(Case(quirks.scripted_part), "plan", UnsupportedModelError, "'2' is a TorchScript"),
     "traced": refused(Case(quirks.traced), "plan", UnsupportedModelError, "TorchScript.*pass the Python module"),
     "dynamically quantised": refused(
-        Case(quirks.dynamically_quantised), "plan", UnsupportedModelError, r"quantised \('0', '1.up', …\).*prune before"
+        Case(quirks.dynamically_quantised), "plan", UnsupportedModelError, "'0' is a quantised Linear.*then quantise"
     ),
     "one part quantised": refused(
-        Case(quirks.one_part_quantised), "save", CheckpointError, r"'4\.scale'.*before it is quantised"
+        Case(quirks.one_part_quantised), "plan", UnsupportedModelError, "'4' is a quantised Linear.*then quantise"
+    ),
+    "state of its own": refused(
+        Case(quirks.own_state), "save", CheckpointError, r"'4\.secret' \(int\) is in the state dict"
     ),
     "no parameters": refused(Case(quirks.no_parameters), "plan", UnsupportedModelError, "has no transform"),
     "only norms": refused(Case(quirks.only_norms), "plan", UnsupportedModelError, "has no transform"),
@@ -267,21 +270,21 @@ def contents(folder: Path) -> dict[str, str]:
 
 #: What is being done → the function that is interrupted at its n-th call, for each n.
 INTERRUPTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
-    "copying": ("layerprune.modules._copy_value", (1, 40)),
+    "copying": ("layerprune.copies.Copier.copy", (1, 40)),
     "recording": ("layerprune.recorder.Recorder.call_function", (1, 3)),
     "recording an operation": ("layerprune.recorder.Recorder.operation", (1, 5)),
     "building the graph": ("layerprune.capture._Builder.layer", (1,)),
     "grouping": ("layerprune.groups.lead_name", (2,)),
     "realising": ("layerprune.realise._Realiser.run", (1, 2)),
     "proving": ("layerprune.proof.Prover.check_run", (1, 2)),
-    "scoring": ("layerprune.pruner.score", (1,)),
+    "scoring": ("layerprune.scoring.score", (1,)),
     "ablating": ("layerprune.impact.ablation._run", (1, 3)),
     "selecting": ("layerprune.select.programme.Programme.run", (1,)),
     "operating": ("layerprune.surgery._carry_out", (1, 2, 3)),
     "copying what is left": ("layerprune.plan.own", (1, 3)),
     "repairing": ("layerprune.repair.closed_form._output", (1, 2)),
     "solving": ("layerprune.repair.refit.Refitter.run", (1,)),
-    "writing what was repaired": ("layerprune.pruner.write", (1,)),
+    "writing what was repaired": ("layerprune.carrying.write", (1,)),
     "saving": ("layerprune.checkpoint.weights._flat", (1, 3)),
     "writing the manifest": ("layerprune.checkpoint.save.write_text", (1, 2)),
     "loading": ("layerprune.checkpoint.weights.Weights._tensor", (1, 3)),

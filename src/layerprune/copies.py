@@ -52,19 +52,18 @@ class Copier:
         ``copy.deepcopy`` shares functions: a hook, or a forward that ``torch.compile`` has wrapped, would go on using
         the modules of the original.
         """
-        cells = [CellType() for _ in function.__closure__ or ()]
-        made = FunctionType(
-            function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
-        )
+        old = function.__closure__ or ()
+        cells = tuple(CellType() if _has_value(cell) else cell for cell in old)
+        made = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
         self.memo[id(function)] = made  # it may call itself
         changed = False
-        for cell, old in zip(cells, function.__closure__ or (), strict=True):
-            try:
-                content = old.cell_contents
-            except ValueError:  # a name that has no value yet
-                continue
-            cell.cell_contents = self.held(content)
-            changed |= cell.cell_contents is not content
+        for cell, before in zip(cells, old, strict=True):
+            if cell is not before:
+                cell.cell_contents = self.held(before.cell_contents)
+                changed |= cell.cell_contents is not before.cell_contents
+        if defaults := function.__defaults__:
+            made.__defaults__ = tuple(map(self.held, defaults))
+            changed |= any(a is not b for a, b in zip(made.__defaults__, defaults, strict=True))
         for key, value in vars(function).items():
             vars(made)[key] = self.held(value)
             changed |= vars(made)[key] is not value
@@ -85,3 +84,12 @@ class Copier:
             held = self.held(value.__self__)
             return value if held is value.__self__ else MethodType(value.__func__, held)
         return self.copy(value) if self.apart and type(value) in (dict, list) else value
+
+
+def _has_value(cell: CellType) -> bool:
+    """Whether a name that a function closes over has a value already."""
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True

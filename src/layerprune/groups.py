@@ -69,13 +69,6 @@ class Group:
         return self.lead_transform.name
 
 
-def _quantised(graph: LayerGraph) -> str:
-    """Say so where the transforms are quantised: torch packs their weights away."""
-    packing = {"linear_dynamic", "linear_relu_dynamic", "quantize_per_tensor", "quantized_lstm"}
-    names = [f"'{layer.name}'" for layer in graph.layers if packing & {*layer.functions, layer.function}]
-    return f"; its layers are quantised ({', '.join(names[:2])}, …): prune before you quantise" if names else ""
-
-
 def form_groups(graph: LayerGraph) -> tuple[Group, ...]:
     """Form the groups of a layer graph, in order of execution.
 
@@ -102,7 +95,6 @@ def form_groups(graph: LayerGraph) -> tuple[Group, ...]:
     if not members:
         raise UnsupportedModelError(
             "the model has no transform (Conv, Linear, …) between input and output: there is nothing to remove"
-            + _quantised(graph)
         )
     return tuple(_make_group(graph, lead, layers) for lead, layers in members.items())
 

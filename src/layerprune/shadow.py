@@ -79,7 +79,6 @@ def fake_shadow(model: nn.Module, *, integers: bool = False) -> Shadow:
         integers: let integers, buffers and inputs, keep their values; see :class:`~layerprune.integers.KeepsIntegers`.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    mode.cache_enabled = not _holds_script_objects(model)
     shade = Shadow(model, mode, Attributes(nn.Module()), integers)
     copy = clone(model, shade.convert, apart=True)
     _settle(copy)
@@ -132,11 +131,6 @@ def _sharing(
     copy = clone(model, convert, apart=True)
     _settle(copy)
     return Shadow(copy, None, Attributes(copy), shares=shares)
-
-
-def _holds_script_objects(model: nn.Module) -> bool:
-    """Whether a model holds what the fake tensors' cache cannot tell apart: a quantised layer's packed weights."""
-    return any(isinstance(value, torch.ScriptObject) for module in model.modules() for value in vars(module).values())
 
 
 def _settle(model: nn.Module) -> None:

@@ -78,7 +78,7 @@ def check_extra_state(model: nn.Module) -> None:
         if name not in known:
             raise CheckpointError(
                 f"'{name}' ({type(value).__name__}) is in the state dict, and no parameter or buffer: it would be "
-                "lost; save the model before it is quantised, or keep it in a buffer"
+                "lost; keep it in a buffer"
             )
 
 
