@@ -195,9 +195,16 @@ class _Finder:
                         break
 
     def shared(self) -> Iterator[Candidate | None]:
-        """Take a module that is called several times out at every call, each time in the smallest way."""
+        """Take a module that is called several times out at every call, each time in the smallest way.
+
+        That is with the whole branches that it lies on, and then in whatever way is smaller.
+        """
+        yield from self.at_all_calls([part for part in self.partial if part[0] != "bypass"])
+        yield from self.at_all_calls(self.partial)
+
+    def at_all_calls(self, partial: Iterable[tuple[str, Cut, frozenset[int]]]) -> Iterator[Candidate | None]:
         ways: dict[int, tuple[Cut, frozenset[int]]] = {}
-        for _, cut, dead in self.partial:
+        for _, cut, dead in partial:
             for call in dead & self.leads.keys():
                 if call not in ways or len(dead) < len(ways[call][1]):
                     ways[call] = cut, dead
