@@ -196,19 +196,24 @@ def harm_of(plan: PruningPlan, pruner: UniversalLayerPruner, held_out, harm: Har
     return float(ablate(scene, [plan.edits], harm).impacts[0])
 
 
+_NUM_FORWARDS = [0]  # a global: what a hook's closure holds is copied along with it
+
+
 @contextmanager
 def counted(model: nn.Module) -> Iterator[list[int]]:
-    """Count forwards on real tensors: hooks come along to every copy of the model."""
-    count = [0]
+    """Count forwards on real tensors: hooks come along to every copy of the model. The number is there at the end."""
+    found = [0]
+    before = _NUM_FORWARDS[0]
 
     def note(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        count[0] += not any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, kwargs)))
+        _NUM_FORWARDS[0] += not any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, kwargs)))
 
     handle = model.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        yield count
+        yield found
     finally:
         handle.remove()
+        found[0] = _NUM_FORWARDS[0] - before
 
 
 def score_random(scene: Scene) -> Evidence:

@@ -52,6 +52,8 @@ class Explicit:
         dim = 1 if self.strides else x.dim() - 1
         for axis, stride in enumerate(self.strides, start=2):
             x = x.index_select(axis, torch.arange(0, x.shape[axis], stride))
+        gone = x.isnan().movedim(dim, 0).flatten(1).any(1)  # channels that a concat has lost
+        x = x.index_select(dim, (~gone).nonzero().flatten())
         shape = [-1 if d == dim else 1 for d in range(x.dim())]
         return torch.tensordot(self.matrix, x, ([1], [dim])).movedim(0, dim) + self.constant.view(shape)
 
@@ -289,7 +291,7 @@ class _Location(_Simulation):
     """Finds values as a simulation does, and leaves them as they are."""
 
     def __init__(self, model: nn.Module, graph: LayerGraph, values: Iterable[int]) -> None:
-        super().__init__(model, graph, Cut({value: value for value in values}))
+        super().__init__(model, graph, Cut({value: value for value in values}), {})
         self.cut = Cut()
         self.found: dict[int, Tensor] = {}
 

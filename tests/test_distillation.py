@@ -129,7 +129,7 @@ def test_a_model_that_does_not_come_nearer_stays_as_it_was():
     assert report.before == pytest.approx(0, abs=1e-9)
     assert not report.kept
     assert report.num_steps < report.num_planned
-    assert report.stopped == "no gain on the held-out data in 3 looks"
+    assert report.stopped == "no gain on the held-out data in 5 looks"
     assert Photograph(same) == before
 
 

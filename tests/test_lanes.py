@@ -95,17 +95,18 @@ def test_what_a_forward_raises_comes_out_where_it_is_asked_for_the_next_value():
             lane.next()
 
 
+SEEN = []  # not a closure's, of which a clone has its own
+
+
+def noting(net, x):
+    device = torch.get_default_device().type
+    SEEN.append((torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), device))
+    return net.head(net.stem(x))
+
+
 @pytest.mark.parametrize("setting", ["inference", "autocast", "device"])
 def test_a_lane_runs_under_the_settings_of_who_asks(setting):
-    seen = []
-
-    def forward(net, x):
-        seen.append(
-            (torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_device().type)
-        )
-        return net.head(net.stem(x))
-
-    model = randomised(Net(forward, stem=linear(), head=linear()))
+    model = randomised(Net(noting, stem=linear(), head=linear()))
     lane, _ = lane_of(model, rows(4), "head")
     context = {
         "inference": torch.inference_mode(),
@@ -114,7 +115,7 @@ def test_a_lane_runs_under_the_settings_of_who_asks(setting):
     }[setting]
     with context, closing([lane]):
         assert lane.next() is not None
-    assert seen[-1] == (setting == "inference", setting == "autocast", "meta" if setting == "device" else "cpu")
+    assert SEEN[-1] == (setting == "inference", setting == "autocast", "meta" if setting == "device" else "cpu")
 
 
 # ---- repair by lanes ------------------------------------------------------------------------------------------------

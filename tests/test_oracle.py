@@ -134,6 +134,15 @@ def _transformers(
     return build
 
 
+def _vgg() -> tuple[nn.Module, Callable[[int], Batch]]:
+    """VGG-11 with a classifier of a hundredth of the size, whose first layer still reads all that is flattened."""
+    model, make = _torchvision("vgg11")()
+    model.classifier = nn.Sequential(
+        nn.Linear(512 * 49, 48), nn.ReLU(), nn.Dropout(), nn.Linear(48, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 5)
+    )
+    return model, make
+
+
 _SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
 _TEXT = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
@@ -141,6 +150,7 @@ ARCHITECTURES: Mapping[str, Callable[[], tuple[nn.Module, Callable[[int], Batch]
     "vit_b_16": _torchvision("vit_b_16", image_size=64),
     "resnet18": _torchvision("resnet18"),
     "resnet50": _torchvision("resnet50"),
+    "vgg11": _vgg,
     "densenet121": _torchvision("densenet121"),
     "googlenet": _torchvision("googlenet", init_weights=False),
     "mobilenet_v3_small": _torchvision("mobilenet_v3_small"),

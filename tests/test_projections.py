@@ -264,7 +264,7 @@ def test_what_is_linear_in_an_earlier_tensor_is_found_again() -> None:
         assert torch.allclose(_reader(pruned).weight, after.weight @ before.weight, atol=2e-3)
         assert torch.allclose(_reader(pruned).bias, after.weight @ before.bias + after.bias, atol=2e-3)
     assert num_params(pruned) == num_params(model) - (6 * 9 + 9) - 3 * (9 - 6)
-    (found,) = pruner.projection_report
+    (found,) = pruner.projection_report.fitted
     assert (found.value, found.source, found.readers) == ("3", "1", ("4",))
     assert found.left < 1e-6
 
@@ -273,7 +273,7 @@ def test_the_projection_is_the_ridge_regression_of_the_rows() -> None:
     model = chain()
     pruner = UniversalLayerPruner(model, calibration=BATCHES)
     pruned = pruner.prune(groups=["2"], repair=None)
-    (found,) = pruner.projection_report
+    (found,) = pruner.projection_report.fitted
     with torch.no_grad():
         x = model[:2](torch.cat(BATCHES)).double().numpy()
         y = model[:4](torch.cat(BATCHES)).double().numpy()
@@ -325,6 +325,13 @@ def test_more_memory_than_allowed_is_refused_with_the_numbers() -> None:
         fold_into(model, _pruned(model, removal.edits), batches, removal.edits, memory_bytes=1000)
 
 
+def test_few_rows_are_told() -> None:
+    pruner = UniversalLayerPruner(wide_to_narrow(), calibration=[rows(6, seed=seed) for seed in range(4)])
+    assert any("2 of 2 projections have more inputs" in note for note in pruner.notes)
+    pruner.prune(groups=["2"], repair=None)
+    assert "1 of 1 projections have more inputs" in str(pruner.projection_report)
+
+
 def _pruned(model: nn.Module, edits: object) -> nn.Module:
     import copy
 
@@ -350,25 +357,41 @@ def test_several_projections_of_one_plan_are_fitted_front_to_back_and_computed_e
     data = [torch.randn(8, 3, 8, 8, dtype=torch.float64) for _ in range(6)]
     pruner = UniversalLayerPruner(model, calibration=data)
     plan = pruner.plan(groups=["2", "6"])
-    assert plan.needs_calibration
+    assert len(check_against_explicit(pruner, plan, torch.randn(3, 3, 9, 7, dtype=torch.float64))) == 2
+
+
+def check_against_explicit(pruner: UniversalLayerPruner, plan: PruningPlan, fresh: Tensor) -> list[Fold]:
+    """Fit a plan's projections, and hold the pruned model against the untouched one with these in front of readers."""
+    model = pruner.model
     pruned = plan.apply(model, weights_follow=True)
     found = fold_into(model, pruned, pruner._batches, plan.edits, memory_bytes=2**30)
-    assert len(found.fitted) == 2
-    explicit = {
-        edit.fqn: Explicit(
-            found.matrices[edit].left,
-            torch.zeros(len(found.matrices[edit].left), dtype=torch.float64)
-            if found.matrices[edit].constant is None
-            else found.matrices[edit].constant,
-            edit.strides,
+    explicit: dict[str, Explicit] = {}
+    for edit in folds_of(plan.edits):
+        matrix, constant = found.matrices[edit].left, found.matrices[edit].constant
+        explicit[edit.fqn] = Explicit(
+            matrix, matrix.new_zeros(len(matrix)) if constant is None else constant, edit.strides
         )
-        for edit in folds_of(plan.edits)
-    }
     cut = union(r.cut for r in pruner.removals if r.name in {planned.name for planned in plan.removals})
-    fresh = torch.randn(3, 3, 9, 7, dtype=torch.float64)
     simulated = simulate(model, pruner.graph, cut, fresh, projections=explicit)
     assert distance(run(pruned, ((fresh,), {})), simulated) < TOLERANCE
     assert distance(simulated, run(model, ((fresh,), {}))) > 1e-4
+    return folds_of(plan.edits)
+
+
+def test_a_projection_of_a_concat_that_loses_an_operand_is_of_the_channels_that_are_left() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        x = torch.relu(n.stem(x))
+        x = n.act(torch.cat([n.a(x), n.b(x), x], 1))
+        return n.last(n.act2(n.wide(x)))
+
+    net = Net(forward, stem=conv(3, 4), a=conv(4, 3), b=conv(4, 2), act=nn.ReLU(), wide=conv(9, 12, stride=2),
+              act2=nn.ReLU(), last=conv(12, 2))  # fmt: skip
+    data = [torch.randn(8, 3, 8, 8, dtype=torch.float64) for _ in range(4)]
+    pruner = UniversalLayerPruner(randomised(net).double(), calibration=data)
+    (fold,) = check_against_explicit(pruner, pruner.plan(groups=["wide", "a"]), torch.randn(3, 3, 9, 7).double())
+    assert (fold.fqn, fold.num_in, fold.strides) == ("last", 9 - 3, (2, 2))
+    plan = pruner.plan(max_param_reduction=0.95)
+    assert num_params(pruner.prune(plan=plan)) == plan.num_params_after
 
 
 def test_a_projection_is_fitted_from_what_the_pruned_model_makes() -> None:
@@ -419,7 +442,7 @@ def test_a_criterion_that_knows_no_projection_says_so() -> None:
     pruner = UniversalLayerPruner(chain(), calibration=BATCHES, criterion="output_change")
     (removal,) = [r for r in pruner.removals if r.groups == ("2",)]
     assert np.isnan(removal.impact)
-    assert any("1 removals could not be estimated" in note for note in pruner.notes)
+    assert any("1 removal is not known (a projection takes its place: criterion='ablation'" in n for n in pruner.notes)
 
 
 def test_the_users_model_stays_as_it_was() -> None:

@@ -105,6 +105,7 @@ def test_the_pruner_takes_a_model_and_the_rest_by_keyword():
         ("protect", "keyword", ()),
         ("protect_io", "keyword", True),
         ("granularity", "keyword", "group"),
+        ("projections", "keyword", True),
         ("calibration", "keyword", None),
         ("loss", "keyword", None),
         ("criterion", "keyword", "auto"),

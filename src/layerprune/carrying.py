@@ -16,7 +16,8 @@ from layerprune.plan import PruningPlan, plans_of, remember_plans
 from layerprune.repair.changes import write
 from layerprune.repair.closed_form import MEMORY_BYTES
 from layerprune.repair.closed_form import repair as mend
-from layerprune.repair.folding import Fitted, fold_into
+from layerprune.repair.fitter import ProjectionReport
+from layerprune.repair.folding import fold_into
 from layerprune.repair.report import RepairReport
 
 
@@ -26,12 +27,12 @@ class Carried:
 
     Attributes:
         model: the pruned model.
-        projections: what was fitted for it.
+        projection_report: what was fitted for it; None where nothing was to be.
         repair_report: what was repaired; None where nothing was to be.
     """
 
     model: nn.Module
-    projections: tuple[Fitted, ...] = ()
+    projection_report: ProjectionReport | None = None
     repair_report: RepairReport | None = None
 
 
@@ -69,10 +70,14 @@ def carry_out(
     if batches is None or not plan.edits or not (folds or how):
         return Carried(plan.apply(original, inplace=inplace))
     pruned = plan.apply(original, weights_follow=True)
-    fitted = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=graph.written_params)
+    fitted = None
+    if folds:
+        written = graph.written_params
+        found = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=written)
+        fitted = found.report
     report = None if how is None else _repaired(original, pruned, batches, plan, graph, how)
     if not inplace:
-        return Carried(pruned, fitted.fitted, report)
+        return Carried(pruned, fitted, report)
     before = plans_of(original)
     undo = plan.carry_out(original)
     try:
@@ -83,7 +88,7 @@ def carry_out(
         undo()
         raise
     remember_plans(original, (*before, plan))
-    return Carried(original, fitted.fitted, report)
+    return Carried(original, fitted, report)
 
 
 def _repaired(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 from torch import nn
@@ -40,6 +40,7 @@ class ChannelTrace:
         modules: the model's modules by name, to see how each holds its channels.
         dead: the layers that go; they need no slicing.
         substitutes: value → what its readers read instead, where other removals are made at the same time.
+        projected: those of them of which a projection is read: whoever reads it has its weight made anew.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class ChannelTrace:
         modules: Mapping[str, nn.Module],
         dead: frozenset[int],
         substitutes: Mapping[int, int] | None = None,
+        projected: Collection[int] = (),
     ) -> None:
         self.graph = graph
-        self.substitutes = substitutes or {}
+        self.substitutes = {y: s for y, s in (substitutes or {}).items() if y not in projected}
         self.modules = modules
         self.dead = dead
         self.gaps: dict[int, Gap] = {}

@@ -13,7 +13,7 @@ from layerprune.channels import ELEMENTWISE, SPATIAL
 from layerprune.edits import Fold
 from layerprune.graph import Cut, Layer, LayerGraph
 from layerprune.projection import strides_of, why_not_foldable
-from layerprune.rearrange import CannotFollow, recorded_call
+from layerprune.rearrange import CannotFollow, Gap, recorded_call
 
 _FLAT = frozenset({"flatten", "view", "reshape", "squeeze"})
 _MEANS = frozenset({"mean", "sum", "amax"})
@@ -42,6 +42,7 @@ class FoldTrace:
         modules: the model's modules by name.
         cut: what is projected.
         dead: the layers that go.
+        gaps: value → the channels that it loses besides.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class FoldTrace:
         modules: Mapping[str, nn.Module],
         cut: Cut,
         dead: frozenset[int],
+        gaps: Mapping[int, Gap] | None = None,
     ) -> None:
         self.graph = graph
         self.modules = modules
         self.cut = cut
         self.dead = dead
+        self.gaps = gaps or {}
         self.forms: dict[int, _Form] = {}
         self.found: list[Fold] = []
 
@@ -84,7 +87,12 @@ class FoldTrace:
             value = self.cut.substitutes[value]
         if value in self.forms:
             return self.forms[value]
-        return _Form(self.graph.values[value].shape, value) if projected else None
+        if not projected:
+            return None
+        shape, gap = list(self.graph.values[value].shape), self.gaps.get(value)
+        if gap is not None:
+            shape[gap.dim] -= int(gap.missing.sum())
+        return _Form(tuple(shape), value)
 
     def follow(self, layer: Layer, forms: Mapping[int, _Form]) -> None:
         value, form = next(iter(forms.items()))

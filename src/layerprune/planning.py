@@ -22,6 +22,7 @@ from layerprune.marks import CannotRealise
 from layerprune.meter import Meter
 from layerprune.modules import fingerprint
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
+from layerprune.projection import Folded
 from layerprune.repair.closed_form import Mender
 from layerprune.scoring import Scored
 from layerprune.select.frontier import frontier
@@ -29,6 +30,7 @@ from layerprune.select.problem import Problem, Resource, Selection
 from layerprune.select.strategies import select
 from layerprune.structure import structure
 
+_MOST_BYTES = 2**30  # of the weights of sets that fold projections
 _SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
 
 
@@ -65,6 +67,8 @@ class Planner:
         self.meter = meter
         self.granularity = granularity
         self.seed = seed
+        self._refolded: dict[tuple[Edit, ...], Folded] = {}
+        self._refolded_bytes = 0
         self._raced: dict[tuple[int, ...], tuple[float, int]] = {}
 
     # ---- budgets --------------------------------------------------------------------------------------------------
@@ -114,12 +118,11 @@ class Planner:
     def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""
         assert self._mender is not None
-        assert self.scored.scene is not None
-        folded = self.scored.scene.folded
         found: list[float] = []
         for some in sets:
             edits = self.joints.proven(some).edits
-            if not all(fold in folded for fold in folds_of(edits)):  # what goes together folds another projection
+            folded = self._folded(edits)
+            if not all(fold in folded for fold in folds_of(edits)):  # a projection that could not be fitted
                 found.append(float("nan"))
                 continue
             report, values = self._mender.mend(self.joints.without(some, folded), edits)
@@ -147,9 +150,23 @@ class Planner:
                 edits[place] = self.joints.realise(some).edits
         impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets), dtype=int)
         if edits:
-            found = ablate(self.scored.scene, list(edits.values()), rule=rule)
+            folded = [self._folded(each) for each in edits.values()]
+            found = ablate(self.scored.scene, list(edits.values()), rule=rule, folded=folded)
             impacts[list(edits)], num_batches[list(edits)] = found.impacts, (found.size != 0).sum(0)
         return impacts, num_batches
+
+    def _folded(self, edits: Sequence[Edit]) -> Folded:
+        """What projections make of the transforms of a set: in company they are fitted anew, while there is room."""
+        scene, key = self.scored.scene, tuple(edits)
+        assert scene is not None
+        alone = {removal.edits for removal in self.scored.removals if removal.needs_calibration}
+        if not folds_of(edits) or key in alone:
+            return scene.folded
+        if key not in self._refolded and self._refolded_bytes < _MOST_BYTES:
+            found = self._refolded[key] = scene.fit(edits)
+            tensors = [tensor for weights in found.values() for tensor in weights.values()]
+            self._refolded_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return self._refolded.get(key, scene.folded)
 
     def capped_impact(self, most: float) -> Resource:
         """The impacts' sum; of a set the harm that it does when it is made, where that is what impacts are."""

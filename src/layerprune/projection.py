@@ -154,8 +154,9 @@ def resize(module: nn.Module, edit: Fold, values: Mapping[str, Tensor] | None) -
     before = {name: getattr(module, name) for name in changed}
     module._parameters["weight"] = nn.Parameter(new, weight.requires_grad)
     bias = held.get("bias")
-    if values is not None and bias is not None:
-        module._parameters["bias"] = nn.Parameter(values["bias"], bias.requires_grad)
+    if bias is not None:
+        own = bias.detach().clone() if values is None else values["bias"]
+        module._parameters["bias"] = nn.Parameter(own, bias.requires_grad)
     for name, value in changed.items():
         setattr(module, name, value)
 

@@ -37,7 +37,7 @@ from layerprune.planning import Planner, params_in
 from layerprune.projections import find_projections
 from layerprune.proof import Prover, Removal
 from layerprune.removals import GRANULARITIES, find_candidates, why_not
-from layerprune.repair.folding import Fitted
+from layerprune.repair.fitter import ProjectionReport
 from layerprune.repair.report import RepairReport
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.scoring import Scored, score_removals
@@ -75,7 +75,7 @@ class UniversalLayerPruner:
         graph: the layer graph.
         transform_layers: the transforms by name, in order of execution.
         repair_report: what :meth:`prune` repaired, layer by layer; None where nothing was to be repaired.
-        projection_report: what :meth:`prune` fitted and folded, for the groups that leave by projections.
+        projection_report: what :meth:`prune` fitted and folded; None where no group left by a projection.
 
     Raises:
         UnsupportedModelError: scripted or lazy modules, or no transform at all.
@@ -127,7 +127,7 @@ class UniversalLayerPruner:
         }
         self._original = self.model
         self.repair_report: RepairReport | None = None
-        self.projection_report: tuple[Fitted, ...] = ()
+        self.projection_report: ProjectionReport | None = None
 
     def _prove_projections(self, critical: Mapping[str, str]) -> Mapping[str, str]:
         """Prove projections for the groups that nothing else takes out, and say why there is none."""
@@ -364,7 +364,7 @@ class UniversalLayerPruner:
         how = "refit" if repair == "auto" else repair
         carried = carry_out(plan, self._original, self.graph, self._batches, how=how, inplace=inplace)
         self.model, self.repair_report = carried.model, carried.repair_report
-        self.projection_report = carried.projections
+        self.projection_report = carried.projection_report
         return self.model
 
     def save(self, folder: str | Path, **options: Any) -> Path:

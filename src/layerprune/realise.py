@@ -16,7 +16,7 @@ from layerprune.folds import CannotFold, FoldTrace
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
 from layerprune.modules import is_compiled
-from layerprune.rearrange import Moved
+from layerprune.rearrange import Gap, Moved
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ class _Realiser:
         if not self.dead:
             raise CannotRealise("nothing dies with it")
         marks = self.marks()
-        slices, moved = self.slices()
+        slices, moved, gaps = self.slices()
         outermost = self.outermost_dead()
         edits = [
             *self.module_edits(marks, outermost),
             *self.param_edits(marks, outermost),
             *slices,
-            *self.folds(slices),
+            *self.folds(slices, gaps),
         ]
         self.check_params(edits)
         self.check_calls(edits)
@@ -295,22 +295,22 @@ class _Realiser:
     def held_elsewhere(self, number: int, removed: Collection[str]) -> bool:
         return any(i == number and not _under(n, removed) for n, i in self.graph.param_ids.items())
 
-    def slices(self) -> tuple[list[Slice], tuple[Moved, ...]]:
+    def slices(self) -> tuple[list[Slice], tuple[Moved, ...], Mapping[int, Gap]]:
         cats = [(m, v) for m, v in self.cut.dropped if merge_of(self.graph.layers[m]) == "cat" and m not in self.dead]
         if not cats:
-            return [], ()
-        trace = ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes)
+            return [], (), {}
+        trace = ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes, self.cut.projected)
         try:
             slices = trace.run(cats)
             if self.companion is not None:
                 slices += self.companion.slices(self.cut, self.dead, slices)
-            return slices, tuple(trace.moved)
+            return slices, tuple(trace.moved), trace.gaps
         except CannotSlice as error:
             raise CannotRealise(str(error)) from error
 
-    def folds(self, slices: list[Slice]) -> list[Fold]:
+    def folds(self, slices: list[Slice], gaps: Mapping[int, Gap]) -> list[Fold]:
         try:
-            folds = FoldTrace(self.graph, self.modules, self.cut, self.dead).run()
+            folds = FoldTrace(self.graph, self.modules, self.cut, self.dead, gaps).run()
         except CannotFold as error:
             raise CannotRealise(str(error)) from error
         for name in {fold.fqn for fold in folds} & {edit.fqn for edit in slices}:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 
-from torch import nn
-
 from layerprune.calibration import Batch, about_calibration
+from layerprune.edits import Edit
 from layerprune.impact.criteria import Criterion, score
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.inputs import Inputs
 from layerprune.modules import names_with_nan
+from layerprune.projection import Folded
 from layerprune.proof import Removal
 from layerprune.repair.closed_form import MEMORY_BYTES
-from layerprune.repair.folding import Projections, fold_alone, missed_by
+from layerprune.repair.fitter import Projections
+from layerprune.repair.folding import fold_alone, missed_by
 from layerprune.report.progress import shown
 
 
@@ -68,30 +68,31 @@ def score_removals(
         unit = "not measured: the model or its inputs are on the meta device and have no values"
         return Scored(usable, None, None, batches is not None, unit, tuple(notes), unfitted)
     used = (Batch(None, inputs),) if batches is None else tuple(batches)
-    scene = _with_projections(replace(scene, removals=usable, batches=used))
+    scene, fitted = _with_projections(replace(scene, removals=usable, batches=used))
     with shown("measuring impacts", progress) as told:
         evidence = score(replace(scene, progress=told), criterion)
-    notes += [*about_calibration(tuple(batches or ())), *evidence.notes]
+    notes += [*about_calibration(tuple(batches or ())), *fitted.report.notes, *evidence.notes]
     scored = [replace(r, impact=float(i)) for r, i in zip(usable, evidence.impacts, strict=True)]
     unit = f"{evidence.unit}, on the {'example inputs' if batches is None else 'calibration data'}"
     return Scored(scored, evidence, scene, batches is not None, unit, tuple(notes), unfitted)
 
 
-def _with_projections(scene: Scene) -> Scene:
+def _with_projections(scene: Scene) -> tuple[Scene, Projections]:
     """A scene that knows the projections of its removals, each fitted as if it was made alone."""
     fitted = Projections()
     written = scene.graph.written_params
     sets = [removal.edits for removal in scene.removals if removal.needs_calibration]
     if sets:
         fitted = fold_alone(scene.model, sets, scene.batches, memory_bytes=MEMORY_BYTES, written=written)
-    missed = partial(_missed, scene.model, scene.batches, fitted, written)
-    return replace(scene, folded=fitted.weights, missed=missed)
 
+    def fit(edits: Sequence[Edit]) -> Folded:
+        one = fold_alone(scene.model, [edits], scene.batches, memory_bytes=MEMORY_BYTES, written=written)
+        return one.weights
 
-def _missed(
-    model: nn.Module, batches: Sequence[Batch], fitted: Projections, written: frozenset[str], removal: Removal
-) -> list[tuple[float, float]] | None:
-    return missed_by(model, removal.edits, batches, fitted, written=written)
+    def missed(removal: Removal) -> list[tuple[float, float]] | None:
+        return missed_by(scene.model, removal.edits, scene.batches, fitted, written=written)
+
+    return replace(scene, folded=fitted.weights, fit=fit, missed=missed), fitted
 
 
 def _about_unfitted(usable: Sequence[Removal], unfitted: Sequence[Removal]) -> list[str]:

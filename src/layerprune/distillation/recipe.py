@@ -54,7 +54,7 @@ class Recipe(BaseModel):
     lora_rank: int = Field(0, ge=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     num_evaluations: int = Field(10, ge=1)
-    patience: int = Field(3, ge=1)
+    patience: int = Field(5, ge=1)
     seed: int = Field(0, ge=0)
 
     def rate(self, step: int, num_steps: int) -> float:

@@ -13,6 +13,7 @@ from layerprune.impact.evidence import Evidence, Scene, about_harm
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
 from layerprune.impact.racing import Rule, all_of_them
+from layerprune.projection import Folded
 from layerprune.shadow import Shadow, real_shadow
 from layerprune.surgery import applied
 
@@ -31,14 +32,20 @@ def score_ablation(scene: Scene, harm: Harm | None = None) -> Evidence:
 
 
 def ablate(
-    scene: Scene, sets: Sequence[Sequence[Edit]], harm: Harm | None = None, *, rule: Rule = all_of_them
+    scene: Scene,
+    sets: Sequence[Sequence[Edit]],
+    harm: Harm | None = None,
+    *,
+    folded: Sequence[Folded] | None = None,
+    rule: Rule = all_of_them,
 ) -> Evidence:
     """Make sets of edits, one after the other, and measure what each does to the output or to the user's loss.
 
     Args:
         scene: what to measure on; its removals are not looked at.
-        sets: what to make; the impact of one whose projections the scene does not know is nan.
+        sets: what to make; the impact of one whose projections are not known is nan.
         harm: as for :func:`score_ablation`; outputs are compared where it is given, whatever the scene's loss.
+        folded: for each set what its projections make of the transforms that take them in; the scene's if None.
         rule: which sets are measured on the next batch; see :mod:`~layerprune.impact.racing`. Batches come in an order
             drawn from the scene's seed, as data may be sorted.
 
@@ -49,7 +56,9 @@ def ablate(
     by = _ByOutput(harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
     change = np.zeros((len(scene.batches), len(sets)))
     size = np.zeros_like(change)
-    fitted = np.array([all(fold in scene.folded for fold in folds_of(edits)) for edits in sets], dtype=bool)
+    weights = [scene.folded] * len(sets) if folded is None else folded
+    known = (all(fold in held for fold in folds_of(edits)) for edits, held in zip(sets, weights, strict=True))
+    fitted = np.fromiter(known, dtype=bool, count=len(sets))
     change[:, np.logical_not(fitted)], size[:, np.logical_not(fitted)] = np.nan, 1.0
     rows = [int(row) for row in np.random.default_rng(scene.seed).permutation(len(change))]
     for number, row in enumerate(rows):
@@ -62,7 +71,7 @@ def ablate(
                 by.start(shade, batch, row)
             for column, edits in enumerate(sets):
                 if going_on[column]:
-                    with applied(shade.model, edits, scene.folded), shade.running():
+                    with applied(shade.model, edits, weights[column]), shade.running():
                         change[row, column], size[row, column] = by.compare(shade, batch)
                 scene.progress(number * len(sets) + column + 1, change.size)
     scene.progress(change.size, change.size)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from layerprune.calibration import Batch, Loss
-from layerprune.edits import Fold
+from layerprune.edits import Edit, Fold
 from layerprune.errors import CalibrationError, InputsError, LayerPruneError
 from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm
@@ -35,6 +35,7 @@ class Scene:
         loss: calls the model once on an item and returns a loss, ``loss(model, item)``; None where the user gave none.
         progress: told after each step how many of how many are done.
         folded: for removals by projection, what these make of the transforms that take them in.
+        fit: finds the same for the projections of any set of edits.
         missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
             and the squared size; None where they were not fitted.
     """
@@ -47,6 +48,7 @@ class Scene:
     loss: Loss | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
     folded: Folded = field(default_factory=dict[Fold, Mapping[str, Tensor]])
+    fit: Callable[[Sequence[Edit]], Folded] = lambda edits: {}
     missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
 
     @contextmanager
@@ -155,12 +157,17 @@ def about_harm(scene: Scene, harm: Harm | None) -> tuple[str, ...]:
 
 def about_unknown(removals: Sequence[Removal], change: np.ndarray, why: str) -> tuple[str, ...]:
     """Name the removals of which a criterion found nothing on some batch, ``change`` being ``(batch, removal)``."""
-    unknown = [removal.name for removal, lost in zip(removals, np.isnan(change.sum(0)), strict=True) if lost]
-    if not unknown:
-        return ()
+    lost = [removal for removal, gone in zip(removals, np.isnan(change.sum(0)), strict=True) if gone]
+    by_projection = "a projection takes its place: criterion='ablation' makes it, where it could be fitted"
+    kinds = ((why, False), (by_projection, True))
+    named = [(reason, [r.name for r in lost if r.needs_calibration == kind]) for reason, kind in kinds]
+    return tuple(_not_known(names, reason) for reason, names in named if names)
+
+
+def _not_known(unknown: Sequence[str], why: str) -> str:
     more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
     which = "1 removal" if len(unknown) == 1 else f"{len(unknown)} removals"
-    return (f"the impact of {which} is not known ({why}): {'; '.join(unknown[:_NAMED])}{more}",)
+    return f"the impact of {which} is not known ({why}): {'; '.join(unknown[:_NAMED])}{more}"
 
 
 def _times(draw: np.ndarray, measured: np.ndarray) -> np.ndarray:

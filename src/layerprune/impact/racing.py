@@ -31,8 +31,8 @@ def until_precise(precision: float) -> Rule:
     return going_on
 
 
-def contenders(precision: float) -> Rule:
-    """After the first batch the half of least impact goes on, each until it is precise.
+def contenders(precision: float, fewest: int = 8) -> Rule:
+    """After the first batch the half of least impact goes on, or ``fewest`` sets, each until it is precise.
 
     Impacts are chosen by their sums, in which what is far below the others needs no precision of its own: errors are
     held against the mean of the half, where an impact is below that.
@@ -41,7 +41,7 @@ def contenders(precision: float) -> Rule:
     def going_on(change: np.ndarray, size: np.ndarray) -> np.ndarray:
         if not len(change):
             return all_of_them(change, size)
-        half = _places(impacts_of(change[:1], size[:1])) < -(-change.shape[1] // 2)
+        half = _places(impacts_of(change[:1], size[:1])) < max(fewest, -(-change.shape[1] // 2))
         impacts = np.abs(np.nan_to_num(impacts_of(change, size)))
         scale = np.maximum(impacts, impacts[half].mean() if half.any() else 0.0)
         return half & ~(_errors(change, size) <= precision * scale)

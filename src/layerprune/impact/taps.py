@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -51,7 +51,9 @@ class Taps:
         self.shade = gradient_shadow(scene.model, written=scene.graph.written_params)
         self.shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
         self.tensors = Tensors(scene.graph, [shift for some in self.shifts for shift in some])
-        self.observer = Observer(self.shade, scene.graph, self.tensors.wanted)
+        self.recipes = _recipes(scene.graph, self.shade.model, self.tensors.wanted)
+        operands = {operand for operand, _ in self.recipes.values()}
+        self.observer = Observer(self.shade, scene.graph, self.tensors.wanted | operands)
         entering = _entering(scene.graph)
         for name, parameter in self.shade.model.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(name in entering)
@@ -89,7 +91,7 @@ class Taps:
         forward: Callable[[nn.Module], Any] | None,
         num_backwards: int,
     ) -> _Products:
-        products = _Products(self.tensors, batch.num_samples, num_backwards)
+        products = _Products(self.tensors, self.recipes, batch.num_samples, num_backwards)
 
         def begin() -> See:
             products.forget()
@@ -112,7 +114,7 @@ class Taps:
 class _Products:
     """One batch's products of gradients and changes, summed over each sample as the backward brings the gradients."""
 
-    def __init__(self, tensors: Tensors, num_samples: int, num_backwards: int) -> None:
+    def __init__(self, tensors: Tensors, recipes: _Recipes, num_samples: int, num_backwards: int) -> None:
         self.num_samples = num_samples
         self.num_backwards = num_backwards
         self.tensors = tensors
@@ -120,6 +122,9 @@ class _Products:
         self.ends: dict[int, Any] = {}
         self.kept: dict[int, list[_Kept]] = {}
         self.saved: set[int] = set()
+        self.recipes = recipes
+        self.sources = {operand for operand, _ in recipes.values()}
+        self.operands: dict[int, Tensor] = {}
         self.num_gradients: dict[int, int] = {}
         self.found: dict[Shift, list[Tensor]] = {}  # (sums or squares, sample) of each backward
         self.forget()
@@ -137,6 +142,7 @@ class _Products:
         self.ends.clear()
         self.kept.clear()
         self.saved.clear()
+        self.operands.clear()
 
     def note_saved(self, tensor: Tensor) -> Tensor:
         """Remember which memory the backward keeps anyway."""
@@ -144,6 +150,14 @@ class _Products:
         return tensor
 
     def see(self, value: int, tensor: Tensor) -> None:
+        if value in self.recipes:  # by now the backward keeps what it was made of, or does not
+            operand, _ = self.recipes[value]
+            if operand in self.operands and _memory(self.operands[operand]) not in self.saved:
+                del self.operands[operand]
+        if value in self.sources:
+            self.operands[value] = tensor.detach()
+        if value not in self.tensors.wanted:
+            return
         if value in self.moved:
             if tensor.requires_grad:
                 self.ends[value] = torch.autograd.graph.get_gradient_edge(tensor)
@@ -155,23 +169,38 @@ class _Products:
     def keep(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
         """Keep a change until the gradient comes.
 
-        What the backward keeps anyway costs nothing to keep. Else it is the difference, in half of its precision:
-        squares are right to a few thousandths.
+        What the backward keeps anyway costs nothing to keep, nor does what a normalization makes of that once more.
+        Else it is the difference, in half of its precision: squares are right to a few thousandths.
         """
         if not shift.lost and moved.shape != other.shape:
             return
-        ends = (other,) if shift.lost else (other, moved)
-        if not all(_memory(tensor) in self.saved for tensor in ends):
-            change = _change(ends)
-            ends = (-change.to(_HALF.get(change.dtype, change.dtype)),)  # as what is lost
-        self.kept.setdefault(shift.moved, []).append(_Kept(shift, ends))
+        out = self.free(shift.other, other)
+        into = None if shift.lost else self.free(shift.moved, moved)
+        if out is None or (into is None and not shift.lost):
+            change = -other if shift.lost else other - moved
+            kept = _Kept(shift, change.to(_HALF.get(change.dtype, change.dtype)))
+        else:
+            kept = _Kept(shift, None, out, into)
+        self.kept.setdefault(shift.moved, []).append(kept)
+
+    def free(self, value: int, tensor: Tensor) -> Callable[[], Tensor] | None:
+        """How to come by a tensor in the backward without keeping it; None where there is no way."""
+        if _memory(tensor) in self.saved:
+            return lambda: tensor
+        operand, module = self.recipes.get(value, (-1, None))
+        if module is None or operand not in self.operands:
+            return None
+        source = self.operands[operand]
+        return lambda: module.forward(source)  # looked up when it is called: while the model runs it is watched
 
     def multiply(self, value: int, gradient: Tensor) -> None:
         gradient = gradient.detach()
         for kept in self.kept.get(value, ()):
-            part = kept.shift.part(gradient, kept.ends[0])
+            with torch.no_grad():
+                change = kept.change()
+            part = kept.shift.part(gradient, change)
             part = part.to(torch.promote_types(part.dtype, torch.float32))  # small products are nothing in float16
-            self.found.setdefault(kept.shift, []).append(self.by_sample(part * _change(kept.ends)))
+            self.found.setdefault(kept.shift, []).append(self.by_sample(part * change))
         self.num_gradients[value] = self.num_gradients.get(value, 0) + 1
         if self.num_gradients[value] == self.num_backwards:
             self.kept.pop(value, None)
@@ -196,14 +225,36 @@ class _Products:
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """A change that waits for its gradient: what is lost, or what comes in and what goes out."""
+    """A change that waits for its gradient: itself, or what comes in place of what goes out; of a loss the one lost."""
 
     shift: Shift
-    ends: tuple[Tensor, ...]
+    difference: Tensor | None
+    other: Callable[[], Tensor] | None = None
+    moved: Callable[[], Tensor] | None = None
+
+    def change(self) -> Tensor:
+        if self.difference is not None or self.other is None:
+            assert self.difference is not None
+            return self.difference
+        return -self.other() if self.moved is None else self.other() - self.moved()
 
 
-def _change(ends: Sequence[Tensor]) -> Tensor:
-    return -ends[0] if len(ends) == 1 else ends[0] - ends[1]
+_Recipes: TypeAlias = dict[int, tuple[int, nn.Module]]
+"""Value → the value that a normalization makes it of, and this."""
+
+
+def _recipes(graph: LayerGraph, model: nn.Module, values: Collection[int]) -> _Recipes:
+    """Values that are cheaply made again of one that the backward keeps: what normalizations return."""
+    found: _Recipes = {}
+    for value in values:
+        layer = graph.layers[graph.values[value].layer] if graph.values[value].layer >= 0 else None
+        if layer is None or not layer.is_module or layer.kind != "normalization" or layer.outputs != (value,):
+            continue
+        module = model.get_submodule(layer.fqn)
+        reads = [read for read in layer.operands if read]
+        if len(reads) == 1 and len(reads[0]) == 1 and not (module._forward_hooks or module._forward_pre_hooks):
+            found[value] = reads[0][0], module
+    return found
 
 
 def _memory(tensor: Tensor) -> int:
