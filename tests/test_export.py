@@ -363,6 +363,22 @@ def session(path: Path) -> Callable[..., list[Tensor]]:
     ]
 
 
+def test_what_looks_at_the_weights_of_a_removed_part_compiles_and_exports() -> None:
+    """Torch's encoder layers gather the weights of their parts before they call them."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(linear(), nn.TransformerEncoder(layer, 2), linear(8, 3)).eval()
+    pruned = UniversalLayerPruner(model, example_inputs=tokens(), granularity="branch").prune(
+        groups=["1.layers.0.self_attn"]
+    )
+    with torch.no_grad():
+        expected = pruned(tokens())
+        torch.compiler.reset()
+        assert close(torch.compile(pruned, fullgraph=True, backend="aot_eager")(tokens()), expected)
+        assert close(torch.export.export(pruned, (tokens(),)).module()(tokens()), expected)
+        assert close(torch.jit.trace(pruned, (tokens(),))(tokens()), expected)
+
+
 # ---- what else a compiled or exported model must do ------------------------------------------------------------------
 
 

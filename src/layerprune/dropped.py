@@ -78,9 +78,9 @@ class Dropped(Tensor):
         cls, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if _is_described():
+        if is_described():
             return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
-        raw, name = _raw_name(func), _name(func)
+        raw, name = raw_name(func), _name(func)
         if raw in _PLAIN or name in _PLAIN or raw in ("__set__", "__repr__", "__format__", "__deepcopy__", "__hash__"):
             return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
         if raw in _UNKNOWN or name in _UNKNOWN:
@@ -121,7 +121,7 @@ def _constant(function: _F) -> _F:
 
 
 @_constant
-def _raw_name(func: Callable[..., Any]) -> str:
+def raw_name(func: Callable[..., Any]) -> str:
     """A function's name as torch gives it; of an attribute's getter the attribute's."""
     raw = getattr(func, "__name__", str(func))
     return getattr(getattr(func, "__self__", None), "__name__", raw) if raw == "__get__" else raw
@@ -130,10 +130,10 @@ def _raw_name(func: Callable[..., Any]) -> str:
 @_constant
 def _name(func: Callable[..., Any]) -> str:
     """A function's name without the underscores that mark its form."""
-    return merge_name(_raw_name(func))
+    return merge_name(raw_name(func))
 
 
-def _is_described() -> bool:
+def is_described() -> bool:
     """Whether torch.compile is writing down which tensors there are; the forward that it traces does not get here."""
     if torch.compiler.is_dynamo_compiling() or CompileContext.current_compile_id() is None:
         return False

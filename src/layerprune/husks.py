@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from layerprune.dropped import Dropped
+from layerprune.dropped import Dropped, is_described, raw_name
 from layerprune.errors import DroppedTensorError
 
 _SILENT = frozenset({"requires_grad", "__repr__", "__format__", "__hash__", "__set__"})
@@ -28,9 +28,8 @@ class Gone(Dropped):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        name = getattr(func, "__name__", "")
-        read = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
-        if read in _SILENT:
+        read = raw_name(func)
+        if read in _SILENT or is_described():
             return super().__torch_function__(func, types, args, kwargs)
         # Not even its type: that may change later, when the pruned model is converted.
         raise DroppedTensorError(f"a forward takes '{read}' of a weight that this removal takes away")
