@@ -199,10 +199,10 @@ class _Finder:
 
         That is with the whole branches that it lies on, and then in whatever way is smaller.
         """
-        yield from self.at_all_calls([part for part in self.partial if part[0] != "bypass"])
-        yield from self.at_all_calls(self.partial)
+        yield from self.at_all_calls([part for part in self.partial if part[0] != "bypass"], "with its branches")
+        yield from self.at_all_calls(self.partial, "by itself")
 
-    def at_all_calls(self, partial: Iterable[tuple[str, Cut, frozenset[int]]]) -> Iterator[Candidate | None]:
+    def at_all_calls(self, partial: Iterable[tuple[str, Cut, frozenset[int]]], how: str) -> Iterator[Candidate | None]:
         ways: dict[int, tuple[Cut, frozenset[int]]] = {}
         for _, cut, dead in partial:
             for call in dead & self.leads.keys():
@@ -215,7 +215,7 @@ class _Finder:
             substitutes = {y: s for cut in cuts for y, s in cut.substitutes.items()}
             if all(substitutes[y] == s for cut in cuts for y, s in cut.substitutes.items()):
                 joint = Cut(substitutes, frozenset(pair for cut in cuts for pair in cut.dropped))
-                yield self.candidate("shared", joint, f"{group.name} at all its {len(group.calls)} calls")
+                yield self.candidate("shared", joint, f"{group.name} {how} at all its {len(group.calls)} calls")
 
     def bypasses(self) -> Iterator[tuple[Candidate, ...]]:
         """Replace a layer's value by the nearest tensor of its shape that dominates it; a group's latest first."""
