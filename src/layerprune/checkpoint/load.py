@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from layerprune.checkpoint.manifest import Manifest, check_extra, check_hashes, read_manifest
 from layerprune.checkpoint.staging import steadily
 from layerprune.checkpoint.weights import Weights
+from layerprune.dropped import Dropped
 from layerprune.errors import CheckpointError, PlanError
 from layerprune.modules import clone, named_tensors, num_params, own, unwrap
 from layerprune.nested import tensors_in
@@ -168,7 +169,7 @@ def _replayed(fresh: nn.Module, plans: tuple[PruningPlan, ...]) -> nn.Module:
 def _without_values(model: nn.Module) -> str | None:
     """The first module that holds a tensor on the meta device, at any depth of its attributes."""
     for name, module in model.named_modules():
-        if any(tensor.is_meta for tensor in tensors_in(vars(module))):
+        if any(not isinstance(tensor, Dropped) and tensor.is_meta for tensor in tensors_in(vars(module))):
             return name or type(module).__name__
     return None
 
