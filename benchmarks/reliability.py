@@ -36,7 +36,7 @@ CHECKS: dict[str, tuple[int, Callable[[int, int], dict[str, Any]]]] = {
     "graphs": (10_000, graphs.run),
     "threads": (8, threads.run),
 }
-PIECES = {"kills": 50, "artefacts": 500, "plans": 2_000, "replays": 20, "graphs": 16}  # done before the state is kept
+PIECES = {"kills": 50, "artefacts": 500, "plans": 2_000, "replays": 20, "graphs": 400}  # done before the state is kept
 
 
 def main() -> int:

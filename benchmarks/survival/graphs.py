@@ -19,7 +19,10 @@ _MOST = 3  # removals of one graph that are checked alone, beside two plans
 
 
 def run(start: int, count: int) -> dict[str, Any]:
-    """Check graphs, as many of each theme; which ones follows from ``start``, so pieces of a run differ."""
+    """Check graphs, as many of each theme; which ones follows from ``start``, so pieces of a run differ.
+
+    Hypothesis begins each theme with its simplest net: of a piece of 400 graphs, 8 are those of every other piece.
+    """
     found: dict[str, Any] = {"failures": [], "graphs": 0, "removals": 0, "plans": 0}
     for place, theme in enumerate(THEMES):
         share = count // len(THEMES) + (place < count % len(THEMES))
@@ -58,7 +61,7 @@ def _check(net: nn.Module, number: int, found: dict[str, Any]) -> None:
         oracle.check_removal(removal)
         found["removals"] += 1
     plans = [oracle.pruner.plan(max_param_reduction=rng.choice([0.1, 0.25, 0.4, 0.6, 0.9]))]
-    safe = [group.name for group in oracle.pruner.groups if group.can_remove]
+    safe = [group.name for group in oracle.pruner.groups if group.can_remove and not group.needs_calibration]
     with suppress(CriticalGroupError):  # they may exclude each other
         plans.append(oracle.pruner.plan(groups=rng.sample(safe, min(len(safe), 2))))
     for plan in plans:

@@ -9,13 +9,14 @@ from layerprune.dropped import MERGES
 from layerprune.edits import Drop, DropParameter, Edit, Fold, Pass, Shorten, Slice
 
 _MOST = 2**31  # arguments, elements, channels
+_LONGEST = 1_000  # dotted name
 _DEEPEST = 16  # an output's structure
 _CONSTANTS = (bool, int, float, str, type(None))
 
 
 def why_malformed(edit: Edit) -> str:
     """Why an edit cannot be one that surgery has made; empty where it may be."""
-    if not edit.fqn or not all(edit.fqn.split(".")):
+    if not edit.fqn or len(edit.fqn) > _LONGEST or not all(edit.fqn.split(".")):
         return f"'{edit.fqn[:80]}' is no dotted name"
     if isinstance(edit, Slice):
         return _why_no_ranges(edit.dropped)
