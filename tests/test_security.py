@@ -18,8 +18,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}
 UNSAFE_CALLS = {"torch.load", "torch.save", "torch.package", "torch.jit.load", "numpy.load", "np.load"}
 UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
-#: What imports by a name that is no literal: names of the package's own, of libraries, and of the user's own shell.
-IMPORTERS = {"__init__.py", "adapters/caches.py", "adapters/twins.py", "sources.py"}
+#: What imports by a name that is no literal: the package's own, libraries', extras', and those of the user's shell.
+IMPORTERS = {"__init__.py", "adapters/caches.py", "adapters/twins.py", "distillation/extras.py", "sources.py"}
 
 
 def dotted(node: ast.AST) -> str:

@@ -1,7 +1,7 @@
 """Full depth: a small model with random weights, and everything that has to hold of what the plan calls safe.
 
-All in float64 and eval mode. Each check has an outcome: ``ok``, ``-`` with a reason where it does not apply, or the
-first line of what went wrong.
+All in float64 and eval mode, without calibration data, so without projections. Each check has an outcome: ``ok``, ``-``
+with a reason where it does not apply, or the first line of what went wrong.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class Subject:
     def plan(self, row: dict[str, Any]) -> None:
         args, kwargs = self.example
         seen = torch.get_rng_state()
-        self.pruner = UniversalLayerPruner(self.model, example_inputs=kwargs if kwargs and not args else args)
+        example = kwargs if kwargs and not args else args
+        self.pruner = UniversalLayerPruner(self.model, example_inputs=example, projections=False)
         row |= numbers(self.pruner)
         self.pruner.render_plan()
         self.by_name = {removal.name: removal for removal in self.pruner.removals}
