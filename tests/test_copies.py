@@ -176,6 +176,26 @@ def test_a_layer_whose_hook_changes_its_input_stays_and_the_plan_says_why() -> N
     assert [r.name for r in ways if "layers.2.0" in r.groups] == ["layers.2 by its input"]
 
 
+def test_a_layer_whose_hook_keeps_what_the_forward_reads_stays_and_the_plan_says_why() -> None:
+    """Without it the forward would read what the hook has kept before."""
+    model = Watched().eval()
+    pruner = UniversalLayerPruner(model, example_inputs=rows(), protect_io=False)
+    by_name = {group.name: group for group in pruner.groups}
+    assert not by_name["a"].can_remove
+    assert "a hook of 'a' changes or keeps tensors" in by_name["a"].reason
+    assert by_name["b"].can_remove
+
+
+def test_so_does_one_whose_hook_shares_a_dict_with_the_model() -> None:
+    kept: dict[str, Tensor] = {}
+    model = Net(lambda net, x: net.head(net.b(net.a(x)) + net.kept["a"]), a=linear(), b=linear(), head=linear(8, 2))
+    model.kept = kept
+    model.a.register_forward_hook(lambda module, args, out: kept.update(a=out.detach()))
+    by_name = {g.name: g for g in UniversalLayerPruner(model, example_inputs=rows(), protect_io=False).groups}
+    assert not by_name["a"].can_remove
+    assert by_name["b"].can_remove
+
+
 # ---- random numbers ---------------------------------------------------------------------------------------------
 
 

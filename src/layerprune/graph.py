@@ -142,7 +142,7 @@ class LayerGraph:
         aliases: module name → all names of the same module object.
         shape_reads: (value, frame) where a forward reads a value's shape.
         written_params: names of parameters that the forward writes into.
-        hooked: first names of modules with a forward hook that replaces what they take or return.
+        hooked: first names of modules whose forward hook replaces what they take or return, or keeps it for others.
         notes: what the user should know about the recording.
     """
 

@@ -268,11 +268,11 @@ class _Realiser:
                 raise CannotRealise(f"its parameter '{names[0]}' is tied to '{names[1]}'")
 
     def check_calls(self, edits: list[Edit]) -> None:
-        """Refuse where hooks would go that change tensors, and where compiled code would meet a dropped tensor."""
+        """Refuse where hooks would go that others depend on, and where compiled code would meet a dropped tensor."""
         taken = set(taken_out(edits))
         for name in self.graph.hooked:
             if taken & set(self.graph.aliases_of.get(name, ((name,),))[0]):
-                raise CannotRealise(f"a hook of '{name}' changes what it takes or returns, and would go along")
+                raise CannotRealise(f"a hook of '{name}' changes or keeps tensors that others read, and would go along")
         for edit in edits:
             if edit.kind in ("drop", "drop_parameter"):
                 around = next((n for n in _holders(edit.fqn) if is_compiled(self.modules[n])), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -88,13 +88,24 @@ def watched(
 
 @contextmanager
 def hooks_watched(model: nn.Module, told: Callable[[nn.Module], None]) -> Generator[None]:
-    """Tell, while the model runs, which modules have a forward hook that replaces what they take or return."""
+    """Tell, while the model runs, which modules have a forward hook that other layers may depend on.
+
+    That is one that replaces what the module takes or returns, or keeps a tensor where the model's forward may read it:
+    in an attribute of another module, or in a list or dict that is one.
+    """
+    shared = {
+        id(value) for module in model.modules() for value in _own_attributes(module) if type(value) in (dict, list)
+    }
 
     def watching(module: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
+        places = [place for place in _reached(hook) if place is not module]
+        places = [place for place in places if isinstance(place, nn.Module) or id(place) in shared]
+
         @functools.wraps(hook)
         def watched_hook(*args: Any, **kwargs: Any) -> Any:
+            before = _kept(places)
             result = hook(*args, **kwargs)
-            if result is not None and result is not args[-1]:
+            if (result is not None and result is not args[-1]) or not _kept(places).keys() <= before.keys():
                 told(module)
             return result
 
@@ -111,3 +122,39 @@ def hooks_watched(model: nn.Module, told: Callable[[nn.Module], None]) -> Genera
     finally:
         for hooks, old in before:
             hooks.update({key: hook for key, hook in old.items() if key in hooks})
+
+
+def _reached(hook: Callable[..., Any]) -> list[Any]:
+    """The objects that a hook may write into: what it is bound to, closes over, or has as defaults."""
+    if isinstance(hook, functools.partial):
+        return [*hook.args, *hook.keywords.values(), *_reached(hook.func)]
+    bound = getattr(hook, "__self__", None)
+    function = getattr(hook, "__func__", hook)
+    cells: Iterable[Any] = getattr(function, "__closure__", None) or ()
+    closed = [cell.cell_contents for cell in cells if _is_filled(cell)]
+    return [*([] if bound is None else [bound]), *closed, *(getattr(function, "__defaults__", None) or ())]
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # nothing assigned yet
+        return False
+
+
+def _own_attributes(module: nn.Module) -> list[Any]:
+    return [value for key, value in vars(module).items() if not key.startswith("_")]
+
+
+def _kept(places: Iterable[Any]) -> dict[int, Tensor]:
+    """The tensors that lie in some places, by their ids, which are theirs for as long as the result lives."""
+    found: list[Any] = []
+    for place in places:
+        for value in _own_attributes(place) if isinstance(place, nn.Module) else [place]:
+            if isinstance(value, dict):
+                found += cast("dict[Any, Any]", value).values()
+            elif isinstance(value, (list, tuple)):
+                found += cast("list[Any]", value)
+            else:
+                found.append(value)
+    return {id(value): value for value in found if isinstance(value, Tensor)}
