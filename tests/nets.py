@@ -171,3 +171,16 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> bool:
     return one.shape == other.shape and bool(torch.allclose(one, other, rtol=tolerance, atol=tolerance))
+
+
+class Damped(nn.Module):
+    """Four residual branches, each of half a tanh."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(linear() for _ in range(4))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + 0.5 * torch.tanh(block(x))
+        return x
