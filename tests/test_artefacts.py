@@ -42,7 +42,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def refused(folder, message):
+def assert_refused(folder, message):
     """Both doors refuse, and say the same; what is there stays."""
     before = sorted(os.listdir(folder)) if folder.is_dir() else None
     for door in (lambda: load_pruned(folder, factory=make), lambda: verify(folder)):
@@ -63,7 +63,7 @@ def test_every_file_that_is_missing_is_named(folder):
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         path.unlink()
-        refused(folder, f"{path.name} is missing")
+        assert_refused(folder, f"{path.name} is missing")
         path.write_bytes(data)
     verify(folder)
 
@@ -71,7 +71,7 @@ def test_every_file_that_is_missing_is_named(folder):
 def test_every_file_that_is_cut_off_is_named_with_its_sizes(folder):
     for name, data in contents(folder).items():
         (folder / name).write_bytes(data[:-1])
-        refused(
+        assert_refused(
             folder, f"{name}.* has {len(data) - 1:,} bytes, {len(data):,} were" if name != "manifest.json" else name
         )
         (folder / name).write_bytes(data)
@@ -93,20 +93,20 @@ def test_a_byte_that_changed_is_noticed_by_its_hash(folder, name):
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
-    refused(folder, f"{name} has SHA-256 .*, .* was written")
+    assert_refused(folder, f"{name} has SHA-256 .*, .* was written")
 
 
 def test_whitespace_that_changed_in_the_manifest_is_noticed(folder):
     path = folder / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b"\n ", b"\n\t", 1))
-    refused(folder, "changed after it was written")
+    assert_refused(folder, "changed after it was written")
 
 
 def test_a_file_too_many_is_named_and_a_readme_is_none(folder):
     (folder / "README.md").write_text("mine")
     verify(folder)
     (folder / "notes.txt").write_text("mine")
-    refused(folder, "notes.txt is not in manifest.json")
+    assert_refused(folder, "notes.txt is not in manifest.json")
 
 
 def test_links_and_folders_in_place_of_files_are_refused(folder, tmp_path):
@@ -114,13 +114,13 @@ def test_links_and_folders_in_place_of_files_are_refused(folder, tmp_path):
     (tmp_path / "elsewhere.json").write_bytes(path.read_bytes())
     path.unlink()
     path.symlink_to(tmp_path / "elsewhere.json")
-    refused(folder, "plan.json is a symbolic link")
+    assert_refused(folder, "plan.json is a symbolic link")
     path.unlink()
     path.mkdir()
-    refused(folder, "plan.json is no plain file")
+    assert_refused(folder, "plan.json is no plain file")
     path.rmdir()
     os.mkfifo(path)
-    refused(folder, "plan.json is no plain file")
+    assert_refused(folder, "plan.json is no plain file")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_manifest_that_names_files_elsewhere_is_no_manifest(folder, name):
     files = {**manifest.files, name: manifest.files["plan.json"]}
     for changes in ({"files": files}, {"files": files, "plans": (name,)}, {"files": files, "weights": (name,)}):
         (folder / "manifest.json").write_text(manifest.model_copy(update=changes).to_json())
-        refused(folder, "manifest.json is no manifest: (files|plans|weights)")
+        assert_refused(folder, "manifest.json is no manifest: (files|plans|weights)")
 
 
 @pytest.mark.parametrize(
@@ -150,16 +150,16 @@ def test_a_manifest_that_names_files_elsewhere_is_no_manifest(folder, name):
 )
 def test_a_text_that_is_no_manifest_is_refused(folder, text, message):
     (folder / "manifest.json").write_text(text)
-    refused(folder, message)
+    assert_refused(folder, message)
 
 
 def test_bytes_that_are_no_text_are_refused(folder):
     (folder / "manifest.json").write_bytes(b"\xff\xfe\x00")
-    refused(folder, "manifest.json cannot be read")
+    assert_refused(folder, "manifest.json cannot be read")
 
 
 def test_a_folder_that_holds_no_artefact_is_refused(tmp_path):
-    refused(tmp_path, "manifest.json is missing: no artefact of layerprune")
+    assert_refused(tmp_path, "manifest.json is missing: no artefact of layerprune")
     with pytest.raises(CheckpointError, match="is no folder"):
         load_pruned(tmp_path / "nothing", factory=make)
 

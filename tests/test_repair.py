@@ -354,12 +354,12 @@ def test_weights_that_make_values_that_are_not_finite_are_an_error_about_the_bat
     assert before == Photograph(pruned)
 
 
-def tied_llama():
+def tiny_llama(num_layers, *, tied):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
-        use_cache=False, tie_word_embeddings=True,
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=num_layers, num_attention_heads=2,
+        use_cache=False, tie_word_embeddings=tied,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -367,7 +367,7 @@ def tied_llama():
 
 
 def test_a_tied_head_gets_a_weight_of_its_own_when_it_is_asked_for(tmp_path):
-    model = tied_llama()
+    model = tiny_llama(3, tied=True)
     draw = torch.Generator().manual_seed(0)
     batches = [{"input_ids": torch.randint(0, 50, (8, 12), generator=draw)} for _ in range(4)]
     pruner = UniversalLayerPruner(model, example_inputs=batches[0], granularity="block")
@@ -492,15 +492,7 @@ def read_items():
 
 
 def test_layers_that_were_renumbered_are_told_apart():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2,
-        use_cache=False, tie_word_embeddings=False,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
+    model = tiny_llama(4, tied=False)
     draw = torch.Generator().manual_seed(0)
     batches = [{"input_ids": torch.randint(0, 50, (4, 12), generator=draw)} for _ in range(4)]
     pruner = UniversalLayerPruner(model, example_inputs=batches[0], granularity="block")

@@ -56,10 +56,7 @@ def save_pruned(
             f"it is not known how this {type(model).__name__} was pruned: it is not pruned, or a copy of what was; "
             "give plan=, the plan that it was pruned by"
         )
-    if max_shard_bytes < 1:
-        raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; give the bytes that one file may hold")
-    if unknown := [name for name, value in (figures or {}).items() if not math.isfinite(value)]:
-        raise CheckpointError(f"figure '{unknown[0]}' is no number that JSON has: leave it out")
+    _check_options(max_shard_bytes, figures or {})
     if plan is not None:
         _check_plan(model, plans[-1])
     check_extra_state(model)
@@ -82,6 +79,13 @@ def save_pruned(
         )
         write_text(staging / NAME, manifest.to_json())
     return Path(folder)
+
+
+def _check_options(max_shard_bytes: int, figures: Mapping[str, float]) -> None:
+    if max_shard_bytes < 1:
+        raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; give the bytes that one file may hold")
+    if unknown := [name for name, value in figures.items() if not math.isfinite(value)]:
+        raise CheckpointError(f"figure '{unknown[0]}' is no number that JSON has: leave it out")
 
 
 def _check_plan(model: nn.Module, plan: PruningPlan) -> None:

@@ -15,7 +15,7 @@ from layerprune.distillation.files import digest
 from layerprune.distillation.recipe import recipe_of
 from layerprune.distillation.report import Distillation
 from layerprune.distillation.snapshots import Snapshots
-from layerprune.distillation.task import task_of, weights_of
+from layerprune.distillation.task import Task, task_of, weights_of
 from layerprune.distillation.trainer import Trainer
 from layerprune.edits import Edit
 from layerprune.impact.harm import Kind
@@ -81,10 +81,23 @@ def distill(
     """
     recipe = recipe_of(settings)
     task = task_of(unwrap(original), unwrap(pruned), data, held_out, recipe, edits, kind)
-    with accelerating(task.device, recipe.mixed_precision) as tools:
-        snapshots = None if checkpoint is None else Snapshots(Path(checkpoint), task.key(), weights_of(task.pruned))
+    folder, cache = (None if path is None else Path(path) for path in (checkpoint, cache_folder))
+    return _trained(task, recipe.mixed_precision, folder, cache_bytes, cache, progress)
+
+
+def _trained(
+    task: Task,
+    mixed_precision: str,
+    checkpoint: Path | None,
+    cache_bytes: int,
+    cache_folder: Path | None,
+    progress: bool | None,
+) -> Distillation:
+    """Train from the start or from a checkpoint, and write what was best into the pruned model."""
+    with accelerating(task.device, mixed_precision) as tools:
+        snapshots = None if checkpoint is None else Snapshots(checkpoint, task.key(), weights_of(task.pruned))
         found = None if snapshots is None else snapshots.load()
-        trainer = task.trainer(tools, found, cache_bytes, None if cache_folder is None else Path(cache_folder))
+        trainer = task.trainer(tools, found, cache_bytes, cache_folder)
         course = Course() if found is None else trainer.resume(found)
         since = [] if found is None else [f"went on from step {len(course.losses):,}, from {checkpoint}"]
         if snapshots is not None and found is None:
