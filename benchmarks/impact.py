@@ -231,6 +231,12 @@ def of_subject(of: Subject) -> tuple[torch.nn.Module, list[Any], Kind]:
     return of.model, of.calibration, of.kind
 
 
+def at_once(name: str) -> tuple[torch.nn.Module, list[Any], Kind]:
+    """A subject of images with all of its calibration data as one batch."""
+    of = subject(name)
+    return of.model, [torch.cat(of.calibration)], of.kind
+
+
 def llama() -> tuple[torch.nn.Module, list[Any], Kind]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -269,6 +275,8 @@ LARGER: dict[str, Callable[[], tuple[torch.nn.Module, list[Any], Kind]]] = {
     "resnet50_224": resnet50,
     "resnet18_128": resnet18,
     "vit_small_224": vit_small,
+    "digits_resnet_at_once": lambda: at_once("digits_resnet"),
+    "digits_vit_at_once": lambda: at_once("digits_vit"),
 }
 
 

@@ -206,14 +206,17 @@ class _Watcher:
         self.recorded = recorded
         self.names = names
         self.constants = constants
+        self.known: list[nn.Module] | None = None
         self.wrappers: dict[int, Callable[..., Any]] = {}
         self.watch = FunctionWatch(self.call_function)
         self.start(lambda value, tensor: None)
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
         """The modules whose calls have to be known: those of values, and those that watched ones call."""
-        wanted = {"", *self.places.counts, *self.places.callees}
-        return [module for module in model.modules() if self.names[id(module)] in wanted]
+        if self.known is None:
+            wanted = {"", *self.places.counts, *self.places.callees}
+            self.known = [module for module in model.modules() if self.names[id(module)] in wanted]
+        return self.known
 
     def start(self, see: See) -> set[int]:
         """Begin a run; returns what becomes the set of the values that were seen."""
@@ -248,6 +251,7 @@ class _Watcher:
 
     def wrap(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         most = self.places.counts.get(name)
+        counts_only = name != "" and most is None
 
         @functools.wraps(forward)
         def observed(*args: Any, **kwargs: Any) -> Any:
@@ -262,6 +266,12 @@ class _Watcher:
             if off:
                 self.watch.__exit__(None, None, None)
             try:
+                if counts_only:
+                    self.stack.append(_UNWATCHED)
+                    try:
+                        return forward(*args, **kwargs)
+                    finally:
+                        self.stack.pop()
                 return self.run((name, nth), forward, args, kwargs)
             finally:
                 if off:
@@ -318,6 +328,8 @@ class _Watcher:
 class _Open:
     """A call that is running, and how far it has come in what it has to do."""
 
+    __slots__ = ("call", "counts", "place", "steps")
+
     def __init__(self, call: _Call, steps: tuple[str, ...] | None) -> None:
         self.call = call
         self.steps = steps
@@ -337,6 +349,9 @@ class _Open:
         """Raise where steps are missing at the end."""
         if self.steps is not None and self.place < len(self.steps):
             raise _Differs
+
+
+_UNWATCHED = _Open(("", -1), None)
 
 
 @contextmanager
