@@ -203,13 +203,18 @@ class PruningPlan(BaseModel):
             journal.take_back()
             raise
 
-    def carry_out(self, model: nn.Module, journal: Journal) -> None:
-        """Make the plan's edits on a model that it was checked with, in place, and write down what takes them back.
+    def carry_out(self, model: nn.Module, journal: Journal | None = None) -> None:
+        """Make the plan's edits on a model that it was checked with, in place.
+
+        Args:
+            model: the model.
+            journal: what is changed is written down in it; whoever gives one may take it back.
 
         Raises:
             PlanError: the edits do not fit, or leave another number of parameters. The model is as it was.
         """
         self._check_folds(model)
+        journal = Journal() if journal is None else journal
         try:
             operate(model, self.edits, journal=journal)
         except SurgeryError as error:
