@@ -12,6 +12,7 @@ from layerprune.calibration import Batch
 from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError
 from layerprune.graph import LayerGraph
+from layerprune.journal import Journal
 from layerprune.plan import PruningPlan, plans_of, remember_plans
 from layerprune.repair.changes import write
 from layerprune.repair.closed_form import MEMORY_BYTES
@@ -79,13 +80,14 @@ def carry_out(
     if not inplace:
         return Carried(pruned, fitted, report)
     before = plans_of(original)
-    undo = plan.carry_out(original)
+    journal = Journal()
     try:
+        plan.carry_out(original, journal)
         if folds or (report is not None and report.kept):
             held = chain(pruned.named_parameters(), pruned.named_buffers())
             write(original, {name: tensor.detach() for name, tensor in held})
     except BaseException:  # Ctrl-C, too: the model is as it was, or done
-        undo()
+        journal.take_back()
         raise
     remember_plans(original, (*before, plan))
     return Carried(original, fitted, report)

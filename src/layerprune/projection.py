@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from layerprune.edits import Fold
 from layerprune.errors import SurgeryError
+from layerprune.journal import Journal
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -132,11 +133,8 @@ def folded(module: nn.Module, projection: Projection) -> dict[str, Tensor]:
     return found
 
 
-def resize(module: nn.Module, edit: Fold, values: Mapping[str, Tensor] | None) -> Callable[[], None]:
+def resize(module: nn.Module, edit: Fold, values: Mapping[str, Tensor] | None, journal: Journal) -> None:
     """Let a transform read another tensor, with the weights given, or zeros until there are some.
-
-    Returns:
-        A function that takes it back.
 
     Raises:
         SurgeryError: the module cannot take a projection in, or the weights do not fit it.
@@ -144,28 +142,20 @@ def resize(module: nn.Module, edit: Fold, values: Mapping[str, Tensor] | None) -
     reason = why_not_foldable(module)
     if reason:
         raise SurgeryError(f"cannot {edit}: it {reason}")
-    held = dict(module._parameters)
-    weight = cast(Tensor, held["weight"])
+    weight = cast(Tensor, module._parameters["weight"])
     shape = (weight.shape[0], edit.num_in, *weight.shape[2:])
     new = weight.detach().new_zeros(shape) if values is None else values["weight"]
     if new.shape != torch.Size(shape):
         raise SurgeryError(f"cannot {edit}: its weight would be {tuple(new.shape)}, not {shape}")
     changed = {"in_features": edit.num_in} if isinstance(module, nn.Linear) else _settings(cast(_ConvNd, module), edit)
-    before = {name: getattr(module, name) for name in changed}
-    module._parameters["weight"] = nn.Parameter(new, weight.requires_grad)
-    bias = held.get("bias")
+    registry = cast("dict[str, Any]", module._parameters)
+    journal.set(registry, "weight", nn.Parameter(new, weight.requires_grad))
+    bias = registry.get("bias")
     if bias is not None:
         own = bias.detach().clone() if values is None else values["bias"]
-        module._parameters["bias"] = nn.Parameter(own, bias.requires_grad)
+        journal.set(registry, "bias", nn.Parameter(own, bias.requires_grad))
     for name, value in changed.items():
-        setattr(module, name, value)
-
-    def undo() -> None:
-        module._parameters.update(held)
-        for name, value in before.items():
-            setattr(module, name, value)
-
-    return undo
+        journal.set_attribute(module, name, value)
 
 
 def _settings(module: _ConvNd, edit: Fold) -> dict[str, object]:
