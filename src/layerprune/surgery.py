@@ -127,11 +127,11 @@ _Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
 def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded) -> Undo:
     if isinstance(edit, DropParameter):
         return _drop_parameter(model, edit)
+    if isinstance(edit, Fold):
+        return resize(model, _find(model, edit.owner, edit) if edit.owner else model, edit, folded.get(edit))
     module = _find(model, edit.fqn, edit)
     if isinstance(edit, Slice):
         return _slice(module, edit)
-    if isinstance(edit, Fold):
-        return resize(module, edit, folded.get(edit))
     if isinstance(edit, Delete):
         return _delete(model, edit)
     if isinstance(edit, Guard):
