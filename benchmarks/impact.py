@@ -41,6 +41,7 @@ from layerprune.impact.harm import Harm, Kind
 from layerprune.impact.influence import score_influence
 from layerprune.impact.magnitude import score_magnitude
 from layerprune.impact.output_change import score_output_change
+from layerprune.impact.racing import FINAL
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.impact.shortlist import score_shortlist
 from layerprune.marks import CannotRealise
@@ -112,6 +113,11 @@ def measure(of: Subject, num_sets: int) -> dict[str, dict[str, float]]:
         figures[prediction.name] = row
         cells = [f"{row[column]:.3f}" if column in row else "" for column in COLUMNS]
         table.add_row(prediction.name, *cells, f"{prediction.cost:.1f}")
+    for num in (1, FINAL):
+        name = f"the set itself made, {num} of {len(calibration)} batches"
+        made_here = ablate(replace(scene, batches=calibration[:num]), edits, harm).impacts
+        figures[name] = {"sets: sum": rank(made_here, together), "cost, forwards": num / len(calibration)}
+        table.add_row(name, "", f"{figures[name]['sets: sum']:.3f}", "", "", f"{num / len(calibration):.2f} a set")
     console.print(table)
     return figures
 

@@ -596,7 +596,17 @@ def test_a_concat_that_the_model_returns_is_the_reason():
         return torch.cat([n.a(y), n.b(y)], 1)
 
     reasons = reasons_of(Net(forward, s=conv(3, 4), a=conv(4, 2), b=conv(4, 3)), image())
-    assert reasons["a"] == "its channels reach the model's output"
+    assert reasons["a"] == "the channels of 'a' reach the model's output"
+
+
+def test_the_reason_names_the_layer_whose_channels_they_are_not_the_first_of_its_branch():
+    def forward(n, x):
+        y = n.s(x)
+        return torch.cat([n.deep(torch.relu(n.first(y))), n.b(y)], 1)
+
+    model = Net(forward, s=conv(3, 4), first=conv(4, 6), deep=conv(6, 2), b=conv(4, 3))
+    reasons = reasons_of(model, image(), protect_io=False, granularity="branch")
+    assert reasons["first"] == reasons["deep"] == "the channels of 'deep' reach the model's output"
 
 
 def test_a_change_of_channels_is_the_reason_at_every_call_of_a_shared_layer():

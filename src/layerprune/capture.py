@@ -370,7 +370,10 @@ class _Builder:
             )
         if self.recording.constants:
             places = sorted({name or "the model's forward" for name in self.recording.constants})[:5]
-            self.notes.append(f"a tensor of unknown origin is used in {', '.join(places)}: a dependency may be missing")
+            self.notes.append(
+                f"a tensor of unknown origin is used in {', '.join(places)} (as numpy, tolist or item leave behind): "
+                "a dependency may be missing"
+            )
 
 
 def _numbered(name: str, call: int) -> str:

@@ -46,6 +46,9 @@ class Observer:
         shade: a real shadow of the model that ``graph`` was recorded from.
         graph: the layer graph.
         values: numbers of the values to see.
+
+    Attributes:
+        under_way: the layer graph that the run under way follows, and value → its number in that one.
     """
 
     def __init__(self, shade: Shadow, graph: LayerGraph, values: Iterable[int]) -> None:
@@ -55,6 +58,7 @@ class Observer:
         self.names = names_by_module(shade.model)
         self.constants = {id(tensor) for _, tensor in named_tensors(shade.model)}
         self.watcher = self._watching(graph, {value: value for value in self.values})
+        self.under_way = self.watcher.recorded
 
     def run(
         self,
@@ -101,6 +105,7 @@ class Observer:
         use: Callable[[Any], None] | None,
         forward: Callable[[nn.Module], Any] | None,
     ) -> frozenset[int]:
+        self.under_way = watcher.recorded
         seen = watcher.start(begin())
         adapted = self.shade.adapt(inputs)
         model = self.shade.model
@@ -123,7 +128,8 @@ class Observer:
 
     def _watching(self, graph: LayerGraph, wanted: Mapping[int, int]) -> _Watcher:
         places = _Places.of(graph, _calls(graph, self.shade.model, self.names), wanted)
-        return _Watcher(places, {key: names[0] for key, names in self.names.items()}, self.constants)
+        recorded = graph, {value: real for real, value in wanted.items()}
+        return _Watcher(places, recorded, {key: names[0] for key, names in self.names.items()}, self.constants)
 
 
 @dataclass(frozen=True)
@@ -184,12 +190,20 @@ class _Watcher:
 
     Args:
         places: where values show up.
+        recorded: the layer graph that runs are held against, and value → its number in it.
         names: first name of each module, by its id.
         constants: ids of parameters and buffers, which are no values.
     """
 
-    def __init__(self, places: _Places, names: Mapping[int, str], constants: set[int]) -> None:
+    def __init__(
+        self,
+        places: _Places,
+        recorded: tuple[LayerGraph, Mapping[int, int]],
+        names: Mapping[int, str],
+        constants: set[int],
+    ) -> None:
         self.places = places
+        self.recorded = recorded
         self.names = names
         self.constants = constants
         self.wrappers: dict[int, Callable[..., Any]] = {}

@@ -18,7 +18,7 @@ from layerprune.modules import unwrap
 from layerprune.repair.changes import write
 from layerprune.repair.refit import Refitter
 from layerprune.repair.report import RepairReport
-from layerprune.repair.sites import find_sites
+from layerprune.repair.sites import find_sites, renumbered
 from layerprune.repair.walk import Side
 from layerprune.shadow import Shadow, real_shadow
 
@@ -69,7 +69,7 @@ def repair(
 
     Raises:
         CalibrationError: the data are empty, do not fit either model, or make values that are not finite.
-        RepairError: there is no such way.
+        RepairError: there is no such way, or layers are renumbered and ``edits`` do not say how.
     """
     if how not in WAYS:
         raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
@@ -106,8 +106,13 @@ class Mender:
 
         Returns:
             What was done, and the values by name; none where the output is no better with them.
+
+        Raises:
+            RepairError: layers are renumbered, and the edits do not say how.
         """
         pruned, batches = unwrap(pruned), self.batches
+        if why := renumbered(self.original, pruned, edits):
+            raise RepairError(why)
         # What is left of a model writes no more than it did.
         with fitting():
             side = _side(pruned, batches[0], None if self.graph.written_params else frozenset())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from layerprune.adapters.twins import owner_of
 from layerprune.edits import Edit, Shorten, name_before
 from layerprune.graph import Layer, LayerGraph
 from layerprune.kinds import kind_of_function
@@ -24,6 +25,7 @@ _ORDER_KEEPING = frozenset(
     {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone", "view_as", "reshape_as"}
     | {"detach", "data", "alias", "dropout", "ravel"}
 )
+_NUMBERED = (nn.ModuleList, nn.Sequential)
 _ADDS = frozenset({"add", "iadd", "radd"})
 _PRODUCTS = frozenset({"mul", "imul", "rmul"})
 
@@ -71,6 +73,27 @@ def _gain(norm: nn.Module) -> Tensor:
     assert norm.running_var is not None
     gain = torch.rsqrt(norm.running_var.to(exact(norm.running_var)) + norm.eps)
     return gain * norm.weight.detach() if norm.affine else gain
+
+
+def renumbered(original: nn.Module, pruned: nn.Module, edits: Sequence[Edit]) -> str:
+    """Say which layers have got new numbers since, where nobody says which those were before; empty if none have.
+
+    Those of an ``nn.Sequential`` outside transformers models keep theirs.
+    """
+    told = {edit.fqn for edit in edits if edit.kind == "shorten"}
+    passed = {edit.fqn.rpartition(".")[0] for edit in edits if edit.kind == "delete"}
+    before = {name: module for name, module in original.named_modules() if isinstance(module, _NUMBERED)}
+    for name, module in pruned.named_modules():
+        if not isinstance(module, _NUMBERED) or name in told or name not in before:
+            continue
+        if list(module._modules) != [str(i) for i in range(len(module))] or len(module) >= len(before[name]):
+            continue
+        if isinstance(module, nn.ModuleList) or (name not in passed and owner_of(original, name) is not None):
+            return (
+                f"'{name}' has {len(module)} of {len(before[name])} layers left, under new numbers: give "
+                "edits=plan.edits, so that each is matched with what it was"
+            )
+    return ""
 
 
 def find_sites(
