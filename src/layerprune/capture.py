@@ -187,7 +187,7 @@ class _Builder:
         self.matrices = {
             name
             for name, p in recorder.model.named_parameters(remove_duplicate=False)
-            if p.dim() >= 2 and min(p.shape) > 1
+            if p.dim() >= 2 and min(p.shape[:2]) > 1  # a kernel may be of one place
         }
         self.leaf_of: dict[int, int] = {}
         self.op_counts: dict[tuple[int, str], int] = {}
