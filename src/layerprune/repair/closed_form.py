@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
+from layerprune.repair.moves import Moves
 from layerprune.repair.refit import Refitter
 from layerprune.repair.report import RepairReport
 from layerprune.repair.sites import find_sites
@@ -112,7 +113,8 @@ class Mender:
         with fitting():
             side = _side(pruned, batches[0], None if self.graph.written_params else frozenset())
         original = replace(self.side, num_forwards=0)
-        sites, refused = find_sites(original.graph, side.graph, pruned, edits)
+        norms, knows = self.how == "refit", _order_known_to(batches)
+        sites, refused = find_sites(original.graph, side.graph, pruned, edits, norms=norms, knows=knows)
         if not sites:
             return RepairReport(refused=refused, notes=("no transform can be solved again",)), {}
         refitter = Refitter(original, side, batches, self.memory_bytes, how=self.how, new_biases=self.new_biases)
@@ -137,6 +139,15 @@ class Mender:
             tuple(notes),
         )
         return report, refitter.values if kept else {}
+
+
+def _order_known_to(batches: Sequence[Batch]) -> Callable[[Moves], bool]:
+    """Tells whether what the first batch shows of the order of elements is so in all of them."""
+    shapes = [[tuple(tensor.shape) for tensor in batch.inputs.tensors()] for batch in batches]
+    alike = all(some == shapes[0] for some in shapes)
+    samples = [[shape[1:] for shape in some] for some in shapes]
+    alike_by_sample = all(some == samples[0] for some in samples)
+    return lambda moves: alike or (moves.by_sample and alike_by_sample)
 
 
 def _side(model: nn.Module, batch: Batch, written: Collection[str] | None) -> Side:

@@ -132,11 +132,13 @@ class Fit:
 
     Attributes:
         matrix: ``(group, input, output)``, fitted on all rows.
+        tried: the same, fitted on all but those held out.
         strength: of the ridge.
         left: share of the squared distance on the held-out rows that the fit on the other rows leaves.
     """
 
     matrix: Tensor
+    tried: Tensor
     strength: float
     left: float
 
@@ -145,12 +147,14 @@ def fit(seen: Sums, held_out: Sums) -> Fit | None:
     """Fit on some rows, choose the strength on the others, and fit on all; None where nothing helps the others."""
     if seen.num_rows == 0 or held_out.square == 0:
         return None
-    best: tuple[float, float] | None = None
+    best: tuple[float, float, Tensor] | None = None
     for strength in STRENGTHS:
-        error = held_out.error(seen.solve(strength))
+        tried = seen.solve(strength)
+        error = held_out.error(tried)
         if best is not None and error > best[0]:
             break
-        best = error, strength
+        best = error, strength, tried
     if best is None or not best[0] < held_out.square * (1 - 1e-4):
         return None
-    return Fit(seen.plus(held_out).solve(best[1]), best[1], best[0] / held_out.square)
+    error, strength, tried = best
+    return Fit(seen.plus(held_out).solve(strength), tried, strength, error / held_out.square)
