@@ -223,7 +223,9 @@ class _Finder:
         shape = self.pruned.values[way.value].shape
         if layer is None or layer.kind != "normalization" or not layer.is_module or not way.has_channels_last:
             return None
-        if layer.writes or len(layer.operands) != 1 or self.pruned.values[layer.outputs[0]].shape != shape:
+        if self.pruned.values[way.value].storage in layer.writes or len(layer.operands) != 1:
+            return None
+        if self.pruned.values[layer.outputs[0]].shape != shape:
             return None
         behind = self.follow(layer.outputs[0], -1)
         target = self.target(behind.value)
