@@ -25,19 +25,18 @@ from rich.table import Table
 from subjects import Subject, subject
 
 from layerprune import PruningPlan
-from layerprune.capture import capture
-from layerprune.inputs import as_inputs
 from layerprune.repair import closed_form, refit, repair, solving
 from layerprune.repair.walk import Side
 
 #: What is timed: owner, function, part.
 PARTS = (
     (Side, "next", "both models"),
+    (Side, "finish", "both models"),
     (solving.Change, "make", "changes"),
     (closed_form, "_judge", "verdict"),
     (solving.Solver, "moved", "distances"),
     (solving.Solver, "sums", "sums"),
-    (solving, "fit", "solves"),
+    (solving.Solver, "fit", "solves"),
     (closed_form.Mender, "__init__", "recording"),
     (closed_form, "_side", "recording"),
     (closed_form, "find_sites", "sites"),
@@ -55,24 +54,19 @@ def main() -> None:
     for name in options.subjects or ["minilm", "docs_llama"]:
         of = benchmark.widened(subject(name)) if name == "minilm" else subject(name)
         plan = next(iter(benchmark.CASES[name][0](of).values()))
-        for known in (False, True):
-            row = measure(of, plan, options.rounds, known=known)
-            table.add_row(f"{name}{', its graph known' if known else ''}", *row)
+        table.add_row(name, *measure(of, plan, options.rounds))
     Console(width=180).print(table)
 
 
-def measure(of: Subject, plan: PruningPlan, num_rounds: int, *, known: bool) -> list[str]:
-    """Medians over some rounds, as cells; ``known``: with the original's layer graph, as a pruner has it."""
-    graph = capture(of.model, as_inputs(of.calibration[0])) if known else None
+def measure(of: Subject, plan: PruningPlan, num_rounds: int) -> list[str]:
+    """Medians over some rounds, as cells."""
     forwards: list[float] = []
     rounds: list[dict[str, float]] = []
     for _ in range(num_rounds):
         pruned = plan.apply(of.model)
         forward = benchmark.timed(lambda: of.score(of.model, of.calibration))
         with timing() as spent:
-            whole = benchmark.timed(
-                lambda pruned=pruned: repair(of.model, pruned, of.calibration, edits=plan.edits, graph=graph)
-            )
+            whole = benchmark.timed(lambda pruned=pruned: repair(of.model, pruned, of.calibration, edits=plan.edits))
         forwards.append(forward)
         rounds.append({part: seconds / forward for part, seconds in spent.items()} | {"all": whole / forward})
     cells = {key: statistics.median(one.get(key, 0.0) for one in rounds) for key in (*COLUMNS, "all")}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerprune.repair.norms import Norm
 from layerprune.repair.report import Refitted
-from layerprune.repair.ridge import Fit, Gram, Sums, fit
+from layerprune.repair.ridge import Fit, Gram, Sums
 from layerprune.repair.sites import Site
 from layerprune.repair.solving import Change, Solver, moved_back, too_few, unscaled
 from layerprune.repair.transforms import matrix_of, rows_of, single
@@ -86,7 +86,7 @@ class _Normed:
         before = left = self.error(None)
         tried: Tensor | None = None
         for _ in range(MOST_ROUNDS if before else 0):
-            found = fit(*self.sums(tried))
+            found = self.solver.fit(*self.sums(tried))
             if found is None:
                 break
             error = self.error(found.tried)

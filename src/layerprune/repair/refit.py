@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -60,6 +61,7 @@ class Refitter:
         values: the new weights, by name.
         refused: sites that could not be solved again, and why.
         notes: what the user should know.
+        outputs: the original's, on each batch that is held out; None where it is not known.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Refitter:
         self.values: dict[str, Tensor] = {}
         self.refused: dict[str, str] = {}
         self.notes: list[str] = []
+        self.outputs: list[Any] = []
 
     @property
     def held_out(self) -> list[Batch]:
@@ -102,7 +105,7 @@ class Refitter:
         solver = Solver(self.pruned.shade.model, num, num - num_held_out, _SHARE_HELD_OUT, self.memory_bytes)
         done: list[Refitted] = []
         unseen = {site.name for site in sites}
-        walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes)
+        walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, num_held_out)
         patience, left = Patience(), list[str]()
         with walk.running():
             for stop, some in walk.stops():
@@ -123,12 +126,15 @@ class Refitter:
                     if change is not None:
                         self.values |= change.values
                         write(repaired.model, change.values)
-                        for view in views:
+                        beside = some[some.index(site) + 1 :]
+                        for view in views if any(map(patience.holds, [*beside, *walk.behind(stop)])) else ():
                             change.make(view)
-                rest = [site for value, others in walk.sites_at.items() if value != stop for site in others]
-                if not any(patience.holds(site) for site in rest):
+                rest = walk.behind(stop)
+                if not any(map(patience.holds, rest)):
                     left += [site.name for site in rest]
                     break
+            if done:
+                self.outputs = walk.outputs()
         if left:
             self.notes.append(f"{len(left)} transforms were not solved: {PATIENCE} before them had won next to nothing")
         for name in sorted(unseen - set(left)):

@@ -14,7 +14,7 @@ from layerprune.impact.harm import square
 from layerprune.repair.mean import fold_mean, spread
 from layerprune.repair.moves import Moves
 from layerprune.repair.report import Refitted
-from layerprune.repair.ridge import Fit, Gram, Sums, fit
+from layerprune.repair.ridge import STRENGTHS, Fit, Gram, Sums, fit
 from layerprune.repair.sites import Site
 from layerprune.repair.transforms import (
     as_weight,
@@ -113,6 +113,7 @@ class Solver:
         self.share_held_out = share_held_out
         self.memory_bytes = memory_bytes
         self.grams: tuple[object, list[Gram]] | None = None
+        self.strength = STRENGTHS[0]
 
     def why_not(self, site: Site) -> str:
         """Why a site cannot be solved within the memory; empty if it can."""
@@ -157,13 +158,20 @@ class Solver:
         module = self.model.get_submodule(site.name)
         by_output = self.plan(site)[0]
         seen, held_out = self.sums(site, module, views, by_output=by_output)
-        found = fit(seen, held_out)
+        found = self.fit(seen, held_out)
         num_inputs = seen.gram_of.matrix.shape[1] - 1
         if 0 < seen.num_rows < num_inputs:
             notes.append(too_few(site.name, num_inputs, seen.num_rows))
         left, strength = (1.0, None) if found is None else (found.left, found.strength)
         told = Refitted(site.name, left, found is not None, strength, seen.num_rows, num_inputs)
         return told, None if found is None else self.change(site, module, found, by_output=by_output)
+
+    def fit(self, seen: Sums, held_out: Sums) -> Fit | None:
+        """Fit, with the strength of the last fit as the first that is tried: neighbours need about the same."""
+        found = fit(seen, held_out, start=self.strength)
+        if found is not None:
+            self.strength = found.strength
+        return found
 
     def fold(self, site: Site, views: Sequence[View], *, new_biases: bool) -> tuple[Refitted, Change | None]:
         """Find a new bias, or the like; None where none serves the rows that it was not fitted on."""

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +40,12 @@ class Side:
     graph: LayerGraph
     num_forwards: int = 0
 
-    def lane(self, batch: Batch, values: Iterable[int], shade: Shadow | None = None) -> Lane:
+    def lane(self, batch: Batch, values: Iterable[int], shade: Shadow | None = None, *, to_end: bool = False) -> Lane:
         """A forward that stops at some values; on a shadow of its own if None is given."""
         if shade is None:
             shade = real_shadow(self.model, written=self.graph.written_params)
         self.num_forwards += 1
-        return Lane(shade, self.graph, frozenset(values), batch.inputs)
+        return Lane(shade, self.graph, frozenset(values), batch.inputs, to_end=to_end)
 
     @cached_property
     def overwritten(self) -> frozenset[int]:
@@ -62,8 +63,22 @@ class Side:
         Raises:
             CalibrationError: the forward raises.
         """
-        try:
+        with self._telling(number):
             return lane.next()
+
+    def finish(self, lane: Lane, number: int) -> None:
+        """Run a lane on to the end of the forward.
+
+        Raises:
+            CalibrationError: the forward raises.
+        """
+        with self._telling(number):
+            lane.finish()
+
+    @contextmanager
+    def _telling(self, number: int) -> Generator[None]:
+        try:
+            yield
         except Exception as error:  # the user's own forward
             raise CalibrationError(
                 f"{type(self.model).__name__}.forward raised on batch {number} of the calibration data: {short(error)}"
@@ -146,6 +161,7 @@ class Walk:
         sites: of the pruned model.
         memory_bytes: what the tensors of the batches that wait may take. Where they do not fit, the last batches start
             anew for each tensor.
+        num_judged: of how many batches, the last ones, the original's output is asked for in the end.
     """
 
     def __init__(
@@ -156,9 +172,11 @@ class Walk:
         batches: Sequence[Batch],
         sites: Sequence[Site],
         memory_bytes: int,
+        num_judged: int,
     ) -> None:
         self.original = original
         self.pruned = pruned
+        self.first_judged = len(batches) - num_judged
         self.repaired = repaired
         self.batches = batches
         self.routed: set[str] = set()
@@ -202,6 +220,10 @@ class Walk:
             for pair in self.waiting:
                 pair.leave(stop)
 
+    def behind(self, stop: int) -> list[Site]:
+        """The sites that are still to come behind a tensor."""
+        return [site for value, some in self.sites_at.items() if value != stop for site in some]
+
     def views(self, stop: int, sites: Sequence[Site]) -> dict[str, list[View]]:
         """What each batch shows of sites that feed the same tensor, by the sites' names.
 
@@ -226,6 +248,16 @@ class Walk:
                         found[site.name].append(view)
         out = self.routed | self.resized
         return {name: [] if name in out else views for name, views in found.items()}
+
+    def outputs(self) -> list[Any]:
+        """The original's output on each batch that is to be judged; None where no forward of it waits."""
+        found: list[Any] = []
+        for number in range(self.first_judged, len(self.batches)):
+            lane = self.waiting[number].original if number < self.num_waiting else None
+            if lane is not None:
+                self.original.finish(lane, number)
+            found.append(None if lane is None else lane.output)
+        return found
 
     def _anew(
         self, number: int, stop: int, sites: Sequence[Site]
@@ -253,7 +285,8 @@ class _Waiting:
         self.number = number
         sites = [site for some in walk.sites_at.values() for site in some]
         batch = walk.batches[number]
-        self.original = walk.original.lane(batch, {site.target for site in sites})
+        to_end = number >= walk.first_judged
+        self.original = walk.original.lane(batch, {site.target for site in sites}, to_end=to_end)
         self.pruned = walk.pruned.lane(batch, {value for site in sites for value in (site.reached, *needs(site))})
         self.reads: dict[int, Tensor] = {}
         self.wanted: dict[int, Tensor] = {}
