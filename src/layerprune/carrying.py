@@ -76,7 +76,7 @@ def carry_out(
         written = graph.written_params
         found = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=written)
         fitted = found.report
-    report = None if how is None else _repaired(original, pruned, batches, plan, graph, how)
+    report = None if how is None else _repaired(original, pruned, batches, plan, how)
     if not inplace:
         return Carried(pruned, fitted, report)
     before = plans_of(original)
@@ -94,9 +94,9 @@ def carry_out(
 
 
 def _repaired(
-    original: nn.Module, pruned: nn.Module, batches: Sequence[Batch], plan: PruningPlan, graph: LayerGraph, how: str
+    original: nn.Module, pruned: nn.Module, batches: Sequence[Batch], plan: PruningPlan, how: str
 ) -> RepairReport:
     try:
-        return mend(original, pruned, [batch.inputs for batch in batches], edits=plan.edits, graph=graph, how=how)
+        return mend(original, pruned, [batch.inputs for batch in batches], edits=plan.edits, how=how)
     except LayerPruneError as error:  # what is pruned is none the worse for it
         return RepairReport(notes=(f"not repaired: {error}",))
