@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
 
 from layerprune.edits import Edit
 from layerprune.graph import LayerGraph
@@ -48,8 +47,11 @@ FEWEST = 6
 _ROUNDS = 4  # forwards, to find out which calls can be kept
 
 
-class Unsure(Exception):
-    """Outputs that were handed on may have been the wrong ones: what was measured with them does not count."""
+class Unsure(BaseException):
+    """Outputs that were handed on may have been the wrong ones: what was measured with them does not count.
+
+    No Exception, which a loss may catch.
+    """
 
 
 class Handover:
@@ -75,8 +77,8 @@ class Handover:
         self.ledger = ledger
         self.outcomes: dict[int, Outcome] = {}
         self.leaves: dict[int, Leaf] = {}
-        self.digests: dict[int, tuple[Leaf, float]] = {}
         self.wanted: list[frozenset[int]] = []
+        self.is_steady = True
         ledger.doubt = ledger.doubt or _why_never(shade, graph)
         self.is_on = not ledger.doubt and (ledger.is_trusted or len(sets) >= FEWEST)
         if not self.is_on:
@@ -86,9 +88,10 @@ class Handover:
         self.is_on = not ledger.doubt
         self.upstream = Upstream(graph, shade.model)
         self.num_samples = max((graph.values[v].shape[0] for v in graph.inputs if graph.values[v].shape), default=1)
+        hooked = {frame.index for frame in graph.frames if self.upstream.is_hooked(frame.index)}
         for edits, weights in zip(sets, folded, strict=True) if self.is_on else ():
             with applied(shade.model, edits, weights):
-                self.wanted.append(self.upstream.unreached(self.condition))
+                self.wanted.append(self.upstream.unreached(self.condition) - hooked)
 
     # ---- the original's forward -----------------------------------------------------------------------------------
 
@@ -100,7 +103,7 @@ class Handover:
             sets: the numbers of those that are to be made on this batch.
             num_samples: in the batch.
         """
-        self.outcomes, self.leaves, self.digests = {}, {}, {}
+        self.outcomes, self.leaves, self.is_steady = {}, {}, True
         if not self.is_on or not sets:
             yield
             return
@@ -130,7 +133,7 @@ class Handover:
             num_samples: in the batch.
             repeat: runs the original's forward again; tells whether it gives the same bits.
         """
-        if not self.is_on or not sets or self.condition.changed():
+        if not self.is_on or not self.is_steady or not sets:
             return
         for _ in range(_ROUNDS):
             if self._chosen(sets, num_samples / self.num_samples) <= self.outcomes.keys():
@@ -141,7 +144,7 @@ class Handover:
         if self.ledger.is_trusted or not self.outcomes:
             return
         outer, inner = self.upstream.outermost(self.outcomes), self.upstream.innermost(self.outcomes)
-        self.digests = {id(leaf): (leaf, _digest(leaf.tensor)) for one in self.outcomes.values() for leaf in one.leaves}
+        digests = {id(leaf): (leaf, _digest(leaf.tensor)) for one in self.outcomes.values() for leaf in one.leaves}
         for frames in (outer, inner, outer[: len(outer) // 2]):
             with self.shade.running(), self._handing(frames):
                 try:
@@ -150,9 +153,8 @@ class Handover:
                     same = False
             self._require(same, "a forward that goes on from what was kept gives something else than a whole one")
             self._require(not self.condition.changed(), "parts of the forward leave a state that the whole does not")
-        kept = all(not leaf.is_fresh or _digest(leaf.tensor) == before for leaf, before in self.digests.values())
+        kept = all(not leaf.is_fresh or _digest(leaf.tensor) == before for leaf, before in digests.values())
         self._require(kept, "the forward writes into tensors without counting it")
-        self.digests = {}
 
     def own(self, out: Any) -> Any:
         """An output of the original's forward, with copies of the tensors that are kept: these may be written into."""
@@ -197,7 +199,7 @@ class Handover:
 
     def _forget(self) -> None:
         """Run whole forwards on this batch, and see on the next whether the model is steady by then."""
-        self.outcomes = {}
+        self.outcomes, self.is_steady = {}, False
         self.condition = Condition(self.shade.model)
 
     def _chosen(self, sets: Sequence[int], scale: float) -> frozenset[int]:
@@ -308,7 +310,7 @@ class _Hander(_Calls):
         def handed(*args: Any, **kwargs: Any) -> Any:
             frame = self.frame(module)
             outcome = self.handover.outcomes.get(frame) if frame is not None and frame in self.frames else None
-            if frame is None or outcome is None or self.is_hooked(frame, module):
+            if frame is None or outcome is None or self.upstream.is_hooked(frame):
                 return forward(*args, **kwargs)
             if not outcome.matches(args, kwargs, by_value=not self.differs):
                 # One that hands its argument on may differ by where this lies only.
@@ -323,13 +325,6 @@ class _Hander(_Calls):
             return out
 
         return handed
-
-    def is_hooked(self, frame: int, module: nn.Module) -> bool:
-        """Whether a module that is called inside has hooks, which have to run; the call's own do in any case."""
-        if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
-            return True
-        inside = (self.upstream.module_of.get(one) for one in self.upstream.modules[frame] if one != id(module))
-        return any(one is not None and (one._forward_hooks or one._forward_pre_hooks) for one in inside)
 
 
 def _why_never(shade: Shadow, graph: LayerGraph) -> str:
@@ -350,6 +345,7 @@ def _drawn() -> tuple[Any, ...]:
     return random.getstate(), name, np.asarray(keys).tobytes(), *rest, *(state.numpy().tobytes() for state in states)
 
 
+@torch.no_grad()
 def _digest(tensor: Tensor) -> float:
     """A number that is hardly the same once something was written into a tensor."""
     values = torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 
-import networkx as nx
 from torch import nn
+from torch.nn.modules import module as hooks
 
 from layerprune.graph import LayerGraph
 from layerprune.impact.condition import Condition
@@ -59,7 +59,7 @@ class Upstream:
             if self.call_of[frame.index][0] in differing
             for layer in self.inside[frame.index]
         }
-        reached = seeds.union(*(nx.descendants(self.graph.digraph, s) for s in seeds if s in self.graph.digraph))
+        reached = self.downstream(seeds)
         return frozenset(
             frame.index
             for frame in self.graph.frames
@@ -68,6 +68,18 @@ class Upstream:
             and self.modules[frame.index].isdisjoint(touched | differing)
             and reached.isdisjoint(self.inside[frame.index])
         )
+
+    def downstream(self, layers: Iterable[int]) -> set[int]:
+        """The layers, and all that what they make flows into."""
+        found, stack = set[int](), list(layers)
+        while stack:
+            layer = stack.pop()
+            if layer not in found:
+                found.add(layer)
+                stack += [
+                    reader for value in self.graph.layers[layer].outputs for reader in self.graph.readers.get(value, ())
+                ]
+        return found
 
     def outermost(self, frames: Collection[int]) -> list[int]:
         """Those that lie in none of the others."""
@@ -82,6 +94,14 @@ class Upstream:
         """The frames that a frame lies in, nearest first."""
         while (frame := self.graph.frames[frame].parent) >= 0:
             yield frame
+
+    def is_hooked(self, frame: int) -> bool:
+        """Whether a module that is called inside has hooks, which have to run; the call's own do in any case."""
+        if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+            return True
+        own = self.call_of[frame][0]
+        inside = (self.module_of.get(one) for one in self.modules[frame] if one != own)
+        return any(one is not None and (one._forward_hooks or one._forward_pre_hooks) for one in inside)
 
     def watched(self, frames: Iterable[int]) -> list[nn.Module]:
         """The modules that are called in some frames."""
