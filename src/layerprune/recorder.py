@@ -354,6 +354,8 @@ class _Dispatch(TorchDispatchMode):
 
 
 def _storage_key(tensor: Tensor) -> int:
+    if isinstance(tensor, Dropped):  # what an earlier surgery left
+        return -id(tensor)
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse and opaque tensors have none

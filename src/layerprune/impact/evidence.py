@@ -14,6 +14,7 @@ from layerprune.edits import Edit, Fold
 from layerprune.errors import CalibrationError, InputsError, LayerPruneError
 from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm
+from layerprune.impact.ledger import Ledger
 from layerprune.projection import Folded
 from layerprune.proof import Removal
 from layerprune.shadow import short
@@ -38,6 +39,7 @@ class Scene:
         fit: finds the same for the projections of any set of edits.
         missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
             and the squared size; None where they were not fitted.
+        ledger: whether ablations may hand outputs of the original's forward on, and what that has saved.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Scene:
     folded: Folded = field(default_factory=dict[Fold, Mapping[str, Tensor]])
     fit: Callable[[Sequence[Edit]], Folded] = lambda edits: {}
     missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
+    ledger: Ledger = field(default_factory=Ledger)
 
     @contextmanager
     def on(self, number: int) -> Generator[None]:
