@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from families import build
 from layerprune import UniversalLayerPruner
+from layerprune.errors import CalibrationError
 from layerprune.fidelity import compare
 from layerprune.repair import repair
 from nets import Photograph, conv, linear, randomised, rows
@@ -156,3 +157,18 @@ def test_numbers_that_16_bits_cannot_sum_are_summed_all_the_same(criterion: str)
         impacts.append({removal.name: removal.impact for removal in pruner.removals})
     assert all(math.isfinite(impact) for impact in impacts[1].values())
     assert impacts[1] == pytest.approx(impacts[0], rel=0.05)
+
+
+def test_a_projection_whose_weights_pass_the_range_of_float16_is_refused() -> None:
+    # 300 · 300 is beyond 65,504: each of the two layers holds its weights, their product does not.
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3))
+    with torch.no_grad():
+        for layer, weight in ((model[1], 300.0), (model[2], 300.0), (model[3], 1e-3)):
+            nn.init.eye_(layer.weight).mul_(weight)
+    model = model.half().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batches = [torch.randn(64, 4).half() * 0.01 for _ in range(4)]
+    pruner = UniversalLayerPruner(model, calibration=batches)
+    with pytest.raises(CalibrationError, match=r"'2\.weight' cannot take a projection in: .* beyond torch\.float16"):
+        pruner.prune(groups=["1"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

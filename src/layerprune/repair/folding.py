@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from layerprune.calibration import Batch
 from layerprune.edits import Edit, Fold, folds_of
+from layerprune.errors import CalibrationError
 from layerprune.repair.changes import write
 from layerprune.repair.fitter import Fitter, Projections, TooLarge
 from layerprune.repair.reads import Reads, named
@@ -39,7 +41,8 @@ def fold_into(
         written: names of parameters that the forward writes into.
 
     Raises:
-        CalibrationError: a batch does not run, or a fit takes more memory than allowed.
+        CalibrationError: a batch does not run, a fit takes more memory than allowed, or the weights that come out are
+            too large for their type.
     """
     if not folds_of(edits):
         return Projections()
@@ -47,8 +50,18 @@ def fold_into(
     side = Reads.of(after, edits)
     found = _front_to_back(before, side, edits, batches, memory_bytes)
     values = {name: new for edit, held in found.weights.items() for name, new in named(edit, held).items()}
+    _check_range(values)
     write(pruned, {side.name_of_tensor(name): new for name, new in values.items()})
     return found
+
+
+def _check_range(values: Mapping[str, Tensor]) -> None:
+    for name, new in values.items():
+        if not new.isfinite().all():
+            raise CalibrationError(
+                f"'{name}' cannot take a projection in: its new entries are beyond {new.dtype}, which ends at "
+                f"{torch.finfo(new.dtype).max:.3g}. Prune a float32 copy, or pass projections=False"
+            )
 
 
 def fold_alone(
