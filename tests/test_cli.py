@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from layerprune import load_pruned
+from layerprune import UniversalLayerPruner, load_pruned
 from layerprune.cli import app
 from layerprune.sources import load_model
 
@@ -127,6 +127,47 @@ def test_prune_as_json_prints_the_plan_that_it_writes(net: str, tmp_path: Path) 
 def test_the_plan_does_not_change_between_runs(net: str) -> None:
     first, second = (run("plan", net, "--reduction", "0.4", "--json", *SHAPE).stdout for _ in range(2))
     assert json.loads(first) == json.loads(second)
+
+
+BATCHES = """
+import torch
+
+draw = torch.Generator().manual_seed(1)
+
+
+def batches():
+    return [torch.randn(8, 3, 16, 16, generator=draw) for _ in range(4)]
+"""
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> str:
+    path = tmp_path / "batches.py"
+    path.write_text(BATCHES, encoding="utf-8")
+    return f"{path}:batches"
+
+
+def test_impacts_are_those_on_the_calibration_batches(net: str, calibration: str) -> None:
+    plan = json.loads(run("plan", net, "--reduction", "0.4", "--calibration", calibration, "--json").stdout)
+    torch.manual_seed(0)
+    model = load_model(net)
+    draw = torch.Generator().manual_seed(1)
+    batches = [torch.randn(8, 3, 16, 16, generator=draw) for _ in range(4)]
+    expected = UniversalLayerPruner(model, calibration=batches).plan(max_param_reduction=0.4)
+    assert "by ablation" in plan["impact_unit"]
+    assert [removal["impact"] for removal in plan["removals"]] == [removal.impact for removal in expected.removals]
+
+
+def test_with_calibration_prune_writes_repaired_weights(net: str, calibration: str, tmp_path: Path) -> None:
+    options = ("--reduction", "0.4", "--calibration", calibration)
+    result = run("prune", net, *options, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "solved again" in result.stderr
+    torch.manual_seed(0)
+    original = load_model(net)
+    left = load_pruned(tmp_path / "out", model=original)
+    own = dict(original.named_parameters())
+    assert any(not torch.equal(weight, own[name]) for name, weight in left.named_parameters())
 
 
 # ---- distill ---------------------------------------------------------------------------------------------------------

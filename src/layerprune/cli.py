@@ -20,7 +20,6 @@ import typer
 from layerprune.errors import LayerPruneError
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import nn
 
     from layerprune.plan import PruningPlan
@@ -90,6 +89,17 @@ PretrainedOption = Annotated[
 ]
 
 
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE:NAME",
+        help="Batches to measure impacts on, and to repair by: an iterable in a Python file, or a function that "
+        "returns one.",
+        show_default=False,
+    ),
+]
+
+
 @app.callback()
 def _program(  # pyright: ignore[reportUnusedFunction]
     version: Annotated[
@@ -113,6 +123,7 @@ def plan(
     protect: ProtectOption = None,
     protect_io: ProtectIoOption = True,
     input_shape: ShapeOption = None,
+    calibration: CalibrationOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
     """Show which layers of MODEL can go, and why the others cannot; with a budget, also which of them would.
@@ -121,7 +132,7 @@ def plan(
     """
     budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
     with _working():
-        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained)
+        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration)
         chosen = pruner.plan(**budgets, strategy=strategy) if budgets else None
         text = "" if as_json else pruner.render_plan()
     if as_json:
@@ -148,22 +159,26 @@ def prune(
     protect: ProtectOption = None,
     protect_io: ProtectIoOption = True,
     input_shape: ShapeOption = None,
+    calibration: CalibrationOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
     """Prune MODEL within a budget, and save it in DIR, where layerprune.load_pruned finds it.
 
-    With --json, the output is the plan that was carried out, as in plan.json.
+    With --calibration what is left is repaired in closed form. With --json, the output is the plan that was carried
+    out, as in plan.json.
     """
     budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
     if not budgets:
         raise typer.BadParameter("say how much may go: a budget, as --reduction 0.3", param_hint="--reduction")
     _check_out(out)
     with _working():
-        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained)
+        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration)
         chosen = pruner.plan(**budgets, strategy=strategy)
         pruner.prune(plan=chosen)
         pruner.save(out)
     _echo_notes(pruner)
+    if pruner.repair_report is not None:
+        typer.echo(str(pruner.repair_report), err=True)
     if as_json:
         typer.echo(chosen.to_json())
         return
@@ -283,15 +298,18 @@ def _pruner_of(
     protect_io: bool,
     input_shape: str | None,
     pretrained: bool,
+    calibration: str | None,
 ) -> UniversalLayerPruner:
     """Build the model and capture it; random inputs are the same in every run."""
     example_inputs = None if input_shape is None else _parse_shape(input_shape)
     import torch
 
     from layerprune.pruner import UniversalLayerPruner
+    from layerprune.sources import load_data
 
     return UniversalLayerPruner(
         _model_of(model, pretrained),
+        calibration=None if calibration is None else load_data(calibration),
         example_inputs=None if example_inputs is None else torch.randn(example_inputs),
         protect=tuple(protect or ()),
         granularity=granularity,
@@ -362,28 +380,9 @@ def _print_table(chosen: PruningPlan) -> None:
     """Print what the plan removes, the parameters before and after, and what else a budget speaks of."""
     from rich.console import Console
 
+    from layerprune.report.table import table_of
     from layerprune.report.text import figure_lines
 
-    Console().print(_table(chosen))
+    Console().print(table_of(chosen))
     for line in figure_lines(chosen):
         typer.echo(line)
-
-
-def _table(chosen: PruningPlan) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    before, after = chosen.num_params_before, chosen.num_params_after
-    share = f"-{1 - after / before:.1%}" if before else ""
-    table = Table(show_footer=True)
-    table.add_column("Removed", footer=f"Parameters: {before:,} → {after:,}", overflow="fold")
-    table.add_column("Groups", overflow="fold")
-    table.add_column("Parameters", footer=share, justify="right")
-    table.add_column("Impact", justify="right")
-    for removal in chosen.removals:
-        leads = escape(", ".join(removal.groups))
-        impact = "unknown" if removal.impact is None else f"{removal.impact:.4g}"
-        table.add_row(escape(removal.name), leads, f"{removal.num_params:,}", impact)
-    if not chosen.removals:
-        table.add_row("nothing fits the budget", "", "0", "")
-    return table
