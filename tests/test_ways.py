@@ -217,8 +217,8 @@ class RootMeanSquare(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x):
-        x = x.float() if x.dtype != torch.float64 else x
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (1 + self.weight)
+        wide = x.float() if x.dtype != torch.float64 else x
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * (1 + self.weight)).type_as(x)
 
 
 def test_norms_are_known_by_what_they_do():
@@ -298,6 +298,21 @@ def test_a_branch_that_ends_in_a_norm_gets_back_weights_that_exist(norm):
     assert told.kept
     assert told.left < 0.02
     assert relative(model, moved, [tokens(8, 20, seed=9)]) < 0.02 * before
+
+
+@pytest.mark.parametrize("norm", [RootMeanSquare(8), nn.LayerNorm(8)], ids=lambda n: type(n).__name__)
+def test_half_precision_passes_a_norm_as_well(norm):
+    model = gapped(norm)
+    with torch.no_grad():
+        moved = copy_of(model)
+        moved.write.weight.add_(0.3 * torch.randn(8, 8, generator=torch.Generator().manual_seed(3)))
+    batches = [tokens(8, 20, seed=seed).bfloat16() for seed in range(8)]
+    halves = [half.bfloat16() for half in (copy_of(model), moved)]
+    report = repair(*halves, batches)
+    (told,) = [one for one in report.refitted if one.name == "write"]
+    assert told.kept
+    assert told.left < 0.1
+    assert halves[1].write.weight.dtype == torch.bfloat16
 
 
 def test_what_is_before_a_norm_claims_just_what_it_does():

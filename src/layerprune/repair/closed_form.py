@@ -40,11 +40,11 @@ def repair(
     """Solve the transforms behind each gap again, so that what they feed is what it was in the original.
 
     All batches go through both models side by side, once. Front to back, each transform that a removal has moved gets
-    the weights that bring the tensor which it feeds linearly (through sums, reshapes, batch norms) nearest to the
-    original's, by ridge regression. The strength of the ridge is chosen on the last quarter of the data with weights
-    that have not seen it; what does not serve that quarter is not kept. What is kept is then fitted on all of the data,
-    and if the output on the last quarter is no better in the end, the model stays as it is. Where several transforms in
-    a row win next to nothing, those behind them are left, up to the next gap.
+    the weights that bring the tensor which it feeds linearly (through sums, permutations, batch norms), or through one
+    normalization, nearest to the original's, by ridge regression. The strength of the ridge is chosen on the last
+    quarter of the data with weights that have not seen it; what does not serve that quarter is not kept. What is kept
+    is then fitted on all of the data, and if the output on the last quarter is no better in the end, the model stays as
+    it is. Where several transforms in a row win next to nothing, those behind them are left, up to the next gap.
 
     Both models run in eval mode on copies that share their weights; modes, hooks, buffers and the RNG stay as they are.
 

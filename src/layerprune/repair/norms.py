@@ -17,7 +17,7 @@ class Norm:
     """``g ∘ u / rms(u) + b`` over the last dimension, of ``u`` or of ``u`` less its mean.
 
     Attributes:
-        module: what computes it.
+        module: what computes it; its own parameters are copies in float32 or wider.
         gain: ``g``, ``(channel,)``.
         shift: ``b``, ``(channel,)``.
         is_centred: whether the mean is taken off first (LayerNorm); if not, it stays (RMSNorm).
@@ -29,8 +29,8 @@ class Norm:
     is_centred: bool
 
     def of(self, u: Tensor) -> Tensor:
-        """What the module itself makes of a tensor."""
-        return type(self.module).forward(self.module, u)
+        """What the module itself makes of a tensor, in float32 or wider."""
+        return type(self.module).forward(self.module, u.to(torch.promote_types(u.dtype, self.gain.dtype)))
 
     def mean(self, u: Tensor) -> Tensor:
         """What is taken off each token, ``(…, 1)``."""
@@ -88,5 +88,5 @@ def norm_of(module: nn.Module, width: int) -> Norm | None:
         gain = ((made - shift) * unit).sum((0, 1)) / unit.square().sum((0, 1))
         far = (made - shift - gain * unit).abs().max()
         if bool(far <= _TOLERANCE * gain.abs().max()):
-            return Norm(module, gain, shift, is_centred)
+            return Norm(alone, gain, shift, is_centred)
     return None
