@@ -53,7 +53,7 @@ def ablate(
         Evidence with one column per set.
     """
     shade = real_shadow(scene.model, written=scene.graph.written_params)
-    by = _ByOutput(harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
+    by = _ByOutput(harm or scene.harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
     change = np.zeros((len(scene.batches), len(sets)))
     size = np.zeros_like(change)
     weights = [scene.folded] * len(sets) if folded is None else folded

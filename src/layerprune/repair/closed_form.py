@@ -13,7 +13,7 @@ from layerprune.capture import capture, record_on
 from layerprune.edits import Edit
 from layerprune.errors import RepairError
 from layerprune.graph import LayerGraph
-from layerprune.impact.harm import Harm, harm_of
+from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
 from layerprune.repair.refit import Refitter
@@ -37,6 +37,7 @@ def repair(
     graph: LayerGraph | None = None,
     how: str = "refit",
     new_biases: bool = False,
+    kind: Kind | None = None,
 ) -> RepairReport:
     """Solve the transforms behind each gap again, so that what they feed is what it was in the original.
 
@@ -63,6 +64,8 @@ def repair(
             transforms without one, by the mean of what is missing. That costs the two forwards and needs few data.
         new_biases: whether ``mean`` may give a bias to a transform without one, which adds parameters to the model and
             keys to its state.
+        kind: how outputs are compared: ``distribution`` where they are logits, ``values`` where numbers count as they
+            are; told from the model and its output if None.
 
     Returns:
         What was done, layer by layer, and what it did to the output.
@@ -73,7 +76,8 @@ def repair(
     """
     if how not in WAYS:
         raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
-    mender = Mender(original, calibration, memory_bytes=memory_bytes, graph=graph, how=how, new_biases=new_biases)
+    harm, memory = harm_named(kind), memory_bytes
+    mender = Mender(original, calibration, memory_bytes=memory, graph=graph, how=how, new_biases=new_biases, harm=harm)
     report, values = mender.mend(pruned, edits)
     write(unwrap(pruned), values)
     return report
@@ -91,6 +95,7 @@ class Mender:
         graph: LayerGraph | None = None,
         how: str = "refit",
         new_biases: bool = False,
+        harm: Harm | None = None,
     ) -> None:
         self.original = unwrap(original)
         self.batches = read_calibration(calibration, self.original)
@@ -99,6 +104,7 @@ class Mender:
             self.side = _side(self.original, self.batches[0], self.graph.written_params)
         self.memory_bytes = memory_bytes
         self.how = how
+        self.harm = harm
         self.new_biases = new_biases
 
     def mend(self, pruned: nn.Module, edits: Sequence[Edit]) -> tuple[RepairReport, Mapping[str, Tensor]]:
@@ -126,7 +132,7 @@ class Mender:
         if not refitted:
             same = "no tensor that a transform feeds differs from the original's"
             return RepairReport(refused=refused, notes=(same,)), {}
-        verdict = _judge(self.original, (original.shade, side.shade, repaired), refitter.held_out)
+        verdict = _judge(self.original, (original.shade, side.shade, repaired), refitter.held_out, self.harm)
         kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
         notes = list(refitter.notes)
         if not kept:
@@ -161,9 +167,10 @@ class _Verdict:
     unit: str
 
 
-def _judge(model: nn.Module, shades: tuple[Shadow, Shadow, Shadow], batches: Sequence[Batch]) -> _Verdict:
+def _judge(
+    model: nn.Module, shades: tuple[Shadow, Shadow, Shadow], batches: Sequence[Batch], harm: Harm | None
+) -> _Verdict:
     """Hold the outputs of the pruned model, unrepaired and repaired, against the original's."""
-    harm: Harm | None = None
     change, size = [0.0, 0.0], 0.0
     for batch in batches:
         original, *others = (_output(shade, batch) for shade in shades)
