@@ -42,7 +42,7 @@ from layerprune.repair.report import RepairReport
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.scoring import Scored, score_removals
 from layerprune.turns import taking_turns
-from layerprune.verdicts import by_impact, why_critical, with_reasons
+from layerprune.verdicts import about_calls, by_impact, why_critical, with_reasons
 
 
 @taking_turns(but=("distill", "save"))
@@ -179,7 +179,8 @@ class UniversalLayerPruner:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the recording, the proofs and the numbers."""
-        return [*self.graph.notes, *self._prover.notes, *self._scored.notes]
+        proofs = [*self._prover.notes, *about_calls(self._formed, self._proven)]
+        return [*self.graph.notes, *proofs, *self._scored.notes]
 
     # ---- what there is to see -------------------------------------------------------------------------------------
 
