@@ -17,7 +17,7 @@ from torch import nn
 pytest.importorskip("transformers")
 
 from families import FAMILIES, build
-from layerprune import UniversalLayerPruner
+from layerprune import UniversalLayerPruner, load_pruned
 from layerprune.adapters.likeness import Shortened, unlike
 from layerprune.adapters.twins import Twin
 from layerprune.edits import Shorten, TakePlace, name_before
@@ -180,6 +180,34 @@ def test_fewer_encoder_than_decoder_layers_of_t5_cannot_generate() -> None:
     """The library's own cache has then too few layers; together with decoder layers they may go."""
     pruner = pruner_of(build("t5"))
     assert "generation with a cache" in reason_of(pruner, "encoder.block.1.layer.0.SelfAttention.q")
+
+
+def test_what_an_argument_left_out_is_left_out_again(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"vocab_size": 50, "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    config = BertConfig(**sizes, num_hidden_layers=3, max_position_embeddings=16)
+    model = BertModel(config, add_pooling_layer=False).eval()
+    tokens = {"input_ids": torch.arange(12).view(2, 6)}
+    pruner = UniversalLayerPruner(model, example_inputs=tokens, granularity="block")
+    pruned = pruner.prune(groups=["encoder.layer.1.output.dense"])
+    assert len(pruned.encoder.layer) == pruned.config.num_hidden_layers == 2
+    pruned.save_pretrained(tmp_path / "vanilla")
+    pruner.save(tmp_path / "own")
+    vanilla = BertModel.from_pretrained(tmp_path / "vanilla", add_pooling_layer=False).eval()
+    own = load_pruned(tmp_path / "own", factory=lambda: BertModel(config, add_pooling_layer=False)).eval()
+    with torch.no_grad():
+        left = pruned(**tokens).last_hidden_state
+        for loaded in (vanilla, own):
+            assert loaded.pooler is None
+            assert torch.equal(loaded(**tokens).last_hidden_state, left)
+
+
+def test_what_a_module_of_the_model_holds_not_is_no_argument() -> None:
+    model = build("bert")
+    model.bert.encoder.layer[0].attention.output.LayerNorm = None
+    with pytest.raises(SurgeryError, match=r"attention\.output\.LayerNorm' is another module"):
+        operate(model, [Shorten(fqn="bert.encoder.layer", removed=(1,))])
 
 
 def test_a_model_that_transformers_does_not_build_is_refused() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.copies import Copier
-from layerprune.modules import clone, is_compiled
-from nets import Net, Photograph, linear, randomised, rows, run
+from layerprune.modules import clone
+from nets import Net, Photograph, close, linear, randomised, rows, run
 
 
 class Watched(nn.Module):
@@ -142,23 +143,36 @@ class CompiledLoop(nn.Module):
         return self.head(self.body(self.stem(x)))
 
 
-def test_removals_in_a_compiled_method_are_those_that_compile() -> None:
-    """Handing a layer's input on compiles; dropping a branch does not."""
+def test_removals_in_a_compiled_method_hold_when_it_is_compiled_anew() -> None:
     model = CompiledLoop()
+    run(model, rows())  # what torch has compiled of the whole model must not serve what is left of it
     pruner = UniversalLayerPruner(model, example_inputs=rows())
-    assert {removal.kind for removal in pruner.removals} == {"block"}
+    assert {"block", "branch"} <= {removal.kind for removal in pruner.removals}
     for removal in pruner.removals:
         pruned = pruner.prune(groups=list(removal.groups))
-        assert run(pruned, rows(3)).shape == (3, 2)
+        left = run(pruned, rows(3))
+        with torch.compiler.set_stance("force_eager"):
+            assert close(run(pruned, rows(3)), left)
+        assert not close(run(model, rows(3)), left)
 
 
-def test_which_modules_are_compiled() -> None:
-    called = linear()
-    called.compile(backend="eager")
-    assert is_compiled(called)
-    assert is_compiled(CompiledLoop())
-    assert is_compiled(torch.compile(linear(), backend="eager"))
-    assert not is_compiled(linear())
+@pytest.mark.parametrize("how", ["wrapped", "in one graph", "in place"])
+def test_a_branch_of_a_compiled_module_leaves(how: str) -> None:
+    def net() -> nn.Module:
+        block = Net(lambda n, x: x + n.b(torch.relu(n.a(x))), a=linear(), b=linear())
+        return randomised(nn.Sequential(linear(), block, linear()))
+
+    model = net()
+    if how == "in place":
+        model[1].compile(backend="eager")
+    else:
+        model[1] = torch.compile(model[1], backend="eager", fullgraph=how == "in one graph")
+    run(model, rows())
+    pruner = UniversalLayerPruner(model, example_inputs=rows())
+    (name,) = (group.name for group in pruner.groups if group.name.endswith(".b"))
+    pruned = pruner.prune(groups=[name])
+    by_hand = net()
+    assert close(run(pruned, rows(3)), run(by_hand[2], run(by_hand[0], rows(3))))
 
 
 # ---- hooks that change tensors ----------------------------------------------------------------------------------

@@ -279,14 +279,30 @@ def test_what_may_be_logits_is_compared_as_numbers_and_a_note_says_how_to_change
     model = branches()
     pruner = UniversalLayerPruner(model, calibration=BATCHES)
     assert "relative L2" in pruner.impact_unit
-    (said,) = [note for note in pruner.notes if "model.num_classes" in note]
+    (said,) = [note for note in pruner.notes if "kind='distribution'" in note]
     with torch.no_grad():
         num_classes = model(BATCHES[0]).shape[1]
-    assert f"model.num_classes = {num_classes}" in said
+    assert f"the output, {num_classes} numbers a sample" in said
+    told = UniversalLayerPruner(model, calibration=BATCHES, criterion="ablation", kind="distribution")
+    assert "KL divergence" in told.impact_unit
+    assert not any("relative change" in note for note in told.notes)
     model.num_classes = num_classes
     pruner = UniversalLayerPruner(model, calibration=BATCHES)
     assert "KL divergence" in pruner.impact_unit
-    assert not any("model.num_classes" in note for note in pruner.notes)
+    assert not any("relative change" in note for note in pruner.notes)
+    named = UniversalLayerPruner(model, calibration=BATCHES, criterion="ablation")
+    assert [r.impact for r in told.removals] == [r.impact for r in named.removals]
+    plain = UniversalLayerPruner(model, calibration=BATCHES, criterion="ablation", kind="values")
+    assert "squared relative L2 change" in plain.impact_unit
+
+
+def test_a_kind_of_output_that_is_not_known_or_does_not_fit_is_refused():
+    model = randomised(nn.Sequential(linear(), linear(), linear(8, 1), nn.Flatten(0))).double()
+    with pytest.raises(UnknownNameError, match="kind is 'logits'; give 'distribution' where the output are logits"):
+        UniversalLayerPruner(model, calibration=BATCHES, kind="logits")
+    pruner = UniversalLayerPruner(model, calibration=BATCHES, criterion="ablation", kind="distribution")
+    with pytest.raises(CalibrationError, match=r"wants logits, \(sample, …, class\), and the output is \d+$"):
+        _ = pruner.removals
 
 
 # ---- bad data -----------------------------------------------------------------------------------------------------

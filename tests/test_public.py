@@ -108,6 +108,7 @@ def test_the_pruner_takes_a_model_and_the_rest_by_keyword():
         ("projections", "keyword", True),
         ("calibration", "keyword", None),
         ("loss", "keyword", None),
+        ("kind", "keyword", None),
         ("criterion", "keyword", "auto"),
         ("seed", "keyword", 0),
         ("progress", "keyword", None),

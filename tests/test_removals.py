@@ -853,3 +853,18 @@ def test_a_module_that_returns_a_size_stays_unless_the_size_is_always_the_same(o
     assert ("sized" in standing) is not own
     for removal in pruner.removals:
         pruner.prune(groups=[removal.groups[0]])(tokens(2, 9))
+
+
+def test_a_loop_over_tokens_is_proven_for_one_number_of_calls_and_a_note_says_so():
+    def forward(n, x):
+        h = x[:, 0]
+        for t in range(x.shape[1]):
+            h = h + n.mid(torch.tanh(n.inp(x[:, t])))
+        return n.h(h)
+
+    model = randomised(Net(forward, inp=linear(), mid=linear(), h=linear()))
+    pruner = UniversalLayerPruner(model, example_inputs=tokens(length=5))
+    (note,) = (note for note in pruner.notes if "called several times" in note)
+    assert "'mid' (5); that they may go is proven for these numbers of calls" in note
+    single = UniversalLayerPruner(chain(), example_inputs=rows())
+    assert not any("called several times" in note for note in single.notes)

@@ -12,6 +12,7 @@ from layerprune.calibration import Batch
 from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError
 from layerprune.graph import LayerGraph
+from layerprune.impact.harm import Kind
 from layerprune.journal import Journal
 from layerprune.plan import PruningPlan, plans_of, remember_plans
 from layerprune.repair.changes import write
@@ -45,6 +46,7 @@ def carry_out(
     *,
     how: str | None,
     inplace: bool,
+    kind: Kind | None = None,
 ) -> Carried:
     """Carry a plan out, fit its projections, and repair what is left.
 
@@ -56,6 +58,7 @@ def carry_out(
         graph: its layer graph.
         batches: calibration data; None if there are none.
         how: what to repair by, where there are data; None to leave the weights as they are.
+        kind: how a repair compares outputs; told from the model and its output if None.
         inplace: edit the user's model instead of a copy.
 
     Raises:
@@ -76,7 +79,7 @@ def carry_out(
         written = graph.written_params
         found = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=written)
         fitted = found.report
-    report = None if how is None else _repaired(original, pruned, batches, plan, how)
+    report = None if how is None else _repaired(original, pruned, batches, plan, how, kind)
     if not inplace:
         return Carried(pruned, fitted, report)
     before = plans_of(original)
@@ -94,9 +97,15 @@ def carry_out(
 
 
 def _repaired(
-    original: nn.Module, pruned: nn.Module, batches: Sequence[Batch], plan: PruningPlan, how: str
+    original: nn.Module,
+    pruned: nn.Module,
+    batches: Sequence[Batch],
+    plan: PruningPlan,
+    how: str,
+    kind: Kind | None,
 ) -> RepairReport:
+    inputs = [batch.inputs for batch in batches]
     try:
-        return mend(original, pruned, [batch.inputs for batch in batches], edits=plan.edits, how=how)
+        return mend(original, pruned, inputs, edits=plan.edits, how=how, kind=kind)
     except LayerPruneError as error:  # what is pruned is none the worse for it
         return RepairReport(notes=(f"not repaired: {error}",))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType
@@ -52,22 +51,6 @@ def check_supported(model: object) -> None:
                 raise UnsupportedModelError(
                     f"{where} is lazy: its '{key}' has no shape yet; run one forward on real inputs first, then prune"
                 )
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` has wrapped a module, its call, or a function of it or of its class."""
-    return "_orig_mod" in module._modules or any(map(_compiles, vars(module).values())) or _class_compiles(type(module))
-
-
-@functools.lru_cache(maxsize=4096)
-def _class_compiles(of: type) -> bool:
-    return any(_compiles(value) for base in of.__mro__ for value in vars(base).values())
-
-
-def _compiles(value: object) -> bool:
-    if not isinstance(value, FunctionType):
-        return False
-    return hasattr(value, "_torchdynamo_orig_callable") and not getattr(value, "_torchdynamo_disable", False)
 
 
 def is_transposed(module: nn.Module) -> bool:

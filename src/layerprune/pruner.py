@@ -28,6 +28,7 @@ from layerprune.first_recording import record_first
 from layerprune.groups import Group, LayerInfo, form_groups
 from layerprune.impact.criteria import criterion_of
 from layerprune.impact.evidence import Scene
+from layerprune.impact.harm import Kind, harm_named
 from layerprune.joints import Joints
 from layerprune.meter import Meter
 from layerprune.modules import check_supported, unwrap
@@ -41,7 +42,7 @@ from layerprune.repair.report import RepairReport
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.scoring import Scored, score_removals
 from layerprune.turns import taking_turns
-from layerprune.verdicts import by_impact, why_critical, with_reasons
+from layerprune.verdicts import about_calls, by_impact, why_critical, with_reasons
 
 
 @taking_turns(but=("distill", "save"))
@@ -64,6 +65,8 @@ class UniversalLayerPruner:
             in for; some hundred samples are right. Without it impacts are measured on the example inputs.
         loss: ``loss(model, item)`` calls the model on an item of ``calibration``, which then may hold labels, and
             returns one number, less being better; ``ablation``, ``shortlist`` and ``loss`` then measure this.
+        kind: how outputs are compared: ``distribution`` where they are logits, by the KL divergence, ``values`` where
+            numbers count as they are; told from the model and its output if None.
         criterion: ``ablation``, ``output_change``, ``loss``, ``influence``, ``magnitude``, ``shortlist`` (estimate all,
             make the promising), one of your own, or ``auto``: ``shortlist`` on calibration data, else ``influence``.
         seed: for what a criterion or a strategy draws.
@@ -80,7 +83,7 @@ class UniversalLayerPruner:
         UnsupportedModelError: scripted or lazy modules, or no transform at all.
         InputsError: the inputs do not fit, or none could be inferred.
         CalibrationError: the calibration data are empty, or could not be read.
-        UnknownNameError: there is no criterion of that name.
+        UnknownNameError: there is no criterion, or kind of outputs, of that name.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class UniversalLayerPruner:
         projections: bool = True,
         calibration: Iterable[Any] | None = None,
         loss: Loss | None = None,
+        kind: Kind | None = None,
         criterion: str = "auto",
         seed: int = 0,
         progress: bool | None = None,
@@ -105,6 +109,7 @@ class UniversalLayerPruner:
         self.model = unwrap(model)
         self._batches = given_calibration(calibration, self.model, loss)
         self._loss, self._seed, self._progress = loss, seed, progress
+        self._harm = harm_named(kind)
         self.granularity = granularity
         self.inputs, self.graph, shade = record_first(self.model, example_inputs, self._batches)
         self._formed = form_groups(self.graph)
@@ -141,7 +146,7 @@ class UniversalLayerPruner:
     @cached_property
     def _scored(self) -> Scored:
         """The removals with their impacts."""
-        scene = Scene(self._original, self.graph, self._proven, (), self._seed, self._loss)
+        scene = Scene(self._original, self.graph, self._proven, (), self._seed, self._loss, harm=self._harm)
         return score_removals(scene, self.inputs, self._batches, self._criterion, self._progress)
 
     @property
@@ -174,7 +179,8 @@ class UniversalLayerPruner:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the recording, the proofs and the numbers."""
-        return [*self.graph.notes, *self._prover.notes, *self._scored.notes]
+        proofs = [*self._prover.notes, *about_calls(self._formed, self._proven)]
+        return [*self.graph.notes, *proofs, *self._scored.notes]
 
     # ---- what there is to see -------------------------------------------------------------------------------------
 
@@ -361,8 +367,8 @@ class UniversalLayerPruner:
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
         if inplace:
             _ = self.notes  # measured on the model as it still is
-        how = "refit" if repair == "auto" else repair
-        carried = carry_out(plan, self._original, self.graph, self._batches, how=how, inplace=inplace)
+        how, kind = "refit" if repair == "auto" else repair, self._harm and self._harm.kind
+        carried = carry_out(plan, self._original, self.graph, self._batches, how=how, inplace=inplace, kind=kind)
         self.model, self.repair_report = carried.model, carried.repair_report
         self.projection_report = carried.projection_report
         return self.model
@@ -373,6 +379,7 @@ class UniversalLayerPruner:
 
     def distill(self, data: Iterable[Any], **options: Any) -> Distillation:
         """Train the pruned model against the original; see :func:`layerprune.distill`, which takes the options, too."""
+        options.setdefault("kind", self._harm and self._harm.kind)
         return distill(self._original, self.model, data, **options)
 
 

@@ -15,7 +15,6 @@ from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pas
 from layerprune.folds import FoldTrace
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
-from layerprune.modules import is_compiled
 from layerprune.readers import CannotFold
 from layerprune.rearrange import Gap, Moved
 
@@ -93,7 +92,7 @@ class _Realiser:
             *self.folds(slices, gaps),
         ]
         self.check_params(edits)
-        self.check_calls(edits)
+        self.check_hooks(edits)
         leftovers = self.leftovers(edits)
         edits += self.guards(leftovers)
         self.check_shape_reads(edits, leftovers, marks.carried)
@@ -268,21 +267,12 @@ class _Realiser:
             if len(names) > 1:
                 raise CannotRealise(f"its parameter '{names[0]}' is tied to '{names[1]}'")
 
-    def check_calls(self, edits: list[Edit]) -> None:
-        """Refuse where hooks would go that others depend on, and where compiled code would meet a dropped tensor."""
+    def check_hooks(self, edits: list[Edit]) -> None:
+        """Refuse where hooks would go that others depend on."""
         taken = set(taken_out(edits))
         for name in self.graph.hooked:
             if taken & set(self.graph.aliases_of.get(name, ((name,),))[0]):
                 raise CannotRealise(f"a hook of '{name}' changes or keeps tensors that others read, and would go along")
-        for edit in edits:
-            if edit.kind in ("drop", "drop_parameter"):
-                around = next((n for n in _holders(edit.fqn) if is_compiled(self.modules[n])), None)
-                if around is not None:
-                    where = f"'{around}'" if around else "the model"
-                    raise CannotRealise(
-                        f"{where} is wrapped by torch.compile, which cannot follow a dropped tensor ('{edit.fqn}'): "
-                        "prune the model without the wrapper"
-                    )
 
     def names_by_owner(self, number: int) -> list[str]:
         """A name of a parameter for each place that holds it: several names of one module are one place."""
@@ -353,12 +343,6 @@ class _Realiser:
                 raise CannotRealise(
                     f"the forward of {where} reads the shape of {self.graph.describe([value])}, which would be gone"
                 )
-
-
-def _holders(name: str) -> list[str]:
-    """The names of what holds a module or parameter, innermost first; the model's is empty."""
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(len(parts) - 1, -1, -1)]
 
 
 def _under(name: str, holders: Collection[str]) -> bool:

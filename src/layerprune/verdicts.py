@@ -35,6 +35,19 @@ def with_reasons(groups: Sequence[Group], removals: Sequence[Removal], reasons: 
     return sorted(judged, key=lambda g: (not g.can_remove, isnan(g.impact), g.impact))
 
 
+def about_calls(groups: Sequence[Group], removals: Sequence[Removal]) -> list[str]:
+    """Say of which removals the proof knows one number of calls only: a loop over tokens makes as many as there are."""
+    gone = {name for removal in removals for name in removal.groups}
+    repeated = [f"'{g.name}' ({len(g.calls)})" for g in groups if g.name in gone and len(g.calls) > 1]
+    if not repeated:
+        return []
+    named = ", ".join([*repeated[:3], "…"] if len(repeated) > 3 else repeated)
+    return [
+        f"called several times in one forward: {named}; that they may go is proven for these numbers of calls, and "
+        "inputs of another length may make others"
+    ]
+
+
 def why_critical(graph: LayerGraph, group: Group, refused: Sequence[str], unfoldable: str) -> str:
     """Say why a group cannot go, and of its weights what would hinder it all the same.
 

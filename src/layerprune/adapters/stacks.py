@@ -10,6 +10,7 @@ from torch import nn
 
 from layerprune.adapters.configs import find_config
 from layerprune.adapters.likeness import Shortened, is_exchangeable
+from layerprune.adapters.transformers import is_transformers_model
 from layerprune.adapters.twins import Form, Origin, Twin, forms, inner_configs, is_plain, owner_of, twin_of
 from layerprune.errors import SurgeryError
 from layerprune.journal import Journal
@@ -71,7 +72,7 @@ class Stack:
         self.origin = Origin.of(model)
         self.twin = twin_of(self.origin)
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.refusal = _foreign(forms(model), self.twin)
+        self.refusal = _foreign(forms(model), self.twin, self.modules)
 
     def shortened(self, removed: Mapping[str, Sequence[int]]) -> Shortened:
         """Which elements stay; checked against the containers that there are."""
@@ -107,7 +108,7 @@ class _Shortening:
         """Each surviving module's old name and the name of its like in the twin of the shortened config."""
         for name in self.after.forms:
             old = self.shortened.original(name)
-            if old is not None:
+            if old is not None and old in self.modules:
                 yield old, name
 
     def attributes(self) -> Iterator[_Step]:
@@ -170,15 +171,29 @@ def _size(container: nn.Module | None, fqn: str, gone: Sequence[int]) -> int:
     return size
 
 
-def _foreign(own: Mapping[str, Form], twin: Twin) -> str:
+def _foreign(own: Mapping[str, Form], twin: Twin, modules: Mapping[str, nn.Module]) -> str:
     """Why a model is not what transformers builds from its own config; empty where it is."""
     if twin.model is None:
         return f"transformers does not build the model from its own config: {twin.reason}"
     for name in own.keys() | twin.forms.keys():
         one, other = own.get(name), twin.forms.get(name)
+        if one is None and _is_left_empty(name, modules):
+            continue
         if one is None or other is None or one.kind != other.kind or one.tensors != other.tensors:
             return f"the model is not what transformers builds from its config: '{name}' is another module"
     return ""
+
+
+def _is_left_empty(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a transformers model holds None where an argument says so, not its config (``add_pooling_layer=False``).
+
+    Whoever builds the model leaves that empty, before a removal and after it.
+    """
+    while name not in modules:
+        name, _, key = name.rpartition(".")
+        if name in modules:
+            return is_transformers_model(modules[name]) and getattr(modules[name], key, _ABSENT) is None
+    return False
 
 
 def _changes(held: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_Step]:

@@ -22,7 +22,7 @@ from layerprune.distillation.teacher import Teacher
 from layerprune.distillation.trainer import Trainer
 from layerprune.edits import Edit
 from layerprune.errors import DistillationError
-from layerprune.impact.harm import Harm, Kind, harm_of
+from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
 from layerprune.inputs import describe
 from layerprune.modules import fingerprint
 from layerprune.plan import plans_of
@@ -162,7 +162,7 @@ def task_of(
     inputs = teacher.shade.adapt(batches[0].inputs)
     with teacher.shade.running():
         out = teacher.shade.model(*inputs.args, **inputs.kwargs)
-    harm = harm_of(original, out) if kind is None else Harm(kind)
+    harm = harm_named(kind) or harm_of(original, out)
     if not harm.outputs(out):
         raise DistillationError("the original returns no tensor of floating point: there is nothing to learn from")
     return Task(original, pruned, teacher, student, batches, places, recipe, tuple(edits), harm, notes)

@@ -16,7 +16,7 @@ from layerprune.errors import FidelityError
 from layerprune.fidelity.language import generations, is_causal, run, tokens_of
 from layerprune.fidelity.outputs import Sampled, distances, divergences, repeated, surprise
 from layerprune.fidelity.record import Estimate, Fidelity, Pair, estimate
-from layerprune.impact.harm import Harm, Kind, harm_of
+from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
 from layerprune.modules import unwrap
 from layerprune.shadow import Shadow, real_shadow, short
 
@@ -60,7 +60,7 @@ def compare(
     original, pruned = unwrap(original), unwrap(pruned)
     read = read_calibration(batches, original)
     shades = real_shadow(original), real_shadow(pruned)
-    comparison = _Comparison(original, shades, metric, None if kind is None else Harm(kind))
+    comparison = _Comparison(original, shades, metric, harm_named(kind))
     for number, batch in enumerate(read):
         comparison.take(number, batch)
     if num_generated:

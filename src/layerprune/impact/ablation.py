@@ -74,7 +74,7 @@ class _Ablation:
     ) -> None:
         self.scene, self.sets, self.weights = scene, sets, weights
         self.shade = real_shadow(scene.model, written=scene.graph.written_params)
-        self.by = _ByOutput(harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
+        self.by = _ByOutput(harm or scene.harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
         self.handover = Handover(self.shade, scene.graph, sets, weights, scene.ledger)
         self.change = np.zeros((len(scene.batches), len(sets)))
         self.size = np.zeros_like(self.change)

@@ -37,6 +37,7 @@ class Scene:
         progress: told after each step how many of how many are done.
         folded: for removals by projection, what these make of the transforms that take them in.
         fit: finds the same for the projections of any set of edits.
+        harm: how outputs are compared; told from the model and its output if None.
         missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
             and the squared size; None where they were not fitted.
         ledger: whether ablations may hand outputs of the original's forward on, and what that has saved.
@@ -51,6 +52,7 @@ class Scene:
     progress: Callable[[int, int], None] = lambda done, total: None
     folded: Folded = field(default_factory=dict[Fold, Mapping[str, Tensor]])
     fit: Callable[[Sequence[Edit]], Folded] = lambda edits: {}
+    harm: Harm | None = None
     missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -154,7 +156,7 @@ def about_harm(scene: Scene, harm: Harm | None) -> tuple[str, ...]:
         return ()
     return (
         f"the output, {value.shape[1]} numbers a sample, is compared by its relative change; if these are logits of "
-        f"classes, set model.num_classes = {value.shape[1]}, and it is by the KL divergence, or pass loss=",
+        "classes, pass kind='distribution', and it is by the KL divergence, or pass loss=",
     )
 
 

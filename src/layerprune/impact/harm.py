@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from layerprune.errors import CalibrationError, UnknownNameError
 from layerprune.nested import tensors_in
 
 Kind = Literal["distribution", "values"]
@@ -51,10 +52,29 @@ class Harm:
         """
         pairs = list(zip(self.outputs(original), self.outputs(other), strict=True))
         if self.kind == "distribution":
+            if not pairs or pairs[0][0].dim() < 2:
+                what = f"is {'×'.join(map(str, pairs[0][0].shape)) or 'a number'}" if pairs else "holds no such tensor"
+                raise CalibrationError(f"kind='distribution' wants logits, (sample, …, class), and the output {what}")
             return _divergence(*pairs[0], mask)
         changes = [_relative(a, b, mask) for a, b in pairs]
         samples = max((a.shape[0] if a.dim() else 1) for a, _ in pairs)
         return samples * sum(changes) / len(changes), float(samples)
+
+
+def harm_named(kind: str | None) -> Harm | None:
+    """The harm that the user asks for; None where it is to be told from the model and its output.
+
+    Raises:
+        UnknownNameError: there is no such kind.
+    """
+    if kind is None:
+        return None
+    if kind not in get_args(Kind):
+        raise UnknownNameError(
+            f"kind is {kind!r}; give 'distribution' where the output are logits, 'values' where numbers count as they "
+            "are, or None to have it told from the model"
+        )
+    return Harm(cast(Kind, kind))
 
 
 def harm_of(model: nn.Module, out: Any) -> Harm:

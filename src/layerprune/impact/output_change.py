@@ -33,6 +33,7 @@ def score_output_change(scene: Scene, harm: Harm | None = None, *, num_direction
         harm: how outputs are compared; told from the model and its output if None.
         num_directions: backwards per batch.
     """
+    harm = harm or scene.harm
     taps = Taps(scene)
     rows: list[np.ndarray] = []
     sizes = np.ones(len(scene.batches))

@@ -12,7 +12,7 @@ from layerprune.calibration import Batch, fitting, read_calibration
 from layerprune.capture import record_real
 from layerprune.edits import Edit
 from layerprune.errors import RepairError
-from layerprune.impact.harm import Harm, harm_of
+from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
 from layerprune.repair.moves import Moves
@@ -36,6 +36,7 @@ def repair(
     memory_bytes: int = MEMORY_BYTES,
     how: str = "refit",
     new_biases: bool = False,
+    kind: Kind | None = None,
 ) -> RepairReport:
     """Solve the transforms behind each gap again, so that what they feed is what it was in the original.
 
@@ -61,6 +62,8 @@ def repair(
             transforms without one, by the mean of what is missing. That costs the two forwards and needs few data.
         new_biases: whether ``mean`` may give a bias to a transform without one, which adds parameters to the model and
             keys to its state.
+        kind: how outputs are compared: ``distribution`` where they are logits, ``values`` where numbers count as they
+            are; told from the model and its output if None.
 
     Returns:
         What was done, layer by layer, and what it did to the output.
@@ -71,7 +74,8 @@ def repair(
     """
     if how not in WAYS:
         raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
-    mender = Mender(original, calibration, memory_bytes=memory_bytes, how=how, new_biases=new_biases)
+    harm, memory = harm_named(kind), memory_bytes
+    mender = Mender(original, calibration, memory_bytes=memory, how=how, new_biases=new_biases, harm=harm)
     report, values = mender.mend(pruned, edits)
     write(unwrap(pruned), values)
     return report
@@ -88,6 +92,7 @@ class Mender:
         memory_bytes: int = MEMORY_BYTES,
         how: str = "refit",
         new_biases: bool = False,
+        harm: Harm | None = None,
     ) -> None:
         self.original = unwrap(original)
         self.batches = read_calibration(calibration, self.original)
@@ -95,6 +100,7 @@ class Mender:
             self.side = _side(self.original, self.batches[0])
         self.memory_bytes = memory_bytes
         self.how = how
+        self.harm = harm
         self.new_biases = new_biases
 
     def mend(self, pruned: nn.Module, edits: Sequence[Edit]) -> tuple[RepairReport, Mapping[str, Tensor]]:
@@ -123,7 +129,7 @@ class Mender:
             same = "no tensor that a transform feeds differs from the original's"
             return RepairReport(refused=refused, notes=(same,)), {}
         shades = original.shade, side.shade, repaired
-        verdict = _judge(self.original, shades, refitter.held_out, refitter.outputs)
+        verdict = _judge(self.original, shades, refitter.held_out, refitter.outputs, self.harm)
         kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
         notes = list(refitter.notes)
         if not kept:
@@ -166,7 +172,11 @@ class _Verdict:
 
 
 def _judge(
-    model: nn.Module, shades: tuple[Shadow, Shadow, Shadow], batches: Sequence[Batch], known: Sequence[Any]
+    model: nn.Module,
+    shades: tuple[Shadow, Shadow, Shadow],
+    batches: Sequence[Batch],
+    known: Sequence[Any],
+    harm: Harm | None,
 ) -> _Verdict:
     """Hold the outputs of the pruned model, unrepaired and repaired, against the original's.
 
@@ -175,8 +185,8 @@ def _judge(
         shades: of the original, the pruned model, and the repaired one.
         batches: what to judge by.
         known: the original's output on each, or None where it has to be run.
+        harm: how outputs are compared; told from the model and its output if None.
     """
-    harm: Harm | None = None
     change, size = [0.0, 0.0], 0.0
     for batch, original in zip(batches, known, strict=True):
         original = _output(shades[0], batch) if original is None else original
