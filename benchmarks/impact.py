@@ -44,6 +44,7 @@ from layerprune.impact.influence import score_influence
 from layerprune.impact.ledger import Ledger
 from layerprune.impact.magnitude import score_magnitude
 from layerprune.impact.output_change import score_output_change
+from layerprune.impact.racing import FINAL
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.impact.shortlist import score_shortlist
 from layerprune.marks import CannotRealise
@@ -118,6 +119,11 @@ def measure(of: Subject, num_sets: int) -> dict[str, dict[str, float]]:
         figures[prediction.name] = row
         cells = [f"{row[column]:.3f}" if column in row else "" for column in COLUMNS]
         table.add_row(prediction.name, *cells, f"{prediction.cost:.1f}")
+    for num in (1, FINAL):
+        name = f"the set itself made, {num} of {len(calibration)} batches"
+        made_here = ablate(replace(scene, batches=calibration[:num]), edits, harm).impacts
+        figures[name] = {"sets: sum": rank(made_here, together), "cost, forwards": num / len(calibration)}
+        table.add_row(name, "", f"{figures[name]['sets: sum']:.3f}", "", "", f"{num / len(calibration):.2f} a set")
     console.print(table)
     return figures
 
@@ -293,6 +299,12 @@ def of_subject(of: Subject) -> tuple[torch.nn.Module, list[Any], Kind]:
     return of.model, of.calibration, of.kind
 
 
+def at_once(name: str) -> tuple[torch.nn.Module, list[Any], Kind]:
+    """A subject of images with all of its calibration data as one batch."""
+    of = subject(name)
+    return of.model, [torch.cat(of.calibration)], of.kind
+
+
 def llama() -> tuple[torch.nn.Module, list[Any], Kind]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -331,6 +343,8 @@ LARGER: dict[str, Callable[[], tuple[torch.nn.Module, list[Any], Kind]]] = {
     "resnet50_224": resnet50,
     "resnet18_128": resnet18,
     "vit_small_224": vit_small,
+    "digits_resnet_at_once": lambda: at_once("digits_resnet"),
+    "digits_vit_at_once": lambda: at_once("digits_vit"),
 }
 
 

@@ -357,6 +357,28 @@ def test_a_parameter_of_two_modules_is_a_tie() -> None:
     assert group.reason == "its parameter 'one.weight' is tied to 'two.weight'"
 
 
+class Narrow(nn.Module):
+    """A layer of fewer channels, whose weight another module holds, or the forward reads once more."""
+
+    def __init__(self, *, held: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 6), nn.Linear(3, 2)
+        self.one = Mix(nn.Parameter(torch.randn(6, 3)))
+        self.two = Mix(self.one.weight) if held else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        return self.head(torch.relu(self.one(x))), x if self.two is not None else x @ self.one.weight
+
+
+@pytest.mark.parametrize(("held", "tied"), [(True, "tied to 'two.weight'"), (False, "also used by 'matmul'")])
+def test_a_tie_is_said_beside_the_reason_that_comes_first(held: bool, tied: str) -> None:
+    pruner = UniversalLayerPruner(Narrow(held=held).eval(), example_inputs=torch.randn(2, 4), projections=False)
+    (group,) = [group for group in pruner.groups if group.name == "one"]
+    shapes = "changes 6 channels to 3 and nothing of that shape exists before it"
+    assert group.reason == f"{shapes}; its parameter 'one.weight' is {tied}"
+
+
 class Borrowed(nn.Module):
     """The forward reads the weight of a module that has two names, and that it also calls."""
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
 # From the ground up. Modules on one floor do not see each other, but for those of one folder (``impact.*``).
 FLOORS = (
-    ("errors", "operands", "turns"),
+    ("errors", "journal", "operands", "tensor_keys", "turns"),
     ("attributes", "copies", "dropped", "guesses", "integers", "nested", "watch"),
     ("husks", "inputs", "memo", "modules", "provenance", "structure"),
     ("adapters.*",),
@@ -24,6 +24,7 @@ FLOORS = (
     ("alignment", "calibration", "capture", "export"),
     ("first_recording", "groups", "observe"),
     ("edits",),
+    ("readers",),
     ("edit_forms", "projection", "rearrange", "slices"),
     ("channel_rules",),
     ("channels", "marks", "surgery", "trace"),

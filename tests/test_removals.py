@@ -556,15 +556,15 @@ def test_a_residual_write_before_the_output_is_no_head():
 
 
 def test_a_change_of_channels_that_nothing_makes_up_for_is_the_reason():
-    model = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 128), nn.ReLU(), conv(128, 10, groups=2))
+    model = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 128), nn.ReLU(), nn.ConvTranspose2d(128, 10, 3))
     assert reasons_of(model, image())["2"] == (
         "changes 64 channels to 128 and nothing of that shape exists before it; no projection can take its place: "
-        "what reads it is no dense linear layer or convolution"
+        "'4' reads it, and is a ConvTranspose2d, which no projection can be folded into"
     )
 
 
 def test_a_change_of_size_that_nothing_makes_up_for_is_the_reason():
-    model = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2), nn.ReLU(), conv(4, 2, groups=2))
+    model = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3))
     assert reasons_of(model, image())["2"].startswith(
         "changes 2×4×8×8 to 2×4×4×4 and nothing of that shape exists before it; no projection"
     )
@@ -596,7 +596,17 @@ def test_a_concat_that_the_model_returns_is_the_reason():
         return torch.cat([n.a(y), n.b(y)], 1)
 
     reasons = reasons_of(Net(forward, s=conv(3, 4), a=conv(4, 2), b=conv(4, 3)), image())
-    assert reasons["a"] == "its channels reach the model's output"
+    assert reasons["a"] == "the channels of 'a' reach the model's output"
+
+
+def test_the_reason_names_the_layer_whose_channels_they_are_not_the_first_of_its_branch():
+    def forward(n, x):
+        y = n.s(x)
+        return torch.cat([n.deep(torch.relu(n.first(y))), n.b(y)], 1)
+
+    model = Net(forward, s=conv(3, 4), first=conv(4, 6), deep=conv(6, 2), b=conv(4, 3))
+    reasons = reasons_of(model, image(), protect_io=False, granularity="branch")
+    assert reasons["first"] == reasons["deep"] == "the channels of 'deep' reach the model's output"
 
 
 def test_a_change_of_channels_is_the_reason_at_every_call_of_a_shared_layer():

@@ -7,7 +7,7 @@ from torch import nn
 from layerprune import UniversalLayerPruner
 from layerprune.calibration import read_calibration
 from layerprune.capture import capture
-from layerprune.errors import CalibrationError
+from layerprune.errors import CalibrationError, RepairError
 from layerprune.inputs import as_inputs
 from layerprune.repair import closed_form, repair, untie
 from layerprune.repair.changes import write
@@ -506,3 +506,21 @@ def test_layers_that_were_renumbered_are_told_apart():
     assert names[0] == "model.layers.0.mlp.down_proj"  # the last to write before the gap
     assert "model.layers.1.self_attn.q_proj" in names  # the original's layer 2
     assert not any(name.startswith("model.layers.0.self_attn") for name in names)
+
+
+def test_layers_that_were_renumbered_are_not_matched_by_position():
+    model = tiny_llama(4, tied=False)
+    batches = [{"input_ids": torch.arange(12).expand(4, 12)} for _ in range(4)]
+    pruner = UniversalLayerPruner(model, example_inputs=batches[0], granularity="block")
+    pruned = pruner.plan(groups=["model.layers.1.mlp.down_proj"]).apply(model)
+    before = copy_of(pruned)
+    with pytest.raises(RepairError, match=r"'model\.layers' has 3 of 4 layers left, under new numbers: give edits="):
+        repair(model, pruned, batches)
+    assert same_bits(pruned, before)
+
+
+def test_layers_that_kept_their_numbers_need_no_edits():
+    model = randomised(nn.Sequential(linear(), nn.Sequential(linear(), nn.ReLU(), linear()), linear()))
+    pruned = copy_of(model)
+    del pruned[1][2]
+    assert repair(model, pruned, BATCHES).refitted

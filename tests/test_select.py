@@ -199,7 +199,8 @@ def test_with_no_impact_known_at_all_the_cap_decides(blocks):
 def test_a_cap_below_every_removal_chooses_nothing_and_says_so(blocks, cap):
     problem = problem_of(blocks, [0.1] * 8)
     assert min(r.num_params for r in problem.removals) == 25
-    assert choose(blocks, problem, cap) == Selection((), "exact", notes=("no removal is small enough for the budget",))
+    why = f"no removal is small enough for the budget (parameters: {cap} allowed, 25 is the least that a removal takes)"
+    assert choose(blocks, problem, cap) == Selection((), "exact", notes=(why,))
 
 
 def test_the_smallest_removal_is_chosen_when_it_fits_exactly(blocks):

@@ -2,13 +2,15 @@
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layerprune import UniversalLayerPruner, applied
+from layerprune import UniversalLayerPruner, applied, journal, projection, surgery
+from layerprune.adapters import stacks
 from layerprune.dropped import Dropped, DroppedBranch, PassThrough, SkipsDropped
 from layerprune.edits import Delete, Drop, DropParameter, Guard, Pass, Slice, kept_ranges, ranges
 from layerprune.errors import LayerPruneError, SurgeryError
@@ -28,6 +30,8 @@ from nets import (
     run,
     tokens,
 )
+
+AT_WORK = {module.__file__ for module in (surgery, journal, projection, stacks)}
 
 
 def residual():
@@ -172,23 +176,65 @@ def test_a_surgery_that_fails_in_the_middle_leaves_the_model_as_it_was(edited):
 
 
 def test_an_interrupt_in_the_middle_leaves_the_model_as_it_was(edited, monkeypatch):
-    from layerprune import surgery
-
     _, model, _, edits = edited
     before = Photograph(model)
     real = surgery._carry_out
 
-    def interrupted(target, edit, places, folded):
-        undo = real(target, edit, places, folded)
+    def interrupted(target, edit, *others):
+        real(target, edit, *others)
         if edit is surgery._in_order(edits)[-1]:
-            undo()
             raise KeyboardInterrupt
-        return undo
 
     monkeypatch.setattr(surgery, "_carry_out", interrupted)
     with pytest.raises(KeyboardInterrupt):
         operate(model, edits)
     assert Photograph(model).difference(before) == ""
+
+
+def lines_at_work(function):
+    """Run something and count the lines of this library that run meanwhile; raise a Ctrl-C at one of them, if given."""
+
+    def run_to(stop):
+        seen = 0
+
+        def trace(frame, event, _):
+            nonlocal seen
+            if frame.f_code.co_filename in AT_WORK:
+                if event == "line":
+                    seen += 1
+                    if seen == stop:
+                        sys.settrace(None)
+                        raise KeyboardInterrupt
+                return trace
+            return None
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            function()
+        finally:
+            sys.settrace(before)
+        return seen
+
+    return run_to
+
+
+def test_an_interrupt_at_any_line_leaves_the_model_as_it_was(edited):
+    """Before each line of surgery, once: also where nothing has been returned yet, and while edits are taken back."""
+    _, model, _, edits = edited
+    before = Photograph(model)
+
+    def at_work():
+        with applied(model, edits):
+            pass
+
+    run_to = lines_at_work(at_work)
+    num_lines = run_to(None)
+    assert num_lines > 40
+    for line in range(1, num_lines + 1):
+        with pytest.raises(KeyboardInterrupt):
+            run_to(line)
+        assert Photograph(model).difference(before) == "", line
 
 
 # ---- what survives ---------------------------------------------------------------------------------------------------

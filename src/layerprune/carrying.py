@@ -12,6 +12,7 @@ from layerprune.calibration import Batch
 from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError
 from layerprune.graph import LayerGraph
+from layerprune.journal import Journal
 from layerprune.plan import PruningPlan, plans_of, remember_plans
 from layerprune.repair.changes import write
 from layerprune.repair.closed_form import MEMORY_BYTES
@@ -75,26 +76,27 @@ def carry_out(
         written = graph.written_params
         found = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=written)
         fitted = found.report
-    report = None if how is None else _repaired(original, pruned, batches, plan, graph, how)
+    report = None if how is None else _repaired(original, pruned, batches, plan, how)
     if not inplace:
         return Carried(pruned, fitted, report)
     before = plans_of(original)
-    undo = plan.carry_out(original)
+    journal = Journal()
     try:
+        plan.carry_out(original, journal)
         if folds or (report is not None and report.kept):
             held = chain(pruned.named_parameters(), pruned.named_buffers())
             write(original, {name: tensor.detach() for name, tensor in held})
     except BaseException:  # Ctrl-C, too: the model is as it was, or done
-        undo()
+        journal.take_back()
         raise
     remember_plans(original, (*before, plan))
     return Carried(original, fitted, report)
 
 
 def _repaired(
-    original: nn.Module, pruned: nn.Module, batches: Sequence[Batch], plan: PruningPlan, graph: LayerGraph, how: str
+    original: nn.Module, pruned: nn.Module, batches: Sequence[Batch], plan: PruningPlan, how: str
 ) -> RepairReport:
     try:
-        return mend(original, pruned, [batch.inputs for batch in batches], edits=plan.edits, graph=graph, how=how)
+        return mend(original, pruned, [batch.inputs for batch in batches], edits=plan.edits, how=how)
     except LayerPruneError as error:  # what is pruned is none the worse for it
         return RepairReport(notes=(f"not repaired: {error}",))

@@ -60,7 +60,7 @@ def _does_only(module: nn.Module, layer: Layer, cls: type[nn.Module], functions:
 def _conv(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
     assert isinstance(module, nn.modules.conv._ConvNd)
     if gap.dim != 1 or dims != module.weight.dim() or len(gap.missing) != module.in_channels:
-        raise CannotSlice(f"'{name}' reads them as something other than channels")
+        raise CannotSlice(f"'{name}' reads the channels that go as something other than channels")
     lost = gap.missing.reshape(module.groups, -1).sum(1)
     if (lost == lost[0]).all() and lost[0] < module.in_channels // module.groups:
         return "in", None

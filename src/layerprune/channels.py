@@ -58,6 +58,7 @@ class ChannelTrace:
         self.gaps: dict[int, Gap] = {}
         self.cuts: dict[tuple[str, str], tuple[Gap, int]] = {}
         self.moved: list[Moved] = []
+        self.whose = ""  # of the reasons, which speak of a whole branch: what its last layer made is dropped
 
     def run(self, dropped: Iterable[tuple[int, int]]) -> list[Slice]:
         """Return the slices that dropping operands of concats asks for.
@@ -71,6 +72,8 @@ class ChannelTrace:
         gone: dict[int, set[int]] = {}
         for merge, value in dropped:
             gone.setdefault(merge, set()).add(value)
+        made = dict.fromkeys(self.graph.name_of(value) for value in sorted(set().union(*gone.values())))
+        self.whose = f"the channels of {', '.join(map(repr, made))}"
         for layer in self.graph.layers[min(gone, default=0) :]:
             if layer.index in self.dead or layer.index not in self.graph.live:
                 continue
@@ -79,7 +82,7 @@ class ChannelTrace:
             elif any(v in self.gaps for read in self.operands(layer) for v in read):
                 self.follow(layer)
         if any(self.resolve(v) in self.gaps for v in self.graph.outputs):
-            raise CannotSlice("its channels reach the model's output")
+            raise CannotSlice(f"{self.whose} reach the model's output")
         self.check_calls()
         return [Slice(fqn=fqn, side=side, dropped=gap.indices) for (fqn, side), (gap, _) in self.cuts.items()]  # type: ignore[arg-type]
 
@@ -97,7 +100,7 @@ class ChannelTrace:
     def follow(self, layer: Layer) -> None:
         reads = [read[0] for read in self.operands(layer) if len(read) == 1]
         if any(len(read) > 1 and any(v in self.gaps for v in read) for read in self.operands(layer)):
-            raise CannotSlice(f"its channels are written in place on the way to '{layer.name}'")
+            raise CannotSlice(f"{self.whose} are written in place on the way to '{layer.name}'")
         value = next(v for v in reads if v in self.gaps)
         gap = self.gaps[value]
         name = layer.function or (layer.functions[0] if len(set(layer.functions)) == 1 else "")
@@ -123,13 +126,13 @@ class ChannelTrace:
         """Why a layer cannot lose channels of which nothing else is known."""
         if layer.kind == "normalization":
             return f"'{layer.name}' ({layer.type_name}) normalizes across channels, so the others would change"
-        return f"its channels pass through '{layer.name}' ({layer.type_name}), which cannot lose some of them"
+        return f"{self.whose} pass through '{layer.name}' ({layer.type_name}), which cannot lose some of them"
 
     def pass_on(self, layer: Layer, gap: Gap) -> None:
         for value in layer.outputs:
             shape = self.graph.values[value].shape
             if len(shape) <= gap.dim or shape[gap.dim] != len(gap.missing):
-                raise CannotSlice(f"its channels cannot be followed through '{layer.name}' ({layer.type_name})")
+                raise CannotSlice(f"{self.whose} cannot be followed through '{layer.name}' ({layer.type_name})")
             self.gaps[value] = gap
 
     def concat(self, layer: Layer, gone: set[int]) -> None:
@@ -167,7 +170,7 @@ class ChannelTrace:
             broadcast = dim < 0 or shape[dim] == 1
             same = other is not None and other.dim == gap.dim and bool(np.array_equal(other.missing, gap.missing))
             if not broadcast and not same:
-                raise CannotSlice(f"'{layer.name}' joins its channels with a tensor that keeps all of them")
+                raise CannotSlice(f"'{layer.name}' joins {self.whose} with a tensor that keeps all of them")
         self.pass_on(layer, gap)
 
     def rearrange(self, layer: Layer, value: int) -> None:

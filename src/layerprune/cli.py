@@ -1,4 +1,4 @@
-"""The library for the shell: ``layerprune plan MODEL`` and ``layerprune prune MODEL --reduction 0.3 --out DIR``.
+"""The library for the shell: ``layerprune plan``, ``prune``, ``distill`` and ``verify``.
 
 What is slow to import (torch, rich's tables) is imported when a command runs, so that ``--help`` answers at once.
 Standard output holds the result and nothing else; whatever the model's own code prints goes to standard error.
@@ -21,6 +21,7 @@ from layerprune.errors import LayerPruneError
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import nn
 
     from layerprune.plan import PruningPlan
     from layerprune.pruner import UniversalLayerPruner
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Granularity = Literal["group", "branch", "block"]
+Precision = Literal["no", "bf16", "fp16"]
 Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled", "repaired"]
 
 
@@ -170,6 +172,63 @@ def prune(
 
 
 @app.command()
+def distill(
+    model: ModelArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `layerprune prune` wrote of MODEL.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE:NAME",
+            help="Batches to learn from, without labels: an iterable in a Python file, or a function that returns one.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder for the result.")],
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE:NAME", help="The same to choose the best weights by; if not given, every eighth batch."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder of its own, from which the same call goes on.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 3,
+    rate: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 3e-4,
+    lora_rank: Annotated[int, typer.Option(min=0, help="Train thin matrices of this rank instead of all weights.")] = 0,
+    mixed_precision: Annotated[Precision, typer.Option(help="What forwards compute in.")] = "no",
+    pretrained: PretrainedOption = False,
+) -> None:
+    """Train what `prune` has left of MODEL to do what MODEL does, and save it in --out.
+
+    MODEL has to have the weights that it was pruned with. Where no weights are better than those in DIR, these are
+    saved; the report says so.
+    """
+    _check_out(out)
+    with _working():
+        from layerprune.checkpoint.load import load_pruned
+        from layerprune.checkpoint.save import save_pruned
+        from layerprune.distillation.distilling import distill as train
+        from layerprune.sources import load_data
+
+        original = _model_of(model, pretrained)
+        pruned = load_pruned(folder, model=original)
+        report = train(
+            original,
+            pruned,
+            load_data(data),
+            held_out=None if held_out is None else load_data(held_out),
+            checkpoint=checkpoint,
+            num_epochs=epochs,
+            learning_rate=rate,
+            lora_rank=lora_rank,
+            mixed_precision=mixed_precision,
+        )
+        save_pruned(pruned, out)
+    typer.echo(str(report))
+    typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `layerprune prune` or save_pruned wrote.")],
 ) -> None:
@@ -225,21 +284,29 @@ def _pruner_of(
     input_shape: str | None,
     pretrained: bool,
 ) -> UniversalLayerPruner:
-    """Build the model and capture it; random weights and inputs are the same in every run."""
+    """Build the model and capture it; random inputs are the same in every run."""
     example_inputs = None if input_shape is None else _parse_shape(input_shape)
     import torch
 
     from layerprune.pruner import UniversalLayerPruner
-    from layerprune.sources import load_model
 
-    torch.manual_seed(0)
     return UniversalLayerPruner(
-        load_model(model, pretrained=pretrained),
+        _model_of(model, pretrained),
         example_inputs=None if example_inputs is None else torch.randn(example_inputs),
         protect=tuple(protect or ()),
         granularity=granularity,
         protect_io=protect_io,
     )
+
+
+def _model_of(model: str, pretrained: bool) -> nn.Module:
+    """Build the model; random weights are the same in every run."""
+    import torch
+
+    from layerprune.sources import load_model
+
+    torch.manual_seed(0)
+    return load_model(model, pretrained=pretrained)
 
 
 def _budgets(

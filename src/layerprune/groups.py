@@ -93,8 +93,9 @@ def form_groups(graph: LayerGraph) -> tuple[Group, ...]:
             owner[layer.index] = lead
             members.setdefault(lead, []).append(layer.index)
     if not members:
+        lost = "".join(f" ({note})" for note in graph.notes if "a dependency may be missing" in note)
         raise UnsupportedModelError(
-            "the model has no transform (Conv, Linear, …) between input and output: there is nothing to remove"
+            f"the model has no transform (Conv, Linear, …) between input and output: there is nothing to remove{lost}"
         )
     return tuple(_make_group(graph, lead, layers) for lead, layers in members.items())
 

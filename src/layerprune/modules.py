@@ -70,6 +70,11 @@ def _compiles(value: object) -> bool:
     return hasattr(value, "_torchdynamo_orig_callable") and not getattr(value, "_torchdynamo_disable", False)
 
 
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is the linear layer of GPT-2 in transformers, which holds its weight as (input, output)."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter and buffer under every name it has, parameters first in each module."""
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -156,7 +161,7 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool 
     for module in modules:
         memo[id(module)] = object.__new__(type(module))
     for module in modules:
-        for tensor in _own_tensors(module):
+        for tensor in own_tensors(module):
             if id(tensor) not in memo:
                 memo[id(tensor)] = tensor if isinstance(tensor, Dropped) else convert(tensor)
     functions: list[tuple[dict[str, Any], str, Any]] = []  # last: they may hold what other attributes do
@@ -182,7 +187,7 @@ def own(tensor: Tensor) -> Tensor:
     return copy.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copy
 
 
-def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+def own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that a module's attributes hold, down to three containers deep."""
     # Most of a module's attributes are flags and empty registries.
     stack: list[tuple[Any, int]] = [

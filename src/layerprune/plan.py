@@ -6,16 +6,17 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
-from torch import Tensor, nn
+from torch import nn
 
 from layerprune.edit_forms import why_malformed
 from layerprune.edits import Edit, folds_of
 from layerprune.errors import PlanError, SurgeryError
+from layerprune.journal import Journal
 from layerprune.modules import clone, fingerprint, num_params, own, unwrap
-from layerprune.projection import growth, why_not_foldable
 from layerprune.provenance import Provenance
+from layerprune.readers import CannotFold, reader_for
 from layerprune.structure import difference, structure
-from layerprune.surgery import Undo, operate
+from layerprune.surgery import operate
 
 SCHEMA = (
     4  # 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure; 4: folded projections
@@ -192,35 +193,45 @@ class PruningPlan(BaseModel):
         before = plans_of(model)
         # The copy shares its tensors until the edits are made: what goes is never copied.
         target = model if inplace else clone(model, lambda tensor: tensor)
-        self.carry_out(target)
-        pruned = target if inplace else clone(target, own)
-        _made_by.remember(pruned, (*before, self))
-        return pruned
+        journal = Journal()
+        try:
+            self.carry_out(target, journal)
+            pruned = target if inplace else clone(target, own)
+            _made_by.remember(pruned, (*before, self))
+            return pruned
+        except BaseException:  # Ctrl-C, too: the model is as it was, or done
+            journal.take_back()
+            raise
 
-    def carry_out(self, model: nn.Module) -> Undo:
-        """Make the plan's edits on a model that it was checked with, in place, and return what takes them back.
+    def carry_out(self, model: nn.Module, journal: Journal | None = None) -> None:
+        """Make the plan's edits on a model that it was checked with, in place.
+
+        Args:
+            model: the model.
+            journal: what is changed is written down in it; whoever gives one may take it back.
 
         Raises:
             PlanError: the edits do not fit, or leave another number of parameters. The model is as it was.
         """
         self._check_folds(model)
+        journal = Journal() if journal is None else journal
         try:
-            undo = operate(model, self.edits)
+            operate(model, self.edits, journal=journal)
         except SurgeryError as error:
             raise PlanError(f"the plan's edits do not fit this {type(model).__name__}: {error}") from error
         if (found := num_params(model)) != self.num_params_after:
-            undo()
+            journal.take_back()
             raise PlanError(f"the plan promises {self.num_params_after:,} parameters, but its edits leave {found:,}")
-        return undo
 
     def _check_folds(self, model: nn.Module) -> None:
         """Refuse a weight that no removal would leave, before memory is taken for it."""
         modules, most = dict(model.named_modules()), num_params(model)
         for fold in folds_of(self.edits):
-            module = modules.get(fold.fqn)
-            if module is None or why_not_foldable(module):
+            try:
+                size = reader_for(modules[fold.owner], fold).size(fold.num_in)
+            except (KeyError, CannotFold):
                 continue  # surgery says so
-            if (size := growth(module, fold) + cast(Tensor, module.weight).numel()) > most:
+            if size > most:
                 raise PlanError(f"the plan would {fold}, with {size:,} elements where the whole model has {most:,}")
 
     def __str__(self) -> str:

@@ -113,7 +113,7 @@ class Planner:
         scene = self.scored.scene
         if scene is None or not self.scored.has_data:
             return None
-        return Mender(self.model, [batch.inputs for batch in scene.batches], graph=self.graph)
+        return Mender(self.model, [batch.inputs for batch in scene.batches])
 
     def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""
@@ -300,7 +300,10 @@ class Planner:
     # ---- notes ----------------------------------------------------------------------------------------------------
 
     def _closeness(self, budgets: Budgets, resources: Sequence[Resource], chosen: Sequence[int]) -> list[str]:
-        """Say how close a plan came to its caps, and what held it back."""
+        """Say how close a plan came to its caps, and what held it back; of an empty plan, only why it is empty."""
+        if not chosen:  # where there are removals the selection says why, and of those without data the scoring does
+            nothing = not self.scored.removals and not self.scored.unfitted
+            return ["nothing can be removed: every group is critical"] if nothing else []
         shares = {"parameters": budgets.max_param_reduction, "MACs": budgets.max_mac_reduction}
         found: list[str] = []
         for resource in resources:
@@ -308,11 +311,11 @@ class Planner:
             if not resource.is_filled or share is None:
                 continue
             total = self.graph.num_params if resource.name == "parameters" else self.meter.macs_before
-            reached = (resource.measure(chosen) if chosen else 0.0) / total
+            reached = resource.measure(chosen) / total
             what = "" if resource.name == "parameters" else f" of {resource.name}"
             line = f"{reached:.1%} of a budget of {share:.1%}{what} is used"
             found.append(line if reached >= share - 0.02 else f"{line}: {self._obstacle(share, len(resources))}")
-        if budgets.max_impact is not None and chosen:
+        if budgets.max_impact is not None:
             found.append(
                 f"an impact of {resources[-1].measure(chosen):.3g} of {budgets.max_impact:.3g} allowed is used"
             )

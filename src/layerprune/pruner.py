@@ -25,7 +25,6 @@ from layerprune.errors import (
     UnknownNameError,
 )
 from layerprune.first_recording import record_first
-from layerprune.graph import LayerGraph
 from layerprune.groups import Group, LayerInfo, form_groups
 from layerprune.impact.criteria import criterion_of
 from layerprune.impact.evidence import Scene
@@ -36,13 +35,13 @@ from layerprune.plan import FrontierPoint, PruningPlan
 from layerprune.planning import Planner, params_in
 from layerprune.projections import find_projections
 from layerprune.proof import Prover, Removal
-from layerprune.removals import GRANULARITIES, find_candidates, why_not
+from layerprune.removals import GRANULARITIES, find_candidates
 from layerprune.repair.fitter import ProjectionReport
 from layerprune.repair.report import RepairReport
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.scoring import Scored, score_removals
 from layerprune.turns import taking_turns
-from layerprune.verdicts import by_impact, with_reasons
+from layerprune.verdicts import by_impact, why_critical, with_reasons
 
 
 @taking_turns(but=("distill", "save"))
@@ -122,7 +121,8 @@ class UniversalLayerPruner:
         self._proven, refused = self._prover.prove(candidates.found, candidates.critical)
         unfoldable = self._prove_projections(candidates.critical) if projections and granularity == "group" else {}
         self._reasons = {
-            g.name: candidates.critical.get(g.name) or _reason(self.graph, g, refused, unfoldable.get(g.name, ""))
+            g.name: candidates.critical.get(g.name)
+            or why_critical(self.graph, g, refused.get(g.name, ()), unfoldable.get(g.name, ""))
             for g in self._formed
         }
         self._original = self.model
@@ -389,9 +389,3 @@ def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.
     """
     check_share("reduction", reduction)
     return UniversalLayerPruner(model, **options).prune(max_param_reduction=reduction)
-
-
-def _reason(graph: LayerGraph, group: Group, refused: Mapping[str, Sequence[str]], unfoldable: str) -> str:
-    """Why a group cannot go: what its candidates met with, else what its shapes say, and why no projection helps."""
-    reasons = list(dict.fromkeys(refused.get(group.name, ())))
-    return reasons[0] if reasons else "; ".join(filter(None, (why_not(graph, group), unfoldable)))

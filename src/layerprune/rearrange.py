@@ -110,7 +110,7 @@ def follow(layer: Layer, run: Callable[[Tensor], Any], gap: Gap, shape: tuple[in
         try:
             results = _results(run(marks))
         except Exception as error:  # a recorded argument that cannot be repeated: nothing is known then
-            raise CannotFollow(f"its channels cannot be followed through '{layer.name}' ({layer.type_name})") from error
+            raise CannotFollow(f"channels cannot be followed through '{layer.name}' ({layer.type_name})") from error
         return tuple(_gap_of(layer, marked) for marked in results)
 
 
@@ -123,7 +123,7 @@ def recorded_call(layer: Layer) -> Callable[[Tensor], Any]:
     args, kwargs = layer.literals
     function = _function(layer.function or "")
     if function is None or len(layer.operands) != 1 or not args or args[0] is not None:
-        raise CannotFollow(f"its channels cannot be followed through '{layer.name}' ({layer.type_name})")
+        raise CannotFollow(f"channels cannot be followed through '{layer.name}' ({layer.type_name})")
     return lambda tensor: function(tensor, *args[1:], **kwargs)
 
 

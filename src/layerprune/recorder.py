@@ -9,21 +9,27 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerprune.dropped import Dropped
 from layerprune.graph import Read, Structure, Value
-from layerprune.modules import named_tensors, names_by_module
+from layerprune.modules import named_tensors, names_by_module, own_tensors
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors, written_tensors
 from layerprune.recording import Call, Operation, Recording
+from layerprune.tensor_keys import StrongTensorKeys
 from layerprune.watch import FunctionWatch, hooks_watched, watched
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
 _SCALAR_READS = frozenset(
     {"_local_scalar_dense", "nonzero", "unique2", "_unique2", "equal", "unique_dim", "is_nonzero"}
 )
+# Functions that hand a tensor's values to Python without any such operation.
+_READS_OUT = frozenset({"tolist", "numpy", "array", "dlpack"})
+# The operation by which torch takes in what Python, or numpy, made a tensor of.
+_LITERAL = "lift_fresh"
 
 
 class ParameterWritten(Exception):
@@ -50,14 +56,19 @@ class Recorder:
         for name, tensor in named_tensors(model):
             self.param_names.setdefault(id(tensor), []).append(name)
             self.kept.append(tensor)
+        self.attributes = [tensor for module in model.modules() for tensor in own_tensors(module)]
+        self.attribute_ids = {id(tensor) for tensor in self.attributes}
         self.parameters = {id(p) for p in model.parameters()}
         self.param_memory = {_storage_key(p): name for name, p in model.named_parameters()}
-        self.value_of = _StrongTensorKeys() if keep else WeakTensorKeyDictionary()
+        self.value_of = StrongTensorKeys() if keep else WeakTensorKeyDictionary()
         self.writer: dict[int, int] = {}
         self.storages: dict[int, int] = {}
+        self.memory: dict[int, StorageWeakRef] = {}  # freed memory keeps its address, so that no other tensor gets it
         self.num_storages = 0
         self.param_sources: dict[int, tuple[str, ...]] = {}
         self.data_values: set[int] = set()
+        self.literals: set[int] = set()  # storages
+        self.has_read_out = False  # whether Python knows values of the data: what it makes tensors of may be of them
         self.stack: list[int] = []
         self.function = -1
         self.call_counts: dict[str, int] = {}
@@ -158,6 +169,8 @@ class Recorder:
         if key not in self.storages:
             self.num_storages += 1
             self.storages[key] = self.num_storages
+            if key >= 0:
+                self.memory[key] = StorageWeakRef(tensor.untyped_storage())
         return self.storages[key]
 
     def fresh_storage(self, tensor: Tensor, shared: set[int]) -> None:
@@ -175,7 +188,8 @@ class Recorder:
             if written is None:
                 frame = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
                 value = self.new_value(tensor, -2)
-                if tensor.numel() > 1:  # a Python number that a function made a tensor of is nothing to speak of
+                known = id(tensor) in self.attribute_ids or self.storage(tensor) in self.literals
+                if tensor.numel() > 1 and not known:  # a single number that was read is noted as such
                     self.recording.constants.append(frame)
             else:
                 value = written
@@ -207,6 +221,8 @@ class Recorder:
         recording = self.recording
         reads: list[Read] = []
         params: dict[str, None] = {}
+        if name == _LITERAL and not self.has_read_out:
+            self.literals |= {self.storage(tensor) for tensor in [*inputs, *outputs]}
         for tensor in inputs:
             read = self.read(tensor)
             reads.append(read)
@@ -226,6 +242,7 @@ class Recorder:
         recording.operations.append(op)
         if name in _SCALAR_READS and data:
             recording.scalar_reads.append(recording.calls[op.frame].fqn)
+            self.has_read_out = True
         for tensor in [*written, *outputs]:
             if any(tensor is t for t in written) and tensor in self.value_of and self.value_of[tensor] in op.outputs:
                 continue
@@ -255,7 +272,10 @@ class Recorder:
 
     def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function called in a forward, and write down its operands and results."""
-        if self.function >= 0 or not self.stack:
+        if name in _READS_OUT:
+            read = (self.value_of.get(tensor) for tensor in flat_tensors(args))
+            self.has_read_out |= any(value in self.data_values for value in read)
+        if self.function >= 0 or not self.stack or name.startswith(_LITERAL):
             return func(*args, **kwargs)
         frame = self.recording.calls[self.stack[-1]]
         nth = self.function_counts[(frame.index, name)] = self.function_counts.get((frame.index, name), -1) + 1
@@ -311,27 +331,6 @@ class Recorder:
         self.writer[self.storage(tensor)] = value
 
 
-class _StrongTensorKeys:
-    """Values by tensor, for tensors that are kept alive: their ids stay theirs."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, tuple[Tensor, int]] = {}
-
-    def __contains__(self, tensor: Tensor) -> bool:
-        return id(tensor) in self.values
-
-    def __getitem__(self, tensor: Tensor) -> int:
-        return self.values[id(tensor)][1]
-
-    def __setitem__(self, tensor: Tensor, value: int) -> None:
-        self.values[id(tensor)] = (tensor, value)
-
-    def get(self, tensor: Tensor) -> int | None:
-        """The value of a tensor; None if it is not known."""
-        found = self.values.get(id(tensor))
-        return None if found is None else found[1]
-
-
 class _Dispatch(TorchDispatchMode):
     """Sees every operation with its schema, under autograd and inside C++ composites."""
 
@@ -355,6 +354,8 @@ class _Dispatch(TorchDispatchMode):
 
 
 def _storage_key(tensor: Tensor) -> int:
+    if isinstance(tensor, Dropped):  # what an earlier surgery left
+        return -id(tensor)
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse and opaque tensors have none

@@ -27,14 +27,15 @@ from layerprune.edits import (
 )
 from layerprune.errors import SurgeryError
 from layerprune.husks import plain, shown
+from layerprune.journal import Journal, Undo
 from layerprune.modules import slots
 from layerprune.projection import Folded, resize
 from layerprune.slices import loss_of
 
-Undo = Callable[[], None]
 
-
-def operate(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Undo:
+def operate(
+    model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None, journal: Journal | None = None
+) -> Undo:
     """Carry edits out on a model, in place.
 
     The surviving modules and parameters are the same objects as before, except sliced parameters, and those that have
@@ -44,38 +45,34 @@ def operate(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = Non
         model: the module tree to edit.
         edits: what to do; each names a module of ``model``.
         folded: the weights of transforms that take a projection in; those not in it get zeros, to be written over.
+        journal: what is changed is written down in it; whoever gives one may take it back from any point on.
 
     Returns:
         A function that takes every edit back, bit for bit.
 
     Raises:
-        SurgeryError: an edit does not fit the model, which then is as it was.
+        SurgeryError: an edit does not fit the model, which then is as it was. So it is after a Ctrl-C.
     """
-    undos: list[Undo] = []
-
-    def undo() -> None:
-        while undos:
-            undos.pop()()
-
+    journal = Journal() if journal is None else journal
     try:
         places = slots(model)  # an edit moves no module but its own
         shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
         shorten = _prepared(model, shortens)
         moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
         for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
-            undos.append(_carry_out(model, edit, places, folded or {}))
-        undos.append(shorten())
-        undos.append(_take_places(moves))
+            _carry_out(model, edit, places, folded or {}, journal)
+        shorten(journal)
+        _take_places(moves, journal)
+        return journal.take_back
     except BaseException:
-        undo()
+        journal.take_back()
         raise
-    return undo
 
 
-def _prepared(model: nn.Module, shortens: Sequence[Shorten]) -> Callable[[], Undo]:
+def _prepared(model: nn.Module, shortens: Sequence[Shorten]) -> Callable[[Journal], None]:
     """Decide on the untouched model how its containers are shortened: last, since that gives modules other names."""
     if not shortens:
-        return lambda: lambda: None
+        return lambda _: None
     try:
         return stacks.shorten(model, {edit.fqn: edit.removed for edit in shortens})
     except SurgeryError as error:
@@ -91,28 +88,25 @@ def _move(model: nn.Module, edit: TakePlace) -> tuple[nn.Module, nn.Module, str]
     raise SurgeryError(f"cannot {edit}: they do not both hold the number of their place")
 
 
-def _take_places(moves: Sequence[tuple[TakePlace, nn.Module, nn.Module, str]]) -> Undo:
+def _take_places(moves: Sequence[tuple[TakePlace, nn.Module, nn.Module, str]], journal: Journal) -> None:
     """Hand the places on, all at once: who leaves one may take another."""
-    new = [(module, name, vars(other)[name]) for _, module, other, name in moves]
-    old = [(module, name, vars(module)[name]) for _, module, _, name in moves]
-    for module, name, place in new:
-        vars(module)[name] = place
-
-    def undo() -> None:
-        for module, name, place in old:
-            vars(module)[name] = place
-
-    return undo
+    for module, name, place in [(module, name, vars(other)[name]) for _, module, other, name in moves]:
+        journal.set(vars(module), name, place)
 
 
 @contextmanager
 def applied(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Generator[nn.Module]:
     """Run a block with edits carried out on a model, and take them back afterwards whatever happens."""
-    undo = operate(model, edits, folded)
+    journal = Journal()
     try:
-        yield model
-    finally:
-        undo()
+        try:
+            operate(model, edits, folded, journal)
+            yield model
+        finally:
+            journal.take_back()
+    except BaseException:  # a Ctrl-C may have come just before
+        journal.take_back()
+        raise
 
 
 def _in_order(edits: Sequence[Edit]) -> list[Edit]:
@@ -124,21 +118,22 @@ def _in_order(edits: Sequence[Edit]) -> list[Edit]:
 _Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
 
 
-def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded) -> Undo:
+def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded, journal: Journal) -> None:
     if isinstance(edit, DropParameter):
-        return _drop_parameter(model, edit)
+        return _drop_parameter(model, edit, journal)
+    if isinstance(edit, Fold):
+        owner = _find(model, edit.owner, edit) if edit.owner else model
+        return resize(model, owner, edit, folded.get(edit), journal)
     module = _find(model, edit.fqn, edit)
     if isinstance(edit, Slice):
-        return _slice(module, edit)
-    if isinstance(edit, Fold):
-        return resize(module, edit, folded.get(edit))
+        return _slice(module, edit, journal)
     if isinstance(edit, Delete):
-        return _delete(model, edit)
+        return _delete(model, edit, journal)
     if isinstance(edit, Guard):
         guard = SkipsDropped(module)
         guard.training = module.training
-        return _replace(_places_of(module, edit, places), module, guard)
-    return _replace(_places_of(module, edit, places), module, _stand_in(cast("Pass | Drop", edit), module, model))
+        return _replace(_places_of(module, edit, places), guard, journal)
+    return _replace(_places_of(module, edit, places), _stand_in(cast("Pass | Drop", edit), module, model), journal)
 
 
 def _places_of(module: nn.Module, edit: Edit, places: _Places) -> Sequence[tuple[nn.Module, str]]:
@@ -174,75 +169,47 @@ def _stand_in(edit: Pass | Drop, module: nn.Module, model: nn.Module) -> nn.Modu
     return stand_in
 
 
-def _replace(places: Sequence[tuple[nn.Module, str]], old: nn.Module, new: nn.Module) -> Undo:
-    """Hang ``new`` wherever ``old`` hangs: a shared module has several places."""
+def _replace(places: Sequence[tuple[nn.Module, str]], new: nn.Module, journal: Journal) -> None:
+    """Hang ``new`` wherever a module hangs: a shared one has several places."""
     for parent, key in places:
-        parent._modules[key] = new
-
-    def undo() -> None:
-        for parent, key in places:
-            parent._modules[key] = old
-
-    return undo
+        journal.set(cast("dict[str, Any]", parent._modules), key, new)
 
 
-def _delete(model: nn.Module, edit: Delete) -> Undo:
+def _delete(model: nn.Module, edit: Delete, journal: Journal) -> None:
     parent_name, _, key = edit.fqn.rpartition(".")
     parent = _find(model, parent_name, edit) if parent_name else model
     if not isinstance(parent, nn.Sequential):
         raise SurgeryError(f"cannot {edit}: '{parent_name}' is a {type(parent).__name__}, not an nn.Sequential")
-    before = dict(parent._modules)
+    journal.keep(cast("dict[str, Any]", parent._modules))
     del parent._modules[key]
 
-    def undo() -> None:
-        parent._modules.clear()
-        parent._modules.update(before)
 
-    return undo
-
-
-def _drop_parameter(model: nn.Module, edit: DropParameter) -> Undo:
+def _drop_parameter(model: nn.Module, edit: DropParameter, journal: Journal) -> None:
     owner_name, _, key = edit.fqn.rpartition(".")
     owner = _find(model, owner_name, edit) if owner_name else model
     old = owner._parameters.get(key)
     if old is None:
         raise SurgeryError(f"cannot {edit}: '{owner_name or type(model).__name__}' has no parameter '{key}'")
-    before = dict(owner._parameters)
+    journal.keep(cast("dict[str, Any]", owner._parameters))
     del owner._parameters[key]
-    vars(owner)[key] = dropped(edit.merges, edit.copies, old.dtype)
-
-    def undo() -> None:
-        vars(owner).pop(key, None)
-        owner._parameters.clear()
-        owner._parameters.update(before)
-
-    return undo
+    journal.set(vars(owner), key, dropped(edit.merges, edit.copies, old.dtype))
 
 
 # ---- slices ------------------------------------------------------------------------------------------------------
 
 
-def _slice(module: nn.Module, edit: Slice) -> Undo:
+def _slice(module: nn.Module, edit: Slice, journal: Journal) -> None:
     loss = loss_of(module, edit)
-    undos: list[Undo] = []
     for name, piece in loss.pieces.items():
         registry = cast("dict[str, Any]", module._parameters if name in module._parameters else module._buffers)
         old = registry.get(name)
         if old is None:
             continue
         new = piece.cut(old, edit)
-        registry[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-        undos.append(lambda registry=registry, name=name, old=old: registry.__setitem__(name, old))
+        new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        journal.set(registry, name, new)
     for attribute, change in loss.counts.items():
-        old_count = getattr(module, attribute)
-        setattr(module, attribute, old_count - change)
-        undos.append(lambda attribute=attribute, old_count=old_count: setattr(module, attribute, old_count))
-
-    def undo() -> None:
-        while undos:
-            undos.pop()()
-
-    return undo
+        journal.set_attribute(module, attribute, getattr(module, attribute) - change)
 
 
 def holds_dropped(model: nn.Module) -> bool:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isnan
 
+from layerprune.graph import LayerGraph
 from layerprune.groups import Group
 from layerprune.proof import Removal
+from layerprune.removals import why_not
 
 
 def by_impact(removal: Removal) -> tuple[bool, bool, float, int, str]:
@@ -31,3 +33,36 @@ def with_reasons(groups: Sequence[Group], removals: Sequence[Removal], reasons: 
         fitted = all(r.needs_calibration for r in ways)
         judged.append(replace(group, can_remove=True, impact=best.impact, reason=reason, needs_calibration=fitted))
     return sorted(judged, key=lambda g: (not g.can_remove, isnan(g.impact), g.impact))
+
+
+def why_critical(graph: LayerGraph, group: Group, refused: Sequence[str], unfoldable: str) -> str:
+    """Say why a group cannot go, and of its weights what would hinder it all the same.
+
+    Args:
+        graph: the layer graph.
+        group: the group.
+        refused: what its candidates met with, the nearest miss first.
+        unfoldable: why no projection helps; empty where none was looked for.
+    """
+    first = refused[0] if refused else "; ".join(filter(None, (why_not(graph, group), unfoldable)))
+    tie = _tie(graph, group)
+    return first if not tie or tie in first else f"{first}; {tie}"
+
+
+def _tie(graph: LayerGraph, group: Group) -> str:
+    """Which parameter others use, or hold, that would have to go with a group; empty where there is none."""
+    for layer in (graph.layers[index] for index in group.members):
+        for name in layer.params:
+            number = graph.param_ids[name]
+            held: dict[tuple[str, str], str] = {}
+            for other in (other for other, same in graph.param_ids.items() if same == number):
+                owner, _, key = other.rpartition(".")
+                held.setdefault((min(graph.all_names([owner])), key), other)
+            users = [user for user in graph.param_users.get(number, ()) if user in graph.live]
+            others = [user for user in users if user not in group.members]
+            if not others and len(held) > 1:
+                elsewhere = next(other for other in held.values() if other != name)
+                return f"its parameter '{name}' is tied to '{elsewhere}'"
+            if others and len(held) == 1 and layer.is_module:
+                return f"its parameter '{name}' is also used by '{graph.layers[others[0]].name}'"
+    return ""

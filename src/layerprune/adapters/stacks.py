@@ -12,13 +12,14 @@ from layerprune.adapters.configs import find_config
 from layerprune.adapters.likeness import Shortened, is_exchangeable
 from layerprune.adapters.twins import Form, Origin, Twin, forms, inner_configs, is_plain, owner_of, twin_of
 from layerprune.errors import SurgeryError
+from layerprune.journal import Journal
 
-Undo = Callable[[], None]
+_Step = Callable[[Journal], None]
 _UNSAVED = ("_name_or_path", "transformers_version")
 _ABSENT = object()
 
 
-def shorten(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[[], Undo]:
+def shorten(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[[Journal], None]:
     """Prepare to take elements out of containers of transformers models, so that vanilla transformers loads the rest.
 
     For each outermost transformers model a shortened config is found; what vanilla builds from it must be what is left:
@@ -30,22 +31,16 @@ def shorten(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[
         removed: for each container's dotted name the numbers of the elements that go.
 
     Returns:
-        A function that carries it out, and returns one that takes it back.
+        A function that carries it out, and writes down what it changes.
 
     Raises:
         SurgeryError: vanilla transformers would not build what is left; the message says what differs.
     """
     parts = [_Shortening(model.get_submodule(owner), inside) for owner, inside in by_owner(model, removed).items()]
 
-    def carry_out() -> Undo:
-        undos: list[Undo] = []
-        try:
-            for part in parts:
-                undos += part.carry_out()
-        except BaseException:
-            _take_back(undos)
-            raise
-        return lambda: _take_back(undos)
+    def carry_out(journal: Journal) -> None:
+        for step in (step for part in parts for step in part.steps):
+            step(journal)
 
     return carry_out
 
@@ -63,11 +58,6 @@ def by_owner(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> dict[str
             raise SurgeryError(f"'{fqn}' is no part of a transformers model: its elements cannot be renumbered")
         found.setdefault(owner, {})[fqn[len(owner) + 1 :] if owner else fqn] = gone
     return found
-
-
-def _take_back(undos: list[Undo]) -> None:
-    while undos:
-        undos.pop()()
 
 
 class Stack:
@@ -113,10 +103,6 @@ class _Shortening:
         self.after = twin_of(stack.find(self.shortened))
         self.steps = [*self.attributes(), *self.configs(), *self.exchanges(), *self.containers()]
 
-    def carry_out(self) -> Iterator[Undo]:
-        for step in self.steps:
-            yield step()
-
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Each surviving module's old name and the name of its like in the twin of the shortened config."""
         for name in self.after.forms:
@@ -124,7 +110,7 @@ class _Shortening:
             if old is not None:
                 yield old, name
 
-    def attributes(self) -> Iterator[Callable[[], Undo]]:
+    def attributes(self) -> Iterator[_Step]:
         """Plain attributes in which the two twins differ: places and numbers of layers."""
         for old, new in self.pairs():
             before, after = self.before.forms[old].plain, self.after.forms[new].plain
@@ -138,7 +124,7 @@ class _Shortening:
                     raise SurgeryError(f"'{old}.{key}' is {held.get(key)!r}, not what the config says")
                 yield _setting(held, key, after.get(key, _ABSENT))
 
-    def configs(self) -> Iterator[Callable[[], Undo]]:
+    def configs(self) -> Iterator[_Step]:
         """What differs in the configs that the modules hold, each of them once."""
         assert self.before.model is not None
         assert self.after.model is not None
@@ -155,7 +141,7 @@ class _Shortening:
                     done.add(id(inner))
                     yield from _changes(vars(inner), vars(told[0][path]), vars(told[1][path]))
 
-    def exchanges(self) -> Iterator[Callable[[], Undo]]:
+    def exchanges(self) -> Iterator[_Step]:
         """Modules without values that vanilla builds otherwise at another place: an Identity for a drop of rate 0."""
         assert self.after.model is not None
         for old, new in self.pairs():
@@ -166,7 +152,7 @@ class _Shortening:
                 module.train(self.modules[old].training)
                 yield _setting(cast("dict[str, Any]", self.modules[parent]._modules), key, module)
 
-    def containers(self) -> Iterator[Callable[[], Undo]]:
+    def containers(self) -> Iterator[_Step]:
         for fqn, kept in self.shortened.kept.items():
             yield _renumbering(self.modules[fqn], kept)
 
@@ -195,7 +181,7 @@ def _foreign(own: Mapping[str, Form], twin: Twin) -> str:
     return ""
 
 
-def _changes(held: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Callable[[], Undo]]:
+def _changes(held: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[_Step]:
     for key in before.keys() | after.keys():
         old, new = before.get(key, _ABSENT), after.get(key, _ABSENT)
         known = all(value is _ABSENT or is_plain(value) for value in (old, new))
@@ -203,35 +189,25 @@ def _changes(held: dict[str, Any], before: Mapping[str, Any], after: Mapping[str
             yield _setting(held, key, new)
 
 
-def _setting(held: dict[str, Any], key: str, new: Any) -> Callable[[], Undo]:
-    """Set one entry, or delete it; the undo restores the order of the entries, too."""
+def _setting(held: dict[str, Any], key: str, new: Any) -> _Step:
+    """Set one entry, or delete it; taking it back restores the order of the entries, too."""
 
-    def carry_out() -> Undo:
-        before = dict(held)
-        if new is _ABSENT:
-            held.pop(key, None)
-        else:
-            held[key] = new if isinstance(new, nn.Module) else copy.deepcopy(new)
-
-        def undo() -> None:
-            held.clear()
-            held.update(before)
-
-        return undo
+    def carry_out(journal: Journal) -> None:
+        if new is not _ABSENT:
+            journal.set(held, key, new if isinstance(new, nn.Module) else copy.deepcopy(new))
+        elif key in held:
+            journal.keep(held)
+            del held[key]
 
     return carry_out
 
 
-def _renumbering(container: nn.Module, kept: Sequence[int]) -> Callable[[], Undo]:
-    def carry_out() -> Undo:
-        before = dict(container._modules)
-        container._modules.clear()
-        container._modules.update({str(new): before[str(old)] for new, old in enumerate(kept)})
-
-        def undo() -> None:
-            container._modules.clear()
-            container._modules.update(before)
-
-        return undo
+def _renumbering(container: nn.Module, kept: Sequence[int]) -> _Step:
+    def carry_out(journal: Journal) -> None:
+        held = cast("dict[str, Any]", container._modules)
+        left = {str(new): held[str(old)] for new, old in enumerate(kept)}
+        journal.keep(held)
+        held.clear()
+        held.update(left)
 
     return carry_out

@@ -13,7 +13,7 @@ from layerprune.capture import capture, record_on
 from layerprune.edits import Edit
 from layerprune.errors import DistillationError
 from layerprune.graph import LayerGraph
-from layerprune.repair.sites import Site, find_sites
+from layerprune.repair.sites import Site, find_sites, renumbered
 from layerprune.shadow import Shadow, real_shadow
 
 
@@ -77,7 +77,8 @@ def find_matches(
     Raises:
         DistillationError: patterns fit no name, or layers are renumbered and nobody says how.
     """
-    _check_numbers(teacher.shade.model, student.shade.model, edits)
+    if why := renumbered(teacher.shade.model, student.shade.model, edits):
+        raise DistillationError(f"{why}, or hidden_weight=0")
     sites, _ = find_sites(teacher.graph, student.graph, student.shade.model, edits)
     outputs = set(student.graph.outputs)  # these have a loss of their own
     fed: dict[tuple[int, int], list[Site]] = {}
@@ -97,19 +98,6 @@ def find_matches(
     return tuple(
         Match(tuple(site.name for site in fed[pair]), *pair, weight / total) for pair, weight in weights.items()
     )
-
-
-def _check_numbers(original: nn.Module, pruned: nn.Module, edits: Sequence[Edit]) -> None:
-    """Refuse to match layers by numbers that they have got since, and nobody says which those were before."""
-    told = {edit.fqn for edit in edits if edit.kind == "shorten"}
-    before = {name: len(module) for name, module in original.named_modules() if isinstance(module, nn.ModuleList)}
-    for name, module in pruned.named_modules():
-        if not isinstance(module, nn.ModuleList) or name in told or len(module) >= before.get(name, 0):
-            continue
-        raise DistillationError(
-            f"'{name}' has {len(module)} of {before[name]} layers left, under new numbers: give edits=plan.edits, so "
-            "that each is matched with what it was, or hidden_weight=0"
-        )
 
 
 def _is_merge(graph: LayerGraph, value: int) -> bool:

@@ -36,13 +36,16 @@ def select(problem: Problem, strategy: str = "auto") -> Selection:
         problem: the removals, the budgets, and how to prove a set.
         strategy: ``exact``, ``quadratic``, ``greedy``, ``evolution``, ``resampled``, ``repaired``, or ``auto``.
 
+    Returns:
+        What was chosen; where there was something to choose from and nothing is, the only note says why.
+
     Raises:
         BudgetError: there is no such strategy, it has nothing to measure on, or what has to go cannot.
     """
     name = _picked(problem, strategy)
     if not problem.removals:
         _refuse_targets(problem, None)
-        return Selection((), name, notes=("nothing can be removed: every group is critical",))
+        return Selection((), name)
     search = Search(problem)
     chosen = STRATEGIES[name](search)
     if chosen is None and search.rounds <= 0:
@@ -52,7 +55,7 @@ def select(problem: Problem, strategy: str = "auto") -> Selection:
         search.notes.append("the choice is the best found in the steps allowed, not proven to be the best")
     if chosen is None:
         _refuse_targets(problem, search)
-        return Selection((), name, notes=("no removal is small enough for the budget",))
+        return Selection((), name, notes=(_too_large(problem),))
     chosen = tuple(sorted(chosen))
     return Selection(chosen, name, recurrence(search, chosen), tuple(search.notes))
 
@@ -71,6 +74,19 @@ def _picked(problem: Problem, strategy: str) -> str:
     if strategy == "repaired" and problem.mended is None:
         raise BudgetError("strategy 'repaired' repairs what it removes, on calibration data: pass calibration=")
     return strategy
+
+
+def _too_large(problem: Problem) -> str:
+    """Say why not even one removal is within the caps."""
+    for resource in problem.resources:
+        least = min(resource.limit.of((number,)) for number in range(len(problem.removals)))
+        if least > resource.at_most:
+            allowed, takes = resource.show(resource.at_most), resource.show(least)
+            return (
+                f"no removal is small enough for the budget ({resource.name}: {allowed} allowed, {takes} is the least "
+                "that a removal takes)"
+            )
+    return "no removal is within all the budgets at once"
 
 
 def _refuse_targets(problem: Problem, search: Search | None) -> None:

@@ -1,0 +1,67 @@
+"""Journals: what edits change, written down before each change, so that it is taken back from wherever they stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+Undo = Callable[[], None]
+
+_ABSENT = object()
+
+
+class Journal:
+    """Knows how to take back what edits have changed.
+
+    A Ctrl-C may come between any two steps of Python. So each change is written down first: what has not been made by
+    then is taken back without harm.
+    """
+
+    def __init__(self) -> None:
+        self._undos: list[Undo] = []
+
+    def note(self, undo: Undo) -> None:
+        """Write down what takes the next change back: it does no harm before that change, nor a second time."""
+        self._undos.append(undo)
+
+    def set(self, held: MutableMapping[str, Any], key: str, value: Any) -> None:
+        """Set an entry, which keeps its place if there is one of that name."""
+        old = held.get(key, _ABSENT)
+        self.note(lambda: _put_back(held, key, old))
+        held[key] = value
+
+    def set_attribute(self, owner: object, name: str, value: Any) -> None:
+        """Set an attribute that there is already."""
+        old = getattr(owner, name)
+        self.note(lambda: setattr(owner, name, old))
+        setattr(owner, name, value)
+
+    def keep(self, held: MutableMapping[str, Any]) -> None:
+        """Write down all entries and their order, before some are taken out."""
+        before = dict(held)
+
+        def undo() -> None:
+            held.clear()
+            held.update(before)
+
+        self.note(undo)
+
+    def take_back(self) -> None:
+        """Take everything back, the last change first; an interrupt on the way is passed on when that is done."""
+        try:
+            self._take_back()
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        while self._undos:
+            self._undos[-1]()
+            self._undos.pop()
+
+
+def _put_back(held: MutableMapping[str, Any], key: str, old: Any) -> None:
+    if old is _ABSENT:
+        held.pop(key, None)
+    else:
+        held[key] = old

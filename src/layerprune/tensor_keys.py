@@ -1,0 +1,26 @@
+"""Tensor keys: what is known of tensors, looked up by the tensors themselves."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class StrongTensorKeys:
+    """Values by tensor, for tensors that are kept alive: their ids stay theirs."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, tuple[Tensor, int]] = {}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.values
+
+    def __getitem__(self, tensor: Tensor) -> int:
+        return self.values[id(tensor)][1]
+
+    def __setitem__(self, tensor: Tensor, value: int) -> None:
+        self.values[id(tensor)] = (tensor, value)
+
+    def get(self, tensor: Tensor) -> int | None:
+        """The value of a tensor; None if it is not known."""
+        found = self.values.get(id(tensor))
+        return None if found is None else found[1]
