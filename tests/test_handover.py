@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from layerprune import UniversalLayerPruner
 from layerprune.calibration import read_calibration
+from layerprune.edits import Pass
+from layerprune.errors import DroppedTensorError
 from layerprune.impact import handover
 from layerprune.impact.ablation import ablate
 from layerprune.impact.evidence import Evidence, Scene
@@ -446,3 +448,39 @@ def test_families_give_the_same_bits(family: str):
     assert_same(whole, found)
     assert ledger.is_trusted, ledger.doubt
     assert ledger.handed_on
+
+
+class Once(nn.Module):
+    """Tells in a global that it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        _FIRED[0] += 1
+        return self.layer(x)
+
+
+def test_a_forward_that_raises_only_where_it_is_handed_something_is_run_whole():
+    def forward(net: Net, x: Tensor) -> Tensor:
+        before = _FIRED[0]
+        x = net.stem(x)
+        for name in NAMES:
+            x = x + torch.tanh(getattr(net, name)(x))
+        if _FIRED[0] == before:
+            raise RuntimeError("nobody was called")
+        return net.head(x)
+
+    model = randomised(Net(forward, stem=Once(), **{name: Once() for name in NAMES}, head=linear())).eval()
+    whole, found, ledger = both(scene_of(model, BATCHES))
+    assert_same(whole, found)
+    assert ledger.doubt
+
+
+def test_an_edited_model_that_raises_does_so_in_a_whole_forward_too():
+    scene = scene_of(chain(), BATCHES)
+    sets = [removal.edits for removal in scene.removals]
+    bad = Pass(fqn="g", position=3, keyword=None)
+    with pytest.raises(DroppedTensorError, match="called without argument 3"):
+        ablate(replace(scene, ledger=Ledger(is_trusted=True)), [*sets, (bad,)])

@@ -18,7 +18,7 @@ LONGEST = 64
 
 #: A removal of the half that harms less is made on further batches until the standard error of its impact is below this
 #: share of it, or of that half's mean.
-PRECISION = 0.2
+PRECISION = 0.3
 
 _ENOUGH = 8  # points, to fit a line through
 _PASS = 3  # forwards that a forward and a backward take as long as
