@@ -20,7 +20,7 @@ from layerprune.planning import params_in
 
 MODELS = ("vgg16", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "densenet121")
 _KEPT = ("reads the model's input", "feeds the model's output")
-console = Console(width=150)
+console = Console(width=200)
 
 
 def measure(*, quick: bool = False) -> dict[str, list[dict[str, str]]]:
@@ -49,6 +49,9 @@ def shares(names: tuple[str, ...]) -> list[dict[str, str]]:
         kept = params_in(pruner.graph, [g for g in pruner.groups if g.reason.startswith(_KEPT)]) / total
         plain = params_in(pruner.graph, [g for g in pruner.groups if g.can_remove and not g.needs_calibration]) / total
         both = params_in(pruner.graph, [g for g in pruner.groups if g.can_remove]) / total
+        critical = {g.name: params_in(pruner.graph, [g]) / total for g in pruner.groups if not g.can_remove}
+        free = UniversalLayerPruner(model, example_inputs=torch.randn(2, 3, 224, 224), protect_io=False)
+        most = params_in(free.graph, [g for g in free.groups if g.can_remove]) / total
         rows.append(
             {
                 "model": name,
@@ -57,6 +60,8 @@ def shares(names: tuple[str, ...]) -> list[dict[str, str]]:
                 "removable before": f"{plain:.1%}",
                 "with projections": f"{both:.1%}",
                 "of all but stem and head": f"{both / (1 - kept):.1%}",
+                "protect_io=False": f"{most:.1%}",
+                "critical": ", ".join(f"{group} {share:.1%}" for group, share in critical.items()),
             }
         )
     return rows

@@ -1,7 +1,8 @@
 """Predicted impact against the truth: rank correlation with what removals do to held-out outputs, alone and in sets.
 
 The truth is ablation on held-out data. Predictions see calibration data only. ``--quick`` tries one small model,
-``--cost`` measures instead what one pass costs in time and memory, also for larger models with random weights.
+``--cost`` measures instead what one pass costs in time and memory, also for larger models with random weights;
+``--resumed`` what ablations by forwards that go on from stored outputs take, against whole forwards.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ from subjects import SUBJECTS, Subject, subject
 
 from layerprune import UniversalLayerPruner
 from layerprune.calibration import Batch, read_calibration
+from layerprune.cost.layers import macs_by_layer
 from layerprune.edits import Edit
 from layerprune.impact.ablation import ablate, score_ablation
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.harm import Harm, Kind
 from layerprune.impact.influence import score_influence
+from layerprune.impact.ledger import Ledger
 from layerprune.impact.magnitude import score_magnitude
 from layerprune.impact.output_change import score_output_change
+from layerprune.impact.racing import FINAL
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.impact.shortlist import score_shortlist
 from layerprune.marks import CannotRealise
@@ -75,10 +79,13 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=NUM_SETS, help=f"random sets per subject (default {NUM_SETS})")
     parser.add_argument("--quick", action="store_true", help="one small model, 20 sets")
     parser.add_argument("--cost", action="store_true", help="time and memory of one pass, instead of correlations")
+    parser.add_argument("--resumed", action="store_true", help="ablations that go on from outputs against whole ones")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     names = ["digits_resnet"] if options.quick else options.subjects
-    if options.cost:
+    if options.resumed:
+        found = resumed(names or list(SUBJECTS))
+    elif options.cost:
         found = contract(names or [*SUBJECTS, *LARGER])
     else:
         names = names or list(SUBJECTS)
@@ -112,6 +119,11 @@ def measure(of: Subject, num_sets: int) -> dict[str, dict[str, float]]:
         figures[prediction.name] = row
         cells = [f"{row[column]:.3f}" if column in row else "" for column in COLUMNS]
         table.add_row(prediction.name, *cells, f"{prediction.cost:.1f}")
+    for num in (1, FINAL):
+        name = f"the set itself made, {num} of {len(calibration)} batches"
+        made_here = ablate(replace(scene, batches=calibration[:num]), edits, harm).impacts
+        figures[name] = {"sets: sum": rank(made_here, together), "cost, forwards": num / len(calibration)}
+        table.add_row(name, "", f"{figures[name]['sets: sum']:.3f}", "", "", f"{num / len(calibration):.2f} a set")
     console.print(table)
     return figures
 
@@ -220,6 +232,62 @@ def costs(model: torch.nn.Module, batches: Sequence[Batch], harm: Harm) -> tuple
     return (influence / plain, output_change / full, *((weights + peak) / most for peak in peaks))
 
 
+def resumed(names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Print and return what ablation takes when it goes on from outputs of the original's, against whole forwards."""
+    columns = ("CPU time, all batches", "one batch", "work", "memory, whole", "memory, resumed")
+    table = Table("model", "removals", title="ablations that go on from stored outputs, against whole forwards")
+    for column in columns:
+        table.add_column(column, justify="right")
+    figures: dict[str, dict[str, float]] = {}
+    for name in names:
+        of = subject(name)
+        batches = read_calibration(of.calibration, of.model)
+        pruner = UniversalLayerPruner(
+            of.model, example_inputs=batches[0].inputs, criterion="magnitude", projections=False
+        )
+        scene = Scene(of.model, pruner.graph, pruner.removals, batches)
+        figures[name] = dict(zip(columns, against_whole(scene, Harm(of.kind)), strict=True))
+        table.add_row(name, str(len(scene.removals)), *[f"{figure:.2f}" for figure in figures[name].values()])
+    console.print(table)
+    console.print(
+        "work: multiply-accumulates. memory: the most alive at a time on one batch, by what a forward keeps for its "
+        "backward, weights in neither"
+    )
+    return figures
+
+
+def against_whole(scene: Scene, harm: Harm) -> tuple[float, float, float, float, float]:
+    """Ratios of time, work and memory, as :func:`resumed` prints them; impacts must be the same to the bit."""
+
+    def whole(scene: Scene) -> Evidence:
+        return score_ablation(replace(scene, ledger=Ledger("whole forwards are measured")), harm)
+
+    def going_on(scene: Scene) -> Evidence:
+        return score_ablation(replace(scene, ledger=Ledger()), harm)
+
+    ratios: list[float] = []
+    for some in (scene, replace(scene, batches=scene.batches[:1])):
+        rounds = 1 if some is scene else 3
+        (old, before), (new, now) = (
+            min((timed(lambda run=run, some=some: run(some)) for _ in range(rounds)), key=lambda pair: pair[1])
+            for run in (whole, going_on)
+        )
+        assert (old.change == new.change).all(), "not the same bits"
+        ratios.append(now / before)
+    one, ledger = replace(scene, batches=scene.batches[:1]), Ledger(is_trusted=True)
+    score_ablation(replace(one, ledger=ledger), harm)
+    macs = macs_by_layer(scene.model, scene.graph, one.batches[0].inputs)
+    handed = sum(n * macs.get(i, 0) for f, n in ledger.handed_on.items() for i in scene.graph.layers_inside[f])
+    work = 1 - handed / sum(macs.values()) / (1 + len(scene.removals))
+
+    def kept() -> list[torch.Tensor]:
+        batch = one.batches[0]
+        return harm.outputs(scene.model(*batch.inputs.args, **batch.inputs.kwargs))
+
+    peaks = [peak_of(lambda run=run: run(one)) / peak_of(kept) for run in (whole, going_on)]
+    return (*ratios, work, *peaks)
+
+
 def seconds_of(run: Callable[[], object]) -> float:
     """The CPU seconds that a call takes."""
     start = time.process_time()
@@ -229,6 +297,12 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 def of_subject(of: Subject) -> tuple[torch.nn.Module, list[Any], Kind]:
     return of.model, of.calibration, of.kind
+
+
+def at_once(name: str) -> tuple[torch.nn.Module, list[Any], Kind]:
+    """A subject of images with all of its calibration data as one batch."""
+    of = subject(name)
+    return of.model, [torch.cat(of.calibration)], of.kind
 
 
 def llama() -> tuple[torch.nn.Module, list[Any], Kind]:
@@ -269,6 +343,8 @@ LARGER: dict[str, Callable[[], tuple[torch.nn.Module, list[Any], Kind]]] = {
     "resnet50_224": resnet50,
     "resnet18_128": resnet18,
     "vit_small_224": vit_small,
+    "digits_resnet_at_once": lambda: at_once("digits_resnet"),
+    "digits_vit_at_once": lambda: at_once("digits_vit"),
 }
 
 

@@ -35,6 +35,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from layerprune import PruningPlan, UniversalLayerPruner
 from layerprune.calibration import read_calibration
+from layerprune.cost.layers import macs_by_layer
 from layerprune.impact.ablation import ablate
 from layerprune.impact.criteria import register_criterion
 from layerprune.impact.evidence import Evidence, Scene
@@ -131,7 +132,7 @@ def measure(
     prunable = sum(ours._planner.meter.param_pieces.values()) / ours.graph.num_params
     harm = Harm(of.kind)
     console.print(f"[bold]{of.name}[/]: {len(ours.removals)} removals, {prunable:.1%} can go; {harm.unit}, held out")
-    table = Table("method", *(f"{share:.0%}" for share in shares), "forwards")
+    table = Table("method", *(f"{share:.0%}" for share in shares), "calls of the model", "whole forwards")
     for method in methods:
         caps = [share * prunable for share in shares]
         rows = known.get(method.name) or list(choices(of, method, caps, harm))
@@ -141,11 +142,15 @@ def measure(
             beside = [at_size(of, ours, row["reduction"], cap, harm) for row, cap in zip(rows, caps, strict=True)]
             rows = [{**row, "ours": harm} for row, harm in zip(rows, beside, strict=True)]
         cells = [cell(row, prunable) for row in rows]
-        counts = sorted({int(row["forwards"]) for row in rows})
-        forwards = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-        table.add_row(method.name, *cells, forwards)
-        console.print(f"  {method.name}: {', '.join(cells)}; {forwards} forwards")
+        calls, whole = (span([row[key] for row in rows]) for key in ("forwards", "whole"))
+        table.add_row(method.name, *cells, calls, whole)
+        console.print(f"  {method.name}: {', '.join(cells)}; {calls} calls, {whole} whole forwards")
     console.print(table)
+
+
+def span(counts: Sequence[float]) -> str:
+    """``79``, or ``400 to 792``."""
+    return " to ".join(dict.fromkeys((f"{min(counts):.0f}", f"{max(counts):.0f}")))
 
 
 def cell(row: dict[str, float], prunable: float) -> str:
@@ -166,7 +171,10 @@ def at_size(of: Subject, ours: UniversalLayerPruner, least: float, cap: float, h
 
 
 def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> Iterator[dict[str, float]]:
-    """For each cap the held-out harm of what a method chooses, how much that takes, and the forwards for it."""
+    """For each cap the held-out harm of what a method chooses, how much that takes, and the forwards for it.
+
+    A forward that is handed outputs of the original's counts by the multiply-accumulates that are left to do.
+    """
     held_out = read_calibration(of.held_out[:NUM_HELD_OUT], of.model)
     pruners: list[tuple[UniversalLayerPruner, int]] = []
     only_blocks = method.granularity == "block"  # also those that vanilla transformers would not load
@@ -182,13 +190,28 @@ def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> I
             pruner._proven = [r for r in pruner._proven if r.kind == "block" or not only_blocks]
             _ = pruner.removals
         pruners.append((pruner, forwards[0]))
+    shares = shares_of(pruners[0][0], of)
     for cap in caps:
-        rows: list[tuple[float, float, float]] = []
+        rows: list[tuple[float, float, float, float]] = []
         for pruner, before in pruners:
+            ledger = pruner._planner.scored.scene.ledger
+            scored = ledger.handed_on.copy()
             with counted(of.model) as forwards:
                 plan = pruner.plan(max_param_reduction=cap, strategy=method.strategy)
-            rows.append((harm_of(plan, pruner, held_out, harm), plan.reduction, before + forwards[0]))
-        yield dict(zip(("harm", "reduction", "forwards"), map(median, zip(*rows, strict=True)), strict=True))
+            saved = sum(num * shares.get(frame, 0.0) for frame, num in ledger.handed_on.items())
+            ledger.handed_on = scored
+            num = before + forwards[0]
+            rows.append((harm_of(plan, pruner, held_out, harm), plan.reduction, num, num - saved))
+        keys = ("harm", "reduction", "forwards", "whole")
+        yield dict(zip(keys, map(median, zip(*rows, strict=True)), strict=True))
+
+
+def shares_of(pruner: UniversalLayerPruner, of: Subject) -> dict[int, float]:
+    """Of each call of a module the share of a forward's multiply-accumulates."""
+    graph = pruner.graph
+    macs = macs_by_layer(pruner._original, graph, read_calibration(of.calibration[:1], of.model)[0].inputs)
+    total = sum(macs.values())
+    return {frame: sum(macs.get(i, 0.0) for i in layers) / total for frame, layers in graph.layers_inside.items()}
 
 
 def harm_of(plan: PruningPlan, pruner: UniversalLayerPruner, held_out, harm: Harm) -> float:

@@ -43,8 +43,10 @@ def faults(model: nn.Module, inputs: Any) -> tuple[list[str], list[Site], int]:
 
             return begin
 
-        wanted = (site.source, site.reached)
-        if Observer(shade, graph, wanted).run(given, keep(before)) != set(wanted):
+        passed = site.passed
+        linear = site.reached if passed is None else passed.inner
+        wanted = {site.source, site.reached, linear}
+        if Observer(shade, graph, wanted).run(given, keep(before)) != wanted:
             continue  # a tensor within a fused operation: no repair would see it, either
         claimed.append(site)
         moved = torch.randn(matrix.shape, generator=draw, dtype=torch.float64)
@@ -59,12 +61,27 @@ def faults(model: nn.Module, inputs: Any) -> tuple[list[str], list[Site], int]:
         if not torch.equal(before[site.source], change[site.source]):
             wrong.append(f"{site.name} reads its own output")
             continue
-        delta = change[site.reached] - before[site.reached]
+        delta = change[linear] - before[linear]
+        if passed is not None and not passes(site, shade.model, before, change):
+            wrong.append(f"{site.name} does not reach {site.reached} through its norm")
+        delta = delta if site.moves is None else site.moves.back(delta)
         for rows, found in rows_of(module, before[site.source], delta, None):
             expected = rows @ moved.mT + constant[:, None]
             if scale is not None:
                 expected = expected * scale.reshape(expected.shape[0], 1, -1)
             if not torch.allclose(expected, found, rtol=1e-6, atol=1e-8):
-                wrong.append(f"{site.name} does not reach {site.reached} linearly")
+                wrong.append(f"{site.name} does not reach {linear} linearly")
                 break
     return wrong, claimed, sum(graph.layers[graph.values[s.reached].layer].name != s.name for s in claimed)
+
+
+def passes(site: Site, model: nn.Module, before: dict[int, Tensor], after: dict[int, Tensor]) -> bool:
+    """Whether what a site reaches changes by what its norm makes of the change before it."""
+    passed = site.passed
+    assert passed is not None
+    step = passed.norm.of(after[passed.inner]) - passed.norm.of(before[passed.inner])
+    scale = passed.scale(model)
+    step = step if scale is None else step * scale
+    found = after[site.reached] - before[site.reached]
+    found = found if passed.moves is None else passed.moves.back(found)
+    return torch.allclose(step.flatten(), found.flatten(), rtol=1e-6, atol=1e-8)

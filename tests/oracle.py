@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from layerprune import UniversalLayerPruner
 from layerprune.edits import Edit, Fold, folds_of
 from layerprune.plan import PruningPlan
-from layerprune.projection import Folded, Projection, folded, takes_constant
+from layerprune.projection import Folded, Projection, folded
 from layerprune.proof import Removal
+from layerprune.readers import reader_for
 from layerprune.surgery import applied, operate
 from simulation import Explicit, simulate, tensors, union
 
@@ -92,8 +93,7 @@ def any_projections(model: nn.Module, edits: Sequence[Edit]) -> tuple[Folded, di
     weights: dict[Fold, Mapping[str, Tensor]] = {}
     explicit: dict[str, Explicit] = {}
     for edit in folds_of(edits):
-        reader = model.get_submodule(edit.fqn)
-        size = next(reader.parameters()).shape[1]
+        size = reader_for(model.get_submodule(edit.owner), edit).num_in
         matrix, constant = drawn.setdefault(
             (edit.value, edit.source),
             (
@@ -101,9 +101,9 @@ def any_projections(model: nn.Module, edits: Sequence[Edit]) -> tuple[Folded, di
                 torch.randn(size, generator=rng, dtype=torch.float64),
             ),
         )
-        if not takes_constant(reader):  # as zeros around an image are to stay zeros
+        if edit.constant is None:  # as zeros around an image are to stay zeros
             constant = torch.zeros_like(constant)
-        weights[edit] = folded(reader, Projection(matrix, None, constant))
+        weights[edit] = folded(model, edit, Projection(matrix, None, constant))
         explicit[edit.fqn] = Explicit(matrix, constant, edit.strides)
     return weights, explicit
 

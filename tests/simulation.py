@@ -119,6 +119,7 @@ class _Simulation(TorchFunctionMode):
         self.projections = projections
         self.graph = graph
         self.cut = cut
+        self.weights = dict(model.named_parameters())
         self.names = {module: name for name, module in model.named_modules()}
         self.dropped_values = {value for _, value in cut.dropped}
         self.wanted = {*cut.substitutes, *cut.substitutes.values(), *self.dropped_values}
@@ -219,6 +220,7 @@ class _Simulation(TorchFunctionMode):
         named = _indexing(name, args) or name
         place = (frame, named, nth if named == name else counts[named])
         counts[named] += named != name
+        args, kwargs = self.projected(args, kwargs)
         before = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
         out = self.run_function(name, func, args, kwargs, [*self.gone(frame, None), *self.gone(frame, (name, nth))])
         fresh = [v for v in self.at_function.get(place, ()) if v not in self.produced]
@@ -226,6 +228,16 @@ class _Simulation(TorchFunctionMode):
             return out
         places = {value: self.locate(value, out, before) for value in fresh}
         return self.produce(out, places, before)
+
+    def projected(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Put an explicit projection in front of a function that reads with a weight for which there is one."""
+        given = {id(tensor) for tensor in tensors((args, kwargs))}
+        for name, projection in self.projections.items():
+            if id(self.weights.get(name)) in given:
+                read = kwargs["input"] if "input" in kwargs else args[0]
+                new = {id(read): projection(read)}
+                return replace(args, new), replace(dict(kwargs), new)
+        return args, kwargs
 
     def locate(self, value: int, out: Any, before: list[tuple[Tensor, int]]) -> Tensor:
         """Find a value among the results of the function that made it; ``x[…] = …`` makes it of its first argument."""

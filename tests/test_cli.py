@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from layerprune import UniversalLayerPruner, load_pruned
 from layerprune.cli import app
+from layerprune.sources import load_model
 
 # Three residual branches; each may go, the stem and the head may not.
 NET = """
@@ -59,7 +62,7 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["plan", "--help"], ["prune", "--help"]])
+@pytest.mark.parametrize("args", [["--help"], ["plan", "--help"], ["prune", "--help"], ["distill", "--help"]])
 def test_help_is_given(args: list[str]) -> None:
     result = run(*args)
     assert result.exit_code == 0
@@ -126,6 +129,156 @@ def test_the_plan_does_not_change_between_runs(net: str) -> None:
     assert json.loads(first) == json.loads(second)
 
 
+BATCHES = """
+import torch
+
+draw = torch.Generator().manual_seed(1)
+
+
+def batches():
+    return [torch.randn(8, 3, 16, 16, generator=draw) for _ in range(4)]
+"""
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> str:
+    path = tmp_path / "batches.py"
+    path.write_text(BATCHES, encoding="utf-8")
+    return f"{path}:batches"
+
+
+def test_impacts_are_those_on_the_calibration_batches(net: str, calibration: str) -> None:
+    plan = json.loads(run("plan", net, "--reduction", "0.4", "--calibration", calibration, "--json").stdout)
+    torch.manual_seed(0)
+    model = load_model(net)
+    draw = torch.Generator().manual_seed(1)
+    batches = [torch.randn(8, 3, 16, 16, generator=draw) for _ in range(4)]
+    expected = UniversalLayerPruner(model, calibration=batches).plan(max_param_reduction=0.4)
+    assert "by ablation" in plan["impact_unit"]
+    assert [removal["impact"] for removal in plan["removals"]] == [removal.impact for removal in expected.removals]
+
+
+def test_with_calibration_prune_writes_repaired_weights(net: str, calibration: str, tmp_path: Path) -> None:
+    options = ("--reduction", "0.4", "--calibration", calibration)
+    result = run("prune", net, *options, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "solved again" in result.stderr
+    torch.manual_seed(0)
+    original = load_model(net)
+    left = load_pruned(tmp_path / "out", model=original)
+    own = dict(original.named_parameters())
+    assert any(not torch.equal(weight, own[name]) for name, weight in left.named_parameters())
+
+
+# ---- distill ---------------------------------------------------------------------------------------------------------
+
+DATA = """
+import torch
+
+print("read by the user's own code")
+held = [torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(100, 102)]
+
+
+def batches():
+    for seed in range(8):
+        yield torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def one():
+    return 1
+
+
+def broken():
+    raise ValueError("no such disk")
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    path = tmp_path / "data.py"
+    path.write_text(DATA, encoding="utf-8")
+    return f"{path}:batches"
+
+
+@pytest.fixture
+def small(net: str, tmp_path: Path) -> Path:
+    out = tmp_path / "small"
+    assert run("prune", net, "--reduction", "0.4", "--out", out, *SHAPE).exit_code == 0
+    return out
+
+
+def outputs(net: str, folder: Path | None) -> torch.Tensor:
+    torch.manual_seed(0)
+    model = load_model(net)
+    model = model if folder is None else load_pruned(folder, model=model)
+    with torch.no_grad():
+        return model.eval()(torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(7)))
+
+
+def test_distill_trains_and_writes_a_model_that_is_nearer_to_the_original(
+    net: str, small: Path, data: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "healed"
+    result = run("distill", net, small, "--data", data, "--out", out, "--epochs", "4", "--rate", "5e-3")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("28 of 28 steps in ")  # seven batches of eight, four times
+    assert f"Written to {out}: " in result.stdout
+    assert "own code" not in result.stdout
+    original = outputs(net, None)
+    before, after = ((outputs(net, folder) - original).norm() for folder in (small, out))
+    assert after < 0.7 * before
+    assert run("verify", out).exit_code == 0
+    assert json.loads((out / "plan.json").read_text()) == json.loads((small / "plan.json").read_text())
+
+
+def test_distill_takes_other_data_to_choose_by_low_ranks_and_mixed_precision(
+    net: str, small: Path, data: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "healed"
+    held = data.replace("batches", "held")
+    more = ("--held-out", held, "--lora-rank", "2", "--mixed-precision", "bf16", "--epochs", "1", "--rate", "1e-3")
+    result = run("distill", net, small, "--data", data, "--out", out, *more)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("8 of 8 steps in ")
+    # Two matrices of rank 2 beside the convolutions 3·9 → 8 and, in two blocks, 8·9 → 8, and the linear layer 8 → 10.
+    trained = int(result.stdout.split(" numbers trained")[0].split()[-1].replace(",", ""))
+    assert trained == 2 * ((27 + 8) + 2 * (72 + 8) + (8 + 10))
+    assert load_file(out / "model.safetensors").keys() == load_file(small / "model.safetensors").keys()
+
+
+def test_distill_goes_on_from_a_checkpoint(net: str, small: Path, data: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    options = ("--data", data, "--checkpoint", checkpoint, "--epochs", "1", "--rate", "1e-3")
+    first = run("distill", net, small, *options, "--out", tmp_path / "a")
+    assert first.exit_code == 0, first.output
+    assert (checkpoint / "training.json").is_file()
+    second = run("distill", net, small, *options, "--out", tmp_path / "b")
+    assert second.exit_code == 0, second.output
+    assert f"went on from step 7, from {checkpoint}" in " ".join(second.stdout.split())
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"--data": "batches"}, "'batches' names no data"),
+        ({"--data": "{}:batch"}, "defines no 'batch'"),
+        ({"--data": "{}:one"}, "'one' in"),
+        ({"--data": "{}:broken"}, "no such disk"),
+        ({"--rate": "0"}, "learning_rate=0.0 is no good"),
+    ],
+)
+def test_what_distill_cannot_use_is_a_refusal(
+    net: str, small: Path, data: str, tmp_path: Path, change: dict[str, str], says: str
+) -> None:
+    options = {"--data": data, "--out": str(tmp_path / "healed")} | change
+    options = {key: value.format(data.rpartition(":")[0]) for key, value in options.items()}
+    result = run("distill", net, small, *(part for pair in options.items() for part in pair))
+    assert result.exit_code == 1
+    assert says in result.stderr
+    assert not (tmp_path / "healed").exists()
+
+
 def test_an_empty_folder_is_taken_and_a_full_one_refused(net: str, tmp_path: Path) -> None:
     out = tmp_path / "small"
     out.mkdir()
@@ -167,6 +320,10 @@ def test_an_unknown_model_is_a_refusal() -> None:
         ["prune", "x.py:make", "--reduction", "0.3", "--out", "/dev/null"],
         ["prune", "x.py:make", "--reduction", "0.3", "--out", "/dev/null/sub"],
         ["rune", "x.py:make"],
+        ["distill", "x.py:make", "small", "--out", "new"],
+        ["distill", "x.py:make", "small", "--data", "d.py:b", "--out", "new", "--epochs", "0"],
+        ["distill", "x.py:make", "small", "--data", "d.py:b", "--out", "new", "--mixed-precision", "fp8"],
+        ["distill", "x.py:make", "small", "--data", "d.py:b", "--out", "/dev/null"],
     ],
 )
 def test_a_wrong_call_is_exit_code_2(args: list[str]) -> None:

@@ -24,6 +24,7 @@ FLOORS = (
     ("alignment", "calibration", "capture", "export"),
     ("first_recording", "groups", "observe"),
     ("edits",),
+    ("readers",),
     ("edit_forms", "projection", "rearrange", "slices"),
     ("channel_rules",),
     ("channels", "marks", "surgery", "trace"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from layerprune.capture import capture, record_on
 from layerprune.inputs import as_inputs
-from layerprune.repair import refit, repair
+from layerprune.repair import closed_form, refit, repair
 from layerprune.repair.lanes import Lane, closing
 from layerprune.repair.sites import Site, find_sites
 from layerprune.repair.walk import Side
@@ -77,6 +77,22 @@ def test_lanes_take_turns_and_stop_where_they_are_told():
         assert len(set(threading.enumerate()) - others) >= 2, "two wait"
     assert set(threading.enumerate()) <= others
     assert lanes[0].next() is None
+
+
+def test_a_lane_that_may_goes_on_to_the_end_for_the_output():
+    model, x = randomised(Net(sums, stem=linear(), head=linear())), rows(4)
+    graph = capture(model, as_inputs(x))
+    for num_stops in (1, 2):
+        lane = Lane(real_shadow(model), graph, {value_of(graph, n) for n in ("stem", "add")}, as_inputs(x), to_end=True)
+        with closing([lane]):
+            for _ in range(num_stops):
+                assert lane.next() is not None
+            assert lane.output is None
+            lane.finish()
+            assert torch.equal(lane.output, run(model, x))
+    never = Lane(real_shadow(model), graph, {value_of(graph, "stem")}, as_inputs(x), to_end=True)
+    never.finish()
+    assert never.output is None
 
 
 def test_what_a_forward_raises_comes_out_where_it_is_asked_for_the_next_value():
@@ -150,6 +166,27 @@ def test_batches_that_may_not_wait_start_anew_and_give_the_same_weights():
     for name in ("write", "head"):
         expected, found = (net.get_submodule(name).weight for net in (pruned, anew))
         assert torch.allclose(expected, found, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_bytes", [2**30, 8_000])
+def test_the_verdict_knows_the_originals_output_from_its_forward_where_that_waits(monkeypatch, memory_bytes):
+    known = []
+    judge = closed_form._judge
+
+    def seen(model, shades, batches, outputs):
+        known.append([None if out is None else out.clone() for out in outputs])
+        return judge(model, shades, batches, outputs)
+
+    monkeypatch.setattr(closed_form, "_judge", seen)
+    model = branched(torch.relu)
+    pruned, edits = without(model, "branch", BATCHES[0])
+    report = repair(model, pruned, BATCHES, edits=edits, memory_bytes=memory_bytes)
+    assert report.after < report.before
+    ((found,),) = known  # the last of four batches
+    if memory_bytes > 8_000:
+        assert torch.equal(found, run(model, BATCHES[3]))
+    else:
+        assert found is None
 
 
 def test_the_bytes_that_a_forward_holds_are_those_of_what_is_still_read():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from layerprune import UniversalLayerPruner, load_pruned
 from layerprune.calibration import read_calibration
@@ -15,7 +19,8 @@ from layerprune.edits import Fold, folds_of
 from layerprune.errors import CalibrationError, CriticalGroupError, PlanError
 from layerprune.plan import SCHEMA, PruningPlan
 from layerprune.repair.folding import fold_into
-from nets import Net, Photograph, conv, image, linear, randomised, rows, same_bits
+from layerprune.surgery import applied
+from nets import Net, Photograph, conv, image, linear, parameter, randomised, rows, same_bits
 from oracle import TOLERANCE, Oracle, distance, num_params, run
 from simulation import Explicit, simulate, union
 
@@ -83,6 +88,21 @@ CHAINS = {
         lambda: [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), nn.MaxPool2d(2), conv(6, 2)],
         (2, 3, 8, 8), (3, 3, 7, 9), ("5", 4, (1, 1)),
     ),
+    "two groups of channels": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), conv(6, 4, groups=2)],
+        (2, 3, 8, 8), (3, 3, 7, 9), ("4", 4, (1, 1)),
+    ),
+    "a stride into three groups of channels, no zeros around": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6, stride=2), nn.ReLU(), nn.Conv2d(6, 3, 2, groups=3)],
+        (2, 3, 8, 8), (3, 3, 9, 11), ("4", 4, (2, 2)),
+    ),
+    "channel by channel": (
+        lambda: [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), conv(6, 6, 1, groups=6)],
+        (2, 3, 8, 8), (3, 3, 7, 9), ("4", 4, (1, 1)),
+    ),
+    "Conv1D of transformers": (
+        lambda: [linear(8, 6), nn.ReLU(), linear(6, 9), nn.ReLU(), Conv1D(2, 9)], (2, 5, 8), (3, 7, 8), ("4", 6, ())
+    ),
     "a mean and a flatten that stay": (
         lambda: [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(6, 2)],
         (2, 3, 8, 8), (3, 3, 7, 9), ("6", 4, ()),
@@ -101,6 +121,151 @@ def test_a_fold_computes_what_an_explicit_projection_does(name: str) -> None:
     assert (fold.fqn, fold.num_in, fold.strides) == expected
     oracle.check_removal(removal)
     assert oracle.moved["projection"] == 1
+
+
+#: name → the function that reads ``y`` with the parameters ``n.w`` and ``n.c``, their shapes, what leaves, the example.
+FUNCTIONS = {
+    "linear": (
+        lambda n, y: functional.linear(y, n.w, n.c), ((2, 9), (2,)), (linear(8, 6), linear(6, 9)), (4, 8), (5, 8)
+    ),
+    "linear, by keywords, tokens": (
+        lambda n, y: functional.linear(input=y, weight=n.w), ((2, 9),), (linear(8, 6), linear(6, 9)),
+        (2, 5, 8), (3, 7, 8),
+    ),
+    "a matrix product": (lambda n, y: y @ n.w, ((9, 2),), (linear(8, 6), linear(6, 9)), (4, 8), (5, 8)),
+    "1×1": (
+        lambda n, y: functional.conv2d(y, n.w, n.c), ((2, 6, 1, 1), (2,)), (conv(3, 4), conv(4, 6)),
+        (2, 3, 8, 8), (3, 3, 7, 9),
+    ),
+    "3×3 with zeros around": (
+        lambda n, y: functional.conv2d(y, n.w, n.c, padding=1), ((2, 6, 3, 3), (2,)), (conv(3, 4), conv(4, 6)),
+        (2, 3, 8, 8), (3, 3, 7, 9),
+    ),
+    "3×3 without, strided": (
+        lambda n, y: functional.conv2d(y, n.w, n.c, 2), ((2, 6, 3, 3), (2,)), (conv(3, 4), conv(4, 6)),
+        (2, 3, 8, 8), (3, 3, 7, 9),
+    ),
+}  # fmt: skip
+
+
+class Own(nn.Module):
+    """A leaf that reads with parameters of its own."""
+
+    def __init__(self, function: Callable[[Own, Tensor], Tensor], shapes: tuple[tuple[int, ...], ...]) -> None:
+        super().__init__()
+        self.w = parameter(*shapes[0])
+        self.c = parameter(*shapes[1]) if len(shapes) > 1 else None
+        self.function = function
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.function(self, y)
+
+
+@pytest.mark.parametrize("where", ["in the model's forward", "in a module"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_takes_a_projection_in(name: str, where: str) -> None:
+    function, shapes, (first, second), shape, fresh = FUNCTIONS[name]
+    torch.manual_seed(0)
+    before = nn.Sequential(copy.deepcopy(first), nn.ReLU(), copy.deepcopy(second), nn.ReLU())
+    if where == "in a module":
+        model: nn.Module = Net(lambda n, x: n.own(n.before(x)), before=before, own=Own(function, shapes))
+    else:
+        parts = {"w": parameter(*shapes[0])} | ({"c": parameter(*shapes[1])} if len(shapes) > 1 else {})
+        model = Net(lambda n, x: function(n, n.before(x)), before=before, **parts)
+    oracle = Oracle(randomised(model).double(), ((_double(*shape),), {}), ((_double(*fresh),), {}))
+    (removal,) = [r for r in oracle.pruner.removals if r.kind == "projection"]
+    assert removal.groups == ("before.2",)
+    (fold,) = folds_of(removal.edits)
+    owner = "own." if where == "in a module" else ""
+    assert (fold.fqn, fold.function, fold.num_in) == (f"{owner}w", True, 4 if len(shape) == 4 else 6)
+    knows_padding = where == "in the model's forward" or "linear" in name
+    exact = len(shapes) > 1 and "zeros around" not in name and knows_padding
+    assert fold.constant == (f"{owner}c" if exact else None)
+    oracle.check_removal(removal)
+    assert oracle.moved["projection"] == 1
+
+
+def test_two_functions_of_one_module_take_two_projections_in() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.v, self.w = parameter(3, 9), parameter(2, 7)
+            self.between = nn.Sequential(nn.ReLU(), linear(3, 7), nn.ReLU())
+
+        def forward(self, y: Tensor) -> Tensor:
+            return functional.linear(self.between(functional.linear(y, self.v)), self.w)
+
+    model = randomised(nn.Sequential(linear(8, 6), nn.ReLU(), linear(6, 9), nn.ReLU(), Both())).double()
+    pruner = UniversalLayerPruner(model, calibration=[rows(64, seed=seed).double() for seed in range(4)])
+    alone = [i for i, removal in enumerate(pruner.removals) if removal.groups in (("2",), ("4.between.1",))]
+    folds = check_against_explicit(pruner, pruner._planner.of(alone, ()), rows(5).double())
+    assert {fold.fqn for fold in folds} == {"4.v", "4.w"}
+
+
+def test_a_weight_of_another_module_that_a_function_reads_with_takes_a_projection_in() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        return functional.linear(torch.relu(n.b(torch.relu(n.a(x)))), n.held.weight, n.held.bias)
+
+    model = Net(forward, a=linear(8, 6), b=linear(6, 9), held=linear(9, 2))
+    oracle = Oracle(randomised(model).double(), ((_double(4, 8),), {}), ((_double(5, 8),), {}))
+    (removal,) = [r for r in oracle.pruner.removals if r.kind == "projection"]
+    (fold,) = folds_of(removal.edits)
+    assert (fold.fqn, fold.constant) == ("held.weight", "held.bias")
+    oracle.check_removal(removal)
+    with applied(oracle.model, removal.edits):
+        assert oracle.model.held.in_features == 6
+    assert oracle.model.held.in_features == 9
+
+
+# ---- a constant that a batch norm takes ------------------------------------------------------------------------------
+
+#: name → the reader and what is behind it, the example, and what takes the constant.
+NORMED = {
+    "a linear layer": (lambda: [nn.Linear(9, 2, bias=False), nn.BatchNorm1d(2)], "5.running_mean"),
+    "a linear layer with a bias": (lambda: [linear(9, 2), nn.BatchNorm1d(2)], "4.bias"),
+    "a batch norm without statistics": (
+        lambda: [nn.Linear(9, 2, bias=False), nn.BatchNorm1d(2, track_running_stats=False)], None
+    ),
+    "something in between": (lambda: [nn.Linear(9, 2, bias=False), nn.ReLU(), nn.BatchNorm1d(2)], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_a_batch_norm_right_behind_takes_the_constant(name: str) -> None:
+    layers, constant = NORMED[name]
+    model = randomised(nn.Sequential(linear(8, 6), nn.ReLU(), linear(6, 9), nn.ReLU(), *layers())).double()
+    oracle = Oracle(model, ((_double(4, 8),), {}), ((_double(5, 8),), {}))
+    (removal,) = [r for r in oracle.pruner.removals if r.groups == ("2",)]
+    assert [fold.constant for fold in folds_of(removal.edits)] == [constant]
+    oracle.check_removal(removal)
+
+
+@pytest.mark.parametrize(("padding", "constant"), [(0, "5.running_mean"), (1, None)])
+def test_where_zeros_are_around_no_batch_norm_takes_a_constant(padding: int, constant: str | None) -> None:
+    last = [nn.Conv2d(6, 2, 3, padding=padding, bias=False), nn.BatchNorm2d(2)]
+    model = randomised(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), *last)).double()
+    oracle = Oracle(model, ((_double(2, 3, 8, 8),), {}), ((_double(3, 3, 7, 9),), {}))
+    (removal,) = [r for r in oracle.pruner.removals if r.groups == ("2",)]
+    assert [fold.constant for fold in folds_of(removal.edits)] == [constant]
+    oracle.check_removal(removal)
+
+
+def test_the_fitted_constant_moves_the_running_mean_by_hand_derived_numbers() -> None:
+    """``N(V (B x + b))`` subtracts μ; with the weight ``V B`` it has to subtract ``μ − V b``."""
+    last = [nn.Linear(9, 3, bias=False), nn.BatchNorm1d(3)]
+    model = randomised(nn.Sequential(linear(8, 6), nn.Tanh(), linear(6, 9), nn.Identity(), *last))
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    pruned = pruner.prune(groups=["2"], repair=None)
+    mean = model[5].running_mean.clone()
+    with torch.no_grad():
+        shift = model[4].weight @ model[2].bias
+        assert torch.allclose(pruned.get_submodule("5").running_mean, mean - shift, atol=2e-3)
+        assert shift.abs().max() > 0.1
+        assert torch.allclose(pruned(rows(32, seed=99)), model(rows(32, seed=99)), atol=5e-3)
+    assert torch.equal(model[5].running_mean, mean)
+    loaded = pruner.plan(groups=["2"]).apply(model, weights_follow=True)
+    loaded.load_state_dict(pruned.state_dict())
+    assert same_bits(loaded, pruned)
 
 
 def test_several_readers_of_one_tensor_share_the_projection() -> None:
@@ -158,9 +323,47 @@ def reason_of(model: nn.Module, example: Tensor, name: str) -> str:
     return group.reason
 
 
-def test_a_grouped_convolution_takes_no_projection_in() -> None:
-    layers = [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), conv(6, 20, groups=2)]
-    assert "no dense linear layer or convolution" in reason_of(nn.Sequential(*layers), image(), "2")
+def test_a_transposed_convolution_takes_no_projection_in() -> None:
+    layers = [conv(3, 4), nn.ReLU(), conv(4, 6), nn.ReLU(), nn.ConvTranspose2d(6, 20, 3)]
+    assert "'4' reads it, and is a ConvTranspose2d" in reason_of(nn.Sequential(*layers), image(), "2")
+
+
+def test_a_convolution_by_channel_stays_where_one_that_mixes_them_would_be_larger_than_what_leaves() -> None:
+    """4 -> 12 channels, 1x1, are 60 parameters; by channel they are 12.9, and 12.4.9 where all channels are mixed."""
+    layers = [conv(3, 4), nn.ReLU(), conv(4, 12, 1), nn.ReLU(), conv(12, groups=12)]
+    reason = reason_of(nn.Sequential(*layers), image(), "2")
+    assert "60 parameters would leave, and what reads it would grow by 324" in reason  # 12·4·9 − 12·9
+
+
+def test_functions_that_convolve_groups_of_channels_take_no_projection_in() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        return functional.conv2d(torch.relu(n.b(torch.relu(n.a(x)))), n.w, None, 1, 1, 1, 2)
+
+    net = Net(forward, a=conv(3, 4), b=conv(4, 8), w=parameter(20, 4, 3, 3))
+    assert "'conv2d' reads it, and is a function that convolves groups of channels" in reason_of(net, image(), "b")
+
+
+def test_a_stride_that_a_forward_gives_a_function_cannot_follow() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        return functional.conv2d(torch.relu(n.b(torch.relu(n.a(x)))), n.w)
+
+    net = Net(forward, a=conv(3, 4), b=conv(4, 6, stride=2), w=parameter(2, 6, 1, 1))
+    assert "'conv2d' would have to read it from another grid (2×6×4×4 to 2×4×8×8)" in reason_of(net, image(), "b")
+
+
+def test_a_weight_that_is_computed_takes_no_projection_in() -> None:
+    net = Net(lambda n, x: functional.linear(torch.relu(n.b(torch.relu(n.a(x)))), n.w * 2),
+              a=linear(8, 6), b=linear(6, 9), w=parameter(2, 9))  # fmt: skip
+    assert "'linear' (linear) reads it together with other tensors" in reason_of(net, rows(), "b")
+
+
+def test_a_weight_that_two_functions_read_with_takes_no_projection_in() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        y = torch.relu(n.b(torch.relu(n.a(x))))
+        return functional.linear(y, n.w) + functional.linear(y.tanh(), n.w)
+
+    net = Net(forward, a=linear(8, 6), b=linear(6, 9), w=parameter(2, 9))
+    assert "'linear' reads it, and shares its weights" in reason_of(net, rows(), "b")
 
 
 def test_a_reader_beside_that_is_no_transform_keeps_a_group() -> None:
@@ -195,9 +398,50 @@ def test_a_transform_that_is_called_twice_takes_no_projection_in() -> None:
 
 def test_a_pool_that_rounds_down_is_no_subsampling() -> None:
     """At 8×8 every second place would do; at 9×9 the pool makes 4 places, and every second place are 5."""
-    layers = [conv(3, 4), nn.ReLU(), conv(4, 6), nn.MaxPool2d(2), conv(6, 6, 3, groups=2), nn.ReLU(), conv(6, 2)]
+    layers = [
+        conv(3, 4),
+        nn.ReLU(),
+        conv(4, 6),
+        nn.MaxPool2d(2),
+        nn.ConvTranspose2d(6, 6, 3, padding=1),
+        nn.ReLU(),
+        conv(6, 2),
+    ]
     reason = reason_of(nn.Sequential(*layers), image(), "2")
     assert "on inputs of another size '6' would make" in reason
+
+
+def test_a_model_that_takes_one_size_only_has_a_note_that_names_the_others() -> None:
+    layers = [conv(3, 4), nn.ReLU(), conv(4, 6, stride=2), nn.ReLU(), conv(6, 2), nn.Flatten(), linear(32, 3)]
+    pruner = UniversalLayerPruner(randomised(nn.Sequential(*layers)), calibration=[image(4, seed=0), image(4, seed=1)])
+    assert any(removal.groups == ("2",) for removal in pruner.removals)
+    told = [note for note in pruner.notes if "does not run on inputs of" in note]
+    assert len(told) == 1
+    assert "inputs of 4×3×9×9 and of 4×3×15×15 (RuntimeError: " in told[0]
+    assert told[0].endswith("was proven on no other size than the example inputs'")
+    assert told[0] in pruner.plan(groups=["2"]).notes
+    assert pruner.render_plan().count("does not run on inputs of") == 1
+
+
+def test_a_model_that_takes_some_other_sizes_has_a_note_that_names_the_rest() -> None:
+    class Even(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-1] > 9:
+                raise ValueError("too large")
+            return x
+
+    layers = [Even(), conv(3, 4), nn.ReLU(), conv(4, 6, stride=2), nn.ReLU(), conv(6, 2)]
+    pruner = UniversalLayerPruner(randomised(nn.Sequential(*layers)), example_inputs=image())
+    (told,) = [note for note in pruner.notes if "does not run on inputs of" in note]
+    assert "inputs of 2×3×15×15 (ValueError: too large)" in told
+    assert told.endswith("was proven on only one other size than the example inputs'")
+
+
+def test_where_no_size_is_refused_or_nothing_is_projected_there_is_no_note() -> None:
+    fixed = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4), nn.Flatten(), linear(256, 3))
+    for model in (stages(), randomised(fixed)):
+        pruner = UniversalLayerPruner(model, example_inputs=image())
+        assert not any("does not run on inputs of" in note for note in pruner.notes)
 
 
 def test_who_wants_no_projections_gets_none() -> None:
@@ -333,8 +577,6 @@ def test_few_rows_are_told() -> None:
 
 
 def _pruned(model: nn.Module, edits: object) -> nn.Module:
-    import copy
-
     from layerprune.surgery import operate
 
     pruned = copy.deepcopy(model)
@@ -469,7 +711,7 @@ def test_a_plan_that_folds_is_carried_out_with_data_or_for_weights_that_follow()
     pruner = UniversalLayerPruner(model, calibration=BATCHES)
     plan = PruningPlan.from_json(pruner.plan(groups=["2"]).to_json())
     assert plan.removals[0].needs_calibration
-    assert Fold(fqn="4", num_in=6, value="3", source="1") in plan.edits
+    assert Fold(fqn="4", num_in=6, value="3", source="1", constant="4.bias") in plan.edits
     without = UniversalLayerPruner(chain(), example_inputs=rows())
     before = Photograph(model)
     with pytest.raises(PlanError, match=r"calibration=batches.*weights_follow=True"):
@@ -524,12 +766,13 @@ def test_a_projection_and_a_bypass_behind_it_leave_as_one_projection() -> None:
     assert num_params(pruned) == plan.num_params_after == num_params(model) - (6 * 9 + 9) - (9 * 9 + 9) - 2 * (9 - 6)
 
 
-def test_a_projection_and_a_bypass_that_a_grouped_convolution_reads_exclude_each_other() -> None:
-    layers = [conv(3, 4), nn.Tanh(), conv(4, 6), nn.Tanh(), conv(6, 6), nn.Tanh(), conv(6, 6, groups=2), nn.Tanh()]
+def test_a_projection_and_a_bypass_that_a_transposed_convolution_reads_exclude_each_other() -> None:
+    turned = nn.ConvTranspose2d(6, 6, 3, padding=1)
+    layers = [conv(3, 4), nn.Tanh(), conv(4, 6), nn.Tanh(), conv(6, 6), nn.Tanh(), turned, nn.Tanh()]
     model = randomised(nn.Sequential(*layers, conv(6, 8), nn.Tanh(), conv(8, 3)))
     pruner = UniversalLayerPruner(model, calibration=[image(4, seed=seed) for seed in range(4)])
     with pytest.raises(
-        CriticalGroupError, match="cannot all be removed together: '6' reads it, and is a convolution of 2"
+        CriticalGroupError, match="cannot all be removed together: '6' reads it, and is a ConvTranspose2d"
     ):
         pruner.plan(groups=["2", "4"])
     plan = pruner.plan(max_param_reduction=0.9)

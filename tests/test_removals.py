@@ -556,15 +556,15 @@ def test_a_residual_write_before_the_output_is_no_head():
 
 
 def test_a_change_of_channels_that_nothing_makes_up_for_is_the_reason():
-    model = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 128), nn.ReLU(), conv(128, 10, groups=2))
+    model = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 128), nn.ReLU(), nn.ConvTranspose2d(128, 10, 3))
     assert reasons_of(model, image())["2"] == (
         "changes 64 channels to 128 and nothing of that shape exists before it; no projection can take its place: "
-        "what reads it is no dense linear layer or convolution"
+        "'4' reads it, and is a ConvTranspose2d, which no projection can be folded into"
     )
 
 
 def test_a_change_of_size_that_nothing_makes_up_for_is_the_reason():
-    model = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2), nn.ReLU(), conv(4, 2, groups=2))
+    model = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3))
     assert reasons_of(model, image())["2"].startswith(
         "changes 2×4×8×8 to 2×4×4×4 and nothing of that shape exists before it; no projection"
     )

@@ -11,7 +11,7 @@ from layerprune.errors import CalibrationError, RepairError
 from layerprune.inputs import as_inputs
 from layerprune.repair import closed_form, repair, untie
 from layerprune.repair.changes import write
-from layerprune.repair.ridge import Gram, Sums, fit
+from layerprune.repair.ridge import STRENGTHS, Gram, Sums, fit
 from layerprune.repair.sites import find_sites
 from layerprune.repair.transforms import as_weight, matrix_of, rows_of
 from nets import (
@@ -269,6 +269,32 @@ def test_what_other_rows_do_not_confirm_is_no_fit():
     assert fit(sums_of(rows(20), rows(20, seed=2)), sums_of(rows(20, seed=3), -100 * rows(20, seed=3))) is None
     assert fit(sums_of(rows(20), rows(20)), sums_of(rows(9, seed=3), rows(9, seed=3))).left < 0.01
     assert fit(sums_of(rows(20), 0 * rows(20)), sums_of(rows(9), 0 * rows(9))) is None
+
+
+def test_the_strength_is_the_same_wherever_the_search_starts():
+    draw = torch.Generator().manual_seed(5)
+    x, noise = torch.randn(60, 8, generator=draw), torch.randn(60, 3, generator=draw)
+    y = x @ rows(8, 3, seed=3) + 2 * noise
+    expected = fit(sums_of(x[:20], y[:20]), sums_of(x[20:], y[20:]))
+    assert STRENGTHS[0] > expected.strength > STRENGTHS[-1]
+    for start in STRENGTHS:
+        found = fit(sums_of(x[:20], y[:20]), sums_of(x[20:], y[20:]), start=start)
+        assert found.strength == expected.strength
+        assert torch.equal(found.matrix, expected.matrix)
+
+
+def test_a_forward_that_writes_into_a_parameter_writes_into_a_copy():
+    def forward(net, x):
+        net.count.data.add_(1)
+        x = net.stem(x)
+        return net.head(torch.relu(x + net.branch(x))) + 0 * net.count
+
+    model = randomised(Net(forward, count=parameter(1), stem=linear(), branch=linear(), head=linear()))
+    pruned, edits = without(model, "branch", BATCHES[0])
+    before = Photograph(model), pruned.count.detach().clone()
+    assert repair(model, pruned, BATCHES, edits=edits).kept
+    assert before[0] == Photograph(model)
+    assert torch.equal(pruned.count, before[1])
 
 
 # ---- what is kept, and what is left alone ---------------------------------------------------------------------------

@@ -77,6 +77,26 @@ def record_on(shade: Shadow, inputs: Inputs) -> LayerGraph:
     return _Builder(recorder, recording, []).build()
 
 
+def record_real(model: nn.Module, inputs: Inputs) -> tuple[LayerGraph, Shadow]:
+    """Record one forward on a real shadow that shares the model's parameters, but for those that it writes into.
+
+    Returns:
+        The layer graph, and the shadow.
+
+    Raises:
+        InputsError: the forward raises on these inputs.
+        CaptureError: the forward runs, and cannot be recorded.
+    """
+    no_values = CaptureError("parameters on the meta device have no values")
+    shade = real_shadow(model)
+    try:
+        recorder, recording = _record_really(model, shade, inputs, no_values)
+    except ParameterWritten:
+        shade = real_shadow(model, written=capture(model, inputs).written_params)
+        recorder, recording = _record_really(model, shade, inputs, no_values)
+    return _Builder(recorder, recording, []).build(), shade
+
+
 def record_training(shade: Shadow, graph: LayerGraph, inputs: Inputs) -> LayerGraph | None:
     """Record a forward in train mode, of a model that holds parameters which its eval mode never uses.
 
@@ -187,7 +207,7 @@ class _Builder:
         self.matrices = {
             name
             for name, p in recorder.model.named_parameters(remove_duplicate=False)
-            if p.dim() >= 2 and min(p.shape) > 1
+            if p.dim() >= 2 and min(p.shape[:2]) > 1  # a kernel may be of one place
         }
         self.leaf_of: dict[int, int] = {}
         self.op_counts: dict[tuple[int, str], int] = {}

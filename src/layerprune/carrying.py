@@ -79,7 +79,7 @@ def carry_out(
         written = graph.written_params
         found = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=written)
         fitted = found.report
-    report = None if how is None else _repaired(original, pruned, batches, plan, graph, how, kind)
+    report = None if how is None else _repaired(original, pruned, batches, plan, how, kind)
     if not inplace:
         return Carried(pruned, fitted, report)
     before = plans_of(original)
@@ -101,12 +101,11 @@ def _repaired(
     pruned: nn.Module,
     batches: Sequence[Batch],
     plan: PruningPlan,
-    graph: LayerGraph,
     how: str,
     kind: Kind | None,
 ) -> RepairReport:
     inputs = [batch.inputs for batch in batches]
     try:
-        return mend(original, pruned, inputs, edits=plan.edits, graph=graph, how=how, kind=kind)
+        return mend(original, pruned, inputs, edits=plan.edits, how=how, kind=kind)
     except LayerPruneError as error:  # what is pruned is none the worse for it
         return RepairReport(notes=(f"not repaired: {error}",))

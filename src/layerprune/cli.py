@@ -1,4 +1,4 @@
-"""The library for the shell: ``layerprune plan MODEL`` and ``layerprune prune MODEL --reduction 0.3 --out DIR``.
+"""The library for the shell: ``layerprune plan``, ``prune``, ``distill`` and ``verify``.
 
 What is slow to import (torch, rich's tables) is imported when a command runs, so that ``--help`` answers at once.
 Standard output holds the result and nothing else; whatever the model's own code prints goes to standard error.
@@ -20,7 +20,7 @@ import typer
 from layerprune.errors import LayerPruneError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from torch import nn
 
     from layerprune.plan import PruningPlan
     from layerprune.pruner import UniversalLayerPruner
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Granularity = Literal["group", "branch", "block"]
+Precision = Literal["no", "bf16", "fp16"]
 Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled", "repaired"]
 
 
@@ -88,6 +89,17 @@ PretrainedOption = Annotated[
 ]
 
 
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE:NAME",
+        help="Batches to measure impacts on, and to repair by: an iterable in a Python file, or a function that "
+        "returns one.",
+        show_default=False,
+    ),
+]
+
+
 @app.callback()
 def _program(  # pyright: ignore[reportUnusedFunction]
     version: Annotated[
@@ -111,6 +123,7 @@ def plan(
     protect: ProtectOption = None,
     protect_io: ProtectIoOption = True,
     input_shape: ShapeOption = None,
+    calibration: CalibrationOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
     """Show which layers of MODEL can go, and why the others cannot; with a budget, also which of them would.
@@ -119,7 +132,7 @@ def plan(
     """
     budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
     with _working():
-        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained)
+        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration)
         chosen = pruner.plan(**budgets, strategy=strategy) if budgets else None
         text = "" if as_json else pruner.render_plan()
     if as_json:
@@ -146,26 +159,87 @@ def prune(
     protect: ProtectOption = None,
     protect_io: ProtectIoOption = True,
     input_shape: ShapeOption = None,
+    calibration: CalibrationOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
     """Prune MODEL within a budget, and save it in DIR, where layerprune.load_pruned finds it.
 
-    With --json, the output is the plan that was carried out, as in plan.json.
+    With --calibration what is left is repaired in closed form. With --json, the output is the plan that was carried
+    out, as in plan.json.
     """
     budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
     if not budgets:
         raise typer.BadParameter("say how much may go: a budget, as --reduction 0.3", param_hint="--reduction")
     _check_out(out)
     with _working():
-        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained)
+        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration)
         chosen = pruner.plan(**budgets, strategy=strategy)
         pruner.prune(plan=chosen)
         pruner.save(out)
     _echo_notes(pruner)
+    if pruner.repair_report is not None:
+        typer.echo(str(pruner.repair_report), err=True)
     if as_json:
         typer.echo(chosen.to_json())
         return
     _print_table(chosen)
+    typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+@app.command()
+def distill(
+    model: ModelArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `layerprune prune` wrote of MODEL.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE:NAME",
+            help="Batches to learn from, without labels: an iterable in a Python file, or a function that returns one.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder for the result.")],
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE:NAME", help="The same to choose the best weights by; if not given, every eighth batch."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder of its own, from which the same call goes on.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 3,
+    rate: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 3e-4,
+    lora_rank: Annotated[int, typer.Option(min=0, help="Train thin matrices of this rank instead of all weights.")] = 0,
+    mixed_precision: Annotated[Precision, typer.Option(help="What forwards compute in.")] = "no",
+    pretrained: PretrainedOption = False,
+) -> None:
+    """Train what `prune` has left of MODEL to do what MODEL does, and save it in --out.
+
+    MODEL has to have the weights that it was pruned with. Where no weights are better than those in DIR, these are
+    saved; the report says so.
+    """
+    _check_out(out)
+    with _working():
+        from layerprune.checkpoint.load import load_pruned
+        from layerprune.checkpoint.save import save_pruned
+        from layerprune.distillation.distilling import distill as train
+        from layerprune.sources import load_data
+
+        original = _model_of(model, pretrained)
+        pruned = load_pruned(folder, model=original)
+        report = train(
+            original,
+            pruned,
+            load_data(data),
+            held_out=None if held_out is None else load_data(held_out),
+            checkpoint=checkpoint,
+            num_epochs=epochs,
+            learning_rate=rate,
+            lora_rank=lora_rank,
+            mixed_precision=mixed_precision,
+        )
+        save_pruned(pruned, out)
+    typer.echo(str(report))
     typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
@@ -224,22 +298,33 @@ def _pruner_of(
     protect_io: bool,
     input_shape: str | None,
     pretrained: bool,
+    calibration: str | None,
 ) -> UniversalLayerPruner:
-    """Build the model and capture it; random weights and inputs are the same in every run."""
+    """Build the model and capture it; random inputs are the same in every run."""
     example_inputs = None if input_shape is None else _parse_shape(input_shape)
     import torch
 
     from layerprune.pruner import UniversalLayerPruner
-    from layerprune.sources import load_model
+    from layerprune.sources import load_data
 
-    torch.manual_seed(0)
     return UniversalLayerPruner(
-        load_model(model, pretrained=pretrained),
+        _model_of(model, pretrained),
+        calibration=None if calibration is None else load_data(calibration),
         example_inputs=None if example_inputs is None else torch.randn(example_inputs),
         protect=tuple(protect or ()),
         granularity=granularity,
         protect_io=protect_io,
     )
+
+
+def _model_of(model: str, pretrained: bool) -> nn.Module:
+    """Build the model; random weights are the same in every run."""
+    import torch
+
+    from layerprune.sources import load_model
+
+    torch.manual_seed(0)
+    return load_model(model, pretrained=pretrained)
 
 
 def _budgets(
@@ -295,28 +380,9 @@ def _print_table(chosen: PruningPlan) -> None:
     """Print what the plan removes, the parameters before and after, and what else a budget speaks of."""
     from rich.console import Console
 
+    from layerprune.report.table import table_of
     from layerprune.report.text import figure_lines
 
-    Console().print(_table(chosen))
+    Console().print(table_of(chosen))
     for line in figure_lines(chosen):
         typer.echo(line)
-
-
-def _table(chosen: PruningPlan) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    before, after = chosen.num_params_before, chosen.num_params_after
-    share = f"-{1 - after / before:.1%}" if before else ""
-    table = Table(show_footer=True)
-    table.add_column("Removed", footer=f"Parameters: {before:,} → {after:,}", overflow="fold")
-    table.add_column("Groups", overflow="fold")
-    table.add_column("Parameters", footer=share, justify="right")
-    table.add_column("Impact", justify="right")
-    for removal in chosen.removals:
-        leads = escape(", ".join(removal.groups))
-        impact = "unknown" if removal.impact is None else f"{removal.impact:.4g}"
-        table.add_row(escape(removal.name), leads, f"{removal.num_params:,}", impact)
-    if not chosen.removals:
-        table.add_row("nothing fits the budget", "", "0", "")
-    return table

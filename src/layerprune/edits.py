@@ -101,11 +101,15 @@ class Fold(_Edit):
 
     The projection is fitted on calibration data and multiplied into the weight, which then has ``num_in`` input
     channels; until that is done the weight is zero. Of a convolution ``strides`` tells, for each axis, every how
-    many-th place of what it reads stands for one of its former input's.
+    many-th place of what it reads stands for one of its former input's. One of several groups becomes one of one group.
 
     Attributes:
         value: the name of the tensor that is projected to; transforms with the same one share the projection.
         source: the name of the tensor that is projected.
+        function: whether the transform is a function that a forward calls; ``fqn`` is the name of its weight then.
+        axis: of the weight, along which the input channels lie.
+        constant: the name of the bias, or of the running mean behind, that takes a constant in the projection; None
+            where none can.
     """
 
     kind: Literal["fold"] = "fold"
@@ -113,6 +117,24 @@ class Fold(_Edit):
     strides: tuple[PositiveInt, ...] = ()
     value: str
     source: str
+    function: bool = False
+    axis: Literal[0, 1] = 1
+    constant: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """The name of the module that owns the weight."""
+        return self.fqn.rpartition(".")[0] if self.function else self.fqn
+
+    @property
+    def weight(self) -> str:
+        """The weight's name in its module."""
+        return self.fqn.rpartition(".")[2] if self.function else "weight"
+
+    @property
+    def weight_fqn(self) -> str:
+        """The weight's name in the model."""
+        return self.fqn if self.function else f"{self.fqn}.weight"
 
     def __str__(self) -> str:
         return f"fold a projection of {self.source} into {self.fqn}"

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.channels import ELEMENTWISE, SPATIAL
 from layerprune.edits import Fold
 from layerprune.graph import Cut, Layer, LayerGraph
-from layerprune.projection import strides_of, why_not_foldable
+from layerprune.readers import CannotFold, Reader, reader_at
 from layerprune.rearrange import CannotFollow, Gap, recorded_call
 
 _FLAT = frozenset({"flatten", "view", "reshape", "squeeze"})
 _MEANS = frozenset({"mean", "sum", "amax"})
-
-
-class CannotFold(Exception):
-    """A reader cannot take a projection in; the message is the reason that the plan shows."""
 
 
 @dataclass(frozen=True)
@@ -140,36 +137,71 @@ class FoldTrace:
         return tuple(out.shape)
 
     def fold(self, layer: Layer, value: int, form: _Form) -> None:
-        module = self.modules[layer.fqn]
-        reason = "" if layer.is_module else f"calls '{layer.function}' as a function"
-        reason = reason or why_not_foldable(module) or self.shared(layer)
-        if reason:
-            raise CannotFold(f"'{layer.fqn}' reads it, and {reason}")
         before = self.graph.values[value].shape
-        strides = strides_of(module, before, form.shape)
+        name = layer.fqn if layer.is_module else layer.name
+        try:
+            fqn, reader = reader_at(self.modules, layer)
+            self.check_own(layer, fqn, reader)
+        except CannotFold as error:
+            raise CannotFold(f"'{name}' reads it, and {error}") from error
+        channel = 1 if reader.num_axes else -1
+        if reader.num_in != before[channel]:
+            raise CannotFold(f"'{name}' reads it, and is a function that convolves groups of channels")
+        strides = reader.strides(before, form.shape)
         if strides is None:
             sizes = " to ".join("×".join(map(str, shape)) for shape in (before, form.shape))
-            raise CannotFold(f"'{layer.fqn}' would have to read it from another grid ({sizes})")
-        channel = -1 if isinstance(module, nn.Linear) else 1
+            raise CannotFold(f"'{name}' would have to read it from another grid ({sizes})")
         self.found.append(
             Fold(
-                fqn=layer.fqn,
+                fqn=fqn,
                 num_in=form.shape[channel],
                 strides=strides,
                 value=self.graph.name_of(value),
                 source=self.graph.name_of(form.source),
+                function=not reader.called,
+                axis=0 if reader.axis == 0 else 1,
+                constant=self.constant_in(layer, fqn, reader),
             )
         )
 
-    def shared(self, layer: Layer) -> str:
-        """Why a transform's weights are not its own; empty if they are."""
+    def check_own(self, layer: Layer, fqn: str, reader: Reader) -> None:
+        """Raise :class:`CannotFold` where a transform's weight is not its alone."""
         graph = self.graph
-        if len(graph.calls[layer.fqn]) > 1 or len(graph.aliases_of.get(layer.fqn, ((layer.fqn,),))[0]) > 1:
-            return "is called several times"
-        own = {f"{layer.fqn}.{key}" for key in ("weight", "bias")}
-        numbers = {graph.param_ids[name] for name in layer.params}
-        tied = any(number in numbers and name not in own for name, number in graph.param_ids.items())
-        return "shares its weights" if tied or not numbers <= {graph.param_ids.get(name, -1) for name in own} else ""
+        calls = len(graph.calls[layer.fqn]) if layer.is_module else 1
+        if calls > 1 or len(graph.aliases_of.get(layer.fqn, ((layer.fqn,),))[0]) > 1:
+            raise CannotFold("is called several times")
+        if not self.is_own(layer, f"{fqn}.weight" if reader.called else fqn):
+            raise CannotFold("shares its weights")
+
+    def is_own(self, layer: Layer, param: str) -> bool:
+        """Whether a parameter has one name, and one layer that uses it."""
+        number = self.graph.param_ids.get(param)
+        num_names = sum(other == number for other in self.graph.param_ids.values())
+        return number is not None and num_names == 1 and self.graph.param_users.get(number) == (layer.index,)
+
+    def constant_in(self, layer: Layer, fqn: str, reader: Reader) -> str | None:
+        """What can take a constant in the projection: the bias, or the running mean of a batch norm right behind."""
+        if reader.pads:  # zeros around it are no constant
+            return None
+        owner = f"{fqn}." if reader.called else fqn[: fqn.rfind(".") + 1]
+        if reader.bias and self.is_own(layer, owner + reader.bias):
+            return owner + reader.bias
+        (out, *others) = layer.outputs
+        readers = self.graph.readers.get(out, ())
+        if others or len(readers) != 1 or out in self.graph.outputs or readers[0] in self.dead:
+            return None
+        norm = self.graph.layers[readers[0]]
+        by_channel = reader.num_axes > 0 or len(self.graph.values[out].shape) == 2
+        return f"{norm.fqn}.running_mean" if by_channel and norm.is_module and self.subtracts(norm) else None
+
+    def subtracts(self, norm: Layer) -> bool:
+        """Whether a layer subtracts a mean from each channel that is a buffer of its own."""
+        module = self.modules[norm.fqn]
+        known = isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
+        single = len(self.graph.calls[norm.fqn]) == 1 and norm.fqn not in self.graph.aliases_of
+        held = module._buffers.get("running_mean")
+        hooked = bool(module._forward_pre_hooks or module._forward_hooks)
+        return known and single and held is not None and not hooked
 
 
 def _one_more(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:

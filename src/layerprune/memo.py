@@ -179,7 +179,9 @@ class FunctionMemo:
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
     """The settings of a layer that edits change and its parameters' shapes do not tell."""
-    return tuple(vars(module)[name] for name in ("stride", "padding", "dilation") if isinstance(module, conv._ConvNd))
+    return tuple(
+        vars(module)[name] for name in ("stride", "padding", "dilation", "groups") if isinstance(module, conv._ConvNd)
+    )
 
 
 def _form_of_call(args: Any, kwargs: Any) -> Any:

@@ -53,6 +53,11 @@ def check_supported(model: object) -> None:
                 )
 
 
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is the linear layer of GPT-2 in transformers, which holds its weight as (input, output)."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter and buffer under every name it has, parameters first in each module."""
     for prefix, module in model.named_modules(remove_duplicate=False):

@@ -56,7 +56,7 @@ def _walk(root: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
             yield value
         else:
-            stack += reversed([*_items(value).values(), *_attributes(value).values()])
+            stack += reversed([*_items(value).values(), *attributes_of(value).values()])
 
 
 def _rebuild(value: Any, fn: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> Any:
@@ -97,7 +97,7 @@ def _fill(clone: Any, value: Any, fn: Callable[[Tensor], Tensor], memo: dict[int
     if base is not None:
         for key, item in _items(value).items():
             base.__setitem__(clone, key, _rebuild(item, fn, memo))
-    for name, item in _attributes(value).items():
+    for name, item in attributes_of(value).items():
         object.__setattr__(clone, name, _rebuild(item, fn, memo))
 
 
@@ -112,7 +112,7 @@ def _items(value: Any) -> dict[Any, Any]:
     return {}
 
 
-def _attributes(value: Any) -> dict[str, Any]:
+def attributes_of(value: Any) -> dict[str, Any]:
     """Return an object's own attributes, those in slots included."""
     found = dict(cast("dict[str, Any]", getattr(value, "__dict__", {})))
     for cls in type(value).__mro__:

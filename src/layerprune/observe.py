@@ -46,6 +46,9 @@ class Observer:
         shade: a real shadow of the model that ``graph`` was recorded from.
         graph: the layer graph.
         values: numbers of the values to see.
+
+    Attributes:
+        under_way: the layer graph that the run under way follows, and value → its number in that one.
     """
 
     def __init__(self, shade: Shadow, graph: LayerGraph, values: Iterable[int]) -> None:
@@ -55,6 +58,7 @@ class Observer:
         self.names = names_by_module(shade.model)
         self.constants = {id(tensor) for _, tensor in named_tensors(shade.model)}
         self.watcher = self._watching(graph, {value: value for value in self.values})
+        self.under_way = self.watcher.recorded
 
     def run(
         self,
@@ -101,6 +105,7 @@ class Observer:
         use: Callable[[Any], None] | None,
         forward: Callable[[nn.Module], Any] | None,
     ) -> frozenset[int]:
+        self.under_way = watcher.recorded
         seen = watcher.start(begin())
         adapted = self.shade.adapt(inputs)
         model = self.shade.model
@@ -123,7 +128,8 @@ class Observer:
 
     def _watching(self, graph: LayerGraph, wanted: Mapping[int, int]) -> _Watcher:
         places = _Places.of(graph, _calls(graph, self.shade.model, self.names), wanted)
-        return _Watcher(places, {key: names[0] for key, names in self.names.items()}, self.constants)
+        recorded = graph, {value: real for real, value in wanted.items()}
+        return _Watcher(places, recorded, {key: names[0] for key, names in self.names.items()}, self.constants)
 
 
 @dataclass(frozen=True)
@@ -184,22 +190,33 @@ class _Watcher:
 
     Args:
         places: where values show up.
+        recorded: the layer graph that runs are held against, and value → its number in it.
         names: first name of each module, by its id.
         constants: ids of parameters and buffers, which are no values.
     """
 
-    def __init__(self, places: _Places, names: Mapping[int, str], constants: set[int]) -> None:
+    def __init__(
+        self,
+        places: _Places,
+        recorded: tuple[LayerGraph, Mapping[int, int]],
+        names: Mapping[int, str],
+        constants: set[int],
+    ) -> None:
         self.places = places
+        self.recorded = recorded
         self.names = names
         self.constants = constants
+        self.known: list[nn.Module] | None = None
         self.wrappers: dict[int, Callable[..., Any]] = {}
         self.watch = FunctionWatch(self.call_function)
         self.start(lambda value, tensor: None)
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
         """The modules whose calls have to be known: those of values, and those that watched ones call."""
-        wanted = {"", *self.places.counts, *self.places.callees}
-        return [module for module in model.modules() if self.names[id(module)] in wanted]
+        if self.known is None:
+            wanted = {"", *self.places.counts, *self.places.callees}
+            self.known = [module for module in model.modules() if self.names[id(module)] in wanted]
+        return self.known
 
     def start(self, see: See) -> set[int]:
         """Begin a run; returns what becomes the set of the values that were seen."""
@@ -234,6 +251,7 @@ class _Watcher:
 
     def wrap(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         most = self.places.counts.get(name)
+        counts_only = name != "" and most is None
 
         @functools.wraps(forward)
         def observed(*args: Any, **kwargs: Any) -> Any:
@@ -248,6 +266,12 @@ class _Watcher:
             if off:
                 self.watch.__exit__(None, None, None)
             try:
+                if counts_only:
+                    self.stack.append(_UNWATCHED)
+                    try:
+                        return forward(*args, **kwargs)
+                    finally:
+                        self.stack.pop()
                 return self.run((name, nth), forward, args, kwargs)
             finally:
                 if off:
@@ -304,6 +328,8 @@ class _Watcher:
 class _Open:
     """A call that is running, and how far it has come in what it has to do."""
 
+    __slots__ = ("call", "counts", "place", "steps")
+
     def __init__(self, call: _Call, steps: tuple[str, ...] | None) -> None:
         self.call = call
         self.steps = steps
@@ -323,6 +349,9 @@ class _Open:
         """Raise where steps are missing at the end."""
         if self.steps is not None and self.place < len(self.steps):
             raise _Differs
+
+
+_UNWATCHED = _Open(("", -1), None)
 
 
 @contextmanager

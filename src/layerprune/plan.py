@@ -6,15 +6,15 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
-from torch import Tensor, nn
+from torch import nn
 
 from layerprune.edit_forms import why_malformed
 from layerprune.edits import Edit, folds_of
 from layerprune.errors import PlanError, SurgeryError
 from layerprune.journal import Journal
 from layerprune.modules import clone, fingerprint, num_params, own, unwrap
-from layerprune.projection import growth, why_not_foldable
 from layerprune.provenance import Provenance
+from layerprune.readers import CannotFold, reader_for
 from layerprune.structure import difference, structure
 from layerprune.surgery import operate
 
@@ -227,10 +227,11 @@ class PruningPlan(BaseModel):
         """Refuse a weight that no removal would leave, before memory is taken for it."""
         modules, most = dict(model.named_modules()), num_params(model)
         for fold in folds_of(self.edits):
-            module = modules.get(fold.fqn)
-            if module is None or why_not_foldable(module):
+            try:
+                size = reader_for(modules[fold.owner], fold).size(fold.num_in)
+            except (KeyError, CannotFold):
                 continue  # surgery says so
-            if (size := growth(module, fold) + cast(Tensor, module.weight).numel()) > most:
+            if size > most:
                 raise PlanError(f"the plan would {fold}, with {size:,} elements where the whole model has {most:,}")
 
     def __str__(self) -> str:

@@ -113,7 +113,7 @@ class Planner:
         scene = self.scored.scene
         if scene is None or not self.scored.has_data:
             return None
-        return Mender(self.model, [batch.inputs for batch in scene.batches], graph=self.graph, harm=scene.harm)
+        return Mender(self.model, [batch.inputs for batch in scene.batches], harm=scene.harm)
 
     def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""

@@ -13,10 +13,12 @@ from torch.nn.modules.conv import _ConvNd
 from layerprune.edits import Fold
 from layerprune.errors import SurgeryError
 from layerprune.journal import Journal
+from layerprune.readers import CannotFold, Reader, reader_for
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: What modules call the number of channels that they read.
+_WIDTHS = ("in_features", "in_channels", "nx")
 
-#: The weight, and the bias where there is one, of transforms that have taken a projection in.
+#: The weight of transforms that have taken a projection in, and what has taken its constant.
 Folded: TypeAlias = Mapping[Fold, Mapping[str, Tensor]]
 
 
@@ -46,123 +48,111 @@ class Projection:
         return product if self.right is None else product @ self.right
 
 
-def why_not_foldable(module: nn.Module) -> str:
-    """Why a transform cannot take a projection of what it reads in; empty if it can."""
-    known = next((known for known in (nn.Linear, *_CONVS) if type(module).forward is known.forward), None)
-    if known is None:
-        return f"is a {type(module).__name__}, which no projection can be folded into"
-    if isinstance(module, _ConvNd) and module.groups > 1:
-        return f"is a convolution of {module.groups} groups, which no projection can be folded into"
-    weight = module._parameters.get("weight")
-    if weight is None or module._forward_pre_hooks or ("forward" in vars(module) and not _answers(module)):
-        return "computes its weight or its input in a way of its own (a parametrization or a hook)"
-    if not weight.is_floating_point():
-        return "holds a quantised weight"
-    return ""
-
-
-def _answers(module: nn.Module) -> bool:
-    """Whether a forward of the module's own is only the memo that proofs put there."""
-    return getattr(vars(module)["forward"], "__qualname__", "").startswith("Memo.")
-
-
-def num_in(module: nn.Module) -> int:
-    """How many channels a transform reads."""
-    return module.in_features if isinstance(module, nn.Linear) else cast(_ConvNd, module).in_channels
-
-
-def growth(module: nn.Module, edit: Fold) -> int:
-    """How many elements more a transform's weight has once it has taken a projection in; below 0 for fewer."""
-    weight = cast(Tensor, module.weight)
-    return weight.numel() // num_in(module) * (edit.num_in - num_in(module))
-
-
-def strides_of(module: nn.Module, before: tuple[int, ...], now: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Every how many-th place of what a transform is to read stands for one of what it read, for each axis.
+def folded(model: nn.Module, edit: Fold, projection: Projection) -> dict[str, Tensor]:
+    """What a transform's weight, and what takes the constant, become where it makes of ``x`` what it made of ``y``.
 
     Args:
-        module: the transform.
-        before: the shape of what it read.
-        now: the shape of what it is to read.
+        model: the model, its transform as it was.
+        edit: what is folded.
+        projection: of ``x`` to ``y``; a constant in it is left out where nothing takes it.
 
     Returns:
-        The strides, none of a linear layer; None where the one is no subsampling of the other that the transform could
-        do along.
+        ``weight``, and ``constant`` where the edit names what takes one.
     """
-    if len(before) != len(now):
-        return None
-    if isinstance(module, nn.Linear):
-        return () if before[:-1] == now[:-1] else None
-    assert isinstance(module, _ConvNd)
-    if len(before) != len(module.kernel_size) + 2 or before[0] != now[0]:
-        return None
-    strides = tuple(-(-n // b) for b, n in zip(before[2:], now[2:], strict=True))
-    fits = all(-(-n // s) == b for b, n, s in zip(before[2:], now[2:], strides, strict=True))
-    if not fits or (max(strides) > 1 and (module.padding_mode != "zeros" or module.padding == "same")):
-        return None
-    return strides
-
-
-def takes_constant(module: nn.Module) -> bool:
-    """Whether a constant can be folded into a transform's bias: not where it pads with zeros, nor without a bias."""
-    if module._parameters.get("bias") is None:
-        return False
-    if isinstance(module, nn.Linear):
-        return True
-    assert isinstance(module, _ConvNd)
-    padded = module.padding not in ("valid", (0,) * len(module.kernel_size))
-    return not padded or module.padding_mode != "zeros"
-
-
-def folded(module: nn.Module, projection: Projection) -> dict[str, Tensor]:
-    """The weight and bias with which a transform makes of ``x`` what it makes of the projection of ``x``.
-
-    Args:
-        module: the transform as it was.
-        projection: what to fold in.
-    """
-    weight = cast(Tensor, module.weight).detach()
-    found = {"weight": projection.after(weight.movedim(1, -1)).movedim(-1, 1).to(weight.dtype).contiguous()}
-    bias = module._parameters.get("bias")
-    if bias is not None:
-        found["bias"] = bias.detach().clone()
-        if projection.constant is not None:
-            flat = weight.to(projection.left.dtype).flatten(2).sum(2) if weight.dim() > 2 else weight
-            moved = flat.to(projection.left.dtype) @ projection.constant
-            found["bias"] = (bias.detach().to(moved.dtype) + moved).to(bias.dtype)
+    reader = reader_for(model.get_submodule(edit.owner), edit)
+    weight = reader.dense()
+    product = projection.after(weight.movedim(reader.axis, -1)).movedim(-1, reader.axis)
+    found = {"weight": product.to(weight.dtype).contiguous()}
+    if edit.constant is not None:
+        held = _holder(model, edit.constant)[0]
+        shift = torch.zeros_like(held) if projection.constant is None else _shift(reader, weight, projection.constant)
+        # A bias is added, a mean subtracted.
+        wider = held.detach().to(shift.dtype)
+        found["constant"] = (wider + shift if isinstance(held, nn.Parameter) else wider - shift).to(held.dtype)
     return found
 
 
-def resize(module: nn.Module, edit: Fold, values: Mapping[str, Tensor] | None, journal: Journal) -> None:
-    """Let a transform read another tensor, with the weights given, or zeros until there are some.
+def _shift(reader: Reader, weight: Tensor, constant: Tensor) -> Tensor:
+    """What a transform makes of a constant, ``(channel of its output,)``."""
+    matrix = weight.movedim(reader.axis, 1).to(constant.dtype)
+    return (matrix.flatten(2).sum(2) if matrix.dim() > 2 else matrix) @ constant
+
+
+def resize(
+    model: nn.Module, module: nn.Module, edit: Fold, values: Mapping[str, Tensor] | None, journal: Journal
+) -> None:
+    """Let a transform read another tensor, with the values given, or zeros until there are some.
+
+    Args:
+        model: the model, which is edited.
+        module: the one in it that owns the transform's weight.
+        edit: what to do.
+        values: what :func:`folded` has found.
+        journal: what is changed is written down in it.
 
     Raises:
-        SurgeryError: the module cannot take a projection in, or the weights do not fit it.
+        SurgeryError: the transform cannot take a projection in, or the values do not fit it.
     """
-    reason = why_not_foldable(module)
-    if reason:
-        raise SurgeryError(f"cannot {edit}: it {reason}")
-    weight = cast(Tensor, module._parameters["weight"])
-    shape = (weight.shape[0], edit.num_in, *weight.shape[2:])
+    try:
+        reader = reader_for(module, edit)
+    except CannotFold as error:
+        raise SurgeryError(f"cannot {edit}: it {error}") from error
+    weight = reader.tensor
+    shape = list(weight.shape)
+    shape[reader.axis] = edit.num_in
     new = weight.detach().new_zeros(shape) if values is None else values["weight"]
-    if new.shape != torch.Size(shape):
-        raise SurgeryError(f"cannot {edit}: its weight would be {tuple(new.shape)}, not {shape}")
-    changed = {"in_features": edit.num_in} if isinstance(module, nn.Linear) else _settings(cast(_ConvNd, module), edit)
-    registry = cast("dict[str, Any]", module._parameters)
-    journal.set(registry, "weight", nn.Parameter(new, weight.requires_grad))
-    bias = registry.get("bias")
-    if bias is not None:
-        own = bias.detach().clone() if values is None else values["bias"]
-        journal.set(registry, "bias", nn.Parameter(own, bias.requires_grad))
-    for name, value in changed.items():
+    if list(new.shape) != shape:
+        raise SurgeryError(f"cannot {edit}: its weight would be {tuple(new.shape)}, not {tuple(shape)}")
+    settings = _settings(reader, edit)
+    _put(module, reader.weight, new, journal)
+    if edit.constant is not None:
+        _renew(model, edit, None if values is None else values["constant"], journal)
+    for name, value in settings.items():
         journal.set_attribute(module, name, value)
 
 
-def _settings(module: _ConvNd, edit: Fold) -> dict[str, object]:
-    """A convolution's settings once every so many-th place of its input counts."""
+def _renew(model: nn.Module, edit: Fold, value: Tensor | None, journal: Journal) -> None:
+    """Give what takes the constant memory of its own: what it shares with another model is to stay as it is."""
+    assert edit.constant is not None
+    try:
+        held, module = _holder(model, edit.constant)
+    except AttributeError as error:
+        raise SurgeryError(f"cannot {edit}: {type(model).__name__} has no '{edit.constant}'") from error
+    if value is not None and value.shape != held.shape:
+        raise SurgeryError(f"cannot {edit}: '{edit.constant}' would be {tuple(value.shape)}, not {tuple(held.shape)}")
+    new = held.detach().clone() if value is None else value
+    _put(module, edit.constant.rpartition(".")[2], new, journal)
+
+
+def _holder(model: nn.Module, name: str) -> tuple[Tensor, nn.Module]:
+    """The parameter or buffer of a name, and the module that holds it."""
+    owner, _, key = name.rpartition(".")
+    module = model.get_submodule(owner)
+    held = module._parameters.get(key)
+    held = module._buffers.get(key) if held is None else held
+    if held is None:
+        raise AttributeError(name)
+    return held, module
+
+
+def _put(module: nn.Module, key: str, new: Tensor, journal: Journal) -> None:
+    """Put a parameter or buffer in the place of another one."""
+    registry = cast("dict[str, Any]", module._parameters if key in module._parameters else module._buffers)
+    held = registry[key]
+    journal.set(registry, key, nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new)
+
+
+def _settings(reader: Reader, edit: Fold) -> dict[str, object]:
+    """What a module says of its input; of a convolution's call also how it steps once every so many-th place counts."""
+    module = reader.module
+    found: dict[str, object] = {name: edit.num_in for name in _WIDTHS if type(vars(module).get(name)) is int}
+    if not reader.called or not isinstance(module, _ConvNd):
+        if edit.strides and max(edit.strides) > 1:
+            raise SurgeryError(f"cannot {edit}: its stride is not the module's to change")
+        return found
     if len(edit.strides) != len(module.kernel_size):
         raise SurgeryError(f"cannot {edit}: it has {len(module.kernel_size)} axes, not {len(edit.strides)}")
-    found: dict[str, object] = {"in_channels": edit.num_in}
+    found["groups"] = 1
     if max(edit.strides) > 1:
 
         def times(sizes: tuple[int, ...]) -> tuple[int, ...]:

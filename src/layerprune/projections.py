@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch import nn
 
-from layerprune.folds import CannotFold, FoldTrace
+from layerprune.folds import FoldTrace
 from layerprune.graph import Cut, LayerGraph
 from layerprune.groups import Group
-from layerprune.projection import growth, why_not_foldable
+from layerprune.readers import CannotFold, reader_at, reader_for
 from layerprune.removals import Candidate, Candidates
 
 _POINTS = 8  # tensors behind a group, nearest first, that are tried in the place of y
@@ -72,6 +72,7 @@ class _Finder:
         self.critical = critical
         self.leads = {call: group for group in groups for call in group.calls}
         self.ranks: dict[int, int] = {}
+        self.refused: dict[int, str] = {}
         self.points = self.points_by_layer()
         self.reason = ""
 
@@ -81,7 +82,12 @@ class _Finder:
         for layer in self.graph.layers:
             if layer.kind != "transform" or layer.index not in self.graph.live or layer.param_only:
                 continue
-            if not layer.is_module or len(layer.operands[0]) != 1 or why_not_foldable(self.modules[layer.fqn]):
+            try:
+                reader_at(self.modules, layer)
+            except CannotFold as error:
+                self.refused[layer.index] = f"'{layer.name}' reads it, and {error}"
+                continue
+            if len(layer.operands[0]) != 1:
                 continue
             value = layer.operands[0][0]
             above = self.above(value, _KEPT)  # a pool that stays loses less than subsampling does
@@ -109,13 +115,15 @@ class _Finder:
         lead = group.calls[0]
         num = 0
         node = lead
+        refused = ""
         while node is not None and node != "out" and num < _POINTS:
             for point in self.points.get(node, ()):
                 num += 1
                 yield from self.at(group, point)
+            refused = refused or ("" if node == lead else self.refused.get(node, ""))
             node = self.graph.post_dominator.get(node)
         if not num:
-            self.reason = "what reads it is no dense linear layer or convolution"
+            self.reason = refused or "no linear layer or convolution reads it"
 
     def at(self, group: Group, point: int) -> Iterator[Candidate]:
         """Projections to one tensor."""
@@ -150,7 +158,7 @@ class _Finder:
                 raise CannotFold(f"'{kept[0]}', which has to stay, would leave with it")
             folds = FoldTrace(self.graph, self.modules, cut, dead).run()
             saved = sum(self.graph.size_of_param[param] for param in self.graph.dead_params(dead))
-            more = sum(growth(self.modules[fold.fqn], fold) for fold in folds)
+            more = sum(reader_for(self.modules[fold.owner], fold).growth(fold.num_in) for fold in folds)
             if not folds or more >= saved:
                 raise CannotFold(f"{saved:,} parameters would leave, and what reads it would grow by {more:,}")
         except CannotFold as error:

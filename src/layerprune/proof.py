@@ -116,7 +116,7 @@ class Prover:
             self.memo.attach_whole(shade.model, closed_modules(graph))
         self.caches = CacheKeeper(shade, self.modules, inputs, self.notes, self.memo)
         self.retracer = Retracer(shade, self.runs[0].inputs, self.memo)
-        self.resolutions = Resolutions(shade, inputs, self.memo)
+        self.resolutions = Resolutions(shade, inputs, self.memo, self.notes)
 
     def add_training(self, inputs: Inputs) -> None:
         """Let removals be proven in train mode, too; on larger images where a head that trains wants them."""

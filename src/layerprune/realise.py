@@ -12,9 +12,10 @@ from layerprune.channel_rules import CannotSlice
 from layerprune.channels import ChannelTrace
 from layerprune.companion import Companion
 from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, taken_out
-from layerprune.folds import CannotFold, FoldTrace
+from layerprune.folds import FoldTrace
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
+from layerprune.readers import CannotFold
 from layerprune.rearrange import Gap, Moved
 
 
@@ -303,7 +304,7 @@ class _Realiser:
             folds = FoldTrace(self.graph, self.modules, self.cut, self.dead, gaps).run()
         except CannotFold as error:
             raise CannotRealise(str(error)) from error
-        for name in {fold.fqn for fold in folds} & {edit.fqn for edit in slices}:
+        for name in {fold.owner for fold in folds} & {edit.fqn for edit in slices}:
             raise CannotRealise(f"'{name}' would take a projection in and lose channels at once")
         return folds
 

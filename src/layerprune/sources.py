@@ -1,4 +1,4 @@
-"""The command line's MODEL argument, and the module that it names."""
+"""The command line's MODEL and DATA arguments, and the module and the batches that they name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,9 @@ from layerprune.errors import SourceError
 
 #: The forms that a MODEL argument can take.
 FORMS = "torchvision:resnet50, timm:vit_small_patch16_224, hf:DIR_OR_ID, path/to/file.py:factory"
+
+#: The form of a DATA argument.
+DATA_FORM = "path/to/data.py:batches"
 
 
 def load_model(spec: str, *, pretrained: bool = False) -> nn.Module:
@@ -48,6 +51,25 @@ def load_model(spec: str, *, pretrained: bool = False) -> nn.Module:
     if path.endswith(".py") and factory:
         return _from_file(Path(path), factory)
     raise SourceError(f"'{spec}' names no model; give one of: {FORMS}")
+
+
+def load_data(spec: str) -> Iterable[Any]:
+    """Run the file that a DATA argument names, and return the batches that it holds, or makes.
+
+    Args:
+        spec: of the form of :data:`DATA_FORM`: an iterable in a Python file, or a function without arguments that
+            returns one, as a generator function does.
+
+    Raises:
+        SourceError: the argument has another form, the name is unknown, or the file's own code raised.
+    """
+    path, _, name = spec.rpartition(":")
+    if not path.endswith(".py") or not name:
+        raise SourceError(f"'{spec}' names no data; give a Python file and an iterable of batches in it: {DATA_FORM}")
+    made = _made_by(Path(path), name, lambda held: hasattr(held, "__iter__"))
+    if not hasattr(made, "__iter__"):
+        raise SourceError(f"'{name}' in {path} gives a {type(made).__name__}, not an iterable of batches")
+    return made
 
 
 def _from_torchvision(name: str, pretrained: bool) -> nn.Module:
@@ -79,6 +101,14 @@ def _from_transformers(name: str) -> nn.Module:
 
 
 def _from_file(path: Path, factory: str) -> nn.Module:
+    made = _made_by(path, factory, lambda held: isinstance(held, nn.Module))
+    if not isinstance(made, nn.Module):
+        raise SourceError(f"'{factory}' in {path} gives a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def _made_by(path: Path, factory: str, is_made: Callable[[Any], bool]) -> Any:
+    """Run a file, and return what a name in it stands for, or makes where it is called."""
     if not path.is_file():
         raise SourceError(f"there is no file {path}")
     with _importable_siblings(path):
@@ -87,11 +117,9 @@ def _from_file(path: Path, factory: str) -> nn.Module:
         if made is None:
             names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
             raise SourceError(f"{path} defines no '{factory}'; it has: {', '.join(sorted(names)) or 'no callable'}")
-        if not isinstance(made, nn.Module) and callable(made):
+        if not is_made(made) and callable(made):
             with _blame(path, f"{factory}()"):
                 made = made()
-    if not isinstance(made, nn.Module):
-        raise SourceError(f"'{factory}' in {path} gives a {type(made).__name__}, not a torch.nn.Module")
     return made
 
 

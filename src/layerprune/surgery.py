@@ -121,11 +121,12 @@ _Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
 def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded, journal: Journal) -> None:
     if isinstance(edit, DropParameter):
         return _drop_parameter(model, edit, journal)
+    if isinstance(edit, Fold):
+        owner = _find(model, edit.owner, edit) if edit.owner else model
+        return resize(model, owner, edit, folded.get(edit), journal)
     module = _find(model, edit.fqn, edit)
     if isinstance(edit, Slice):
         return _slice(module, edit, journal)
-    if isinstance(edit, Fold):
-        return resize(module, edit, folded.get(edit), journal)
     if isinstance(edit, Delete):
         return _delete(model, edit, journal)
     if isinstance(edit, Guard):

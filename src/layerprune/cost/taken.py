@@ -10,7 +10,7 @@ from torch import nn
 
 from layerprune.edits import Fold, Ranges, Slice, folds_of, taken_out
 from layerprune.graph import LayerGraph
-from layerprune.projection import growth, num_in
+from layerprune.readers import reader_for
 from layerprune.realise import Realisation
 from layerprune.slices import loss_of, price_of
 
@@ -53,7 +53,11 @@ def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisatio
         if graph.param_ids[f"{edit.fqn}.{name}"] not in whole
     }
     folds: list[Fold] = folds_of(realisation.edits)
-    grown: dict[int, float] = {graph.param_ids[f"{e.fqn}.weight"]: growth(modules[e.fqn], e) for e in folds}
+    readers = [reader_for(modules[edit.owner], edit) for edit in folds]
+    grown: dict[int, float] = {
+        graph.param_ids[edit.weight_fqn]: reader.growth(edit.num_in)
+        for edit, reader in zip(folds, readers, strict=True)
+    }
     return Taken(frozenset(whole), parts, grown)
 
 
@@ -79,10 +83,10 @@ def layers_taken(
                     if layer in costs and layer not in realisation.dead and width:
                         parts[layer] = costs[layer] / width, edit.dropped
     grown = {
-        layer: costs[layer] * (edit.num_in / num_in(modules[edit.fqn]) - 1)
+        layer: costs[layer] * reader.growth(edit.num_in) / reader.tensor.numel()
         for edit in folds_of(realisation.edits)
-        for frame in graph.calls.get(edit.fqn, ())
-        for layer in graph.layers_inside[frame]
+        for reader in [reader_for(modules[edit.owner], edit)]
+        for layer in graph.param_users[graph.param_ids[edit.weight_fqn]]
         if layer in costs and layer not in realisation.dead
     }
     return Taken(frozenset(realisation.dead & costs.keys()), parts, grown)

@@ -14,6 +14,7 @@ from layerprune.edits import Edit, Fold
 from layerprune.errors import CalibrationError, InputsError, LayerPruneError
 from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm
+from layerprune.impact.ledger import Ledger
 from layerprune.projection import Folded
 from layerprune.proof import Removal
 from layerprune.shadow import short
@@ -39,6 +40,7 @@ class Scene:
         harm: how outputs are compared; told from the model and its output if None.
         missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
             and the squared size; None where they were not fitted.
+        ledger: whether ablations may hand outputs of the original's forward on, and what that has saved.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Scene:
     fit: Callable[[Sequence[Edit]], Folded] = lambda edits: {}
     harm: Harm | None = None
     missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
+    ledger: Ledger = field(default_factory=Ledger)
 
     @contextmanager
     def on(self, number: int) -> Generator[None]:

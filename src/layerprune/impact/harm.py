@@ -136,6 +136,8 @@ def norm(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
     In float32, which is far faster than float64, and right to half a thousandth at worst for parts of this size.
     """
     fits = mask is not None and tensor.shape[:2] == mask.shape
+    if not fits and tensor.numel() <= _LONGEST and tensor.is_floating_point():
+        return torch.linalg.vector_norm(tensor, dtype=_precise(tensor))
     start = 2 if fits else 0
     while math.prod(tensor.shape[start:]) > _LONGEST and start < tensor.dim() - 1:
         start += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,12 +27,12 @@ class Shift:
     lost: bool = False
     place: tuple[int, int] | None = None
 
-    def part(self, tensor: Tensor, size: Tensor) -> Tensor:
-        """The part of a tensor like the moved one that the change concerns."""
+    def part(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """The part of a tensor like the moved one that the change, which is of such a shape, concerns."""
         if self.place is None:
             return tensor
         dim, start = self.place
-        return tensor.narrow(dim, start, size.shape[dim])
+        return tensor.narrow(dim, start, shape[dim])
 
 
 def shifts_of(graph: LayerGraph, removal: Removal) -> list[Shift]:
@@ -70,7 +70,7 @@ class Tensors:
         self.shifts = tuple(dict.fromkeys(shifts))
         self.moved = frozenset(shift.moved for shift in self.shifts)
         self.wanted = self.moved | {shift.other for shift in self.shifts}
-        self.written = _written_later(graph, self.wanted)
+        self.written = written_later(graph, self.wanted)
         self.partners: dict[int, list[int]] = {}
         for number, shift in enumerate(self.shifts):
             for value in {shift.moved, shift.other}:
@@ -100,7 +100,7 @@ class Tensors:
         return see
 
 
-def _written_later(graph: LayerGraph, values: frozenset[int]) -> set[int]:
+def written_later(graph: LayerGraph, values: Collection[int]) -> set[int]:
     """The values into whose memory a later layer writes."""
     last: Mapping[int, int] = {storage: layer.index for layer in graph.layers for storage in layer.writes}
     return {v for v in values if last.get(graph.values[v].storage, -1) > graph.values[v].layer}

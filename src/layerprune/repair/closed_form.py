@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from layerprune.calibration import Batch, fitting, read_calibration
-from layerprune.capture import capture, record_on
+from layerprune.capture import record_real
 from layerprune.edits import Edit
 from layerprune.errors import RepairError
-from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
+from layerprune.repair.moves import Moves
 from layerprune.repair.refit import Refitter
 from layerprune.repair.report import RepairReport
 from layerprune.repair.sites import find_sites, renumbered
 from layerprune.repair.walk import Side
-from layerprune.shadow import Shadow, real_shadow
+from layerprune.shadow import Shadow
 
 MEMORY_BYTES = 4 * 2**30
 
@@ -34,7 +34,6 @@ def repair(
     *,
     edits: Sequence[Edit] = (),
     memory_bytes: int = MEMORY_BYTES,
-    graph: LayerGraph | None = None,
     how: str = "refit",
     new_biases: bool = False,
     kind: Kind | None = None,
@@ -42,11 +41,11 @@ def repair(
     """Solve the transforms behind each gap again, so that what they feed is what it was in the original.
 
     All batches go through both models side by side, once. Front to back, each transform that a removal has moved gets
-    the weights that bring the tensor which it feeds linearly (through sums, reshapes, batch norms) nearest to the
-    original's, by ridge regression. The strength of the ridge is chosen on the last quarter of the data with weights
-    that have not seen it; what does not serve that quarter is not kept. What is kept is then fitted on all of the data,
-    and if the output on the last quarter is no better in the end, the model stays as it is. Where several transforms in
-    a row win next to nothing, those behind them are left, up to the next gap.
+    the weights that bring the tensor which it feeds linearly (through sums, permutations, batch norms), or through one
+    normalization, nearest to the original's, by ridge regression. The strength of the ridge is chosen on the last
+    quarter of the data with weights that have not seen it; what does not serve that quarter is not kept. What is kept
+    is then fitted on all of the data, and if the output on the last quarter is no better in the end, the model stays as
+    it is. Where several transforms in a row win next to nothing, those behind them are left, up to the next gap.
 
     Both models run in eval mode on copies that share their weights; modes, hooks, buffers and the RNG stay as they are.
 
@@ -59,7 +58,6 @@ def repair(
         memory_bytes: what solving one transform may take, and the tensors of the batches on their way as much again. A
             transform whose Gram matrix is too large gets ``W = T W₀`` instead, or stays as it is; batches whose tensors
             do not fit start anew for each transform.
-        graph: the original's layer graph, where there is one: it is not recorded again on fake tensors then.
         how: ``refit``: solve the weights; or ``mean``: only move biases, or the running means of batch norms behind
             transforms without one, by the mean of what is missing. That costs the two forwards and needs few data.
         new_biases: whether ``mean`` may give a bias to a transform without one, which adds parameters to the model and
@@ -77,7 +75,7 @@ def repair(
     if how not in WAYS:
         raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
     harm, memory = harm_named(kind), memory_bytes
-    mender = Mender(original, calibration, memory_bytes=memory, graph=graph, how=how, new_biases=new_biases, harm=harm)
+    mender = Mender(original, calibration, memory_bytes=memory, how=how, new_biases=new_biases, harm=harm)
     report, values = mender.mend(pruned, edits)
     write(unwrap(pruned), values)
     return report
@@ -92,7 +90,6 @@ class Mender:
         calibration: Iterable[Any],
         *,
         memory_bytes: int = MEMORY_BYTES,
-        graph: LayerGraph | None = None,
         how: str = "refit",
         new_biases: bool = False,
         harm: Harm | None = None,
@@ -100,8 +97,7 @@ class Mender:
         self.original = unwrap(original)
         self.batches = read_calibration(calibration, self.original)
         with fitting():
-            self.graph = graph or capture(self.original, self.batches[0].inputs)
-            self.side = _side(self.original, self.batches[0], self.graph.written_params)
+            self.side = _side(self.original, self.batches[0])
         self.memory_bytes = memory_bytes
         self.how = how
         self.harm = harm
@@ -119,11 +115,11 @@ class Mender:
         pruned, batches = unwrap(pruned), self.batches
         if why := renumbered(self.original, pruned, edits):
             raise RepairError(why)
-        # What is left of a model writes no more than it did.
         with fitting():
-            side = _side(pruned, batches[0], None if self.graph.written_params else frozenset())
+            side = _side(pruned, batches[0])
         original = replace(self.side, num_forwards=0)
-        sites, refused = find_sites(original.graph, side.graph, pruned, edits)
+        norms, knows = self.how == "refit", _order_known_to(batches)
+        sites, refused = find_sites(original.graph, side.graph, pruned, edits, norms=norms, knows=knows)
         if not sites:
             return RepairReport(refused=refused, notes=("no transform can be solved again",)), {}
         refitter = Refitter(original, side, batches, self.memory_bytes, how=self.how, new_biases=self.new_biases)
@@ -132,7 +128,8 @@ class Mender:
         if not refitted:
             same = "no tensor that a transform feeds differs from the original's"
             return RepairReport(refused=refused, notes=(same,)), {}
-        verdict = _judge(self.original, (original.shade, side.shade, repaired), refitter.held_out, self.harm)
+        shades = original.shade, side.shade, repaired
+        verdict = _judge(self.original, shades, refitter.held_out, refitter.outputs, self.harm)
         kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
         notes = list(refitter.notes)
         if not kept:
@@ -150,12 +147,19 @@ class Mender:
         return report, refitter.values if kept else {}
 
 
-def _side(model: nn.Module, batch: Batch, written: Collection[str] | None) -> Side:
-    """Record a model as it runs on real data; ``written`` are the parameters that it writes into, where it is known."""
-    if written is None:
-        written = capture(model, batch.inputs).written_params
-    shade = real_shadow(model, written=written)
-    return Side(model, shade, record_on(shade, batch.inputs))
+def _order_known_to(batches: Sequence[Batch]) -> Callable[[Moves], bool]:
+    """Tells whether what the first batch shows of the order of elements is so in all of them."""
+    shapes = [[tuple(tensor.shape) for tensor in batch.inputs.tensors()] for batch in batches]
+    alike = all(some == shapes[0] for some in shapes)
+    samples = [[shape[1:] for shape in some] for some in shapes]
+    alike_by_sample = all(some == samples[0] for some in samples)
+    return lambda moves: alike or (moves.by_sample and alike_by_sample)
+
+
+def _side(model: nn.Module, batch: Batch) -> Side:
+    """Record a model as it runs on real data."""
+    graph, shade = record_real(model, batch.inputs)
+    return Side(model, shade, graph)
 
 
 @dataclass(frozen=True)
@@ -168,12 +172,25 @@ class _Verdict:
 
 
 def _judge(
-    model: nn.Module, shades: tuple[Shadow, Shadow, Shadow], batches: Sequence[Batch], harm: Harm | None
+    model: nn.Module,
+    shades: tuple[Shadow, Shadow, Shadow],
+    batches: Sequence[Batch],
+    known: Sequence[Any],
+    harm: Harm | None,
 ) -> _Verdict:
-    """Hold the outputs of the pruned model, unrepaired and repaired, against the original's."""
+    """Hold the outputs of the pruned model, unrepaired and repaired, against the original's.
+
+    Args:
+        model: the original.
+        shades: of the original, the pruned model, and the repaired one.
+        batches: what to judge by.
+        known: the original's output on each, or None where it has to be run.
+        harm: how outputs are compared; told from the model and its output if None.
+    """
     change, size = [0.0, 0.0], 0.0
-    for batch in batches:
-        original, *others = (_output(shade, batch) for shade in shades)
+    for batch, original in zip(batches, known, strict=True):
+        original = _output(shades[0], batch) if original is None else original
+        others = [_output(shade, batch) for shade in shades[1:]]
         harm = harm or harm_of(model, original)
         if not harm.outputs(original):
             return _Verdict(float("nan"), float("nan"), "")

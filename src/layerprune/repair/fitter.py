@@ -6,12 +6,13 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerprune.calibration import Batch
 from layerprune.edits import Fold
 from layerprune.errors import CalibrationError
-from layerprune.projection import Folded, Projection, folded, takes_constant
+from layerprune.projection import Folded, Projection, folded
+from layerprune.readers import reader_for
 from layerprune.repair.reads import Reads
 from layerprune.repair.ridge import Gram, Sums, fit
 from layerprune.repair.rows import Rows
@@ -104,13 +105,13 @@ class Fitter:
         self.pruned = pruned
         self.folds = folds
         self.memory_bytes = memory_bytes
-        self.readers = [original.model.get_submodule(edit.fqn) for edit in folds]
-        self.bias = all(takes_constant(reader) for reader in self.readers)
+        self.reader = reader_for(original.model.get_submodule(folds[0].owner), folds[0])
+        self.bias = all(edit.constant is not None for edit in folds)
 
     def fit(self, batches: Sequence[Batch]) -> Projections:
         first = self.folds[0]
         projection, one = self.by_sums(batches) if self.sums_fit else self.by_rows(batches)
-        weights = {e: folded(reader, projection) for e, reader in zip(self.folds, self.readers, strict=True)}
+        weights = {edit: folded(self.original.shade.model, edit, projection) for edit in self.folds}
         notes: tuple[str, ...] = ()
         if one.strength is None:
             notes = (
@@ -120,10 +121,7 @@ class Fitter:
 
     @property
     def num_out(self) -> int:
-        reader = self.readers[0]
-        weight = reader._parameters["weight"]
-        assert weight is not None
-        return weight.shape[1]
+        return self.reader.num_in
 
     @property
     def sums_bytes(self) -> int:
@@ -138,9 +136,9 @@ class Fitter:
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the transforms read in the pruned model, and in the original: ``(row, channel)`` each."""
         first = self.folds[0]
-        wanted = self.original.see(batch, [first.fqn])[first.fqn]
-        read = self.pruned.see(batch, [first.fqn])[first.fqn]
-        if isinstance(self.readers[0], nn.Linear):
+        wanted = self.original.see(batch, [first])[first]
+        read = self.pruned.see(batch, [first])[first]
+        if not self.reader.num_axes:
             mask = batch.mask
             if mask is not None and read.dim() > 2 and read.shape[:2] == mask.shape:
                 read, wanted = read[mask.bool()], wanted[mask.bool()]
@@ -170,10 +168,8 @@ class Fitter:
                     yield read[piece].to(exact(read)), wanted[piece].to(read.device, exact(read)), held_out
 
     def by_sums(self, batches: Sequence[Batch]) -> tuple[Projection, Fitted]:
-        weight = self.readers[0]._parameters["weight"]
-        assert weight is not None
         width = self.folds[0].num_in
-        grams = [Gram(1, width, device=weight.device) for _ in range(2)]
+        grams = [Gram(1, width, device=self.reader.tensor.device) for _ in range(2)]
         sums = [Sums(gram, self.num_out, bias=self.bias) for gram in grams]
         for read, wanted, held_out in self.parts(batches):
             inputs = torch.cat([read, read.new_ones(len(read), 1)], 1)[None]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from layerprune.calibration import Batch
 from layerprune.edits import Edit, Fold, folds_of
+from layerprune.errors import CalibrationError
 from layerprune.repair.changes import write
 from layerprune.repair.fitter import Fitter, Projections, TooLarge
-from layerprune.repair.reads import Reads
+from layerprune.repair.reads import Reads, named
 from layerprune.repair.transforms import exact
 from layerprune.shadow import Shadow, real_shadow
 from layerprune.surgery import applied
@@ -39,16 +41,27 @@ def fold_into(
         written: names of parameters that the forward writes into.
 
     Raises:
-        CalibrationError: a batch does not run, or a fit takes more memory than allowed.
+        CalibrationError: a batch does not run, a fit takes more memory than allowed, or the weights that come out are
+            too large for their type.
     """
     if not folds_of(edits):
         return Projections()
     before, after = real_shadow(original, written=written), real_shadow(pruned, written=written)
     side = Reads.of(after, edits)
     found = _front_to_back(before, side, edits, batches, memory_bytes)
-    named = {edit: side.name_of(edit.fqn) for edit in found.weights}
-    write(pruned, {f"{named[edit]}.{key}": new for edit, held in found.weights.items() for key, new in held.items()})
+    values = {name: new for edit, held in found.weights.items() for name, new in named(edit, held).items()}
+    _check_range(values)
+    write(pruned, {side.name_of_tensor(name): new for name, new in values.items()})
     return found
+
+
+def _check_range(values: Mapping[str, Tensor]) -> None:
+    for name, new in values.items():
+        if not new.isfinite().all():
+            raise CalibrationError(
+                f"'{name}' cannot take a projection in: its new entries are beyond {new.dtype}, which ends at "
+                f"{torch.finfo(new.dtype).max:.3g}. Prune a float32 copy, or pass projections=False"
+            )
 
 
 def fold_alone(
@@ -92,7 +105,7 @@ def _front_to_back(
     for some in _stages(side, batches[0], folds_of(edits)):
         found.append(Fitter(original, side, some, memory_bytes).fit(batches))
         for edit, values in found[-1].weights.items():
-            side.put(edit.fqn, values)
+            side.put(edit, values)
     return _together(found)
 
 
@@ -152,5 +165,5 @@ def _by_value(folds: Sequence[Fold]) -> list[list[Fold]]:
 
 def _stages(side: Reads, batch: Batch, folds: Sequence[Fold]) -> list[list[Fold]]:
     """The projections in the order in which the pruned model comes to them."""
-    order = list(side.see(batch, [edit.fqn for edit in folds]))
-    return sorted(_by_value(folds), key=lambda some: order.index(some[0].fqn))
+    order = list(side.see(batch, folds))
+    return sorted(_by_value(folds), key=lambda some: order.index(some[0]))

@@ -6,9 +6,10 @@ import contextvars
 import threading
 from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
@@ -34,9 +35,19 @@ class Lane:
         graph: its layer graph.
         values: where to stop. After the last of them that there is the forward ends.
         inputs: of the forward.
+        to_end: whether it may go on behind the last of the values, for :meth:`finish`.
+
+    Attributes:
+        output: what the model has returned; None as long as it has not.
     """
 
-    def __init__(self, shade: Shadow, graph: LayerGraph, values: Collection[int], inputs: Inputs) -> None:
+    def __init__(
+        self, shade: Shadow, graph: LayerGraph, values: Collection[int], inputs: Inputs, *, to_end: bool = False
+    ) -> None:
+        self.output: Any = None
+        self._shade = shade
+        self._to_end = to_end
+        self._is_free = False
         self._observer = Observer(shade, graph, values)
         self._num_left = len(set(values))
         self._inputs = inputs
@@ -63,6 +74,16 @@ class Lane:
             raise self._error
         return self._found
 
+    def finish(self) -> None:
+        """Run on to the end without stopping, for the output, if the forward has begun.
+
+        Raises:
+            Exception: what the model's own forward raises.
+        """
+        if self._thread is not None and self._to_end:
+            self._is_free = True
+            self.next()
+
     def close(self) -> None:
         """End the forward where it is."""
         self._is_closed, self._found = True, None
@@ -83,13 +104,20 @@ class Lane:
         try:
             with ExitStack() as stack:
                 settings(stack)
-                self._observer.run(self._inputs, self._begin)
+                self._observer.run(self._inputs, self._begin, forward=self._forward)
         except _Enough:
             pass
         except Exception as error:  # the user's own forward: raised again by next()
             self._error = error
         self._is_closed, self._found = True, None
         self._told.release()
+
+    def _forward(self, model: nn.Module) -> Any:
+        inputs = self._shade.adapt(self._inputs)
+        out = model(*inputs.args, **inputs.kwargs)
+        if self._to_end:
+            self.output = out
+        return out
 
     def _begin(self) -> See:
         """A forward that turned out to take other steps than those of the graph cannot take back what it has shown."""
@@ -98,12 +126,14 @@ class Lane:
         return self._see
 
     def _see(self, value: int, tensor: Tensor) -> None:
+        if self._is_free:
+            return
         self._has_shown = True
         self._num_left -= 1
         self._found = value, tensor
         self._told.release()
         self._turn.acquire()
-        if self._is_closed or not self._num_left:
+        if self._is_closed or not (self._num_left or self._to_end):
             raise _Enough
 
 

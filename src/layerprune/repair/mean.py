@@ -39,7 +39,7 @@ def fold_mean(
         helps, or nothing can take the constant.
     """
     module = model.get_submodule(site.name)
-    changes = [_by_channel(module, view) for view in views]
+    changes = [_by_channel(site, module, view) for view in views]
     splits = [split(view.number, len(rows)) for view, rows in zip(views, changes, strict=True)]
     seen = _mean([rows[:num] for rows, num in zip(changes, splits, strict=True)])
     others = [rows[num:] for rows, num in zip(changes, splits, strict=True)]
@@ -54,19 +54,21 @@ def fold_mean(
 
 
 def spread(module: nn.Module, view: View, shift: Tensor) -> Tensor:
-    """A constant per channel, in the shape of the tensor that a transform feeds."""
+    """A constant per channel, as a transform's output with its elements in order, in any shape."""
     shift = shift.to(view.found.dtype)
     if not isinstance(module, _ConvNd):
-        return shift.expand(*view.read.shape[:-1], -1).reshape(view.found.shape)
+        return shift.expand(*view.read.shape[:-1], -1)
     num_samples = view.read.shape[0] if view.read.dim() == len(module.kernel_size) + 2 else 1
     places = view.found.numel() // (num_samples * len(shift))
-    return shift[None, :, None].expand(num_samples, -1, places).reshape(view.found.shape)
+    return shift[None, :, None].expand(num_samples, -1, places)
 
 
-def _by_channel(module: nn.Module, view: View) -> Tensor:
-    """What a tensor should change by, ``(row, channel)``."""
+def _by_channel(site: Site, module: nn.Module, view: View) -> Tensor:
+    """What a transform's output should change by, ``(row, channel)``."""
     dtype = exact(view.found)
     change = view.wanted.to(view.found.device, dtype) - view.found.to(dtype)
+    if site.moves is not None:
+        change = site.moves.back(change)
     if isinstance(module, _ConvNd):
         num_samples = view.read.shape[0] if view.read.dim() == len(module.kernel_size) + 2 else 1
         return change.reshape(num_samples, module.out_channels, -1).transpose(1, 2).flatten(0, 1)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.calibration import Batch
-from layerprune.edits import Edit, Shorten, name_before
+from layerprune.edits import Edit, Fold, Shorten, name_before
 from layerprune.errors import CalibrationError
+from layerprune.readers import watching_functions
 from layerprune.shadow import Shadow, short
-from layerprune.watch import FunctionWatch
 
 
 class _Enough(BaseException):
@@ -44,23 +44,45 @@ class Reads:
         """The module of that name in the original."""
         return self.shade.model.get_submodule(self.name_of(name))
 
-    @torch.no_grad()
-    def put(self, name: str, values: Mapping[str, Tensor]) -> None:
-        """Write new weights into a transform that has taken a projection in, and so has parameters of its own."""
-        for key, value in values.items():
-            held = self.module_of(name)._parameters[key]
-            assert held is not None
-            held.copy_(value)
+    def name_of_tensor(self, name: str) -> str:
+        """What a parameter or buffer of the original is called now."""
+        owner, _, key = name.rpartition(".")
+        return f"{self.name_of(owner)}.{key}" if owner else key
 
-    def see(self, batch: Batch, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def tensor_of(self, name: str) -> Tensor:
+        """The parameter or buffer of that name in the original."""
+        owner, _, key = self.name_of_tensor(name).rpartition(".")
+        module = self.shade.model.get_submodule(owner)
+        held = module._parameters.get(key)
+        held = module._buffers[key] if held is None else held
+        assert held is not None
+        return held
+
+    @torch.no_grad()
+    def put(self, edit: Fold, values: Mapping[str, Tensor]) -> None:
+        """Write new values for a transform that has taken a projection in, and so has tensors of its own."""
+        for name, value in named(edit, values).items():
+            self.tensor_of(name).copy_(value)
+
+    def see(self, batch: Batch, folds: Sequence[Fold]) -> dict[Fold, Tensor]:
         """Run until some transforms were called, and return what they got, in order.
 
         Raises:
             CalibrationError: the forward raises, or does not call them.
         """
-        found: dict[str, Tensor] = {}
+        found: dict[Fold, Tensor] = {}
+
+        def keep(edit: Fold, given: object) -> None:
+            if isinstance(given, Tensor):
+                found[edit] = given.detach().clone()  # a later layer may write into it
+            if len(found) == len(folds):
+                raise _Enough
+
+        by_weight = {edit.fqn: edit for edit in folds if edit.function}
+        weights = {name: self.tensor_of(name) for name in by_weight}
+        functions = watching_functions(weights, read=lambda name, given: keep(by_weight[name], given))
         try:
-            with _asking(self.module_of, wanted, found), self.shade.running(), _no_fused_paths():
+            with self.asking([edit for edit in folds if not edit.function], keep), self.shade.running(), functions:
                 inputs = self.shade.adapt(batch.inputs)
                 self.shade.model(*inputs.args, **inputs.kwargs)
         except _Enough:
@@ -70,34 +92,32 @@ class Reads:
                 f"{type(self.shade.model).__name__}.forward raised on a calibration batch ({batch.inputs!r}): "
                 f"{short(error)}"
             ) from error
-        for name in wanted:
-            if name not in found:
+        for edit in folds:
+            if edit not in found:
                 raise CalibrationError(
-                    f"a calibration batch ({batch.inputs!r}) does not come to '{name}', into which a projection is to "
-                    "be folded: leave it out"
+                    f"a calibration batch ({batch.inputs!r}) does not come to '{edit.fqn}', into which a projection is "
+                    "to be folded: leave it out"
                 )
         return found
 
+    @contextmanager
+    def asking(self, folds: Sequence[Fold], keep: Callable[[Fold, object], None]) -> Generator[None]:
+        """Show what modules get."""
 
-@contextmanager
-def _asking(module_of: Callable[[str], nn.Module], wanted: Sequence[str], found: dict[str, Tensor]) -> Generator[None]:
-    """Copy what modules get, and stop the forward once all have got it."""
+        def hook(edit: Fold, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            keep(edit, args[0] if args else next(iter(kwargs.values()), None))
 
-    def keep(name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        given = args[0] if args else next(iter(kwargs.values()), None)
-        if isinstance(given, Tensor):
-            found[name] = given.detach().clone()  # a later layer may write into it
-        if len(found) == len(wanted):
-            raise _Enough
-
-    hooks = [module_of(name).register_forward_pre_hook(partial(keep, name), with_kwargs=True) for name in wanted]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        hooks = [
+            self.module_of(edit.fqn).register_forward_pre_hook(partial(hook, edit), with_kwargs=True) for edit in folds
+        ]
+        try:
+            yield
+        finally:
+            for one in hooks:
+                one.remove()
 
 
-def _no_fused_paths() -> FunctionWatch:
-    """Have torch's transformer layers call the modules inside them."""
-    return FunctionWatch(lambda name, func, args, kwargs: func(*args, **kwargs))
+def named(edit: Fold, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a projection makes of a transform, by the tensors' names in the original."""
+    names = {"weight": edit.weight_fqn, "constant": edit.constant}
+    return {str(names[key]): value for key, value in values.items()}

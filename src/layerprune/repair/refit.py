@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from layerprune.calibration import Batch
 from layerprune.repair.changes import write
+from layerprune.repair.normed import solve_normed
 from layerprune.repair.report import Refitted
 from layerprune.repair.sites import Site
 from layerprune.repair.solving import Change, Solver
@@ -58,6 +61,7 @@ class Refitter:
         values: the new weights, by name.
         refused: sites that could not be solved again, and why.
         notes: what the user should know.
+        outputs: the original's, on each batch that is held out; None where it is not known.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Refitter:
         self.values: dict[str, Tensor] = {}
         self.refused: dict[str, str] = {}
         self.notes: list[str] = []
+        self.outputs: list[Any] = []
 
     @property
     def held_out(self) -> list[Batch]:
@@ -100,7 +105,7 @@ class Refitter:
         solver = Solver(self.pruned.shade.model, num, num - num_held_out, _SHARE_HELD_OUT, self.memory_bytes)
         done: list[Refitted] = []
         unseen = {site.name for site in sites}
-        walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes)
+        walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, num_held_out)
         patience, left = Patience(), list[str]()
         with walk.running():
             for stop, some in walk.stops():
@@ -113,31 +118,46 @@ class Refitter:
                     if not patience.holds(site):
                         left.append(site.name)
                         continue
-                    told, change = self.solve(solver, site, views)
+                    if (solved := self.solve(solver, site, views)) is None:
+                        continue
+                    told, change = solved
                     done.append(told)
                     patience.learn(site, moved * (1 - told.left))
                     if change is not None:
                         self.values |= change.values
                         write(repaired.model, change.values)
-                        for view in views:
+                        beside = some[some.index(site) + 1 :]
+                        for view in views if any(map(patience.holds, [*beside, *walk.behind(stop)])) else ():
                             change.make(view)
-                rest = [site for value, others in walk.sites_at.items() if value != stop for site in others]
-                if not any(patience.holds(site) for site in rest):
+                rest = walk.behind(stop)
+                if not any(map(patience.holds, rest)):
                     left += [site.name for site in rest]
                     break
-        unseen -= set(left)
+            if done:
+                self.outputs = walk.outputs()
         if left:
             self.notes.append(f"{len(left)} transforms were not solved: {PATIENCE} before them had won next to nothing")
-        self.refused |= dict.fromkeys(sorted(unseen - walk.routed), "what it reads or feeds is not seen in a run")
-        routed = "what it feeds holds other rows than in the original, as values decide"
-        self.refused |= dict.fromkeys(sorted(unseen & walk.routed), routed)
+        for name in sorted(unseen - set(left)):
+            if name in walk.routed:
+                reason = "what it feeds holds other rows than in the original, as values decide"
+            elif name in walk.resized:
+                reason = "where the elements of its result go is known for batches of the first one's size only"
+            else:
+                reason = "what it reads or feeds is not seen in a run"
+            self.refused[name] = reason
         return done, repaired
 
-    def solve(self, solver: Solver, site: Site, views: Sequence[View]) -> tuple[Refitted, Change | None]:
-        """Solve a site as it is asked for, or by the mean where its sums do not fit or its weight cannot be written."""
+    def solve(self, solver: Solver, site: Site, views: Sequence[View]) -> tuple[Refitted, Change | None] | None:
+        """Solve a site as it is asked for, or by the mean where its sums do not fit or its weight cannot be written.
+
+        None where neither can be, which the report then says.
+        """
         if self.how == "refit" and not site.only_bias:
             reason = solver.why_not(site)
             if not reason:
-                return solver.solve(site, views, self.notes)
-            self.refused[site.name] = f"{reason}; its bias may take the mean"
+                solve = solver.solve if site.passed is None else partial(solve_normed, solver)
+                return solve(site, views, self.notes)
+            self.refused[site.name] = reason if site.passed is not None else f"{reason}; its bias may take the mean"
+            if site.passed is not None:  # a constant before a normalization is none behind it
+                return None
         return solver.fold(site, views, new_biases=self.new_biases)

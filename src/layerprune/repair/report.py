@@ -42,7 +42,7 @@ class RepairReport:
         unit: what the two are.
         kept: whether the new weights are in the model; where they would make the output worse, they are not.
         num_forwards: passes of the original and of the pruned model over all batches, most of the latter's cut short;
-            the last look at the output comes on top, a quarter of a pass of the one and half a pass of the other.
+            the last look at the output comes on top, half a pass of the pruned model.
         notes: what the user should know.
     """
 

@@ -132,25 +132,40 @@ class Fit:
 
     Attributes:
         matrix: ``(group, input, output)``, fitted on all rows.
+        tried: the same, fitted on all but those held out.
         strength: of the ridge.
         left: share of the squared distance on the held-out rows that the fit on the other rows leaves.
     """
 
     matrix: Tensor
+    tried: Tensor
     strength: float
     left: float
 
 
-def fit(seen: Sums, held_out: Sums) -> Fit | None:
-    """Fit on some rows, choose the strength on the others, and fit on all; None where nothing helps the others."""
+def fit(seen: Sums, held_out: Sums, *, start: float = STRENGTHS[0]) -> Fit | None:
+    """Fit on some rows, choose the strength on the others, and fit on all; None where nothing helps the others.
+
+    Args:
+        seen: sums of the rows that are fitted on.
+        held_out: sums of the others.
+        start: the strength that is tried first, one of :data:`STRENGTHS`: from there on it goes to weaker ones as long
+            as that helps the others, or to stronger ones where it does not help at once.
+    """
     if seen.num_rows == 0 or held_out.square == 0:
         return None
-    best: tuple[float, float] | None = None
-    for strength in STRENGTHS:
-        error = held_out.error(seen.solve(strength))
-        if best is not None and error > best[0]:
+
+    def tried(place: int) -> tuple[float, int, Tensor]:
+        matrix = seen.solve(STRENGTHS[place])
+        return held_out.error(matrix), place, matrix
+
+    first = best = tried(STRENGTHS.index(start))
+    for step in (1, -1):
+        while best[1] + step in range(len(STRENGTHS)) and not (another := tried(best[1] + step))[0] > best[0]:
+            best = another
+        if best is not first:
             break
-        best = error, strength
-    if best is None or not best[0] < held_out.square * (1 - 1e-4):
+    error, place, matrix = best
+    if not error < held_out.square * (1 - 1e-4):
         return None
-    return Fit(seen.plus(held_out).solve(best[1]), best[1], best[0] / held_out.square)
+    return Fit(seen.plus(held_out).solve(STRENGTHS[place]), matrix, STRENGTHS[place], error / held_out.square)

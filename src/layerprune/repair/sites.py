@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,35 +14,54 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from layerprune.adapters.twins import owner_of
 from layerprune.edits import Edit, Shorten, name_before
 from layerprune.graph import Layer, LayerGraph
-from layerprune.kinds import kind_of_function
-from layerprune.repair.transforms import exact, has_free_bias, why_not_solvable
+from layerprune.repair.moves import Moves
+from layerprune.repair.norms import Norm, norm_of
+from layerprune.repair.transforms import channel_dim, exact, has_free_bias, why_not_solvable
+from layerprune.repair.ways import Guide, Way
 
 #: What makes a layer the same one in two models: its module, which call of it, and the function that it is, if one.
 _Key: TypeAlias = tuple[str, int, str | None, int]
 
-# Functions that hand their elements on in the same order.
-_ORDER_KEEPING = frozenset(
-    {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone", "view_as", "reshape_as"}
-    | {"detach", "data", "alias", "dropout", "ravel"}
-)
 _NUMBERED = (nn.ModuleList, nn.Sequential)
-_ADDS = frozenset({"add", "iadd", "radd"})
-_PRODUCTS = frozenset({"mul", "imul", "rmul"})
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A normalization that a transform's result passes on its way.
+
+    Attributes:
+        norm: what it does.
+        inner: the value that it reads.
+        moves: what becomes of the order of elements behind it; None where it stays.
+        scales: what multiplies the channels behind it, by name.
+    """
+
+    norm: Norm
+    inner: int
+    moves: Moves | None = None
+    scales: tuple[str, ...] = ()
+
+    def scale(self, model: nn.Module) -> Tensor | None:
+        """The factor of each channel behind the normalization, ``(channel,)``; None where there is none."""
+        return _scale(self.scales, model)
 
 
 @dataclass(frozen=True)
 class Site:
-    """A transform, and the tensor that it feeds linearly.
+    """A transform, and the tensor that it feeds linearly, or through one normalization.
 
     Attributes:
         name: the transform's name in the pruned model.
         source: the value that it reads, in the pruned model's graph.
-        reached: the last value that follows linearly from its output: through sums, reshapes, what does nothing in eval
-            mode, and factors per channel.
+        reached: the last value that follows linearly from its output: through sums, reshapes and permutations, what
+            does nothing in eval mode, and factors per channel. Behind a normalization, if one is passed.
         target: what the readers of ``reached`` read in the original, in its graph.
-        scales: what multiplies the transform's channels on the way: a batch norm's name, or a parameter's.
+        scales: what multiplies the transform's channels on the way: a batch norm's name, or a parameter's. Up to the
+            normalization, if one is passed.
         num_gaps: how many layers, up to those that read ``reached``, read something else than they did in the original.
         only_bias: why its weight cannot be written; its bias can. Empty where both can.
+        moves: what becomes of the order of the elements on the way, up to the normalization; None where it stays.
+        passed: the normalization that is passed; None where there is none, and the way is linear.
     """
 
     name: str
@@ -53,18 +72,24 @@ class Site:
     num_gaps: int = 0
     only_bias: str = ""
 
+    moves: Moves | None = None
+    passed: Passed | None = None
+
     def scale(self, model: nn.Module) -> Tensor | None:
         """The factor of each of the transform's channels on the way, ``(channel,)``; None where there is none."""
-        found: Tensor | None = None
-        for name in self.scales:
-            owner, _, key = name.rpartition(".")
-            holder = model.get_submodule(owner)
-            held = holder._parameters.get(key)
-            if held is None:
-                held = _gain(model.get_submodule(name))
-            factor = held.detach().to(exact(held)).flatten()
-            found = factor if found is None else found * factor
-        return found
+        return _scale(self.scales, model)
+
+
+def _scale(names: Iterable[str], model: nn.Module) -> Tensor | None:
+    found: Tensor | None = None
+    for name in names:
+        owner, _, key = name.rpartition(".")
+        held = model.get_submodule(owner)._parameters.get(key)
+        if held is None:
+            held = _gain(model.get_submodule(name))
+        factor = held.detach().to(exact(held)).flatten()
+        found = factor if found is None else found * factor
+    return found
 
 
 def _gain(norm: nn.Module) -> Tensor:
@@ -97,7 +122,13 @@ def renumbered(original: nn.Module, pruned: nn.Module, edits: Sequence[Edit]) ->
 
 
 def find_sites(
-    original: LayerGraph, pruned: LayerGraph, model: nn.Module, edits: Iterable[Edit] = ()
+    original: LayerGraph,
+    pruned: LayerGraph,
+    model: nn.Module,
+    edits: Iterable[Edit] = (),
+    *,
+    norms: bool = True,
+    knows: Callable[[Moves], bool] = lambda moves: True,
 ) -> tuple[list[Site], dict[str, str]]:
     """Find the transforms of a pruned model that can be solved again, in order of execution.
 
@@ -109,11 +140,15 @@ def find_sites(
         pruned: the pruned model's layer graph.
         model: the pruned model.
         edits: what was done to it; needed only where containers were shortened, which gives modules other names.
+        norms: whether transforms are followed through normalizations where what these make is added to something, or
+            stands for what something else made.
+        knows: whether what becomes of the order of elements in the inputs recorded tells what does in all that will be
+            looked at; where not, transforms are not followed that far.
 
     Returns:
         The sites, and for each other transform why it is none.
     """
-    finder = _Finder(original, pruned, model, [edit for edit in edits if isinstance(edit, Shorten)])
+    finder = _Finder(original, pruned, model, [edit for edit in edits if isinstance(edit, Shorten)], norms, knows)
     sites: list[Site] = []
     refused: dict[str, str] = {}
     for layer in pruned.layers:
@@ -130,10 +165,21 @@ def find_sites(
 
 
 class _Finder:
-    def __init__(self, original: LayerGraph, pruned: LayerGraph, model: nn.Module, shortens: Sequence[Shorten]) -> None:
+    def __init__(
+        self,
+        original: LayerGraph,
+        pruned: LayerGraph,
+        model: nn.Module,
+        shortens: Sequence[Shorten],
+        norms: bool,
+        knows: Callable[[Moves], bool],
+    ) -> None:
         self.original = original
+        self.norms = norms
+        self.knows = knows
         self.pruned = pruned
         self.modules: Mapping[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        self.guide = Guide(pruned, self.modules)
         self.shortens = shortens
         self.same = {_key(layer, layer.fqn): layer for layer in original.layers}
         self.num_names: dict[int, int] = {}
@@ -143,11 +189,15 @@ class _Finder:
 
     def is_gap(self, layer: Layer) -> bool:
         """Whether a layer reads something else than it did in the original: another layer's output, more or less."""
-        same = self.same.get(_key(layer, name_before(layer.fqn, self.shortens)))
+        same = self.same_of(layer)
         if same is None or len(same.operands) != len(layer.operands):
             return True
         pairs = zip(layer.operands, same.operands, strict=True)
         return any(self.makers(self.pruned, own) != self.makers(self.original, before) for own, before in pairs)
+
+    def same_of(self, layer: Layer) -> Layer | None:
+        """The layer of the original that a layer of the pruned model is; None where there is none."""
+        return self.same.get(_key(layer, name_before(layer.fqn, self.shortens)))
 
     def makers(self, graph: LayerGraph, read: Sequence[int]) -> list[_Key | None]:
         """What made what an operand reads, by the names of the original."""
@@ -167,13 +217,63 @@ class _Finder:
             return reason
         if len(layer.operands[0]) != 1 or len(layer.outputs) != 1:
             return "what it reads or makes is written into by others"
-        reached, scales = self.follow(layer.outputs[0])
-        target = self.target(reached)
+        way = self.follow(layer.outputs[0], channel_dim(module))
+        beyond = self.norms and not only_bias and channel_dim(module) == -1
+        found = self.through_norm(way) if beyond else None
+        if found is None and way.shorter is not None and not self.stands_for_another(way.value):
+            way = way.shorter
+        reached, target, passed = found or (way.value, self.target(way.value), None)
         if isinstance(target, str):
             return target
         last = max(self.pruned.readers.get(reached, (layer.index,)))
         num_gaps = bisect_right(self.gaps, last)
-        return Site(layer.fqn, layer.operands[0][0], reached, target, tuple(scales), num_gaps, only_bias)
+        source = layer.operands[0][0]
+        return Site(layer.fqn, source, reached, target, way.scales, num_gaps, only_bias, way.moves, passed)
+
+    def follow(self, value: int, channel_dim: int) -> Way:
+        """The way from a tensor on, as far as it is known where its elements go."""
+        way = self.guide.follow(value, channel_dim)
+        if way.moves is None or self.knows(way.moves):
+            return way
+        return self.guide.follow(value, channel_dim, moving=False)
+
+    def through_norm(self, way: Way) -> tuple[int, int, Passed] | None:
+        """Where a way leads behind a normalization, if that is another place than before it; None if not.
+
+        It is where the result is added to something, and where it stands for what something else made in the original.
+        If neither, nothing is to be had behind the normalization that is not there before it.
+        """
+        layer = self.guide.only_reader(way.value)
+        shape = self.pruned.values[way.value].shape
+        if layer is None or layer.kind != "normalization" or not layer.is_module or not way.has_channels_last:
+            return None
+        if self.pruned.values[way.value].storage in layer.writes or len(layer.operands) != 1:
+            return None
+        if self.pruned.values[layer.outputs[0]].shape != shape:
+            return None
+        behind = self.follow(layer.outputs[0], -1)
+        target = self.target(behind.value)
+        if isinstance(target, str) or not (behind.has_sums or self.stands_for_another(behind.value)):
+            return None
+        norm = norm_of(self.modules[layer.fqn], shape[-1])
+        if norm is None:
+            return None
+        return behind.value, target, Passed(norm, way.value, behind.moves, behind.scales)
+
+    def stands_for_another(self, value: int) -> bool:
+        """Whether who reads a value reads in the original what another layer made."""
+        for reader in self.pruned.readers.get(value, ()):
+            layer = self.pruned.layers[reader]
+            same = self.same_of(layer)
+            if same is not None and len(same.operands) == len(layer.operands):
+                pairs = zip(layer.operands, same.operands, strict=True)
+                both = [pair for pair in pairs if value in pair[0]]
+                if any(self.makers(self.pruned, own) != self.makers(self.original, before) for own, before in both):
+                    return True
+        if value not in self.pruned.outputs or len(self.pruned.outputs) != len(self.original.outputs):
+            return False
+        before = self.original.outputs[self.pruned.outputs.index(value)]
+        return self.makers(self.pruned, [value]) != self.makers(self.original, [before])
 
     def shared(self, layer: Layer) -> str:
         graph = self.pruned
@@ -184,52 +284,6 @@ class _Finder:
             return "its weights are tied or shared; layerprune.repair.untie(pruned) gives it some of its own"
         return ""
 
-    def follow(self, value: int) -> tuple[int, list[str]]:
-        """Walk on from a transform's output as long as the way is linear and nobody else reads."""
-        shape = self.pruned.values[value].shape
-        scales: list[str] = []
-        while value not in self.pruned.outputs:
-            readers = self.pruned.readers.get(value, ())
-            layer = self.pruned.layers[readers[0]] if len(readers) == 1 else None
-            if layer is None or len(layer.outputs) != 1 or sum(value in read for read in layer.operands) != 1:
-                break
-            if not self.hands_on(layer, value):
-                factor = self.factor(layer) if self.pruned.values[value].shape == shape else ""
-                if not factor:
-                    break
-                scales.append(factor)
-            value = layer.outputs[0]
-        return value, scales
-
-    def hands_on(self, layer: Layer, value: int) -> bool:
-        """Whether a layer's output is the value, in the same order, plus something else at most."""
-        before, after = self.pruned.values[value], self.pruned.values[layer.outputs[0]]
-        functions = set(layer.functions)
-        if before.storage == after.storage and before.storage not in layer.writes:
-            # A view of it: sums that lost their other operands, too, whatever else a block still does beside them.
-            return _numel(before.shape) == _numel(after.shape) and all(map(_keeps_order, functions))
-        if functions and functions <= _ADDS:
-            # A module may add its only argument to itself, and hides what factors it adds by.
-            plain = len(layer.functions) == 1 and len(layer.operands) > 1 if layer.is_module else True
-            return plain and "alpha" not in layer.literals[1] and before.shape == after.shape
-        if not functions or functions <= _ORDER_KEEPING:
-            return len(layer.operands) == 1 and not layer.params and _numel(before.shape) == _numel(after.shape)
-        return False
-
-    def factor(self, layer: Layer) -> str:
-        """The batch norm or parameter that multiplies channels, by name; empty where a layer does something else."""
-        data = [read for read in layer.operands if read]
-        module = self.modules[layer.fqn] if layer.is_module else None
-        if isinstance(module, _BatchNorm):
-            return layer.fqn if module.running_var is not None and len(data) == 1 else ""
-        if len(data) != 1 or len(layer.params) != 1 or not layer.functions or not set(layer.functions) <= _PRODUCTS:
-            return ""
-        after = self.pruned.values[layer.outputs[0]].shape
-        name = layer.params[0]
-        owner, _, key = name.rpartition(".")
-        held = self.modules[owner]._parameters.get(key)
-        return name if held is not None and held.shape == after[-1:] and len(after) > 1 else ""
-
     def target(self, value: int) -> int | str:
         """The original's value for what the readers of a value read; or why there is none."""
         found: set[int] = set()
@@ -237,7 +291,7 @@ class _Finder:
             found.add(self.original.outputs[self.pruned.outputs.index(value)])
         for reader in self.pruned.readers.get(value, ()):
             layer = self.pruned.layers[reader]
-            same = self.same.get(_key(layer, name_before(layer.fqn, self.shortens)))
+            same = self.same_of(layer)
             if same is None or len(same.operands) != len(layer.operands):
                 continue
             found |= {
@@ -252,19 +306,5 @@ class _Finder:
         return "no reader of its result reads a tensor of that shape in the original"
 
 
-def _keeps_order(function: str) -> bool:
-    """Whether a function that hands on its operand's memory hands it on in the same order."""
-    if function in _ORDER_KEEPING:
-        return True
-    return kind_of_function(function, 2, has_matrix=False) not in ("reshape", "split", "other")
-
-
 def _key(layer: Layer, fqn: str) -> _Key:
     return fqn, layer.call, layer.function, layer.nth
-
-
-def _numel(shape: Sequence[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from layerprune.errors import CalibrationError
 from layerprune.impact.harm import square
 from layerprune.repair.mean import fold_mean, spread
+from layerprune.repair.moves import Moves
 from layerprune.repair.report import Refitted
-from layerprune.repair.ridge import Fit, Gram, Sums, fit
+from layerprune.repair.ridge import STRENGTHS, Fit, Gram, Sums, fit
 from layerprune.repair.sites import Site
 from layerprune.repair.transforms import (
     as_weight,
@@ -24,7 +25,6 @@ from layerprune.repair.transforms import (
     num_rows,
     output_of,
     rows_of,
-    single,
 )
 from layerprune.repair.walk import View
 
@@ -41,17 +41,56 @@ class Change:
     """What a site's new weights change.
 
     Attributes:
+        site: the site.
         values: the new weights, by name.
-        delta: what the tensor that the site feeds changes by, in its shape.
+        delta: what the transform's output changes by, times what multiplies it; its elements in order, in any shape.
+        passed_scale: what multiplies the channels behind the normalization that is passed; None where nothing does.
     """
 
+    site: Site
     values: Mapping[str, Tensor]
     delta: Callable[[View], Tensor]
+    passed_scale: Tensor | None = None
 
     @torch.no_grad()
     def make(self, view: View) -> None:
         """Change the tensor that the site feeds by what the new weights change it by."""
-        view.found.add_(self.delta(view))
+        delta, passed = moved_on(self.delta(view), self.site.moves), self.site.passed
+        if passed is None or view.inner is None:
+            view.found.add_(delta.reshape(view.found.shape))
+            return
+        before = passed.norm.of(view.inner)
+        view.inner.add_(delta.reshape(view.inner.shape))
+        step = passed.norm.of(view.inner) - before
+        if self.passed_scale is not None:
+            step = step * self.passed_scale.to(step.dtype)
+        view.found.add_(moved_on(step, passed.moves).reshape(view.found.shape))
+
+
+def too_few(name: str, num_inputs: int, num_rows: int) -> str:
+    """Tell that a transform has more inputs than rows."""
+    return (
+        f"'{name}' has {num_inputs:,} inputs and was fitted on {num_rows:,} tokens or places: give calibration data "
+        "with more than that"
+    )
+
+
+def moved_on(tensor: Tensor, moves: Moves | None) -> Tensor:
+    """Elements in the order that they come to, in any shape."""
+    return tensor if moves is None else moves.forth(tensor)
+
+
+def moved_back(tensor: Tensor, moves: Moves | None) -> Tensor:
+    """Elements in the order that they came from, in any shape."""
+    return tensor if moves is None else moves.back(tensor)
+
+
+def unscaled(wanted: Tensor, scale: Tensor | None) -> Tensor:
+    """What has to come in where channels, the last dimension, are multiplied; 0 where that is by next to nothing."""
+    if scale is None:
+        return wanted
+    factor = scale.to(wanted.dtype)
+    return torch.where(factor.abs() > 1e-6, wanted / factor, torch.zeros_like(wanted))
 
 
 class Solver:
@@ -74,6 +113,7 @@ class Solver:
         self.share_held_out = share_held_out
         self.memory_bytes = memory_bytes
         self.grams: tuple[object, list[Gram]] | None = None
+        self.strength = STRENGTHS[0]
 
     def why_not(self, site: Site) -> str:
         """Why a site cannot be solved within the memory; empty if it can."""
@@ -90,7 +130,7 @@ class Solver:
             # The sums of two parts of the data, of both, the matrix that is solved, and its factor.
             return 5 * 8 * groups * (width + 1) * (width + 1 + num_out)
 
-        by_output = need(num_in) > self.memory_bytes and num_out < num_in
+        by_output = need(num_in) > self.memory_bytes and num_out < num_in and site.passed is None
         return by_output, need(num_out if by_output else num_in)
 
     def moved(self, site: Site, views: Sequence[View]) -> float:
@@ -104,7 +144,7 @@ class Solver:
         """
         change = size = 0.0
         for view in views:
-            change += square(_difference(view), view.mask)
+            change += square(view.missing, view.mask)
             size += square(view.wanted, view.mask)
             if not change + size < math.inf:
                 raise CalibrationError(
@@ -118,22 +158,26 @@ class Solver:
         module = self.model.get_submodule(site.name)
         by_output = self.plan(site)[0]
         seen, held_out = self.sums(site, module, views, by_output=by_output)
-        found = fit(seen, held_out)
+        found = self.fit(seen, held_out)
         num_inputs = seen.gram_of.matrix.shape[1] - 1
         if 0 < seen.num_rows < num_inputs:
-            notes.append(
-                f"'{site.name}' has {num_inputs:,} inputs and was fitted on {seen.num_rows:,} tokens or "
-                "places: give calibration data with more than that"
-            )
+            notes.append(too_few(site.name, num_inputs, seen.num_rows))
         left, strength = (1.0, None) if found is None else (found.left, found.strength)
         told = Refitted(site.name, left, found is not None, strength, seen.num_rows, num_inputs)
         return told, None if found is None else self.change(site, module, found, by_output=by_output)
+
+    def fit(self, seen: Sums, held_out: Sums) -> Fit | None:
+        """Fit, with the strength of the last fit as the first that is tried: neighbours need about the same."""
+        found = fit(seen, held_out, start=self.strength)
+        if found is not None:
+            self.strength = found.strength
+        return found
 
     def fold(self, site: Site, views: Sequence[View], *, new_biases: bool) -> tuple[Refitted, Change | None]:
         """Find a new bias, or the like; None where none serves the rows that it was not fitted on."""
         told, values, shift = fold_mean(site, self.model, views, self.split, new_biases=new_biases)
         module = self.model.get_submodule(site.name)
-        return told, None if shift is None else Change(values, lambda view: spread(module, view, shift))
+        return told, None if shift is None else Change(site, values, lambda view: spread(module, view, shift))
 
     def change(self, site: Site, module: nn.Module, found: Fit, *, by_output: bool) -> Change:
         """Write a solution as weights."""
@@ -152,11 +196,9 @@ class Solver:
 
         def moves(view: View) -> Tensor:
             out = output_of(module, step, shift, view.read)
-            if scale is not None:
-                out = out * scale.to(out.dtype).reshape(-1, *[1] * (-1 - channel_dim(module)))
-            return out.reshape(view.found.shape)
+            return out if scale is None else out * scale.to(out.dtype).reshape(-1, *[1] * (-1 - channel_dim(module)))
 
-        return Change(values, moves)
+        return Change(site, values, moves, None if site.passed is None else site.passed.scale(self.model))
 
     def sums(self, site: Site, module: nn.Module, views: Sequence[View], *, by_output: bool) -> tuple[Sums, Sums]:
         """The sums of the rows that are fitted on, and of those held out."""
@@ -170,13 +212,12 @@ class Solver:
         assert self.grams is not None
         has_bias = module._parameters.get("bias") is not None
         parts = tuple(Sums(gram, num_out, bias=has_bias) for gram in self.grams[1])
-        for number, rows, wanted in self.rows(module, views, width):
+        if scale is not None:
+            scale = scale.reshape(groups, 1, -1)
+        for number, rows, wanted in self.rows(site, module, views, width):
             if by_output:
                 rows = rows.to(matrix.dtype) @ matrix.mT
-            if scale is not None:
-                factor = scale.reshape(groups, 1, -1).to(wanted.dtype)
-                # A channel that is multiplied by next to nothing moves nothing.
-                wanted = torch.where(factor.abs() > 1e-6, wanted / factor, torch.zeros_like(wanted))
+            wanted = unscaled(wanted, scale)
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
             split = self.split(number, rows.shape[1])
             for part, some in zip(parts, (slice(None, split), slice(split, None)), strict=True):
@@ -191,8 +232,17 @@ class Solver:
             return round(num * (1 - self.share_held_out))
         return num if number < self.first_held_out else 0
 
-    def rows(self, module: nn.Module, views: Sequence[View], width: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Pick rows of each batch, at random but the same for all transforms that read a tensor."""
+    def rows(
+        self, site: Site, module: nn.Module, views: Sequence[View], width: int
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Rows of what a transform reads, and of what its output should change by, with the batch's number."""
+        for view, some in self.picked(module, views, width):
+            missing = moved_back(view.missing, site.moves)
+            for rows, wanted in rows_of(module, view.read, missing, view.mask, some):
+                yield view.number, rows, wanted
+
+    def picked(self, module: nn.Module, views: Sequence[View], width: int) -> Iterator[tuple[View, Tensor | None]]:
+        """Pick rows of each batch, at random but the same for all transforms that read a tensor; None: all."""
         counts = [num_rows(module, view.read, view.found, view.mask) for view in views]
         total, picks = sum(num for num, _ in counts), sum(num // each for num, each in counts)
         share = ROWS_PER_INPUT * width / max(total, 1)
@@ -203,11 +253,4 @@ class Solver:
             if share < 1:
                 draw = torch.Generator().manual_seed(view.number)
                 some = torch.randperm(num // each, generator=draw)[: math.ceil(share * num / each)].sort().values
-            for rows, wanted in rows_of(module, view.read, _difference(view), view.mask, some):
-                yield view.number, rows, wanted
-
-
-def _difference(view: View) -> Tensor:
-    """What a tensor should change by."""
-    dtype = single(view.found)
-    return view.wanted.to(view.found.device, dtype) - view.found.to(dtype)
+            yield view, some

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from layerprune.modules import is_transposed
+
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _ROW_BYTES = 64 * 2**20  # of one piece of rows in float32: a convolution's take its kernel's size times as much memory
@@ -45,13 +47,8 @@ def _base(module: nn.Module) -> type[nn.Module] | None:
     """Which of the known layers a module computes the same as."""
     forward = type(module).forward
     return next((known for known in (nn.Linear, *_CONVS) if forward is known.forward), None) or (
-        type(module) if _is_transposed(module) else None
+        type(module) if is_transposed(module) else None
     )
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether a module is the linear layer of GPT-2 in transformers, which holds its weight as (input, output)."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
 def num_groups(module: nn.Module) -> int:
@@ -63,7 +60,7 @@ def matrix_of(module: nn.Module) -> Tensor:
     """The weight as ``(group, output, input)`` in float64; input is channels times kernel."""
     weight = cast(Tensor, module.weight).detach()
     weight = weight.to(exact(weight))
-    if _is_transposed(module):
+    if is_transposed(module):
         weight = weight.T
     groups = num_groups(module)
     return weight.reshape(groups, weight.shape[0] // groups, -1)
@@ -73,7 +70,7 @@ def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
     """Give a matrix like :func:`matrix_of`'s the form and dtype of the module's weight."""
     weight = cast(Tensor, module.weight)
     flat = matrix.reshape(-1, matrix.shape[-1])
-    return (flat.T if _is_transposed(module) else flat).reshape(weight.shape).to(weight.dtype)
+    return (flat.T if is_transposed(module) else flat).reshape(weight.shape).to(weight.dtype)
 
 
 def num_rows(module: nn.Module, read: Tensor, found: Tensor, mask: Tensor | None) -> tuple[int, int]:

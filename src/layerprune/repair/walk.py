@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from layerprune.errors import CalibrationError
 from layerprune.graph import LayerGraph
 from layerprune.repair.lanes import Lane, closing
 from layerprune.repair.sites import Site
+from layerprune.repair.transforms import single
 from layerprune.shadow import Shadow, real_shadow, short
 
 #: Threads that may exist at once: each lane has one, and torch gives it helpers of its own.
@@ -38,12 +40,12 @@ class Side:
     graph: LayerGraph
     num_forwards: int = 0
 
-    def lane(self, batch: Batch, values: Iterable[int], shade: Shadow | None = None) -> Lane:
+    def lane(self, batch: Batch, values: Iterable[int], shade: Shadow | None = None, *, to_end: bool = False) -> Lane:
         """A forward that stops at some values; on a shadow of its own if None is given."""
         if shade is None:
             shade = real_shadow(self.model, written=self.graph.written_params)
         self.num_forwards += 1
-        return Lane(shade, self.graph, frozenset(values), batch.inputs)
+        return Lane(shade, self.graph, frozenset(values), batch.inputs, to_end=to_end)
 
     @cached_property
     def overwritten(self) -> frozenset[int]:
@@ -61,8 +63,22 @@ class Side:
         Raises:
             CalibrationError: the forward raises.
         """
-        try:
+        with self._telling(number):
             return lane.next()
+
+    def finish(self, lane: Lane, number: int) -> None:
+        """Run a lane on to the end of the forward.
+
+        Raises:
+            CalibrationError: the forward raises.
+        """
+        with self._telling(number):
+            lane.finish()
+
+    @contextmanager
+    def _telling(self, number: int) -> Generator[None]:
+        try:
+            yield
         except Exception as error:  # the user's own forward
             raise CalibrationError(
                 f"{type(self.model).__name__}.forward raised on batch {number} of the calibration data: {short(error)}"
@@ -103,6 +119,7 @@ class View:
         found: what it feeds there; what is written into it is what the rest of the forward reads.
         wanted: what that is in the original.
         mask: ``(sample, token)``, 1 where a token counts.
+        inner: what the normalization reads that the transform's result passes; None where it passes none.
     """
 
     number: int
@@ -110,6 +127,27 @@ class View:
     found: Tensor
     wanted: Tensor
     mask: Tensor | None
+    inner: Tensor | None = None
+
+    @property
+    def missing(self) -> Tensor:
+        """What the tensor should change by, in float32 or wider."""
+        dtype = single(self.found)
+        return self.wanted.to(self.found.device, dtype) - self.found.to(dtype)
+
+
+def needs(site: Site) -> tuple[int, ...]:
+    """The values of the pruned model that solving a site takes, besides the one that it reaches."""
+    return (site.source,) if site.passed is None else (site.source, site.passed.inner)
+
+
+def knows_order(site: Site, view: View) -> bool:
+    """Whether it is known for tensors of a batch's size what becomes of the order of their elements."""
+    if site.passed is None or view.inner is None:
+        return site.moves is None or site.moves.fits(view.found.shape)
+    behind = site.passed.moves
+    before = site.moves is None or site.moves.fits(view.inner.shape)
+    return before and (behind is None or behind.fits(view.found.shape))
 
 
 class Walk:
@@ -123,6 +161,7 @@ class Walk:
         sites: of the pruned model.
         memory_bytes: what the tensors of the batches that wait may take. Where they do not fit, the last batches start
             anew for each tensor.
+        num_judged: of how many batches, the last ones, the original's output is asked for in the end.
     """
 
     def __init__(
@@ -133,17 +172,20 @@ class Walk:
         batches: Sequence[Batch],
         sites: Sequence[Site],
         memory_bytes: int,
+        num_judged: int,
     ) -> None:
         self.original = original
         self.pruned = pruned
+        self.first_judged = len(batches) - num_judged
         self.repaired = repaired
         self.batches = batches
         self.routed: set[str] = set()
+        self.resized: set[str] = set()
         self.sites_at: dict[int, list[Site]] = {}
         for site in sites:
             self.sites_at.setdefault(site.reached, []).append(site)
         self.num_waiting = self._num_waiting(memory_bytes)
-        self.uses = Counter(site.source for site in sites)
+        self.uses = Counter(value for site in sites for value in needs(site))
         self.waiting = [_Waiting(self, number) for number in range(self.num_waiting)]
 
     def _num_waiting(self, memory_bytes: int) -> int:
@@ -174,14 +216,19 @@ class Walk:
             stop = min(at, key=order.__getitem__)
             yield stop, self.sites_at[stop]
             for site in self.sites_at.pop(stop):
-                self.uses[site.source] -= 1
+                self.uses.subtract(needs(site))
             for pair in self.waiting:
                 pair.leave(stop)
+
+    def behind(self, stop: int) -> list[Site]:
+        """The sites that are still to come behind a tensor."""
+        return [site for value, some in self.sites_at.items() if value != stop for site in some]
 
     def views(self, stop: int, sites: Sequence[Site]) -> dict[str, list[View]]:
         """What each batch shows of sites that feed the same tensor, by the sites' names.
 
         Nothing of a site that gets another number of rows than in the original: then values decide which rows it gets.
+        Nor of one of whose tensor it is not known where its elements come from in a batch of that size.
         """
         found: dict[str, list[View]] = {site.name: [] for site in sites}
         for number, batch in enumerate(self.batches):
@@ -190,19 +237,34 @@ class Walk:
             else:
                 made, reads, wanted = self._anew(number, stop, sites)
             for site in sites if made is not None else ():
-                if site.source in reads and site.target in wanted and made is not None:
-                    if made.shape != wanted[site.target].shape:
+                if all(value in reads for value in needs(site)) and site.target in wanted and made is not None:
+                    inner = None if site.passed is None else reads[site.passed.inner]
+                    view = View(number, reads[site.source], made, wanted[site.target], batch.mask, inner)
+                    if made.shape != view.wanted.shape:
                         self.routed.add(site.name)
-                        continue
-                    view = View(number, reads[site.source], made, wanted[site.target], batch.mask)
-                    found[site.name].append(view)
-        return {name: [] if name in self.routed else views for name, views in found.items()}
+                    elif not knows_order(site, view):
+                        self.resized.add(site.name)
+                    else:
+                        found[site.name].append(view)
+        out = self.routed | self.resized
+        return {name: [] if name in out else views for name, views in found.items()}
+
+    def outputs(self) -> list[Any]:
+        """The original's output on each batch that is to be judged; None where no forward of it waits."""
+        found: list[Any] = []
+        for number in range(self.first_judged, len(self.batches)):
+            lane = self.waiting[number].original if number < self.num_waiting else None
+            if lane is not None:
+                self.original.finish(lane, number)
+            found.append(None if lane is None else lane.output)
+        return found
 
     def _anew(
         self, number: int, stop: int, sites: Sequence[Site]
     ) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
         """The same from the start of the forward."""
-        reads = self._collected(self.pruned, number, {stop, *(site.source for site in sites)}, self.repaired)
+        values = {stop, *(value for site in sites for value in needs(site))}
+        reads = self._collected(self.pruned, number, values, self.repaired)
         wanted = self._collected(self.original, number, {site.target for site in sites}, self.original.shade)
         return reads.get(stop), reads, wanted
 
@@ -223,8 +285,9 @@ class _Waiting:
         self.number = number
         sites = [site for some in walk.sites_at.values() for site in some]
         batch = walk.batches[number]
-        self.original = walk.original.lane(batch, {site.target for site in sites})
-        self.pruned = walk.pruned.lane(batch, {value for site in sites for value in (site.source, site.reached)})
+        to_end = number >= walk.first_judged
+        self.original = walk.original.lane(batch, {site.target for site in sites}, to_end=to_end)
+        self.pruned = walk.pruned.lane(batch, {value for site in sites for value in (site.reached, *needs(site))})
         self.reads: dict[int, Tensor] = {}
         self.wanted: dict[int, Tensor] = {}
         self.at: tuple[int, Tensor] | None = None
