@@ -224,3 +224,20 @@ def test_planning_draws_no_numbers_from_python_or_numpy() -> None:
     states = random.getstate(), np.random.get_state()[1].tolist()
     UniversalLayerPruner(model, example_inputs=rows()).prune(max_param_reduction=0.5)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states
+
+
+def test_what_a_hook_writes_into_a_set_or_a_number_that_it_closes_over_stays_with_the_copy() -> None:
+    seen: set[str] = set()
+    count = 0
+
+    def hook(*_: object) -> None:
+        nonlocal count
+        count += 1
+        seen.add("called")
+
+    model = randomised(nn.Sequential(linear(), nn.ReLU(), linear(), nn.ReLU(), linear()))
+    model[2].register_forward_hook(hook)
+    UniversalLayerPruner(model, example_inputs=rows()).prune(max_param_reduction=0.5)
+    assert (count, seen) == (0, set())
+    run(model, rows())
+    assert (count, seen) == (1, {"called"})

@@ -83,7 +83,7 @@ class Copier:
         if isinstance(value, MethodType):
             held = self.held(value.__self__)
             return value if held is value.__self__ else MethodType(value.__func__, held)
-        return self.copy(value) if self.apart and type(value) in (dict, list) else value
+        return self.copy(value) if self.apart and type(value) in (dict, list, set) else value
 
 
 def _has_value(cell: CellType) -> bool:

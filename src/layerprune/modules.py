@@ -132,8 +132,8 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool 
     Args:
         model: the module tree; its modules' classes are kept.
         convert: the new tensor for an old one, e.g. a clone, the tensor itself, or a fake of it.
-        apart: whether lists and dicts that such functions close over are copied as well, so that what they write down
-            when the copy runs does not reach the user.
+        apart: whether lists, dicts and sets that such functions close over are copied as well, so that what they
+            write down when the copy runs does not reach the user.
 
     Returns:
         The copy, of the same class, with the same training flags and hooks.
