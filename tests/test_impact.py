@@ -386,3 +386,17 @@ def test_a_batch_with_other_experts_is_measured_at_the_right_layers():
         branch = model.c(torch.relu(model.d(x)))
         expected = float(branch.norm() / (x + branch).norm())
     assert score_influence(scene).impacts == pytest.approx([expected], rel=1e-5)
+
+
+def test_one_number_a_sample_is_not_taken_for_logits():
+    model = randomised(nn.Sequential(linear(), nn.Tanh(), linear(), nn.Tanh(), linear(8, 1))).double()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    assert pruner.removals
+    assert not any("kind='distribution'" in note for note in pruner.notes)
+
+
+def test_without_removals_no_note_speaks_of_how_they_were_made():
+    model = randomised(nn.Sequential(linear(), nn.Tanh(), linear(8, 3))).double()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    assert not pruner.removals
+    assert not any("removals were made" in note for note in pruner.notes)

@@ -152,7 +152,12 @@ def about_harm(scene: Scene, harm: Harm | None) -> tuple[str, ...]:
     if harm is None or harm.kind == "distribution" or len(outputs) != 1:
         return ()
     value = scene.graph.values[outputs[0]]
-    if len(value.shape) != 2 or value.layer < 0 or scene.graph.layers[value.layer].kind != "transform":
+    if (
+        len(value.shape) != 2
+        or value.shape[1] < 2
+        or value.layer < 0
+        or scene.graph.layers[value.layer].kind != "transform"
+    ):
         return ()
     return (
         f"the output, {value.shape[1]} numbers a sample, is compared by its relative change; if these are logits of "

@@ -72,7 +72,7 @@ def _measured(scene: Scene, harm: Harm | None) -> Evidence:
     found = ablate(scene, [removal.edits for removal in scene.removals], harm, rule=contenders(PRECISION))
     num = len(scene.batches)
     share = (found.size != 0).sum() / max(found.size.size, 1)
-    if share == 1:
+    if share == 1 or not scene.removals:
         return found
     note = (
         f"removals were made on as many of the {num} calibration batches as their impacts called for, those of most "
