@@ -158,6 +158,12 @@ def test_impacts_are_those_on_the_calibration_batches(net: str, calibration: str
     assert [removal["impact"] for removal in plan["removals"]] == [removal.impact for removal in expected.removals]
 
 
+def test_outputs_are_compared_as_is_said(net: str, calibration: str) -> None:
+    options = ("--reduction", "0.4", "--calibration", calibration, "--json")
+    plan = json.loads(run("plan", net, *options, "--kind", "distribution").stdout)
+    assert "KL divergence" in plan["impact_unit"]
+
+
 def test_with_calibration_prune_writes_repaired_weights(net: str, calibration: str, tmp_path: Path) -> None:
     options = ("--reduction", "0.4", "--calibration", calibration)
     result = run("prune", net, *options, "--out", tmp_path / "out")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Granularity = Literal["group", "branch", "block"]
+Kind = Literal["distribution", "values"]
 Precision = Literal["no", "bf16", "fp16"]
 Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled", "repaired"]
 
@@ -98,6 +99,10 @@ CalibrationOption = Annotated[
         show_default=False,
     ),
 ]
+KindOption = Annotated[
+    Kind | None,
+    typer.Option(help="How outputs are compared: as logits, or as numbers; told from the model if not given."),
+]
 
 
 @app.callback()
@@ -124,6 +129,7 @@ def plan(
     protect_io: ProtectIoOption = True,
     input_shape: ShapeOption = None,
     calibration: CalibrationOption = None,
+    kind: KindOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
     """Show which layers of MODEL can go, and why the others cannot; with a budget, also which of them would.
@@ -132,7 +138,7 @@ def plan(
     """
     budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
     with _working():
-        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration)
+        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
         chosen = pruner.plan(**budgets, strategy=strategy) if budgets else None
         text = "" if as_json else pruner.render_plan()
     if as_json:
@@ -160,6 +166,7 @@ def prune(
     protect_io: ProtectIoOption = True,
     input_shape: ShapeOption = None,
     calibration: CalibrationOption = None,
+    kind: KindOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
     """Prune MODEL within a budget, and save it in DIR, where layerprune.load_pruned finds it.
@@ -172,7 +179,7 @@ def prune(
         raise typer.BadParameter("say how much may go: a budget, as --reduction 0.3", param_hint="--reduction")
     _check_out(out)
     with _working():
-        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration)
+        pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
         chosen = pruner.plan(**budgets, strategy=strategy)
         pruner.prune(plan=chosen)
         pruner.save(out)
@@ -299,6 +306,7 @@ def _pruner_of(
     input_shape: str | None,
     pretrained: bool,
     calibration: str | None,
+    kind: Kind | None,
 ) -> UniversalLayerPruner:
     """Build the model and capture it; random inputs are the same in every run."""
     example_inputs = None if input_shape is None else _parse_shape(input_shape)
@@ -314,6 +322,7 @@ def _pruner_of(
         protect=tuple(protect or ()),
         granularity=granularity,
         protect_io=protect_io,
+        kind=kind,
     )
 
 
