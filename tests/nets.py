@@ -86,6 +86,14 @@ def tokens(batch: int = 2, length: int = 5, width: int = 8, seed: int = 1) -> Te
     return torch.randn(batch, length, width, generator=torch.Generator().manual_seed(seed))
 
 
+def padded_and_not() -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Four batches as they are, and the same with three loud tokens behind that the mask leaves out."""
+    x = [tokens(8, 5, seed=seed) for seed in range(4)]
+    mask = torch.tensor([[1] * 5 + [0] * 3] * 8)
+    long = [{"x": torch.cat([one, 50 * tokens(8, 3, seed=7)], 1), "attention_mask": mask} for one in x]
+    return [{"x": one, "attention_mask": torch.ones(8, 5)} for one in x], long
+
+
 def rows(batch: int = 4, width: int = 8, seed: int = 1) -> Tensor:
     return torch.randn(batch, width, generator=torch.Generator().manual_seed(seed))
 

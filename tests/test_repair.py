@@ -22,6 +22,7 @@ from nets import (
     copy_of,
     image,
     linear,
+    padded_and_not,
     parameter,
     randomised,
     rows,
@@ -451,10 +452,7 @@ def test_padding_counts_nowhere():
         return net.head(torch.relu(x + net.branch(torch.tanh(x))))
 
     model = randomised(Net(forward, stem=linear(), branch=linear(), head=linear()))
-    x = [tokens(8, 5, seed=seed) for seed in range(4)]
-    short = [{"x": one, "attention_mask": torch.ones(8, 5)} for one in x]
-    mask = torch.tensor([[1] * 5 + [0] * 3] * 8)
-    long = [{"x": torch.cat([one, 50 * tokens(8, 3, seed=7)], 1), "attention_mask": mask} for one in x]
+    short, long = padded_and_not()
     pruned, edits = without(model, "branch", short[0])
     padded = copy_of(pruned)
     repair(model, pruned, short, edits=edits)

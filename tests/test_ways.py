@@ -14,7 +14,7 @@ from layerprune.repair.moves import Elements
 from layerprune.repair.norms import norm_of
 from layerprune.repair.sites import find_sites
 from linearity import faults
-from nets import Net, close, conv, copy_of, image, linear, randomised, run, tokens
+from nets import Net, close, conv, copy_of, image, linear, padded_and_not, randomised, run, tokens
 from test_repair import without
 
 
@@ -376,10 +376,7 @@ def test_padding_counts_nowhere_before_a_norm():
         return post_norm(net, x)
 
     model = randomised(Net(forward, norm=nn.RMSNorm(8), **{n: linear() for n in ("stem", "write", "branch", "head")}))
-    x = [tokens(8, 5, seed=seed) for seed in range(4)]
-    short = [{"x": one, "attention_mask": torch.ones(8, 5)} for one in x]
-    mask = torch.tensor([[1] * 5 + [0] * 3] * 8)
-    long = [{"x": torch.cat([one, 50 * tokens(8, 3, seed=7)], 1), "attention_mask": mask} for one in x]
+    short, long = padded_and_not()
     pruned, edits = without(model, "branch", short[0])
     padded = copy_of(pruned)
     repair(model, pruned, short, edits=edits)
