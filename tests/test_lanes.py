@@ -173,9 +173,9 @@ def test_the_verdict_knows_the_originals_output_from_its_forward_where_that_wait
     known = []
     judge = closed_form._judge
 
-    def seen(model, shades, batches, outputs):
+    def seen(model, shades, batches, outputs, harm):
         known.append([None if out is None else out.clone() for out in outputs])
-        return judge(model, shades, batches, outputs)
+        return judge(model, shades, batches, outputs, harm)
 
     monkeypatch.setattr(closed_form, "_judge", seen)
     model = branched(torch.relu)
