@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any, cast
 
@@ -74,6 +74,29 @@ def slots(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
             if child is not None:
                 found.setdefault(id(child), []).append((parent, key))
     return found
+
+
+class Tree:
+    """What hangs where in a model at some moment.
+
+    Args:
+        model: the model, as it is at that moment.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.before = [(vars(module)["_modules"], list(module._modules.items())) for module in model.modules()]
+
+    def put_back(self) -> bool:
+        """Hang every module where it was; whether any was not there."""
+        moved = [(held, items) for held, items in self.before if _hung(held.items()) != _hung(items)]
+        for held, items in moved:
+            held.clear()
+            held.update(items)
+        return bool(moved)
+
+
+def _hung(items: Iterable[tuple[str, nn.Module | None]]) -> list[tuple[str, int]]:
+    return [(key, id(module)) for key, module in items]
 
 
 def names_by_module(model: nn.Module) -> dict[int, list[str]]:

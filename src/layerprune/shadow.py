@@ -26,7 +26,7 @@ from layerprune.adapters import transformers
 from layerprune.attributes import Attributes
 from layerprune.inputs import Inputs
 from layerprune.integers import KeepsIntegers, holds_values
-from layerprune.modules import clone
+from layerprune.modules import Tree, clone
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,16 @@ class Shadow:
         whole = KeepsIntegers(self.mode) if self.integers and self.mode is not None else contextlib.nullcontext()
         quiet = _quiet() if self.mode is not None else contextlib.nullcontext()
         modes = self.mode or contextlib.nullcontext()
-        with _rng_kept(), _uncompiled(), quiet, modes, whole, torch.set_grad_enabled(grad):
-            yield
+        tree = Tree(self.model)
+        try:
+            with _rng_kept(), _uncompiled(), quiet, modes, whole, torch.set_grad_enabled(grad):
+                yield
+        finally:
+            # Some forwards hang in other modules (BigBird's attention, where inputs are short), and say so in a flag:
+            # what an edit has put into the old ones could not be taken back.
+            if tree.put_back() and not self.start.moved:
+                self.start.settle()
+                self.start.put_back()
 
     def adapt(self, inputs: Inputs) -> Inputs:
         """Make inputs that the shadow's forward may take and change: fakes, or copies."""

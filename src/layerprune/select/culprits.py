@@ -86,8 +86,13 @@ class Culprits:
         return tuple(sorted(found))
 
     def holds(self, some: Sequence[int], *, runs: bool = True) -> bool:
-        """Whether removals can be made together; without ``runs`` as far as can be told without running anything."""
+        """Whether removals can be made together; without ``runs`` as far as can be told without running anything.
+
+        None at all can: what is asked next is always smaller.
+        """
         key = tuple(sorted(set(some))), runs
+        if not some:
+            return True
         if key not in self.known:
             try:
                 (self.check if runs else self.realise)(key[0])
