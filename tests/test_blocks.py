@@ -393,3 +393,28 @@ def test_a_stage_and_layers_of_another_are_answered_with_a_reason_not_with_a_cra
     with pytest.raises(SurgeryError, match=r"config.depths would be \[3, 3, 1\]"):
         operate(model, edits)
     assert list(model.config.depths) == [3, 3, 9, 3]
+
+
+def test_a_whole_layer_and_the_branch_of_another_leave_together():
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    config = BertConfig(**sizes, num_hidden_layers=4, max_position_embeddings=16, initializer_range=0.5)
+    model = BertModel(config, add_pooling_layer=False).eval()
+    ids = torch.randint(3, 40, (2, NUM_TOKENS))
+    pruner = UniversalLayerPruner(model, example_inputs={"input_ids": ids})
+    groups = {frozenset(removal.groups): number for number, removal in enumerate(pruner.removals)}
+    branch = groups[frozenset({"encoder.layer.1.intermediate.dense", "encoder.layer.1.output.dense"})]
+    block = next(i for i, r in enumerate(pruner.removals) if [e.kind for e in r.edits] == ["shorten"] and "2" in r.name)
+    joint = pruner._planner.joints.proven((branch, block))
+    assert any(edit.kind == "shorten" for edit in joint.edits)
+    with torch.no_grad():
+        hidden = model.embeddings(ids)
+        hidden = model.encoder.layer[0](hidden)
+        one = model.encoder.layer[1]
+        hidden = one.output.LayerNorm(one.attention(hidden)[0])
+        expected = model.encoder.layer[3](hidden)
+        for edits in (joint.edits, pruner._planner.joints.likely((block, branch)).edits):
+            with applied(model, edits):
+                assert torch.allclose(model(input_ids=ids).last_hidden_state, expected, atol=1e-5)

@@ -63,6 +63,14 @@ class Joints:
             raise CannotRealise("what one of them removes, another one needs")
         return joint
 
+    def likely(self, chosen: Sequence[int]) -> Realisation:
+        """As it is proven, where that is known; else as it would be proven first.
+
+        Raises:
+            CannotRealise: they do not go together.
+        """
+        return self._known.get(tuple(chosen)) or self.realise(chosen)
+
     def num_params(self, chosen: Sequence[int]) -> int:
         """How many parameters a set that holds together takes; shared ones once."""
         if not chosen:

@@ -147,7 +147,7 @@ class Planner:
         edits: dict[int, Sequence[Edit]] = {}
         for place, some in enumerate(sets):
             with suppress(CannotRealise):
-                edits[place] = self.joints.realise(some).edits
+                edits[place] = self.joints.likely(some).edits
         impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets), dtype=int)
         if edits:
             folded = [self._folded(each) for each in edits.values()]

@@ -75,10 +75,13 @@ class Shortener:
         return edit if self.owner(parent) is None else Shorten(fqn=parent, removed=(int(key),))
 
     def is_needless(self, edit: Edit) -> bool:
-        """Whether an edit takes out what vanilla would build again, and what holds no parameters."""
+        """Whether an edit takes out what vanilla would build again, and what holds no parameters.
+
+        But not what a merge has to leave out: that one has to be told from what the merge adds.
+        """
         module = self.modules.get(edit.fqn)
         bare = module is not None and not any(True for _ in module.parameters())
-        return isinstance(edit, Drop) and bare and self.owner(edit.fqn) is not None
+        return isinstance(edit, Drop) and not edit.merges and bare and self.owner(edit.fqn) is not None
 
     def owner(self, fqn: str) -> str | None:
         """The transformers model that holds a module."""
