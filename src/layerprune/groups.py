@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from layerprune.errors import UnsupportedModelError
@@ -151,8 +150,3 @@ def _is_merge(graph: LayerGraph, index: int) -> bool:
     """Whether several paths meet in a layer and are merged there."""
     layer = graph.layers[index]
     return layer.kind in ("merge", "attention") or len(layer.operands) > 1
-
-
-def groups_by_layer(groups: tuple[Group, ...]) -> Mapping[int, Group]:
-    """Map each member's number to its group."""
-    return {index: group for group in groups for index in group.members}
