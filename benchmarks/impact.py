@@ -278,7 +278,7 @@ def against_whole(scene: Scene, harm: Harm) -> tuple[float, float, float, float,
     score_ablation(replace(one, ledger=ledger), harm)
     macs = macs_by_layer(scene.model, scene.graph, one.batches[0].inputs)
     handed = sum(n * macs.get(i, 0) for f, n in ledger.handed_on.items() for i in scene.graph.layers_inside[f])
-    work = 1 - handed / sum(macs.values()) / (1 + len(scene.removals))
+    work = 1 - handed / one.batches[0].num_samples / sum(macs.values()) / (1 + len(scene.removals))
 
     def kept() -> list[torch.Tensor]:
         batch = one.batches[0]

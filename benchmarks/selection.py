@@ -40,6 +40,7 @@ from layerprune.impact.ablation import ablate
 from layerprune.impact.criteria import register_criterion
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.harm import Harm
+from layerprune.inputs import Inputs
 from layerprune.nested import tensors_in
 from layerprune.select.strategies import select
 
@@ -185,7 +186,7 @@ def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> I
             "seed": seed,
             "progress": False,
         }
-        with counted(of.model) as forwards:
+        with counted(of) as forwards:
             pruner = UniversalLayerPruner(of.model, calibration=of.calibration, projections=False, **options)
             pruner._proven = [r for r in pruner._proven if r.kind == "block" or not only_blocks]
             _ = pruner.removals
@@ -196,9 +197,9 @@ def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> I
         for pruner, before in pruners:
             ledger = pruner._planner.scored.scene.ledger
             scored = ledger.handed_on.copy()
-            with counted(of.model) as forwards:
+            with counted(of) as forwards:
                 plan = pruner.plan(max_param_reduction=cap, strategy=method.strategy)
-            saved = sum(num * shares.get(frame, 0.0) for frame, num in ledger.handed_on.items())
+            saved = sum(num * shares.get(frame, 0.0) for frame, num in ledger.handed_on.items()) / samples_of(of)
             ledger.handed_on = scored
             num = before + forwards[0]
             rows.append((harm_of(plan, pruner, held_out, harm), plan.reduction, num, num - saved))
@@ -219,24 +220,32 @@ def harm_of(plan: PruningPlan, pruner: UniversalLayerPruner, held_out, harm: Har
     return float(ablate(scene, [plan.edits], harm).impacts[0])
 
 
-_NUM_FORWARDS = [0]  # a global: what a hook's closure holds is copied along with it
+_NUM_SAMPLES = [0]  # a global: what a hook's closure holds is copied along with it
 
 
 @contextmanager
-def counted(model: nn.Module) -> Iterator[list[int]]:
-    """Count forwards on real tensors: hooks come along to every copy of the model. The number is there at the end."""
-    found = [0]
-    before = _NUM_FORWARDS[0]
+def counted(of: Subject) -> Iterator[list[float]]:
+    """Count forwards on real tensors, those on a part of a batch by its share: hooks come along to every copy of the
+    model. The number is there at the end.
+    """
+    found = [0.0]
+    before = _NUM_SAMPLES[0]
 
     def note(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        _NUM_FORWARDS[0] += not any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, kwargs)))
+        if not any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, kwargs))):
+            _NUM_SAMPLES[0] += Inputs(args, kwargs).batch_size or 1
 
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = of.model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield found
     finally:
         handle.remove()
-        found[0] = _NUM_FORWARDS[0] - before
+        found[0] = (_NUM_SAMPLES[0] - before) / samples_of(of)
+
+
+def samples_of(of: Subject) -> int:
+    """The samples of a calibration batch."""
+    return read_calibration(of.calibration[:1], of.model)[0].num_samples
 
 
 def score_random(scene: Scene) -> Evidence:

@@ -12,7 +12,7 @@ from layerprune.calibration import read_calibration
 from layerprune.impact import shortlist
 from layerprune.impact.ablation import ablate, score_ablation
 from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.racing import all_of_them, contenders, halving, until_precise, winner
+from layerprune.impact.racing import all_of_them, contenders, counted, first_only, halving, handicapped, winner
 from nets import Net, linear, randomised, rows
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -41,14 +41,14 @@ def edits_of(scene):
 
 def test_batches_that_agree_settle_an_impact_after_two():
     scene = scene_of([BATCHES[0]] * 6)
-    found = ablate(scene, edits_of(scene), rule=until_precise(0.2))
+    found = ablate(scene, edits_of(scene), rule=contenders(0.2, fewest=9))
     assert ((found.size != 0).sum(0) == 2).all()
     assert found.impacts == pytest.approx(score_ablation(scene).impacts)
 
 
 def test_batches_that_do_not_agree_are_all_looked_at():
     scene = scene_of(BATCHES)
-    found = ablate(scene, edits_of(scene), rule=until_precise(1e-6))
+    found = ablate(scene, edits_of(scene), rule=contenders(1e-6, fewest=9))
     assert found.change.tolist() == score_ablation(scene).change.tolist()
 
 
@@ -57,7 +57,7 @@ def test_the_batches_come_in_an_order_of_the_seed_and_each_is_in_its_row():
     whole = score_ablation(scene).change
     chosen = []
     for seed in range(8):
-        found = ablate(replace(scene, seed=seed), edits_of(scene), rule=until_precise(1e6))
+        found = ablate(replace(scene, seed=seed), edits_of(scene), rule=contenders(1e6, fewest=9))
         used = (found.size[:, 0] != 0).nonzero()[0]
         assert len(used) == 2
         assert found.change[used].tolist() == whole[used].tolist()
@@ -68,40 +68,65 @@ def test_the_batches_come_in_an_order_of_the_seed_and_each_is_in_its_row():
 def entries(rule, rows):
     """Which sets go on after the first rows of a table of impacts; sizes are 1 where there is an impact."""
     table = np.array(rows, dtype=float)
-    return rule(np.nan_to_num(table), np.isfinite(table).astype(float)).tolist()
+    return rule(np.nan_to_num(table), np.isfinite(table).astype(float), len(rows)).tolist()
 
 
 def test_after_the_first_batch_the_half_of_least_impact_goes_on():
     rule = contenders(0.2, fewest=1)
-    assert rule(np.zeros((0, 5)), np.zeros((0, 5))).all()
+    assert rule(np.zeros((0, 5)), np.zeros((0, 5)), 0.0).all()
     assert entries(rule, [[3, 1, 5, 2, 4]]) == [True, True, False, True, False]
     assert entries(contenders(0.2, fewest=4), [[3, 1, 5, 2, 4]]) == [True, True, False, True, True]
 
 
 def test_what_is_far_below_the_others_needs_no_precision_of_its_own():
     first, second = [0.1, 10.0, 90.0, 99.0], [0.3, 10.1, np.nan, np.nan]
-    assert entries(until_precise(0.2), [first[:2], second[:2]]) == [True, False]
     assert entries(contenders(0.2, 2), [first, second]) == [False, False, False, False]
     assert entries(contenders(0.2, 2), [first, [0.1, 30.0, np.nan, np.nan]]) == [False, True, False, False]
 
 
-def test_a_race_halves_the_field_as_its_batches_double_and_ends_with_one():
+def test_a_race_halves_the_field_as_its_rounds_double_and_ends_with_one():
     nan = np.nan
     rows = [[8, 7, 6, 5, 4, 3, 2, 1]]
+    assert entries(halving, rows) == [True] * 8
+    rows.append([8, 7, 6, 5, 4, 3, 2, 1])
     assert entries(halving, rows) == [False] * 4 + [True] * 4
     rows.append([nan] * 4 + [0, 9, 9, 9])  # the best so far are now the fifth and the last
-    assert entries(halving, rows) == [False] * 4 + [True, False, False, True]
-    rows.append([nan] * 4 + [0, nan, nan, 0])
-    assert entries(halving, rows) == [False] * 4 + [True, False, False, True]
-    rows.append([nan] * 4 + [9, nan, nan, 0])
-    assert entries(halving, rows) == [False] * 8
+    assert entries(halving, rows) == [False] * 4 + [True] * 4
+    rows.append([nan] * 4 + [0, 9, 9, 0])
+    assert entries(halving, rows) == [False] * 8  # these were four batches
     table = np.array(rows, dtype=float)
-    assert winner(np.nanmean(table, axis=0), np.isfinite(table).sum(0)) == 7
+    short = rows_of(table)
+    assert halving(*short, 1.0).tolist() == [False] * 4 + [True, False, False, True]  # and these parts of one
+    assert winner(np.nanmean(table, axis=0), np.isfinite(table).sum(0)) == 4
+
+
+def rows_of(table):
+    return np.nan_to_num(table), np.isfinite(table).astype(float)
+
+
+def test_a_handicap_counts_in_a_race():
+    table = rows_of(np.array([[1.0, 1.5, 2.0, 9.0], [1.0, 1.5, 2.0, 9.0]]))
+    assert halving(*table, 2.0).tolist() == [True, True, False, False]
+    assert counted(np.array([2.0, -2.0]), np.array([2.0, 2.0])).tolist() == [4.0, -1.0]
+    assert handicapped(halving, np.array([2.5, 1.0, 1.0, 1.0]))(*table, 2.0).tolist() == [False, True, True, False]
+
+
+def test_a_first_look_is_one_round():
+    assert first_only(np.zeros((0, 3)), np.zeros((0, 3)), 0.0).tolist() == [True] * 3
+    assert first_only(np.ones((1, 3)), np.ones((1, 3)), 0.25).tolist() == [False] * 3
+
+
+def test_after_twelve_rounds_no_removal_is_made_again():
+    rng = np.random.default_rng(0)
+    table = rows_of(rng.uniform(0.01, 1.0, (12, 4)))
+    rule = contenders(1e-9, fewest=9)
+    assert rule(table[0][:11], table[1][:11], 11.0).all()
+    assert not rule(*table, 12.0).any()
 
 
 def test_a_set_whose_output_is_no_number_drops_out_of_a_race():
     change = np.array([[np.nan, 2.0, 1.0, 3.0]])
-    assert halving(change, np.ones_like(change)).tolist() == [False, True, True, False]
+    assert halving(change, np.ones_like(change), 1.0).tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("longest", [2, 64])

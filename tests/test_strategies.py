@@ -15,6 +15,7 @@ from layerprune.errors import BudgetError
 from layerprune.select import evolution as evolution_module
 from layerprune.select.frontier import frontier
 from layerprune.select.problem import with_unknown
+from layerprune.select.resampled import FIRST, NEXT, ROUNDS
 from layerprune.select.strategies import select
 from nets import linear, randomised, rows
 from test_select import every_valid_set, independent, params_of, problem_of, size_of, slack_of
@@ -135,6 +136,45 @@ def test_evolution_ends_within_the_budget_and_no_worse_than_it_began(blocks, see
 # ---- resampled -------------------------------------------------------------------------------------------------------
 
 
+def test_sets_that_are_made_correct_impacts_that_do_not_add_up(blocks):
+    cap = int(0.5 * sum(r.num_params for r in blocks.removals))
+    gained: list[float] = []
+    for seed in range(10):
+        impacts, _, harm = world(blocks, seed, strength=0.3)
+        asked: list[tuple[int, ...]] = []
+
+        def counting(sets, harm=harm, asked=asked):
+            asked.extend(sets)
+            return harm(sets)
+
+        problem = replace(problem_of(blocks, impacts), harm=counting, has_data=True)
+        found = select(budgeted(blocks, problem, cap), "resampled").chosen
+        exact = select(budgeted(blocks, replace(problem, has_data=False), cap), "exact").chosen
+        sets = in_reach(blocks, replace(problem, has_data=False), cap)
+        least, most = harm(sets).min(), harm(sets).max()
+        near = harm([exact, *(some for some in asked if some in sets)]).min()
+        assert harm([found])[0] <= (near if found in sets else 0.5 * near)
+        assert len(asked) <= sum(FIRST) + ROUNDS * sum(NEXT)
+        gained.append((harm([exact])[0] - harm([found])[0]) / (most - least))
+    assert min(gained) >= 0
+    assert np.mean(gained) > 0.05
+
+
+def test_a_set_that_stays_below_the_cap_is_taken_where_it_was_seen_to_harm_half_as_much(blocks):
+    impacts = np.ones(8)
+    whole = problem_of(blocks, impacts)
+    cap = int(0.5 * sum(r.num_params for r in blocks.removals))
+    near = set(in_reach(blocks, whole, cap))
+    for share, stays_below in ((0.4, True), (0.6, False)):
+
+        def harm(sets, share=share):
+            return np.array([1.0 if tuple(some) in near else share for some in sets])
+
+        selection = select(budgeted(blocks, replace(whole, harm=harm, has_data=True), cap), "resampled")
+        assert (selection.chosen not in near) == stays_below
+        assert any("stays below" in note for note in selection.notes) == stays_below
+
+
 def test_of_the_sets_that_draws_choose_the_one_that_harms_least_is_taken(blocks):
     impacts, _, _ = world(blocks, 0)
     draws = np.random.default_rng(1).uniform(0.1, 1.0, (6, 8))
@@ -155,7 +195,7 @@ def test_of_the_sets_that_draws_choose_the_one_that_harms_least_is_taken(blocks)
         assert len(made) == len(set(made)), "no set is made twice"
         others = set(made) - by_draw - {first}
         assert others <= set(in_reach(blocks, plain, cap)), "the next by the sum of impacts"
-        assert len(others) <= 8
+        assert len(others) <= FIRST[0] + ROUNDS * NEXT[0]
 
 
 def test_the_sets_that_come_next_by_the_sum_are_made_too(blocks):

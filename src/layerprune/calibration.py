@@ -39,6 +39,15 @@ class Batch:
         """The number of samples; 1 where no batch dimension can be told."""
         return self.inputs.batch_size or 1
 
+    def samples(self, start: int, stop: int) -> Batch | None:
+        """Some of the samples, as views; None where it cannot be told what belongs to each."""
+        inputs = self.inputs.samples(start, stop)
+        item = Inputs((self.item,))
+        some = item.samples(start, stop)
+        if inputs is None or some is None or item.batch_size != self.inputs.batch_size:
+            return None
+        return Batch(some.args[0], inputs)
+
     @property
     def mask(self) -> Tensor | None:
         """``(sample, token)``, 1 where a token counts and 0 where it pads; None where the inputs say nothing of it."""

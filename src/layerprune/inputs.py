@@ -79,24 +79,40 @@ class Inputs:
         Every tensor whose first dimension is the batch size is repeated along it; lists of one item a sample (images of
         a detector, and their targets) are repeated as lists.
         """
+        return self._with_samples(
+            lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)), lambda items: items * times
+        )
+
+    def samples(self, start: int, stop: int) -> Inputs | None:
+        """Return some of the samples, as views, or ``None`` where no batch dimension can be told.
+
+        Args:
+            start: the first of them.
+            stop: the one behind the last.
+        """
+        return self._with_samples(lambda tensor: tensor[start:stop], lambda items: items[start:stop])
+
+    def _with_samples(
+        self, of_tensor: Callable[[Tensor], Tensor], of_list: Callable[[list[Any]], list[Any]]
+    ) -> Inputs | None:
+        """Change every tensor that holds one row for each sample, or every list of one item for each."""
         size = self.batch_size
         if size is None:
             return None
 
-        def repeated(tensor: Tensor) -> Tensor:
-            batched = tensor.ndim and tensor.shape[0] == size
-            return tensor.repeat(times, *[1] * (tensor.ndim - 1)) if batched else tensor
+        def changed(tensor: Tensor) -> Tensor:
+            return of_tensor(tensor) if tensor.ndim and tensor.shape[0] == size else tensor
 
         if not any(_is_list_of_images(value) for value in self._values()):
-            return self.map(repeated)
+            return self.map(changed)
 
-        def repeated_argument(value: Any) -> Any:
+        def changed_argument(value: Any) -> Any:
             if isinstance(value, list) and len(cast("list[Any]", value)) == size:
-                return value * times
-            return map_tensors(value, repeated)
+                return of_list(cast("list[Any]", value))
+            return map_tensors(value, changed)
 
-        args = tuple(repeated_argument(value) for value in self.args)
-        return replace(self, args=args, kwargs={name: repeated_argument(value) for name, value in self.kwargs.items()})
+        args = tuple(changed_argument(value) for value in self.args)
+        return replace(self, args=args, kwargs={name: changed_argument(value) for name, value in self.kwargs.items()})
 
     def __repr__(self) -> str:
         return f"Inputs({describe(self)}; {self.origin})"

@@ -16,7 +16,7 @@ from layerprune.graph import LayerGraph
 from layerprune.groups import Group
 from layerprune.impact.ablation import ablate
 from layerprune.impact.output_change import score_output_change
-from layerprune.impact.racing import FINAL, Rule, all_of_them, halving, winner
+from layerprune.impact.racing import FINAL, Rule, all_of_them, counted, first_only, halving, handicapped, winner
 from layerprune.joints import Joints
 from layerprune.marks import CannotRealise
 from layerprune.meter import Meter
@@ -69,7 +69,7 @@ class Planner:
         self.seed = seed
         self._refolded: dict[tuple[Edit, ...], Folded] = {}
         self._refolded_bytes = 0
-        self._raced: dict[tuple[int, ...], tuple[float, int]] = {}
+        self._raced: dict[tuple[int, ...], tuple[float, float]] = {}
 
     # ---- budgets --------------------------------------------------------------------------------------------------
 
@@ -105,6 +105,8 @@ class Planner:
             self.seed,
             self.best if self.scored.scene is not None else None,
             self.mended if strategy == "repaired" and self._mender is not None else None,
+            self.first_look if self.scored.scene is not None else None,
+            self.noise,
         )
 
     @cached_property
@@ -134,12 +136,22 @@ class Planner:
         """What sets do to the output when they are made; ``nan`` for those that cannot be."""
         return self._made(sets, all_of_them)[0]
 
-    def best(self, sets: Sequence[Sequence[int]]) -> int:
-        """Which of several sets does least to the output when they are made; the clear losers on few batches only."""
-        impacts, num_batches = self._made(sets, halving)
+    def first_look(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
+        """What sets do to the output on the first batch, or the first part of it."""
+        return self._made(sets, first_only)[0]
+
+    @property
+    def noise(self) -> float:
+        """The standard deviation of what a first look finds, relative to it, as single removals tell."""
+        scene, evidence = self.scored.scene, self.scored.evidence
+        return 0.0 if scene is None or evidence is None else evidence.noise / scene.ledger.share**0.5
+
+    def best(self, sets: Sequence[Sequence[int]], handicaps: np.ndarray) -> int:
+        """Which of several sets does least to the output when they are made, times its handicap."""
+        impacts, num_batches = self._made(sets, handicapped(halving, handicaps))
         for some, impact, num in zip(sets, impacts, num_batches, strict=True):
-            self._raced[tuple(some)] = float(impact), int(num)
-        return winner(impacts, num_batches)
+            self._raced[tuple(some)] = float(impact), float(num)
+        return winner(counted(impacts, handicaps), num_batches)
 
     def _made(self, sets: Sequence[Sequence[int]], rule: Rule) -> tuple[np.ndarray, np.ndarray]:
         """Make sets: their impacts, ``nan`` where one cannot be made, and on how many batches they were measured."""
@@ -148,11 +160,12 @@ class Planner:
         for place, some in enumerate(sets):
             with suppress(CannotRealise):
                 edits[place] = self.joints.likely(some).edits
-        impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets), dtype=int)
+        impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets))
         if edits:
             folded = [self._folded(each) for each in edits.values()]
             found = ablate(self.scored.scene, list(edits.values()), rule=rule, folded=folded)
-            impacts[list(edits)], num_batches[list(edits)] = found.impacts, (found.size != 0).sum(0)
+            assert found.looked_at is not None
+            impacts[list(edits)], num_batches[list(edits)] = found.impacts, found.looked_at.sum(0)
         return impacts, num_batches
 
     def _folded(self, edits: Sequence[Edit]) -> Folded:
@@ -295,7 +308,7 @@ class Planner:
         if not chosen or not self.is_measured:
             return None
         impact, num_batches = self._raced.get(tuple(chosen), (0.0, 0))
-        return json_safe(impact if num_batches >= FINAL else float(self.harm([chosen])[0]))
+        return json_safe(impact if num_batches > FINAL - 1e-6 else float(self.harm([chosen])[0]))
 
     # ---- notes ----------------------------------------------------------------------------------------------------
 

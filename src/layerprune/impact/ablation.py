@@ -15,6 +15,7 @@ from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
 from layerprune.impact.outcome import same_tensor
 from layerprune.impact.racing import Rule, all_of_them
+from layerprune.impact.rounds import Round, adds_up, cut, fewest_samples, starts, whole
 from layerprune.nested import tensors_in
 from layerprune.projection import Folded
 from layerprune.shadow import Shadow, real_shadow
@@ -49,8 +50,9 @@ def ablate(
         sets: what to make; the impact of one whose projections are not known is nan.
         harm: as for :func:`score_ablation`; outputs are compared where it is given, whatever the scene's loss.
         folded: for each set what its projections make of the transforms that take them in; the scene's if None.
-        rule: which sets are measured on the next batch; see :mod:`~layerprune.impact.racing`. Batches come in an order
-            drawn from the scene's seed, as data may be sorted.
+        rule: which sets are measured next; see :mod:`~layerprune.impact.racing`. Batches come in an order drawn from
+            the scene's seed, and in parts, where not all sets are measured on all and the model's outputs show that
+            batches can be cut. ``change`` and ``size`` are by batch all the same.
 
     Returns:
         Evidence with one column per set.
@@ -76,50 +78,82 @@ class _Ablation:
         self.shade = real_shadow(scene.model, written=scene.graph.written_params)
         self.by = _ByOutput(harm or scene.harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
         self.handover = Handover(self.shade, scene.graph, sets, weights, scene.ledger)
-        self.change = np.zeros((len(scene.batches), len(sets)))
-        self.size = np.zeros_like(self.change)
+        self.num = len(scene.batches) * len(sets)
 
     def run(self, rule: Rule) -> Evidence:
         """Measure for as long as the rule says, and say what was found."""
-        scene, change, size = self.scene, self.change, self.size
+        scene, rounds = self.scene, self.rounds(in_parts=rule is not all_of_them)
         known = (
             all(fold in held for fold in folds_of(edits)) for edits, held in zip(self.sets, self.weights, strict=True)
         )
         fitted = np.fromiter(known, dtype=bool, count=len(self.sets))
-        change[:, np.logical_not(fitted)], size[:, np.logical_not(fitted)] = np.nan, 1.0
-        rows = [int(row) for row in np.random.default_rng(scene.seed).permutation(len(change))]
-        for number, row in enumerate(rows):
-            going_on = rule(change[rows[:number]], size[rows[:number]]) & fitted
+        table = np.zeros((2, len(rounds), len(self.sets)))
+        table[0][:, np.logical_not(fitted)], table[1][:, np.logical_not(fitted)] = np.nan, 1.0
+        change, size, looked_at = np.zeros((3, len(scene.batches), len(self.sets)))
+        done = 0.0
+        for number, one in enumerate(rounds):
+            going_on = rule(table[0, :number], table[1, :number], done) & fitted
             if not going_on.any() and self.sets:
                 break
-            with scene.on(row):
-                self.measure(row, [int(column) for column in going_on.nonzero()[0]], number)
-        scene.progress(change.size, change.size)
+            columns = [int(column) for column in going_on.nonzero()[0]]
+            with scene.on(one.row):
+                table[:, number, columns] = self.measure(one, columns, done)
+            looked_at[one.row, columns] += one.share
+            done += one.share
+        for number, one in enumerate(rounds):
+            change[one.row] += table[0, number]
+            size[one.row] += table[1, number]
+        scene.progress(self.num, self.num)
         unknown = int((~np.isfinite(change[:, fitted])).any(0).sum())
         note = f"the impact of {unknown} removals is not known: with them the output or loss is no number any more"
         notes = (*((note,) if unknown else ()), *about_harm(scene, self.by.harm))
-        return Evidence(change, size, 1.0, f"{self.by.unit}, by ablation", notes, is_ablation=True)
+        return Evidence(change, size, 1.0, f"{self.by.unit}, by ablation", notes, looked_at=looked_at, is_ablation=True)
 
-    def measure(self, row: int, columns: Sequence[int], number: int) -> None:
-        """Run the original on a batch, then sets."""
-        batch, handover = self.scene.batches[row], self.handover
+    def rounds(self, *, in_parts: bool) -> list[Round]:
+        """What to look at one after the other."""
+        found, ledger = whole(self.scene.batches, self.scene.seed), self.scene.ledger
+        if in_parts and ledger.fewest is None:
+            ledger.fewest = self.fewest(found[0])
+            ledger.share = cut(found[:1], ledger.fewest)[0].share if ledger.fewest else 1.0
+        return cut(found, ledger.fewest) if in_parts and ledger.fewest else found
+
+    def fewest(self, one: Round) -> int:
+        """How many samples a part of a batch has to have to tell what the batch does; 0 where no part does."""
+        try:
+            with self.shade.running():
+                return self.by.fewest(self.shade, one)
+        except Exception:  # the model's own, which may want the whole batch; on that it raises again
+            return 0
+
+    def measure(self, one: Round, columns: Sequence[int], done: float) -> np.ndarray:
+        """Run the original on a batch or a part of it, then sets.
+
+        Args:
+            one: on what.
+            columns: the numbers of the sets.
+            done: how many batches are done with.
+
+        Returns:
+            Change and size, ``(2, column)``.
+        """
+        batch, handover = one.batch, self.handover
         with self.shade.running(), handover.keeping(columns, batch.num_samples):
-            self.by.start(self.shade, batch, row)
+            self.by.start(self.shade, batch, one.row)
         self.by.original = handover.own(self.by.original)
         handover.check(columns, batch.num_samples, lambda: self.by.is_same(self.shade, batch))
+        found: dict[int, tuple[float, float]] = {}
         for column in columns:
-            self.change[row, column], self.size[row, column] = self.made(row, column)
+            found[column] = self.made(batch, column)
             handover.settle()
-            self.scene.progress(number * len(self.sets) + column + 1, self.change.size)
+            self.scene.progress(int(done * len(self.sets) + one.share * (column + 1)), self.num)
         probe = handover.probe(columns)
         if probe is not None:
-            again = self.made(row, probe, whole=True)
-            before = (float(self.change[row, probe]), float(self.size[row, probe]))
-            handover.confirm(bool(np.array_equal(again, before, equal_nan=True)))
+            again = self.made(batch, probe, whole=True)
+            handover.confirm(bool(np.array_equal(again, found[probe], equal_nan=True)))
+        return np.array(list(found.values())).reshape(-1, 2).T
 
-    def made(self, row: int, column: int, *, whole: bool = False) -> tuple[float, float]:
+    def made(self, batch: Batch, column: int, *, whole: bool = False) -> tuple[float, float]:
         """What a set changes on a batch."""
-        batch = self.scene.batches[row]
         with applied(self.shade.model, self.sets[column], self.weights[column]), self.shade.running():
             if whole or not self.handover.outcomes:
                 return self.by.compare(self.shade, batch)
@@ -151,6 +185,15 @@ class _ByOutput:
         assert self.harm is not None
         return self.harm.between(self.original, _run(shade, batch), batch.mask)
 
+    def fewest(self, shade: Shadow, one: Round) -> int:
+        """How many samples a part has to have, if the model makes of a part what it makes of it in the whole."""
+        out = _run(shade, one.batch)
+        harm = self.harm or harm_of(shade.model, out)
+        fewest = fewest_samples(harm.between(out, out, one.batch.mask)[1] / one.batch.num_samples)
+        part = cut([one], fewest)[0]
+        is_part = part.share < 1 and starts(harm.outputs(_run(shade, part.batch)), harm.outputs(out))
+        return fewest if is_part else 0
+
     def is_same(self, shade: Shadow, batch: Batch) -> bool:
         """Whether the model gives the same bits again."""
         pairs = tensors_in(self.original), tensors_in(_run(shade, batch))
@@ -174,6 +217,14 @@ class _ByLoss:
     def compare(self, shade: Shadow, batch: Batch) -> tuple[float, float]:
         change = number_of(loss_on(self.loss, shade.model, batch)) - self.original
         return batch.num_samples * change, float(batch.num_samples)
+
+    def fewest(self, shade: Shadow, one: Round) -> int:
+        """How many samples a part has to have, if the loss on a batch is the mean of those on its parts."""
+        fewest = fewest_samples(1)
+        parts = cut([one], fewest)
+        losses = [(number_of(loss_on(self.loss, shade.model, part.batch)), part.share) for part in parts]
+        is_mean = len(parts) > 1 and adds_up(losses, number_of(loss_on(self.loss, shade.model, one.batch)))
+        return fewest if is_mean else 0
 
     def is_same(self, shade: Shadow, batch: Batch) -> bool:
         """Whether the model gives the same loss again."""

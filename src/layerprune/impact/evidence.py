@@ -101,6 +101,7 @@ class Evidence:
         notes: what the user should know about them.
         is_ablation: whether removals were made, and ``change`` is what they did to the output.
         pairs: how much more a pair costs than its parts, ``(removal, removal)``, half of it at either place.
+        looked_at: how much of each batch each removal was measured on, ``(batch, removal)``; None for all of it.
     """
 
     change: np.ndarray
@@ -110,6 +111,7 @@ class Evidence:
     notes: tuple[str, ...] = ()
     pairs: np.ndarray | None = None
     is_ablation: bool = False
+    looked_at: np.ndarray | None = None
 
     @property
     def impacts(self) -> np.ndarray:
@@ -124,6 +126,18 @@ class Evidence:
     @property
     def _measured(self) -> np.ndarray:
         return (self.change != 0) | (self.size != 0)
+
+    @property
+    def noise(self) -> float:
+        """By how much an impact on one batch is off, relative to it: the median standard deviation; 0 if unknown."""
+        looked_at = (self.size != 0).astype(float) if self.looked_at is None else self.looked_at
+        found: list[float] = []
+        for change, size, share in zip(self.change.T, self.size.T, looked_at.T, strict=True):
+            rows = (size != 0) & (share > 0) & np.isfinite(change)
+            ratios = change[rows] / size[rows]
+            if len(ratios) > 1 and ratios.mean() != 0:
+                found.append(float(ratios.var(ddof=1) / ratios.mean() ** 2 * share[rows].mean()))
+        return float(np.sqrt(np.median(found))) if found else 0.0
 
     def resampled(self, seed: int) -> np.ndarray:
         """Impacts on batches drawn with replacement, ``(draw, removal)``; none from a single batch.

@@ -79,6 +79,7 @@ class Handover:
         self.leaves: dict[int, Leaf] = {}
         self.wanted: list[frozenset[int]] = []
         self.is_steady = True
+        self.batch_size = 1
         ledger.doubt = ledger.doubt or _why_never(shade, graph)
         self.is_on = not ledger.doubt and (ledger.is_trusted or len(sets) >= FEWEST)
         if not self.is_on:
@@ -104,6 +105,7 @@ class Handover:
             num_samples: in the batch.
         """
         self.outcomes, self.leaves, self.is_steady = {}, {}, True
+        self.batch_size = num_samples
         if not self.is_on or not sets:
             yield
             return
@@ -219,7 +221,7 @@ class Handover:
         hander = _Hander(self, frozenset(frames))
         with watched(self.shade.model, hander.wrap, self.upstream.watched(frames)):
             yield
-        self.ledger.handed_on += hander.handed_on
+        self.ledger.handed_on.update({frame: num * self.batch_size for frame, num in hander.handed_on.items()})
 
 
 class _Calls:

@@ -1,4 +1,4 @@
-"""The ledger: what is known of whether a model's forward may go on from stored outputs, and what that has saved."""
+"""The ledger: what ablations have learnt of a model: whether its forward may go on from stored outputs, or on parts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ class Ledger:
         is_trusted: whether that was checked.
         barred: frames of the layer graph whose calls do more than to return a tree of tensors, or whose outputs are
             written into later.
-        handed_on: frame of the layer graph → how often the output of that call was handed on.
+        fewest: samples that a part of a batch has to have to tell what the batch does; 0 where no part does, None where
+            that was not looked at.
+        share: how much of a batch its first part is.
+        handed_on: frame of the layer graph → for how many samples the output of that call was handed on.
     """
 
     doubt: str = ""
     is_trusted: bool = False
     barred: set[int] = field(default_factory=set[int])
+    fewest: int | None = None
+    share: float = 1.0
     handed_on: Counter[int] = field(default_factory=Counter[int])

@@ -8,70 +8,81 @@ from typing import TypeAlias
 import numpy as np
 from scipy.stats import t as student_t
 
-#: Gets change and size so far, ``(batch, set)``, 0 where a set was not measured; tells which go on, ``(set,)``.
-Rule: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+#: Gets change and size so far, ``(round, set)``, 0 where a set was not measured, and how many batches the rounds make
+#: up; tells which go on, ``(set,)``.
+Rule: TypeAlias = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 #: Batches after which the better one of the last two has won.
 FINAL = 4
 
+#: Rounds after which a removal's impact has to do, precise or not.
+MOST = 12
+
 _ONE_SIGMA = 0.8413  # of Student's t: two batches that agree may do so by chance
 
 
-def all_of_them(change: np.ndarray, _size: np.ndarray) -> np.ndarray:
+def all_of_them(change: np.ndarray, _size: np.ndarray, _num_batches: float) -> np.ndarray:
     """Every set goes on."""
     return np.ones(change.shape[1], dtype=bool)
 
 
-def until_precise(precision: float) -> Rule:
-    """A set goes on until its impact's standard error is below a share of it, as two batches or more tell."""
-
-    def going_on(change: np.ndarray, size: np.ndarray) -> np.ndarray:
-        return ~(_errors(change, size) <= precision * np.abs(impacts_of(change, size)))
-
-    return going_on
+def first_only(change: np.ndarray, _size: np.ndarray, _num_batches: float) -> np.ndarray:
+    """Every set is measured once."""
+    return np.full(change.shape[1], not len(change))
 
 
 def contenders(precision: float, fewest: int = 8) -> Rule:
-    """After the first batch the half of least impact goes on, or ``fewest`` sets, each until it is precise.
+    """After the first round the half of least impact goes on, or ``fewest`` sets, each until it is precise.
 
-    Impacts are chosen by their sums, in which what is far below the others needs no precision of its own: errors are
-    held against the mean of the half, where an impact is below that.
+    A set is precise when its impact's standard error is below a share of it, as two rounds or more tell. Impacts are
+    chosen by their sums, in which what is far below the others needs no precision of its own: errors are held against
+    the mean of the half, where an impact is below that.
     """
 
-    def going_on(change: np.ndarray, size: np.ndarray) -> np.ndarray:
+    def going_on(change: np.ndarray, size: np.ndarray, num_batches: float) -> np.ndarray:
         if not len(change):
-            return all_of_them(change, size)
+            return all_of_them(change, size, num_batches)
         half = _places(impacts_of(change[:1], size[:1])) < max(fewest, -(-change.shape[1] // 2))
         impacts = np.abs(np.nan_to_num(impacts_of(change, size)))
         scale = np.maximum(impacts, impacts[half].mean() if half.any() else 0.0)
-        return half & ~(_errors(change, size) <= precision * scale)
+        return half & (len(change) < MOST) & ~(_errors(change, size) <= precision * scale)
 
     return going_on
 
 
-def halving(change: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Successive halving (arXiv 1502.07943): each time the batches double, the better half of the sets goes on.
+def halving(change: np.ndarray, size: np.ndarray, num_batches: float) -> np.ndarray:
+    """Successive halving (arXiv 1502.07943): each time the rounds double, from two on, the better half goes on.
 
     The last two meet on :data:`FINAL` batches. Differences count, on the same batches, so that few tell.
     """
     num = change.shape[1]
     if not len(change):
-        return all_of_them(change, size)
+        return all_of_them(change, size, num_batches)
     staying = (size != 0).all(0) & np.isfinite(change).all(0)
     impacts = np.where(staying, impacts_of(change, size), np.inf)
-    left = 1 if len(change) >= FINAL else max(2, -(-num // (1 << len(change).bit_length())))
+    left = 1 if num_batches > FINAL - 1e-6 else max(2, -(-num // (1 << (len(change).bit_length() - 1))))
     going_on = staying & (_places(impacts) < left)
     return going_on if going_on.sum() > 1 else np.zeros_like(going_on)
 
 
+def handicapped(rule: Rule, factors: np.ndarray) -> Rule:
+    """A rule that sees what sets change as it counts, by their handicaps, ``(set,)``."""
+    return lambda change, size, num_batches: rule(counted(change, factors), size, num_batches)
+
+
+def counted(harms: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """What harms count by handicaps: as many times as much; of harm below zero, which is a gain, that part."""
+    return np.where(harms > 0, harms * factors, harms / factors)
+
+
 def winner(impacts: np.ndarray, num_batches: np.ndarray) -> int:
-    """Of the sets that were measured on the most batches that with the least impact."""
+    """Of the sets that were measured on the most data, that with the least impact."""
     known = np.nan_to_num(impacts, nan=np.inf)
-    return int(np.where(num_batches == num_batches.max(), known, np.inf).argmin())
+    return int(np.where(num_batches > num_batches.max() - 1e-6, known, np.inf).argmin())
 
 
 def _errors(change: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """The standard error of each impact, by the spread from batch to batch; nan where one batch was measured."""
+    """The standard error of each impact, by the spread from round to round; nan where there was one."""
     num = (size != 0).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.where(size != 0, change / size - impacts_of(change, size), 0.0)

@@ -14,7 +14,7 @@ from layerprune.impact.output_change import score_output_change
 from layerprune.impact.racing import contenders
 
 #: So many removals are all made and measured; of more the estimate chooses half, and this many at least.
-LONGEST = 64
+LONGEST = 256
 
 #: A removal of the half that harms less is made on further batches until the standard error of its impact is below this
 #: share of it, or of that half's mean.
@@ -71,12 +71,13 @@ def _measured(scene: Scene, harm: Harm | None) -> Evidence:
     """Ablation, on as many batches as it takes to choose by."""
     found = ablate(scene, [removal.edits for removal in scene.removals], harm, rule=contenders(PRECISION))
     num = len(scene.batches)
-    share = (found.size != 0).sum() / max(found.size.size, 1)
-    if share == 1 or not scene.removals:
+    looked_at = np.ones(0) if found.looked_at is None else found.looked_at[:, found.looked_at.any(0)]
+    share = float(looked_at.mean()) if looked_at.size else 1.0
+    if share > 1 - 1e-6:
         return found
     note = (
         f"removals were made on as many of the {num} calibration batches as their impacts called for, those of most "
-        f"harm on one: {num * share:.1f} on average; criterion='ablation' takes all"
+        f"harm on a part of one: {num * share:.1f} on average; criterion='ablation' takes all"
     )
     return replace(found, notes=(*found.notes, note))
 

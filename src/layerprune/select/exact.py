@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
 from layerprune.select.ban import Ban
 from layerprune.select.limit import Limit
-from layerprune.select.search import SLACK, Search, Solver
+from layerprune.select.search import SLACK, Search
 
 #: The most that a choice may stay below what fits under the caps, and the share of the impact that has to be left then.
 MORE_SLACK = 0.2
 WORTH = 0.5
+
+#: What is said of a choice that makes use of that.
+STAYS_BELOW = "it stays below the budget, as the next removal would more than double the impact"
 
 _REFINEMENTS = 6  # halvings
 
@@ -32,6 +36,21 @@ def exact(search: Search) -> tuple[int, ...] | None:
     Returns:
         A proven set within the budgets; None where there is none.
     """
+    chosen = least(search)
+    if chosen is None:
+        return None
+    costs = search.problem.impacts
+    with roomier(search) as floor:
+        less = None if floor is None else least(search)
+    if floor is None or less is None or not 0 <= costs[list(less)].sum() <= WORTH * costs[list(chosen)].sum():
+        return chosen
+    search.floor = floor
+    search.notes.append(STAYS_BELOW)
+    return less
+
+
+def least(search: Search) -> tuple[int, ...] | None:
+    """Choose the least sum of impacts among the sets that use the caps as far as they have to."""
     costs = search.problem.impacts
     most: tuple[int, ...] | None = None
     if search.is_filling and search.floor is None:
@@ -42,26 +61,22 @@ def exact(search: Search) -> tuple[int, ...] | None:
     def solve(limits: Sequence[Limit], bans: Sequence[Ban]) -> Sequence[int]:
         return search.programme.least(costs, limits, bans)
 
-    least = search.first_valid(solve)
-    if least is None:
+    chosen = search.first_valid(solve)
+    if chosen is None:
         return most
-    if most is None:
-        return _refined(search, least, costs)
-    return _with_more_slack(search, least, solve, costs)
+    return chosen if search.is_filling else _refined(search, chosen, costs)
 
 
-def _with_more_slack(search: Search, chosen: tuple[int, ...], solve: Solver, costs: np.ndarray) -> tuple[int, ...]:
-    """Stay further below the caps where that saves most of the impact, by the data."""
-    if search.floor is None or not search.problem.has_data:
-        return chosen
+@contextmanager
+def roomier(search: Search) -> Generator[Limit | None]:
+    """Let caps be used less, by :data:`MORE_SLACK`, inside; None, and as it was, where no data say what that saves."""
     before = search.floor
-    search.floor = replace(before, low=before.low * (1 - MORE_SLACK) / (1 - SLACK))
-    less = search.first_valid(solve)
-    if less is not None and 0 <= costs[list(less)].sum() <= WORTH * costs[list(chosen)].sum():
-        search.notes.append("it stays below the budget, as the next removal would more than double the impact")
-        return less
-    search.floor = before
-    return chosen
+    if before is not None and search.problem.has_data:
+        search.floor = replace(before, low=before.low * (1 - MORE_SLACK) / (1 - SLACK))
+    try:
+        yield search.floor if search.floor is not before else None
+    finally:
+        search.floor = before
 
 
 def _refined(search: Search, chosen: tuple[int, ...], costs: np.ndarray) -> tuple[int, ...]:

@@ -58,8 +58,10 @@ class Problem:
         resampled: impacts on calibration data drawn anew, ``(draw, removal)``; of no rows where there is one batch.
         has_data: whether impacts were measured on calibration data, so that small differences mean something.
         seed: for strategies that draw.
-        best: which of several sets does least when they are made; None where that is left to ``harm``.
+        best: which of several sets does least when they are made, times its handicap; None: ``harm`` tells.
         mended: what each of several sets does to the output when it is made and repaired; None where that cannot be.
+        first_look: like ``harm``, on the first of the data only; None: ``harm`` tells.
+        noise: the standard deviation of what that finds, relative to it.
     """
 
     graph: LayerGraph
@@ -72,8 +74,10 @@ class Problem:
     resampled: np.ndarray | None = None
     has_data: bool = False
     seed: int = 0
-    best: Callable[[Sequence[Sequence[int]]], int] | None = None
+    best: Callable[[Sequence[Sequence[int]], np.ndarray], int] | None = None
     mended: Callable[[Sequence[Sequence[int]]], np.ndarray] | None = None
+    first_look: Callable[[Sequence[Sequence[int]]], np.ndarray] | None = None
+    noise: float = 0.0
 
     @property
     def impacts(self) -> np.ndarray:

@@ -1,25 +1,45 @@
-"""Resampled: what calibration data drawn anew would choose, and what comes next; the one that does least is taken."""
+"""Resampled: sets that impacts choose as drawn anew and as made sets correct them; the one that does least is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
+import numpy as np
+
+from layerprune.impact.racing import counted
 from layerprune.select.ban import Ban
-from layerprune.select.exact import exact
+from layerprune.select.corrected import Corrected, correct
+from layerprune.select.exact import STAYS_BELOW, WORTH, exact, least, roomier
 from layerprune.select.problem import with_unknown
 from layerprune.select.search import Search
 
 _DRAWS = 20
 _FEWEST = 5
 _RUNNERS_UP = 8
-_WORK = 4000  # draws times removals: large programmes take seconds each
+_WORK = 4000  # programmes times removals: large programmes take seconds each
+
+#: Sets that are made at first: of those that use the caps, and of those that use them less.
+FIRST = (8, 3)
+
+#: Rounds of sets that are made after that, and how many there are in each.
+ROUNDS = 3
+NEXT = (4, 2)
+
+#: So many sets meet in the end.
+FINALISTS = 8
+
+_VARIATION = 0.5  # of the impacts' logarithm: sums of impacts are about as wrong
 
 
 def resampled(search: Search) -> tuple[int, ...] | None:
-    """Choose exactly for the impacts as measured and as other draws of the same data have them; then make each choice.
+    """Choose exactly for the impacts, and for others that come into question; make these sets, and take the best.
 
-    Impacts add up only roughly, and sets whose sums hardly differ do differ when they are made. So the sets that come
-    out of the draws are made, each once, and those that come next by the sum; the one that harms least is taken.
+    Impacts add up only roughly, and sets whose sums hardly differ do differ when they are made. So sets are made that
+    come out where the calibration data are drawn anew, or the impacts varied by chance. Impacts are corrected by what
+    these do (:mod:`~layerprune.select.corrected`), and the sets that come out then are made; where sets do something
+    else than their sums say, that is done three times over. The best of all are measured on more data. Among them are
+    sets that use the caps less; they have to harm half as much.
 
     Args:
         search: the problem; with ``harm``, and with ``resampled`` for the draws; else this is the exact choice.
@@ -27,39 +47,107 @@ def resampled(search: Search) -> tuple[int, ...] | None:
     Returns:
         A proven set within the budgets; None where there is none.
     """
-    first = exact(search)
-    if first is None or search.problem.harm is None:
-        return first
-    others = [some for some in dict.fromkeys([*choices(search), *runners_up(search, first)]) if some and some != first]
-    found = [first, *(some for some in others if search.is_valid(some))]
+    if search.problem.harm is None:
+        return exact(search)
+    first = least(search)
+    if first is None:
+        return None
+    found = _first(search, first)
     if len(found) == 1:
         return first
-    best = search.best(found)
+    harms = search.first_look(found)
+    held = correct(search.problem.impacts, found, harms, search.problem.noise)
+    for number in range(min(ROUNDS, _WORK // len(search.problem.removals))):
+        new = _next(search, held, found) if held.is_needed or number == 0 else []
+        if not new:
+            break
+        found, harms = [*found, *new], np.concatenate([harms, search.first_look(new)])
+        held = correct(search.problem.impacts, found, harms, search.problem.noise)
+    expected = np.nan_to_num(counted(held.of(found, harms), _handicaps(search, found)), nan=np.inf)
+    last = [found[place] for place in np.argsort(expected, kind="stable")[:FINALISTS]]
+    handicaps = _handicaps(search, last)
+    best = search.best(last, handicaps)
     search.notes.append(
         f"{len(found)} sets of about the least sum of impacts were made; the one that harms least is taken"
     )
-    return found[best]
+    if handicaps[best] > 1:
+        search.notes.append(STAYS_BELOW)
+    return last[best]
+
+
+def _first(search: Search, chosen: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The exact choice, and valid sets that others would choose."""
+    found = _valid(search, chain([chosen], choices(search), _varied(search)), FIRST[0])
+    with roomier(search) as floor:
+        less = None if floor is None else least(search)
+        if less is not None:
+            found += _valid(search, chain([less], _varied(search)), FIRST[1], found)
+    return found
+
+
+def _next(search: Search, held: Corrected, known: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Valid sets that corrected impacts choose, none of them known."""
+    found = _valid(search, _in_order(search, held.costs, known, NEXT[0]), NEXT[0])
+    with roomier(search) as floor:
+        if floor is not None:
+            known = [*known, *found]
+            found += _valid(search, _in_order(search, held.costs, known, NEXT[1]), NEXT[1])
+    return found
+
+
+def _valid(
+    search: Search, some: Iterable[tuple[int, ...]], most: int, known: Sequence[tuple[int, ...]] = ()
+) -> list[tuple[int, ...]]:
+    """The first of some sets that are valid and not known."""
+    found: list[tuple[int, ...]] = []
+    seen = set(known)
+    for one in some:
+        if one and one not in seen and search.is_valid(one):
+            found.append(one)
+        seen.add(one)
+        if len(found) == most:
+            break
+    return found
+
+
+def _handicaps(search: Search, sets: Sequence[Sequence[int]]) -> np.ndarray:
+    """What the harm of sets counts: those that use the caps less than they should have to do half of it."""
+    floor = search.floor
+    return np.array([1.0 if floor is None or floor.of(some) >= floor.low else 1 / WORTH for some in sets])
 
 
 def runners_up(search: Search, first: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The sets that come after the exact choice by the sum of impacts, none of them proven."""
-    found = [first]
-    for _ in range(_RUNNERS_UP):
-        bans = [*search.bans, *map(Ban.of, found)]
-        chosen = tuple(sorted(search.programme.least(search.problem.impacts, search.limits, bans)))
+    return _in_order(search, search.problem.impacts, [first], _RUNNERS_UP)
+
+
+def _in_order(search: Search, costs: np.ndarray, known: Sequence[tuple[int, ...]], num: int) -> list[tuple[int, ...]]:
+    """The sets of least cost after those that are known, none of them proven."""
+    found: list[tuple[int, ...]] = []
+    for _ in range(num):
+        bans = [*search.bans, *map(Ban.of, [*known, *found])]
+        chosen = tuple(sorted(search.programme.least(costs, search.limits, bans)))
         if not chosen:
             break
         found.append(chosen)
-    return found[1:]
+    return found
 
 
 def choices(search: Search) -> list[tuple[int, ...]]:
     """What the exact programme chooses for each draw of the calibration data, none of it proven."""
-    num = max(_FEWEST, min(_DRAWS, _WORK // max(len(search.problem.removals), 1)))
-    return [
-        tuple(sorted(search.programme.least(with_unknown(impacts), search.limits, search.bans)))
-        for impacts in search.drawn(num)
-    ]
+    drawn = search.drawn(max(_FEWEST, min(_DRAWS, _WORK // max(len(search.problem.removals), 1))))
+    return search.once("choices", lambda: [_least(search, impacts) for impacts in drawn])
+
+
+def _varied(search: Search) -> Iterator[tuple[int, ...]]:
+    """What the exact programme chooses where impacts are others by chance, none of it proven."""
+    rng, impacts = np.random.default_rng(search.problem.seed), search.problem.impacts
+    factors = np.exp(_VARIATION * rng.standard_normal((sum(FIRST), len(impacts))))
+    return (_least(search, impacts * some) for some in factors)
+
+
+def _least(search: Search, impacts: np.ndarray) -> tuple[int, ...]:
+    return tuple(sorted(search.programme.least(with_unknown(impacts), search.limits, search.bans)))
 
 
 def recurrence(search: Search, chosen: Sequence[int]) -> tuple[float, ...]:

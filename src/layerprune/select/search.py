@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from layerprune.impact.racing import counted
 from layerprune.marks import CannotRealise
 from layerprune.select.ban import Ban
 from layerprune.select.conflicts import bans_of
@@ -48,6 +49,8 @@ class Search:
         self._limits = [resource.limit for resource in problem.resources]
         self._culprits = Culprits(problem.removals, problem.prove, problem.realise)
         self._measured: dict[tuple[int, ...], list[float]] = {}
+        self._harms: dict[tuple[int, ...], float] = {}
+        self._solved: dict[str, tuple[list[float], list[tuple[int, ...]]]] = {}
 
     @property
     def limits(self) -> list[Limit]:
@@ -162,18 +165,32 @@ class Search:
             limit.of(chosen) <= limit.high for limit in self.limits
         )
 
+    def once(self, name: str, solve: Callable[[], list[tuple[int, ...]]]) -> list[tuple[int, ...]]:
+        """What was solved before under that name, if the bounds and bans are still the same."""
+        bounds = [len(self.bans), *(bound for limit in self.limits for bound in (limit.low, limit.high))]
+        if name not in self._solved or self._solved[name][0] != bounds:
+            self._solved[name] = bounds, solve()
+        return self._solved[name][1]
+
     def drawn(self, num: int) -> np.ndarray:
         """Impacts as that many draws of the calibration data have them, ``(draw, removal)``; fewer where there are."""
         drawn = self.problem.resampled
         return np.empty((0, len(self.problem.removals))) if drawn is None else drawn[:num]
 
     def harm(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
-        """What sets do to the output when they are made; ``nan`` for one that cannot be."""
+        """What sets do to the output when they are made, each once; ``nan`` for one that cannot be."""
         assert self.problem.harm is not None  # a strategy that asks says so beforehand
-        return self.problem.harm(sets)
+        new = [some for some in dict.fromkeys(map(tuple, sets)) if some not in self._harms]
+        if new:
+            self._harms.update(zip(new, self.problem.harm(new).tolist(), strict=True))
+        return np.array([self._harms[tuple(some)] for some in sets])
 
-    def best(self, sets: Sequence[Sequence[int]]) -> int:
-        """Which of several sets does least to the output when they are made."""
+    def first_look(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
+        """What sets do to the output on the first of the data; ``nan`` for one that cannot be made."""
+        return self.harm(sets) if self.problem.first_look is None else self.problem.first_look(sets)
+
+    def best(self, sets: Sequence[Sequence[int]], handicaps: np.ndarray) -> int:
+        """Which of several sets does least to the output when they are made, times its handicap."""
         if self.problem.best is not None:
-            return self.problem.best(sets)
-        return int(np.nan_to_num(self.harm(sets), nan=np.inf).argmin())
+            return self.problem.best(sets, handicaps)
+        return int(np.nan_to_num(counted(self.harm(sets), handicaps), nan=np.inf).argmin())
