@@ -49,11 +49,11 @@ def test_functions_are_watched_only_where_a_value_is_made_by_one():
     with torch.no_grad():
         assert torch.equal(seen["a.0"], model.a[0](x))
         assert torch.equal(seen["a.1"], model.a(x))
-    assert not observer.watcher.places.steps
+    assert not observer.watchers[0].places.steps
     seen, observer = observed(model, x, ["add", "a.0"])
     with torch.no_grad():
         assert torch.equal(seen["add"], x + model.a(x))
-    assert set(observer.watcher.places.steps) == {("", 0)}
+    assert set(observer.watchers[0].places.steps) == {("", 0)}
 
 
 def test_what_passes_between_functions_only_is_seen_as_it_is_made():
