@@ -40,7 +40,7 @@ def score_influence(scene: Scene) -> Evidence:
 
         def begin(norms: _Norms = norms) -> See:
             norms.forget()
-            return tensors.seeing(norms.measure)
+            return tensors.seeing(norms.measure, keeps=False)
 
         with scene.on(row):
             observer.run(batch.inputs, begin)
