@@ -182,7 +182,7 @@ def timed(run: Callable[[], Evidence]) -> tuple[Evidence, float]:
 
 def contract(names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Print and return what one pass of the criteria costs, for subjects and larger models of random weights."""
-    table = Table("model", title="one pass for all removals, CPU time: median of rounds in turn")
+    table = Table("model", title="one pass for all removals, CPU time: median of the ratios of nine rounds")
     columns = (
         *("influence / forward", "a later pass / forward"),
         *("output_change / forward + backward", "a later pass / forward + backward"),
@@ -232,9 +232,9 @@ def costs(model: torch.nn.Module, batches: Sequence[Batch], harm: Harm) -> tuple
     for criterion in criteria:
         runs += [lambda run=criterion: run(replace(scene, variants=Variants())), lambda run=criterion: run(scene)]
     numbers = track(range(NUM_ROUNDS + 1), "rounds", console=console, transient=True)
-    rounds = [[seconds_of(run) for run in runs] for _ in numbers][1:]
-    plain, full, *passes = np.median(rounds, axis=0)
-    ratios = [took / relative for took, relative in zip(passes, (plain, plain, full, full), strict=True)]
+    rounds = np.array([[seconds_of(run) for run in runs] for _ in numbers])[1:]
+    plain = np.median(rounds[:, 0])
+    ratios = np.median(rounds[:, 2:] / rounds[:, [0, 0, 1, 1]], axis=0)  # of one round: others may be busier
     weights = sum(tensor.nbytes for tensor in model.parameters())
     most = weights + peak_of(kept)
     peaks = [peak_of(lambda run=run: run(replace(one, variants=Variants()))) for run in criteria]
