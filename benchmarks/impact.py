@@ -51,10 +51,12 @@ from layerprune.marks import CannotRealise
 from layerprune.observe import Observer
 from layerprune.select.conflicts import conflicts
 from layerprune.shadow import real_shadow
+from layerprune.variants import Variants
 
 NUM_SETS = 200
 SET_SIZES = range(2, 7)
 NUM_HELD_OUT = 6  # batches
+NUM_ROUNDS = 9  # of which costs are medians
 COLUMNS = ("single", "sets: sum", "sets: sum of roots", "sets: with pairs")
 console = Console()
 
@@ -180,8 +182,12 @@ def timed(run: Callable[[], Evidence]) -> tuple[Evidence, float]:
 
 def contract(names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Print and return what one pass of the criteria costs, for subjects and larger models of random weights."""
-    table = Table("model", title="one pass for all removals, CPU time: median of five rounds in turn")
-    columns = ("influence / forward", "output_change / forward + backward", "memory: influence", "output_change")
+    table = Table("model", title="one pass for all removals, CPU time: median of the ratios of nine rounds")
+    columns = (
+        *("influence / forward", "a later pass / forward"),
+        *("output_change / forward + backward", "a later pass / forward + backward"),
+        *("memory: influence", "output_change"),
+    )
     for column in columns:
         table.add_column(column, justify="right")
     figures: dict[str, dict[str, float]] = {}
@@ -197,8 +203,11 @@ def contract(names: Sequence[str]) -> dict[str, dict[str, float]]:
     return figures
 
 
-def costs(model: torch.nn.Module, batches: Sequence[Batch], harm: Harm) -> tuple[float, float, float, float]:
-    """Ratios of time and of memory, as :func:`contract` prints them."""
+def costs(model: torch.nn.Module, batches: Sequence[Batch], harm: Harm) -> tuple[float, ...]:
+    """Ratios of time and of memory, as :func:`contract` prints them.
+
+    A first pass finds out, and a later one knows, what real forwards do where the layer graph says otherwise.
+    """
     pruner = UniversalLayerPruner(model, example_inputs=batches[0].inputs, criterion="magnitude")
     scene = Scene(model, pruner.graph, pruner.removals, batches)
     one = replace(scene, batches=batches[:1])
@@ -218,18 +227,23 @@ def costs(model: torch.nn.Module, batches: Sequence[Batch], harm: Harm) -> tuple
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
             model.zero_grad()
 
-    runs = [forward, both, lambda: score_influence(scene), lambda: score_output_change(scene, harm)]
-    rounds = [[seconds_of(run) for run in runs] for _ in track(range(6), "rounds", console=console, transient=True)][1:]
-    plain, full, influence, output_change = np.median(rounds, axis=0)
+    criteria = (score_influence, lambda scene: score_output_change(scene, harm))
+    runs = [forward, both]
+    for criterion in criteria:
+        runs += [lambda run=criterion: run(replace(scene, variants=Variants())), lambda run=criterion: run(scene)]
+    numbers = track(range(NUM_ROUNDS + 1), "rounds", console=console, transient=True)
+    rounds = np.array([[seconds_of(run) for run in runs] for _ in numbers])[1:]
+    plain = np.median(rounds[:, 0])
+    ratios = np.median(rounds[:, 2:] / rounds[:, [0, 0, 1, 1]], axis=0)  # of one round: others may be busier
     weights = sum(tensor.nbytes for tensor in model.parameters())
     most = weights + peak_of(kept)
-    peaks = [peak_of(lambda: score_influence(one)), peak_of(lambda: score_output_change(one, harm))]
+    peaks = [peak_of(lambda run=run: run(replace(one, variants=Variants()))) for run in criteria]
     console.print(
         f"{len(scene.removals)} removals, {plain / len(batches) * 1e3:.0f} ms per forward; MB: weights "
         f"{weights / 1e6:.1f}, a forward's activations {(most - weights) / 1e6:.1f}, "
         f"a pass {peaks[0] / 1e6:.1f} and {peaks[1] / 1e6:.1f}"
     )
-    return (influence / plain, output_change / full, *((weights + peak) / most for peak in peaks))
+    return (*ratios, *((weights + peak) / most for peak in peaks))
 
 
 def resumed(names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -49,11 +49,11 @@ def test_functions_are_watched_only_where_a_value_is_made_by_one():
     with torch.no_grad():
         assert torch.equal(seen["a.0"], model.a[0](x))
         assert torch.equal(seen["a.1"], model.a(x))
-    assert not observer.watcher.places.steps
+    assert not observer.watchers[0].places.steps
     seen, observer = observed(model, x, ["add", "a.0"])
     with torch.no_grad():
         assert torch.equal(seen["add"], x + model.a(x))
-    assert set(observer.watcher.places.steps) == {("", 0)}
+    assert set(observer.watchers[0].places.steps) == {("", 0)}
 
 
 def test_what_passes_between_functions_only_is_seen_as_it_is_made():
@@ -138,7 +138,8 @@ def test_two_tensors_are_compared_whichever_comes_first(order):
     assert torch.equal(found[0][2], rows(seed=0))
 
 
-def test_a_tensor_that_is_written_into_later_is_compared_as_it_was():
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_tensor_that_is_written_into_later_is_compared_as_it_was(keeps):
     def forward(net, x):
         y = net.a(net.stem(x))
         z = net.b(y)
@@ -148,14 +149,42 @@ def test_a_tensor_that_is_written_into_later_is_compared_as_it_was():
     model = randomised(Net(forward, **{name: linear() for name in ("stem", "a", "b", "head")}))
     graph, _ = record(model, as_inputs(rows()))
     by_name = {layer.name: layer.outputs[0] for layer in graph.layers}
-    tensors = Tensors(graph, [Shift(by_name["b"], by_name["a"])])
+    tensors = Tensors(graph, [Shift(by_name["a"], by_name["stem"]), Shift(by_name["b"], by_name["a"])])
     found = []
+
+    def compare(_shift, moved, other):
+        found.append((moved, other) if keeps else (moved.clone(), other.clone()))
+
     observer = Observer(real_shadow(model), graph, tensors.wanted)
-    observer.run(as_inputs(rows()), lambda: tensors.seeing(lambda _shift, moved, other: found.append((moved, other))))
+    observer.run(as_inputs(rows()), lambda: tensors.seeing(compare, keeps=keeps))
     with torch.no_grad():
-        y = model.a(model.stem(rows()))
-        assert torch.equal(found[0][1], y)
-        assert torch.equal(found[0][0], model.b(y))
+        x = model.stem(rows())
+        y = model.a(x)
+        truth = [(y, x), (model.b(y), y)]
+    assert all(
+        torch.equal(a, b) for pair, true in zip(found, truth, strict=True) for a, b in zip(pair, true, strict=True)
+    )
+
+
+def test_a_tensor_is_copied_only_for_who_keeps_it_or_for_what_is_still_to_come():
+    model = randomised(Net(lambda net, x: net.b(torch.relu_(net.a(x))), a=linear(), b=linear()))
+    graph, _ = record(model, as_inputs(rows()))
+    by_name = {layer.name: layer.outputs[0] for layer in graph.layers}
+    once, later = Shift(by_name["a"], graph.inputs[0]), Shift(by_name["b"], by_name["a"])
+    x, y, z = rows(seed=0), rows(seed=1), rows(seed=2)
+
+    def compared(shifts, **options):
+        found = {}
+        see = Tensors(graph, shifts).seeing(lambda shift, *pair: found.__setitem__(shift, pair), **options)
+        for value, tensor in ((graph.inputs[0], x), (by_name["a"], y), (by_name["b"], z)):
+            if any(value in (shift.moved, shift.other) for shift in shifts):
+                see(value, tensor)
+        return found
+
+    assert by_name["a"] in Tensors(graph, [once]).written
+    assert compared([once], keeps=False)[once][0].data_ptr() == y.data_ptr()
+    assert compared([once])[once][0].data_ptr() != y.data_ptr()
+    assert compared([once, later], keeps=False)[later][1].data_ptr() != y.data_ptr()
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (3, 5, 4), (2, 3, 600, 500)])

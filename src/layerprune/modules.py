@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from layerprune.copies import ATOMS, Copier
+from layerprune.copies import ATOM_TYPES, Copier
 from layerprune.dropped import Dropped
 from layerprune.errors import UnsupportedModelError
 
@@ -84,11 +84,20 @@ class Tree:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.before = [(vars(module)["_modules"], list(module._modules.items())) for module in model.modules()]
+        self.before: list[tuple[dict[str, nn.Module | None], list[tuple[str, nn.Module | None]]]] = []
+        pending, known = [model], {id(model)}  # as ``model.modules()`` does, which takes several times as long
+        while pending:
+            held = vars(pending.pop())["_modules"]
+            self.before.append((held, list(held.items())))
+            for module in held.values():
+                if module is not None and id(module) not in known:
+                    known.add(id(module))
+                    pending.append(module)
 
     def put_back(self) -> bool:
         """Hang every module where it was; whether any was not there."""
-        moved = [(held, items) for held, items in self.before if _hung(held.items()) != _hung(items)]
+        some = [(held, items) for held, items in self.before if held or items]
+        moved = [(held, items) for held, items in some if _hung(held.items()) != _hung(items)]
         for held, items in moved:
             held.clear()
             held.update(items)
@@ -197,19 +206,19 @@ def own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that a module's attributes hold, down to three containers deep."""
     # Most of a module's attributes are flags and empty registries.
     stack: list[tuple[Any, int]] = [
-        (value, 0) for value in vars(module).values() if not isinstance(value, ATOMS) and _full(value)
+        (value, 0) for value in vars(module).values() if type(value) not in ATOM_TYPES and _full(value)
     ]
     while stack:
         value, depth = stack.pop()
         if isinstance(value, Tensor):
             yield value
-        elif depth < 3 and isinstance(value, Mapping):
+        elif depth < 3 and isinstance(value, (dict, Mapping)):
             stack += [(item, depth + 1) for item in cast("Mapping[Any, Any]", value).values()]
         elif depth < 3 and isinstance(value, (list, tuple)):
             stack += [(item, depth + 1) for item in cast("list[Any]", value)]
 
 
 def _full(value: Any) -> bool:
-    return isinstance(value, Tensor) or (
-        isinstance(value, (Mapping, list, tuple)) and len(cast("list[Any]", value)) > 0
-    )
+    if isinstance(value, (dict, list, tuple)):  # most are, and it is asked faster than whether it is a mapping
+        return len(cast("list[Any]", value)) > 0
+    return isinstance(value, Tensor) or (isinstance(value, Mapping) and len(cast("Mapping[Any, Any]", value)) > 0)

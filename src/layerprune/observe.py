@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode as get_current_function_mode
 
-from layerprune.alignment import counterparts
-from layerprune.capture import record_on
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import named_tensors, names_by_module
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors
 from layerprune.shadow import Shadow
+from layerprune.variants import MOST, Variant, Variants
 from layerprune.watch import FunctionWatch, watched
 
 #: Gets a value's number, and its tensor in this run.
@@ -39,26 +39,32 @@ class Observer:
     Where a value is made by a function, all that the module calls in whose forward that is must be what the layer graph
     says, function by function; other modules' functions are not looked at. Each module in question must be called as
     often as the graph says. Where a run is another (libraries look at a mask more often on real tensors than on fake
-    ones; a loop ends by the data), it is given up, recorded as it is, and begun again with the values'
-    counterparts in that recording. What has no certain counterpart is not seen.
+    ones; a loop ends by the data), it is given up, and begun again with the values' counterparts in a recording that it
+    follows: one that is known, or one that is made of it. What has no certain counterpart is not seen.
 
     Args:
         shade: a real shadow of the model that ``graph`` was recorded from.
         graph: the layer graph.
         values: numbers of the values to see.
+        variants: recordings of real runs that are known; those that are made are put to them.
 
     Attributes:
         under_way: the layer graph that the run under way follows, and value → its number in that one.
     """
 
-    def __init__(self, shade: Shadow, graph: LayerGraph, values: Iterable[int]) -> None:
+    def __init__(
+        self, shade: Shadow, graph: LayerGraph, values: Iterable[int], variants: Variants | None = None
+    ) -> None:
         self.shade = shade
         self.graph = graph
         self.values = sorted(set(values))
         self.names = names_by_module(shade.model)
         self.constants = {id(tensor) for _, tensor in named_tensors(shade.model)}
-        self.watcher = self._watching(graph, {value: value for value in self.values})
-        self.under_way = self.watcher.recorded
+        self.variants = variants if variants is not None else Variants()
+        own = self._watching(graph, {value: value for value in self.values})
+        known = [self._following(variant) for variant in self.variants.of(graph)]
+        self.watchers = [*(watcher for watcher in known if watcher is not None), own]  # the latest first
+        self.under_way = self.watchers[-1].recorded
 
     def run(
         self,
@@ -83,19 +89,38 @@ class Observer:
             The values that were seen; one that arises within a fused operation, or of which this run does not tell
             for certain which tensor it is, is not.
         """
-        try:
-            return self._try(self.watcher, inputs, begin, use, forward)
-        except _Differs:
-            followed = self._following(inputs)
-        if followed is not None:
+        for watcher in sorted(self.watchers, key=self._misses):  # two may do for the same run: see what there is
             try:
-                seen = self._try(followed, inputs, begin, use, forward)
-            except _Differs:  # not even twice the same
-                pass
-            else:
-                self.watcher = followed
-                return seen
+                seen = self._try(watcher, inputs, begin, use, forward)
+            except _Differs:
+                continue
+            self._prefer(watcher)
+            return seen
+        for variant in self.variants.recorded(self.graph, self.shade, inputs):
+            watcher = self._following(variant)
+            if watcher is None or any(
+                watcher.places == known.places for known in self.watchers
+            ):  # the run was not that
+                continue
+            try:
+                seen = self._try(watcher, inputs, begin, use, forward)
+            except _Differs:  # of few samples it is another one, or not even twice the same
+                continue
+            self.variants.keep(variant)
+            self._prefer(watcher)
+            return seen
         return self._try(self._watching(self.graph, {}), inputs, begin, use, forward)
+
+    def _prefer(self, watcher: _Watcher) -> None:
+        """Try it early in later runs, and those no more that were followed long ago; what the graph says, always."""
+        others = [known for known in self.watchers if known is not watcher]
+        if len(others) > MOST:
+            others.remove(next(known for known in reversed(others) if known.recorded[0] is not self.graph))
+        self.watchers = [watcher, *others]
+
+    def _misses(self, watcher: _Watcher) -> int:
+        """How many of the values it does not show."""
+        return len(self.values) - len(watcher.recorded[1])
 
     def _try(
         self,
@@ -117,14 +142,12 @@ class Observer:
                 use(out)
         return frozenset(seen)
 
-    def _following(self, inputs: Inputs) -> _Watcher | None:
-        """Watch for the values' counterparts in a recording of this very run; None where it cannot be recorded."""
-        try:
-            graph = record_on(self.shade, inputs)
-        except Exception:  # it ran unrecorded; what cannot be recorded is not seen
+    def _following(self, variant: Variant) -> _Watcher | None:
+        """Watch for the values' counterparts in another recording; None where one of all samples may tell more."""
+        wanted = {variant.numbers[value]: value for value in self.values if value in variant.numbers}
+        if variant.is_of_few and len(wanted) < len(self.values):
             return None
-        found = counterparts(self.graph, graph, self.values)
-        return self._watching(graph, {real: value for value, real in found.items()})
+        return self._watching(variant.graph, wanted)
 
     def _watching(self, graph: LayerGraph, wanted: Mapping[int, int]) -> _Watcher:
         places = _Places.of(graph, _calls(graph, self.shade.model, self.names), wanted)
@@ -180,8 +203,8 @@ class _Places:
                     made.append((layer.results.index(value), number))
         watched = {frame.index for frame in graph.frames if calls[frame.index] in found.steps}
         found.callees.update(calls[frame.index][0] for frame in graph.frames if frame.parent in watched)
-        for name in {name for name, _ in (*found.arguments, *found.results, *found.steps)}:
-            found.counts[name] = sum(call[0] == name for call in calls)
+        totals = Counter(name for name, _ in calls)
+        found.counts.update((name, totals[name]) for name, _ in (*found.arguments, *found.results, *found.steps))
         return found
 
 

@@ -12,12 +12,13 @@ def flat_tensors(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in the plain containers that operations take, in order."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (list, tuple)):
-        for item in cast("Sequence[Any]", value):
-            yield from flat_tensors(item)
-    elif isinstance(value, dict):
-        for item in cast("dict[Any, Any]", value).values():
-            yield from flat_tensors(item)
+    elif isinstance(value, (list, tuple, dict)):
+        items = cast("dict[Any, Any]", value).values() if isinstance(value, dict) else cast("Sequence[Any]", value)
+        for item in items:
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, (list, tuple, dict)):  # what else there may be, most of all, holds none
+                yield from flat_tensors(item)
 
 
 def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:

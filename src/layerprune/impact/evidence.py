@@ -18,6 +18,7 @@ from layerprune.impact.ledger import Ledger
 from layerprune.projection import Folded
 from layerprune.proof import Removal
 from layerprune.shadow import short
+from layerprune.variants import Variants
 
 _RESAMPLES = 200
 _NAMED = 5  # removals, in a note
@@ -41,6 +42,7 @@ class Scene:
         missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
             and the squared size; None where they were not fitted.
         ledger: whether ablations may hand outputs of the original's forward on, and what that has saved.
+        variants: what the model's forward did on real data, where that is not what the layer graph says.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Scene:
     harm: Harm | None = None
     missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
     ledger: Ledger = field(default_factory=Ledger)
+    variants: Variants = field(default_factory=Variants)
 
     @contextmanager
     def on(self, number: int) -> Generator[None]:

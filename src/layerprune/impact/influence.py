@@ -32,7 +32,7 @@ def score_influence(scene: Scene) -> Evidence:
     shade = real_shadow(scene.model, written=scene.graph.written_params)
     shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
     tensors = Tensors(scene.graph, [shift for some in shifts for shift in some])
-    observer = Observer(shade, scene.graph, tensors.wanted)
+    observer = Observer(shade, scene.graph, tensors.wanted, scene.variants)
     change = np.full((len(scene.batches), len(shifts)), np.nan)
     size = np.full_like(change, np.nan)
     for row, batch in enumerate(scene.batches):
@@ -40,7 +40,7 @@ def score_influence(scene: Scene) -> Evidence:
 
         def begin(norms: _Norms = norms) -> See:
             norms.forget()
-            return tensors.seeing(norms.measure)
+            return tensors.seeing(norms.measure, keeps=False)
 
         with scene.on(row):
             observer.run(batch.inputs, begin)

@@ -76,18 +76,22 @@ class Tensors:
             for value in {shift.moved, shift.other}:
                 self.partners.setdefault(value, []).append(number)
 
-    def seeing(self, compare: Callable[[Shift, Tensor, Tensor], None]) -> Callable[[int, Tensor], None]:
+    def seeing(
+        self, compare: Callable[[Shift, Tensor, Tensor], None], *, keeps: bool = True
+    ) -> Callable[[int, Tensor], None]:
         """What to call with each value's number and tensor in one run.
 
         Args:
-            compare: called with a shift, the moved tensor and the other one as soon as both are there, both detached;
-                it may keep them, as no later layer writes into them.
+            compare: called with a shift, the moved tensor and the other one as soon as both are there, both detached.
+            keeps: whether it keeps them, or views of them. What a later layer writes into is copied for it then; else
+                only what is still to be compared with another tensor.
         """
         pending = {value: set(numbers) for value, numbers in self.partners.items()}
         kept: dict[int, Tensor] = {}
 
         def see(value: int, tensor: Tensor) -> None:
-            kept[value] = tensor.detach().clone() if value in self.written else tensor.detach()
+            is_written = value in self.written
+            kept[value] = tensor.detach().clone() if is_written and keeps else tensor.detach()
             for number in self.partners[value]:
                 shift = self.shifts[number]
                 if shift.moved in kept and shift.other in kept:
@@ -96,6 +100,8 @@ class Tensors:
                         pending[end].discard(number)
             for known in [known for known in kept if not pending[known]]:
                 del kept[known]
+            if is_written and not keeps and value in kept:
+                kept[value] = kept[value].clone()
 
         return see
 

@@ -51,7 +51,7 @@ class Taps:
         self.shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
         self.tensors = Tensors(scene.graph, [shift for some in self.shifts for shift in some])
         self.changes = Changes(scene.graph, self.shade.model, self.tensors)
-        self.observer = Observer(self.shade, scene.graph, self.changes.watched)
+        self.observer = Observer(self.shade, scene.graph, self.changes.watched, scene.variants)
         entering = _entering(scene.graph)
         for name, parameter in self.shade.model.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(name in entering)
