@@ -213,20 +213,19 @@ def test_repeat_repeats_a_detectors_images_and_targets_as_lists():
     assert len(images) == 1
 
 
-def test_the_first_samples_are_cut_off_and_nothing_else():
+def test_some_samples_are_cut_out_and_nothing_else():
     x, vector, scalar = torch.arange(8.0).view(4, 2), torch.zeros(7), torch.tensor(1.0)
-    cut = Inputs((Frozen(x),), {"vector": vector, "scalar": scalar}).first(2)
+    cut = Inputs((Frozen(x),), {"vector": vector, "scalar": scalar}).samples(0, 2)
     assert cut is not None
     assert torch.equal(cut.args[0].x, x[:2])
     assert cut.kwargs["vector"] is vector
     assert cut.kwargs["scalar"] is scalar
-    assert Inputs((x,)).first(4) is None
-    assert Inputs((torch.zeros(4, 3), torch.zeros(5, 3))).first(2) is None
+    assert Inputs((torch.zeros(4, 3), torch.zeros(5, 3))).samples(0, 2) is None
 
 
 def test_the_first_of_a_detectors_images_come_with_their_targets():
     images, targets = [torch.zeros(3, 16, 16) for _ in range(3)], [{"boxes": torch.zeros(3, 4)} for _ in range(3)]
-    cut = Inputs((images, targets)).first(2)
+    cut = Inputs((images, targets)).samples(0, 2)
     assert cut is not None
     assert [len(value) for value in cut.args] == [2, 2]
     assert cut.args[1][0]["boxes"].shape == (3, 4)

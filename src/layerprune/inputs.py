@@ -114,24 +114,6 @@ class Inputs:
         args = tuple(changed_argument(value) for value in self.args)
         return replace(self, args=args, kwargs={name: changed_argument(value) for name, value in self.kwargs.items()})
 
-    def first(self, num: int) -> Inputs | None:
-        """Return the first ``num`` samples; ``None`` where there are no more, or no batch dimension can be told.
-
-        Tensors, and lists of one item a sample, are cut as :meth:`repeat` repeats them.
-        """
-        size = self.batch_size
-        if size is None or size <= num:
-            return None
-        has_images = any(_is_list_of_images(value) for value in self._values())
-
-        def cut(value: Any) -> Any:
-            if has_images and isinstance(value, list) and len(cast("list[Any]", value)) == size:
-                return value[:num]
-            return map_tensors(value, lambda t: t[:num] if not has_images and t.ndim and t.shape[0] == size else t)
-
-        args = tuple(cut(value) for value in self.args)
-        return replace(self, args=args, kwargs={name: cut(value) for name, value in self.kwargs.items()})
-
     def __repr__(self) -> str:
         return f"Inputs({describe(self)}; {self.origin})"
 

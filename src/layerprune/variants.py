@@ -61,7 +61,7 @@ class Variants:
             shade: a real shadow of the model.
             inputs: of the run.
         """
-        few = inputs.first(_FEW) if self._few_do else None
+        few = inputs.samples(0, _FEW) if self._few_do and (inputs.batch_size or 0) > _FEW else None
         if few is not None:
             yield from _recorded(graph, shade, few, is_of_few=True)
             self._few_do = False  # or we would not be asked for another one
