@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layerprune.dropped import Dropped
+
+
+def storage_key(tensor: Tensor) -> int:
+    """What names a tensor's memory as long as it lives; tensors without any (sparse, opaque) count as their own."""
+    if isinstance(tensor, Dropped):  # what an earlier surgery left
+        return -id(tensor)
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return -id(tensor)
+
 
 class StrongTensorKeys:
     """Values by tensor, for tensors that are kept alive: their ids stay theirs."""
