@@ -11,6 +11,9 @@ import torch
 #: What is never copied.
 ATOMS = (int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size)
 
+#: The same, told by one look: nearly all attributes of modules are of these very types.
+PLAIN_TYPES = frozenset(ATOMS)
+
 
 class Copier:
     """Copies the attributes of a module tree.
@@ -28,19 +31,22 @@ class Copier:
 
     def copy(self, value: Any) -> Any:
         """Copy an attribute; what cannot be copied is shared."""
-        if isinstance(value, ATOMS):
+        kind = type(value)
+        if kind in PLAIN_TYPES or isinstance(value, ATOMS):
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
-        if isinstance(value, FunctionType):
+        if kind is FunctionType:
             return self.function(value)
-        if type(value) is dict or type(value).__name__ == "OrderedDict":
+        if kind is dict or kind.__name__ == "OrderedDict":
             # Mostly a module's own registries: copied here because deepcopy is slow on hundreds of small empty dicts.
-            same = type(value)()
+            same = kind()
             self.memo[id(value)] = same
             for key, item in value.items():
                 same[key] = self.copy(item)
             return same
+        if kind is set and all(type(item) in PLAIN_TYPES for item in value):
+            return self.memo.setdefault(id(value), set(value))
         try:
             return copy.deepcopy(value, self.memo)
         except Exception:  # deepcopy runs the user's own code, which may raise anything; sharing is the safe way out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -180,8 +181,9 @@ class _Places:
                     made.append((layer.results.index(value), number))
         watched = {frame.index for frame in graph.frames if calls[frame.index] in found.steps}
         found.callees.update(calls[frame.index][0] for frame in graph.frames if frame.parent in watched)
+        counts = Counter(name for name, _ in calls)
         for name in {name for name, _ in (*found.arguments, *found.results, *found.steps)}:
-            found.counts[name] = sum(call[0] == name for call in calls)
+            found.counts[name] = counts[name]
         return found
 
 

@@ -14,7 +14,10 @@ def flat_tensors(value: Any) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, (list, tuple)):
         for item in cast("Sequence[Any]", value):
-            yield from flat_tensors(item)
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, (list, tuple, dict)):
+                yield from flat_tensors(item)
     elif isinstance(value, dict):
         for item in cast("dict[Any, Any]", value).values():
             yield from flat_tensors(item)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerprune.dropped import Dropped
 from layerprune.graph import Read, Structure, Value
@@ -20,7 +19,7 @@ from layerprune.modules import named_tensors, names_by_module, own_tensors
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors, written_tensors
 from layerprune.recording import Call, Operation, Recording
-from layerprune.tensor_keys import StrongTensorKeys, storage_key
+from layerprune.tensor_keys import StrongTensorKeys, WeakTensorKeys, storage_key
 from layerprune.watch import FunctionWatch, hooks_watched, watched
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
@@ -63,7 +62,7 @@ class Recorder:
         self.attribute_ids = {id(tensor) for tensor in self.attributes}
         self.parameters = {id(p) for p in model.parameters()}
         self.param_memory = {storage_key(p): name for name, p in model.named_parameters()}
-        self.value_of = StrongTensorKeys() if keep else WeakTensorKeyDictionary()
+        self.value_of = StrongTensorKeys() if keep else WeakTensorKeys()
         self.writer: dict[int, int] = {}
         self.storages: dict[int, int] = {}
         self.memory: dict[int, StorageWeakRef] = {}  # freed memory keeps its address, so that no other tensor gets it

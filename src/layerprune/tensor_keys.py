@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 from torch import Tensor
 
 from layerprune.dropped import Dropped
@@ -36,3 +38,27 @@ class StrongTensorKeys:
         """The value of a tensor; None if it is not known."""
         found = self.values.get(id(tensor))
         return None if found is None else found[1]
+
+
+class WeakTensorKeys:
+    """Values by tensor, for as long as the tensors live: an id that another tensor has got since is not theirs."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return self.get(tensor) is not None
+
+    def __getitem__(self, tensor: Tensor) -> int:
+        value = self.get(tensor)
+        if value is None:
+            raise KeyError(tensor)
+        return value
+
+    def __setitem__(self, tensor: Tensor, value: int) -> None:
+        self.values[id(tensor)] = (weakref.ref(tensor), value)
+
+    def get(self, tensor: Tensor) -> int | None:
+        """The value of a tensor; None if it is not known."""
+        found = self.values.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None

@@ -113,8 +113,10 @@ class Refitter:
         walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, num_held_out)
         patience, left = Patience(), list[str]()
         with walk.running():
-            for stop, some in walk.stops():
-                shown = walk.views(stop, some)
+            for stop, here in walk.stops():
+                some = [site for site in here if patience.holds(site)]
+                left += [site.name for site in here if site not in some]
+                shown = walk.views(stop, some) if some else {}
                 for site in some:
                     views = shown[site.name]
                     unseen -= {site.name} if views else set()
