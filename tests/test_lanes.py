@@ -231,7 +231,7 @@ def test_what_is_held_is_as_it_was_when_a_later_layer_has_written_into_it():
     anew = copy_of(pruned)
     repair(model, pruned, BATCHES, edits=edits)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Holding, "keep", lambda *_: None)
+        patch.setattr(Holding, "keep", lambda *_, **__: None)
         repair(model, anew, BATCHES, edits=edits)
     assert same_bits(pruned, anew)
 

@@ -11,9 +11,10 @@ from layerprune.tensor_keys import storage_key
 
 
 class Holding:
-    """The tensors that calls of modules and functions return, each as it was then, whatever is written into it later.
+    """What modules with weights return, sums, and views of these, each as it was then, whatever is written there later.
 
-    Of what functions make within a layer, only what leaves it is held.
+    That is what a transform feeds, nearly always; to hold all that a forward makes takes longer than a good part of
+    another forward, as no memory is used twice. Of what functions make within a layer, only what leaves it is held.
 
     Args:
         most_bytes: what the tensors may take. Of a forward that makes more none are held.
@@ -36,11 +37,11 @@ class Holding:
         self._values_in: dict[int, set[int]] = {}  # storage → values
         self.is_full = self.most_bytes <= 0
 
-    def keep(self, value: int, tensor: Tensor) -> None:
-        """Hold a tensor."""
-        if self.is_full or value in self.tensors:
-            return
+    def keep(self, value: int, tensor: Tensor, *, beside: bool = False) -> None:
+        """Hold a tensor; with ``beside`` only where it lies in memory of which something is held already."""
         key = storage_key(tensor)
+        if self.is_full or value in self.tensors or (beside and key not in self._values_in):
+            return
         if key not in self._values_in:
             self.num_bytes += _num_bytes(tensor)
         self._values_in.setdefault(key, set()).add(value)

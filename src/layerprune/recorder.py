@@ -30,6 +30,8 @@ _SCALAR_READS = frozenset(
 _READS_OUT = frozenset({"tolist", "numpy", "array", "dlpack"})
 # The operation by which torch takes in what Python, or numpy, made a tensor of.
 _LITERAL = "lift_fresh"
+# Functions that make what a transform's output is added to something by.
+_SUMS = frozenset({"add", "iadd", "radd"})
 
 
 class ParameterWritten(Exception):
@@ -110,7 +112,7 @@ class Recorder:
             except BaseException:
                 self.stack.pop()
                 raise
-            return self.leave(call, (args, kwargs), out)
+            return self.leave(call, (args, kwargs), out, has_weights=bool(module._parameters))
 
         return recorded
 
@@ -140,27 +142,27 @@ class Recorder:
             if isinstance(value, Tensor) and len(read := self.read(value)) == 1:
                 yield (names.index(keyword) if keyword in names else None), keyword, read[0]
 
-    def leave(self, call: Call, arguments: Any, out: Any) -> Any:
+    def leave(self, call: Call, arguments: Any, out: Any, *, has_weights: bool) -> Any:
         if call.parent >= 0 and not call.has_data_calls:
             out = self.separate(call.start, tensors_in(arguments), out)
         self.stack.pop()
         call.result, call.outputs = self.structure(out)
-        self.hold(tensors_in(out), call)
+        self.hold(tensors_in(out), has_weights)
+        if self.holding is not None and call.parent >= 0 and not call.has_data_calls:
+            inside = {value for op in self.recording.operations[call.start :] for value in op.outputs}
+            self.holding.forget(inside - set(call.outputs))
         if call.parent >= 0 and any(v in self.data_values for v in call.outputs):
             self.recording.calls[call.parent].has_data_calls = True
         return out
 
-    def hold(self, tensors: Iterable[Tensor], call: Call | None = None) -> None:
-        """Hold what a function returns, or a call of a module; of what lies in a layer no more than what leaves it."""
+    def hold(self, tensors: Iterable[Tensor], is_asked_for: bool) -> None:
+        """Hold what a call returns: all that may be asked for, of other things what lies in the same memory."""
         if self.holding is None or self.holding.is_full:
             return
         with torch._C.DisableTorchFunction():
             for tensor in tensors:
                 if len(read := self.read(tensor)) == 1 and self.recording.values[read[0]].dtype.is_floating_point:
-                    self.holding.keep(read[0], tensor)
-        if call is not None and call.parent >= 0 and not call.has_data_calls:
-            inside = {value for op in self.recording.operations[call.start :] for value in op.outputs}
-            self.holding.forget(inside - set(call.outputs))
+                    self.holding.keep(read[0], tensor, beside=not is_asked_for)
 
     def separate(self, start: int, operands: Iterable[Tensor], out: Any) -> Any:
         """Give a layer that hands on its argument unwritten (dropout in eval, Identity) an output of its own."""
@@ -318,7 +320,7 @@ class Recorder:
         self.settle(operands, start)
         if isinstance(out, Tensor):
             call.outputs = self.read(out)
-        self.hold(flat_tensors(out))
+        self.hold(flat_tensors(out), name in _SUMS)
         call.results = tuple(-1 if (v := self.value_of.get(t)) is None else v for t in flat_tensors(out))
         return out
 
