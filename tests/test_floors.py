@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
 # From the ground up. Modules on one floor do not see each other, but for those of one folder (``impact.*``).
 FLOORS = (
-    ("errors", "journal", "operands", "tensor_keys", "turns"),
+    ("errors", "journal", "operands", "turns"),
     ("attributes", "copies", "dropped", "guesses", "integers", "nested", "watch"),
-    ("husks", "inputs", "memo", "modules", "provenance", "structure"),
+    ("husks", "inputs", "memo", "modules", "provenance", "structure", "tensor_keys"),
     ("adapters.*",),
-    ("shadow", "graph", "kinds"),
+    ("shadow", "graph", "holding", "kinds"),
     ("recording",),
     ("recorder",),
     ("alignment", "calibration", "capture", "export"),

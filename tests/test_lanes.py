@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from layerprune.capture import capture, record_on
+from layerprune.holding import Holding
 from layerprune.inputs import as_inputs
 from layerprune.repair import closed_form, refit, repair
 from layerprune.repair.lanes import Lane, closing
@@ -169,24 +170,70 @@ def test_batches_that_may_not_wait_start_anew_and_give_the_same_weights():
 
 
 @pytest.mark.parametrize("memory_bytes", [2**30, 8_000])
-def test_the_verdict_knows_the_originals_output_from_its_forward_where_that_waits(monkeypatch, memory_bytes):
+def test_the_verdict_knows_outputs_from_recordings_and_the_originals_where_its_forward_waits(monkeypatch, memory_bytes):
     known = []
     judge = closed_form._judge
 
     def seen(model, shades, batches, outputs, harm):
-        known.append([None if out is None else out.clone() for out in outputs])
+        known.extend(outputs)
         return judge(model, shades, batches, outputs, harm)
 
     monkeypatch.setattr(closed_form, "_judge", seen)
     model = branched(torch.relu)
     pruned, edits = without(model, "branch", BATCHES[0])
-    report = repair(model, pruned, BATCHES, edits=edits, memory_bytes=memory_bytes)
+    batches = [*BATCHES, *(batch + 0.5 for batch in BATCHES)]
+    expected = [(run(model, batch), run(pruned, batch)) for batch in batches[6:]]
+    report = repair(model, pruned, batches, edits=edits, memory_bytes=memory_bytes)
     assert report.after < report.before
-    ((found,),) = known  # the last of four batches
+    (original, before), (waited, anew) = known  # of the last two of eight batches
+    assert torch.equal(original, expected[0][0])
+    assert torch.equal(before, expected[0][1])
+    assert anew is None
     if memory_bytes > 8_000:
-        assert torch.equal(found, run(model, BATCHES[3]))
+        assert torch.equal(waited, expected[1][0])
     else:
-        assert found is None
+        assert waited is None
+
+
+@pytest.mark.parametrize("last", [None, 1])
+def test_the_batch_that_is_recorded_does_not_run_again_in_the_original(monkeypatch, last):
+    """It is a batch that is judged by, unless that holds another number of samples than the first."""
+    lanes = []
+    lane = Side.lane
+
+    def counted(side, batch, values, shade=None, *, to_end=False):
+        lanes.append((side.model is model, [one is batch.inputs.args[0] for one in batches].index(True)))
+        return lane(side, batch, values, shade, to_end=to_end)
+
+    monkeypatch.setattr(Side, "lane", counted)
+    model = branched(torch.relu)
+    batches = [*BATCHES[:3], BATCHES[3][:last]]
+    pruned, edits = without(model, "branch", BATCHES[0])
+    assert repair(model, pruned, batches, edits=edits).num_forwards == (1, 1)
+    recorded = 0 if last else 3
+    assert sorted(number for is_original, number in lanes if is_original) == [n for n in range(4) if n != recorded]
+    assert sorted(number for is_original, number in lanes if not is_original) == [0, 1, 2, 3]
+
+
+def test_what_is_held_is_as_it_was_when_a_later_layer_has_written_into_it():
+    """The sum is what the head's writer is fitted to; then it is overwritten in place."""
+
+    def forward(net, x):
+        x = torch.tanh(net.stem(x))
+        x = x + net.branch(x)
+        x = x + net.write(torch.tanh(x))
+        y = net.head(x)
+        x.mul_(0)
+        return y + x
+
+    model = randomised(Net(forward, **{name: linear() for name in ("stem", "branch", "write", "head")}))
+    pruned, edits = without(model, "branch", BATCHES[0])
+    anew = copy_of(pruned)
+    repair(model, pruned, BATCHES, edits=edits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Holding, "keep", lambda *_, **__: None)
+        repair(model, anew, BATCHES, edits=edits)
+    assert same_bits(pruned, anew)
 
 
 def test_the_bytes_that_a_forward_holds_are_those_of_what_is_still_read():

@@ -658,6 +658,18 @@ def test_a_budget_counts_what_the_reader_grows_by() -> None:
     assert plan.needs_calibration
 
 
+def test_more_may_go_than_the_groups_hold_as_their_readers_shrink() -> None:
+    layers = linear(8, 6), nn.ReLU(), linear(6, 64), nn.ReLU(), linear(64, 40)
+    model = randomised(nn.Sequential(*layers))
+    pruner = UniversalLayerPruner(model, calibration=[torch.randn(4, 8)])
+    plan = pruner.plan(max_param_reduction=0.99)
+    assert [name for removal in plan.removals for name in removal.groups] == ["2"]
+    saved = 6 * 64 + 64 + (64 - 6) * 40  # the group, and the columns of the last layer that nothing feeds any more
+    assert num_params(model) - num_params(pruner.prune(plan=plan)) == saved
+    assert plan.reduction == pytest.approx(saved / num_params(model))
+    assert any(note.endswith("what leaves or shrinks with them comes on top") for note in plan.notes)
+
+
 @pytest.mark.parametrize("criterion", ["ablation", "shortlist", "influence", "magnitude"])
 def test_impacts_are_those_of_the_fitted_projection(criterion: str) -> None:
     pruner = UniversalLayerPruner(chain(), calibration=BATCHES, criterion=criterion)

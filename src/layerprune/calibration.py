@@ -145,13 +145,14 @@ def _asked_for(loss: Loss, shade: Shadow, item: Any) -> Inputs:
 
 
 @contextmanager
-def fitting() -> Generator[None]:
-    """Say of inputs that do not fit that they are calibration data, and what may be wrong with these."""
+def fitting(number: int = 0) -> Generator[None]:
+    """Say of inputs that do not fit that they are calibration data, which batch, and what may be wrong with these."""
     try:
         yield
     except InputsError as error:
+        which = f"batch {number}" if number else "the first batch"
         raise CalibrationError(
-            f"the first batch of the calibration data does not fit: {error}. Labels do not belong in it: "
+            f"{which} of the calibration data does not fit: {error}. Labels do not belong in it: "
             "for a loader of (x, y) pass calibration=[x for x, y in loader], or say with loss= what to do with both"
         ) from error
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from layerprune.errors import CaptureError, InputsError
 from layerprune.graph import Frame, Layer, LayerGraph, Read, Structure, Value
+from layerprune.holding import Holding
 from layerprune.inputs import Inputs
 from layerprune.kinds import kind_of_function, kind_of_module
 from layerprune.modules import names_by_module
@@ -77,8 +78,13 @@ def record_on(shade: Shadow, inputs: Inputs) -> LayerGraph:
     return _Builder(recorder, recording, []).build()
 
 
-def record_real(model: nn.Module, inputs: Inputs) -> tuple[LayerGraph, Shadow]:
+def record_real(model: nn.Module, inputs: Inputs, holding: Holding | None = None) -> tuple[LayerGraph, Shadow]:
     """Record one forward on a real shadow that shares the model's parameters, but for those that it writes into.
+
+    Args:
+        model: the model; it is not touched.
+        inputs: arguments that the model's forward takes.
+        holding: gets what the forward shows, by the layer graph's values; None where nobody asks for it.
 
     Returns:
         The layer graph, and the shadow.
@@ -90,10 +96,12 @@ def record_real(model: nn.Module, inputs: Inputs) -> tuple[LayerGraph, Shadow]:
     no_values = CaptureError("parameters on the meta device have no values")
     shade = real_shadow(model)
     try:
-        recorder, recording = _record_really(model, shade, inputs, no_values)
+        recorder, recording = _record_really(model, shade, inputs, no_values, holding)
     except ParameterWritten:
         shade = real_shadow(model, written=capture(model, inputs).written_params)
-        recorder, recording = _record_really(model, shade, inputs, no_values)
+        if holding is not None:
+            holding.clear()
+        recorder, recording = _record_really(model, shade, inputs, no_values, holding)
     return _Builder(recorder, recording, []).build(), shade
 
 
@@ -129,9 +137,9 @@ def record_results(shade: Shadow, inputs: Inputs) -> Mapping[tuple[str, int], St
     return {(call.fqn, call.call): call.result for call in recording.calls}
 
 
-def _run(shade: Shadow, inputs: Inputs) -> tuple[Recorder, Recording]:
+def _run(shade: Shadow, inputs: Inputs, holding: Holding | None = None) -> tuple[Recorder, Recording]:
     adapted = shade.adapt(inputs)
-    recorder = Recorder(shade.model, keep=shade.mode is not None, guard=shade.shares)
+    recorder = Recorder(shade.model, keep=shade.mode is not None, guard=shade.shares, holding=holding)
     with shade.running():
         return recorder, recorder.run(adapted.args, adapted.kwargs)
 
@@ -160,12 +168,12 @@ def _record_otherwise(
 
 
 def _record_really(
-    model: nn.Module, shade: Shadow, inputs: Inputs, fake_error: Exception
+    model: nn.Module, shade: Shadow, inputs: Inputs, fake_error: Exception, holding: Holding | None = None
 ) -> tuple[Recorder, Recording]:
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         raise _misfit(model, inputs, fake_error) from fake_error
     try:
-        return _run(shade, inputs)
+        return _run(shade, inputs, holding)
     except ParameterWritten:
         raise
     except Exception as error:

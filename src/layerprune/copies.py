@@ -10,8 +10,8 @@ import torch
 
 #: What is never copied.
 ATOMS = (int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size)
-#: The same, to be looked up by the very type: nearly all that modules hold is of these, and asking is faster so.
-ATOM_TYPES = frozenset(ATOMS)
+#: The same, told by one look: nearly all attributes of modules are of these very types.
+PLAIN_TYPES = frozenset(ATOMS)
 
 
 class Copier:
@@ -31,26 +31,23 @@ class Copier:
     def copy(self, value: Any) -> Any:
         """Copy an attribute; what cannot be copied is shared."""
         kind = type(value)
-        if kind in ATOM_TYPES:
+        if kind in PLAIN_TYPES or isinstance(value, ATOMS):
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
-        # Mostly a module's own registries and settings: copied here because deepcopy is slow on hundreds of small ones.
+        if kind is FunctionType:
+            return self.function(value)
         if kind is dict or kind.__name__ == "OrderedDict":
+            # Mostly a module's own registries: copied here because deepcopy is slow on hundreds of small empty dicts.
             same = kind()
             self.memo[id(value)] = same
             for key, item in value.items():
                 same[key] = self.copy(item)
             return same
-        if kind is tuple and all(type(item) in ATOM_TYPES for item in value):
+        if kind is tuple and all(type(item) in PLAIN_TYPES for item in value):
             return value
-        if kind is set and not value:
-            self.memo[id(value)] = set[Any]()
-            return self.memo[id(value)]
-        if isinstance(value, ATOMS):
-            return value
-        if isinstance(value, FunctionType):
-            return self.function(value)
+        if kind is set and all(type(item) in PLAIN_TYPES for item in value):
+            return self.memo.setdefault(id(value), set(value))
         try:
             return copy.deepcopy(value, self.memo)
         except Exception:  # deepcopy runs the user's own code, which may raise anything; sharing is the safe way out

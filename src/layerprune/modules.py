@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from layerprune.copies import ATOM_TYPES, Copier
+from layerprune.copies import ATOMS, PLAIN_TYPES, Copier
 from layerprune.dropped import Dropped
 from layerprune.errors import UnsupportedModelError
 
@@ -206,7 +206,9 @@ def own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors that a module's attributes hold, down to three containers deep."""
     # Most of a module's attributes are flags and empty registries.
     stack: list[tuple[Any, int]] = [
-        (value, 0) for value in vars(module).values() if type(value) not in ATOM_TYPES and _full(value)
+        (value, 0)
+        for value in vars(module).values()
+        if type(value) not in PLAIN_TYPES and not isinstance(value, ATOMS) and _full(value)
     ]
     while stack:
         value, depth = stack.pop()
@@ -219,6 +221,8 @@ def own_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _full(value: Any) -> bool:
-    if isinstance(value, (dict, list, tuple)):  # most are, and it is asked faster than whether it is a mapping
-        return len(cast("list[Any]", value)) > 0
-    return isinstance(value, Tensor) or (isinstance(value, Mapping) and len(cast("Mapping[Any, Any]", value)) > 0)
+    if type(value) is dict:  # by far the most, and empty: asking whether it is a mapping takes longer
+        return bool(cast("dict[Any, Any]", value))
+    return isinstance(value, Tensor) or (
+        isinstance(value, (Mapping, list, tuple)) and len(cast("list[Any]", value)) > 0
+    )

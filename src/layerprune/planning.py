@@ -327,21 +327,23 @@ class Planner:
             reached = resource.measure(chosen) / total
             what = "" if resource.name == "parameters" else f" of {resource.name}"
             line = f"{reached:.1%} of a budget of {share:.1%}{what} is used"
-            found.append(line if reached >= share - 0.02 else f"{line}: {self._obstacle(share, len(resources))}")
+            why = "" if reached >= share - 0.02 else f": {self._obstacle(share, reached, len(resources))}"
+            found.append(line + why)
         if budgets.max_impact is not None:
             found.append(
                 f"an impact of {resources[-1].measure(chosen):.3g} of {budgets.max_impact:.3g} allowed is used"
             )
         return found
 
-    def _obstacle(self, share: float, num_budgets: int) -> str:
+    def _obstacle(self, share: float, reached: float, num_budgets: int) -> str:
         if num_budgets > 1:
             return "another budget is reached before"
         usable = {name for removal in self.scored.removals for name in removal.groups}
         names = {g.name for g in self.groups if g.can_remove and g.name in usable}
         safe = params_in(self.graph, [g for g in self.groups if g.name in names]) / self.graph.num_params
         if safe <= share:
-            return f"all safe groups together hold {safe:.1%} of the parameters"
+            held = f"all safe groups together hold {safe:.1%} of the parameters"
+            return held if reached <= safe else f"{held}; what leaves or shrinks with them comes on top"
         return "the next removal would exceed it, or excludes one that was chosen"
 
     def _doubts(self, selection: Selection) -> list[str]:

@@ -14,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerprune.dropped import Dropped
 from layerprune.graph import Read, Structure, Value
+from layerprune.holding import Holding
 from layerprune.modules import named_tensors, names_by_module, own_tensors
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors, written_tensors
 from layerprune.recording import Call, Operation, Recording
-from layerprune.tensor_keys import StrongTensorKeys, WeakTensorKeys
+from layerprune.tensor_keys import StrongTensorKeys, WeakTensorKeys, storage_key
 from layerprune.watch import FunctionWatch, hooks_watched, watched
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
@@ -29,6 +30,8 @@ _SCALAR_READS = frozenset(
 _READS_OUT = frozenset({"tolist", "numpy", "array", "dlpack"})
 # The operation by which torch takes in what Python, or numpy, made a tensor of.
 _LITERAL = "lift_fresh"
+# Functions that make what a transform's output is added to something by.
+_SUMS = frozenset({"add", "iadd", "radd"})
 
 
 class ParameterWritten(Exception):
@@ -43,11 +46,13 @@ class Recorder:
         keep: hold on to every tensor of the run. Right for fake tensors, which take no memory; for real ones this would
             hold every activation, and their numbers are kept as long as they live.
         guard: raise :class:`ParameterWritten` before a parameter is written into.
+        holding: gets what calls return, and the output; None where nobody asks for it.
     """
 
-    def __init__(self, model: nn.Module, *, keep: bool, guard: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, keep: bool, guard: bool = False, holding: Holding | None = None) -> None:
         self.model = model
         self.guard = guard
+        self.holding = holding
         self.recording = Recording()
         self.names = names_by_module(model)
         self.param_names: dict[int, list[str]] = {}
@@ -58,7 +63,7 @@ class Recorder:
         self.attributes = [tensor for module in model.modules() for tensor in own_tensors(module)]
         self.attribute_ids = {id(tensor) for tensor in self.attributes}
         self.parameters = {id(p) for p in model.parameters()}
-        self.param_memory = {_storage_key(p): name for name, p in model.named_parameters()}
+        self.param_memory = {storage_key(p): name for name, p in model.named_parameters()}
         self.value_of = StrongTensorKeys() if keep else WeakTensorKeys()
         self.writer: dict[int, int] = {}
         self.storages: dict[int, int] = {}
@@ -90,6 +95,8 @@ class Recorder:
             FunctionWatch(self.call_function, self.query_shape),
         ):
             out = self.model(*args, **kwargs)
+        if self.holding is not None:
+            self.holding.output = out
         for tensor in tensors_in(out):
             self.recording.outputs += [v for v in self.read(tensor) if v not in self.recording.outputs]
         return self.recording
@@ -105,7 +112,7 @@ class Recorder:
             except BaseException:
                 self.stack.pop()
                 raise
-            return self.leave(call, (args, kwargs), out)
+            return self.leave(call, (args, kwargs), out, has_weights=bool(module._parameters))
 
         return recorded
 
@@ -135,14 +142,27 @@ class Recorder:
             if isinstance(value, Tensor) and len(read := self.read(value)) == 1:
                 yield (names.index(keyword) if keyword in names else None), keyword, read[0]
 
-    def leave(self, call: Call, arguments: Any, out: Any) -> Any:
+    def leave(self, call: Call, arguments: Any, out: Any, *, has_weights: bool) -> Any:
         if call.parent >= 0 and not call.has_data_calls:
             out = self.separate(call.start, tensors_in(arguments), out)
         self.stack.pop()
         call.result, call.outputs = self.structure(out)
+        self.hold(tensors_in(out), has_weights)
+        if self.holding is not None and call.parent >= 0 and not call.has_data_calls:
+            inside = {value for op in self.recording.operations[call.start :] for value in op.outputs}
+            self.holding.forget(inside - set(call.outputs))
         if call.parent >= 0 and any(v in self.data_values for v in call.outputs):
             self.recording.calls[call.parent].has_data_calls = True
         return out
+
+    def hold(self, tensors: Iterable[Tensor], is_asked_for: bool) -> None:
+        """Hold what a call returns: all that may be asked for, of other things what lies in the same memory."""
+        if self.holding is None or self.holding.is_full:
+            return
+        with torch._C.DisableTorchFunction():
+            for tensor in tensors:
+                if len(read := self.read(tensor)) == 1 and self.recording.values[read[0]].dtype.is_floating_point:
+                    self.holding.keep(read[0], tensor, beside=not is_asked_for)
 
     def separate(self, start: int, operands: Iterable[Tensor], out: Any) -> Any:
         """Give a layer that hands on its argument unwritten (dropout in eval, Identity) an output of its own."""
@@ -164,7 +184,7 @@ class Recorder:
 
     def storage(self, tensor: Tensor) -> int:
         """Number a tensor's memory; tensors without any (sparse, opaque) count as their own."""
-        key = _storage_key(tensor)
+        key = storage_key(tensor)
         if key not in self.storages:
             self.num_storages += 1
             self.storages[key] = self.num_storages
@@ -175,7 +195,7 @@ class Recorder:
     def fresh_storage(self, tensor: Tensor, shared: set[int]) -> None:
         """Give memory that no operand lies in a new number: an address may have been freed and used again."""
         if self.storage(tensor) not in shared:
-            self.storages.pop(_storage_key(tensor), None)
+            self.storages.pop(storage_key(tensor), None)
 
     def read(self, tensor: Tensor) -> Read:
         """The values a tensor stands for now: the one it was made as, and a later write through an alias of it."""
@@ -258,8 +278,10 @@ class Recorder:
                 self.writer[storage] = value
 
     def check_written(self, written: Sequence[Tensor]) -> None:
-        """Write down which parameters an operation is about to write into, in part or whole."""
-        names = {self.param_memory.get(_storage_key(tensor)) for tensor in written} - {None}
+        """Write down which parameters an operation is about to write into, in part or whole, and keep what is held."""
+        if self.holding is not None:
+            self.holding.before_write(written)
+        names = {self.param_memory.get(storage_key(tensor)) for tensor in written} - {None}
         if names and self.guard:
             raise ParameterWritten
         self.recording.written_params |= cast("set[str]", names)
@@ -298,6 +320,7 @@ class Recorder:
         self.settle(operands, start)
         if isinstance(out, Tensor):
             call.outputs = self.read(out)
+        self.hold(flat_tensors(out), name in _SUMS)
         call.results = tuple(-1 if (v := self.value_of.get(t)) is None else v for t in flat_tensors(out))
         return out
 
@@ -350,15 +373,6 @@ class _Dispatch(TorchDispatchMode):
         if outputs or written or func.__name__.startswith("_local_scalar"):
             self.recorder.operation(func.__name__.split(".")[0], inputs, outputs, written)
         return out
-
-
-def _storage_key(tensor: Tensor) -> int:
-    if isinstance(tensor, Dropped):  # what an earlier surgery left
-        return -id(tensor)
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse and opaque tensors have none
-        return -id(tensor)
 
 
 def _literal(value: Any, operands: list[Tensor]) -> Any:

@@ -6,6 +6,18 @@ import weakref
 
 from torch import Tensor
 
+from layerprune.dropped import Dropped
+
+
+def storage_key(tensor: Tensor) -> int:
+    """What names a tensor's memory as long as it lives; tensors without any (sparse, opaque) count as their own."""
+    if isinstance(tensor, Dropped):  # what an earlier surgery left
+        return -id(tensor)
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return -id(tensor)
+
 
 class StrongTensorKeys:
     """Values by tensor, for tensors that are kept alive: their ids stay theirs."""
@@ -29,11 +41,7 @@ class StrongTensorKeys:
 
 
 class WeakTensorKeys:
-    """Values by tensor, for as long as each of them lives.
-
-    A fraction of the time of ``torch.utils.weak.WeakTensorKeyDictionary``, as entries of the dead stay until another
-    tensor gets the id.
-    """
+    """Values by tensor, for as long as the tensors live: an id that another tensor has got since is not theirs."""
 
     def __init__(self) -> None:
         self.values: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -44,7 +52,7 @@ class WeakTensorKeys:
     def __getitem__(self, tensor: Tensor) -> int:
         value = self.get(tensor)
         if value is None:
-            raise KeyError(id(tensor))
+            raise KeyError(tensor)
         return value
 
     def __setitem__(self, tensor: Tensor, value: int) -> None:

@@ -12,11 +12,13 @@ from layerprune.calibration import Batch, fitting, read_calibration
 from layerprune.capture import record_real
 from layerprune.edits import Edit
 from layerprune.errors import RepairError
+from layerprune.holding import Holding
 from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
 from layerprune.modules import unwrap
+from layerprune.observe import no_fast_path
 from layerprune.repair.changes import write
 from layerprune.repair.moves import Moves
-from layerprune.repair.refit import Refitter
+from layerprune.repair.refit import Refitter, first_held_out
 from layerprune.repair.report import RepairReport
 from layerprune.repair.sites import find_sites, renumbered
 from layerprune.repair.walk import Side
@@ -25,6 +27,8 @@ from layerprune.shadow import Shadow
 MEMORY_BYTES = 4 * 2**30
 
 WAYS = ("refit", "mean")
+
+_SHARE_HELD = 4  # of the memory, for what the original's recording has shown: it need not run again on that batch
 
 
 def repair(
@@ -96,8 +100,8 @@ class Mender:
     ) -> None:
         self.original = unwrap(original)
         self.batches = read_calibration(calibration, self.original)
-        with fitting():
-            self.side = _side(self.original, self.batches[0])
+        self.recorded = _recorded(self.batches)
+        self.side = _side(self.original, self.batches, self.recorded, memory_bytes // _SHARE_HELD)
         self.memory_bytes = memory_bytes
         self.how = how
         self.harm = harm
@@ -115,8 +119,7 @@ class Mender:
         pruned, batches = unwrap(pruned), self.batches
         if why := renumbered(self.original, pruned, edits):
             raise RepairError(why)
-        with fitting():
-            side = _side(pruned, batches[0])
+        side = _side(pruned, batches, self.recorded)
         original = replace(self.side, num_forwards=0)
         norms, knows = self.how == "refit", _order_known_to(batches)
         sites, refused = find_sites(original.graph, side.graph, pruned, edits, norms=norms, knows=knows)
@@ -129,7 +132,9 @@ class Mender:
             same = "no tensor that a transform feeds differs from the original's"
             return RepairReport(refused=refused, notes=(same,)), {}
         shades = original.shade, side.shade, repaired
-        verdict = _judge(self.original, shades, refitter.held_out, refitter.outputs, self.harm)
+        first = len(batches) - len(refitter.held_out)
+        known = [(out, side.output(number)) for number, out in enumerate(refitter.outputs, start=first)]
+        verdict = _judge(self.original, shades, refitter.held_out, known, self.harm)
         kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
         notes = list(refitter.notes)
         if not kept:
@@ -156,10 +161,23 @@ def _order_known_to(batches: Sequence[Batch]) -> Callable[[Moves], bool]:
     return lambda moves: alike or (moves.by_sample and alike_by_sample)
 
 
-def _side(model: nn.Module, batch: Batch) -> Side:
-    """Record a model as it runs on real data."""
-    graph, shade = record_real(model, batch.inputs)
-    return Side(model, shade, graph)
+def _recorded(batches: Sequence[Batch]) -> int:
+    """The number of the batch that both models are recorded on: one whose outputs are asked for, if it is as the first.
+
+    What is recorded of a last batch of a few samples may not hold for the others.
+    """
+    shapes = [[tuple(tensor.shape) for tensor in batch.inputs.tensors()] for batch in batches]
+    return next(
+        (number for number in range(first_held_out(len(batches)), len(batches)) if shapes[number] == shapes[0]), 0
+    )
+
+
+def _side(model: nn.Module, batches: Sequence[Batch], number: int, most_bytes: int = 0) -> Side:
+    """Record a model as it runs on real data, and hold what it shows there as far as that takes no more than said."""
+    held = Holding(most_bytes)
+    with fitting(number):
+        graph, shade = record_real(model, batches[number].inputs, held)
+    return Side(model, shade, graph, recorded=number, held=held)
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,7 @@ def _judge(
     model: nn.Module,
     shades: tuple[Shadow, Shadow, Shadow],
     batches: Sequence[Batch],
-    known: Sequence[Any],
+    known: Sequence[tuple[Any, Any]],
     harm: Harm | None,
 ) -> _Verdict:
     """Hold the outputs of the pruned model, unrepaired and repaired, against the original's.
@@ -184,13 +202,13 @@ def _judge(
         model: the original.
         shades: of the original, the pruned model, and the repaired one.
         batches: what to judge by.
-        known: the original's output on each, or None where it has to be run.
+        known: the outputs of the original and of the pruned model on each, or None where it has to be run.
         harm: how outputs are compared; told from the model and its output if None.
     """
     change, size = [0.0, 0.0], 0.0
-    for batch, original in zip(batches, known, strict=True):
+    for batch, (original, before) in zip(batches, known, strict=True):
         original = _output(shades[0], batch) if original is None else original
-        others = [_output(shade, batch) for shade in shades[1:]]
+        others = [_output(shades[1], batch) if before is None else before, _output(shades[2], batch)]
         harm = harm or harm_of(model, original)
         if not harm.outputs(original):
             return _Verdict(float("nan"), float("nan"), "")
@@ -202,5 +220,5 @@ def _judge(
 
 def _output(shade: Shadow, batch: Batch) -> Any:
     inputs = shade.adapt(batch.inputs)
-    with shade.running():
+    with shade.running(), no_fast_path():  # as where outputs are known already
         return shade.model(*inputs.args, **inputs.kwargs)

@@ -26,6 +26,11 @@ PATIENCE = 4
 NEXT_TO_NOTHING = 0.02
 
 
+def first_held_out(num_batches: int) -> int:
+    """The number of the first batch that strengths are chosen on: of the last quarter, or of the only one."""
+    return num_batches - max(1, round(num_batches * _SHARE_HELD_OUT))
+
+
 class Patience:
     """Tells when solving goes on for nothing: what a transform wins falls with its distance from the gap."""
 
@@ -88,7 +93,7 @@ class Refitter:
     @property
     def held_out(self) -> list[Batch]:
         """The batches that strengths are chosen on: the last quarter, or the only one, of which it is a quarter."""
-        return list(self.batches[-max(1, round(len(self.batches) * _SHARE_HELD_OUT)) :])
+        return list(self.batches[first_held_out(len(self.batches)) :])
 
     def run(self, sites: Sequence[Site]) -> tuple[list[Refitted], Shadow]:
         """Solve those sites again that the removals have moved, each on what those before it have become.
@@ -108,8 +113,10 @@ class Refitter:
         walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, num_held_out)
         patience, left = Patience(), list[str]()
         with walk.running():
-            for stop, some in walk.stops():
-                shown = walk.views(stop, some)
+            for stop, here in walk.stops():
+                some = [site for site in here if patience.holds(site)]
+                left += [site.name for site in here if site not in some]
+                shown = walk.views(stop, some) if some else {}
                 for site in some:
                     views = shown[site.name]
                     unseen -= {site.name} if views else set()

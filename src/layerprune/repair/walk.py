@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from layerprune.calibration import Batch
 from layerprune.errors import CalibrationError
 from layerprune.graph import LayerGraph
+from layerprune.holding import Holding
 from layerprune.repair.lanes import Lane, closing
 from layerprune.repair.sites import Site
 from layerprune.repair.transforms import single
@@ -33,12 +34,16 @@ class Side:
         shade: a real shadow of it.
         graph: its layer graph.
         num_forwards: forwards so far, those cut short included.
+        recorded: the number of the batch that it was recorded on.
+        held: what that forward has shown.
     """
 
     model: nn.Module
     shade: Shadow
     graph: LayerGraph
     num_forwards: int = 0
+    recorded: int = 0
+    held: Holding = field(default_factory=lambda: Holding(0))
 
     def lane(self, batch: Batch, values: Iterable[int], shade: Shadow | None = None, *, to_end: bool = False) -> Lane:
         """A forward that stops at some values; on a shadow of its own if None is given."""
@@ -46,6 +51,15 @@ class Side:
             shade = real_shadow(self.model, written=self.graph.written_params)
         self.num_forwards += 1
         return Lane(shade, self.graph, frozenset(values), batch.inputs, to_end=to_end)
+
+    def known(self, number: int, values: Collection[int]) -> dict[int, Tensor]:
+        """What is known of some values in a batch without another forward."""
+        held = self.held.tensors if number == self.recorded else {}
+        return {value: held[value] for value in values if value in held}
+
+    def output(self, number: int) -> Any:
+        """What the model returns of a batch, if that is known without another forward; else None."""
+        return self.held.output if number == self.recorded else None
 
     @cached_property
     def overwritten(self) -> frozenset[int]:
@@ -190,15 +204,16 @@ class Walk:
 
     def _num_waiting(self, memory_bytes: int) -> int:
         """How many of the batches can wait side by side; one at the least."""
-        each = (self.original.live_bytes + self.pruned.live_bytes) / max(_num_elements(self.batches[0]), 1)
+        recorded = max(_num_elements(self.batches[self.original.recorded]), 1)
+        each = (self.original.live_bytes + self.pruned.live_bytes) / recorded
         sizes = torch.tensor([max(_num_elements(batch), 1) * each for batch in self.batches]).cumsum(0)
         num_threads = max(1, MOST_THREADS // (2 * torch.get_num_threads()))
-        return max(1, min(num_threads, int((sizes <= memory_bytes).sum())))
+        return max(1, min(num_threads, int((sizes <= memory_bytes - self.original.held.num_bytes).sum())))
 
     @contextmanager
     def running(self) -> Generator[None]:
         """Walk inside: whatever happens, no forward is left waiting, and the RNG and torch's switches are as before."""
-        lanes = [lane for pair in self.waiting for lane in (pair.original, pair.pruned)]
+        lanes = [lane for pair in self.waiting for lane in (pair.original, pair.pruned) if lane is not None]
         with self.original.shade.running(), closing(lanes):
             yield
 
@@ -256,7 +271,7 @@ class Walk:
             lane = self.waiting[number].original if number < self.num_waiting else None
             if lane is not None:
                 self.original.finish(lane, number)
-            found.append(None if lane is None else lane.output)
+            found.append(self.original.output(number) if lane is None else lane.output)
         return found
 
     def _anew(
@@ -265,7 +280,10 @@ class Walk:
         """The same from the start of the forward."""
         values = {stop, *(value for site in sites for value in needs(site))}
         reads = self._collected(self.pruned, number, values, self.repaired)
-        wanted = self._collected(self.original, number, {site.target for site in sites}, self.original.shade)
+        targets = {site.target for site in sites}
+        wanted = self.original.known(number, targets)
+        if left := targets - wanted.keys():
+            wanted |= self._collected(self.original, number, left, self.original.shade)
         return reads.get(stop), reads, wanted
 
     def _collected(self, side: Side, number: int, values: set[int], shade: Shadow) -> dict[int, Tensor]:
@@ -285,11 +303,14 @@ class _Waiting:
         self.number = number
         sites = [site for some in walk.sites_at.values() for site in some]
         batch = walk.batches[number]
-        to_end = number >= walk.first_judged
-        self.original = walk.original.lane(batch, {site.target for site in sites}, to_end=to_end)
+        targets = {site.target for site in sites}
+        self.wanted = walk.original.known(number, targets)
+        left = targets - self.wanted.keys()
+        to_end = number >= walk.first_judged and walk.original.output(number) is None
+        self.original = walk.original.lane(batch, left, to_end=to_end) if left or to_end else None
+        walk.original.num_forwards += self.original is None  # its recording stands for it
         self.pruned = walk.pruned.lane(batch, {value for site in sites for value in (site.reached, *needs(site))})
         self.reads: dict[int, Tensor] = {}
-        self.wanted: dict[int, Tensor] = {}
         self.at: tuple[int, Tensor] | None = None
 
     def stop(self) -> int | None:
@@ -321,7 +342,7 @@ class _Waiting:
         if self.at is None or self.at[0] != stop:
             return None, {}, {}
         targets = {site.target for site in sites}
-        while not targets <= self.wanted.keys():
+        while self.original is not None and not targets <= self.wanted.keys():
             found = self.walk.original.next(self.original, self.number)
             if found is None:
                 break
