@@ -131,6 +131,15 @@ def test_samples_that_know_of_each_other_are_not_torn_apart():
     assert found.change.tolist() == score_ablation(scene).change.tolist()
 
 
+def test_a_last_batch_of_few_samples_does_not_keep_the_others_whole():
+    scene = scene_of([*BATCHES, rows(3, seed=4).double()])
+    for seed in range(4):  # it comes first for one of them
+        each = replace(scene, seed=seed, ledger=Ledger())
+        found = ablate(each, edits_of(each), rule=every_round)
+        assert each.ledger.fewest == 8
+        assert (found.looked_at == 1).all()
+
+
 def test_a_model_that_takes_no_other_batch_size_gets_whole_batches():
     scene = scene_of(BATCHES)
     plain = scene.model.forward

@@ -113,9 +113,10 @@ class _Ablation:
         """What to look at one after the other."""
         found, ledger = whole(self.scene.batches, self.scene.seed), self.scene.ledger
         if in_parts and ledger.fewest is None:
-            ledger.fewest = self.fewest(found[0])
-            ledger.share = cut(found[:1], ledger.fewest)[0].share if ledger.fewest else 1.0
-        return cut(found, ledger.fewest) if in_parts and ledger.fewest else found
+            ledger.fewest = self.fewest(max(found, key=lambda one: one.batch.num_samples))
+        parts = cut(found, ledger.fewest) if in_parts and ledger.fewest else found
+        ledger.share = parts[0].share if in_parts else ledger.share
+        return parts
 
     def fewest(self, one: Round) -> int:
         """How many samples a part of a batch has to have to tell what the batch does; 0 where no part does."""

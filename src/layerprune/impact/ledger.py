@@ -17,7 +17,7 @@ class Ledger:
             written into later.
         fewest: samples that a part of a batch has to have to tell what the batch does; 0 where no part does, None where
             that was not looked at.
-        share: how much of a batch its first part is.
+        share: how much of a batch is looked at first, where not all of the data need be.
         handed_on: frame of the layer graph → for how many samples the output of that call was handed on.
     """
 

@@ -75,9 +75,10 @@ def _measured(scene: Scene, harm: Harm | None) -> Evidence:
     share = float(looked_at.mean()) if looked_at.size else 1.0
     if share > 1 - 1e-6:
         return found
+    least = "a part of one" if looked_at.sum(0).min() < 1 - 1e-6 else "one"
     note = (
         f"removals were made on as many of the {num} calibration batches as their impacts called for, those of most "
-        f"harm on a part of one: {num * share:.1f} on average; criterion='ablation' takes all"
+        f"harm on {least}: {num * share:.1f} on average; criterion='ablation' takes all"
     )
     return replace(found, notes=(*found.notes, note))
 
