@@ -279,7 +279,7 @@ INTERRUPTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "copying": ("layerprune.copies.Copier.copy", (1, 40)),
     "recording": ("layerprune.recorder.Recorder.call_function", (1, 3)),
     "recording an operation": ("layerprune.recorder.Recorder.operation", (1, 5)),
-    "building the graph": ("layerprune.capture._Builder.layer", (1,)),
+    "building the graph": ("layerprune.builder.Builder.layer", (1,)),
     "grouping": ("layerprune.groups.lead_name", (2,)),
     "realising": ("layerprune.realise._Realiser.run", (1, 2)),
     "proving": ("layerprune.proof.Prover.check_run", (1, 2)),

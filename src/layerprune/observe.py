@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode as get_current_function_mode
 
+from layerprune.fast_path import no_fast_path
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import named_tensors, names_by_module
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors
 from layerprune.shadow import Shadow
+from layerprune.showings import Call, Showings, calls_of
 from layerprune.variants import MOST, Variant, Variants
 from layerprune.watch import FunctionWatch, watched
 
 #: Gets a value's number, and its tensor in this run.
 See: TypeAlias = Callable[[int, Tensor], None]
-
-_Call: TypeAlias = tuple[str, int]
-"""One call of a module: the module's first name, and which call of it this is."""
 
 
 class _Differs(BaseException):
@@ -150,62 +145,9 @@ class Observer:
         return self._watching(variant.graph, wanted)
 
     def _watching(self, graph: LayerGraph, wanted: Mapping[int, int]) -> _Watcher:
-        places = _Places.of(graph, _calls(graph, self.shade.model, self.names), wanted)
+        places = Showings.of(graph, calls_of(graph, self.shade.model, self.names), wanted)
         recorded = graph, {value: real for real, value in wanted.items()}
         return _Watcher(places, recorded, {key: names[0] for key, names in self.names.items()}, self.constants)
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where values show up, and what has to be as in the recording for that; values by the numbers that users know.
-
-    Attributes:
-        inputs: place among the tensors of the model's arguments → value.
-        arguments: call → (position, keyword, value) of what it takes.
-        results: call → (place, value) of what it returns.
-        functions: call → (function, which call of it) → (place in its results, value) of what its forward makes.
-        steps: call → what its forward has to call, in order.
-        counts: module → how often it has to be called, if at all.
-        callees: modules that are called by those whose steps are watched.
-        shapes: value → its shape in the recording.
-    """
-
-    inputs: dict[int, int] = field(default_factory=dict[int, int])
-    arguments: dict[_Call, list[tuple[int | None, str | None, int]]] = field(default_factory=dict[Any, Any])
-    results: dict[_Call, list[tuple[int, int]]] = field(default_factory=dict[Any, Any])
-    functions: dict[_Call, dict[tuple[str, int], list[tuple[int, int]]]] = field(default_factory=dict[Any, Any])
-    steps: dict[_Call, tuple[str, ...]] = field(default_factory=dict[Any, Any])
-    counts: dict[str, int] = field(default_factory=dict[str, int])
-    callees: set[str] = field(default_factory=set[str])
-    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict[int, Any])
-
-    @classmethod
-    def of(cls, graph: LayerGraph, calls: Sequence[_Call], wanted: Mapping[int, int]) -> _Places:
-        """Find the places of values of a layer graph (→ the numbers that they are reported by)."""
-        found = cls()
-        taken = [(frame, argument) for frame in graph.frames for argument in frame.arguments if argument[2] in wanted]
-        for frame, (position, keyword, value) in taken:
-            found.arguments.setdefault(calls[frame.index], []).append((position, keyword, wanted[value]))
-        direct = {argument[2] for frame, argument in taken if frame.parent < 0}
-        for value, number in wanted.items():
-            found.shapes[number] = graph.values[value].shape
-            if value in graph.inputs and value not in direct:
-                found.inputs[graph.inputs.index(value)] = number
-            for frame in graph.results_of.get(value, ()):
-                place = graph.frames[frame].outputs.index(value)
-                found.results.setdefault(calls[frame], []).append((place, number))
-            layer = graph.layers[graph.values[value].layer] if graph.values[value].layer >= 0 else None
-            if layer is not None and layer.function is not None:
-                call = calls[layer.frame]
-                found.steps[call] = graph.frames[layer.frame].steps
-                if layer.nth >= 0 and value in layer.results:
-                    made = found.functions.setdefault(call, {}).setdefault((layer.function, layer.nth), [])
-                    made.append((layer.results.index(value), number))
-        watched = {frame.index for frame in graph.frames if calls[frame.index] in found.steps}
-        found.callees.update(calls[frame.index][0] for frame in graph.frames if frame.parent in watched)
-        totals = Counter(name for name, _ in calls)
-        found.counts.update((name, totals[name]) for name, _ in (*found.arguments, *found.results, *found.steps))
-        return found
 
 
 class _Watcher:
@@ -220,7 +162,7 @@ class _Watcher:
 
     def __init__(
         self,
-        places: _Places,
+        places: Showings,
         recorded: tuple[LayerGraph, Mapping[int, int]],
         names: Mapping[int, str],
         constants: set[int],
@@ -302,7 +244,7 @@ class _Watcher:
 
         return observed
 
-    def run(self, call: _Call, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def run(self, call: Call, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run a module's call, looking at what it takes, at what it returns, and at its steps where need be."""
         self.notice_arguments(call, args, kwargs)
         steps = self.places.steps.get(call)
@@ -322,7 +264,7 @@ class _Watcher:
                 self.notice(value, found[place] if place < len(found) else None)
         return out
 
-    def notice_arguments(self, call: _Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def notice_arguments(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self.places.inputs and not self.stack:
             tensors = tensors_in((args, kwargs))
             for place, value in self.places.inputs.items():
@@ -353,7 +295,7 @@ class _Open:
 
     __slots__ = ("call", "counts", "place", "steps")
 
-    def __init__(self, call: _Call, steps: tuple[str, ...] | None) -> None:
+    def __init__(self, call: Call, steps: tuple[str, ...] | None) -> None:
         self.call = call
         self.steps = steps
         self.place = 0
@@ -377,17 +319,6 @@ class _Open:
 _UNWATCHED = _Open(("", -1), None)
 
 
-@contextmanager
-def no_fast_path() -> Generator[None]:
-    """Keep torch's transformer modules from running as one fused operation, in which no value shows up."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
 def _results(out: Any, constants: set[int]) -> list[Tensor]:
     """The tensors in what a module returned that are values, in the order in which a recording lists them."""
     if isinstance(out, Tensor):
@@ -396,15 +327,3 @@ def _results(out: Any, constants: set[int]) -> list[Tensor]:
         items = cast("Iterable[Any]", out.values() if type(out) is dict else out)
         return [tensor for item in items for tensor in _results(item, constants)]
     return [tensor for tensor in tensors_in(out) if id(tensor) not in constants]
-
-
-def _calls(graph: LayerGraph, model: nn.Module, names: Mapping[int, Sequence[str]]) -> list[_Call]:
-    """Each frame's call: the first name of its module, and which call of the module it is, under whatever name."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    counts: dict[str, int] = {}
-    found: list[_Call] = []
-    for frame in graph.frames:
-        name = names[id(modules[frame.fqn])][0]
-        found.append((name, counts.get(name, 0)))
-        counts[name] = counts.get(name, 0) + 1
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from layerprune.modules import named_tensors, names_by_module, own_tensors
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors, written_tensors
 from layerprune.recording import Call, Operation, Recording
+from layerprune.signatures import positional_names
 from layerprune.tensor_keys import StrongTensorKeys, WeakTensorKeys, storage_key
 from layerprune.watch import FunctionWatch, hooks_watched, watched
 
@@ -134,7 +134,7 @@ class Recorder:
     def arguments(
         self, forward: Callable[..., Any], args: Any, kwargs: Any
     ) -> Iterator[tuple[int | None, str | None, int]]:
-        names = _positional_names(forward)
+        names = positional_names(forward)
         for position, value in enumerate(args):
             if isinstance(value, Tensor) and len(read := self.read(value)) == 1:
                 yield position, names[position] if position < len(names) else None, read[0]
@@ -386,17 +386,3 @@ def _literal(value: Any, operands: list[Tensor]) -> Any:
     if isinstance(value, (int, float, str, bool, slice, type(None), type(...), torch.dtype)):
         return value
     return type(value).__name__
-
-
-def _positional_names(forward: Callable[..., Any]) -> Sequence[str]:
-    """The names of a forward's positional parameters, decorators looked through."""
-    return _signature_names(inspect.unwrap(getattr(forward, "__func__", forward)))
-
-
-@functools.lru_cache(maxsize=4096)
-def _signature_names(function: Callable[..., Any]) -> tuple[str, ...]:
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return ()
-    names = code.co_varnames[: code.co_argcount]
-    return tuple(names[1:] if names[:1] == ("self",) else names)

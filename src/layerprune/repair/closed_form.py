@@ -12,10 +12,10 @@ from layerprune.calibration import Batch, fitting, read_calibration
 from layerprune.capture import record_real
 from layerprune.edits import Edit
 from layerprune.errors import RepairError
+from layerprune.fast_path import no_fast_path
 from layerprune.holding import Holding
 from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
 from layerprune.modules import unwrap
-from layerprune.observe import no_fast_path
 from layerprune.repair.changes import write
 from layerprune.repair.moves import Moves
 from layerprune.repair.refit import Refitter, first_held_out

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerprune.fast_path import no_fast_path
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
-from layerprune.observe import Observer, See, no_fast_path
+from layerprune.observe import Observer, See
 from layerprune.shadow import Shadow
 
 _STACK_BYTES = 16 * 2**20  # as much as main threads have on most systems: a deep model's forward may need it

@@ -1,0 +1,22 @@
+"""Signatures: the names of what a forward takes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def positional_names(forward: Callable[..., Any]) -> Sequence[str]:
+    """The names of a forward's positional parameters, decorators looked through."""
+    return _signature_names(inspect.unwrap(getattr(forward, "__func__", forward)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _signature_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ()
+    names = code.co_varnames[: code.co_argcount]
+    return tuple(names[1:] if names[:1] == ("self",) else names)
