@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from layerprune import UniversalLayerPruner, load_pruned, save_pruned
-from layerprune.checkpoint import staging
+from layerprune.checkpoint import staging, weights
 from layerprune.checkpoint.manifest import Manifest, verify
 from layerprune.errors import CheckpointError, LayerPruneError
 from nets import linear, randomised, rows, same_bits
@@ -345,6 +345,28 @@ def test_two_processes_save_in_one_place(models, folder):
             os.waitpid(child, 0)
     save_pruned(models[0], folder)
     assert os.listdir(folder.parent) == ["small"]
+
+
+def test_a_file_that_goes_while_it_is_opened_is_an_error_of_ours_and_a_folder_that_was_replaced_is_read_again(
+    models, folder, monkeypatch
+):
+    """Torch, not the operating system, says so of a file that is replaced between safetensors' look and its own."""
+    opened = weights.safe_open
+
+    def gone(path, **options):
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: No such file or directory (2)")
+
+    monkeypatch.setattr(weights, "safe_open", gone)
+    with pytest.raises(CheckpointError, match="in read-only mode"):
+        load_pruned(folder, factory=make, verify=False)
+
+    def replaced(path, **options):
+        monkeypatch.setattr(weights, "safe_open", opened)
+        save_pruned(models[1], folder)
+        gone(path)
+
+    monkeypatch.setattr(weights, "safe_open", replaced)
+    assert same_bits(load_pruned(folder, factory=make, verify=False), models[1])
 
 
 def test_the_manifest_is_plain_json(folder):

@@ -208,7 +208,7 @@ class Weights:
     def _opened(self, name: str, device: str = "cpu") -> Any:
         try:
             return cast(Any, safe_open)(self.folder / name, framework="pt", device=device)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:  # the last where it goes while torch maps it
             raise CheckpointError(f"{self.folder / name} cannot be read: {error}; save the model again") from error
 
     def saved_as(self, name: str) -> str | None:
