@@ -15,7 +15,7 @@ from layerprune.impact.evidence import Evidence
 from layerprune.impact.harm import Harm
 from layerprune.impact.ledger import Ledger
 from layerprune.impact.racing import contenders, first_only
-from layerprune.impact.rounds import PARTS, Round, adds_up, cut, fewest_samples, starts, whole
+from layerprune.impact.rounds import PARTS, Round, adds_up, cut, ends, fewest_samples, whole
 from layerprune.inputs import Inputs
 from nets import rows
 from test_shortlist import edits_of, scene_of
@@ -78,14 +78,14 @@ def test_a_part_has_eight_predictions_or_more_and_two_samples():
 # ---- whether parts tell what the whole does --------------------------------------------------------------------------
 
 
-def test_parts_tell_where_they_are_what_the_whole_starts_with():
+def test_parts_tell_where_they_are_what_the_whole_ends_with():
     out = torch.randn(8, 3)
-    assert starts([out[:2]], [out])
-    assert not starts([out[1:3]], [out])
-    assert not starts([out[:2].sum()], [out.sum()])
-    assert not starts([out], [out])
-    assert not starts([], [])
-    assert not starts([out[:2], out[:2]], [out])
+    assert ends([out[6:]], [out])
+    assert not ends([out[5:7]], [out])
+    assert not ends([out[6:].sum()], [out.sum()])
+    assert not ends([out], [out])
+    assert not ends([], [])
+    assert not ends([out[6:], out[6:]], [out])
 
 
 def test_losses_tell_where_the_whole_has_their_mean():
@@ -126,6 +126,19 @@ def test_samples_that_know_of_each_other_are_not_torn_apart():
         return plain(x) - plain(x).mean(0)
 
     scene.model.forward = together
+    found, ledger = measured_in_parts(scene)
+    assert ledger.fewest == 0
+    assert found.change.tolist() == score_ablation(scene).change.tolist()
+
+
+def test_steps_of_a_sequence_are_not_taken_for_samples():
+    scene = scene_of(BATCHES)
+    plain = scene.model.forward
+
+    def causal(x):
+        return plain(x).cumsum(0)  # of the first steps it makes the same without the later ones
+
+    scene.model.forward = causal
     found, ledger = measured_in_parts(scene)
     assert ledger.fewest == 0
     assert found.change.tolist() == score_ablation(scene).change.tolist()

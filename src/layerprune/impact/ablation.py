@@ -15,7 +15,7 @@ from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
 from layerprune.impact.outcome import same_tensor
 from layerprune.impact.racing import Rule, all_of_them
-from layerprune.impact.rounds import Round, adds_up, cut, fewest_samples, starts, whole
+from layerprune.impact.rounds import Round, adds_up, cut, ends, fewest_samples, whole
 from layerprune.nested import tensors_in
 from layerprune.projection import Folded
 from layerprune.shadow import Shadow, real_shadow
@@ -191,8 +191,8 @@ class _ByOutput:
         out = _run(shade, one.batch)
         harm = self.harm or harm_of(shade.model, out)
         fewest = fewest_samples(harm.between(out, out, one.batch.mask)[1] / one.batch.num_samples)
-        part = cut([one], fewest)[0]
-        is_part = part.share < 1 and starts(harm.outputs(_run(shade, part.batch)), harm.outputs(out))
+        part = cut([one], fewest)[-1]
+        is_part = part.share < 1 and ends(harm.outputs(_run(shade, part.batch)), harm.outputs(out))
         return fewest if is_part else 0
 
     def is_same(self, shade: Shadow, batch: Batch) -> bool:

@@ -60,9 +60,12 @@ def cut(rounds: Sequence[Round], fewest: int) -> list[Round]:
     return [some[number] for number in range(PARTS) for some in parts if number < len(some)]
 
 
-def starts(part: Sequence[Tensor], whole: Sequence[Tensor]) -> bool:
-    """Whether outputs on a part of a batch are what those on all of it start with, as samples do not know of others."""
-    return len(part) == len(whole) > 0 and all(map(_is_start, part, whole))
+def ends(part: Sequence[Tensor], whole: Sequence[Tensor]) -> bool:
+    """Whether outputs on the last part of a batch are what those on all of it end with, as samples know of no others.
+
+    The first part would not tell: what a recurrent layer makes of the first steps does not hang on the later ones.
+    """
+    return len(part) == len(whole) > 0 and all(map(_is_end, part, whole))
 
 
 def adds_up(parts: Sequence[tuple[float, float]], whole: float) -> bool:
@@ -83,10 +86,10 @@ def _parts(one: Round, fewest: int) -> Iterator[Round]:
         yield Round(one.row, some, (stop - start) / size)
 
 
-def _is_start(part: Tensor, whole: Tensor) -> bool:
-    """Whether a tensor is what another one starts with."""
+def _is_end(part: Tensor, whole: Tensor) -> bool:
+    """Whether a tensor is what another one ends with."""
     if part.dim() == 0 or part.shape[1:] != whole.shape[1:] or not 0 < len(part) < len(whole):
         return False
-    start = whole[: len(part)]
-    close = max(_CLOSE, _ROUNDINGS * torch.finfo(start.dtype).eps) if start.is_floating_point() else 0.0
-    return bool(((part - start).abs() <= close * start.abs().max()).all())
+    end = whole[-len(part) :]
+    close = max(_CLOSE, _ROUNDINGS * torch.finfo(end.dtype).eps) if end.is_floating_point() else 0.0
+    return bool(((part - end).abs() <= close * end.abs().max()).all())
