@@ -2,7 +2,9 @@
 
 Every method gets the same model, the same calibration data and the same caps, chooses, and is judged by making what it
 chose on held-out data. Blocks are coarse and stay far below many caps; so each baseline is set beside what layerprune
-chooses when it has to remove at least as much as that baseline did, under the same cap. ``--quick``: one small model.
+chooses when it has to remove at least as much as that baseline did, under the same cap. Where this harms more, the
+difference stands there with its 95 % interval, by the paired bootstrap over held-out samples. ``--quick``: one small
+model.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 for folder in ("benchmarks", "tests", "examples"):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / folder))
@@ -26,6 +28,7 @@ from torchvision_ops import declare_missing_ops
 declare_missing_ops()
 import numpy as np
 import torch
+from held_out import HeldOut, interval
 from impact import score_block_influence
 from rich.console import Console
 from rich.table import Table
@@ -33,10 +36,9 @@ from subjects import SUBJECTS, Subject, subject
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from layerprune import PruningPlan, UniversalLayerPruner
+from layerprune import UniversalLayerPruner
 from layerprune.calibration import read_calibration
 from layerprune.cost.layers import macs_by_layer
-from layerprune.impact.ablation import ablate
 from layerprune.impact.criteria import register_criterion
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.harm import Harm
@@ -44,7 +46,9 @@ from layerprune.inputs import Inputs
 from layerprune.nested import tensors_in
 from layerprune.select.strategies import select
 
-Figures: TypeAlias = dict[str, dict[str, list[dict[str, float]]]]
+#: By cap: what a choice harms and removes, the forwards that it took, and its harm to each held-out sample.
+Rows: TypeAlias = list[dict[str, Any]]
+Figures: TypeAlias = dict[str, dict[str, Rows]]
 
 SHARES = (0.1, 0.2, 0.3, 0.4)  # of the parameters that can go
 NUM_RANDOM = 20
@@ -102,7 +106,7 @@ def main() -> None:
     methods = [m for m in METHODS if not options.methods or any(text in m.name for text in options.methods)]
     figures: Figures = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
 
-    def keep(of: Subject, method: Method, rows: list[dict[str, float]]) -> None:
+    def keep(of: Subject, method: Method, rows: Rows) -> None:
         figures.setdefault(of.name, {})[method.name] = rows
         if options.json:
             options.json.write_text(json.dumps(figures, indent=2) + "\n")
@@ -117,8 +121,8 @@ def measure(
     of: Subject,
     methods: Sequence[Method],
     shares: Sequence[float],
-    known: dict[str, list[dict[str, float]]],
-    keep: Callable[[Subject, Method, list[dict[str, float]]], None],
+    known: dict[str, Rows],
+    keep: Callable[[Subject, Method, Rows], None],
 ) -> None:
     """Print what each method's choice does, and how many forwards on calibration batches it took.
 
@@ -129,19 +133,19 @@ def measure(
         known: figures of methods that were measured before.
         keep: gets those of each other method as soon as they are there.
     """
-    ours = UniversalLayerPruner(of.model, calibration=of.calibration, progress=False, projections=False)
+    ours = UniversalLayerPruner(of.model, calibration=of.calibration, kind=of.kind, progress=False, projections=False)
     prunable = sum(ours._planner.meter.param_pieces.values()) / ours.graph.num_params
-    harm = Harm(of.kind)
-    console.print(f"[bold]{of.name}[/]: {len(ours.removals)} removals, {prunable:.1%} can go; {harm.unit}, held out")
+    held_out = HeldOut(ours, of.held_out[:NUM_HELD_OUT], Harm(of.kind))
+    unit = held_out.harm.unit
+    console.print(f"[bold]{of.name}[/]: {len(ours.removals)} removals, {prunable:.1%} can go; {unit}, held out")
     table = Table("method", *(f"{share:.0%}" for share in shares), "calls of the model", "whole forwards")
     for method in methods:
         caps = [share * prunable for share in shares]
-        rows = known.get(method.name) or list(choices(of, method, caps, harm))
+        rows = known.get(method.name) or list(choices(of, method, caps, held_out))
         if method.name not in known:
             keep(of, method, rows)
         if not method.name.startswith("layerprune"):
-            beside = [at_size(of, ours, row["reduction"], cap, harm) for row, cap in zip(rows, caps, strict=True)]
-            rows = [{**row, "ours": harm} for row, harm in zip(rows, beside, strict=True)]
+            rows = [{**row, **at_size(ours, row, cap, held_out)} for row, cap in zip(rows, caps, strict=True)]
         cells = [cell(row, prunable) for row in rows]
         calls, whole = (span([row[key] for row in rows]) for key in ("forwards", "whole"))
         table.add_row(method.name, *cells, calls, whole)
@@ -154,35 +158,44 @@ def span(counts: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys((f"{min(counts):.0f}", f"{max(counts):.0f}")))
 
 
-def cell(row: dict[str, float], prunable: float) -> str:
+def cell(row: dict[str, Any], prunable: float) -> str:
+    """``0.0042 / 0.0062 (+0.0020 [-0.0004, 0.0043]) at 17%``."""
     beside = f" / {row['ours']:.4f}" if "ours" in row else ""
+    if "interval" in row:
+        low, high = row["interval"]
+        beside += f" ({row['ours'] - row['harm']:+.4f} [{low:.4f}, {high:.4f}])"
     return f"{row['harm']:.4f}{beside} at {row['reduction'] / prunable:.0%}"
 
 
-def at_size(of: Subject, ours: UniversalLayerPruner, least: float, cap: float, harm: Harm) -> float:
-    """The held-out harm of what layerprune chooses when it has to remove as much as another method did."""
-    if not least:
-        return 0.0
+def at_size(ours: UniversalLayerPruner, row: dict[str, Any], cap: float, held_out: HeldOut) -> dict[str, Any]:
+    """The held-out harm of what layerprune chooses when it has to remove as much as another method did.
+
+    Where that is more, also the interval of the difference; not for several runs, whose median is no choice.
+    """
+    if not row["reduction"]:
+        return {"ours": 0.0}
     total, planner = ours.graph.num_params, ours._planner
-    params = replace(planner.meter.params(cap, False), at_least=least * total - 0.5)
-    chosen = select(planner.problem([params])).chosen
-    held_out = read_calibration(of.held_out[:NUM_HELD_OUT], of.model)
-    scene = Scene(ours._original, ours.graph, [], held_out)
-    return float(ablate(scene, [planner.joints.proven(chosen).edits], harm).impacts[0])
+    params = replace(planner.meter.params(cap, False), at_least=row["reduction"] * total - 0.5)
+    edits = planner.joints.proven(select(planner.problem([params])).chosen).edits
+    found: dict[str, Any] = {"ours": held_out.harm_of(edits)}
+    if found["ours"] > row["harm"] and row.get("by_sample"):
+        changes, sizes = held_out.by_sample(edits)
+        found["interval"] = interval(changes, np.array(row["by_sample"]), sizes)
+    return found
 
 
-def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> Iterator[dict[str, float]]:
+def choices(of: Subject, method: Method, caps: Sequence[float], held_out: HeldOut) -> Iterator[dict[str, Any]]:
     """For each cap the held-out harm of what a method chooses, how much that takes, and the forwards for it.
 
     A forward that is handed outputs of the original's counts by the multiply-accumulates that are left to do.
     """
-    held_out = read_calibration(of.held_out[:NUM_HELD_OUT], of.model)
     pruners: list[tuple[UniversalLayerPruner, int]] = []
     only_blocks = method.granularity == "block"  # also those that vanilla transformers would not load
     for seed in method.seeds:
         options = {
             "granularity": "branch" if only_blocks else method.granularity,
             "criterion": method.criterion,
+            "kind": of.kind,
             "seed": seed,
             "progress": False,
         }
@@ -202,9 +215,12 @@ def choices(of: Subject, method: Method, caps: Sequence[float], harm: Harm) -> I
             saved = sum(num * shares.get(frame, 0.0) for frame, num in ledger.handed_on.items()) / samples_of(of)
             ledger.handed_on = scored
             num = before + forwards[0]
-            rows.append((harm_of(plan, pruner, held_out, harm), plan.reduction, num, num - saved))
+            rows.append((held_out.harm_of(plan.edits), plan.reduction, num, num - saved))
         keys = ("harm", "reduction", "forwards", "whole")
-        yield dict(zip(keys, map(median, zip(*rows, strict=True)), strict=True))
+        yield {
+            **dict(zip(keys, map(median, zip(*rows, strict=True)), strict=True)),
+            "by_sample": [] if len(pruners) > 1 else [float(f"{x:.6g}") for x in held_out.by_sample(plan.edits)[0]],
+        }
 
 
 def shares_of(pruner: UniversalLayerPruner, of: Subject) -> dict[int, float]:
@@ -213,11 +229,6 @@ def shares_of(pruner: UniversalLayerPruner, of: Subject) -> dict[int, float]:
     macs = macs_by_layer(pruner._original, graph, read_calibration(of.calibration[:1], of.model)[0].inputs)
     total = sum(macs.values())
     return {frame: sum(macs.get(i, 0.0) for i in layers) / total for frame, layers in graph.layers_inside.items()}
-
-
-def harm_of(plan: PruningPlan, pruner: UniversalLayerPruner, held_out, harm: Harm) -> float:
-    scene = Scene(pruner._original, pruner.graph, [], held_out)
-    return float(ablate(scene, [plan.edits], harm).impacts[0])
 
 
 _NUM_SAMPLES = [0]  # a global: what a hook's closure holds is copied along with it

@@ -87,17 +87,29 @@ def test_what_is_far_below_the_others_needs_no_precision_of_its_own():
 def test_a_race_halves_the_field_as_its_rounds_double_and_ends_with_one():
     nan = np.nan
     rows = [[8, 7, 6, 5, 4, 3, 2, 1]]
-    assert entries(halving, rows) == [True] * 8
+    assert entries(halving(), rows) == [True] * 8
     rows.append([8, 7, 6, 5, 4, 3, 2, 1])
-    assert entries(halving, rows) == [False] * 4 + [True] * 4
+    assert entries(halving(), rows) == [False] * 4 + [True] * 4
     rows.append([nan] * 4 + [0, 9, 9, 9])  # the best so far are now the fifth and the last
-    assert entries(halving, rows) == [False] * 4 + [True] * 4
+    assert entries(halving(), rows) == [False] * 4 + [True] * 4
     rows.append([nan] * 4 + [0, 9, 9, 0])
-    assert entries(halving, rows) == [False] * 8  # these were four batches
+    assert entries(halving(), rows) == [False] * 8  # these were four batches
     table = np.array(rows, dtype=float)
     short = rows_of(table)
-    assert halving(*short, 1.0).tolist() == [False] * 4 + [True, False, False, True]  # and these parts of one
+    assert halving()(*short, 1.0).tolist() == [False] * 4 + [True, False, False, True]  # and these parts of one
     assert winner(np.nanmean(table, axis=0), np.isfinite(table).sum(0)) == 4
+
+
+def test_a_race_may_begin_to_halve_later_and_end_on_more():
+    rule = halving(first=4, final=6)
+    rows = [[4, 3, 2, 1]] * 3
+    assert entries(rule, rows) == [True] * 4
+    rows.append([4, 3, 2, 1])
+    assert entries(rule, rows) == [False, False, True, True]
+    rows.append([np.nan, np.nan, 2, 1])
+    assert entries(rule, rows) == [False, False, True, True]
+    rows.append([np.nan, np.nan, 2, 1])
+    assert entries(rule, rows) == [False] * 4
 
 
 def rows_of(table):
@@ -106,9 +118,9 @@ def rows_of(table):
 
 def test_a_handicap_counts_in_a_race():
     table = rows_of(np.array([[1.0, 1.5, 2.0, 9.0], [1.0, 1.5, 2.0, 9.0]]))
-    assert halving(*table, 2.0).tolist() == [True, True, False, False]
+    assert halving()(*table, 2.0).tolist() == [True, True, False, False]
     assert counted(np.array([2.0, -2.0]), np.array([2.0, 2.0])).tolist() == [4.0, -1.0]
-    assert handicapped(halving, np.array([2.5, 1.0, 1.0, 1.0]))(*table, 2.0).tolist() == [False, True, True, False]
+    assert handicapped(halving(), np.array([2.5, 1.0, 1.0, 1.0]))(*table, 2.0).tolist() == [False, True, True, False]
 
 
 def test_a_first_look_is_one_round():
@@ -126,7 +138,7 @@ def test_after_twelve_rounds_no_removal_is_made_again():
 
 def test_a_set_whose_output_is_no_number_drops_out_of_a_race():
     change = np.array([[np.nan, 2.0, 1.0, 3.0]])
-    assert halving(change, np.ones_like(change), 1.0).tolist() == [False, True, True, True]
+    assert halving()(change, np.ones_like(change), 1.0).tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("longest", [2, 64])

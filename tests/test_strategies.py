@@ -13,9 +13,11 @@ from torch import nn
 from layerprune import UniversalLayerPruner
 from layerprune.errors import BudgetError
 from layerprune.select import evolution as evolution_module
+from layerprune.select.allowance import SHARE, Race, race, sets_of_greedy
 from layerprune.select.frontier import frontier
-from layerprune.select.problem import with_unknown
-from layerprune.select.resampled import FIRST, NEXT, ROUNDS
+from layerprune.select.problem import Effort, with_unknown
+from layerprune.select.resampled import BESIDE, DEEP, FIRST, NEXT, ROUNDS
+from layerprune.select.search import Search
 from layerprune.select.strategies import select
 from nets import linear, randomised, rows
 from test_select import every_valid_set, independent, params_of, problem_of, size_of, slack_of
@@ -209,6 +211,70 @@ def test_the_sets_that_come_next_by_the_sum_are_made_too(blocks):
     assert select(budgeted(blocks, problem, cap), "resampled").chosen == favourite
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_greedy_makes_is_counted_without_making_it(blocks, seed):
+    impacts, _, harm = world(blocks, seed, strength=0.0)
+    for share in CAPS:
+        made: list[tuple[int, ...]] = []
+
+        def counting(sets, made=made, harm=harm):
+            made.extend(sets)
+            return harm(sets)
+
+        cap = int(share * sum(r.num_params for r in blocks.removals))
+        problem = budgeted(blocks, replace(problem_of(blocks, impacts), harm=counting), cap)
+        select(problem, "greedy")
+        assert sets_of_greedy(Search(problem)) == len(made)
+
+
+def looks(blocks, seed, cap, effort):
+    """What is chosen where pairs count for much, and how many looks it took."""
+    impacts, _, harm = world(blocks, seed, strength=0.6)
+    made: list[tuple[int, ...]] = []
+
+    def counting(sets):
+        made.extend(sets)
+        return harm(sets)
+
+    problem = replace(problem_of(blocks, impacts), harm=harm, first_look=counting, has_data=True, effort=effort)
+    chosen = select(budgeted(blocks, problem, cap), "resampled").chosen
+    return harm([chosen])[0], len(made)
+
+
+def test_where_greedy_would_take_far_more_the_search_goes_on_and_finds_better(blocks):
+    cap = int(0.5 * sum(r.num_params for r in blocks.removals))
+    once = [looks(blocks, seed, cap, None) for seed in range(3)]
+    deep = [looks(blocks, seed, cap, Effort(100, 0.25, 0.0)) for seed in range(3)]
+    assert all(num <= sum(FIRST) + ROUNDS * sum(NEXT) for _, num in once)
+    assert all(num <= sum(FIRST) + DEEP * (sum(NEXT) + BESIDE) for _, num in deep)
+    assert np.mean([harm for harm, _ in deep]) < np.mean([harm for harm, _ in once])
+
+
+def test_deeper_search_stays_within_a_tenth_of_what_greedy_takes(blocks):
+    cap = int(0.5 * sum(r.num_params for r in blocks.removals))
+    impacts, _, harm = world(blocks, 0, strength=0.6)
+    greedy = sets_of_greedy(Search(budgeted(blocks, replace(problem_of(blocks, impacts), harm=harm), cap)))
+    usual = looks(blocks, 0, cap, None)[1]
+    for num_batches in (1, 8, 16, 64):
+        effort = Effort(num_batches, 0.25, 0.02 * num_batches * greedy)
+        allowed = SHARE * num_batches * greedy - effort.spent
+        num = looks(blocks, 0, cap, effort)[1]
+        assert num <= usual or 0.25 * num + Race(final=min(4, num_batches)).calls(0.25) <= allowed
+    assert looks(blocks, 0, cap, Effort(64, 0.25, 64.0 * greedy))[1] == usual
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.8])
+def test_a_race_lasts_as_long_as_there_are_calls_for_it(blocks, noise):
+    problem = replace(problem_of(blocks, [0.5] * 8), effort=Effort(8, 0.25, 0.0), noise=noise)
+    races = [race(Search(budgeted(blocks, problem, 400)), left) for left in (0.0, 25.0, 35.0, 80.0)]
+    assert races[0] == Race()
+    assert all(one.calls(0.25) <= left for one, left in zip(races[1:], (25.0, 35.0, 80.0), strict=True))
+    longer = [one.first if noise > 0.5 else one.num for one in races]
+    assert longer == sorted(longer)
+    assert longer[-1] > longer[0]
+    assert races[-1].final == 8
+
+
 def test_recurrence_is_the_share_of_draws_that_choose_a_removal(blocks):
     even, odd = np.array([0.1, 1.0] * 4), np.array([1.0, 0.1] * 4)
     draws = np.stack([even, even, even, odd, even])
@@ -328,6 +394,11 @@ def test_choices_that_other_draws_would_not_make_are_called_in_doubt(blocks):
     doubts = blocks._planner._doubts(selection)
     assert len(doubts) == 1
     assert "come back in less than half of the draws" in doubts[0]
+    assert "too few" in doubts[0]
+    made = blocks._planner._doubts(replace(selection, strategy="resampled"))
+    assert len(made) == 1
+    assert "for what it did when it was made" in made[0]
+    assert "too few" not in made[0], "draws do not tell of made sets"
 
 
 def test_unknown_impacts_count_as_worse_than_known_ones():

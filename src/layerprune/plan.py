@@ -39,7 +39,10 @@ class PlannedRemoval(BaseModel):
         default=None, description="95 % bootstrap interval of the impact over the calibration batches"
     )
     recurrence: float | None = Field(
-        default=None, ge=0, le=1, description="how often other draws of the calibration batches choose it, too"
+        default=None,
+        ge=0,
+        le=1,
+        description="how often the sum of impacts on other draws of the batches chooses it",
     )
     needs_calibration: bool = Field(default=False, description="whether weights have to be fitted on data for it")
     kept: tuple[str, ...] = Field(default=(), description="members of its groups that stay")

@@ -26,8 +26,8 @@ from layerprune.projection import Folded
 from layerprune.repair.closed_form import Mender
 from layerprune.scoring import Scored
 from layerprune.select.frontier import frontier
-from layerprune.select.problem import Problem, Resource, Selection
-from layerprune.select.strategies import select
+from layerprune.select.problem import Effort, Problem, Resource, Selection
+from layerprune.select.strategies import BY_SUMS, select
 from layerprune.structure import structure
 
 _MOST_BYTES = 2**30  # of the weights of sets that fold projections
@@ -107,6 +107,7 @@ class Planner:
             self.mended if strategy == "repaired" and self._mender is not None else None,
             self.first_look if self.scored.scene is not None else None,
             self.noise,
+            self.effort,
         )
 
     @cached_property
@@ -146,9 +147,18 @@ class Planner:
         scene, evidence = self.scored.scene, self.scored.evidence
         return 0.0 if scene is None or evidence is None else evidence.noise / scene.ledger.share**0.5
 
-    def best(self, sets: Sequence[Sequence[int]], handicaps: np.ndarray) -> int:
-        """Which of several sets does least to the output when they are made, times its handicap."""
-        impacts, num_batches = self._made(sets, handicapped(halving, handicaps))
+    @property
+    def effort(self) -> Effort | None:
+        """What measuring takes, and took; None where impacts are estimates, and nothing was called for them."""
+        scene, evidence = self.scored.scene, self.scored.evidence
+        if scene is None or evidence is None or not self.scored.has_data:
+            return None
+        spent = 0.0 if evidence.looked_at is None else float(evidence.looked_at.sum())
+        return Effort(len(scene.batches), scene.ledger.share, spent)
+
+    def best(self, sets: Sequence[Sequence[int]], handicaps: np.ndarray, first: int, final: float) -> int:
+        """Which of several sets does least to the output when they are made, times its handicap, as a race tells."""
+        impacts, num_batches = self._made(sets, handicapped(halving(first, final), handicaps))
         for some, impact, num in zip(sets, impacts, num_batches, strict=True):
             self._raced[tuple(some)] = float(impact), float(num)
         return winner(counted(impacts, handicaps), num_batches)
@@ -347,13 +357,19 @@ class Planner:
         return "the next removal would exceed it, or excludes one that was chosen"
 
     def _doubts(self, selection: Selection) -> list[str]:
-        """Say where other calibration data of the same kind would choose otherwise."""
+        """Say where the sum of impacts would choose otherwise on other calibration data of the same kind."""
         unsure = sum(share < _SURE for share in selection.recurrence)
         if not unsure:
             return []
+        share = f"{unsure} of {len(selection.recurrence)} choices"
+        if selection.strategy not in BY_SUMS:  # of what sets do when they are made, no draws tell
+            return [
+                f"{share} are in the set for what it did when it was made: the sum of impacts alone chooses them in "
+                "less than half of the draws of the calibration data"
+            ]
         return [
-            f"{unsure} of {len(selection.recurrence)} choices come back in less than half of the draws of the "
-            "calibration data: these are too few to decide between them and others of like impact; pass more"
+            f"{share} come back in less than half of the draws of the calibration data: these are too few to decide "
+            "between them and others of like impact; pass more"
         ]
 
     def _company(self, chosen: Sequence[int]) -> list[str]:

@@ -50,19 +50,33 @@ def contenders(precision: float, fewest: int = 8) -> Rule:
     return going_on
 
 
-def halving(change: np.ndarray, size: np.ndarray, num_batches: float) -> np.ndarray:
-    """Successive halving (arXiv 1502.07943): each time the rounds double, from two on, the better half goes on.
+def halving(first: int = 2, final: float = FINAL) -> Rule:
+    """Successive halving (arXiv 1502.07943): each time the rounds double, the better half goes on.
 
-    The last two meet on :data:`FINAL` batches. Differences count, on the same batches, so that few tell.
+    Differences count, on the same batches, so that few tell.
+
+    Args:
+        first: after how many rounds that begins.
+        final: on how many batches the last two meet.
     """
-    num = change.shape[1]
-    if not len(change):
-        return all_of_them(change, size, num_batches)
-    staying = (size != 0).all(0) & np.isfinite(change).all(0)
-    impacts = np.where(staying, impacts_of(change, size), np.inf)
-    left = 1 if num_batches > FINAL - 1e-6 else max(2, -(-num // (1 << (len(change).bit_length() - 1))))
-    going_on = staying & (_places(impacts) < left)
-    return going_on if going_on.sum() > 1 else np.zeros_like(going_on)
+
+    def going_on(change: np.ndarray, size: np.ndarray, num_batches: float) -> np.ndarray:
+        staying = (size != 0).all(0) & np.isfinite(change).all(0)
+        impacts = np.where(staying, impacts_of(change, size), np.inf)
+        left = going_on_of(change.shape[1], len(change), num_batches, first, final)
+        if left == change.shape[1] and not len(change):
+            return all_of_them(change, size, num_batches)
+        best = staying & (_places(impacts) < left)
+        return best if best.sum() > 1 else np.zeros_like(best)
+
+    return going_on
+
+
+def going_on_of(num: int, rounds: int, num_batches: float, first: int, final: float) -> int:
+    """How many of several sets go on by :func:`halving`, after so many rounds and batches."""
+    if num_batches > final - 1e-6:
+        return 1
+    return num if rounds < first else max(2, -(-num // (1 << (2 * rounds // first).bit_length() - 1)))
 
 
 def handicapped(rule: Rule, factors: np.ndarray) -> Rule:

@@ -42,6 +42,21 @@ class Resource:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What measuring takes, in calls of the model on one batch.
+
+    Attributes:
+        num_batches: of calibration data.
+        share: of a batch that a first look takes.
+        spent: what the impacts took.
+    """
+
+    num_batches: int
+    share: float
+    spent: float
+
+
+@dataclass(frozen=True)
 class Problem:
     """What there is to choose from.
 
@@ -58,10 +73,12 @@ class Problem:
         resampled: impacts on calibration data drawn anew, ``(draw, removal)``; of no rows where there is one batch.
         has_data: whether impacts were measured on calibration data, so that small differences mean something.
         seed: for strategies that draw.
-        best: which of several sets does least when they are made, times its handicap; None: ``harm`` tells.
+        best: which of several sets does least when they are made, times its handicap, as a race of so many rounds
+            before the first leave, and so many batches for the last, tells; None: ``harm`` tells.
         mended: what each of several sets does to the output when it is made and repaired; None where that cannot be.
         first_look: like ``harm``, on the first of the data only; None: ``harm`` tells.
         noise: the standard deviation of what that finds, relative to it.
+        effort: what measuring takes; None where that is not known, and no more is made than always.
     """
 
     graph: LayerGraph
@@ -74,10 +91,11 @@ class Problem:
     resampled: np.ndarray | None = None
     has_data: bool = False
     seed: int = 0
-    best: Callable[[Sequence[Sequence[int]], np.ndarray], int] | None = None
+    best: Callable[[Sequence[Sequence[int]], np.ndarray, int, float], int] | None = None
     mended: Callable[[Sequence[Sequence[int]]], np.ndarray] | None = None
     first_look: Callable[[Sequence[Sequence[int]]], np.ndarray] | None = None
     noise: float = 0.0
+    effort: Effort | None = None
 
     @property
     def impacts(self) -> np.ndarray:
@@ -104,8 +122,8 @@ class Selection:
     Attributes:
         chosen: numbers of the removals.
         strategy: what chose them.
-        recurrence: for each, how often it was chosen again when the calibration data were drawn anew; empty where there
-            is nothing to draw from.
+        recurrence: for each, how often the sum of impacts chooses it when the calibration data are drawn anew; empty
+            where there is nothing to draw from.
         notes: what the user should know about the choice.
     """
 

@@ -7,12 +7,14 @@ from itertools import chain
 
 import numpy as np
 
-from layerprune.impact.racing import counted
+from layerprune.impact.racing import FINAL, counted
+from layerprune.select.allowance import Race, allowance, race
 from layerprune.select.ban import Ban
 from layerprune.select.corrected import Corrected, correct
 from layerprune.select.exact import STAYS_BELOW, WORTH, exact, least, roomier
 from layerprune.select.problem import with_unknown
 from layerprune.select.search import Search
+from layerprune.select.swaps import Swaps
 
 _DRAWS = 20
 _FEWEST = 5
@@ -26,8 +28,14 @@ FIRST = (8, 3)
 ROUNDS = 3
 NEXT = (4, 2)
 
-#: So many sets meet in the end.
-FINALISTS = 8
+#: Rounds there may be where a tenth of what greedy takes leaves room, sets beside the best in each of these, and after
+#: how many without anything better the search ends.
+DEEP = 6
+BESIDE = 6
+PATIENCE = 2
+
+_DEEP_WORK = 800
+_FEW = 100
 
 _VARIATION = 0.5  # of the impacts' logarithm: sums of impacts are about as wrong
 
@@ -38,8 +46,10 @@ def resampled(search: Search) -> tuple[int, ...] | None:
     Impacts add up only roughly, and sets whose sums hardly differ do differ when they are made. So sets are made that
     come out where the calibration data are drawn anew, or the impacts varied by chance. Impacts are corrected by what
     these do (:mod:`~layerprune.select.corrected`), and the sets that come out then are made; where sets do something
-    else than their sums say, that is done three times over. The best of all are measured on more data. Among them are
-    sets that use the caps less; they have to harm half as much.
+    else than their sums say, that is done three times over. Where removing one after the other would take far more,
+    that goes on, also with sets beside the best, until two rounds find nothing better or a tenth of that is used up
+    (:mod:`~layerprune.select.allowance`). The best of all are measured on more data. Among them are sets that use the
+    caps less; they have to harm half as much.
 
     Args:
         search: the problem; with ``harm``, and with ``resampled`` for the draws; else this is the exact choice.
@@ -55,24 +65,84 @@ def resampled(search: Search) -> tuple[int, ...] | None:
     found = _first(search, first)
     if len(found) == 1:
         return first
-    harms = search.first_look(found)
-    held = correct(search.problem.impacts, found, harms, search.problem.noise)
-    for number in range(min(ROUNDS, _WORK // len(search.problem.removals))):
-        new = _next(search, held, found) if held.is_needed or number == 0 else []
+    looked = _Looked(search, found)
+    left = allowance(search) - looked.calls if search.problem.effort is not None else -1.0
+    for number in range(_most_rounds(search)):
+        is_usual = number == 0 or (number < ROUNDS and looked.held.is_needed)
+        is_deep = looked.idle < PATIENCE and left >= looked.calls_of(sum(NEXT) + BESIDE) + looked.calls_of_race
+        new = _next(search, looked.held, looked.sets) if is_usual or is_deep else []
+        if is_deep:
+            new += _beside(search, looked, new)
         if not new:
             break
-        found, harms = [*found, *new], np.concatenate([harms, search.first_look(new)])
-        held = correct(search.problem.impacts, found, harms, search.problem.noise)
-    expected = np.nan_to_num(counted(held.of(found, harms), _handicaps(search, found)), nan=np.inf)
-    last = [found[place] for place in np.argsort(expected, kind="stable")[:FINALISTS]]
+        left -= looked.calls_of(len(new))
+        looked.add(new)
+    meeting = race(search, left)
+    last = [looked.sets[place] for place in np.argsort(looked.expected, kind="stable")[: meeting.num]]
     handicaps = _handicaps(search, last)
-    best = search.best(last, handicaps)
+    best = search.best(last, handicaps, meeting.first, meeting.final)
     search.notes.append(
-        f"{len(found)} sets of about the least sum of impacts were made; the one that harms least is taken"
+        f"{len(looked.sets)} sets of about the least sum of impacts were made; the one that harms least is taken"
     )
     if handicaps[best] > 1:
         search.notes.append(STAYS_BELOW)
     return last[best]
+
+
+class _Looked:
+    """Sets that were made on the first of the data, and what they say."""
+
+    def __init__(self, search: Search, sets: Sequence[tuple[int, ...]]) -> None:
+        self.search = search
+        self.share = 0.0 if search.problem.effort is None else search.problem.effort.share
+        self.sets: list[tuple[int, ...]] = []
+        self.harms = np.empty(0)
+        self.idle = 0  # rounds since one has found something better
+        self.add(sets)
+
+    def add(self, sets: Sequence[tuple[int, ...]]) -> None:
+        """Make more sets, and correct the impacts by all of them."""
+        before = self.expected.min() if self.sets else np.inf
+        self.sets += sets
+        self.harms = np.concatenate([self.harms, self.search.first_look(sets)])
+        problem = self.search.problem
+        self.held = correct(problem.impacts, self.sets, self.harms, problem.noise)
+        self.expected = np.nan_to_num(
+            counted(self.held.of(self.sets, self.harms), _handicaps(self.search, self.sets)), nan=np.inf
+        )
+        self.idle = 0 if self.expected[-len(sets) :].min() < before else self.idle + 1
+
+    @property
+    def calls(self) -> float:
+        """How often the model was called for them, in batches."""
+        return self.calls_of(len(self.sets))
+
+    @property
+    def calls_of_race(self) -> float:
+        """How often it is called at the least to find the best of them."""
+        effort = self.search.problem.effort
+        return 0.0 if effort is None else Race(final=min(FINAL, effort.num_batches)).calls(effort.share)
+
+    def calls_of(self, num: int) -> float:
+        """How often it is called for more sets, the original once."""
+        return self.share * (num + 1)
+
+
+def _most_rounds(search: Search) -> int:
+    """How many rounds there may be: large programmes, and proofs of large models, take seconds each."""
+    num = len(search.problem.removals)
+    return max(min(ROUNDS, _WORK // num), min(DEEP, _DEEP_WORK // num))
+
+
+def _beside(search: Search, looked: _Looked, known: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Valid sets that corrected impacts choose among those that differ little from the two best, none of them known."""
+    if len(search.problem.removals) > _FEW:
+        return []
+    swaps = Swaps(looked.held.costs, search.limits, search.bans)
+    seen, found = [*looked.sets, *known], list[tuple[int, ...]]()
+    for place in np.argsort(looked.expected, kind="stable")[:2]:
+        found += _valid(search, swaps.neighbours(looked.sets[place]), BESIDE // 2, [*seen, *found])
+    return found
 
 
 def _first(search: Search, chosen: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -151,6 +221,6 @@ def _least(search: Search, impacts: np.ndarray) -> tuple[int, ...]:
 
 
 def recurrence(search: Search, chosen: Sequence[int]) -> tuple[float, ...]:
-    """How often each removal of a choice is chosen again for the draws; empty where there are none."""
+    """How often the sum of impacts chooses each removal of a choice for the draws; empty where there are none."""
     again = choices(search)
     return tuple(sum(i in some for some in again) / len(again) for i in chosen) if again else ()

@@ -189,8 +189,8 @@ class Search:
         """What sets do to the output on the first of the data; ``nan`` for one that cannot be made."""
         return self.harm(sets) if self.problem.first_look is None else self.problem.first_look(sets)
 
-    def best(self, sets: Sequence[Sequence[int]], handicaps: np.ndarray) -> int:
-        """Which of several sets does least to the output when they are made, times its handicap."""
+    def best(self, sets: Sequence[Sequence[int]], handicaps: np.ndarray, first: int, final: float) -> int:
+        """Which of several sets does least to the output when they are made, times its handicap, as a race tells."""
         if self.problem.best is not None:
-            return self.problem.best(sets, handicaps)
+            return self.problem.best(sets, handicaps, first, final)
         return int(np.nan_to_num(counted(self.harm(sets), handicaps), nan=np.inf).argmin())

@@ -26,6 +26,10 @@ STRATEGIES: dict[str, Callable[[Search], tuple[int, ...] | None]] = {
     "resampled": resampled,
     "repaired": repaired,
 }
+
+#: Those that add impacts up, and make no set.
+BY_SUMS = frozenset({"exact", "quadratic"})
+
 _MEASURING = frozenset({"greedy", "evolution", "repaired"})
 
 

@@ -32,7 +32,7 @@ class Swaps:
         self.pairs = None if costs.ndim == 1 else costs - np.diag(self.own)
         plain = [ban for ban in bans if not ban.family]
         bounds = [*limits, *(ban.limit for ban in bans if ban.family)]
-        self.limits = [_Amounts(limit, len(self.own)) for limit in bounds]
+        self.limits = [Amounts(limit, len(self.own)) for limit in bounds]
         groups = list(dict.fromkeys(group for ban in plain for group in ban.alternatives))
         numbers = {group: number for number, group in enumerate(groups)}
         self.groups = incidence(groups, len(self.own))
@@ -66,6 +66,13 @@ class Swaps:
                 break
             held = better
         return list(held)
+
+    def neighbours(self, held: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The sets within the limits that one removal in, one out, or both make of a set, by cost; few: two of either.
+
+        Of those that lack the same only the cheapest.
+        """
+        return list(dict.fromkeys(tuple(sorted(some)) for _, some in sorted(self._moves(held))))
 
     def entries(self, held: Sequence[int], *, reaching: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Which removals may join a set, ``(removal,)`` of booleans, and what the set costs then.
@@ -126,8 +133,8 @@ class Swaps:
         return inside
 
 
-class _Amounts:
-    """A limit as arrays: for many sets at once."""
+class Amounts:
+    """A limit as arrays: for many sets at once, each given by who is inside, ``(removal,)``."""
 
     def __init__(self, limit: Limit, num: int) -> None:
         self.low, self.high = limit.low, limit.high
@@ -135,6 +142,7 @@ class _Amounts:
         self.takers = incidence(list(limit.pieces), num)
 
     def of(self, inside: np.ndarray) -> float:
+        """What a set takes."""
         return float(self.sizes @ (self.takers @ inside > 0))
 
     def with_each(self, inside: np.ndarray) -> np.ndarray:
