@@ -25,7 +25,7 @@ def _images(batch: int) -> torch.Tensor:
 def check(seed: int, num_removals: int = 5) -> Counter[str]:
     """Prune one program in some ways; returns which kinds of removals moved its output, and how often."""
     oracle = Oracle(program(seed), ((_images(2),), {}), ((_images(3),), {}))
-    removals = oracle.pruner.removals
+    removals = oracle.checkable
     for removal in random.Random(seed).sample(removals, min(len(removals), num_removals)):
         oracle.check_removal(removal)
     for share in (0.15, 0.35, 0.7):

@@ -123,7 +123,9 @@ class Marker:
         return None
 
     def drop_others(self, layer: Layer, kept: int, kind: str) -> Marks | None:
-        """Marks that drop every operand of a merge but one."""
+        """Marks that drop every operand of a merge but one, which must not be there twice."""
+        if layer.operands.count((kept,)) > 1:
+            return None
         marks = Marks()
         for read in layer.operands:
             if read == (kept,):
@@ -239,14 +241,15 @@ class Marker:
             yield from names
 
     def is_written(self, substitute: int, carried: set[int]) -> bool:
-        """Whether a surviving layer writes in place into a substitute or a value that becomes an alias of it.
+        """Whether a layer that still runs writes in place into a substitute or a value that becomes an alias of it.
 
-        The values were tensors of their own; as aliases they would change each other, and what autograd has saved.
+        The values were tensors of their own; as aliases they would change each other, and what autograd has saved. A
+        layer whose results nobody needs writes all the same.
         """
         made = {v: self.graph.values[v].layer for v in (substitute, *carried)}
         storages = {v: self.graph.values[v].storage for v in made}
-        survivors = (layer for layer in self.graph.layers if layer.writes and layer.index not in self.gone)
-        return any(layer.index > made[v] and storages[v] in layer.writes for layer in survivors for v in made)
+        running = (layer for layer in self.graph.layers if layer.writes and layer.index not in self.dead)
+        return any(layer.index > made[v] and storages[v] in layer.writes for layer in running for v in made)
 
     def function_of(self, layer: Layer) -> str:
         """The function that a layer is; for a leaf module the only one that it calls."""
