@@ -210,15 +210,19 @@ class _Realiser:
         return Drop(fqn=name, merges=tuple(sorted(kinds)), structure=structure, copies=copies)
 
     def staying(self, frame: Frame) -> dict[int, Any]:
-        """The outputs of a dead call that do not die: tensors made elsewhere, which it got and hands on."""
+        """The outputs of a dead call that do not die: tensors made elsewhere, or in their place, which it hands on."""
         found: dict[int, Any] = {}
         for value in frame.outputs:
-            if self.graph.values[value].layer not in self.gone:
+            if self.graph.values[value].layer not in self.gone or self.is_replaced_outside(value, frame):
                 ways = [[position, keyword] for position, keyword, v in frame.arguments if v == value]
                 if not ways:
                     raise CannotRealise(f"'{frame.fqn}' also returns {self.graph.describe([value])}, which stays")
                 found[value] = {"argument": ways[0]}
         return found
+
+    def is_replaced_outside(self, value: int, frame: Frame) -> bool:
+        """Whether a call gets what a value is replaced by: then that is what it hands on, whatever has died."""
+        return value in self.cut.substitutes and any(v == value for _, _, v in frame.arguments)
 
     def same(self, structures: list[Structure], name: str) -> Structure:
         if any(s is None for s in structures) or any(s != structures[0] for s in structures):
