@@ -23,7 +23,7 @@ class Marks:
         params: parameter → kinds of the merges that leave it out.
         entries: modules and parameters through which the substitute itself is handed on.
         copies: those of them that must hand on a copy of it.
-        merges: the kinds of the merges that will leave something out, one for each time.
+        merges: the merges that will leave something out, one for each time: the kind, and from where it is called.
         carried: the values that will equal a substitute, and so stay real tensors.
     """
 
@@ -34,7 +34,7 @@ class Marks:
     params: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
     entries: set[str] = field(default_factory=set[str])
     copies: set[str] = field(default_factory=set[str])
-    merges: list[str] = field(default_factory=list[str])
+    merges: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     carried: set[int] = field(default_factory=set[int])
 
     def join(self, other: Marks) -> None:
@@ -106,7 +106,7 @@ class Marker:
                 dropped = None if marks is None else self.drop_others(layer, operand[0], kind)
                 if marks is not None and dropped is not None:
                     marks.join(dropped)
-                    marks.merges.append(kind)
+                    marks.merges.append((kind, layer.site))
                     if operand[0] == substitute:
                         marks.entries |= set(dropped.drops) | set(dropped.params)
                     return marks
@@ -118,7 +118,7 @@ class Marker:
                     marks.params.setdefault(name, set()).add("bypass")
                 if layer.operands[0] == (substitute,):
                     marks.entries |= set(names)
-                marks.merges.append("bypass")
+                marks.merges.append(("bypass", layer.site))
                 return marks
         return None
 

@@ -26,7 +26,8 @@ class Realisation:
     Attributes:
         cut: what they carry out.
         edits: the edits, one for each module or parameter concerned.
-        merges: the kinds of the merges that will leave a dropped tensor out, sorted: one for each time.
+        merges: the merges that will leave a dropped tensor out, sorted: one for each time, with its kind and from where
+            it is called.
         dead: the layers that die.
         params: numbers of the parameters that go.
         leftovers: layers that are dead and still run, on a dropped tensor or for nothing.
@@ -37,7 +38,7 @@ class Realisation:
 
     cut: Cut
     edits: tuple[Edit, ...]
-    merges: tuple[str, ...]
+    merges: tuple[tuple[str, str], ...]
     dead: frozenset[int]
     params: frozenset[int]
     leftovers: tuple[int, ...]
@@ -122,7 +123,8 @@ class _Realiser:
             if found is None:
                 raise CannotRealise(f"{self.graph.describe([value])} is made where it cannot be dropped")
             marks.join(found)
-        marks.merges += [merge_of(self.graph.layers[m]) for m in {m for m, _ in self.cut.dropped} - self.dead]
+        cut_merges = [self.graph.layers[m] for m in {m for m, _ in self.cut.dropped} - self.dead]
+        marks.merges += [(merge_of(layer), layer.site) for layer in cut_merges]
         return marks
 
     # ---- modules --------------------------------------------------------------------------------------------------

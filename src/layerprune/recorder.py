@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from layerprune.dropped import Dropped
+from layerprune.callers import caller
+from layerprune.dropped import MERGES, Dropped
 from layerprune.graph import Read, Structure, Value
 from layerprune.holding import Holding
 from layerprune.modules import named_tensors, names_by_module, own_tensors
@@ -55,6 +56,7 @@ class Recorder:
         self.holding = holding
         self.recording = Recording()
         self.names = names_by_module(model)
+        self.first_names = {key: names[0] for key, names in self.names.items()}
         self.param_names: dict[int, list[str]] = {}
         self.kept: list[Tensor] = []
         for name, tensor in named_tensors(model):
@@ -301,6 +303,7 @@ class Recorder:
         frame = self.recording.calls[self.stack[-1]]
         nth = self.function_counts[(frame.index, name)] = self.function_counts.get((frame.index, name), -1) + 1
         call = Call(len(self.recording.functions), frame.fqn, frame.call, frame.index, name, nth)
+        call.site = caller(self.first_names) if name in MERGES else ""
         self.recording.functions.append(call)
         frame.functions.append(name)
         frame.steps.append(name)
