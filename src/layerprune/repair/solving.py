@@ -206,9 +206,11 @@ class Solver:
 
         if site.passed is not None:
             return Change(site, values, moves, site.passed.scale(self.model))
-        is_direct = scale is None and site.moves is None
-        add = (lambda view: add_output(module, step, shift, view.read, view.found)) if is_direct else None
-        return Change(site, values, moves, add=add)
+
+        def add(view: View) -> bool:
+            return add_output(module, step, shift, view.read, view.found)
+
+        return Change(site, values, moves, add=add if scale is None and site.moves is None else None)
 
     def sums(self, site: Site, module: nn.Module, views: Sequence[View], *, by_output: bool) -> tuple[Sums, Sums]:
         """The sums of the rows that are fitted on, and of those held out."""
