@@ -1,9 +1,9 @@
-"""What survives: saves killed, artefacts and plans mutated, replays compared, random graphs pruned, threads at once.
+"""What survives: saves killed, artefacts and plans mutated, replays compared, random models pruned, threads at once.
 
 ``python benchmarks/reliability.py`` goes on where the last run ended: ``out/reliability.json`` holds what was done.
 ``docs/reliability.md`` is written from it, and says how many of each were run. Counts are arguments:
-``--kills 1000 --artefacts 10000 --plans 100000 --replays 20 --graphs 10000 --threads 8``; ``--only kills plans`` runs
-some of them, ``--minutes 10`` stops each in time, ``--redo`` starts over.
+``--kills 1000 --artefacts 10000 --plans 100000 --replays 20 --graphs 10000 --programs 3000 --threads 8``;
+``--only kills plans`` runs some of them, ``--minutes 10`` stops each in time, ``--redo`` starts over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the gr
 
 import torch
 from rich.console import Console
-from survival import artefacts, graphs, kills, plans, replays, threads
+from survival import artefacts, graphs, kills, plans, programs, replays, threads
 from survival.report import as_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,9 +34,17 @@ CHECKS: dict[str, tuple[int, Callable[[int, int], dict[str, Any]]]] = {
     "plans": (100_000, plans.run),
     "replays": (20, replays.run),
     "graphs": (10_000, graphs.run),
+    "programs": (3_000, programs.run),
     "threads": (8, threads.run),
 }
-PIECES = {"kills": 50, "artefacts": 500, "plans": 2_000, "replays": 20, "graphs": 400}  # done before the state is kept
+PIECES = {
+    "kills": 50,
+    "artefacts": 500,
+    "plans": 2_000,
+    "replays": 20,
+    "graphs": 400,
+    "programs": 200,
+}  # done before the state is kept
 
 
 def main() -> int:

@@ -45,6 +45,15 @@ class Oracle:
         self.original = run(model, fresh)
         self.moved: Counter[str] = Counter()
 
+    @property
+    def checkable(self) -> list[Removal]:
+        """The removals that can be simulated: where a forward makes what nobody reads, no projections.
+
+        What is projected has another form, at which such layers may raise.
+        """
+        graph, removals = self.pruner.graph, self.pruner.removals
+        return [r for r in removals if len(graph.live) == len(graph.layers) or not r.needs_calibration]
+
     def check_removal(self, removal: Removal) -> None:
         folded, explicit = any_projections(self.model, removal.edits)
         with applied(self.model, removal.edits, folded):

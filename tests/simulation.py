@@ -129,6 +129,8 @@ class _Simulation(TorchFunctionMode):
         self.frames = self.frames_by_call(model)
         self.num_calls: Counter[nn.Module] = Counter()
         self.stack: list[tuple[int, Counter[str]]] = []
+        self.read = {v for layer in graph.layers for operands in layer.operands for v in operands} | {*graph.outputs}
+        self.replacing = False  # what is called then is no function of the model's
         self.at_function: dict[tuple[int, str, int], list[int]] = {}
         self.at_call: dict[int, list[int]] = {}
         for value in sorted(self.wanted):
@@ -205,12 +207,16 @@ class _Simulation(TorchFunctionMode):
             raise CannotLocate(
                 f"call {index} of '{self.names[module]}' returns {len(found)} tensors, not {len(outputs)}"
             )
-        return self.produce(out, {value: found[outputs.index(value)] for value in fresh}, before)
+        self.replacing = True
+        try:
+            return self.produce(out, {value: found[outputs.index(value)] for value in fresh}, before)
+        finally:
+            self.replacing = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function, and replace what it makes."""
         kwargs = kwargs or {}
-        if not self.stack:
+        if not self.stack or self.replacing:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         name = (getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name).strip("_")
@@ -244,7 +250,8 @@ class _Simulation(TorchFunctionMode):
         made = sorted(v for v, of in self.graph.values.items() if of.layer == self.graph.values[value].layer)
         found = list(tensors(out)) or [before[0][0]]
         dims = len(self.graph.values[value].shape)
-        if len(found) == 1 and value == made[-1]:
+        used = [v for v in made if v in self.read]  # what a normalization saves for its backward is not
+        if len(found) == 1 and (value == made[-1] or used == [value]):
             place = 0
         elif len(found) == len(made):
             place = made.index(value)

@@ -80,6 +80,28 @@ def test_lanes_take_turns_and_stop_where_they_are_told():
     assert lanes[0].next() is None
 
 
+def test_a_lane_does_not_stop_where_it_is_told_to_go_by_and_shows_in_its_own_thread_what_is_there():
+    model, x = randomised(Net(sums, stem=linear(), head=linear())), rows(4)
+    graph = capture(model, as_inputs(x))
+    stem, total, head = (value_of(graph, name) for name in ("stem", "add", "head"))
+    by = {}
+
+    def passes(value, tensor):
+        if value == total:
+            return False
+        by[value] = tensor.detach().clone(), threading.current_thread()
+        return True
+
+    lane = Lane(real_shadow(model), graph, {stem, total, head}, as_inputs(x), passes=passes)
+    with closing([lane]):
+        assert lane.next()[0] == total
+        assert by.keys() == {stem}
+        assert lane.next() is None
+    assert torch.equal(by[stem][0], run(model.stem, x))
+    assert by.keys() == {stem, head}
+    assert all(thread is not threading.current_thread() for _, thread in by.values())
+
+
 def test_a_lane_that_may_goes_on_to_the_end_for_the_output():
     model, x = randomised(Net(sums, stem=linear(), head=linear())), rows(4)
     graph = capture(model, as_inputs(x))
@@ -201,9 +223,9 @@ def test_the_batch_that_is_recorded_does_not_run_again_in_the_original(monkeypat
     lanes = []
     lane = Side.lane
 
-    def counted(side, batch, values, shade=None, *, to_end=False):
+    def counted(side, batch, values, shade=None, **options):
         lanes.append((side.model is model, [one is batch.inputs.args[0] for one in batches].index(True)))
-        return lane(side, batch, values, shade, to_end=to_end)
+        return lane(side, batch, values, shade, **options)
 
     monkeypatch.setattr(Side, "lane", counted)
     model = branched(torch.relu)

@@ -264,6 +264,60 @@ class WrittenInPart(nn.Module):
         return self.head(out + x)
 
 
+class WithInput(nn.Module):
+    """Returns its input next to its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"made": self.f(x), "given": x}
+
+
+class GivenBack(nn.Module):
+    """A module gives a sum back that may have been replaced: with the module gone, what replaces it is handed on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.f, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.block = WithInput()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.f(x)
+        found = self.block(x)
+        return self.head(x + (found["made"] + found["given"]))
+
+
+class WrittenForNobody(nn.Module):
+    """Writes into a tensor when all is done with it: not so where a sum hands that very tensor on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.f, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = x + self.f(x)
+        F.relu_(x)
+        return self.head(y)
+
+
+class Doubled(nn.Module):
+    """Adds a tensor to itself: of such a sum no operand can be left out. A sum that nobody reads hides the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.f, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.f(x)
+        torch.add(y, x)
+        return self.head(x + x + y)
+
+
 class AddsToPart(nn.Module):
     """Adds to all rows of a stack but the first, in place: what it returns is the stack, not the rows written last."""
 
@@ -300,7 +354,9 @@ def test_a_block_that_writes_into_a_part_of_its_result_leaves_whole() -> None:
     assert sum(removal.kind == "block" for removal in pruner.removals) == 3
 
 
-@pytest.mark.parametrize("cls", [WrittenBehindTwo, HandedOn, WrittenInPart, Stacked])
+@pytest.mark.parametrize(
+    "cls", [WrittenBehindTwo, HandedOn, WrittenInPart, Stacked, GivenBack, WrittenForNobody, Doubled]
+)
 def test_a_network_once_pruned_wrongly_is_pruned_rightly(cls: type[nn.Module]) -> None:
     torch.manual_seed(0)
     oracle = Oracle(randomise(cls().double(), seed=0).eval(), ((_randn(2, 4),), {}), ((_randn(3, 4),), {}))

@@ -13,7 +13,7 @@ from layerprune.repair import closed_form, repair, untie
 from layerprune.repair.changes import write
 from layerprune.repair.ridge import STRENGTHS, Gram, Sums, fit
 from layerprune.repair.sites import find_sites
-from layerprune.repair.transforms import as_weight, matrix_of, rows_of
+from layerprune.repair.transforms import add_output, as_weight, matrix_of, output_of, rows_of
 from nets import (
     Net,
     Photograph,
@@ -232,6 +232,33 @@ def test_the_linear_layer_of_gpt2_is_known():
     ((rows, wanted),) = rows_of(module, read, module(read).detach(), None)
     assert close((rows.double() @ matrix_of(module).mT).float(), (wanted - module.bias.detach()).float())
     assert torch.equal(as_weight(module, matrix_of(module)), module.weight)
+
+
+@pytest.mark.parametrize("kind", ["linear", "without a bias", "Conv1D"])
+def test_a_change_is_added_in_one_pass_where_the_transform_is_linear(kind):
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    module = conv1d(5, 4) if kind == "Conv1D" else nn.Linear(4, 6, bias=kind == "linear")
+    read, width = torch.randn(3, 7, 4), 5 if kind == "Conv1D" else 6
+    weight, bias = torch.randn_like(module.weight), None if module.bias is None else torch.randn_like(module.bias)
+    into = torch.randn(3, 7, width)
+    expected = into + output_of(module, weight, bias, read)
+    with torch.no_grad():
+        assert add_output(module, weight, bias, read, into.view(21, 1, width))
+    torch.testing.assert_close(into, expected.detach())
+
+
+@pytest.mark.parametrize("otherwise", ["convolution", "strided", "half", "read there"])
+def test_a_change_that_cannot_be_added_in_one_pass_is_left_to_others(otherwise):
+    module = nn.Conv1d(4, 4, 1) if otherwise == "convolution" else nn.Linear(4, 4, bias=False)
+    read = torch.randn(2, 4, 4)
+    into = {
+        "strided": torch.randn(2, 4, 4).transpose(1, 2),
+        "half": torch.randn(2, 4, 4).half(),
+        "read there": read.view(2, 2, 2, 4),
+    }.get(otherwise, torch.randn(2, 4, 4))
+    before = into.clone()
+    assert not add_output(module, module.weight.detach(), None, read, into)
+    assert torch.equal(into, before)
 
 
 def test_rows_that_pad_are_left_out():

@@ -11,6 +11,7 @@ ROWS = {
     "plans": ("mutated plans", "foreign exceptions or imports: {failures}"),
     "replays": ("replays of one plan in two processes", "weight hashes: {hashes}"),
     "graphs": ("random graphs pruned", "invalid or unlike the simulation: {failures}"),
+    "programs": ("random programs pruned", "invalid or unlike the simulation: {failures}"),
     "threads": ("threads pruning one model at once", "results equal to that of one alone: {equal}"),
 }
 
@@ -60,6 +61,13 @@ def _details(state: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines += [
             f"- **Graphs.** {counts['removals']:,} removals and {counts['plans']:,} plans of them, in float64, are "
             "held against a simulation that runs the untouched model and substitutes tensors on the fly.",
+        ]
+    if "programs" in state:
+        counts = state["programs"]["counts"]
+        lines += [
+            "- **Programs.** Forwards of 8 to 16 operations in any order: sums, products, concats and choices of "
+            "earlier tensors, in place or not, and layers called in the ways that models have. "
+            f"{counts['removals']:,} removals and {counts['plans']:,} plans of them, likewise.",
         ]
     for name, record in state.items():
         lines += [f"- Failed, {name}: {failure}" for failure in record["failures"][:20]]

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 _PLAIN = (bool, int, float, str, type(None))
+_PLAIN_TYPES = frozenset(_PLAIN)  # the same, told by one look
 _MISSING = object()
 
 
@@ -39,7 +40,7 @@ class Attributes:
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if _is_plain(value)}
+    return {key: value for key, value in vars(module).items() if type(value) in _PLAIN_TYPES or _is_plain(value)}
 
 
 def _is_plain(value: object) -> bool:

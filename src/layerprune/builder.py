@@ -129,6 +129,7 @@ class Builder:
                 functions=functions,
                 writes=writes,
                 results=call.outputs,
+                site=self.site(ops),
             )
         return self.function_layer(index, ops, own, outputs, params, writes)
 
@@ -177,7 +178,13 @@ class Builder:
             functions=(name,),
             writes=writes,
             results=results,
+            site=self.site(ops),
         )
+
+    def site(self, ops: list[Operation]) -> str:
+        """From where the one merge among operations is called."""
+        found = {self.recording.functions[op.function].site for op in ops if op.function >= 0} - {""}
+        return found.pop() if len(found) == 1 else ""
 
     def data(self, reads: list[Read]) -> list[Read]:
         return [read for read in reads if any(v in self.recorder.data_values for v in read)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._guards import CompileContext
 from torch.utils._python_dispatch import _disable_current_modes
 
+from layerprune.callers import caller
 from layerprune.errors import DroppedTensorError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -71,7 +72,7 @@ class Dropped(Tensor):
 
     merges: frozenset[str]
     copies: bool
-    merge_log: list[str] | None
+    merge_log: Callable[[str], None] | None
 
     @classmethod
     def __torch_function__(
@@ -154,7 +155,7 @@ def _writes_into_live(raw: str, args: Sequence[Any]) -> bool:
 
 def _note(token: Dropped, kind: str) -> None:
     if token.merge_log is not None:
-        token.merge_log.append(kind)
+        token.merge_log(kind)
 
 
 def _dropped_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
@@ -240,11 +241,16 @@ def dropped_tensors(model: nn.Module) -> list[Dropped]:
 
 
 @contextmanager
-def watching_merges(tokens: Sequence[Dropped]) -> Generator[list[str]]:
-    """Collect the kinds of the merges that leave dropped tensors out, in the order in which they run."""
-    log: list[str] = []
+def watching_merges(tokens: Sequence[Dropped], names: Mapping[int, str]) -> Generator[list[tuple[str, str]]]:
+    """Collect the merges that leave dropped tensors out: the kind of each, and from where it was called.
+
+    Args:
+        tokens: the dropped tensors.
+        names: what modules are called, by their ids; see :func:`~layerprune.callers.caller`.
+    """
+    log: list[tuple[str, str]] = []
     for token in tokens:
-        token.merge_log = log
+        token.merge_log = lambda kind: log.append((kind, caller(names)))
     try:
         yield log
     finally:

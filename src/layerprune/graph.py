@@ -59,6 +59,7 @@ class Layer:
         functions: the functions that ran inside; for a module's call.
         writes: the storages it wrote into in place.
         results: what it returns, in order: a value for each tensor, whether something reads it or not.
+        site: for a merge, from where in the model's code it is called; empty where that is not known.
     """
 
     index: int
@@ -78,6 +79,7 @@ class Layer:
     functions: tuple[str, ...] = ()
     writes: frozenset[int] = frozenset()
     results: tuple[int, ...] = ()
+    site: str = ""
 
     @property
     def is_module(self) -> bool:

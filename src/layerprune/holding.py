@@ -37,10 +37,14 @@ class Holding:
         self._values_in: dict[int, set[int]] = {}  # storage → values
         self.is_full = self.most_bytes <= 0
 
-    def keep(self, value: int, tensor: Tensor, *, beside: bool = False) -> None:
-        """Hold a tensor; with ``beside`` only where it lies in memory of which something is held already."""
+    def lies_beside(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in memory of which something is held already."""
+        return storage_key(tensor) in self._values_in
+
+    def keep(self, value: int, tensor: Tensor) -> None:
+        """Hold a tensor."""
         key = storage_key(tensor)
-        if self.is_full or value in self.tensors or (beside and key not in self._values_in):
+        if self.is_full or value in self.tensors:
             return
         if key not in self._values_in:
             self.num_bytes += _num_bytes(tensor)

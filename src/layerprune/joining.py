@@ -14,12 +14,12 @@ def side_by_side(graph: LayerGraph, realisations: Sequence[Realisation]) -> Real
     """Put removals that do not disturb each other side by side, each carried out as it would be alone."""
     dead = frozenset(layer for r in realisations for layer in r.dead)
     concats = {merge for r in realisations for merge, _ in r.cut.dropped} - dead
-    others = [kind for r in realisations for kind in r.merges if kind != "cat"]
+    others = [merge for r in realisations for merge in r.merges if merge[0] != "cat"]
     shortened = any(r.stand_ins for r in realisations)
     return Realisation(
         cut=join_cuts([(r.cut, r.dead) for r in realisations], graph),
         edits=_joined_edits(edit for r in realisations for edit in r.edits),
-        merges=tuple(sorted([*others, *["cat"] * len(concats)])),
+        merges=tuple(sorted([*others, *(("cat", graph.layers[merge].site) for merge in concats)])),
         dead=dead,
         params=frozenset(param for r in realisations for param in r.params),
         leftovers=(),

@@ -23,7 +23,7 @@ class Marks:
         params: parameter → kinds of the merges that leave it out.
         entries: modules and parameters through which the substitute itself is handed on.
         copies: those of them that must hand on a copy of it.
-        merges: the kinds of the merges that will leave something out, one for each time.
+        merges: the merges that will leave something out, one for each time: the kind, and from where it is called.
         carried: the values that will equal a substitute, and so stay real tensors.
     """
 
@@ -34,7 +34,7 @@ class Marks:
     params: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
     entries: set[str] = field(default_factory=set[str])
     copies: set[str] = field(default_factory=set[str])
-    merges: list[str] = field(default_factory=list[str])
+    merges: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     carried: set[int] = field(default_factory=set[int])
 
     def join(self, other: Marks) -> None:
@@ -106,7 +106,7 @@ class Marker:
                 dropped = None if marks is None else self.drop_others(layer, operand[0], kind)
                 if marks is not None and dropped is not None:
                     marks.join(dropped)
-                    marks.merges.append(kind)
+                    marks.merges.append((kind, layer.site))
                     if operand[0] == substitute:
                         marks.entries |= set(dropped.drops) | set(dropped.params)
                     return marks
@@ -118,12 +118,14 @@ class Marker:
                     marks.params.setdefault(name, set()).add("bypass")
                 if layer.operands[0] == (substitute,):
                     marks.entries |= set(names)
-                marks.merges.append("bypass")
+                marks.merges.append(("bypass", layer.site))
                 return marks
         return None
 
     def drop_others(self, layer: Layer, kept: int, kind: str) -> Marks | None:
-        """Marks that drop every operand of a merge but one."""
+        """Marks that drop every operand of a merge but one, which must not be there twice."""
+        if layer.operands.count((kept,)) > 1:
+            return None
         marks = Marks()
         for read in layer.operands:
             if read == (kept,):
@@ -239,14 +241,15 @@ class Marker:
             yield from names
 
     def is_written(self, substitute: int, carried: set[int]) -> bool:
-        """Whether a surviving layer writes in place into a substitute or a value that becomes an alias of it.
+        """Whether a layer that still runs writes in place into a substitute or a value that becomes an alias of it.
 
-        The values were tensors of their own; as aliases they would change each other, and what autograd has saved.
+        The values were tensors of their own; as aliases they would change each other, and what autograd has saved. A
+        layer whose results nobody needs writes all the same.
         """
         made = {v: self.graph.values[v].layer for v in (substitute, *carried)}
         storages = {v: self.graph.values[v].storage for v in made}
-        survivors = (layer for layer in self.graph.layers if layer.writes and layer.index not in self.gone)
-        return any(layer.index > made[v] and storages[v] in layer.writes for layer in survivors for v in made)
+        running = (layer for layer in self.graph.layers if layer.writes and layer.index not in self.dead)
+        return any(layer.index > made[v] and storages[v] in layer.writes for layer in running for v in made)
 
     def function_of(self, layer: Layer) -> str:
         """The function that a layer is; for a leaf module the only one that it calls."""

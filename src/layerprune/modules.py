@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any, cast
@@ -208,7 +209,7 @@ def own_tensors(module: nn.Module) -> Iterator[Tensor]:
     stack: list[tuple[Any, int]] = [
         (value, 0)
         for value in vars(module).values()
-        if type(value) not in PLAIN_TYPES and not isinstance(value, ATOMS) and _full(value)
+        if type(value) not in PLAIN_TYPES and _full(value) and not isinstance(value, ATOMS)
     ]
     while stack:
         value, depth = stack.pop()
@@ -221,8 +222,11 @@ def own_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _full(value: Any) -> bool:
-    if type(value) is dict:  # by far the most, and empty: asking whether it is a mapping takes longer
+    kind = type(value)
+    if kind is dict or kind is OrderedDict:  # by far the most, and empty: asking whether it is a mapping takes longer
         return bool(cast("dict[Any, Any]", value))
+    if kind is set:
+        return False
     return isinstance(value, Tensor) or (
         isinstance(value, (Mapping, list, tuple)) and len(cast("list[Any]", value)) > 0
     )

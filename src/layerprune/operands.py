@@ -8,17 +8,23 @@ from typing import Any, cast
 from torch import Tensor
 
 
-def flat_tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in the plain containers that operations take, in order."""
+def flat_tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in the plain containers that operations take, in order."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        items = cast("dict[Any, Any]", value).values() if isinstance(value, dict) else cast("Sequence[Any]", value)
-        for item in items:
-            if isinstance(item, Tensor):
-                yield item
-            elif isinstance(item, (list, tuple, dict)):  # what else there may be, most of all, holds none
-                yield from flat_tensors(item)
+        return [value]
+    found: list[Tensor] = []
+    if isinstance(value, (list, tuple, dict)):
+        _collect(value, found)
+    return found
+
+
+def _collect(container: Any, found: list[Tensor]) -> None:
+    items = cast("dict[Any, Any]", container).values() if isinstance(container, dict) else container
+    for item in cast("Sequence[Any]", items):
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple, dict)):  # what else there may be, most of all, holds none
+            _collect(item, found)
 
 
 def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:

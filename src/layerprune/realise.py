@@ -26,7 +26,8 @@ class Realisation:
     Attributes:
         cut: what they carry out.
         edits: the edits, one for each module or parameter concerned.
-        merges: the kinds of the merges that will leave a dropped tensor out, sorted: one for each time.
+        merges: the merges that will leave a dropped tensor out, sorted: one for each time, with its kind and from where
+            it is called.
         dead: the layers that die.
         params: numbers of the parameters that go.
         leftovers: layers that are dead and still run, on a dropped tensor or for nothing.
@@ -37,7 +38,7 @@ class Realisation:
 
     cut: Cut
     edits: tuple[Edit, ...]
-    merges: tuple[str, ...]
+    merges: tuple[tuple[str, str], ...]
     dead: frozenset[int]
     params: frozenset[int]
     leftovers: tuple[int, ...]
@@ -122,7 +123,8 @@ class _Realiser:
             if found is None:
                 raise CannotRealise(f"{self.graph.describe([value])} is made where it cannot be dropped")
             marks.join(found)
-        marks.merges += [merge_of(self.graph.layers[m]) for m in {m for m, _ in self.cut.dropped} - self.dead]
+        cut_merges = [self.graph.layers[m] for m in {m for m, _ in self.cut.dropped} - self.dead]
+        marks.merges += [(merge_of(layer), layer.site) for layer in cut_merges]
         return marks
 
     # ---- modules --------------------------------------------------------------------------------------------------
@@ -210,15 +212,19 @@ class _Realiser:
         return Drop(fqn=name, merges=tuple(sorted(kinds)), structure=structure, copies=copies)
 
     def staying(self, frame: Frame) -> dict[int, Any]:
-        """The outputs of a dead call that do not die: tensors made elsewhere, which it got and hands on."""
+        """The outputs of a dead call that do not die: tensors made elsewhere, or in their place, which it hands on."""
         found: dict[int, Any] = {}
         for value in frame.outputs:
-            if self.graph.values[value].layer not in self.gone:
+            if self.graph.values[value].layer not in self.gone or self.is_replaced_outside(value, frame):
                 ways = [[position, keyword] for position, keyword, v in frame.arguments if v == value]
                 if not ways:
                     raise CannotRealise(f"'{frame.fqn}' also returns {self.graph.describe([value])}, which stays")
                 found[value] = {"argument": ways[0]}
         return found
+
+    def is_replaced_outside(self, value: int, frame: Frame) -> bool:
+        """Whether a call gets what a value is replaced by: then that is what it hands on, whatever has died."""
+        return value in self.cut.substitutes and any(v == value for _, _, v in frame.arguments)
 
     def same(self, structures: list[Structure], name: str) -> Structure:
         if any(s is None for s in structures) or any(s != structures[0] for s in structures):

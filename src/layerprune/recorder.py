@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from layerprune.dropped import Dropped
+from layerprune.callers import caller
+from layerprune.dropped import MERGES, Dropped
 from layerprune.graph import Read, Structure, Value
 from layerprune.holding import Holding
 from layerprune.modules import named_tensors, names_by_module, own_tensors
@@ -55,6 +56,7 @@ class Recorder:
         self.holding = holding
         self.recording = Recording()
         self.names = names_by_module(model)
+        self.first_names = {key: names[0] for key, names in self.names.items()}
         self.param_names: dict[int, list[str]] = {}
         self.kept: list[Tensor] = []
         for name, tensor in named_tensors(model):
@@ -161,8 +163,10 @@ class Recorder:
             return
         with torch._C.DisableTorchFunction():
             for tensor in tensors:
+                if not is_asked_for and not self.holding.lies_beside(tensor):
+                    continue
                 if len(read := self.read(tensor)) == 1 and self.recording.values[read[0]].dtype.is_floating_point:
-                    self.holding.keep(read[0], tensor, beside=not is_asked_for)
+                    self.holding.keep(read[0], tensor)
 
     def separate(self, start: int, operands: Iterable[Tensor], out: Any) -> Any:
         """Give a layer that hands on its argument unwritten (dropout in eval, Identity) an output of its own."""
@@ -175,9 +179,9 @@ class Recorder:
 
     # ---- values ---------------------------------------------------------------------------------------------------
 
-    def new_value(self, tensor: Tensor, operation: int) -> int:
+    def new_value(self, tensor: Tensor, operation: int, storage: int | None = None) -> int:
         index = len(self.recording.values)
-        storage = self.storage(tensor)
+        storage = self.storage(tensor) if storage is None else storage
         self.recording.values[index] = Value(index, operation, tuple(tensor.shape), tensor.dtype, storage)
         self.value_of[tensor] = index
         return index
@@ -185,24 +189,28 @@ class Recorder:
     def storage(self, tensor: Tensor) -> int:
         """Number a tensor's memory; tensors without any (sparse, opaque) count as their own."""
         key = storage_key(tensor)
-        if key not in self.storages:
-            self.num_storages += 1
-            self.storages[key] = self.num_storages
-            if key >= 0:
-                self.memory[key] = StorageWeakRef(tensor.untyped_storage())
-        return self.storages[key]
+        number = self.storages.get(key)
+        return self.number(tensor, key) if number is None else number
 
-    def fresh_storage(self, tensor: Tensor, shared: set[int]) -> None:
-        """Give memory that no operand lies in a new number: an address may have been freed and used again."""
-        if self.storage(tensor) not in shared:
-            self.storages.pop(storage_key(tensor), None)
+    def number(self, tensor: Tensor, key: int) -> int:
+        self.num_storages += 1
+        self.storages[key] = self.num_storages
+        if key >= 0:
+            self.memory[key] = StorageWeakRef(tensor.untyped_storage())
+        return self.num_storages
 
-    def read(self, tensor: Tensor) -> Read:
+    def fresh_storage(self, tensor: Tensor, shared: set[int]) -> int:
+        """Number a result's memory, anew where no operand lies in it: an address may have been freed and used again."""
+        key = storage_key(tensor)
+        number = self.storages.get(key)
+        return number if number is not None and number in shared else self.number(tensor, key)
+
+    def read(self, tensor: Tensor, storage: int | None = None) -> Read:
         """The values a tensor stands for now: the one it was made as, and a later write through an alias of it."""
-        if isinstance(tensor, Dropped):  # what an earlier surgery left; it carries nothing
+        if type(tensor) is not Tensor and isinstance(tensor, Dropped):  # an earlier surgery left it; it carries nothing
             return ()
         value = self.value_of.get(tensor)
-        written = self.writer.get(self.storage(tensor))
+        written = self.writer.get(self.storage(tensor) if storage is None else storage)
         if value is None and id(tensor) not in self.param_names:
             if written is None:
                 frame = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
@@ -242,18 +250,21 @@ class Recorder:
         params: dict[str, None] = {}
         if name == _LITERAL and not self.has_read_out:
             self.literals |= {self.storage(tensor) for tensor in [*inputs, *outputs]}
+        shared: set[int] = set()
+        data = False
         for tensor in inputs:
-            read = self.read(tensor)
+            storage = self.storage(tensor)
+            shared.add(storage)
+            read = self.read(tensor, storage)
             reads.append(read)
-            names = self.param_names.get(id(tensor))
-            if names and id(tensor) in self.parameters:
-                params[self.nearest(names)] = None
+            if id(tensor) in self.parameters:
+                params[self.nearest(self.param_names[id(tensor)])] = None
             for value in read:
-                if value not in self.data_values:
-                    params.update(dict.fromkeys(self.param_sources.get(value, ())))
-        data = any(v in self.data_values for read in reads for v in read)
+                if value in self.data_values:
+                    data = True
+                elif value in self.param_sources:
+                    params.update(dict.fromkeys(self.param_sources[value]))
         index = len(recording.operations)
-        shared = {self.storage(t) for t in inputs}
         op = Operation(
             index, name, self.stack[-1] if self.stack else 0, self.function, tuple(reads), [], tuple(params), data,
             frozenset(self.storage(t) for t in written),
@@ -262,18 +273,17 @@ class Recorder:
         if name in _SCALAR_READS and data:
             recording.scalar_reads.append(recording.calls[op.frame].fqn)
             self.has_read_out = True
-        for tensor in [*written, *outputs]:
-            if any(tensor is t for t in written) and tensor in self.value_of and self.value_of[tensor] in op.outputs:
+        for tensor in [*written, *outputs] if written else outputs:
+            is_written = any(tensor is t for t in written)
+            if is_written and tensor in self.value_of and self.value_of[tensor] in op.outputs:
                 continue
-            if not any(tensor is t for t in written):
-                self.fresh_storage(tensor, shared)
-            value = self.new_value(tensor, index)
+            storage = self.storage(tensor) if is_written else self.fresh_storage(tensor, shared)
+            value = self.new_value(tensor, index, storage)
             op.outputs.append(value)
             if data:
                 self.data_values.add(value)
             elif params:
                 self.param_sources[value] = tuple(params)
-            storage = self.storage(tensor)
             if storage in op.writes or storage not in shared:
                 self.writer[storage] = value
 
@@ -301,6 +311,7 @@ class Recorder:
         frame = self.recording.calls[self.stack[-1]]
         nth = self.function_counts[(frame.index, name)] = self.function_counts.get((frame.index, name), -1) + 1
         call = Call(len(self.recording.functions), frame.fqn, frame.call, frame.index, name, nth)
+        call.site = caller(self.first_names) if name in MERGES else ""
         self.recording.functions.append(call)
         frame.functions.append(name)
         frame.steps.append(name)
@@ -362,14 +373,19 @@ class _Dispatch(TorchDispatchMode):
         super().__init__()
         self.recorder = recorder
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not wrapped once more for each operation: nothing is compiled where a shadow runs."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         written = list(written_tensors(func, args, kwargs))
         if written:
             self.recorder.check_written(written)
         out = func(*args, **kwargs)
-        inputs = list(flat_tensors((args, kwargs)))
-        outputs = list(flat_tensors(out))
+        inputs = flat_tensors((args, kwargs))
+        outputs = flat_tensors(out)
         if outputs or written or func.__name__.startswith("_local_scalar"):
             self.recorder.operation(func.__name__.split(".")[0], inputs, outputs, written)
         return out

@@ -27,6 +27,7 @@ class Call:
     result: Structure = None
     outputs: tuple[int, ...] = ()
     results: tuple[int, ...] = ()
+    site: str = ""  # of a merge: from where it is called
     has_data_calls: bool = False
     functions: list[str] = field(default_factory=list[str])
     steps: list[str] = field(default_factory=list[str])

@@ -11,7 +11,7 @@ from layerprune.dropped import Dropped
 
 def storage_key(tensor: Tensor) -> int:
     """What names a tensor's memory as long as it lives; tensors without any (sparse, opaque) count as their own."""
-    if isinstance(tensor, Dropped):  # what an earlier surgery left
+    if type(tensor) is not Tensor and isinstance(tensor, Dropped):  # what an earlier surgery left
         return -id(tensor)
     try:
         return tensor.untyped_storage()._cdata

@@ -37,17 +37,27 @@ class Lane:
         values: where to stop. After the last of them that there is the forward ends.
         inputs: of the forward.
         to_end: whether it may go on behind the last of the values, for :meth:`finish`.
+        passes: gets each value and its tensor in the lane's own thread, and tells whether to go on without stopping:
+            to hand over to who waits and back takes as long as a small layer.
 
     Attributes:
         output: what the model has returned; None as long as it has not.
     """
 
     def __init__(
-        self, shade: Shadow, graph: LayerGraph, values: Collection[int], inputs: Inputs, *, to_end: bool = False
+        self,
+        shade: Shadow,
+        graph: LayerGraph,
+        values: Collection[int],
+        inputs: Inputs,
+        *,
+        to_end: bool = False,
+        passes: Callable[[int, Tensor], bool] | None = None,
     ) -> None:
         self.output: Any = None
         self._shade = shade
         self._to_end = to_end
+        self._passes = passes
         self._is_free = False
         self._observer = Observer(shade, graph, values)
         self._num_left = len(set(values))
@@ -131,9 +141,10 @@ class Lane:
             return
         self._has_shown = True
         self._num_left -= 1
-        self._found = value, tensor
-        self._told.release()
-        self._turn.acquire()
+        if self._passes is None or not self._passes(value, tensor):
+            self._found = value, tensor
+            self._told.release()
+            self._turn.acquire()
         if self._is_closed or not (self._num_left or self._to_end):
             raise _Enough
 

@@ -17,6 +17,7 @@ from layerprune.repair.report import Refitted
 from layerprune.repair.ridge import STRENGTHS, Fit, Gram, Sums, fit
 from layerprune.repair.sites import Site
 from layerprune.repair.transforms import (
+    add_output,
     as_weight,
     channel_dim,
     layout,
@@ -45,16 +46,21 @@ class Change:
         values: the new weights, by name.
         delta: what the transform's output changes by, times what multiplies it; its elements in order, in any shape.
         passed_scale: what multiplies the channels behind the normalization that is passed; None where nothing does.
+        add: changes the tensor without making ``delta`` first, where it can; tells whether it did. None where it never
+            can.
     """
 
     site: Site
     values: Mapping[str, Tensor]
     delta: Callable[[View], Tensor]
     passed_scale: Tensor | None = None
+    add: Callable[[View], bool] | None = None
 
     @torch.no_grad()
     def make(self, view: View) -> None:
         """Change the tensor that the site feeds by what the new weights change it by."""
+        if self.add is not None and self.add(view):
+            return
         delta, passed = moved_on(self.delta(view), self.site.moves), self.site.passed
         if passed is None or view.inner is None:
             view.found.add_(delta.reshape(view.found.shape))
@@ -198,7 +204,13 @@ class Solver:
             out = output_of(module, step, shift, view.read)
             return out if scale is None else out * scale.to(out.dtype).reshape(-1, *[1] * (-1 - channel_dim(module)))
 
-        return Change(site, values, moves, None if site.passed is None else site.passed.scale(self.model))
+        if site.passed is not None:
+            return Change(site, values, moves, site.passed.scale(self.model))
+
+        def add(view: View) -> bool:
+            return add_output(module, step, shift, view.read, view.found)
+
+        return Change(site, values, moves, add=add if scale is None and site.moves is None else None)
 
     def sums(self, site: Site, module: nn.Module, views: Sequence[View], *, by_output: bool) -> tuple[Sums, Sums]:
         """The sums of the rows that are fitted on, and of those held out."""

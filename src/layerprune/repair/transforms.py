@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from layerprune.modules import is_transposed
+from layerprune.tensor_keys import storage_key
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -161,6 +162,32 @@ def output_of(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Tens
         "bias": None if bias is None else nn.Parameter(bias, False),
     }
     return type(module).forward(other, read)
+
+
+def add_output(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Tensor, into: Tensor) -> bool:
+    """Add what a transform would make with another weight and bias to a tensor, without making it first.
+
+    Args:
+        module: the transform.
+        weight: the other weight, of the module's shape.
+        bias: the other bias; None where there is none.
+        read: what the transform reads.
+        into: gets the sum; the output's elements in order, in any shape.
+
+    Returns:
+        Whether that could be done: for linear layers, where all is of one dtype. If not, nothing is written.
+    """
+    if isinstance(module, _ConvNd) or not into.is_contiguous() or not weight.dtype == read.dtype == into.dtype:
+        return False
+    matrix = weight if is_transposed(module) else weight.T
+    rows = read.reshape(-1, matrix.shape[0])
+    if len(rows) * matrix.shape[1] != into.numel() or storage_key(rows) == storage_key(into):
+        return False
+    flat = into.view(-1, matrix.shape[1])
+    flat.addmm_(rows, matrix)
+    if bias is not None:
+        flat.add_(bias)
+    return True
 
 
 def channel_dim(module: nn.Module) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,12 +45,20 @@ class Side:
     recorded: int = 0
     held: Holding = field(default_factory=lambda: Holding(0))
 
-    def lane(self, batch: Batch, values: Iterable[int], shade: Shadow | None = None, *, to_end: bool = False) -> Lane:
+    def lane(
+        self,
+        batch: Batch,
+        values: Iterable[int],
+        shade: Shadow | None = None,
+        *,
+        to_end: bool = False,
+        passes: Callable[[int, Tensor], bool] | None = None,
+    ) -> Lane:
         """A forward that stops at some values; on a shadow of its own if None is given."""
         if shade is None:
             shade = real_shadow(self.model, written=self.graph.written_params)
         self.num_forwards += 1
-        return Lane(shade, self.graph, frozenset(values), batch.inputs, to_end=to_end)
+        return Lane(shade, self.graph, frozenset(values), batch.inputs, to_end=to_end, passes=passes)
 
     def known(self, number: int, values: Collection[int]) -> dict[int, Tensor]:
         """What is known of some values in a batch without another forward."""
@@ -309,32 +317,33 @@ class _Waiting:
         to_end = number >= walk.first_judged and walk.original.output(number) is None
         self.original = walk.original.lane(batch, left, to_end=to_end) if left or to_end else None
         walk.original.num_forwards += self.original is None  # its recording stands for it
-        self.pruned = walk.pruned.lane(batch, {value for site in sites for value in (site.reached, *needs(site))})
+        values = {value for site in sites for value in (site.reached, *needs(site))}
+        self.pruned = walk.pruned.lane(batch, values, passes=self._passes)
         self.reads: dict[int, Tensor] = {}
         self.at: tuple[int, Tensor] | None = None
 
     def stop(self) -> int | None:
         """Run on to the next tensor that is not mended yet; None at the end."""
-        while self.at is None:
+        if self.at is None:
             self.at = self.walk.pruned.next(self.pruned, self.number)
-            if self.at is None:
-                return None
-            if self.at[0] not in self.walk.sites_at:
-                self._pass()
-        return self.at[0]
+        return None if self.at is None else self.at[0]
 
-    def _pass(self) -> None:
-        """Go by a tensor, and keep it where a transform reads it."""
-        assert self.at is not None
-        value, tensor = self.at
+    def _passes(self, value: int, tensor: Tensor) -> bool:
+        """Whether to go by a tensor that is not to be mended; it is kept where a transform reads it."""
+        if value in self.walk.sites_at:
+            return False
+        self._keep(value, tensor)
+        return True
+
+    def _keep(self, value: int, tensor: Tensor) -> None:
         if self.walk.uses[value] > 0:
             self.reads[value] = self.walk.pruned.kept(value, tensor)
-        self.at = None
 
     def leave(self, stop: int) -> None:
         """Go on from a tensor, and forget what is not needed any more."""
         if self.at is not None and self.at[0] == stop:
-            self._pass()
+            self._keep(*self.at)
+            self.at = None
         self.reads = {value: tensor for value, tensor in self.reads.items() if self.walk.uses[value] > 0}
 
     def seen(self, stop: int, sites: Sequence[Site]) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
