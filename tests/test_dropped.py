@@ -371,11 +371,13 @@ def test_merges_that_leave_it_out_are_counted_while_watched():
     model = Net(
         lambda net, x: net.b(x + net.a(x)) + torch.cat([net.a(x), x]).sum(), a=DroppedBranch(["add", "cat"]), b=linear()
     )
-    with watching_merges(dropped_tensors(model)) as merges:
+    with watching_merges(dropped_tensors(model), {id(model): "net"}) as merges:
         model(rows())
-    assert merges == ["add", "cat"]
+    assert [kind for kind, _ in merges] == ["add", "cat"]
+    assert all(place.startswith("net ") for _, place in merges)
+    assert merges[0][1] != merges[1][1]
     model(rows())
-    assert merges == ["add", "cat"]
+    assert len(merges) == 2
 
 
 class Adapted(nn.Module):
