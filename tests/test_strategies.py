@@ -13,7 +13,7 @@ from torch import nn
 from layerprune import UniversalLayerPruner
 from layerprune.errors import BudgetError
 from layerprune.select import evolution as evolution_module
-from layerprune.select.allowance import SHARE, Race, allowance, race, sets_of_greedy
+from layerprune.select.allowance import SHARE, Race, race, sets_of_greedy
 from layerprune.select.frontier import frontier
 from layerprune.select.problem import Effort, with_unknown
 from layerprune.select.resampled import BESIDE, DEEP, FIRST, NEXT, ROUNDS
@@ -261,17 +261,6 @@ def test_deeper_search_stays_within_a_tenth_of_what_greedy_takes(blocks):
         num = looks(blocks, 0, cap, effort)[1]
         assert num <= usual or 0.25 * num + Race(final=min(4, num_batches)).calls(0.25) <= allowed
     assert looks(blocks, 0, cap, Effort(64, 0.25, 64.0 * greedy))[1] == usual
-
-
-def test_what_is_handed_on_leaves_more_to_look_at(blocks):
-    impacts, _, harm = world(blocks, 0, strength=0.6)
-    problem = replace(problem_of(blocks, impacts), harm=harm)
-    greedy = sets_of_greedy(Search(budgeted(blocks, problem, 400)))
-    left = [
-        allowance(Search(budgeted(blocks, replace(problem, effort=Effort(8, 0.25, 1.0, computed)), 400)))
-        for computed in (1.0, 0.8)
-    ]
-    assert left == pytest.approx([SHARE * 8 * greedy - 1, SHARE / 0.8 * 8 * greedy - 1])
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.8])

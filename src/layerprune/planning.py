@@ -31,7 +31,6 @@ from layerprune.select.strategies import BY_SUMS, select
 from layerprune.structure import structure
 
 _MOST_BYTES = 2**30  # of the weights of sets that fold projections
-_COMPUTED = 0.8  # of a call, at the most, where outputs are handed on: docs/selection.md has 0.5 to 0.8
 _SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
 
 
@@ -158,7 +157,7 @@ class Planner:
         if scene is None or evidence is None or not self.scored.has_data:
             return None
         spent = 0.0 if evidence.looked_at is None else float(evidence.looked_at.sum())
-        return Effort(len(scene.batches), scene.ledger.share, spent, _COMPUTED if scene.ledger.handed_on else 1.0)
+        return Effort(len(scene.batches), scene.ledger.share, spent)
 
     def best(self, sets: Sequence[Sequence[int]], handicaps: np.ndarray, first: int, final: float) -> int:
         """Which of several sets does least to the output when they are made, times its handicap, as a race tells."""

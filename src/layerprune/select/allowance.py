@@ -12,7 +12,9 @@ from layerprune.select.limit import Limit
 from layerprune.select.search import Search
 from layerprune.select.swaps import Amounts, Swaps
 
-#: Of the whole forwards that :func:`~layerprune.select.greedy.greedy` would take, what scoring and choosing may.
+#: Of the calls of the model that :func:`~layerprune.select.greedy.greedy` would take, what scoring and choosing may.
+#: Calls that go on from stored outputs count whole: a search that looks at a quarter more finds sets that are better on
+#: the calibration data only (docs/selection.md).
 SHARE = 0.1
 
 #: Above that relative noise, finalists are looked at for longer before the first of them leave; below, there are more.
@@ -47,9 +49,7 @@ class Race:
 def allowance(search: Search) -> float:
     """What is left of the calls that scoring and choosing may take, in batches; 0 where that is nothing."""
     effort = search.problem.effort
-    if effort is None:
-        return 0.0
-    return max(0.0, SHARE / effort.computed * effort.num_batches * sets_of_greedy(search) - effort.spent)
+    return 0.0 if effort is None else max(0.0, SHARE * effort.num_batches * sets_of_greedy(search) - effort.spent)
 
 
 def race(search: Search, left: float) -> Race:

@@ -49,13 +49,11 @@ class Effort:
         num_batches: of calibration data.
         share: of a batch that a first look takes.
         spent: what the impacts took.
-        computed: how much of a call is computed at the most; the rest is handed on from the original's forward.
     """
 
     num_batches: int
     share: float
     spent: float
-    computed: float = 1.0
 
 
 @dataclass(frozen=True)
