@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerprune.callers import caller
 from layerprune.dropped import MERGES, Dropped
@@ -17,11 +16,11 @@ from layerprune.graph import Read, Structure, Value
 from layerprune.holding import Holding
 from layerprune.modules import named_tensors, names_by_module, own_tensors
 from layerprune.nested import tensors_in
-from layerprune.operands import flat_tensors, written_tensors
+from layerprune.operands import flat_tensors
 from layerprune.recording import Call, Operation, Recording
 from layerprune.signatures import positional_names
 from layerprune.tensor_keys import StrongTensorKeys, WeakTensorKeys, storage_key
-from layerprune.watch import FunctionWatch, hooks_watched, watched
+from layerprune.watch import FunctionWatch, OperationWatch, hooks_watched, watched
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
 _SCALAR_READS = frozenset(
@@ -93,7 +92,7 @@ class Recorder:
             watched(self.model, self.wrap),
             hooks_watched(self.model, lambda module: self.recording.hooked.add(self.names[id(module)][0])),
             torch.no_grad(),
-            _Dispatch(self),
+            OperationWatch(self.check_written, self.operation),
             FunctionWatch(self.call_function, self.query_shape),
         ):
             out = self.model(*args, **kwargs)
@@ -362,33 +361,6 @@ class Recorder:
         elif part in self.param_sources:
             self.param_sources[value] = self.param_sources[part]
         self.writer[self.storage(tensor)] = value
-
-
-class _Dispatch(TorchDispatchMode):
-    """Sees every operation with its schema, under autograd and inside C++ composites."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Not wrapped once more for each operation: nothing is compiled where a shadow runs."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        written = list(written_tensors(func, args, kwargs))
-        if written:
-            self.recorder.check_written(written)
-        out = func(*args, **kwargs)
-        inputs = flat_tensors((args, kwargs))
-        outputs = flat_tensors(out)
-        if outputs or written or func.__name__.startswith("_local_scalar"):
-            self.recorder.operation(func.__name__.split(".")[0], inputs, outputs, written)
-        return out
 
 
 def _literal(value: Any, operands: list[Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""Watching: a model's functions and module calls, as its forward runs."""
+"""Watching: a model's functions, operations and module calls, as its forward runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from layerprune.operands import flat_tensors, written_tensors
 
 # Attribute reads and queries that make no tensor.
 _QUERIES = frozenset(
@@ -63,6 +66,44 @@ class FunctionWatch(TorchFunctionMode):
                 self.query(args[0])
             return func(*args, **kwargs)
         return self.call(name.strip("_"), func, args, kwargs)
+
+
+class OperationWatch(TorchDispatchMode):
+    """Sees every operation with its schema, under autograd and inside C++ composites.
+
+    Args:
+        before: gets the tensors that an operation is about to write into, if there are some.
+        after: gets its name, the tensors that it takes, those that it returns, and those written into.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(
+        self,
+        before: Callable[[list[Tensor]], None],
+        after: Callable[[str, list[Tensor], list[Tensor], list[Tensor]], None],
+    ) -> None:
+        super().__init__()
+        self.before = before
+        self.after = after
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not wrapped once more for each operation: nothing is compiled where a shadow runs."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and tell of it, unless it neither makes nor writes nor reads out a tensor."""
+        kwargs = kwargs or {}
+        written = list(written_tensors(func, args, kwargs))
+        if written:
+            self.before(written)
+        out = func(*args, **kwargs)
+        inputs = flat_tensors((args, kwargs))
+        outputs = flat_tensors(out)
+        if outputs or written or func.__name__.startswith("_local_scalar"):
+            self.after(func.__name__.split(".")[0], inputs, outputs, written)
+        return out
 
 
 @contextmanager
