@@ -65,6 +65,24 @@ def test_layers_that_merge_know_from_where() -> None:
     assert [layer.site for layer in graph.layers if layer.type_name == "relu"] == [""]
 
 
+def around(block: nn.Module, x: Tensor) -> Tensor:
+    return x + block(x)
+
+
+def test_a_sum_in_a_function_that_gets_the_module_is_the_same_without_that() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.f, self.g, self.head = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = around(self.f, self.stem(x))
+            return self.head((lambda block, x: block(x) + x)(self.g, x))
+
+    pruner = UniversalLayerPruner(Around(), example_inputs=torch.randn(2, 4))
+    assert [(removal.kind, removal.groups) for removal in pruner.removals] == [("branch", ("f",)), ("branch", ("g",))]
+
+
 def test_a_merge_elsewhere_does_not_make_up_for_one_that_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With this, a realisation is wrong as one once was: of two sums the number is right, and one is another."""
     monkeypatch.setattr(_Realiser, "is_replaced_outside", lambda self, value, frame: False)

@@ -15,7 +15,7 @@ _NUM_PROGRAMS = 24  # in each of the parts
 _PARTS = 5
 
 #: Kinds of removals of which each part must yield some that move the output.
-_EXPECTED = {"bypass", "branch"}
+_EXPECTED = {"bypass", "branch", "block", "gate"}
 
 
 def _images(batch: int) -> torch.Tensor:

@@ -28,7 +28,8 @@ def caller(names: Mapping[int, str]) -> str:
     while frame is not None:
         code = frame.f_code
         first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-        name = names.get(id(first)) if isinstance(first, nn.Module) else None
+        is_own = isinstance(first, nn.Module) and hasattr(type(first), code.co_name)  # no helper that gets a module
+        name = names.get(id(first)) if is_own else None
         if name is not None or not code.co_filename.startswith(_LIBRARIES):
             places.append(f"{code.co_firstlineno}.{frame.f_lasti}")
         if name is not None:
