@@ -32,10 +32,11 @@ from simulation import simulate
 
 # ---- random graphs ----------------------------------------------------------------------------------------------
 
-#: What each theme is there for: the kinds of removals of which it must yield some that move the output.
+#: What each theme is there for: the kinds of removals of which it must yield some that move the output. Only what is
+#: common in it: hypothesis draws constants from whatever modules are loaded, so a theme's nets are not always the same.
 _EXPECTED = {
     "chain": {"bypass", "block", "projection"},
-    "residual": {"branch", "bypass", "block", "several"},
+    "residual": {"branch", "bypass", "block"},
     "gate": {"gate", "branch"},
     "concat": {"concat"},
     "dense": {"concat", "several"},
