@@ -33,7 +33,7 @@ PARTS = (
     (Side, "next", "both models"),
     (Side, "finish", "both models"),
     (solving.Change, "make", "changes"),
-    (closed_form, "_judge", "verdict"),
+    (closed_form, "judge", "verdict"),
     (solving.Solver, "moved", "distances"),
     (solving.Solver, "sums", "sums"),
     (solving.Solver, "fit", "solves"),

@@ -289,7 +289,7 @@ INTERRUPTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "operating": ("layerprune.surgery._carry_out", (1, 2, 3)),
     "copying what is left": ("layerprune.plan.own", (1, 3)),
     "recording for a repair": ("layerprune.repair.closed_form.record_real", (1, 2)),
-    "repairing": ("layerprune.repair.closed_form._output", (1,)),
+    "repairing": ("layerprune.repair.judging._output", (1,)),
     "solving": ("layerprune.repair.refit.Refitter.run", (1,)),
     "writing what was repaired": ("layerprune.carrying.write", (1,)),
     "saving": ("layerprune.checkpoint.weights._flat", (1, 3)),

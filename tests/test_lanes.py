@@ -1,6 +1,7 @@
 """Lanes: forwards that wait go on with what was written meanwhile, and leave nothing behind."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,13 +195,13 @@ def test_batches_that_may_not_wait_start_anew_and_give_the_same_weights():
 @pytest.mark.parametrize("memory_bytes", [2**30, 8_000])
 def test_the_verdict_knows_outputs_from_recordings_and_the_originals_where_its_forward_waits(monkeypatch, memory_bytes):
     known = []
-    judge = closed_form._judge
+    judge = closed_form.judge
 
-    def seen(model, shades, batches, outputs, harm):
-        known.extend(outputs)
-        return judge(model, shades, batches, outputs, harm)
+    def seen(model, shades, graph, batches, harm):
+        known.extend((one.original, one.before) for one in batches)
+        return judge(model, shades, graph, batches, harm)
 
-    monkeypatch.setattr(closed_form, "_judge", seen)
+    monkeypatch.setattr(closed_form, "judge", seen)
     model = branched(torch.relu)
     pruned, edits = without(model, "branch", BATCHES[0])
     batches = [*BATCHES, *(batch + 0.5 for batch in BATCHES)]
@@ -311,7 +312,7 @@ def site(num_gaps):
 
 
 def test_solving_stops_behind_those_that_won_next_to_nothing_and_goes_on_at_the_next_gap():
-    patience = refit.Patience()
+    patience = refit.Patience(outputs=[9])
     for won in (0.5, 0.2, *[0.005] * (refit.PATIENCE - 1)):
         patience.learn(site(1), won)
         assert patience.holds(site(1))
@@ -320,6 +321,7 @@ def test_solving_stops_behind_those_that_won_next_to_nothing_and_goes_on_at_the_
         assert patience.holds(site(1))
         patience.learn(site(1), 0.0)
     assert not patience.holds(site(1))
+    assert patience.holds(replace(site(1), reached=9))  # what the model returns
     assert patience.holds(site(2))
     patience.learn(site(2), 0.001)  # the most behind this gap
     assert patience.holds(site(2))

@@ -11,6 +11,7 @@ from layerprune.errors import CalibrationError, RepairError
 from layerprune.inputs import as_inputs
 from layerprune.repair import closed_form, repair, untie
 from layerprune.repair.changes import write
+from layerprune.repair.judging import Verdict
 from layerprune.repair.ridge import STRENGTHS, Gram, Sums, fit
 from layerprune.repair.sites import find_sites
 from layerprune.repair.transforms import add_output, as_weight, matrix_of, output_of, rows_of
@@ -353,7 +354,7 @@ def test_new_weights_that_make_the_output_worse_are_not_written(monkeypatch, aft
     model = branched(torch.relu)
     pruned, edits = without(model, "branch", BATCHES[0])
     before = Photograph(pruned)
-    monkeypatch.setattr(closed_form, "_judge", lambda *_: closed_form._Verdict(1.0, after, "harm"))
+    monkeypatch.setattr(closed_form, "judge", lambda *_: Verdict(1.0, after, "harm"))
     report = repair(model, pruned, BATCHES, edits=edits)
     assert not report.kept
     assert report.num_kept == 0
@@ -369,7 +370,7 @@ def test_an_interrupt_leaves_the_unrepaired_model(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(closed_form, "_judge", interrupted)
+    monkeypatch.setattr(closed_form, "judge", interrupted)
     with pytest.raises(KeyboardInterrupt):
         repair(model, pruned, BATCHES, edits=edits)
     assert before == Photograph(pruned)

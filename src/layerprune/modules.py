@@ -184,8 +184,13 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool 
     for module in modules:
         shell = vars(memo[id(module)])
         for key, value in vars(module).items():
-            shell[key] = None
-            if isinstance(value, FunctionType) or key.endswith("_hooks"):
+            kind = type(value)
+            if kind in PLAIN_TYPES:
+                shell[key] = value
+            elif (kind is dict or kind is OrderedDict) and not value and id(value) not in memo:
+                shell[key] = memo[id(value)] = kind()  # with what is plain, nearly all that there is
+            elif kind is FunctionType or key.endswith("_hooks"):
+                shell[key] = None
                 functions.append((shell, key, value))
             else:
                 shell[key] = copier.copy(value)

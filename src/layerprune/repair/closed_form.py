@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,17 +12,17 @@ from layerprune.calibration import Batch, fitting, read_calibration
 from layerprune.capture import record_real
 from layerprune.edits import Edit
 from layerprune.errors import RepairError
-from layerprune.fast_path import no_fast_path
-from layerprune.holding import Holding
-from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
+from layerprune.holding import Holding, Shared
+from layerprune.impact.harm import Harm, Kind, harm_named
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
+from layerprune.repair.judging import Judged, judge
 from layerprune.repair.moves import Moves
+from layerprune.repair.prefix import steady
 from layerprune.repair.refit import Refitter, first_held_out
 from layerprune.repair.report import RepairReport
-from layerprune.repair.sites import find_sites, renumbered
+from layerprune.repair.sites import Site, find_sites, renumbered
 from layerprune.repair.walk import Side
-from layerprune.shadow import Shadow
 
 MEMORY_BYTES = 4 * 2**30
 
@@ -101,7 +101,7 @@ class Mender:
         self.original = unwrap(original)
         self.batches = read_calibration(calibration, self.original)
         self.recorded = _recorded(self.batches)
-        self.side = _side(self.original, self.batches, self.recorded, memory_bytes // _SHARE_HELD)
+        self.side = _side(self.original, self.batches, self.recorded, Holding(memory_bytes // _SHARE_HELD))
         self.memory_bytes = memory_bytes
         self.how = how
         self.harm = harm
@@ -119,22 +119,26 @@ class Mender:
         pruned, batches = unwrap(pruned), self.batches
         if why := renumbered(self.original, pruned, edits):
             raise RepairError(why)
-        side = _side(pruned, batches, self.recorded)
+        shared = Shared(self.side.held)
+        side = _side(pruned, batches, self.recorded, shared)
         original = replace(self.side, num_forwards=0)
         norms, knows = self.how == "refit", _order_known_to(batches)
         sites, refused = find_sites(original.graph, side.graph, pruned, edits, norms=norms, knows=knows)
         if not sites:
             return RepairReport(refused=refused, notes=("no transform can be solved again",)), {}
-        refitter = Refitter(original, side, batches, self.memory_bytes, how=self.how, new_biases=self.new_biases)
+        same = steady(self.original, pruned, side.graph, shared.values)
+        sites = [site for site in sites if not _stays(site, same[0])]
+        refitter = Refitter(
+            original, side, batches, self.memory_bytes, steady=same, how=self.how, new_biases=self.new_biases
+        )
         refitted, repaired = refitter.run(sites)
         refused |= refitter.refused
         if not refitted:
             same = "no tensor that a transform feeds differs from the original's"
             return RepairReport(refused=refused, notes=(same,)), {}
+        judged = [self._judged(number, side, outputs, refitter) for number, outputs in refitter.outputs.items()]
         shades = original.shade, side.shade, repaired
-        first = len(batches) - len(refitter.held_out)
-        known = [(out, side.output(number)) for number, out in enumerate(refitter.outputs, start=first)]
-        verdict = _judge(self.original, shades, refitter.held_out, known, self.harm)
+        verdict = judge(self.original, shades, side.graph, judged, self.harm)
         kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
         notes = list(refitter.notes)
         if not kept:
@@ -150,6 +154,11 @@ class Mender:
             tuple(notes),
         )
         return report, refitter.values if kept else {}
+
+    def _judged(self, number: int, side: Side, outputs: tuple[Any, Any], refitter: Refitter) -> Judged:
+        """A batch to judge by, with what both models' forwards have shown of it."""
+        handed = (refitter.prefix, self.side.held.tensors) if number == self.recorded else ((), {})
+        return Judged(self.batches[number], outputs[0], side.output(number), outputs[1], handed)
 
 
 def _order_known_to(batches: Sequence[Batch]) -> Callable[[Moves], bool]:
@@ -172,53 +181,13 @@ def _recorded(batches: Sequence[Batch]) -> int:
     )
 
 
-def _side(model: nn.Module, batches: Sequence[Batch], number: int, most_bytes: int = 0) -> Side:
-    """Record a model as it runs on real data, and hold what it shows there as far as that takes no more than said."""
-    held = Holding(most_bytes)
+def _stays(site: Site, same: Collection[int]) -> bool:
+    """Whether what a transform feeds is what it was: it lies before all gaps, and comes to be as it did."""
+    return site.num_gaps == 0 and site.reached == site.target and site.reached in same
+
+
+def _side(model: nn.Module, batches: Sequence[Batch], number: int, held: Holding) -> Side:
+    """Record a model as it runs on real data, and hold what it shows there."""
     with fitting(number):
         graph, shade = record_real(model, batches[number].inputs, held)
     return Side(model, shade, graph, recorded=number, held=held)
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """Harm to the output before and after a repair; without a unit where there is no output that could be compared."""
-
-    before: float
-    after: float
-    unit: str
-
-
-def _judge(
-    model: nn.Module,
-    shades: tuple[Shadow, Shadow, Shadow],
-    batches: Sequence[Batch],
-    known: Sequence[tuple[Any, Any]],
-    harm: Harm | None,
-) -> _Verdict:
-    """Hold the outputs of the pruned model, unrepaired and repaired, against the original's.
-
-    Args:
-        model: the original.
-        shades: of the original, the pruned model, and the repaired one.
-        batches: what to judge by.
-        known: the outputs of the original and of the pruned model on each, or None where it has to be run.
-        harm: how outputs are compared; told from the model and its output if None.
-    """
-    change, size = [0.0, 0.0], 0.0
-    for batch, (original, before) in zip(batches, known, strict=True):
-        original = _output(shades[0], batch) if original is None else original
-        others = [_output(shades[1], batch) if before is None else before, _output(shades[2], batch)]
-        harm = harm or harm_of(model, original)
-        if not harm.outputs(original):
-            return _Verdict(float("nan"), float("nan"), "")
-        found = [harm.between(original, other, batch.mask) for other in others]
-        change = [total + one for total, (one, _) in zip(change, found, strict=True)]
-        size += found[0][1]
-    return _Verdict(change[0] / size, change[1] / size, "" if harm is None else harm.unit)
-
-
-def _output(shade: Shadow, batch: Batch) -> Any:
-    inputs = shade.adapt(batch.inputs)
-    with shade.running(), no_fast_path():  # as where outputs are known already
-        return shade.model(*inputs.args, **inputs.kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,10 +51,13 @@ class Elements:
     Args:
         shape: of the transform's output.
         channel_dim: where it has its channels, from behind.
+        known: gets what is found, for others that go the same way: blocks of a model are much alike.
     """
 
-    def __init__(self, shape: Sequence[int], channel_dim: int) -> None:
+    def __init__(self, shape: Sequence[int], channel_dim: int, known: dict[Any, Any] | None = None) -> None:
         self.start = self.shape = tuple(shape)
+        self.known = {} if known is None else known
+        self.path: tuple[Any, ...] | None = (self.start, channel_dim)
         self.num_channels = shape[channel_dim]
         self.channel_dim = channel_dim
         self.after_channel = torch.Size(shape[len(shape) + channel_dim + 1 :]).numel()
@@ -68,26 +71,40 @@ class Elements:
         count = torch.Size(self.shape).numel()
         return torch.arange(count, dtype=torch.int32 if count < 2**31 else torch.int64).reshape(self.shape)
 
-    def move(self, run: Callable[[Tensor], Any], shape: Sequence[int]) -> bool:
+    def move(self, run: Callable[[Tensor], Any], shape: Sequence[int], name: Hashable = None) -> bool:
         """Follow the elements through a layer; whether it hands on all of them, each once, in the shape recorded.
 
         Args:
             run: the layer.
             shape: of what it makes.
+            name: layers that do the same have the same; None where it is not known what others do the same.
         """
+        self.path = None if name is None or self.path is None else (self.path, self.shape, name, tuple(shape))
+        if self.path is not None and self.path in self.known:
+            flat = self.known[self.path]
+        else:
+            flat = self._run(run, shape)
+            if self.path is not None:
+                self.known[self.path] = flat
+        if flat is None:
+            return False
+        self._moved, self.shape = flat, tuple(shape)
+        return True
+
+    def _run(self, run: Callable[[Tensor], Any], shape: Sequence[int]) -> Tensor | None:
+        """The elements' numbers behind a layer, in order; None where it does not hand on all of them, each once."""
         with _disable_current_modes(), torch.no_grad():
             try:
                 found = run(self.numbers)
             except Exception:  # a recorded argument that cannot be repeated, or a layer that computes with floats only
-                return False
+                return None
             count = torch.Size(self.start).numel()
             if not isinstance(found, Tensor) or found.shape != torch.Size(shape) or found.is_floating_point():
-                return False
+                return None
             flat = found.reshape(-1).long()
             if len(flat) != count or not bool((torch.bincount(flat, minlength=count) == 1).all()):
-                return False
-            self._moved, self.shape = flat.to(found.dtype), tuple(shape)
-        return True
+                return None
+            return flat.to(found.dtype)
 
     def are_channels_at(self, dim: int) -> bool:
         """Whether the transform's channels lie along a dimension, counted from behind, in order."""
@@ -102,6 +119,14 @@ class Elements:
     @property
     def moves(self) -> Moves | None:
         """Where all elements have gone; None where they are still in order."""
+        key = self.path, self.shape
+        if self.path is None or self._moved is None:
+            return self._moves()
+        if key not in self.known:
+            self.known[key] = self._moves()
+        return self.known[key]
+
+    def _moves(self) -> Moves | None:
         if self._moved is None or bool((self._moved == torch.arange(len(self._moved))).all()):
             return None
         flat = self._moved.long()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from layerprune.calibration import Batch
+from layerprune.graph import Frame
 from layerprune.repair.changes import write
 from layerprune.repair.normed import solve_normed
+from layerprune.repair.prefix import prefix
 from layerprune.repair.report import Refitted
 from layerprune.repair.sites import Site
 from layerprune.repair.solving import Change, Solver
-from layerprune.repair.walk import Side, View, Walk
+from layerprune.repair.walk import Side, View, Walk, needs
 from layerprune.shadow import Shadow, real_shadow
 
 _SHARE_HELD_OUT = 0.25
@@ -32,16 +34,23 @@ def first_held_out(num_batches: int) -> int:
 
 
 class Patience:
-    """Tells when solving goes on for nothing: what a transform wins falls with its distance from the gap."""
+    """Tells when solving goes on for nothing: what a transform wins falls with its distance from the gap.
 
-    def __init__(self) -> None:
+    What feeds the model's output is worth it at any distance: nothing comes behind it that could hide what it wins.
+
+    Args:
+        outputs: the values that the pruned model returns.
+    """
+
+    def __init__(self, outputs: Collection[int]) -> None:
+        self.outputs = frozenset(outputs)
         self.num_gaps = 0
         self.most = 0.0
         self.num_low = 0
 
     def holds(self, site: Site) -> bool:
         """Whether a site is worth solving."""
-        return self.num_low < PATIENCE or site.num_gaps > self.num_gaps
+        return self.num_low < PATIENCE or site.num_gaps > self.num_gaps or site.reached in self.outputs
 
     def learn(self, site: Site, won: float) -> None:
         """Hear what a site has won: a squared distance relative to its tensor, on rows that it was not fitted on."""
@@ -59,6 +68,7 @@ class Refitter:
         pruned: the pruned model; it is not touched.
         batches: calibration data.
         memory_bytes: what solving one site may take, and as much again the batches that wait on their way.
+        steady: the values and layers of the pruned model that are as in the original, whatever goes in.
         how: ``refit`` or ``mean``.
         new_biases: whether ``mean`` may give a bias to a transform without one.
 
@@ -66,7 +76,9 @@ class Refitter:
         values: the new weights, by name.
         refused: sites that could not be solved again, and why.
         notes: what the user should know.
-        outputs: the original's, on each batch that is held out; None where it is not known.
+        outputs: number of each batch that is held out → what the original returns of it, and what the forward of the
+            pruned model has returned that was mended on its way; None for either where it is not known.
+        prefix: the calls that make in the pruned model what they make in the original.
     """
 
     def __init__(
@@ -76,6 +88,7 @@ class Refitter:
         batches: Sequence[Batch],
         memory_bytes: int,
         *,
+        steady: tuple[Collection[int], Collection[int]] = ((), ()),
         how: str = "refit",
         new_biases: bool = False,
     ) -> None:
@@ -83,17 +96,14 @@ class Refitter:
         self.pruned = pruned
         self.batches = batches
         self.memory_bytes = memory_bytes
+        self.steady = steady
         self.how = how
         self.new_biases = new_biases
         self.values: dict[str, Tensor] = {}
         self.refused: dict[str, str] = {}
         self.notes: list[str] = []
-        self.outputs: list[Any] = []
-
-    @property
-    def held_out(self) -> list[Batch]:
-        """The batches that strengths are chosen on: the last quarter, or the only one, of which it is a quarter."""
-        return list(self.batches[first_held_out(len(self.batches)) :])
+        self.outputs: Mapping[int, tuple[Any, Any]] = {}
+        self.prefix: tuple[Frame, ...] = ()
 
     def run(self, sites: Sequence[Site]) -> tuple[list[Refitted], Shadow]:
         """Solve those sites again that the removals have moved, each on what those before it have become.
@@ -106,12 +116,13 @@ class Refitter:
         """
         weights = {f"{site.name}.{key}" for site in sites for key in ("weight", "bias")}
         repaired = real_shadow(self.pruned.model, written=weights | self.pruned.graph.written_params)
-        num, num_held_out = len(self.batches), len(self.held_out)
-        solver = Solver(self.pruned.shade.model, num, num - num_held_out, _SHARE_HELD_OUT, self.memory_bytes)
+        num, first = len(self.batches), first_held_out(len(self.batches))
+        solver = Solver(self.pruned.shade.model, num, first, _SHARE_HELD_OUT, self.memory_bytes)
         done: list[Refitted] = []
         unseen = {site.name for site in sites}
-        walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, num_held_out)
-        patience, left = Patience(), list[str]()
+        self.prefix = self.shared(sites)
+        walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, first, self.prefix)
+        patience, left = Patience(self.pruned.graph.outputs), list[str]()
         with walk.running():
             for stop, here in walk.stops():
                 some = [site for site in here if patience.holds(site)]
@@ -134,12 +145,16 @@ class Refitter:
                         self.values |= change.values
                         write(repaired.model, change.values)
                         beside = some[some.index(site) + 1 :]
-                        for view in views if any(map(patience.holds, [*beside, *walk.behind(stop)])) else ():
-                            change.make(view)
+                        goes_on = any(map(patience.holds, [*beside, *walk.behind(stop)]))
+                        for view in views:
+                            if goes_on or walk.ends(view.number):
+                                change.make(view)
                 rest = walk.behind(stop)
-                if not any(map(patience.holds, rest)):
-                    left += [site.name for site in rest]
+                given_up = [site for site in rest if not patience.holds(site)]
+                left += [site.name for site in given_up]
+                if len(given_up) == len(rest):
                     break
+                walk.leave_out(given_up)
             if done:
                 self.outputs = walk.outputs()
         if left:
@@ -153,6 +168,18 @@ class Refitter:
                 reason = "what it reads or feeds is not seen in a run"
             self.refused[name] = reason
         return done, repaired
+
+    def shared(self, sites: Sequence[Site]) -> tuple[Frame, ...]:
+        """The calls that make in the pruned model what they make in the original."""
+        return prefix(
+            self.original.graph,
+            (self.pruned.model, self.pruned.graph),
+            self.steady,
+            self.pruned.shade.start,
+            read={value for site in sites for value in (site.reached, *needs(site))},
+            changed={value for site in sites for value in (site.reached, *needs(site)[1:])},
+            solved=[site.name for site in sites],
+        )
 
     def solve(self, solver: Solver, site: Site, views: Sequence[View]) -> tuple[Refitted, Change | None] | None:
         """Solve a site as it is asked for, or by the mean where its sums do not fit or its weight cannot be written.

@@ -181,6 +181,7 @@ class _Finder:
         self.modules: Mapping[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
         self.guide = Guide(pruned, self.modules)
         self.shortens = shortens
+        self.names: dict[str, str] = {}
         self.same = {_key(layer, layer.fqn): layer for layer in original.layers}
         self.num_names: dict[int, int] = {}
         for number in pruned.param_ids.values():
@@ -197,14 +198,21 @@ class _Finder:
 
     def same_of(self, layer: Layer) -> Layer | None:
         """The layer of the original that a layer of the pruned model is; None where there is none."""
-        return self.same.get(_key(layer, name_before(layer.fqn, self.shortens)))
+        return self.same.get(_key(layer, self.name_before(layer.fqn)))
+
+    def name_before(self, name: str) -> str:
+        """A module's name in the original."""
+        if name not in self.names:
+            self.names[name] = name_before(name, self.shortens)
+        return self.names[name]
 
     def makers(self, graph: LayerGraph, read: Sequence[int]) -> list[_Key | None]:
         """What made what an operand reads, by the names of the original."""
         makers = [graph.values[value].layer for value in read]
-        shortens = self.shortens if graph is self.pruned else ()
         layers = [graph.layers[maker] if maker >= 0 else None for maker in makers]
-        return [None if layer is None else _key(layer, name_before(layer.fqn, shortens)) for layer in layers]
+        if graph is self.original:
+            return [None if layer is None else _key(layer, layer.fqn) for layer in layers]
+        return [None if layer is None else _key(layer, self.name_before(layer.fqn)) for layer in layers]
 
     def site(self, layer: Layer) -> Site | str:
         """The site that a transform is, or why it is none."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from layerprune.calibration import Batch
 from layerprune.errors import CalibrationError
-from layerprune.graph import LayerGraph
+from layerprune.graph import Frame, LayerGraph
 from layerprune.holding import Holding
 from layerprune.repair.lanes import Lane, closing
+from layerprune.repair.prefix import hand
 from layerprune.repair.sites import Site
 from layerprune.repair.transforms import single
 from layerprune.shadow import Shadow, real_shadow, short
@@ -55,10 +56,12 @@ class Side:
         passes: Callable[[int, Tensor], bool] | None = None,
     ) -> Lane:
         """A forward that stops at some values; on a shadow of its own if None is given."""
-        if shade is None:
-            shade = real_shadow(self.model, written=self.graph.written_params)
         self.num_forwards += 1
-        return Lane(shade, self.graph, frozenset(values), batch.inputs, to_end=to_end, passes=passes)
+        return Lane(shade or self.shadow(), self.graph, frozenset(values), batch.inputs, to_end=to_end, passes=passes)
+
+    def shadow(self) -> Shadow:
+        """Another shadow of the model."""
+        return real_shadow(self.model, written=self.graph.written_params)
 
     def known(self, number: int, values: Collection[int]) -> dict[int, Tensor]:
         """What is known of some values in a batch without another forward."""
@@ -183,7 +186,8 @@ class Walk:
         sites: of the pruned model.
         memory_bytes: what the tensors of the batches that wait may take. Where they do not fit, the last batches start
             anew for each tensor.
-        num_judged: of how many batches, the last ones, the original's output is asked for in the end.
+        first_judged: the number of the first of the batches, the last ones, of which outputs are asked for in the end.
+        prefix: calls whose results are handed on from the original to the pruned model.
     """
 
     def __init__(
@@ -194,11 +198,13 @@ class Walk:
         batches: Sequence[Batch],
         sites: Sequence[Site],
         memory_bytes: int,
-        num_judged: int,
+        first_judged: int,
+        prefix: Sequence[Frame] = (),
     ) -> None:
         self.original = original
+        self.prefix = prefix
         self.pruned = pruned
-        self.first_judged = len(batches) - num_judged
+        self.first_judged = first_judged
         self.repaired = repaired
         self.batches = batches
         self.routed: set[str] = set()
@@ -208,6 +214,7 @@ class Walk:
             self.sites_at.setdefault(site.reached, []).append(site)
         self.num_waiting = self._num_waiting(memory_bytes)
         self.uses = Counter(value for site in sites for value in needs(site))
+        self.targets = Counter(site.target for site in sites)
         self.waiting = [_Waiting(self, number) for number in range(self.num_waiting)]
 
     def _num_waiting(self, memory_bytes: int) -> int:
@@ -237,11 +244,20 @@ class Walk:
             if not at:
                 return
             stop = min(at, key=order.__getitem__)
-            yield stop, self.sites_at[stop]
-            for site in self.sites_at.pop(stop):
-                self.uses.subtract(needs(site))
+            if stop in self.sites_at:
+                yield stop, self.sites_at[stop]
+                self.leave_out(self.sites_at[stop])
             for pair in self.waiting:
                 pair.leave(stop)
+
+    def leave_out(self, sites: Iterable[Site]) -> None:
+        """Look at some sites no more: no forward stops for them any longer."""
+        for site in list(sites):
+            self.uses.subtract(needs(site))
+            self.targets.subtract([site.target])
+            self.sites_at[site.reached].remove(site)
+            if not self.sites_at[site.reached]:
+                del self.sites_at[site.reached]
 
     def behind(self, stop: int) -> list[Site]:
         """The sites that are still to come behind a tensor."""
@@ -272,14 +288,25 @@ class Walk:
         out = self.routed | self.resized
         return {name: [] if name in out else views for name, views in found.items()}
 
-    def outputs(self) -> list[Any]:
-        """The original's output on each batch that is to be judged; None where no forward of it waits."""
-        found: list[Any] = []
+    def ends(self, number: int) -> bool:
+        """Whether a batch's forward through the pruned model goes on to its end, mended on its way."""
+        return self.first_judged <= number < self.num_waiting
+
+    def outputs(self) -> dict[int, tuple[Any, Any]]:
+        """What the original returns of each batch that is to be judged, and the pruned model, mended on its way.
+
+        None for either where no forward of it waits.
+        """
+        found: dict[int, tuple[Any, Any]] = {}
         for number in range(self.first_judged, len(self.batches)):
-            lane = self.waiting[number].original if number < self.num_waiting else None
-            if lane is not None:
-                self.original.finish(lane, number)
-            found.append(self.original.output(number) if lane is None else lane.output)
+            pair = self.waiting[number] if number < self.num_waiting else None
+            original = None if pair is None else pair.original
+            if original is not None:
+                self.original.finish(original, number)
+            if pair is not None:
+                self.pruned.finish(pair.pruned, number)
+            before = self.original.output(number) if original is None else original.output
+            found[number] = before, None if pair is None else pair.pruned.output
         return found
 
     def _anew(
@@ -311,22 +338,51 @@ class _Waiting:
         self.number = number
         sites = [site for some in walk.sites_at.values() for site in some]
         batch = walk.batches[number]
-        targets = {site.target for site in sites}
-        self.wanted = walk.original.known(number, targets)
-        left = targets - self.wanted.keys()
-        to_end = number >= walk.first_judged and walk.original.output(number) is None
-        self.original = walk.original.lane(batch, left, to_end=to_end) if left or to_end else None
-        walk.original.num_forwards += self.original is None  # its recording stands for it
+        self.targets = {site.target for site in sites}
+        self.wanted = walk.original.known(number, self.targets)
+        handed = {value for frame in walk.prefix for value in frame.outputs}
+        self.handed = walk.original.known(number, handed)
+        self.original = self._lane(batch, handed - self.handed.keys())
         values = {value for site in sites for value in (site.reached, *needs(site))}
-        self.pruned = walk.pruned.lane(batch, values, passes=self._passes)
+        shade = walk.pruned.shadow()
+        hand(shade.model, walk.pruned.graph, walk.prefix, self.handed)
+        self.pruned = walk.pruned.lane(batch, values, shade, to_end=walk.ends(number), passes=self._passes)
         self.reads: dict[int, Tensor] = {}
         self.at: tuple[int, Tensor] | None = None
+        self.has_begun = False
+
+    def _lane(self, batch: Batch, handed: set[int]) -> Lane | None:
+        """The original's forward, or None where its recording stands for it."""
+        original = self.walk.original
+        left = self.targets - self.wanted.keys()
+        to_end = self.number >= self.walk.first_judged and original.output(self.number) is None
+        if not left and not to_end:
+            original.num_forwards += 1
+            return None
+
+        def passes(value: int, tensor: Tensor) -> bool:
+            if value in handed:
+                self.handed[value] = original.kept(value, tensor)
+            return value not in left or not self.walk.targets[value]
+
+        return original.lane(batch, left | handed, to_end=to_end, passes=passes)
 
     def stop(self) -> int | None:
         """Run on to the next tensor that is not mended yet; None at the end."""
+        if not self.has_begun:
+            self.has_begun = True
+            if self.walk.prefix:  # the original goes ahead, so that there is something to hand on
+                self._want()
         if self.at is None:
             self.at = self.walk.pruned.next(self.pruned, self.number)
         return None if self.at is None else self.at[0]
+
+    def _want(self) -> bool:
+        """Go on to the next tensor of the original that is asked for; whether there was one."""
+        found = None if self.original is None else self.walk.original.next(self.original, self.number)
+        if found is not None:
+            self.wanted[found[0]] = self.walk.original.kept(*found)
+        return found is not None
 
     def _passes(self, value: int, tensor: Tensor) -> bool:
         """Whether to go by a tensor that is not to be mended; it is kept where a transform reads it."""
@@ -344,6 +400,7 @@ class _Waiting:
         if self.at is not None and self.at[0] == stop:
             self._keep(*self.at)
             self.at = None
+        self.handed.clear()
         self.reads = {value: tensor for value, tensor in self.reads.items() if self.walk.uses[value] > 0}
 
     def seen(self, stop: int, sites: Sequence[Site]) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
@@ -351,11 +408,8 @@ class _Waiting:
         if self.at is None or self.at[0] != stop:
             return None, {}, {}
         targets = {site.target for site in sites}
-        while self.original is not None and not targets <= self.wanted.keys():
-            found = self.walk.original.next(self.original, self.number)
-            if found is None:
-                break
-            self.wanted[found[0]] = self.walk.original.kept(*found)
+        while not targets <= self.wanted.keys() and self._want():
+            pass
         wanted = {value: self.wanted[value] for value in targets & self.wanted.keys()}
         later = {site.target for value, some in self.walk.sites_at.items() if value != stop for site in some}
         self.wanted = {value: tensor for value, tensor in self.wanted.items() if value in later}

@@ -56,6 +56,7 @@ class Guide:
     def __init__(self, graph: LayerGraph, modules: Mapping[str, nn.Module]) -> None:
         self.graph = graph
         self.modules = modules
+        self.known: dict[Any, Any] = {}
 
     def follow(self, value: int, channel_dim: int, *, moving: bool = True) -> Way:
         """Walk on from a tensor as long as the way is linear and nobody else reads.
@@ -65,7 +66,7 @@ class Guide:
             channel_dim: where it has its channels, from behind.
             moving: whether to walk on where elements are moved to other places.
         """
-        elements = Elements(self.graph.values[value].shape, channel_dim)
+        elements = Elements(self.graph.values[value].shape, channel_dim, self.known)
         scales: list[str] = []
         has_sums = False
         shorter: Way | None = None
@@ -82,7 +83,8 @@ class Guide:
                 break
             else:
                 here = shorter or self.way(value, scales, elements, has_sums=has_sums)
-                if not elements.move(self.call(layer), after):
+                name = None if layer.is_module else (layer.function, repr(layer.literals))
+                if not elements.move(self.call(layer), after, name):
                     break
                 shorter = here
             value = layer.outputs[0]
