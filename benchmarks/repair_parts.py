@@ -26,7 +26,7 @@ from subjects import Subject, subject
 
 from layerprune import PruningPlan
 from layerprune.repair import closed_form, refit, repair, solving
-from layerprune.repair.walk import Side
+from layerprune.repair.side import Side
 
 #: What is timed: owner, function, part.
 PARTS = (
@@ -78,21 +78,26 @@ def measure(of: Subject, plan: PruningPlan, num_rounds: int) -> list[str]:
 
 @contextmanager
 def timing() -> Generator[dict[str, float]]:
-    """The CPU seconds that each part takes of what happens inside; of parts within parts the outer counts."""
+    """The CPU seconds that each part takes of what happens inside, without those of parts within it."""
     spent: dict[str, float] = defaultdict(float)
-    inside: list[str] = []
+    inside: list[str] = [""]
+    since = time.process_time()
+
+    def switch() -> None:
+        nonlocal since
+        now = time.process_time()
+        spent[inside[-1]] += now - since
+        since = now
 
     def timed(function: Callable[..., Any], part: str) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            if inside:
-                return function(*args, **kwargs)
+            switch()
             inside.append(part)
-            start = time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                spent[part] += time.process_time() - start
-                inside.clear()
+                switch()
+                inside.pop()
 
         return run
 

@@ -12,8 +12,8 @@ from layerprune.holding import Holding
 from layerprune.inputs import as_inputs
 from layerprune.repair import closed_form, refit, repair
 from layerprune.repair.lanes import Lane, closing
+from layerprune.repair.side import Side
 from layerprune.repair.sites import Site, find_sites
-from layerprune.repair.walk import Side
 from layerprune.shadow import real_shadow
 from nets import Net, Photograph, copy_of, linear, randomised, rows, run, same_bits
 from test_repair import BATCHES, branched, without

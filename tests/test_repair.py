@@ -106,7 +106,8 @@ def test_readers_of_one_tensor_that_do_not_fit_together_are_solved_one_after_the
     together = repair(model, pruned, BATCHES, edits=edits)
     tight = repair(model, apart, BATCHES, edits=edits, memory_bytes=7_000)  # of 6,120 for each
     assert [one.name for one in tight.refitted] == [one.name for one in together.refitted]
-    assert tight.num_forwards[1] > together.num_forwards[1]
+    # Both are solved where what they read is made: batches that do not wait start anew once.
+    assert tight.num_forwards == together.num_forwards == (1, 1)
     assert close(apart.head.weight, pruned.head.weight)
     assert close(apart.other.weight, pruned.other.weight)
 

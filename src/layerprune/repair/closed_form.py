@@ -21,8 +21,8 @@ from layerprune.repair.moves import Moves
 from layerprune.repair.prefix import steady
 from layerprune.repair.refit import Refitter, first_held_out
 from layerprune.repair.report import RepairReport
+from layerprune.repair.side import Side
 from layerprune.repair.sites import Site, find_sites, renumbered
-from layerprune.repair.walk import Side
 
 MEMORY_BYTES = 4 * 2**30
 

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from layerprune.repair.report import Refitted
 from layerprune.repair.sites import Site
 from layerprune.repair.transforms import exact
-from layerprune.repair.walk import View
+from layerprune.repair.view import View
 
 #: How many of a batch's rows are fitted on: of the batch's number and how many there are.
 Split = Callable[[int, int], int]
@@ -55,18 +55,18 @@ def fold_mean(
 
 def spread(module: nn.Module, view: View, shift: Tensor) -> Tensor:
     """A constant per channel, as a transform's output with its elements in order, in any shape."""
-    shift = shift.to(view.found.dtype)
+    shift = shift.to(view.there.dtype)
     if not isinstance(module, _ConvNd):
         return shift.expand(*view.read.shape[:-1], -1)
     num_samples = view.read.shape[0] if view.read.dim() == len(module.kernel_size) + 2 else 1
-    places = view.found.numel() // (num_samples * len(shift))
+    places = view.there.numel() // (num_samples * len(shift))
     return shift[None, :, None].expand(num_samples, -1, places)
 
 
 def _by_channel(site: Site, module: nn.Module, view: View) -> Tensor:
     """What a transform's output should change by, ``(row, channel)``."""
-    dtype = exact(view.found)
-    change = view.wanted.to(view.found.device, dtype) - view.found.to(dtype)
+    dtype = exact(view.there)
+    change = view.wanted.to(view.there.device, dtype) - view.there.to(dtype)
     if site.moves is not None:
         change = site.moves.back(change)
     if isinstance(module, _ConvNd):

@@ -14,7 +14,7 @@ from layerprune.repair.ridge import Fit, Gram, Sums
 from layerprune.repair.sites import Site
 from layerprune.repair.solving import Change, Solver, moved_back, too_few, unscaled
 from layerprune.repair.transforms import matrix_of, rows_of, single
-from layerprune.repair.walk import View
+from layerprune.repair.view import View
 
 #: A round for the sizes of tokens before, and more as these change with the weights.
 MOST_ROUNDS = 4

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from layerprune.calibration import Batch
 from layerprune.graph import Frame
+from layerprune.repair.ahead import solved_ahead, stop_of
 from layerprune.repair.changes import write
 from layerprune.repair.normed import solve_normed
 from layerprune.repair.prefix import prefix
 from layerprune.repair.report import Refitted
+from layerprune.repair.side import Side
 from layerprune.repair.sites import Site
 from layerprune.repair.solving import Change, Solver
-from layerprune.repair.walk import Side, View, Walk, needs
+from layerprune.repair.view import View, needs
+from layerprune.repair.walk import Walk
 from layerprune.shadow import Shadow, real_shadow
 
 _SHARE_HELD_OUT = 0.25
@@ -120,8 +123,11 @@ class Refitter:
         solver = Solver(self.pruned.shade.model, num, first, _SHARE_HELD_OUT, self.memory_bytes)
         done: list[Refitted] = []
         unseen = {site.name for site in sites}
-        self.prefix = self.shared(sites)
-        walk = Walk(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, first, self.prefix)
+        ahead = solved_ahead(sites, self.pruned.graph, solver.fits_ahead) if self.how == "refit" else frozenset[str]()
+        self.prefix = self.shared(sites, ahead)
+        walk = Walk(
+            self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, first, self.prefix, ahead
+        )
         patience, left = Patience(self.pruned.graph.outputs), list[str]()
         with walk.running():
             for stop, here in walk.stops():
@@ -169,15 +175,15 @@ class Refitter:
             self.refused[name] = reason
         return done, repaired
 
-    def shared(self, sites: Sequence[Site]) -> tuple[Frame, ...]:
+    def shared(self, sites: Sequence[Site], ahead: frozenset[str]) -> tuple[Frame, ...]:
         """The calls that make in the pruned model what they make in the original."""
         return prefix(
             self.original.graph,
             (self.pruned.model, self.pruned.graph),
             self.steady,
             self.pruned.shade.start,
-            read={value for site in sites for value in (site.reached, *needs(site))},
-            changed={value for site in sites for value in (site.reached, *needs(site)[1:])},
+            read={value for site in sites for value in (stop_of(site, ahead), *needs(site))},
+            changed={v for site in sites if site.name not in ahead for v in (site.reached, *needs(site)[1:])},
             solved=[site.name for site in sites],
         )
 

@@ -62,6 +62,8 @@ class Site:
         only_bias: why its weight cannot be written; its bias can. Empty where both can.
         moves: what becomes of the order of the elements on the way, up to the normalization; None where it stays.
         passed: the normalization that is passed; None where there is none, and the way is linear.
+        is_alone: whether its result comes to be ``reached`` with nothing added, and no channel multiplied.
+        layer: the transform's number in the pruned model's graph.
     """
 
     name: str
@@ -74,6 +76,8 @@ class Site:
 
     moves: Moves | None = None
     passed: Passed | None = None
+    is_alone: bool = False
+    layer: int = -1
 
     def scale(self, model: nn.Module) -> Tensor | None:
         """The factor of each of the transform's channels on the way, ``(channel,)``; None where there is none."""
@@ -236,7 +240,9 @@ class _Finder:
         last = max(self.pruned.readers.get(reached, (layer.index,)))
         num_gaps = bisect_right(self.gaps, last)
         source = layer.operands[0][0]
-        return Site(layer.fqn, source, reached, target, way.scales, num_gaps, only_bias, way.moves, passed)
+        is_alone = not (way.has_sums or way.scales or passed or only_bias)
+        moves, index = way.moves, layer.index
+        return Site(layer.fqn, source, reached, target, way.scales, num_gaps, only_bias, moves, passed, is_alone, index)
 
     def follow(self, value: int, channel_dim: int) -> Way:
         """The way from a tensor on, as far as it is known where its elements go."""

@@ -2,177 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerprune.calibration import Batch
-from layerprune.errors import CalibrationError
-from layerprune.graph import Frame, LayerGraph
-from layerprune.holding import Holding
+from layerprune.graph import Frame
+from layerprune.repair.ahead import stop_of
 from layerprune.repair.lanes import Lane, closing
 from layerprune.repair.prefix import hand
+from layerprune.repair.side import Side
 from layerprune.repair.sites import Site
-from layerprune.repair.transforms import single
-from layerprune.shadow import Shadow, real_shadow, short
+from layerprune.repair.view import View, knows_order, needs
+from layerprune.shadow import Shadow, real_shadow
 
 #: Threads that may exist at once: each lane has one, and torch gives it helpers of its own.
 MOST_THREADS = 512
-
-
-@dataclass(eq=False)
-class Side:
-    """One of the two models that are held against each other.
-
-    Attributes:
-        model: the user's model; it is not touched.
-        shade: a real shadow of it.
-        graph: its layer graph.
-        num_forwards: forwards so far, those cut short included.
-        recorded: the number of the batch that it was recorded on.
-        held: what that forward has shown.
-    """
-
-    model: nn.Module
-    shade: Shadow
-    graph: LayerGraph
-    num_forwards: int = 0
-    recorded: int = 0
-    held: Holding = field(default_factory=lambda: Holding(0))
-
-    def lane(
-        self,
-        batch: Batch,
-        values: Iterable[int],
-        shade: Shadow | None = None,
-        *,
-        to_end: bool = False,
-        passes: Callable[[int, Tensor], bool] | None = None,
-    ) -> Lane:
-        """A forward that stops at some values; on a shadow of its own if None is given."""
-        self.num_forwards += 1
-        return Lane(shade or self.shadow(), self.graph, frozenset(values), batch.inputs, to_end=to_end, passes=passes)
-
-    def shadow(self) -> Shadow:
-        """Another shadow of the model."""
-        return real_shadow(self.model, written=self.graph.written_params)
-
-    def known(self, number: int, values: Collection[int]) -> dict[int, Tensor]:
-        """What is known of some values in a batch without another forward."""
-        held = self.held.tensors if number == self.recorded else {}
-        return {value: held[value] for value in values if value in held}
-
-    def output(self, number: int) -> Any:
-        """What the model returns of a batch, if that is known without another forward; else None."""
-        return self.held.output if number == self.recorded else None
-
-    @cached_property
-    def overwritten(self) -> frozenset[int]:
-        """The storages that some layer writes into."""
-        return frozenset(storage for layer in self.graph.layers for storage in layer.writes)
-
-    def kept(self, value: int, tensor: Tensor) -> Tensor:
-        """A tensor that stays what it is, whatever later layers write into it."""
-        tensor = tensor.detach()
-        return tensor.clone() if self.graph.values[value].storage in self.overwritten else tensor
-
-    def next(self, lane: Lane, number: int) -> tuple[int, Tensor] | None:
-        """What a lane comes to next.
-
-        Raises:
-            CalibrationError: the forward raises.
-        """
-        with self._telling(number):
-            return lane.next()
-
-    def finish(self, lane: Lane, number: int) -> None:
-        """Run a lane on to the end of the forward.
-
-        Raises:
-            CalibrationError: the forward raises.
-        """
-        with self._telling(number):
-            lane.finish()
-
-    @contextmanager
-    def _telling(self, number: int) -> Generator[None]:
-        try:
-            yield
-        except Exception as error:  # the user's own forward
-            raise CalibrationError(
-                f"{type(self.model).__name__}.forward raised on batch {number} of the calibration data: {short(error)}"
-            ) from error
-
-    @property
-    def live_bytes(self) -> int:
-        """What a forward of the recorded inputs holds at most of values that are still to be read."""
-        last: dict[int, int] = {}
-        size: dict[int, int] = {}
-        made: dict[int, int] = {}
-        for value in self.graph.values.values():
-            if value.index not in self.graph.readers:
-                continue  # within a layer, or handed out
-            reader = max(self.graph.readers[value.index])
-            last[value.storage] = max(last.get(value.storage, -1), reader)
-            made[value.storage] = min(made.get(value.storage, value.layer), value.layer)
-            num_bytes = torch.Size(value.shape).numel() * value.dtype.itemsize
-            size[value.storage] = max(size.get(value.storage, 0), num_bytes)
-        steps = [0] * (len(self.graph.layers) + 3)
-        for storage, num_bytes in size.items():
-            steps[made[storage] + 1] += num_bytes
-            steps[last[storage] + 2] -= num_bytes
-        most = now = 0
-        for step in steps:
-            now += step
-            most = max(most, now)
-        return most
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """What one batch shows of a site.
-
-    Attributes:
-        number: of the batch.
-        read: what the transform reads in the pruned model, repaired so far.
-        found: what it feeds there; what is written into it is what the rest of the forward reads.
-        wanted: what that is in the original.
-        mask: ``(sample, token)``, 1 where a token counts.
-        inner: what the normalization reads that the transform's result passes; None where it passes none.
-    """
-
-    number: int
-    read: Tensor
-    found: Tensor
-    wanted: Tensor
-    mask: Tensor | None
-    inner: Tensor | None = None
-
-    @property
-    def missing(self) -> Tensor:
-        """What the tensor should change by, in float32 or wider."""
-        dtype = single(self.found)
-        return self.wanted.to(self.found.device, dtype) - self.found.to(dtype)
-
-
-def needs(site: Site) -> tuple[int, ...]:
-    """The values of the pruned model that solving a site takes, besides the one that it reaches."""
-    return (site.source,) if site.passed is None else (site.source, site.passed.inner)
-
-
-def knows_order(site: Site, view: View) -> bool:
-    """Whether it is known for tensors of a batch's size what becomes of the order of their elements."""
-    if site.passed is None or view.inner is None:
-        return site.moves is None or site.moves.fits(view.found.shape)
-    behind = site.passed.moves
-    before = site.moves is None or site.moves.fits(view.inner.shape)
-    return before and (behind is None or behind.fits(view.found.shape))
 
 
 class Walk:
@@ -188,6 +38,7 @@ class Walk:
             anew for each tensor.
         first_judged: the number of the first of the batches, the last ones, of which outputs are asked for in the end.
         prefix: calls whose results are handed on from the original to the pruned model.
+        ahead: the names of the transforms that are solved before they run.
     """
 
     def __init__(
@@ -200,6 +51,7 @@ class Walk:
         memory_bytes: int,
         first_judged: int,
         prefix: Sequence[Frame] = (),
+        ahead: frozenset[str] = frozenset(),
     ) -> None:
         self.original = original
         self.prefix = prefix
@@ -210,8 +62,10 @@ class Walk:
         self.routed: set[str] = set()
         self.resized: set[str] = set()
         self.sites_at: dict[int, list[Site]] = {}
+        self.ahead = ahead
         for site in sites:
-            self.sites_at.setdefault(site.reached, []).append(site)
+            self.sites_at.setdefault(stop_of(site, ahead), []).append(site)
+        self.last_targets = {max(site.target for site in some) for some in self.sites_at.values()}
         self.num_waiting = self._num_waiting(memory_bytes)
         self.uses = Counter(value for site in sites for value in needs(site))
         self.targets = Counter(site.target for site in sites)
@@ -220,7 +74,9 @@ class Walk:
     def _num_waiting(self, memory_bytes: int) -> int:
         """How many of the batches can wait side by side; one at the least."""
         recorded = max(_num_elements(self.batches[self.original.recorded]), 1)
-        each = (self.original.live_bytes + self.pruned.live_bytes) / recorded
+        asked = [sum(self.original.num_bytes(site.target) for site in some) for some in self.sites_at.values()]
+        handed = sum(self.original.num_bytes(value) for frame in self.prefix for value in frame.outputs)
+        each = (self.original.live_bytes + self.pruned.live_bytes + max([*asked, handed])) / recorded
         sizes = torch.tensor([max(_num_elements(batch), 1) * each for batch in self.batches]).cumsum(0)
         num_threads = max(1, MOST_THREADS // (2 * torch.get_num_threads()))
         return max(1, min(num_threads, int((sizes <= memory_bytes - self.original.held.num_bytes).sum())))
@@ -255,9 +111,10 @@ class Walk:
         for site in list(sites):
             self.uses.subtract(needs(site))
             self.targets.subtract([site.target])
-            self.sites_at[site.reached].remove(site)
-            if not self.sites_at[site.reached]:
-                del self.sites_at[site.reached]
+            stop = stop_of(site, self.ahead)
+            self.sites_at[stop].remove(site)
+            if not self.sites_at[stop]:
+                del self.sites_at[stop]
 
     def behind(self, stop: int) -> list[Site]:
         """The sites that are still to come behind a tensor."""
@@ -276,10 +133,11 @@ class Walk:
             else:
                 made, reads, wanted = self._anew(number, stop, sites)
             for site in sites if made is not None else ():
-                if all(value in reads for value in needs(site)) and site.target in wanted and made is not None:
+                if all(value in reads for value in needs(site)) and site.target in wanted:
                     inner = None if site.passed is None else reads[site.passed.inner]
-                    view = View(number, reads[site.source], made, wanted[site.target], batch.mask, inner)
-                    if made.shape != view.wanted.shape:
+                    found_there = None if site.name in self.ahead else made
+                    view = View(number, reads[site.source], found_there, wanted[site.target], batch.mask, inner)
+                    if not self._is_alike(site, view):
                         self.routed.add(site.name)
                     elif not knows_order(site, view):
                         self.resized.add(site.name)
@@ -287,6 +145,13 @@ class Walk:
                         found[site.name].append(view)
         out = self.routed | self.resized
         return {name: [] if name in out else views for name, views in found.items()}
+
+    def _is_alike(self, site: Site, view: View) -> bool:
+        """Whether a site gets as many rows as in the original."""
+        if view.found is not None:
+            return view.found.shape == view.wanted.shape
+        read, reached = (math.prod(self.pruned.graph.values[v].shape) for v in (site.source, site.reached))
+        return view.read.numel() * reached == view.wanted.numel() * read
 
     def ends(self, number: int) -> bool:
         """Whether a batch's forward through the pruned model goes on to its end, mended on its way."""
@@ -343,8 +208,8 @@ class _Waiting:
         handed = {value for frame in walk.prefix for value in frame.outputs}
         self.handed = walk.original.known(number, handed)
         self.original = self._lane(batch, handed - self.handed.keys())
-        values = {value for site in sites for value in (site.reached, *needs(site))}
-        shade = walk.pruned.shadow()
+        values = {value for site in sites for value in (stop_of(site, walk.ahead), *needs(site))}
+        shade = real_shadow(walk.repaired.model, written=walk.pruned.graph.written_params)
         hand(shade.model, walk.pruned.graph, walk.prefix, self.handed)
         self.pruned = walk.pruned.lane(batch, values, shade, to_end=walk.ends(number), passes=self._passes)
         self.reads: dict[int, Tensor] = {}
@@ -363,6 +228,9 @@ class _Waiting:
         def passes(value: int, tensor: Tensor) -> bool:
             if value in handed:
                 self.handed[value] = original.kept(value, tensor)
+            if value in left and self.walk.targets[value] and value not in self.walk.last_targets:
+                self.wanted[value] = original.kept(value, tensor)  # more are asked for with it
+                return True
             return value not in left or not self.walk.targets[value]
 
         return original.lane(batch, left | handed, to_end=to_end, passes=passes)
@@ -413,7 +281,7 @@ class _Waiting:
         wanted = {value: self.wanted[value] for value in targets & self.wanted.keys()}
         later = {site.target for value, some in self.walk.sites_at.items() if value != stop for site in some}
         self.wanted = {value: tensor for value, tensor in self.wanted.items() if value in later}
-        return self.at[1], self.reads, wanted
+        return self.at[1], {**self.reads, stop: self.at[1]}, wanted
 
 
 def _num_elements(batch: Batch) -> int:
