@@ -577,3 +577,38 @@ def test_layers_that_kept_their_numbers_need_no_edits():
     pruned = copy_of(model)
     del pruned[1][2]
     assert repair(model, pruned, BATCHES).refitted
+
+
+def test_a_dropped_tensor_stays_one_where_a_module_hands_it_on():
+    """A shared module gets what a removed layer made: its dropout hands that on, and is recorded as it does."""
+
+    def forward(net, x):
+        x = net.stem(x)
+        x = net.shared(x) + net.shared(net.branch(x))
+        return net.head(torch.relu(x))
+
+    shared = nn.Sequential(nn.Dropout(), nn.GroupNorm(2, 8), linear())
+    model = randomised(Net(forward, stem=linear(), branch=linear(), shared=shared, head=linear()))
+    pruned, edits = without(model, "branch", BATCHES[0])
+    graph = capture(pruned, as_inputs(BATCHES[0]))
+    assert "shared.2#1" not in {layer.name for layer in graph.layers}, "it is no layer, as nothing comes in"
+    report = repair(model, pruned, BATCHES, edits=edits)
+    assert report.kept
+    assert report.after < 0.5 * report.before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_that_never_vary_can_be_fitted(dtype):
+    """Of their variance only rounding is left: too little for a ridge to stand on."""
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        row = torch.randn(3, generator=draw).to(dtype)
+        read = torch.cat([row, torch.ones(1, dtype=dtype)]).expand(1, 50, 4)
+        wanted = torch.full((1, 50, 2), 0.37, dtype=dtype)
+        gram = Gram(1, 3, device=read.device)
+        gram.add(read)
+        sums = Sums(gram, 2, bias=True)
+        sums.add(read, wanted)
+        for strength in STRENGTHS:
+            made = read.double() @ sums.solve(strength)
+            assert torch.allclose(made, wanted.double(), rtol=1e-3)

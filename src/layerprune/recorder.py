@@ -168,8 +168,11 @@ class Recorder:
                     self.holding.keep(read[0], tensor)
 
     def separate(self, start: int, operands: Iterable[Tensor], out: Any) -> Any:
-        """Give a layer that hands on its argument unwritten (dropout in eval, Identity) an output of its own."""
-        if isinstance(out, Tensor) and any(out is t for t in operands):
+        """Give a layer that hands on its argument unwritten (dropout in eval, Identity) an output of its own.
+
+        What an earlier surgery left stays what it is: it is no value, and an alias of it would be a tensor like others.
+        """
+        if isinstance(out, Tensor) and not isinstance(out, Dropped) and any(out is t for t in operands):
             storage = self.storage(out)
             if not any(storage in op.writes for op in self.recording.operations[start:]):
                 with torch._C.DisableTorchFunction():  # our own, not the model's

@@ -13,6 +13,8 @@ STRENGTHS = (100.0, 20.0, 5.0, 1.0, 0.2, 0.05, 0.01, 1e-3, 1e-4)
 
 _ROWS_AT_ONCE = 4096
 
+_VARIES = 1e-9  # share of the inputs' mean square below which their variance counts as rounding
+
 
 class Gram:
     """Sums of the products of inputs, and of a constant 1 behind them, in float64.
@@ -121,8 +123,9 @@ class Sums:
         diagonal = gram.diagonal(dim1=1, dim2=2)
         offset = gram[:, :-1, -1].square() / max(self.num_rows, 1) if self.bias else None
         own = diagonal if offset is None else diagonal[:, :-1] - offset
-        size = own.clamp(min=0).mean(1, keepdim=True)
-        size = torch.where(size > 0, size, torch.ones_like(size))  # inputs that never vary
+        # Of inputs that never vary only rounding is left, and it may be all that there is to divide by.
+        size = torch.maximum(own.clamp(min=0).mean(1, keepdim=True), _VARIES * diagonal.mean(1, keepdim=True))
+        size = torch.where(size > 0, size, torch.ones_like(size))  # they are 0
         penalty = (strength * size).expand(-1, diagonal.shape[1]).clone()
         if self.bias:
             penalty[:, -1] = 0
