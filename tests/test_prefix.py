@@ -252,3 +252,25 @@ def test_the_verdict_does_not_trust_a_mended_forward_that_went_wrong(monkeypatch
     monkeypatch.setattr(closed_form.Mender, "_judged", wrong)
     assert repair(model, broken, BATCHES, edits=edits).after == pytest.approx(right.after, rel=1e-4)
     assert found == [5, 40]
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.branch = Counted(8, 8), linear()
+
+    def forward(self, x):
+        x = self.linear(x)
+        return x + self.branch(torch.tanh(x))
+
+
+def test_a_model_that_was_pruned_before_is_pruned_and_repaired_again():
+    """What stands in for the first branch is in both models; nothing can be read off it."""
+    model, _ = without(deep(nn.Sequential(Residual(), linear())), "front.0.branch", BATCHES[0])
+    assert repaired(model)[0] == ["front"]
+
+
+def test_a_tensor_of_a_form_of_its_own_is_the_same_only_where_it_is_the_same_object():
+    model = deep(nn.Sequential(linear(), linear()))
+    model.front[1].table = torch.eye(3).to_sparse()
+    assert repaired(model)[0] == ["front.0"]

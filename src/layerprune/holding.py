@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from layerprune.bits import same_tensor
 from layerprune.tensor_keys import storage_key
 
 
@@ -104,7 +104,7 @@ class Shared(Holding):
         if before is None:  # it was let go, as nothing outside a layer reads it
             return
         with _disable_current_modes():
-            alike = tensor.dtype == before.dtype and tensor.device == before.device and torch.equal(tensor, before)
+            alike = same_tensor(tensor, before)
         if alike:
             self.values.add(value)
         else:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from layerprune.bits import same_tensor
 from layerprune.calibration import Batch, Loss
 from layerprune.edits import Edit, folds_of
 from layerprune.impact.evidence import Evidence, Scene, about_harm
 from layerprune.impact.handover import Handover, Unsure
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
-from layerprune.impact.outcome import same_tensor
 from layerprune.impact.racing import Rule, all_of_them
 from layerprune.impact.rounds import Round, adds_up, cut, ends, fewest_samples, whole
 from layerprune.nested import tensors_in

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from layerprune.bits import same_bits
+
 # Arguments that are known by their values.
 _VALUES = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size, type(...))
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Leaf:
@@ -130,27 +131,6 @@ def ambient() -> tuple[Any, ...]:
     kinds = ("cpu", "cuda")
     casts = tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds)
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), *casts
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one form hold the same bits: a NaN is like itself, and 0 unlike -0."""
-    if one.is_complex():
-        one, other = torch.view_as_real(one), torch.view_as_real(other)
-    if one.is_floating_point():
-        bits = _BITS[one.element_size()]
-        one, other = one.view(bits), other.view(bits)
-    return torch.equal(one, other)
-
-
-def same_tensor(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same form and hold the same bits; of a form without bits to look at they do not."""
-    if not (_has_bits(one) and _has_bits(other)):
-        return False
-    return one.shape == other.shape and one.dtype == other.dtype and same_bits(one.detach(), other.detach())
-
-
-def _has_bits(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
 
 
 def is_plain(tensor: Tensor) -> bool:

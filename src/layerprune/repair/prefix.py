@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from layerprune.attributes import Attributes
+from layerprune.bits import same_tensor
+from layerprune.dropped import Dropped
 from layerprune.graph import Frame, Layer, LayerGraph, Structure
 from layerprune.modules import own_tensors
 
@@ -250,6 +251,7 @@ def _filled(result: Structure, given: Callable[[int], Tensor]) -> Any:
 
 
 def _is_same(tensor: Tensor, other: Tensor) -> bool:
-    if tensor is other:
-        return True
-    return tensor.dtype == other.dtype and tensor.device == other.device and torch.equal(tensor, other)
+    """Whether two tensors are the same, or hold the same bits; what an earlier surgery left is the same as the like."""
+    if isinstance(tensor, Dropped) or isinstance(other, Dropped):
+        return isinstance(tensor, Dropped) and isinstance(other, Dropped) and tensor.merges == other.merges
+    return tensor is other or same_tensor(tensor, other)

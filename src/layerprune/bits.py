@@ -1,0 +1,30 @@
+"""Bits: whether two tensors hold the same ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one form hold the same bits: a NaN is like itself, and 0 unlike -0."""
+    if one.is_complex():
+        one, other = torch.view_as_real(one), torch.view_as_real(other)
+    if one.is_floating_point():
+        bits = _BITS[one.element_size()]
+        one, other = one.view(bits), other.view(bits)
+    return torch.equal(one, other)
+
+
+def same_tensor(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same form and hold the same bits; of a form without bits to look at they do not."""
+    if not (_has_bits(one) and _has_bits(other)):
+        return False
+    same_form = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    return same_form and same_bits(one.detach(), other.detach())
+
+
+def _has_bits(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
