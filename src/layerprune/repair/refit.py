@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -134,27 +134,20 @@ class Refitter:
                 some = [site for site in here if patience.holds(site)]
                 left += [site.name for site in here if site not in some]
                 shown = walk.views(stop, some) if some else {}
+                unseen -= {name for name, views in shown.items() if views}
                 for site in some:
-                    views = shown[site.name]
-                    unseen -= {site.name} if views else set()
-                    if not views or not (moved := solver.moved(site, views)):
+                    if not shown[site.name] or not (moved := solver.moved(site, shown[site.name])):
                         continue
                     if not patience.holds(site):
                         left.append(site.name)
-                        continue
-                    if (solved := self.solve(solver, site, views)) is None:
-                        continue
-                    told, change = solved
-                    done.append(told)
-                    patience.learn(site, moved * (1 - told.left))
-                    if change is not None:
-                        self.values |= change.values
-                        write(repaired.model, change.values)
-                        beside = some[some.index(site) + 1 :]
-                        goes_on = any(map(patience.holds, [*beside, *walk.behind(stop)]))
-                        for view in views:
-                            if goes_on or walk.ends(view.number):
-                                change.make(view)
+                    elif (solved := self.solve(solver, site, shown[site.name])) is not None:
+                        told, change = solved
+                        done.append(told)
+                        patience.learn(site, moved * (1 - told.left))
+                        if change is not None:
+                            behind = [*some[some.index(site) + 1 :], *walk.behind(stop)]
+                            goes_on = any(map(patience.holds, behind))
+                            self.make(change, repaired, [v for v in shown[site.name] if goes_on or walk.ends(v.number)])
                 rest = walk.behind(stop)
                 given_up = [site for site in rest if not patience.holds(site)]
                 left += [site.name for site in given_up]
@@ -165,15 +158,15 @@ class Refitter:
                 self.outputs = walk.outputs()
         if left:
             self.notes.append(f"{len(left)} transforms were not solved: {PATIENCE} before them had won next to nothing")
-        for name in sorted(unseen - set(left)):
-            if name in walk.routed:
-                reason = "what it feeds holds other rows than in the original, as values decide"
-            elif name in walk.resized:
-                reason = "where the elements of its result go is known for batches of the first one's size only"
-            else:
-                reason = "what it reads or feeds is not seen in a run"
-            self.refused[name] = reason
+        self.refused |= {name: walk.why_not_seen(name) for name in sorted(unseen - set(left))}
         return done, repaired
+
+    def make(self, change: Change, repaired: Shadow, views: Iterable[View]) -> None:
+        """Give a transform its new weights, and change what forwards that have run it have made of the old ones."""
+        self.values |= change.values
+        write(repaired.model, change.values)
+        for view in views:
+            change.make(view)
 
     def shared(self, sites: Sequence[Site], ahead: frozenset[str]) -> tuple[Frame, ...]:
         """The calls that make in the pruned model what they make in the original."""

@@ -153,6 +153,14 @@ class Walk:
         read, reached = (math.prod(self.pruned.graph.values[v].shape) for v in (site.source, site.reached))
         return view.read.numel() * reached == view.wanted.numel() * read
 
+    def why_not_seen(self, name: str) -> str:
+        """Why no batch has shown a site."""
+        if name in self.routed:
+            return "what it feeds holds other rows than in the original, as values decide"
+        if name in self.resized:
+            return "where the elements of its result go is known for batches of the first one's size only"
+        return "what it reads or feeds is not seen in a run"
+
     def ends(self, number: int) -> bool:
         """Whether a batch's forward through the pruned model goes on to its end, mended on its way."""
         return self.first_judged <= number < self.num_waiting
