@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from layerprune import UniversalLayerPruner
 from layerprune.capture import capture
 from layerprune.inputs import as_inputs
-from layerprune.repair import closed_form, refit, repair, solving
+from layerprune.repair import closed_form, judging, refit, repair, solving
 from layerprune.repair.ahead import solved_ahead, stop_of
 from layerprune.repair.ridge import Gram, Sums
 from layerprune.repair.sites import find_sites
 from nets import Net, close, copy_of, linear, randomised, run
+from test_handover import inputs_for
 from test_repair import BATCHES, branched, tiny_llama, without
 
 
@@ -164,3 +166,26 @@ def test_a_branch_that_makes_next_to_nothing_leaves_no_trace():
     pruned, edits = without(model, "branch", BATCHES[0])
     report = repair(model, pruned, BATCHES, edits=edits)
     assert not report.refitted
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "bert", "gemma2", "t5", "swin", "deberta_v2"])
+def test_families_are_repaired_as_by_whole_forwards(family):
+    """Nothing taken over, nothing solved ahead, and the verdict on the repaired model's own forwards: the same."""
+    pytest.importorskip("transformers")
+    from families import build  # imports transformers
+
+    model = build(family)
+    batches = [inputs_for(model, seed) for seed in range(4)]
+    pruner = UniversalLayerPruner(model, example_inputs=batches[0], criterion="magnitude")
+    plan = pruner.plan(max_param_reduction=0.3)
+    pruned, whole = plan.apply(model), plan.apply(model)
+    report = repair(model, pruned, batches, edits=plan.edits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refit, "solved_ahead", lambda *_: frozenset())
+        patch.setattr(refit.Refitter, "shared", lambda *_: ())
+        patch.setattr(judging, "ends", lambda *_: False)
+        other = repair(model, whole, batches, edits=plan.edits)
+    assert report.refitted
+    assert [one.name for one in report.refitted] == [one.name for one in other.refitted]
+    assert report.refused == other.refused
+    assert report.after == pytest.approx(other.after, rel=1e-2, abs=1e-3 * report.before)
