@@ -14,6 +14,7 @@ from layerprune.bits import same_tensor
 from layerprune.dropped import Dropped
 from layerprune.graph import Frame, Layer, LayerGraph, Structure
 from layerprune.modules import own_tensors
+from layerprune.watch import watched
 
 
 def steady(
@@ -170,50 +171,29 @@ class _Finder:
         return not hooked and self.moved.isdisjoint(own)
 
 
-def hand(
+@contextmanager
+def handing(
     model: nn.Module, graph: LayerGraph, frames: Iterable[Frame], tensors: Mapping[int, Tensor]
-) -> Callable[[], None]:
-    """Let calls return what is known of them, in place of running; those of which something is not, run.
+) -> Generator[None]:
+    """Let calls inside return what is known of them, in place of running; those of which something is not, run.
 
     Args:
         model: a shadow of the pruned model.
         graph: its layer graph.
         frames: the calls, as :func:`prefix` finds them.
         tensors: value → tensor, as far as it is known when a call comes; what the model writes into is copied.
-
-    Returns:
-        Takes it back.
     """
     overwritten = {storage for layer in graph.layers for storage in layer.writes}
+    frame_of = {model.get_submodule(frame.fqn): frame for frame in frames}
 
     def given(value: int) -> Tensor:
         return tensors[value].clone() if graph.values[value].storage in overwritten else tensors[value]
 
-    modules = [(model.get_submodule(frame.fqn), frame) for frame in frames]
-    before = [(module, vars(module).get("forward")) for module, _ in modules]
-    for module, frame in modules:
-        vars(module)["forward"] = _answering(module.forward, frame, tensors, given)
+    def wrap(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        return _answering(forward, frame_of[module], tensors, given)
 
-    def take_back() -> None:
-        for module, forward in before:
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                vars(module)["forward"] = forward
-
-    return take_back
-
-
-@contextmanager
-def handing(
-    model: nn.Module, graph: LayerGraph, frames: Iterable[Frame], tensors: Mapping[int, Tensor]
-) -> Generator[None]:
-    """Let calls inside return what is known of them; see :func:`hand`."""
-    take_back = hand(model, graph, frames, tensors)
-    try:
+    with watched(model, wrap, frame_of):
         yield
-    finally:
-        take_back()
 
 
 def _answering(

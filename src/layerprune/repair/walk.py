@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from layerprune.calibration import Batch
 from layerprune.graph import Frame
 from layerprune.repair.ahead import stop_of
 from layerprune.repair.lanes import Lane, closing
-from layerprune.repair.prefix import hand
+from layerprune.repair.prefix import handing
 from layerprune.repair.side import Side
 from layerprune.repair.sites import Site
 from layerprune.repair.view import View, knows_order, needs
@@ -85,7 +85,11 @@ class Walk:
     def running(self) -> Generator[None]:
         """Walk inside: whatever happens, no forward is left waiting, and the RNG and torch's switches are as before."""
         lanes = [lane for pair in self.waiting for lane in (pair.original, pair.pruned) if lane is not None]
-        with self.original.shade.running(), closing(lanes):
+        with ExitStack() as stack:
+            stack.enter_context(self.original.shade.running())
+            for pair in self.waiting:
+                stack.enter_context(handing(pair.shade.model, self.pruned.graph, self.prefix, pair.handed))
+            stack.enter_context(closing(lanes))
             yield
 
     def stops(self) -> Generator[tuple[int, list[Site]]]:
@@ -217,9 +221,8 @@ class _Waiting:
         self.handed = walk.original.known(number, handed)
         self.original = self._lane(batch, handed - self.handed.keys())
         values = {value for site in sites for value in (stop_of(site, walk.ahead), *needs(site))}
-        shade = real_shadow(walk.repaired.model, written=walk.pruned.graph.written_params)
-        hand(shade.model, walk.pruned.graph, walk.prefix, self.handed)
-        self.pruned = walk.pruned.lane(batch, values, shade, to_end=walk.ends(number), passes=self._passes)
+        self.shade = real_shadow(walk.repaired.model, written=walk.pruned.graph.written_params)
+        self.pruned = walk.pruned.lane(batch, values, self.shade, to_end=walk.ends(number), passes=self._passes)
         self.reads: dict[int, Tensor] = {}
         self.at: tuple[int, Tensor] | None = None
         self.has_begun = False
