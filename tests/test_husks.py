@@ -140,3 +140,25 @@ def test_an_identity_stays_torchs_own_and_shows_no_weights() -> None:
     with applied(model, [Pass(fqn="a", position=0, keyword=None)]):
         assert type(model.a) is nn.Identity
         assert not hasattr(model.a, "weight")
+
+
+def test_what_holds_husks_is_scored_pruned_and_repaired_again() -> None:
+    """Enough removals are left for outputs to be handed on, for which all that the model holds is looked at."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        for branch in net.branches:
+            x = x + branch(torch.tanh(x))
+        return net.head(torch.tanh(x))
+
+    branches = nn.ModuleList(nn.Sequential(linear(), nn.GELU(), linear()) for _ in range(8))
+    model = randomised(Net(forward, stem=linear(), branches=branches, head=linear()))
+    batches = [rows(16, seed=seed) for seed in range(4)]
+    first = UniversalLayerPruner(model, calibration=batches)
+    pruned = first.prune(groups=["branches.2.0", "branches.2.2"])
+    assert any(isinstance(held, Husk) for module in pruned.modules() for held in vars(module).values())
+    second = UniversalLayerPruner(pruned, calibration=batches)
+    smaller = second.prune(max_param_reduction=0.3)
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in pruned.parameters())
+    assert second.repair_report is not None
+    assert second.repair_report.kept

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from layerprune.dropped import Dropped
 from layerprune.nested import attributes_of
 
 # Values without parts, compared as such.
@@ -137,6 +138,8 @@ class Condition:
         yield from _fixed(owner)
 
     def _parts_of_tensor(self, tensor: Tensor) -> Iterator[Any]:
+        if isinstance(tensor, Dropped):  # what an earlier surgery left holds nothing, and stays as it is
+            return
         if tensor.is_inference():
             self.unseen = self.unseen or "the model holds a tensor made in inference mode, which counts no writes"
             return
