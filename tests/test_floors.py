@@ -52,7 +52,7 @@ FLOORS = (
     ("select.*",),
     ("budgets", "plan"),
     ("meter", "report.*"),
-    ("carrying", "scoring"),
+    ("carrying", "named_groups", "scoring"),
     ("planning",),
     ("checkpoint.*",),
     ("distillation.*",),

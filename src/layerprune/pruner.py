@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,7 @@ from layerprune.checkpoint.save import save_pruned
 from layerprune.cost.record import Saving, measure, saved
 from layerprune.distillation.distilling import distill
 from layerprune.distillation.report import Distillation
-from layerprune.errors import (
-    BudgetError,
-    CalibrationError,
-    CriticalGroupError,
-    PlanError,
-    RepairError,
-    UnknownNameError,
-)
+from layerprune.errors import BudgetError, PlanError, RepairError
 from layerprune.first_recording import record_first
 from layerprune.groups import Group, LayerInfo, form_groups
 from layerprune.impact.criteria import criterion_of
@@ -32,6 +25,7 @@ from layerprune.impact.harm import Kind, harm_named
 from layerprune.joints import Joints
 from layerprune.meter import Meter
 from layerprune.modules import check_supported, unwrap
+from layerprune.named_groups import Named, removals_for
 from layerprune.plan import FrontierPoint, PruningPlan
 from layerprune.planning import Planner, params_in
 from layerprune.projections import find_projections
@@ -229,7 +223,7 @@ class UniversalLayerPruner:
         target_latency_ms: float | None = None,
         max_memory_bytes: int | None = None,
         max_impact: float | None = None,
-        groups: Iterable[str] | None = None,
+        groups: Named | Iterable[Named] | None = None,
         strategy: str = "auto",
     ) -> PruningPlan:
         """Choose what to remove: what budgets allow or ask for, at the least impact, or the groups named.
@@ -243,8 +237,8 @@ class UniversalLayerPruner:
             target_latency_ms: target: the median time of one forward on the example inputs, measured, in ms.
             max_memory_bytes: target: what parameters, buffers and activations of one forward hold at once, in bytes.
             max_impact: cap: the largest impact of all together, in the unit of :attr:`impact_unit`.
-            groups: names of groups (their lead transforms); each leaves by its least-impact removal, with what has to
-                leave along.
+            groups: names of groups (their lead transforms), of modules above several (``"blocks.0"``), patterns, or
+                objects of :attr:`groups` and :attr:`removals`; each leaves by the removal that takes least besides.
             strategy: ``exact`` (impacts add up), ``quadratic`` (pairs count as well), ``greedy`` (measured again after
                 each removal), ``evolution`` (swaps, each measured), ``resampled`` (exact for several draws of the
                 calibration data, each made and measured), ``repaired`` (greedy, and each set repaired before it is
@@ -253,7 +247,7 @@ class UniversalLayerPruner:
         Raises:
             BudgetError: a budget is out of its range, a target out of reach, or there is no such strategy.
             CostError: the model's cost cannot be measured, as a latency on the meta device.
-            UnknownNameError: there is no group of that name.
+            UnknownNameError: there is no group or module of that name.
             CriticalGroupError: a group named cannot be removed, or those named not together.
             CalibrationError: a group named leaves by a projection only, and there are no data to fit it on.
         """
@@ -268,7 +262,8 @@ class UniversalLayerPruner:
             return self._planner.within(budgets.or_default(), strategy, self.notes)
         if budgets != Budgets():
             raise BudgetError("give either budgets or groups, not both")
-        return self._planner.of(self._named([groups] if isinstance(groups, str) else list(groups)), self.notes)
+        chosen = removals_for(groups, self.groups, self._planner.problem(()), self._scored.unfitted)
+        return self._planner.of(chosen, self.notes)
 
     @cached_property
     def _planner(self) -> Planner:
@@ -289,26 +284,6 @@ class UniversalLayerPruner:
         pruned = plan.apply(self._original, weights_follow=True)  # whose values do not matter here
         return saved(measure(self._original, self.inputs), measure(pruned, self.inputs))
 
-    def _named(self, names: Sequence[str]) -> list[int]:
-        by_name = {group.name: group for group in self.groups}
-        chosen: dict[int, None] = {}
-        for name in names:
-            group = by_name.get(name)
-            if group is None:
-                raise UnknownNameError(
-                    f"there is no group '{name}'; groups are {', '.join(repr(g.name) for g in self.groups[:8])}, …"
-                )
-            if not group.can_remove:
-                raise CriticalGroupError(f"group '{name}' cannot be removed: {group.reason}")
-            if self._best(name) in self._scored.unfitted:
-                raise CalibrationError(
-                    f"group '{name}' leaves by a projection only, which is fitted on calibration data: make the pruner "
-                    "with calibration=, an iterable of batches"
-                )
-            chosen[self.removals.index(self._best(name))] = None
-        needless = [i for i in chosen if any(i != j and self.removals[i].dead < self.removals[j].dead for j in chosen)]
-        return [i for i in chosen if i not in needless]
-
     # ---- pruning --------------------------------------------------------------------------------------------------
 
     def prune(
@@ -319,7 +294,7 @@ class UniversalLayerPruner:
         target_latency_ms: float | None = None,
         max_memory_bytes: int | None = None,
         max_impact: float | None = None,
-        groups: Iterable[str] | None = None,
+        groups: Named | Iterable[Named] | None = None,
         strategy: str = "auto",
         plan: PruningPlan | None = None,
         repair: str | None = "auto",
@@ -335,7 +310,7 @@ class UniversalLayerPruner:
             target_latency_ms: a budget.
             max_memory_bytes: a budget.
             max_impact: a budget.
-            groups: names of the groups to remove; see :meth:`plan`.
+            groups: what to remove, by name; see :meth:`plan`.
             strategy: what chooses; see :meth:`plan`.
             plan: a plan made before, for this model or another copy of it.
             repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form

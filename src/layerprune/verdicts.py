@@ -28,11 +28,22 @@ def with_reasons(groups: Sequence[Group], removals: Sequence[Removal], reasons: 
             judged.append(replace(group, can_remove=False, impact=float("inf"), reason=reasons.get(group.name, "")))
             continue
         best = min(ways, key=by_impact)
-        others = [f"'{name}'" for name in best.groups if name != group.name]
-        reason = f"leaves together with {', '.join(others)}" if others else ""
+        reason = _company(group.name, ways)
         fitted = all(r.needs_calibration for r in ways)
         judged.append(replace(group, can_remove=True, impact=best.impact, reason=reason, needs_calibration=fitted))
     return sorted(judged, key=lambda g: (not g.can_remove, isnan(g.impact), g.impact))
+
+
+def _company(name: str, ways: Sequence[Removal]) -> str:
+    """Say which groups have to leave with a group; empty where some removal takes it alone."""
+    least = min((r.groups for r in ways), key=len)
+    if len(least) == 1:
+        return ""
+    always = [f"'{other}'" for other in least if other != name and all(other in r.groups for r in ways)]
+    if always:
+        return f"leaves together with {', '.join(always)}"
+    some = [f"'{other}'" for other in least if other != name]
+    return f"leaves only together with others, as with {', '.join(some)}"
 
 
 def about_calls(groups: Sequence[Group], removals: Sequence[Removal]) -> list[str]:
