@@ -23,7 +23,7 @@ FLOORS = (
     ("recorder", "showings"),
     ("builder",),
     ("alignment", "calibration", "capture", "export"),
-    ("first_recording", "groups", "variants"),
+    ("finite", "first_recording", "groups", "variants"),
     ("observe",),
     ("edits",),
     ("readers",),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.errors import CalibrationError, InputsError
-from layerprune.inputs import Inputs, as_inputs
+from layerprune.inputs import Inputs, as_inputs, describe
 from layerprune.nested import map_tensors
 from layerprune.shadow import Shadow, real_shadow
 
@@ -81,8 +81,9 @@ def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = 
             arguments of that call are the item's inputs.
 
     Raises:
-        CalibrationError: there is no batch, the data are one batch and no iterable of batches, reading fails, or the
-            loss does not call the model. Where reading fails half-way, ``error.read`` holds the items before.
+        CalibrationError: there is no batch, one holds no element, the data are one batch and no iterable of batches,
+            reading fails, or the loss does not call the model. Where reading fails half-way, ``error.read`` holds the
+            items before.
     """
     if isinstance(data, (Tensor, dict, str)) or not hasattr(data, "__iter__"):
         raise CalibrationError(
@@ -96,6 +97,8 @@ def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = 
         for item in data:
             moved: Any = map_tensors(item, lambda tensor: tensor.to(device))
             inputs = as_inputs(moved) if loss is None or shade is None else _asked_for(loss, shade, moved)
+            if inputs.is_empty:
+                raise CalibrationError(_empty(len(batches), inputs), read=items)
             batches.append(Batch(moved, inputs))
             items.append(item)
     except CalibrationError:
@@ -109,6 +112,13 @@ def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = 
     if not batches:
         raise CalibrationError("the calibration data hold no batch; a generator that was used up yields none")
     return tuple(batches)
+
+
+def _empty(number: int, inputs: Inputs) -> str:
+    return (
+        f"batch {number} of the calibration data is empty ({describe(inputs)}): leave it out; a loader may need "
+        "drop_last=True, or a filter that keeps a sample at least"
+    )
 
 
 class _Called(BaseException):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TypeVar
 
 from torch import nn
 
 from layerprune.calibration import Batch
 from layerprune.edits import folds_of
-from layerprune.errors import CalibrationError, LayerPruneError
+from layerprune.errors import CalibrationError, LayerPruneError, RepairError
+from layerprune.finite import finite_ones, require_finite, spoilt_inputs
 from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Kind
 from layerprune.journal import Journal
@@ -21,6 +23,8 @@ from layerprune.repair.closed_form import repair as mend
 from layerprune.repair.fitter import ProjectionReport
 from layerprune.repair.folding import fold_into
 from layerprune.repair.report import RepairReport
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def carry_out(
     Raises:
         PlanError: the plan was made for another model.
         CalibrationError: it holds projections, and there are no data, or these do not fit.
+        NotFiniteError: the model makes NaN or infinite values of the data.
     """
     folds = bool(folds_of(plan.edits))
     if folds and batches is None:
@@ -74,12 +79,14 @@ def carry_out(
     if batches is None or not plan.edits or not (folds or how):
         return Carried(plan.apply(original, inplace=inplace))
     pruned = plan.apply(original, weights_follow=True)
-    fitted = None
-    if folds:
-        written = graph.written_params
-        found = fold_into(original, pruned, batches, plan.edits, memory_bytes=MEMORY_BYTES, written=written)
-        fitted = found.report
-    report = None if how is None else _repaired(original, pruned, batches, plan, how, kind)
+    written = graph.written_params
+    require_finite(original, batches, spoilt_inputs(batches), written=written)
+    folding, notes = _on_finite(
+        lambda some: fold_into(original, pruned, some, plan.edits, memory_bytes=MEMORY_BYTES, written=written),
+        *(original, batches, written),
+    )
+    fitted = replace(folding.report, notes=(*notes, *folding.report.notes)) if folds else None
+    report = None if how is None else _repaired(original, pruned, batches, plan, how, kind, written)
     if not inplace:
         return Carried(pruned, fitted, report)
     before = plans_of(original)
@@ -103,9 +110,42 @@ def _repaired(
     plan: PruningPlan,
     how: str,
     kind: Kind | None,
+    written: Collection[str],
 ) -> RepairReport:
-    inputs = [batch.inputs for batch in batches]
+    def attempt(some: Sequence[Batch]) -> RepairReport:
+        return mend(original, pruned, [batch.inputs for batch in some], edits=plan.edits, how=how, kind=kind)
+
     try:
-        return mend(original, pruned, inputs, edits=plan.edits, how=how, kind=kind)
+        report, notes = _on_finite(attempt, original, batches, written)
     except LayerPruneError as error:  # what is pruned is none the worse for it
         return RepairReport(notes=(f"not repaired: {error}",))
+    return replace(report, notes=(*notes, *report.notes))
+
+
+def _on_finite(
+    attempt: Callable[[Sequence[Batch]], _T], original: nn.Module, batches: Sequence[Batch], written: Collection[str]
+) -> tuple[_T, tuple[str, ...]]:
+    """Where an attempt fails, try again without the batches of which the original makes no numbers, and say so."""
+    try:
+        return attempt(batches), ()
+    except LayerPruneError:
+        kept, notes = finite_ones(original, batches, written=written)
+        if not notes:
+            raise
+    return attempt(kept), notes
+
+
+def check_way(repair: str | None, *, has_data: bool) -> None:
+    """Refuse a way to repair that there is none of, or that needs data where there are none.
+
+    Raises:
+        RepairError: there is no such way.
+        CalibrationError: it needs calibration data.
+    """
+    if repair not in ("auto", "mean", None):
+        raise RepairError(f"repair is {repair!r}; give 'auto', 'mean', or None to leave the weights as they are")
+    if repair == "mean" and not has_data:
+        raise CalibrationError(
+            "repair='mean' measures on calibration data what is missing: make the pruner with calibration=, an "
+            "iterable of batches, or give repair=None to leave the weights as they are"
+        )

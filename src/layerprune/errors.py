@@ -73,6 +73,10 @@ class CalibrationError(LayerPruneError):
         self.read = list(read)
 
 
+class NotFiniteError(CalibrationError):
+    """The model makes NaN or infinite values of the calibration data; the message names the batch and the layer."""
+
+
 class RepairError(LayerPruneError, ValueError):
     """A repair was asked for that there is none of."""
 

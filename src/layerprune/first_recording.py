@@ -14,7 +14,7 @@ from layerprune.calibration import Batch, fitting
 from layerprune.capture import record
 from layerprune.errors import InputsError, UnsupportedModelError
 from layerprune.graph import LayerGraph
-from layerprune.inputs import Inputs, as_inputs, infer_inputs
+from layerprune.inputs import Inputs, as_inputs, describe, infer_inputs
 from layerprune.shadow import Shadow
 
 
@@ -36,6 +36,10 @@ def record_first(model: nn.Module, given: Any, batches: Sequence[Batch] | None) 
     """
     if given is not None:
         inputs = as_inputs(given)
+        if inputs.is_empty:
+            raise InputsError(
+                f"example_inputs hold no element ({describe(inputs)}): pass one sample or more, as the forward takes it"
+            )
         return inputs, *record(model, inputs)
     if batches:
         with fitting():

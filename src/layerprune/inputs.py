@@ -64,6 +64,12 @@ class Inputs:
             sizes.discard(1)
         return sizes.pop() if len(sizes) == 1 else None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are tensors, but no sample or no element in any of them."""
+        tensors = self.tensors()
+        return bool(tensors) and (self.batch_size == 0 or not any(tensor.numel() for tensor in tensors))
+
     def tensors(self) -> list[Tensor]:
         """Return every tensor at any depth, each once."""
         return tensors_in([self.args, self.kwargs])

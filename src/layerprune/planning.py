@@ -85,6 +85,11 @@ class Planner:
         if budgets.has_target and all(resource.at_least <= 0 for resource in resources):
             selection = Selection((), strategy, notes=("the model is within the target as it is",))
         else:
+            if strategy == "resampled" and (self.scored.scene is None or not self.scored.has_data):
+                raise BudgetError(
+                    "strategy 'resampled' draws the calibration data anew, and there are none: make the pruner with "
+                    "calibration=, an iterable of batches, or take strategy='exact'"
+                )
             selection = select(self.problem(resources, strategy), strategy)
         said = [*selection.notes, *self._closeness(budgets, resources, selection.chosen), *self._doubts(selection)]
         return self.record(selection, budgets, [*said, *notes])

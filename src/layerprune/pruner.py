@@ -11,12 +11,12 @@ from torch import nn
 
 from layerprune.budgets import Budgets, check_share
 from layerprune.calibration import Loss, given_calibration
-from layerprune.carrying import carry_out
+from layerprune.carrying import carry_out, check_way
 from layerprune.checkpoint.save import save_pruned
 from layerprune.cost.record import Saving, measure, saved
 from layerprune.distillation.distilling import distill
 from layerprune.distillation.report import Distillation
-from layerprune.errors import BudgetError, PlanError, RepairError
+from layerprune.errors import BudgetError, PlanError
 from layerprune.first_recording import record_first
 from layerprune.groups import Group, LayerInfo, form_groups
 from layerprune.impact.criteria import criterion_of
@@ -324,7 +324,8 @@ class UniversalLayerPruner:
         Raises:
             PlanError: the plan was made for another model.
             RepairError: ``repair`` is none of these.
-            CalibrationError: the plan folds projections, and there are no calibration data to fit them on.
+            CalibrationError: the plan folds projections, or ``repair="mean"``, and there are no calibration data.
+            NotFiniteError: the model makes NaN or infinite values of the calibration data.
             BudgetError, CostError, UnknownNameError, CriticalGroupError: as for :meth:`plan`.
         """
         budgets = {
@@ -334,8 +335,7 @@ class UniversalLayerPruner:
             "max_memory_bytes": max_memory_bytes,
             "max_impact": max_impact,
         }
-        if repair not in ("auto", "mean", None):
-            raise RepairError(f"repair is {repair!r}; give 'auto', 'mean', or None to leave the weights as they are")
+        check_way(repair, has_data=self._batches is not None)
         if plan is None:
             plan = self.plan(**budgets, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
         elif groups is not None or any(value is not None for value in budgets.values()):

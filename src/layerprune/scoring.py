@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+import numpy as np
+
 from layerprune.calibration import Batch, about_calibration
 from layerprune.edits import Edit
+from layerprune.errors import CalibrationError
+from layerprune.finite import finite_ones, first_not_finite, require_finite, spoilt_inputs
 from layerprune.impact.criteria import Criterion, score
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.inputs import Inputs
@@ -18,6 +22,7 @@ from layerprune.repair.closed_form import MEMORY_BYTES
 from layerprune.repair.fitter import Projections
 from layerprune.repair.folding import fold_alone, missed_by
 from layerprune.report.progress import shown
+from layerprune.shadow import real_shadow
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,16 @@ class Scored:
     unfitted: tuple[Removal, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """What was measured, on what, and with which projections."""
+
+    scene: Scene
+    fitted: Projections
+    evidence: Evidence
+    notes: tuple[str, ...] = ()
+
+
 def score_removals(
     scene: Scene, inputs: Inputs, batches: Sequence[Batch] | None, criterion: Criterion, progress: bool | None
 ) -> Scored:
@@ -54,6 +69,10 @@ def score_removals(
         batches: calibration data; None if there are none.
         criterion: what measures.
         progress: whether to show a bar; None for where standard error is a terminal.
+
+    Raises:
+        CalibrationError: a batch does not run.
+        NotFiniteError: the model makes NaN or infinite values of a batch.
     """
     notes = [f"weights hold NaN in {name}: impacts mean nothing" for name in names_with_nan(scene.model)[:3]]
     if inputs.inferred and batches is None:
@@ -68,13 +87,55 @@ def score_removals(
         unit = "not measured: the model or its inputs are on the meta device and have no values"
         return Scored(usable, None, None, batches is not None, unit, tuple(notes), unfitted)
     used = (Batch(None, inputs),) if batches is None else tuple(batches)
-    scene, fitted = _with_projections(replace(scene, removals=usable, batches=used))
-    with shown("measuring impacts", progress) as told:
-        evidence = score(replace(scene, progress=told), criterion)
-    notes += [*about_calibration(tuple(batches or ())), *fitted.report.notes, *evidence.notes]
+    found = _measured(replace(scene, removals=usable, batches=used), criterion, progress)
+    scene, evidence = found.scene, found.evidence
+    if batches is None and (np.isnan(evidence.impacts).any() or spoilt_inputs(used)):
+        notes += _about_example(scene)
+    notes += [*found.notes, *about_calibration(tuple(batches or ())), *found.fitted.report.notes, *evidence.notes]
     scored = [replace(r, impact=float(i)) for r, i in zip(usable, evidence.impacts, strict=True)]
     unit = f"{evidence.unit}, on the {'example inputs' if batches is None else 'calibration data'}"
     return Scored(scored, evidence, scene, batches is not None, unit, tuple(notes), unfitted)
+
+
+def _measured(scene: Scene, criterion: Criterion, progress: bool | None) -> _Measured:
+    """Fit projections and measure; batches of which the model as it is makes no numbers are left out, with a note.
+
+    Raises:
+        NotFiniteError: such a batch is not finite itself, there is no other, or the user's loss is measured.
+    """
+    model, written = scene.model, scene.graph.written_params
+    is_data = scene.batches[0].item is not None
+    if is_data and scene.loss is None:  # a loss may know how to leave out what is no number
+        require_finite(model, scene.batches, spoilt_inputs(scene.batches), written=written)
+    try:
+        found = _once(scene, criterion, progress)
+        change = found.evidence.change
+        if not is_data or len(change) != len(scene.batches) or not np.isnan(change).any():
+            return found
+        kept, notes = finite_ones(model, scene.batches, written=written)
+    except CalibrationError:
+        if scene.loss is not None:
+            require_finite(model, scene.batches, range(len(scene.batches)), written=written)
+        kept, notes = finite_ones(model, scene.batches, written=written)
+        if not notes:
+            raise
+        found = None
+    if found is None or notes:
+        again = _once(replace(scene, batches=kept), criterion, progress)
+        return replace(again, notes=notes)
+    return found
+
+
+def _once(scene: Scene, criterion: Criterion, progress: bool | None) -> _Measured:
+    scene, fitted = _with_projections(scene)
+    with shown("measuring impacts", progress) as told:
+        return _Measured(scene, fitted, score(replace(scene, progress=told), criterion))
+
+
+def _about_example(scene: Scene) -> list[str]:
+    """Say where the example inputs make values that are not finite."""
+    found = first_not_finite(real_shadow(scene.model, written=scene.graph.written_params), scene.batches[0])
+    return [f"the output on the example inputs is not finite, and impacts mean nothing: {found}"] if found else []
 
 
 def _with_projections(scene: Scene) -> tuple[Scene, Projections]:

@@ -10,6 +10,7 @@ import numpy as np
 from layerprune.bits import same_tensor
 from layerprune.calibration import Batch, Loss
 from layerprune.edits import Edit, folds_of
+from layerprune.errors import CalibrationError
 from layerprune.impact.evidence import Evidence, Scene, about_harm
 from layerprune.impact.handover import Handover, Unsure
 from layerprune.impact.harm import Harm, harm_of
@@ -104,6 +105,11 @@ class _Ablation:
             change[one.row] += table[0, number]
             size[one.row] += table[1, number]
         scene.progress(self.num, self.num)
+        if (size[:, fitted].sum(0) == 0).any():
+            raise CalibrationError(
+                "the calibration data tell nothing: no element of the model's output on them counts. Pass batches of "
+                "one sample or more, with attention masks that are not zero everywhere"
+            )
         unknown = int((~np.isfinite(change[:, fitted])).any(0).sum())
         note = f"the impact of {unknown} removals is not known: with them the output or loss is no number any more"
         notes = (*((note,) if unknown else ()), *about_harm(scene, self.by.harm))

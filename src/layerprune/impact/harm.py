@@ -110,7 +110,7 @@ def class_dim(logits: Tensor) -> int:
 def _divergence(original: Tensor, other: Tensor, mask: Tensor | None) -> tuple[float, float]:
     dim = class_dim(original)
     p, q = (tensor.to(_precise(tensor)).log_softmax(dim) for tensor in (original, other))
-    each = (p.exp() * (p - q)).sum(dim)
+    each = torch.where(p == -math.inf, torch.zeros_like(p), p.exp() * (p - q)).sum(dim)  # 0 log 0 is 0
     if mask is not None and mask.shape == each.shape:
         return float((each * mask).sum(dtype=torch.float64)), float(mask.sum())
     return float(each.sum(dtype=torch.float64)), float(each.numel())
@@ -122,6 +122,8 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 def _relative(original: Tensor, other: Tensor, mask: Tensor | None) -> float:
     change, size = square(other - original, mask), square(original, mask)
+    if math.isnan(change + size):
+        return math.nan
     return change / size if size > 0 else float(change > 0)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.calibration import Batch, Loss
-from layerprune.errors import CalibrationError
+from layerprune.errors import CalibrationError, NotFiniteError
 from layerprune.impact.evidence import Evidence, Scene, about_unknown
 from layerprune.impact.taps import UNSEEN, Taps
 from layerprune.nested import map_tensors
@@ -104,10 +104,10 @@ def check_finite(value: float, row: int) -> None:
     """Raise for a loss of the untouched model that no other can be compared with.
 
     Raises:
-        CalibrationError: it is nan or infinite.
+        NotFiniteError: it is nan or infinite.
     """
     if not math.isfinite(value):
-        raise CalibrationError(
+        raise NotFiniteError(
             f"the loss is {value} on batch {row} of the calibration data, on the model as it is: no removal can be "
             "compared with that. Leave the batch out, or mend the loss"
         )

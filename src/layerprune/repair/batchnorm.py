@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerprune.calibration import read_calibration
-from layerprune.errors import CalibrationError
+from layerprune.errors import CalibrationError, NotFiniteError
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
 from layerprune.repair.transforms import exact
@@ -78,11 +78,19 @@ def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
                 f"batch norms could not be estimated on batch {number} ({batch.inputs!r}): {short(error)}. Each batch "
                 "has to be what the model's forward takes, with two samples or more"
             ) from error
+        _check_finite(number, moments)
     seen = {name: found for name, found in moments.items() if found.count > 1}
-    for name, found in seen.items():
-        if not bool((found.mean + found.scatter).isfinite().all()):
-            raise CalibrationError(f"the calibration data make '{name}' see values that are not finite")
     values = {f"{name}.running_mean": found.mean for name, found in seen.items()}
     values |= {f"{name}.running_var": found.scatter / (found.count - 1) for name, found in seen.items()}
     write(model, values)
     return tuple(seen)
+
+
+def _check_finite(number: int, moments: Mapping[str, _Moments]) -> None:
+    """Raise for the first batch norm that has just seen what is no number."""
+    for name, found in moments.items():
+        if not bool((found.mean + found.scatter).isfinite().all()):
+            raise NotFiniteError(
+                f"batch {number} of the calibration data makes '{name}' see values that are not finite: leave it out, "
+                "or look for NaN in the data and in the weights"
+            )

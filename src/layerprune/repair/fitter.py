@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerprune.calibration import Batch
 from layerprune.edits import Fold
-from layerprune.errors import CalibrationError
+from layerprune.errors import CalibrationError, NotFiniteError
 from layerprune.projection import Folded, Projection, folded
 from layerprune.readers import reader_for
 from layerprune.repair.reads import Reads
@@ -152,7 +152,7 @@ class Fitter:
             )
         read, wanted = read.flatten(0, -2), wanted.flatten(0, -2)
         if not bool(read.isfinite().all() and wanted.isfinite().all()):
-            raise CalibrationError(f"the calibration data make '{first.fqn}' read values that are not finite")
+            raise NotFiniteError(f"the calibration data make '{first.fqn}' read values that are not finite")
         return read, wanted
 
     def parts(self, batches: Sequence[Batch]) -> Generator[tuple[Tensor, Tensor, bool]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from layerprune.errors import CalibrationError
+from layerprune.errors import NotFiniteError
 from layerprune.impact.harm import square
 from layerprune.repair.mean import fold_mean, spread
 from layerprune.repair.moves import Moves
@@ -104,8 +104,8 @@ def unscaled(wanted: Tensor, scale: Tensor | None) -> Tensor:
 _TELLS = 1e-3
 
 
-def _not_finite(site: Site, view: View) -> CalibrationError:
-    return CalibrationError(
+def _not_finite(site: Site, view: View) -> NotFiniteError:
+    return NotFiniteError(
         f"batch {view.number} of the calibration data makes '{site.name}' feed values that are not finite: "
         "leave it out, or look for NaN in the data and in the weights"
     )
@@ -168,7 +168,7 @@ class Solver:
             The squared distance, relative to the tensor's; 0 where that is rounding.
 
         Raises:
-            CalibrationError: it holds values that are not finite.
+            NotFiniteError: it holds values that are not finite.
         """
         if views[0].found is None:
             return self.moved_ahead(site, views)
