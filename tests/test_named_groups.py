@@ -119,6 +119,20 @@ def test_where_the_least_do_not_hold_together_a_set_that_does_is_found():
         assert close(run(pruner.prune(plan=plan), x), model.head(model.stem(x)))
 
 
+def test_both_groups_of_a_branch_leave_as_the_branch_where_that_harms_less_than_each_by_itself():
+    """Either layer of the branch could hand its input on; that of both would leave ``x + relu(x)``."""
+    net = Net(lambda net, x: net.head(x + net.b(torch.relu(net.a(x)))), a=linear(), b=linear(), head=linear(8, 2))
+    model = randomised(nn.Sequential(linear(), net))
+    with torch.no_grad():  # a branch that hardly counts, of layers that do
+        net.b.weight.mul_(1e-2)
+        net.b.bias.mul_(1e-2)
+    pruner = UniversalLayerPruner(model, example_inputs=rows())
+    assert {r.groups for r in pruner.removals} >= {("1.a",), ("1.b",), ("1.a", "1.b")}
+    assert gone(pruner.plan(groups=["1.b"])) == ["1.b"]
+    (removal,) = pruner.plan(groups=["1.a", "1.b"]).removals
+    assert removal.groups == ("1.a", "1.b")
+
+
 # ---- modules, patterns, objects -------------------------------------------------------------------------------------
 
 

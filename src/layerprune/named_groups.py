@@ -230,5 +230,10 @@ def _least_besides(
             ways = [i for i, r in enumerate(removals) if name in r.groups]
             if len(wish.groups) == 1 or not any(name in removals[i].groups for i in chosen):
                 chosen[min(ways, key=lambda i: (_besides(removals[i], wanted, sizes), by_impact(removals[i])))] = None
+    for i, removal in enumerate(removals):  # one for several, where that harms less than each by itself
+        inside = [j for j in chosen if j != i and set(removals[j].groups) <= set(removal.groups)]
+        covered = {name for j in inside for name in removals[j].groups}
+        if covered == set(removal.groups) <= wanted and removal.impact <= sum(removals[j].impact for j in inside):
+            chosen = dict.fromkeys([j for j in chosen if j not in inside] + [i])
     needless = [i for i in chosen if any(i != j and removals[i].dead < removals[j].dead for j in chosen)]
     return [i for i in chosen if i not in needless]
