@@ -52,10 +52,10 @@ def shares(names: tuple[str, ...]) -> list[dict[str, str]]:
         total = pruner.graph.num_params
         kept = params_in(pruner.graph, [g for g in pruner.groups if g.reason.startswith(_KEPT)]) / total
         plain = params_in(pruner.graph, [g for g in pruner.groups if g.can_remove and not g.needs_calibration]) / total
-        both = params_in(pruner.graph, [g for g in pruner.groups if g.can_remove]) / total
-        critical = {g.name: params_in(pruner.graph, [g]) / total for g in pruner.groups if not g.can_remove}
+        both = params_in(pruner.graph, [g for g in pruner.groups if g.verdict != "critical"]) / total
+        critical = {g.name: params_in(pruner.graph, [g]) / total for g in pruner.groups if g.verdict == "critical"}
         free = UniversalLayerPruner(model, example_inputs=torch.randn(2, 3, 224, 224), protect_io=False)
-        most = params_in(free.graph, [g for g in free.groups if g.can_remove]) / total
+        most = params_in(free.graph, [g for g in free.groups if g.verdict != "critical"]) / total
         rows.append(
             {
                 "model": name,

@@ -467,16 +467,33 @@ def chain() -> nn.Sequential:
     )
 
 
-def test_without_data_the_group_is_safe_and_says_what_it_needs() -> None:
+def test_without_data_the_group_is_not_safe_and_says_what_it_needs() -> None:
     pruner = UniversalLayerPruner(chain(), example_inputs=rows())
+    assert [(group.name, group.verdict) for group in pruner.groups] == [
+        ("4", "removable"),
+        ("2", "with_calibration"),
+        ("0", "critical"),
+        ("6", "critical"),
+    ]
     by_name = {group.name: group for group in pruner.groups}
-    assert by_name["2"].can_remove
+    assert not by_name["2"].can_remove
     assert by_name["2"].needs_calibration
     assert np.isnan(by_name["2"].impact)
     assert not by_name["4"].needs_calibration
     text = pruner.render_plan()
-    assert text.count("✓ SAFE TO REMOVE") == 2
+    assert text.count("✓ SAFE TO REMOVE") == 1
+    assert text.count("○ REMOVABLE WITH CALIBRATION DATA") == 1
     assert text.count("Needs calibration: ") == 1
+    assert "Groups: 4 (1 safe to remove now, 1 with calibration data, 2 critical)" in text
+
+
+def test_with_data_the_group_can_be_removed_now() -> None:
+    pruner = UniversalLayerPruner(chain(), calibration=BATCHES)
+    (group,) = (group for group in pruner.groups if group.name == "2")
+    assert group.verdict == "removable"
+    assert group.can_remove
+    assert group.needs_calibration
+    assert group.impact > 0
 
 
 def test_without_data_no_plan_uses_it_and_the_plan_says_so() -> None:

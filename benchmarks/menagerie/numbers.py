@@ -20,7 +20,7 @@ def numbers(pruner: UniversalLayerPruner) -> dict[str, Any]:
     Args:
         pruner: one that has not pruned yet: its ``model`` is still the original.
     """
-    critical = [group for group in pruner.groups if not group.can_remove]
+    critical = [group for group in pruner.groups if group.verdict == "critical"]
     return {
         "params": pruner.graph.num_params,
         "layers": len(pruner.graph.layers),

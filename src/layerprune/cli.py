@@ -370,6 +370,7 @@ def _groups_as_json(pruner: UniversalLayerPruner) -> str:
             "type": group.type,
             "impact": group.impact if math.isfinite(group.impact) else None,  # JSON has no infinity
             "num_params": group.num_params,
+            "verdict": group.verdict,
             "can_remove": group.can_remove,
             "needs_calibration": group.needs_calibration,
             "reason": group.reason,

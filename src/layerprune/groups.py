@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from layerprune.errors import UnsupportedModelError
 from layerprune.graph import LayerGraph
 
 GROUP_TYPES = ("transform_unit", "parallel_branch", "complex")
+Verdict = Literal["removable", "with_calibration", "critical"]
 _PLAIN_KINDS = frozenset({"transform", "normalization", "activation", "pooling", "dropout"})
 
 
@@ -43,10 +45,11 @@ class Group:
         type: ``transform_unit`` (transform, then normalization, activation, pooling or dropout only, on the trunk),
             ``parallel_branch`` (on one of several paths that fork from one tensor and meet in a merge), or ``complex``.
         num_params: number of elements of its members' parameters, each once.
-        can_remove: whether some proven removal takes it out.
+        can_remove: whether some proven removal takes it out now, with the data that there are.
         needs_calibration: whether it leaves by projections only, which have to be fitted on calibration data.
         reason: why not, where it cannot be removed; which groups leave with it, where it leaves with others.
-        impact: the least impact of a removal that takes it out; infinite where there is none.
+        impact: the least impact of a removal that takes it out; infinite where there is none, ``nan`` where it is not
+            known, as of what needs calibration data that there are none of.
         members: its layers' numbers in the layer graph.
         calls: the lead's layers' numbers: one for each call of the lead.
     """
@@ -66,6 +69,13 @@ class Group:
     def name(self) -> str:
         """The lead transform's name."""
         return self.lead_transform.name
+
+    @property
+    def verdict(self) -> Verdict:
+        """``removable`` now, ``with_calibration`` data only, or ``critical``."""
+        if self.can_remove:
+            return "removable"
+        return "with_calibration" if self.needs_calibration else "critical"
 
 
 def form_groups(graph: LayerGraph) -> tuple[Group, ...]:

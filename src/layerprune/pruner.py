@@ -155,12 +155,12 @@ class UniversalLayerPruner:
 
     @property
     def groups(self) -> list[Group]:
-        """The groups, by impact, least first, critical last."""
+        """The groups, by impact, least first; then those that need calibration data; critical ones last."""
         return self._groups
 
     @cached_property
     def _groups(self) -> list[Group]:
-        return with_reasons(self._formed, self.removals, self._reasons)
+        return with_reasons(self._formed, self._scored.removals, self._scored.unfitted, self._reasons)
 
     @property
     def frontier(self) -> tuple[FrontierPoint, ...]:
@@ -180,7 +180,7 @@ class UniversalLayerPruner:
 
     def render_plan(self) -> str:
         """Return the groups with their verdicts, and the sums below, as text."""
-        kept = {group.name: self._kept(group) for group in self.groups if group.can_remove}
+        kept = {group.name: self._kept(group) for group in self.groups if group.verdict != "critical"}
         removable = params_in(self.graph, [group for group in self.groups if group.can_remove])
         total = self.graph.num_params
         summary = summary_text(self.groups, total, removable, self.impact_unit, self.notes)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import isnan
+from math import inf, isnan, nan
 
 from layerprune.graph import LayerGraph
-from layerprune.groups import Group
+from layerprune.groups import Group, Verdict
 from layerprune.proof import Removal
 from layerprune.removals import why_not
+
+#: In the order in which they are shown.
+VERDICTS: tuple[Verdict, ...] = ("removable", "with_calibration", "critical")
 
 
 def by_impact(removal: Removal) -> tuple[bool, bool, float, int, str]:
@@ -19,19 +22,34 @@ def by_impact(removal: Removal) -> tuple[bool, bool, float, int, str]:
     return unknown, unknown and removal.needs_calibration, impact, removal.num_params, removal.name
 
 
-def with_reasons(groups: Sequence[Group], removals: Sequence[Removal], reasons: Mapping[str, str]) -> list[Group]:
-    """Give each group its verdict, its least impact and its reason, sorted by impact, critical ones last."""
+def with_reasons(
+    groups: Sequence[Group], removals: Sequence[Removal], unfitted: Sequence[Removal], reasons: Mapping[str, str]
+) -> list[Group]:
+    """Give each group its verdict, its least impact and its reason.
+
+    Args:
+        groups: as they were formed.
+        removals: what can be made now, with impacts.
+        unfitted: what can be made with calibration data only, where there are none.
+        reasons: group name → why nothing takes it out.
+
+    Returns:
+        The groups by impact, least first; then what needs calibration data; what is critical last.
+    """
     judged: list[Group] = []
     for group in groups:
         ways = [r for r in removals if group.name in r.groups]
-        if not ways:
-            judged.append(replace(group, can_remove=False, impact=float("inf"), reason=reasons.get(group.name, "")))
-            continue
-        best = min(ways, key=by_impact)
-        reason = _company(group.name, ways)
-        fitted = all(r.needs_calibration for r in ways)
-        judged.append(replace(group, can_remove=True, impact=best.impact, reason=reason, needs_calibration=fitted))
-    return sorted(judged, key=lambda g: (not g.can_remove, isnan(g.impact), g.impact))
+        later = [r for r in unfitted if group.name in r.groups]
+        if ways:
+            best, fitted = min(ways, key=by_impact), all(r.needs_calibration for r in ways)
+            given = replace(group, can_remove=True, impact=best.impact, needs_calibration=fitted)
+        elif later:
+            given = replace(group, can_remove=False, impact=nan, needs_calibration=True)
+        else:
+            given = replace(group, can_remove=False, impact=inf, needs_calibration=False)
+        reason = _company(group.name, ways or later) if ways or later else reasons.get(group.name, "")
+        judged.append(replace(given, reason=reason))
+    return sorted(judged, key=lambda g: (VERDICTS.index(g.verdict), isnan(g.impact), g.impact))
 
 
 def _company(name: str, ways: Sequence[Removal]) -> str:

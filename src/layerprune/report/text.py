@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from layerprune.groups import Group, LayerInfo
+from layerprune.groups import Group, LayerInfo, Verdict
 from layerprune.plan import PlannedRemoval, PruningPlan
 
 SAFE = "✓ SAFE TO REMOVE"
+WITH_CALIBRATION = "○ REMOVABLE WITH CALIBRATION DATA"
 CRITICAL = "✗ CRITICAL"
+HEADINGS: Mapping[Verdict, str] = {"removable": SAFE, "with_calibration": WITH_CALIBRATION, "critical": CRITICAL}
 
 
 #: The ends of an interval; None where there is none.
@@ -41,7 +44,7 @@ def groups_text(
 def _group_lines(number: int, group: Group, kept: frozenset[str], num_params: int, interval: Interval) -> list[str]:
     share = group.num_params / num_params if num_params else 0.0
     lines = [
-        f"Group {number}: {SAFE if group.can_remove else CRITICAL}",
+        f"Group {number}: {HEADINGS[group.verdict]}",
         f"  Lead Transform: {group.lead_transform.name} ({group.lead_transform.type_name})",
         f"  Type: {group.type}",
         f"  Impact Score: {impact_text(group.impact)}",
@@ -51,7 +54,7 @@ def _group_lines(number: int, group: Group, kept: frozenset[str], num_params: in
     for place, layer in enumerate(group.layers):
         lines.append(f"    {'→' if place else '★'} {layer}{_mark(layer, kept)}")
     if group.reason:
-        lines.append(f"  Reason: {group.reason}" if not group.can_remove else f"  Note: {group.reason}")
+        lines.append(f"  Reason: {group.reason}" if group.verdict == "critical" else f"  Note: {group.reason}")
     if group.needs_calibration:
         lines.append("  Needs calibration: a projection takes its place, which is fitted on calibration data")
     if interval is not None:
@@ -75,13 +78,14 @@ def summary_text(
     groups: Sequence[Group], num_params: int, removable: int, impact_unit: str, notes: Sequence[str]
 ) -> str:
     """Render what stands below the groups: the sums, the unit of the impacts, the notes."""
-    safe = sum(group.can_remove for group in groups)
+    count = Counter(group.verdict for group in groups)
+    found = f"{count['removable']} safe to remove now, {count['with_calibration']} with calibration data"
     share = removable / num_params if num_params else 0.0
     lines = [
         "PRUNING SUMMARY:",
         "-" * 80,
         f"Total parameters: {num_params:,}",
-        f"Groups: {len(groups)} ({safe} safe to remove, {len(groups) - safe} critical)",
+        f"Groups: {len(groups)} ({found}, {count['critical']} critical)",
         f"Parameters in safe groups: {removable:,} ({share:.1%})",
         f"Impact: {impact_unit}",
         *(f"Note: {note}" for note in notes),
