@@ -18,7 +18,7 @@ FLOORS = (
     ("attributes", "copies", "dropped", "fast_path", "guesses", "integers", "nested", "signatures", "watch"),
     ("husks", "inputs", "memo", "modules", "provenance", "structure", "tensor_keys"),
     ("adapters.*",),
-    ("shadow", "graph", "holding", "kinds"),
+    ("arguments", "shadow", "graph", "holding", "kinds"),
     ("recording",),
     ("recorder", "showings"),
     ("builder",),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from layerprune.errors import CalibrationError, InputsError
-from layerprune.inputs import Inputs, as_inputs, describe
+from layerprune.arguments import ArgumentReader
+from layerprune.errors import CalibrationError, InputsError, ended_by
+from layerprune.inputs import Inputs, describe, why_mismatched
 from layerprune.nested import map_tensors
-from layerprune.shadow import Shadow, real_shadow
+from layerprune.shadow import Shadow, real_shadow, runs_on
 
 #: ``loss(model, item)`` calls the model on an item of the calibration data and returns one number, less being better.
 Loss: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -74,8 +77,9 @@ def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = 
     The batches are kept, as every pass has to see the same ones; a few hundred samples are enough to rank removals.
 
     Args:
-        data: a tensor, tuple (positional), dict (keyword) or object that the model's forward takes, batch after batch.
-            With ``loss`` whatever this takes, such as pairs (x, y).
+        data: a tensor, tuple or list (positional), dict (keyword) or object that the model's forward takes, batch after
+            batch, or numpy arrays in place of tensors; what it has no place for, such as labels, is left out with a
+            note (see :class:`~layerprune.arguments.ArgumentReader`). With ``loss`` whatever this takes.
         model: the model; its first parameter names the device.
         loss: calls the model on an item. It is started once per item, and stopped where it calls the model: the
             arguments of that call are the item's inputs.
@@ -85,18 +89,20 @@ def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = 
             reading fails, or the loss does not call the model. Where reading fails half-way, ``error.read`` holds the
             items before.
     """
-    if isinstance(data, (Tensor, dict, str)) or not hasattr(data, "__iter__"):
+    if isinstance(data, (Tensor, Mapping, np.ndarray, str)) or not hasattr(data, "__iter__"):
+        loader = " or a DataLoader of it" if isinstance(data, Dataset) else ""
         raise CalibrationError(
-            f"calibration is a {type(data).__name__}; give an iterable of batches, as [batch] for a single one"
+            f"calibration is a {type(data).__name__}; give an iterable of batches, as [batch] for a single one{loader}"
         )
     device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
     shade = None if loss is None else real_shadow(model)
+    reader = ArgumentReader(model, lambda inputs: runs_on(model, inputs))
     items: list[Any] = []
     batches: list[Batch] = []
     try:
         for item in data:
             moved: Any = map_tensors(item, lambda tensor: tensor.to(device))
-            inputs = as_inputs(moved) if loss is None or shade is None else _asked_for(loss, shade, moved)
+            inputs = reader.read(moved) if loss is None or shade is None else _asked_for(loss, shade, moved)
             if inputs.is_empty:
                 raise CalibrationError(_empty(len(batches), inputs), read=items)
             batches.append(Batch(moved, inputs))
@@ -104,11 +110,9 @@ def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = 
     except CalibrationError:
         raise
     except Exception as error:  # the user's own loader or loss, or what the loader yields
-        more = f"; error.read holds the {len(items)} before it, for calibration=error.read" if items else ""
-        raise CalibrationError(
-            f"batch {len(batches)} of the calibration data could not be read: {type(error).__name__}: {error}{more}",
-            read=items,
-        ) from error
+        more = f" (error.read holds the {len(items)} before it, for calibration=error.read)" if items else ""
+        what = f"batch {len(batches)} of the calibration data could not be read{more}"
+        raise CalibrationError(ended_by(what, error), read=items) from error
     if not batches:
         raise CalibrationError("the calibration data hold no batch; a generator that was used up yields none")
     return tuple(batches)
@@ -140,10 +144,8 @@ def _asked_for(loss: Loss, shade: Shadow, item: Any) -> Inputs:
     except _Called:
         pass
     except Exception as error:  # the user's own loss, before it came to the model
-        raise CalibrationError(
-            f"the loss raised before it called the model: {type(error).__name__}: {error}. It gets the model and "
-            "an item of the calibration data, as this yields it"
-        ) from error
+        what = "the loss, which gets the model and an item of the calibration data, raised before it called the model"
+        raise CalibrationError(ended_by(what, error)) from error
     finally:
         hook.remove()
     if not calls:
@@ -155,22 +157,28 @@ def _asked_for(loss: Loss, shade: Shadow, item: Any) -> Inputs:
 
 
 @contextmanager
-def fitting(number: int = 0) -> Generator[None]:
+def fitting(model: nn.Module, inputs: Inputs, number: int = 0) -> Generator[None]:
     """Say of inputs that do not fit that they are calibration data, which batch, and what may be wrong with these."""
     try:
         yield
     except InputsError as error:
         which = f"batch {number}" if number else "the first batch"
-        raise CalibrationError(
-            f"{which} of the calibration data does not fit: {error}. Labels do not belong in it: "
-            "for a loader of (x, y) pass calibration=[x for x, y in loader], or say with loss= what to do with both"
-        ) from error
+        inner = error.__cause__ or error
+        why = why_mismatched(model, inputs, "calibration", inner)
+        why = why or "give what forward takes: a tensor, a tuple or list (positional), or a dict (keyword)"
+        what = f"{which} of the calibration data ({describe(inputs)}) does not fit {type(model).__name__}.forward"
+        raise CalibrationError(ended_by(f"{what}; {why}", inner)) from error
+
+
+def notes_of(batches: Sequence[Batch]) -> list[str]:
+    """What was left out of the batches, or could have been read in another way."""
+    return list(dict.fromkeys(note for batch in batches for note in batch.inputs.notes))
 
 
 def about_calibration(batches: tuple[Batch, ...]) -> list[str]:
     """What the user should know about the data."""
     num_samples = sum(batch.num_samples for batch in batches)
-    notes: list[str] = []
+    notes = notes_of(batches)
     if not batches:
         return notes
     if num_samples < FEW_SAMPLES:

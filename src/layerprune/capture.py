@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping
 from torch import nn
 
 from layerprune.builder import Builder
-from layerprune.errors import CaptureError, InputsError
+from layerprune.errors import CaptureError, InputsError, ended_by
 from layerprune.graph import LayerGraph, Structure
 from layerprune.holding import Holding
-from layerprune.inputs import Inputs
+from layerprune.inputs import Inputs, describe, why_mismatched
 from layerprune.recorder import ParameterWritten, Recorder
 from layerprune.recording import Recording
-from layerprune.shadow import Shadow, fake_shadow, is_about_fakes, real_shadow, short
+from layerprune.shadow import Shadow, fake_shadow, is_about_fakes, real_shadow, short, why_not
 
 
 def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[LayerGraph, Shadow]:
@@ -29,7 +29,7 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
         if guessed and not is_about_fakes(error):
             raise _misfit(model, inputs, error) from error
         shade, recorder, recording = _record_otherwise(model, inputs, error, notes)
-    if shade.mode is not None and (error := _plainly(shade, inputs)) is not None:
+    if shade.mode is not None and (error := why_not(shade, inputs)) is not None:
         # Where nobody watches, some of torch's modules take a faster way, on which fakes cannot go (nested tensors).
         shade = _real(model, inputs, error, recorder.recording.written_params)
         notes.append(f"proven on real tensors, because fake ones failed ({short(error)})")
@@ -175,7 +175,7 @@ def _record_really(
     except ParameterWritten:
         raise
     except Exception as error:
-        if (own_error := _plainly(shade, inputs)) is None:
+        if (own_error := why_not(shade, inputs)) is None:
             raise CaptureError(
                 f"{type(model).__name__}.forward runs on the example inputs, but not while it is recorded: "
                 f"{short(error)}. This is a limit of layerprune; please report it with the model's code"
@@ -183,19 +183,9 @@ def _record_really(
         raise _misfit(model, inputs, own_error) from own_error
 
 
-def _plainly(shade: Shadow, inputs: Inputs) -> Exception | None:
-    """What the forward raises with nobody watching; None if it runs."""
-    adapted = shade.adapt(inputs)
-    try:
-        with shade.running():
-            shade.model(*adapted.args, **adapted.kwargs)
-    except Exception as error:
-        return error
-    return None
-
-
 def _misfit(model: nn.Module, inputs: Inputs, error: Exception) -> InputsError:
+    what = f"{type(model).__name__}.forward raised on the example inputs ({describe(inputs)})"
+    why = why_mismatched(model, inputs, "example_inputs", error)
     return InputsError(
-        f"{type(model).__name__}.forward raised on the example inputs ({inputs!r}): {short(error)}. "
-        "Pass example_inputs= a tensor, tuple, dict or object that forward takes"
+        ended_by(f"{what}; {why or 'pass example_inputs= a tensor, tuple, dict or object that forward takes'}", error)
     )

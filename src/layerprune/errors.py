@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+#: A message that is longer is read by nobody.
+MOST_CHARACTERS = 300
+
+
+def ended_by(text: str, error: BaseException) -> str:
+    """End a message with the error behind it, its type and first line, within :data:`MOST_CHARACTERS` in all."""
+    lines = str(error).strip().splitlines()
+    inner = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    inner = _cut(inner, max(MOST_CHARACTERS - len(text) - 2, MOST_CHARACTERS // 3))
+    return f"{_cut(text, MOST_CHARACTERS - len(inner) - 2)}: {inner}"
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
 
 class LayerPruneError(Exception):
     """The root of every error that this library raises on purpose."""

@@ -10,12 +10,13 @@ from torch import nn
 
 from layerprune.adapters import timm as timm_models
 from layerprune.adapters import transformers as transformers_models
+from layerprune.arguments import ArgumentReader
 from layerprune.calibration import Batch, fitting
 from layerprune.capture import record
 from layerprune.errors import InputsError, UnsupportedModelError
 from layerprune.graph import LayerGraph
-from layerprune.inputs import Inputs, as_inputs, describe, infer_inputs
-from layerprune.shadow import Shadow
+from layerprune.inputs import Inputs, describe, infer_inputs
+from layerprune.shadow import Shadow, runs_on
 
 
 def record_first(model: nn.Module, given: Any, batches: Sequence[Batch] | None) -> tuple[Inputs, LayerGraph, Shadow]:
@@ -35,14 +36,14 @@ def record_first(model: nn.Module, given: Any, batches: Sequence[Batch] | None) 
         UnsupportedModelError: the model has no parameters.
     """
     if given is not None:
-        inputs = as_inputs(given)
+        inputs = ArgumentReader(model, lambda inputs: runs_on(model, inputs)).read(given, by_hand=True)
         if inputs.is_empty:
             raise InputsError(
                 f"example_inputs hold no element ({describe(inputs)}): pass one sample or more, as the forward takes it"
             )
         return inputs, *record(model, inputs)
     if batches:
-        with fitting():
+        with fitting(model, batches[0].inputs):
             return batches[0].inputs, *record(model, batches[0].inputs)
     if not any(True for _ in model.parameters()):
         raise UnsupportedModelError("the model has no parameters: there is nothing to remove")

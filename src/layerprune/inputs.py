@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -27,6 +28,8 @@ _WANTING = (
     "load the model to the CPU or a GPU first."
 )
 _SHOWN = 5
+_MOST_DESCRIBED = 8  # arguments
+_SPEAKS_OF_DTYPES = re.compile(r"(?i)\bd?types?\b")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,11 +40,13 @@ class Inputs:
         args: the positional arguments.
         kwargs: the keyword arguments.
         origin: "given", or a sentence that says how they were inferred; the plan shows it.
+        notes: what of the user's batch was left out, or read in a way that is not the only one.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     origin: str = "given"
+    notes: tuple[str, ...] = ()
 
     @property
     def inferred(self) -> bool:
@@ -128,6 +133,39 @@ class Inputs:
         yield from self.kwargs.values()
 
 
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype that a model computes in: that of its weights, as mixed models keep the norms' scales in float32."""
+    tensors = [*model.parameters(), *model.buffers()]
+    floating = [t for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1]  # no float8, which is storage
+    return next((t.dtype for t in (*(t for t in floating if t.ndim > 1), *floating)), torch.float32)
+
+
+def why_mismatched(model: nn.Module, inputs: Inputs, what: str, error: BaseException) -> str:
+    """Say of inputs on which a forward raised that they have another device or dtype than the model; "" if not so.
+
+    Args:
+        model: the model.
+        inputs: its arguments.
+        what: the name of the inputs in the message, such as ``calibration``.
+        error: what the forward raised; a dtype is blamed only where it speaks of one, as many models cast.
+    """
+    tensors = [tensor for tensor in inputs.tensors() if not tensor.is_meta]
+    homes = [str(parameter.device) for parameter in model.parameters() if not parameter.is_meta]
+    astray = [str(tensor.device) for tensor in tensors if homes and str(tensor.device) not in homes]
+    if astray:
+        return f"{what} is on {astray[0]}, the model on {homes[0]}"
+    if not _SPEAKS_OF_DTYPES.search(str(error)):
+        return ""
+    wanted = floating_dtype(model)
+    found = next((t.dtype for t in tensors if t.is_floating_point() and t.dtype != wanted), None)
+    found = found or next((t.dtype for t in tensors if not t.is_floating_point() and t.ndim > 2), None)
+    return "" if found is None else f"{what} is {_name(found)}, the model {_name(wanted)}; cast one of them"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class Sampler:
     """Plausible values for a model: on its device, in its dtype, the same each time, the global RNG untouched.
 
@@ -137,9 +175,7 @@ class Sampler:
     def __init__(self, model: nn.Module) -> None:
         tensors = [*model.parameters(), *model.buffers()]
         self.device = tensors[0].device if tensors else torch.device("cpu")
-        floating = [t for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1]  # no float8, which is storage
-        # A weight rather than a norm's scale: mixed models keep the latter in float32.
-        self.dtype = next((t.dtype for t in (*(t for t in floating if t.ndim > 1), *floating)), torch.float32)
+        self.dtype = floating_dtype(model)
         self._generator = torch.Generator("cpu").manual_seed(0)
 
     def floats(self, *shape: int) -> Tensor:
@@ -229,7 +265,8 @@ def infer_inputs(
 def describe(inputs: Inputs) -> str:
     """Name the arguments and their tensors' shapes: ``1×3×224×224`` or ``input_ids 1×16 int64, use_cache False``."""
     named = [("", value) for value in inputs.args] + list(inputs.kwargs.items())
-    return ", ".join(f"{name} {_describe_value(value)}".strip() for name, value in named) or "no arguments"
+    shown = [f"{name} {_describe_value(value)}".strip() for name, value in named[:_MOST_DESCRIBED]]
+    return ", ".join([*shown, "…"] if len(named) > _MOST_DESCRIBED else shown) or "no arguments"
 
 
 def _describe_value(value: Any) -> str:

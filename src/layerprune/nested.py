@@ -15,6 +15,7 @@ from types import (
 )
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ _ATOMS = (
     *(int, float, complex, bool, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size, torch.Generator),
     *(nn.Module, FunctionType, BuiltinFunctionType, MethodType, ModuleType),
 )
+_LEAVES = (Tensor, np.ndarray)
 _MUTABLE: tuple[Any, ...] = (dict, list, deque)
 
 
@@ -41,11 +43,16 @@ def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     Nothing is mutated: what holds a tensor is copied shallowly, frozen dataclasses and objects with slots too, and
     what holds none is shared. A tensor or container that occurs twice stays one object.
     """
-    return _rebuild(value, fn, {})
+    return _rebuild(value, fn, {}, Tensor)
 
 
-def _walk(root: Any) -> Iterator[Tensor]:
-    """Yield tensors depth first."""
+def map_arrays(value: Any, fn: Callable[[np.ndarray], Any]) -> Any:
+    """Return a copy of a value as :func:`map_tensors` does, with every numpy array passed through ``fn`` instead."""
+    return _rebuild(value, fn, {}, np.ndarray)
+
+
+def _walk(root: Any, leaf: type = Tensor) -> Iterator[Any]:
+    """Yield leaves depth first."""
     seen: set[int] = set()
     stack = [root]
     while stack:
@@ -53,52 +60,52 @@ def _walk(root: Any) -> Iterator[Tensor]:
         if isinstance(value, _ATOMS) or id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, Tensor):
+        if isinstance(value, leaf):
             yield value
-        else:
+        elif not isinstance(value, _LEAVES):
             stack += reversed([*_items(value).values(), *attributes_of(value).values()])
 
 
-def _rebuild(value: Any, fn: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> Any:
+def _rebuild(value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: type) -> Any:
     """Map one value; ``memo`` knows the results by the identity of what they replace."""
     if isinstance(value, _ATOMS):
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if isinstance(value, Tensor):
+    if isinstance(value, leaf):
         memo[id(value)] = fn(value)
-    elif next(_walk(value), None) is None:
+    elif isinstance(value, _LEAVES) or next(_walk(value, leaf), None) is None:
         memo[id(value)] = value
     else:
-        clone = memo[id(value)] = _shell(value, fn, memo)
+        clone = memo[id(value)] = _shell(value, fn, memo, leaf)
         if clone is not value:  # a class that answers copy() with itself is not ours to change
-            _fill(clone, value, fn, memo)
+            _fill(clone, value, fn, memo, leaf)
     return memo[id(value)]
 
 
-def _shell(value: Any, fn: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> Any:
+def _shell(value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: type) -> Any:
     """Copy an object shallowly; what cannot be filled later is made of its new items at once."""
     if isinstance(value, tuple):
-        items = [_rebuild(item, fn, memo) for item in value]
+        items = [_rebuild(item, fn, memo, leaf) for item in value]
         try:
             return tuple.__new__(type(value), items)  # named tuples too, past any __new__ of their own
         except TypeError:  # torch.return_types
             return type(value)(items)
     if isinstance(value, (set, frozenset)):
-        return type(value)(_rebuild(item, fn, memo) for item in value)
+        return type(value)(_rebuild(item, fn, memo, leaf) for item in value)
     if isinstance(value, MappingProxyType):
-        return MappingProxyType({key: _rebuild(item, fn, memo) for key, item in value.items()})
+        return MappingProxyType({key: _rebuild(item, fn, memo, leaf) for key, item in value.items()})
     return copy.copy(value)
 
 
-def _fill(clone: Any, value: Any, fn: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> None:
+def _fill(clone: Any, value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: type) -> None:
     """Replace the parts of a shallow copy, past whatever its class does on item or attribute access."""
     base = next((base for base in _MUTABLE if isinstance(value, base)), None)
     if base is not None:
         for key, item in _items(value).items():
-            base.__setitem__(clone, key, _rebuild(item, fn, memo))
+            base.__setitem__(clone, key, _rebuild(item, fn, memo, leaf))
     for name, item in attributes_of(value).items():
-        object.__setattr__(clone, name, _rebuild(item, fn, memo))
+        object.__setattr__(clone, name, _rebuild(item, fn, memo, leaf))
 
 
 def _items(value: Any) -> dict[Any, Any]:

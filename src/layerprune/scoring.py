@@ -78,6 +78,8 @@ def score_removals(
     if inputs.inferred and batches is None:
         made_up = "impacts are measured on made-up values only; pass example_inputs="
         notes.append(f"inputs were {inputs.origin}: {made_up}")
+    if batches is None:
+        notes += inputs.notes
     has_values = not any(t.is_meta for t in chain(scene.model.parameters(), inputs.tensors()))
     fits = batches is not None and has_values
     usable = [r for r in scene.removals if fits or not r.needs_calibration]

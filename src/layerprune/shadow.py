@@ -146,6 +146,26 @@ def _settle(model: nn.Module) -> None:
     transformers.settle(model)
 
 
+def why_not(shade: Shadow, inputs: Inputs) -> Exception | None:
+    """What the forward raises on some inputs, with nobody watching; None if it runs."""
+    adapted = shade.adapt(inputs)
+    try:
+        with shade.running():
+            shade.model(*adapted.args, **adapted.kwargs)
+    except Exception as error:  # the user's own forward
+        return error
+    return None
+
+
+def runs_on(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model's forward takes some inputs: tried on fake tensors, and on real ones where those do not tell."""
+    error = why_not(fake_shadow(model), inputs)
+    if error is not None and is_about_fakes(error):
+        every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        error = why_not(real_shadow(model, written=every), inputs)
+    return error is None
+
+
 def is_about_fakes(error: BaseException) -> bool:
     """Whether an exception says that a forward needs real values, rather than that it does not fit its inputs."""
     seen: BaseException | None = error

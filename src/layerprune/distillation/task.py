@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerprune.calibration import Batch, fitting, read_calibration
+from layerprune.calibration import Batch, fitting, notes_of, read_calibration
 from layerprune.distillation.accelerating import Accelerating
 from layerprune.distillation.files import digest
 from layerprune.distillation.losses import Likeliest, likeliest
@@ -157,7 +157,7 @@ def task_of(
     else:
         places, notes = range(len(batches), len(batches) + len(more := read_calibration(held_out, original))), ()
         batches += more
-    with fitting():
+    with fitting(original, batches[0].inputs):
         teacher, student = side_of(original, batches[0], copied=False), side_of(pruned, batches[0], copied=True)
     inputs = teacher.shade.adapt(batches[0].inputs)
     with teacher.shade.running():
@@ -165,6 +165,7 @@ def task_of(
     harm = harm_named(kind) or harm_of(original, out)
     if not harm.outputs(out):
         raise DistillationError("the original returns no tensor of floating point: there is nothing to learn from")
+    notes = (*notes_of(batches), *notes)
     return Task(original, pruned, teacher, student, batches, places, recipe, tuple(edits), harm, notes)
 
 

@@ -15,9 +15,9 @@ from layerprune.calibration import Batch
 from layerprune.distillation.files import write_tensors
 from layerprune.distillation.losses import Likeliest
 from layerprune.distillation.matches import Side
-from layerprune.errors import CalibrationError
+from layerprune.errors import CalibrationError, ended_by
+from layerprune.inputs import describe
 from layerprune.observe import Observer, See
-from layerprune.shadow import short
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +139,8 @@ class Teacher:
         try:
             self.observer.run(batch.inputs, begin, forward=forward)
         except Exception as error:  # the user's own forward
-            raise CalibrationError(
-                f"the original raised on batch {number} ({batch.inputs!r}): {short(error)}. Each batch has to be what "
-                "the model's forward takes"
-            ) from error
+            what = f"batch {number} ({describe(batch.inputs)}) is not what the forward takes: the original raised on it"
+            raise CalibrationError(ended_by(what, error)) from error
         made = Lesson(tuple(self.outputs(number, outs[-1])), {} if number in self.bare else hidden)
         for name, tensor in made.flat().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerprune.calibration import Batch, read_calibration
+from layerprune.calibration import Batch, notes_of, read_calibration
 from layerprune.cost.latency import Latency, compare_latency
 from layerprune.cost.record import Saving, measure, saved
-from layerprune.errors import FidelityError
+from layerprune.errors import FidelityError, ended_by
 from layerprune.fidelity.language import generations, is_causal, run, tokens_of
 from layerprune.fidelity.outputs import Sampled, distances, divergences, repeated, surprise
 from layerprune.fidelity.record import Estimate, Fidelity, Pair, estimate
 from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
+from layerprune.inputs import describe
 from layerprune.modules import unwrap
-from layerprune.shadow import Shadow, real_shadow, short
+from layerprune.shadow import Shadow, real_shadow
 
 #: Scores an output: gets it and the batch as the user gave it; one score for each sample, or one for the whole batch.
 Metric = Callable[[Any, Any], Any]
@@ -61,6 +62,7 @@ def compare(
     read = read_calibration(batches, original)
     shades = real_shadow(original), real_shadow(pruned)
     comparison = _Comparison(original, shades, metric, harm_named(kind))
+    comparison.notes += notes_of(read)
     for number, batch in enumerate(read):
         comparison.take(number, batch)
     if num_generated:
@@ -114,7 +116,8 @@ class _Comparison:
         try:
             return run(self.shades[which], batch.inputs)
         except Exception as error:  # the user's own forward
-            raise FidelityError(f"{_WHO[which]} raised on batch {number} ({batch.inputs!r}): {short(error)}") from error
+            what = f"{_WHO[which]} raised on batch {number} ({describe(batch.inputs)})"
+            raise FidelityError(ended_by(what, error)) from error
 
     def pairs(self, number: int, outs: list[Any]) -> list[tuple[Tensor, Tensor]]:
         assert self.harm is not None
@@ -138,7 +141,7 @@ class _Comparison:
         try:
             scores = np.atleast_1d(np.asarray(torch.as_tensor(self.metric(out, batch.item)).double().cpu())).ravel()
         except Exception as error:  # the user's own code
-            raise FidelityError(f"the metric raised on batch {number}: {short(error)}") from error
+            raise FidelityError(ended_by(f"the metric raised on batch {number}", error)) from error
         weight = batch.num_samples if len(scores) == 1 else 1
         return Sampled(scores * weight, np.full(len(scores), float(weight)))
 

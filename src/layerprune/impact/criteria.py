@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from layerprune.errors import CalibrationError, LayerPruneError, UnknownNameError
+from layerprune.errors import CalibrationError, LayerPruneError, UnknownNameError, ended_by
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.evidence import Evidence, Scene
 from layerprune.impact.influence import score_influence
@@ -55,7 +55,7 @@ def score(scene: Scene, criterion: Criterion) -> Evidence:
     except LayerPruneError:
         raise
     except Exception as error:  # the user's own criterion
-        raise CalibrationError(f"impacts could not be measured: {type(error).__name__}: {error}") from error
+        raise CalibrationError(ended_by("the criterion raised, and impacts could not be measured", error)) from error
     if evidence.impacts.shape != (len(scene.removals),):
         raise CalibrationError(
             f"the criterion found something for {evidence.change.shape} batches and removals, where there are "

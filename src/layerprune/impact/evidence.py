@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from layerprune.calibration import Batch, Loss
 from layerprune.edits import Edit, Fold
-from layerprune.errors import CalibrationError, InputsError, LayerPruneError
+from layerprune.errors import CalibrationError, InputsError, LayerPruneError, ended_by
 from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm
 from layerprune.impact.ledger import Ledger
+from layerprune.inputs import describe, why_mismatched
 from layerprune.projection import Folded
 from layerprune.proof import Removal
-from layerprune.shadow import short
 from layerprune.variants import Variants
 
 _RESAMPLES = 200
@@ -75,20 +75,15 @@ class Scene:
             batch = self.batches[number]
             if batch.item is None:
                 name = type(self.model).__name__
-                raise InputsError(
-                    f"{name}.forward raised on the example inputs ({batch.inputs!r}): {short(error)}. "
-                    "Pass example_inputs= a tensor, tuple, dict or object that forward takes"
-                ) from error
-            what = (
-                "Each batch of calibration data has to be what the model's forward takes: a tensor, a tuple of "
-                "positional or a dict of keyword arguments"
-                if self.loss is None
-                else "It was loss(model, item) that raised"
-            )
-            raise CalibrationError(
-                f"impacts could not be measured on batch {number} of the calibration data: "
-                f"{type(error).__name__}: {error}. {what}"
-            ) from error
+                what = f"{name}.forward raised on the example inputs ({describe(batch.inputs)})"
+                why = why_mismatched(self.model, batch.inputs, "example_inputs", error)
+                why = why or "pass example_inputs= a tensor, tuple, dict or object that it takes"
+                raise InputsError(ended_by(f"{what}; {why}", error)) from error
+            why = why_mismatched(self.model, batch.inputs, "calibration", error)
+            why = why or f"it does not fit {type(self.model).__name__}.forward ({describe(batch.inputs)})"
+            why = why if self.loss is None else "it was loss(model, item) that raised"
+            what = f"impacts could not be measured on batch {number} of the calibration data; {why}"
+            raise CalibrationError(ended_by(what, error)) from error
 
 
 @dataclass(frozen=True, eq=False)

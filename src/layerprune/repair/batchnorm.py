@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerprune.calibration import read_calibration
-from layerprune.errors import CalibrationError, NotFiniteError
+from layerprune.errors import CalibrationError, NotFiniteError, ended_by
+from layerprune.inputs import describe
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
 from layerprune.repair.transforms import exact
-from layerprune.shadow import real_shadow, short
+from layerprune.shadow import real_shadow
 
 
 class _Moments:
@@ -74,10 +75,9 @@ def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
             with shade.running():
                 shade.model(*inputs.args, **inputs.kwargs)
         except Exception as error:  # the user's own forward, or a batch norm that sees a single value
-            raise CalibrationError(
-                f"batch norms could not be estimated on batch {number} ({batch.inputs!r}): {short(error)}. Each batch "
-                "has to be what the model's forward takes, with two samples or more"
-            ) from error
+            what = f"batch norms could not be estimated on batch {number} ({describe(batch.inputs)})"
+            why = "each batch has to be what the model's forward takes, with two samples or more"
+            raise CalibrationError(ended_by(f"{what}; {why}", error)) from error
         _check_finite(number, moments)
     seen = {name: found for name, found in moments.items() if found.count > 1}
     values = {f"{name}.running_mean": found.mean for name, found in seen.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.calibration import Batch, fitting, read_calibration
+from layerprune.calibration import Batch, fitting, notes_of, read_calibration
 from layerprune.capture import record_real
 from layerprune.edits import Edit
 from layerprune.errors import RepairError
@@ -82,7 +82,7 @@ def repair(
     mender = Mender(original, calibration, memory_bytes=memory, how=how, new_biases=new_biases, harm=harm)
     report, values = mender.mend(pruned, edits)
     write(unwrap(pruned), values)
-    return report
+    return replace(report, notes=(*notes_of(mender.batches), *report.notes))
 
 
 class Mender:
@@ -188,6 +188,6 @@ def _stays(site: Site, same: Collection[int]) -> bool:
 
 def _side(model: nn.Module, batches: Sequence[Batch], number: int, held: Holding) -> Side:
     """Record a model as it runs on real data, and hold what it shows there."""
-    with fitting(number):
+    with fitting(model, batches[number].inputs, number):
         graph, shade = record_real(model, batches[number].inputs, held)
     return Side(model, shade, graph, recorded=number, held=held)

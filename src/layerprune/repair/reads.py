@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from layerprune.calibration import Batch
 from layerprune.edits import Edit, Fold, Shorten, name_before
-from layerprune.errors import CalibrationError
+from layerprune.errors import CalibrationError, ended_by
+from layerprune.inputs import describe
 from layerprune.readers import watching_functions
-from layerprune.shadow import Shadow, short
+from layerprune.shadow import Shadow
 
 
 class _Enough(BaseException):
@@ -88,10 +89,8 @@ class Reads:
         except _Enough:
             pass
         except Exception as error:  # the user's own forward
-            raise CalibrationError(
-                f"{type(self.shade.model).__name__}.forward raised on a calibration batch ({batch.inputs!r}): "
-                f"{short(error)}"
-            ) from error
+            what = f"{type(self.shade.model).__name__}.forward raised on a calibration batch"
+            raise CalibrationError(ended_by(f"{what} ({describe(batch.inputs)})", error)) from error
         for edit in folds:
             if edit not in found:
                 raise CalibrationError(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.calibration import Batch
-from layerprune.errors import CalibrationError
+from layerprune.errors import CalibrationError, ended_by
 from layerprune.graph import LayerGraph
 from layerprune.holding import Holding
 from layerprune.repair.lanes import Lane
-from layerprune.shadow import Shadow, real_shadow, short
+from layerprune.shadow import Shadow, real_shadow
 
 
 @dataclass(eq=False)
@@ -101,9 +101,8 @@ class Side:
         try:
             yield
         except Exception as error:  # the user's own forward
-            raise CalibrationError(
-                f"{type(self.model).__name__}.forward raised on batch {number} of the calibration data: {short(error)}"
-            ) from error
+            what = f"{type(self.model).__name__}.forward raised on batch {number} of the calibration data"
+            raise CalibrationError(ended_by(what, error)) from error
 
     def num_bytes(self, value: int) -> int:
         """What a value of the recorded inputs takes."""
