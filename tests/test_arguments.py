@@ -304,8 +304,7 @@ def test_a_mismatch_of_dtypes_is_said_as_such():
     assert "example_inputs is float32, the model bfloat16" in text
     images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1))
     pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    pruner = UniversalLayerPruner(images, calibration=[pixels], protect_io=False)
-    text = message(CalibrationError, lambda: pruner.groups)
+    text = message(CalibrationError, lambda: UniversalLayerPruner(images, calibration=[pixels]))
     assert "calibration is uint8, the model float32" in text
 
 

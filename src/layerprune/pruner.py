@@ -55,7 +55,7 @@ class UniversalLayerPruner:
             ``Sequential`` and ``ModuleList``).
         projections: whether groups that change channels or the resolution may leave, too, where a projection can be
             folded into what reads them. It is fitted on calibration data; a plan that holds one replays with data only.
-        calibration: batches of real inputs that impacts are measured on, as a DataLoader: tuples and lists (positional),
+        calibration: batches of real inputs that impacts are measured on, as a DataLoader: tuples or lists (positional),
             dicts (keyword); labels, which ``forward`` does not take, are left out with a note. It stands in for
             ``example_inputs``; some hundred samples are right. Without it impacts are measured on the example inputs.
         loss: ``loss(model, item)`` calls the model on an item of ``calibration``, which then may hold labels, and
