@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # From the ground up. Modules on one floor do not see each other, but for those of one folder (``impact.*``).
 FLOORS = (
     ("bits", "callers", "errors", "journal", "operands", "turns"),
-    ("attributes", "copies", "dropped", "fast_path", "guesses", "integers", "nested", "signatures", "watch"),
+    (
+        *("attributes", "copies", "dropped", "fast_path", "guesses", "integers", "nested", "registry"),
+        *("signatures", "watch"),
+    ),
     ("husks", "inputs", "memo", "modules", "provenance", "structure", "tensor_keys"),
     ("adapters.*",),
     ("arguments", "shadow", "graph", "holding", "kinds"),

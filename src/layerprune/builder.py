@@ -10,6 +10,7 @@ from layerprune.kinds import kind_of_function, kind_of_module
 from layerprune.modules import names_by_module
 from layerprune.recorder import Recorder
 from layerprune.recording import Call, Operation, Recording
+from layerprune.registry import named_parameters
 
 
 class Builder:
@@ -23,7 +24,7 @@ class Builder:
         self.modules = dict(recorder.model.named_modules(remove_duplicate=False))
         self.matrices = {
             name
-            for name, p in recorder.model.named_parameters(remove_duplicate=False)
+            for name, p in named_parameters(recorder.model, every_name=True)
             if p.dim() >= 2 and min(p.shape[:2]) > 1  # a kernel may be of one place
         }
         self.leaf_of: dict[int, int] = {}
@@ -51,7 +52,7 @@ class Builder:
             frames=tuple(self.frame(call) for call in self.recording.calls),
             inputs=tuple(self.recording.inputs),
             outputs=outputs,
-            param_sizes={n: p.numel() for n, p in self.model.named_parameters(remove_duplicate=False)},
+            param_sizes={n: p.numel() for n, p in named_parameters(self.model, every_name=True)},
             param_ids=self.param_ids(),
             aliases={names[0]: tuple(names) for names in names_by_module(self.model).values()},
             shape_reads=frozenset(self.recording.shape_reads),
@@ -63,8 +64,7 @@ class Builder:
     def param_ids(self) -> dict[str, int]:
         numbers: dict[int, int] = {}
         return {
-            name: numbers.setdefault(id(p), len(numbers))
-            for name, p in self.model.named_parameters(remove_duplicate=False)
+            name: numbers.setdefault(id(p), len(numbers)) for name, p in named_parameters(self.model, every_name=True)
         }
 
     def bundles(self) -> list[list[Operation]]:

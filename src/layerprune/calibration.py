@@ -16,6 +16,7 @@ from layerprune.arguments import ArgumentReader
 from layerprune.errors import CalibrationError, InputsError, ended_by
 from layerprune.inputs import Inputs, describe, why_mismatched
 from layerprune.nested import map_tensors
+from layerprune.registry import parameters
 from layerprune.shadow import Shadow, real_shadow, runs_on
 
 #: ``loss(model, item)`` calls the model on an item of the calibration data and returns one number, less being better.
@@ -94,7 +95,7 @@ def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = 
         raise CalibrationError(
             f"calibration is a {type(data).__name__}; give an iterable of batches, as [batch] for a single one{loader}"
         )
-    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+    device = next((p.device for p in parameters(model) if not p.is_meta), torch.device("cpu"))
     shade = None if loss is None else real_shadow(model)
     reader = ArgumentReader(model, lambda inputs: runs_on(model, inputs))
     items: list[Any] = []

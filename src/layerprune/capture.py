@@ -13,6 +13,7 @@ from layerprune.holding import Holding
 from layerprune.inputs import Inputs, describe, why_mismatched
 from layerprune.recorder import ParameterWritten, Recorder
 from layerprune.recording import Recording
+from layerprune.registry import buffers, named_parameters, parameters
 from layerprune.shadow import Shadow, fake_shadow, is_about_fakes, real_shadow, short, why_not
 
 
@@ -38,7 +39,7 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
 
 def _real(model: nn.Module, inputs: Inputs, error: Exception, written: Collection[str]) -> Shadow:
     """A shadow on which the forward runs with real values, where there are any."""
-    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+    if any(tensor.is_meta for tensor in [*parameters(model), *buffers(model)]):
         raise CaptureError(
             f"{type(model).__name__}.forward was recorded, and does not run on fake tensors ({short(error)}): "
             "give it real weights, in place of those on the meta device"
@@ -156,7 +157,7 @@ def _record_otherwise(
     try:
         recorder, recording = _record_really(model, shade, inputs, error)
     except ParameterWritten:
-        shade = real_shadow(model, written=[name for name, _ in model.named_parameters(remove_duplicate=False)])
+        shade = real_shadow(model, written=[name for name, _ in named_parameters(model, every_name=True)])
         recorder, recording = _record_really(model, shade, inputs, error)
     notes.append(
         f"recorded on real tensors, because fake ones failed ({short(error)}): "
@@ -168,7 +169,7 @@ def _record_otherwise(
 def _record_really(
     model: nn.Module, shade: Shadow, inputs: Inputs, fake_error: Exception, holding: Holding | None = None
 ) -> tuple[Recorder, Recording]:
-    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+    if any(tensor.is_meta for tensor in [*parameters(model), *buffers(model)]):
         raise _misfit(model, inputs, fake_error) from fake_error
     try:
         return _run(shade, inputs, holding)

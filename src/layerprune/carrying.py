@@ -17,6 +17,7 @@ from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Kind
 from layerprune.journal import Journal
 from layerprune.plan import PruningPlan, plans_of, remember_plans
+from layerprune.registry import named_buffers, named_parameters
 from layerprune.repair.changes import write
 from layerprune.repair.closed_form import MEMORY_BYTES
 from layerprune.repair.closed_form import repair as mend
@@ -94,7 +95,7 @@ def carry_out(
     try:
         plan.carry_out(original, journal)
         if folds or (report is not None and report.kept):
-            held = chain(pruned.named_parameters(), pruned.named_buffers())
+            held = chain(named_parameters(pruned), named_buffers(pruned))
             write(original, {name: tensor.detach() for name, tensor in held})
     except BaseException:  # Ctrl-C, too: the model is as it was, or done
         journal.take_back()

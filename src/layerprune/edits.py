@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
@@ -184,6 +184,16 @@ def folds_of(edits: Iterable[Edit]) -> list[Fold]:
 def taken_out(edits: Iterable[Edit]) -> list[str]:
     """The names of the modules that edits take out with all their parameters."""
     return [name for edit in edits if edit.kind in ("drop", "pass", "delete", "shorten") for name in edit.targets]
+
+
+def is_under(name: str, holders: Collection[str]) -> bool:
+    """Whether a module's or parameter's name lies below one of others."""
+    end = name.rfind(".")
+    while end > 0:
+        if name[:end] in holders:
+            return True
+        end = name.rfind(".", 0, end)
+    return False
 
 
 def joined(shortens: Iterable[Shorten]) -> list[Shorten]:

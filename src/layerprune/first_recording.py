@@ -16,6 +16,7 @@ from layerprune.capture import record
 from layerprune.errors import InputsError, UnsupportedModelError
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs, describe, infer_inputs
+from layerprune.registry import parameters
 from layerprune.shadow import Shadow, runs_on
 
 
@@ -45,7 +46,7 @@ def record_first(model: nn.Module, given: Any, batches: Sequence[Batch] | None) 
     if batches:
         with fitting(model, batches[0].inputs):
             return batches[0].inputs, *record(model, batches[0].inputs)
-    if not any(True for _ in model.parameters()):
+    if not any(True for _ in parameters(model)):
         raise UnsupportedModelError("the model has no parameters: there is nothing to remove")
     recorded: list[tuple[LayerGraph, Shadow]] = []
 

@@ -110,16 +110,30 @@ def form_groups(graph: LayerGraph) -> tuple[Group, ...]:
 
 
 def lead_name(graph: LayerGraph, index: int) -> str:
-    """Name the group that a transform leads: its module, or for a function the module that owns its matrix."""
+    """Name the group that a transform leads: its module, or for a function the module that owns its matrix.
+
+    Where that module only holds parameters, of which other functions use others (a ``ParameterList``), it is the
+    matrix that leads.
+    """
     layer = graph.layers[index]
     if layer.is_module:
         return layer.fqn
-    owners = {name.rpartition(".")[0] for name in layer.params}
+    owners = {_owner(name) for name in layer.params}
     owner = owners.pop() if len(owners) == 1 else ""
     called = owner in graph.calls and any(
         graph.layers[i].fqn == owner for f in graph.calls[owner] for i in graph.layers_inside[f]
     )
-    return owner if owner and owner != layer.fqn and not called else layer.name.partition("#")[0]
+    if not owner or owner == layer.fqn or called:
+        return layer.name.partition("#")[0]
+    beside = [name for name in graph.param_ids if _owner(name) == owner and name not in layer.params]
+    users = {user for name in beside for user in graph.param_users.get(graph.param_ids[name], ())}
+    others = any(user != index and graph.layers[user].kind == "transform" for user in users)
+    return max(layer.params, key=lambda name: graph.param_sizes[name]) if others else owner
+
+
+def _owner(name: str) -> str:
+    """The name of the module that holds a parameter."""
+    return name.rpartition(".")[0]
 
 
 def layer_info(graph: LayerGraph, index: int, name: str | None = None) -> LayerInfo:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from layerprune.errors import InputsError
 from layerprune.guesses import TensorSpec, guesses
 from layerprune.nested import map_tensors, tensors_in
+from layerprune.registry import buffers, parameters
 
 _MAX_TRIES = 120
 _MIN_TRIES = 8
@@ -173,7 +174,7 @@ class Sampler:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        tensors = [*model.parameters(), *model.buffers()]
+        tensors = [*parameters(model), *buffers(model)]
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.dtype = floating_dtype(model)
         self._generator = torch.Generator("cpu").manual_seed(0)

@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from layerprune.copies import ATOMS, PLAIN_TYPES, Copier
 from layerprune.dropped import Dropped
 from layerprune.errors import UnsupportedModelError
+from layerprune.registry import named_parameters, parameters
 
 # Where torch.ao's quantised linears and convolutions, recurrences and recurrent cells keep their weights.
 _PACKED = ("_packed_params", "_all_weight_values", "_packed_weight_ih")
@@ -119,7 +120,7 @@ def names_by_module(model: nn.Module) -> dict[int, list[str]]:
 
 def num_params(model: nn.Module) -> int:
     """Count the model's parameters; tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in parameters(model))
 
 
 def names_with_nan(model: nn.Module) -> list[str]:
@@ -127,7 +128,7 @@ def names_with_nan(model: nn.Module) -> list[str]:
     with torch.no_grad():
         return [
             name
-            for name, parameter in model.named_parameters()
+            for name, parameter in named_parameters(model)
             if not parameter.is_meta and parameter.is_floating_point() and bool(parameter.detach().sum().isnan())
         ]
 

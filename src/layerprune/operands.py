@@ -7,6 +7,15 @@ from typing import Any, cast
 
 from torch import Tensor
 
+# Operations that write their running statistics when they train, and do not say so in their schema: the places of these
+# among the arguments, and of the flag that tells whether they train.
+_UNDECLARED = {
+    "aten::native_batch_norm": ((3, 4), 5),
+    "aten::cudnn_batch_norm": ((3, 4), 5),
+    "aten::miopen_batch_norm": ((3, 4), 5),
+    "aten::_batch_norm_impl_index": ((3, 4), 5),
+}
+
 
 def flat_tensors(value: Any) -> list[Tensor]:
     """Return the tensors in the plain containers that operations take, in order."""
@@ -30,7 +39,14 @@ def _collect(container: Any, found: list[Tensor]) -> None:
 def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
     """Yield the tensors that an operation writes into, read from its schema; none where it has no schema."""
     schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
+    if schema is None:
+        return
+    if schema.name in _UNDECLARED:
+        places, trains = _UNDECLARED[schema.name]
+        if args[trains]:
+            yield from flat_tensors([args[place] for place in places])
+        return
+    if not schema.is_mutable:
         return
     for position, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:

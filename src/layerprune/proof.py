@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerprune.capture import record_training
 from layerprune.companion import Companion
-from layerprune.cost.taken import params_taken
+from layerprune.cost.taken import params_gone, params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
 from layerprune.edits import Edit, Shorten, folds_of, name_before
 from layerprune.errors import LayerPruneError
@@ -24,6 +24,7 @@ from layerprune.memo import Memo
 from layerprune.modules import names_by_module
 from layerprune.places import CacheKeeper
 from layerprune.realise import Realisation, realise
+from layerprune.registry import named_parameters
 from layerprune.removals import Candidate
 from layerprune.rerun import rerunning
 from layerprune.resolutions import Resolutions
@@ -326,14 +327,13 @@ class Prover:
     # ---- one set --------------------------------------------------------------------------------------------------
 
     def check_params(self, joint: Realisation) -> None:
-        names = {name for name, _ in self.shade.model.named_parameters(remove_duplicate=False)}
+        names = {name for name, _ in named_parameters(self.shade.model, every_name=True)}
         ids = self.graph.param_ids
         shortens = [edit for edit in joint.edits if isinstance(edit, Shorten)]
         left = {ids[old] for old in (name_before(name, shortens) for name in names) if old in ids}
-        users = self.graph.param_users
-        lost = {number for number in ids.values() if number not in left and number in users}
-        if lost != set(joint.params):
-            wrong = next(name for name, number in ids.items() if number in lost ^ joint.params)
+        lost, promised = frozenset(ids.values()) - left, params_gone(self.graph, joint)
+        if lost != promised:
+            wrong = next(name for name, number in ids.items() if number in lost ^ promised)
             what = "would be lost, though it is still used" if ids[wrong] in lost else "would stay behind"
             raise CannotRealise(f"parameter '{wrong}' {what}")
 

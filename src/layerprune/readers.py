@@ -178,8 +178,8 @@ def reader_at(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[str, Read
         raise CannotFold("holds a quantised weight")
     if function in ("matmul", "mm") and tensor.dim() > 2:
         raise CannotFold(f"calls '{function}' with several matrices")
-    biases = [name.rpartition(".")[2] for name, bias in held.items() if bias is not None and bias.dim() == 1]
-    bias = biases[0] if len(biases) == 1 and _join(owner, biases[0]) in held else ""
+    biases = [name.rpartition(".") for name, bias in held.items() if bias is not None and bias.dim() == 1]
+    bias = biases[0][2] if len(biases) == 1 and biases[0][0] == owner else ""
     pads = function.startswith("conv") and (layer.is_module or _pads(layer))  # what a module does inside is not known
     return matrices[0], Reader(modules[owner], weight, bias, READING[function], called=False, pads=pads)
 
@@ -225,10 +225,6 @@ def _is_hooked(module: nn.Module) -> bool:
 def _answers(module: nn.Module) -> bool:
     """Whether a forward of the module's own is only the memo that proofs put there."""
     return getattr(vars(module)["forward"], "__qualname__", "").startswith("Memo.")
-
-
-def _join(owner: str, key: str) -> str:
-    return f"{owner}.{key}" if owner else key
 
 
 def _pads(layer: Layer) -> bool:

@@ -11,12 +11,13 @@ from torch import nn
 from layerprune.channel_rules import CannotSlice
 from layerprune.channels import ChannelTrace
 from layerprune.companion import Companion
-from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, taken_out
+from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, is_under, taken_out
 from layerprune.folds import FoldTrace
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
 from layerprune.readers import CannotFold
 from layerprune.rearrange import Gap, Moved
+from layerprune.registry import parameters
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class _Realiser:
         done: set[int] = set()
         wanted = {self.graph.param_ids[name]: kinds for name, kinds in marks.params.items()}
         for name, number in self.graph.param_ids.items():
-            if number in self.dead_params and number not in done and not _under(name, inside):
+            if number in self.dead_params and number not in done and not is_under(name, inside):
                 done.add(number)
                 merges = tuple(sorted(wanted.get(number, set())))
                 edits.append(DropParameter(fqn=name, merges=merges, copies=name in marks.copies))
@@ -262,7 +263,7 @@ class _Realiser:
         """Refuse where a parameter that stays alive hangs in a module that goes, or a tied one under two names."""
         removed = self.graph.all_names(taken_out(edits))
         for name, number in self.graph.param_ids.items():
-            if number not in self.dead_params and number in self.graph.param_users and _under(name, removed):
+            if number not in self.dead_params and number in self.graph.param_users and is_under(name, removed):
                 users = [u for u in self.graph.param_users[number] if u not in self.gone]
                 if users and not self.held_elsewhere(number, removed):
                     where = self.graph.layers[users[0]].name
@@ -290,7 +291,7 @@ class _Realiser:
         return list(found.values())
 
     def held_elsewhere(self, number: int, removed: Collection[str]) -> bool:
-        return any(i == number and not _under(n, removed) for n, i in self.graph.param_ids.items())
+        return any(i == number and not is_under(n, removed) for n, i in self.graph.param_ids.items())
 
     def slices(self) -> tuple[list[Slice], tuple[Moved, ...], Mapping[int, Gap]]:
         cats = [(m, v) for m, v in self.cut.dropped if merge_of(self.graph.layers[m]) == "cat" and m not in self.dead]
@@ -318,7 +319,7 @@ class _Realiser:
         removed = self.graph.all_names(taken_out(edits))
         return tuple(
             i for i in sorted(self.dead)
-            if not self.graph.layers[i].param_only and not _under(self.graph.layers[i].fqn + ".", removed)
+            if not self.graph.layers[i].param_only and not is_under(self.graph.layers[i].fqn + ".", removed)
         )  # fmt: skip
 
     def guards(self, leftovers: tuple[int, ...]) -> list[Edit]:
@@ -330,7 +331,7 @@ class _Realiser:
         calls = [layer for layer in (self.graph.layers[i] for i in leftovers) if layer.is_module and not layer.params]
         names = dict.fromkeys(layer.fqn for layer in calls if not self.marker.is_dead(layer.fqn))
         own = [name for name in names if not type(self.modules[name]).__module__.startswith("torch.nn.")]
-        return [Guard(fqn=name) for name in own if not any(True for _ in self.modules[name].parameters())]
+        return [Guard(fqn=name) for name in own if not any(True for _ in parameters(self.modules[name]))]
 
     def check_shape_reads(self, edits: list[Edit], leftovers: tuple[int, ...], carried: set[int]) -> None:
         """Refuse where a surviving forward reads the shape of what would be a dropped tensor."""
@@ -344,21 +345,11 @@ class _Realiser:
                 tokens |= set(layer.outputs) - carried
         for value, frame in self.graph.shape_reads:
             fqn = self.graph.frames[frame].fqn
-            if value in tokens and not _under(fqn + ".", removed):
+            if value in tokens and not is_under(fqn + ".", removed):
                 where = f"'{fqn}'" if fqn else "the model"
                 raise CannotRealise(
                     f"the forward of {where} reads the shape of {self.graph.describe([value])}, which would be gone"
                 )
-
-
-def _under(name: str, holders: Collection[str]) -> bool:
-    """Whether a name lies below one of others."""
-    end = name.rfind(".")
-    while end > 0:
-        if name[:end] in holders:
-            return True
-        end = name.rfind(".", 0, end)
-    return False
 
 
 def _with(result: Structure, leaves: Mapping[int, Any]) -> Any:

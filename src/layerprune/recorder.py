@@ -18,6 +18,7 @@ from layerprune.modules import named_tensors, names_by_module, own_tensors
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors
 from layerprune.recording import Call, Operation, Recording
+from layerprune.registry import named_parameters, parameters
 from layerprune.signatures import positional_names
 from layerprune.tensor_keys import StrongTensorKeys, WeakTensorKeys, storage_key
 from layerprune.watch import FunctionWatch, OperationWatch, hooks_watched, watched
@@ -63,8 +64,8 @@ class Recorder:
             self.kept.append(tensor)
         self.attributes = [tensor for module in model.modules() for tensor in own_tensors(module)]
         self.attribute_ids = {id(tensor) for tensor in self.attributes}
-        self.parameters = {id(p) for p in model.parameters()}
-        self.param_memory = {storage_key(p): name for name, p in model.named_parameters()}
+        self.parameters = {id(p) for p in parameters(model)}
+        self.param_memory = {storage_key(p): name for name, p in named_parameters(model)}
         self.value_of = StrongTensorKeys() if keep else WeakTensorKeys()
         self.writer: dict[int, int] = {}
         self.storages: dict[int, int] = {}

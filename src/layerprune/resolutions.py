@@ -13,6 +13,7 @@ from layerprune.inputs import Inputs
 from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
 from layerprune.readers import CannotFold, reader_of, watching_functions
+from layerprune.registry import named_parameters
 from layerprune.shadow import Shadow, short
 
 _Shapes = dict[str, tuple[int, ...]]
@@ -45,7 +46,7 @@ class Resolutions:
             return
         self.expected = []
         able = [name for name, module in self.shade.model.named_modules() if _reads(module)]
-        weights = [name for name, held in self.shade.model.named_parameters() if held.dim() > 1]
+        weights = [name for name, held in named_parameters(self.shade.model) if held.dim() > 1]
         if self.memo is not None:
             self.memo.opening([*able, *weights])
         refused: dict[str, str] = {}
@@ -94,7 +95,7 @@ class Resolutions:
             if isinstance(out, Tensor):
                 found[name] = tuple(out.shape)
 
-        held = dict(self.shade.model.named_parameters()) if weights else {}
+        held = dict(named_parameters(self.shade.model)) if weights else {}
         functions = watching_functions({name: held[name] for name in weights}, made=see) if weights else nullcontext()
         with _hooked(self.shade.model, modules, see), self.shade.running(), functions:
             self.shade.model(*adapted.args, **adapted.kwargs)

@@ -27,6 +27,7 @@ from layerprune.attributes import Attributes
 from layerprune.inputs import Inputs
 from layerprune.integers import KeepsIntegers, holds_values
 from layerprune.modules import Tree, clone
+from layerprune.registry import named_parameters
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _sharing(
     shares: bool = False,
 ) -> Shadow:
     """Copy buffers, and make parameters of the model's own values or, where the forward writes into them, of copies."""
-    own = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in written}
+    own = {id(p) for name, p in named_parameters(model, every_name=True) if name in written}
 
     def convert(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):

@@ -14,6 +14,7 @@ from layerprune.errors import SurgeryError
 from layerprune.graph import LayerGraph
 from layerprune.marks import CannotRealise
 from layerprune.realise import Realisation
+from layerprune.registry import parameters
 
 
 class Shortener:
@@ -80,7 +81,7 @@ class Shortener:
         But not what a merge has to leave out: that one has to be told from what the merge adds.
         """
         module = self.modules.get(edit.fqn)
-        bare = module is not None and not any(True for _ in module.parameters())
+        bare = module is not None and not any(True for _ in parameters(module))
         return isinstance(edit, Drop) and not edit.merges and bare and self.owner(edit.fqn) is not None
 
     def owner(self, fqn: str) -> str | None:

@@ -30,6 +30,7 @@ from layerprune.husks import plain, shown
 from layerprune.journal import Journal, Undo
 from layerprune.modules import slots
 from layerprune.projection import Folded, resize
+from layerprune.registry import parameters
 from layerprune.slices import loss_of
 
 
@@ -154,7 +155,7 @@ def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:
 
 def _stand_in(edit: Pass | Drop, module: nn.Module, model: nn.Module) -> nn.Module:
     if isinstance(edit, Drop):
-        dtypes = (p.dtype for one in (module, model) for p in one.parameters() if p.is_floating_point())
+        dtypes = (p.dtype for one in (module, model) for p in parameters(one) if p.is_floating_point())
         dtype = next(dtypes, torch.float32)
         stand_in: nn.Module = DroppedBranch(edit.merges, edit.structure, edit.copies, dtype)
     elif edit.is_identity:

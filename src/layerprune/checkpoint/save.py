@@ -16,6 +16,7 @@ from layerprune.edits import taken_out
 from layerprune.errors import CheckpointError
 from layerprune.modules import num_params, unwrap
 from layerprune.plan import PruningPlan, plans_of
+from layerprune.registry import parameters
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -95,7 +96,7 @@ def _check_plan(model: nn.Module, plan: PruningPlan) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in taken_out(plan.edits):
         module = modules.get(name)
-        if module is not None and next(module.parameters(), None) is not None:
+        if module is not None and next(parameters(module), None) is not None:
             raise CheckpointError(
                 f"the plan takes '{name}' out, and this {type(model).__name__} still has it: "
                 "give the plan that it was pruned by"

@@ -11,6 +11,7 @@ from torch.overrides import BaseTorchFunctionMode
 
 from layerprune.errors import CostError
 from layerprune.inputs import Inputs
+from layerprune.registry import buffers, parameters
 from layerprune.shadow import Shadow, fake_shadow, is_about_fakes, real_shadow, short
 
 _T = TypeVar("_T")
@@ -41,7 +42,7 @@ def on_shadow(model: nn.Module, inputs: Inputs, measure: Callable[[Shadow, Input
         except Exception as error:
             failure = error
     name = type(model).__name__
-    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers(), inputs.tensors())):
+    if any(tensor.is_meta for tensor in chain(parameters(model), buffers(model), inputs.tensors())):
         raise CostError(
             f"{name}.forward does not run on fake tensors ({short(failure)}), and the meta device has no values: "
             "load the model to the CPU or a GPU first"

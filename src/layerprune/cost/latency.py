@@ -17,6 +17,7 @@ from layerprune.attributes import Attributes
 from layerprune.errors import CostError
 from layerprune.inputs import Inputs
 from layerprune.modules import clone, unwrap
+from layerprune.registry import buffers, parameters
 from layerprune.shadow import Shadow, short
 
 _DRAWS = 2000  # bootstrap samples
@@ -121,7 +122,7 @@ def compare_latency(
     if not models or rounds < 2:
         raise CostError(f"{len(models)} models in {rounds} rounds: it takes one model and two rounds at least")
     for name, model in models.items():
-        if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers(), inputs.tensors())):
+        if any(tensor.is_meta for tensor in chain(parameters(model), buffers(model), inputs.tensors())):
             raise CostError(f"'{name}' cannot be timed on the meta device: load it to the CPU or a GPU first")
     timed = {name: _Timed(name, model, inputs) for name, model in models.items()}
     blocks = {name: one.block(block_s) for name, one in timed.items()}

@@ -13,17 +13,18 @@ from layerprune.adapters.caches import by_name, cache_growth, generates, may_cac
 from layerprune.cost.forward import on_shadow, run
 from layerprune.inputs import Inputs
 from layerprune.operands import flat_tensors
+from layerprune.registry import buffers, parameters
 from layerprune.shadow import Shadow
 
 
 def param_bytes(model: nn.Module) -> int:
     """Count the bytes of a model's parameters, each in its own dtype, tied ones once."""
-    return sum(_nbytes(parameter) for parameter in model.parameters())
+    return sum(_nbytes(parameter) for parameter in parameters(model))
 
 
 def buffer_bytes(model: nn.Module) -> int:
     """Count the bytes of a model's buffers, shared ones once, those that are not saved with it too."""
-    return sum(_nbytes(buffer) for buffer in model.buffers())
+    return sum(_nbytes(buffer) for buffer in buffers(model))
 
 
 def _nbytes(tensor: Tensor) -> int:

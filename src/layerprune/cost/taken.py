@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from layerprune.edits import Fold, Ranges, Slice, folds_of, taken_out
+from layerprune.edits import Fold, Ranges, Slice, folds_of, is_under, taken_out
 from layerprune.graph import LayerGraph
 from layerprune.readers import reader_for
 from layerprune.realise import Realisation
@@ -35,16 +35,23 @@ class Taken:
         return sum(graph.size_of_param[param] for param in self.whole) + int(pieces) - int(sum(self.growth.values()))
 
 
-def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation) -> Taken:
-    """Tell what a realisation removes; tied parameters are one.
+def params_gone(graph: LayerGraph, realisation: Realisation) -> frozenset[int]:
+    """Tell which parameters leave whole.
 
-    Parameters of removed modules that the recorded forward never used (an unused bias, an auxiliary weight) go too.
+    Those that the recorded forward never used (an unused bias, an auxiliary weight) go with the modules that hold them,
+    where no other module does.
     """
-    whole = set(realisation.params)
-    removed = tuple(name + "." for name in taken_out(realisation.edits))
-    if removed:
-        unused = ((name, n) for name, n in graph.param_ids.items() if n not in graph.param_users)
-        whole |= {number for name, number in unused if name.startswith(removed)}
+    removed = graph.all_names(taken_out(realisation.edits))
+    if not removed:
+        return realisation.params
+    held = {number for name, number in graph.param_ids.items() if not is_under(name, removed)}
+    unused = (n for n in graph.param_ids.values() if n not in graph.param_users and n not in held)
+    return realisation.params | frozenset(unused)
+
+
+def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation) -> Taken:
+    """Tell what a realisation removes; tied parameters are one."""
+    whole = params_gone(graph, realisation)
     parts = {
         graph.param_ids[f"{edit.fqn}.{name}"]: price
         for edit in realisation.edits
@@ -58,7 +65,7 @@ def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisatio
         graph.param_ids[edit.weight_fqn]: reader.growth(edit.num_in)
         for edit, reader in zip(folds, readers, strict=True)
     }
-    return Taken(frozenset(whole), parts, grown)
+    return Taken(whole, parts, grown)
 
 
 def layers_taken(

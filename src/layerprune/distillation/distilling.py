@@ -20,6 +20,7 @@ from layerprune.distillation.trainer import Trainer
 from layerprune.edits import Edit
 from layerprune.impact.harm import Kind
 from layerprune.modules import unwrap
+from layerprune.registry import named_parameters
 from layerprune.repair.changes import write
 from layerprune.report.progress import shown
 
@@ -101,7 +102,7 @@ def _trained(
         course = Course() if found is None else trainer.resume(found)
         since = [] if found is None else [f"went on from step {len(course.losses):,}, from {checkpoint}"]
         if snapshots is not None and found is None:
-            snapshots.begin({name: parameter.detach() for name, parameter in task.pruned.named_parameters()})
+            snapshots.begin({name: parameter.detach() for name, parameter in named_parameters(task.pruned)})
         try:
             with shown("distilling", progress) as told:
                 trainer.run(course, lambda: None if snapshots is None else trainer.save(snapshots, course), told)
@@ -119,7 +120,7 @@ def _hand_over(trainer: Trainer, course: Course, pruned: nn.Module, snapshots: S
     trainer.student.load(course.best)
     values = trainer.student.values()
     if snapshots is not None:
-        held = {name: values.get(name, parameter) for name, parameter in pruned.named_parameters()}
+        held = {name: values.get(name, parameter) for name, parameter in named_parameters(pruned)}
         snapshots.allow(digest(held.items()))
     write(pruned, values)
 

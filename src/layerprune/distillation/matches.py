@@ -13,6 +13,7 @@ from layerprune.capture import capture, record_on
 from layerprune.edits import Edit
 from layerprune.errors import DistillationError
 from layerprune.graph import LayerGraph
+from layerprune.registry import named_parameters
 from layerprune.repair.sites import Site, find_sites, renumbered
 from layerprune.shadow import Shadow, real_shadow
 
@@ -55,7 +56,7 @@ def side_of(model: nn.Module, batch: Batch, *, copied: bool) -> Side:
         batch: what to run it on.
         copied: whether the shadow gets parameters of its own, which may be trained; if not, it shares the model's.
     """
-    every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    every = [name for name, _ in named_parameters(model, every_name=True)]
     shade = real_shadow(model, written=every if copied else capture(model, batch.inputs).written_params)
     return Side(shade, record_on(shade, batch.inputs))
 

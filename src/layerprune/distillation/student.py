@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from layerprune.distillation.extras import extra
 from layerprune.distillation.matches import Side
 from layerprune.errors import DistillationError
+from layerprune.registry import named_parameters
 
 _ADAPTER = "default"  # peft's own name for an only one
 
@@ -38,7 +39,7 @@ class Student:
             _add_adapters(self.model, self.adapted, lora_rank, seed)
         self.trained = {
             name: parameter
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in named_parameters(self.model)
             if parameter.requires_grad and parameter.is_floating_point()
         }
         if not self.trained:

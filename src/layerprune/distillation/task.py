@@ -26,6 +26,7 @@ from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
 from layerprune.inputs import describe
 from layerprune.modules import fingerprint
 from layerprune.plan import plans_of
+from layerprune.registry import named_parameters, parameters
 from layerprune.repair.sites import find_sites
 
 _EVERY = 8  # of so many batches one is held out
@@ -62,7 +63,7 @@ class Task:
     @property
     def device(self) -> torch.device:
         """Where the models are."""
-        return next(self.pruned.parameters()).device
+        return next(parameters(self.pruned)).device
 
     def key(self) -> dict[str, Any]:
         """What the weights of the end follow from, but for those of the start."""
@@ -93,7 +94,7 @@ class Task:
         """
         if found is not None:
             with torch.no_grad():
-                for name, parameter in self.student.shade.model.named_parameters():
+                for name, parameter in named_parameters(self.student.shade.model):
                     parameter.copy_(found.start[name])
         recipe = self.recipe
         matches = find_matches(self.teacher, self.student, self.edits, recipe.hidden) if recipe.hidden_weight else ()
@@ -145,7 +146,7 @@ def task_of(
     if edits is None:
         plans = plans_of(pruned)
         edits = plans[0].edits if len(plans) == 1 else ()
-    devices = {parameter.device for model in (original, pruned) for parameter in model.parameters()}
+    devices = {parameter.device for model in (original, pruned) for parameter in parameters(model)}
     if len(devices) != 1 or any(device.type == "meta" for device in devices):
         raise DistillationError(
             f"the models' parameters are on {', '.join(sorted(map(str, devices))) or 'no device'}: "
@@ -178,4 +179,4 @@ def _own_share(count: int) -> tuple[Sequence[int], tuple[str, ...]]:
 
 def weights_of(model: nn.Module) -> str:
     """A hash of a model's parameters."""
-    return digest(model.named_parameters())
+    return digest(named_parameters(model))

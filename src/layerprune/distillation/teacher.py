@@ -18,6 +18,7 @@ from layerprune.distillation.matches import Side
 from layerprune.errors import CalibrationError, ended_by
 from layerprune.inputs import describe
 from layerprune.observe import Observer, See
+from layerprune.registry import parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ class Teacher:
         self.side = side
         self.observer = Observer(side.shade, side.graph, values)
         self.outputs = outputs
-        self.device = next(side.shade.model.parameters()).device
+        self.device = next(parameters(side.shade.model)).device
         self.bare = bare
         self.memory_bytes = memory_bytes
         self.folder = folder

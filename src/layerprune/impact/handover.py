@@ -34,6 +34,7 @@ from layerprune.impact.outcome import Leaf, NotPlain, Outcome
 from layerprune.impact.upstream import Upstream
 from layerprune.nested import map_tensors, tensors_in
 from layerprune.projection import Folded
+from layerprune.registry import buffers, parameters
 from layerprune.shadow import Shadow
 from layerprune.surgery import applied
 from layerprune.watch import watched
@@ -333,7 +334,7 @@ def _why_never(shade: Shadow, graph: LayerGraph) -> str:
     """Why a model's forwards are run whole from the start; empty where they may not have to be."""
     if graph.written_params:
         return "the forward writes into parameters"
-    kinds = {tensor.device.type for tensor in (*shade.model.parameters(), *shade.model.buffers())}
+    kinds = {tensor.device.type for tensor in (*parameters(shade.model), *buffers(shade.model))}
     if not kinds <= {"cpu", "cuda"}:
         return f"the random numbers of {', '.join(sorted(kinds))} are not looked at"
     return ""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from layerprune.impact.evidence import Evidence, Scene
+from layerprune.registry import named_parameters
 
 
 def score_magnitude(scene: Scene) -> Evidence:
@@ -17,7 +18,7 @@ def score_magnitude(scene: Scene) -> Evidence:
         scene: what to score; its batches are not looked at.
     """
     squares: dict[int, float] = {}
-    for name, parameter in scene.model.named_parameters(remove_duplicate=False):
+    for name, parameter in named_parameters(scene.model, every_name=True):
         number = scene.graph.param_ids[name]
         if number not in squares:
             squares[number] = float(torch.linalg.vector_norm(parameter.detach().float()).square())

@@ -17,6 +17,7 @@ from layerprune.impact.changes import Changes
 from layerprune.impact.evidence import Scene
 from layerprune.impact.shifts import Shift, Tensors, shifts_of
 from layerprune.observe import Observer, See
+from layerprune.registry import named_parameters, parameters
 from layerprune.shadow import gradient_shadow
 
 #: Why an estimate may be missing, for notes.
@@ -53,7 +54,7 @@ class Taps:
         self.changes = Changes(scene.graph, self.shade.model, self.tensors)
         self.observer = Observer(self.shade, scene.graph, self.changes.watched, scene.variants)
         entering = _entering(scene.graph)
-        for name, parameter in self.shade.model.named_parameters(remove_duplicate=False):
+        for name, parameter in named_parameters(self.shade.model, every_name=True):
             parameter.requires_grad_(name in entering)
 
     def run(
@@ -108,7 +109,7 @@ class Taps:
         return products
 
     def _floating(self) -> list[nn.Parameter]:
-        return [p for p in self.shade.model.parameters() if p.is_floating_point() or p.is_complex()]
+        return [p for p in parameters(self.shade.model) if p.is_floating_point() or p.is_complex()]
 
 
 class _Products:

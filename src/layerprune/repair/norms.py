@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from layerprune.registry import parameters
+
 _NUM_PROBES = 16
 _TOLERANCE = 1e-3  # of what a normalization makes, relative to its largest gain: bfloat16 inside one rounds by less
 
@@ -62,7 +64,7 @@ def norm_of(module: nn.Module, width: int) -> Norm | None:
         module: a layer that the graph calls a normalization.
         width: how many channels its tokens have.
     """
-    held = next(module.parameters(), None)
+    held = next(parameters(module), None)
     if width < 2 or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
         return None
     alone = copy.copy(module)
