@@ -1,8 +1,10 @@
 """Example inputs: what counts as one argument, what a batch is, and what is inferred from a model."""
 
 import dataclasses
+import threading
 import types
 from collections import OrderedDict, UserDict, namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,13 +148,24 @@ def test_map_reaches_a_tensor_in_any_structure_and_mutates_none(wrap, unwrap):
     assert inputs.tensors() == [x]
 
 
-def test_map_keeps_identity_and_shares_what_holds_no_tensor():
+def test_map_keeps_identity():
     x, config = torch.ones(2), {"depth": 3}
     mapped = Inputs((x, [x, x]), {"x": x, "config": config}).map(torch.clone)
     first, pair = mapped.args
     assert pair[0] is pair[1] is first is mapped.kwargs["x"]
     assert first is not x
-    assert mapped.kwargs["config"] is config
+    assert mapped.kwargs["config"] == config
+
+
+def test_what_is_written_into_a_mapped_container_does_not_reach_the_one_that_it_was_made_of():
+    """A forward may append to a list that it is given, filled or empty, or to one that an object holds."""
+    lock, states, given = threading.Lock(), [], [torch.ones(2)]
+    holder = SimpleNamespace(states=[], lock=lock)
+    mapped = Inputs((states, given, holder)).map(torch.clone)
+    for container in (mapped.args[0], mapped.args[1], mapped.args[2].states):
+        container.append(torch.zeros(2))
+    assert (len(states), len(given), len(holder.states)) == (0, 1, 0)
+    assert mapped.args[2].lock is lock
 
 
 def test_map_follows_cycles():

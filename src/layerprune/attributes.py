@@ -1,7 +1,8 @@
-"""Plain attributes of modules: flags, counters and sizes that a forward may change, and how to put them back."""
+"""What a forward may change of its modules, plain attributes and hooks, and how to put it back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -9,10 +10,17 @@ from torch import nn
 _PLAIN = (bool, int, float, str, type(None))
 _PLAIN_TYPES = frozenset(_PLAIN)  # the same, told by one look
 _MISSING = object()
+_HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"),
+    *("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks"),
+)
 
 
 class Attributes:
-    """The plain attributes of a model's modules at some moment, but for ``training``.
+    """The plain attributes of a model's modules at some moment, but for ``training``, and their hooks.
+
+    A forward may install hooks and write a flag that they are there, as those of transformers do which are asked for
+    hidden states: with the flag put back and the hooks left, the next one would install them once more.
 
     Args:
         model: the model, as it is at that moment.
@@ -21,13 +29,20 @@ class Attributes:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.before = [(vars(module), _plain(module)) for module in model.modules()]
+        self.hooks = {id(held): dict(held) for module in model.modules() for held in _registers(module) if held}
         self.moved: list[tuple[dict[str, Any], str, Any]] = []
+        self.hooked: list[tuple[dict[int, Any], dict[int, Any]]] = []
 
     def settle(self) -> None:
-        """Note which attributes differ now: whose, their names, and what they were; or that they were not there."""
+        """Note which attributes differ now: whose, their names, and what they were; or that they were not there.
+
+        So are the hooks that were added.
+        """
         self.moved = [
             (held, key, value) for held, before in self.before for key, value in _differing(held, before).items()
         ]
+        registers = ((held, self.hooks.get(id(held), {})) for one in self.model.modules() for held in _registers(one))
+        self.hooked = [(held, before) for held, before in registers if held.keys() != before.keys()]
 
     def changed(self) -> frozenset[str]:
         """The first names of the modules of which an attribute differs now."""
@@ -41,6 +56,10 @@ class Attributes:
                 held.pop(key, None)
             else:
                 held[key] = value
+        for register, before in self.hooked:
+            if register.keys() != before.keys():
+                register.clear()
+                register.update(before)
 
 
 def _differing(held: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +68,12 @@ def _differing(held: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     found |= {key: _MISSING for key, value in held.items() if key not in before and _is_plain(value)}
     found.pop("training", None)
     return found
+
+
+def _registers(module: nn.Module) -> Iterator[dict[int, Any]]:
+    """Where a module holds its hooks, and what tells of them how they are called."""
+    held = vars(module)
+    return (held[name] for name in _HOOKS if name in held)
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:

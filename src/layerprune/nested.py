@@ -40,8 +40,9 @@ def tensors_in(value: Any) -> list[Tensor]:
 def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Return a copy of a value with every tensor that :func:`tensors_in` finds passed through ``fn``.
 
-    Nothing is mutated: what holds a tensor is copied shallowly, frozen dataclasses and objects with slots too, and
-    what holds none is shared. A tensor or container that occurs twice stays one object.
+    Nothing is mutated, nor is it when the copy is written into: containers and objects are copied whether they hold a
+    tensor or not, frozen dataclasses and objects with slots too. Code, modules and what cannot be copied (a lock, a
+    file) are shared. A tensor or container that occurs twice stays one object.
     """
     return _rebuild(value, fn, {}, Tensor)
 
@@ -74,7 +75,7 @@ def _rebuild(value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: t
         return memo[id(value)]
     if isinstance(value, leaf):
         memo[id(value)] = fn(value)
-    elif isinstance(value, _LEAVES) or next(_walk(value, leaf), None) is None:
+    elif isinstance(value, _LEAVES):
         memo[id(value)] = value
     else:
         clone = memo[id(value)] = _shell(value, fn, memo, leaf)
@@ -85,17 +86,26 @@ def _rebuild(value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: t
 
 def _shell(value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: type) -> Any:
     """Copy an object shallowly; what cannot be filled later is made of its new items at once."""
-    if isinstance(value, tuple):
-        items = [_rebuild(item, fn, memo, leaf) for item in value]
+    if isinstance(value, (tuple, frozenset)):
+        items = [_rebuild(item, fn, memo, leaf) for item in cast("tuple[Any, ...]", value)]
+        if all(new is old for new, old in zip(items, cast("tuple[Any, ...]", value), strict=True)):
+            return value
+        if isinstance(value, frozenset):
+            return type(value)(items)
         try:
             return tuple.__new__(type(value), items)  # named tuples too, past any __new__ of their own
         except TypeError:  # torch.return_types
             return type(value)(items)
-    if isinstance(value, (set, frozenset)):
+    if isinstance(value, set):
         return type(value)(_rebuild(item, fn, memo, leaf) for item in value)
     if isinstance(value, MappingProxyType):
         return MappingProxyType({key: _rebuild(item, fn, memo, leaf) for key, item in value.items()})
-    return copy.copy(value)
+    if isinstance(value, _MUTABLE) or next(_walk(value, leaf), None) is not None:
+        return copy.copy(value)
+    try:
+        return copy.copy(value)
+    except Exception:  # it runs the class's own code, which may raise anything; no tensor is lost if it is shared
+        return value
 
 
 def _fill(clone: Any, value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: type) -> None:
@@ -105,7 +115,9 @@ def _fill(clone: Any, value: Any, fn: Callable[[Any], Any], memo: dict[int, Any]
         for key, item in _items(value).items():
             base.__setitem__(clone, key, _rebuild(item, fn, memo, leaf))
     for name, item in attributes_of(value).items():
-        object.__setattr__(clone, name, _rebuild(item, fn, memo, leaf))
+        new = _rebuild(item, fn, memo, leaf)
+        if new is not item:
+            object.__setattr__(clone, name, new)
 
 
 def _items(value: Any) -> dict[Any, Any]:

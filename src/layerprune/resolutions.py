@@ -97,7 +97,7 @@ class Resolutions:
 
         held = dict(named_parameters(self.shade.model)) if weights else {}
         functions = watching_functions({name: held[name] for name in weights}, made=see) if weights else nullcontext()
-        with _hooked(self.shade.model, modules, see), self.shade.running(), functions:
+        with self.shade.running(), _hooked(self.shade.model, modules, see), functions:
             self.shade.model(*adapted.args, **adapted.kwargs)
         return found
 

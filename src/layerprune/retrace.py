@@ -51,7 +51,7 @@ class Retracer:
 
     def steps(self, edits: Sequence[Edit], settled: Collection[int]) -> list[Step]:
         """Trace the shadow with edits made; the layers that are settled answer from the memo."""
-        inputs, model = self.inputs, self.shade.model
+        inputs, model = self.shade.renew(self.inputs), self.shade.model
         if self.memo is not None:
             self.memo.observer = partial(self.tracer.leaf, settled)
         try:

@@ -73,6 +73,10 @@ class Shadow:
             return inputs.map(lambda tensor: tensor.detach().clone())
         return inputs.map(lambda tensor: self.convert(tensor))
 
+    def renew(self, adapted: Inputs) -> Inputs:
+        """Make what :meth:`adapt` has made once more: a forward may write into its inputs, and into lists of them."""
+        return adapted.map(lambda t: _like(t, self.mode) if type(t) is FakeTensor and self.mode else t.detach().clone())
+
     def convert(self, tensor: Tensor) -> Tensor:
         """Make what stands for a tensor on the shadow."""
         if self.mode is None or (self.integers and holds_values(tensor)):
@@ -207,6 +211,13 @@ def _uncompiled() -> contextlib.AbstractContextManager[Any]:
     """Run what ``torch.compile`` has wrapped as the Python that it was: a compiled module calls no modules."""
     compiles = "torch._dynamo" in sys.modules  # slow to import, and nothing is compiled without it
     return torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext()
+
+
+def _like(fake: FakeTensor, mode: FakeTensorMode) -> Tensor:
+    """Make a fake tensor of another one's form."""
+    with _disable_current_modes():
+        meta = torch.empty_strided(tuple(fake.shape), fake.stride(), dtype=fake.dtype, device="meta")
+        return FakeTensor(mode, meta, fake.device)
 
 
 def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:

@@ -21,7 +21,7 @@ class Trial:
 
     Attributes:
         training: whether it is in train mode.
-        inputs: its arguments.
+        inputs: its arguments; each run gets new ones of their form.
         expected: what the untouched shadow returned.
         backward: whether a backward has to run as well.
     """
@@ -87,7 +87,8 @@ class Trials:
 
     def repeat(self, trial: Trial) -> Any:
         """Run the edited shadow as a trial wants it, and describe what it returns."""
-        return self.run(trial.training, trial.inputs, look=_backward if trial.backward else None)
+        inputs = self.shade.renew(trial.inputs)
+        return self.run(trial.training, inputs, look=_backward if trial.backward else None)
 
 
 def _backward(out: Any) -> None:

@@ -125,9 +125,9 @@ class Teacher:
     def make(self, number: int, batch: Batch) -> Lesson:
         hidden: dict[int, Tensor] = {}
         outs: list[Any] = []  # of each try; the last one counts
-        inputs = self.side.shade.adapt(batch.inputs)
 
         def forward(model: Any) -> None:
+            inputs = self.side.shade.adapt(batch.inputs)
             outs.append(model(*inputs.args, **inputs.kwargs))
 
         def begin() -> See:

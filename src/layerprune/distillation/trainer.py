@@ -151,13 +151,13 @@ class Trainer:
         self, batch: Batch, step: int, found: dict[int, Tensor], learn: Callable[[Any], None], place: int
     ) -> None:
         """Run the student with gradients, and collect its hidden states."""
-        inputs = self.student.side.shade.adapt(batch.inputs)
 
         def begin() -> See:
             found.clear()
             return found.__setitem__
 
         def call(model: Any) -> Any:
+            inputs = self.student.side.shade.adapt(batch.inputs)
             torch.manual_seed(self.recipe.seed + step)  # for what forwards draw even in eval mode
             with self.tools.autocast():
                 return model(*inputs.args, **inputs.kwargs)
