@@ -332,16 +332,11 @@ def test_calibration_data_that_cannot_be_read_are_an_error_that_says_why(data, s
     assert same_bits(model, before)
 
 
-def test_labels_in_a_batch_are_answered_with_how_to_leave_them_out():
-    with pytest.raises(CalibrationError, match=r"\[x for x, y in loader\]"):
-        UniversalLayerPruner(branches(), calibration=[(batch, torch.zeros(6)) for batch in BATCHES])
-
-
 def test_a_batch_that_does_not_fit_is_an_error_that_names_it_when_it_is_measured():
     model = branches()
     before = copy_of(model)
     pruner = UniversalLayerPruner(model, example_inputs=BATCHES[0], calibration=[BATCHES[0], rows(2, 5).double()])
-    with pytest.raises(CalibrationError, match=r"on batch 1 of .*what the model's forward takes"):
+    with pytest.raises(CalibrationError, match=r"on batch 1 of .*does not fit .*forward.*: RuntimeError"):
         _ = pruner.groups
     assert same_bits(model, before)
 
