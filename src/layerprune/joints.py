@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from layerprune.cost.taken import params_taken
+from layerprune.edits import folds_of
 from layerprune.joining import join_cuts
 from layerprune.marks import CannotRealise
 from layerprune.modules import clone
@@ -76,6 +77,23 @@ class Joints:
         if not chosen:
             return 0
         return params_taken(self.prover.graph, self.prover.modules, self.proven(chosen)).size(self.prover.graph)
+
+    def why_no_smaller(self, chosen: Sequence[int]) -> str:
+        """Say why a set that holds together leaves a model that is no smaller; empty where it is smaller.
+
+        What takes a projection in may grow by more than leaves once the removals before it have moved its source.
+        """
+        joint = self.proven(chosen)
+        if not folds_of(joint.edits):
+            return ""
+        taken = params_taken(self.prover.graph, self.prover.modules, joint)
+        size, growth = taken.size(self.prover.graph), int(sum(taken.growth.values()))
+        if size > 0:
+            return ""
+        return (
+            f"{size + growth:,} parameters would leave, and what takes their projections in would grow by {growth:,}: "
+            "the model would be no smaller"
+        )
 
     def without(self, chosen: Sequence[int], folded: Folded | None = None) -> nn.Module:
         """A copy of the model without a set that holds together; it shares the tensors that stay.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 from torch import nn
@@ -13,14 +13,17 @@ from layerprune.cost.layers import macs_by_layer, time_by_layer
 from layerprune.cost.macs import count_macs
 from layerprune.cost.memory import activation_peak_bytes, buffer_bytes, param_bytes
 from layerprune.cost.record import bytes_text
-from layerprune.cost.taken import bundles, layers_taken, params_taken
+from layerprune.cost.taken import Taken, bundles, layers_taken, params_taken
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.joints import Joints
+from layerprune.marks import CannotRealise
 from layerprune.modules import num_params
 from layerprune.plan import PlannedFigure
 from layerprune.proof import Removal
-from layerprune.select.limit import Pieces
+from layerprune.realise import Realisation
+from layerprune.select.company import companies, with_company
+from layerprune.select.limit import Limit, Pieces
 from layerprune.select.problem import Resource
 
 
@@ -44,6 +47,7 @@ class Meter:
         self.joints = joints
         self.removals = removals
         self._latencies: dict[tuple[int, ...], tuple[Latency, Latency]] = {}
+        self._joint: dict[tuple[int, ...], Realisation | None] = {}
 
     def resources(self, budgets: Budgets) -> list[Resource]:
         """What budgets speak of; caps are filled where nothing has to go."""
@@ -115,12 +119,41 @@ class Meter:
     @cached_property
     def param_pieces(self) -> Pieces:
         """What removals take of the parameters."""
-        taken = [params_taken(self.graph, self.joints.prover.modules, r.realisation) for r in self.removals]
-        return bundles(self.graph.size_of_param, taken)
+        modules, sizes = self.joints.prover.modules, self.graph.size_of_param
+        return self._pieces(sizes, lambda realisation: params_taken(self.graph, modules, realisation))
+
+    @property
+    def has_to_shrink(self) -> Limit | None:
+        """That projections must not cost more parameters than leave; None where there are none."""
+        if not any(removal.needs_calibration for removal in self.removals):
+            return None
+        return Limit(self.param_pieces, low=float(min(1, *(removal.num_params for removal in self.removals))))
 
     def _by_layer(self, costs: Mapping[int, float]) -> Pieces:
         modules = self.joints.prover.modules
-        return bundles(costs, [layers_taken(self.graph, modules, r.realisation, costs) for r in self.removals])
+        return self._pieces(costs, lambda realisation: layers_taken(self.graph, modules, realisation, costs))
+
+    def _pieces(self, sizes: Mapping[int, float], taken_by: Callable[[Realisation], Taken]) -> Pieces:
+        alone = bundles(sizes, [taken_by(removal.realisation) for removal in self.removals])
+
+        def size_of(some: tuple[int, ...]) -> float | None:
+            joint = self._together(some)
+            return None if joint is None else taken_by(joint).amount(sizes)
+
+        return with_company(alone, self._companies, size_of)
+
+    @cached_property
+    def _companies(self) -> list[tuple[int, ...]]:
+        return companies(self.graph, self.removals)
+
+    def _together(self, some: tuple[int, ...]) -> Realisation | None:
+        """A set as it would be carried out; None where it cannot be."""
+        if some not in self._joint:
+            try:
+                self._joint[some] = self.joints.likely(some)
+            except CannotRealise:
+                self._joint[some] = None
+        return self._joint[some]
 
     # ---- the model as it is ---------------------------------------------------------------------------------------
 

@@ -113,6 +113,8 @@ class Planner:
             self.first_look if self.scored.scene is not None else None,
             self.noise,
             self.effort,
+            self.meter.has_to_shrink,
+            lambda some: not self.joints.why_no_smaller(some),
         )
 
     @cached_property
@@ -237,7 +239,8 @@ class Planner:
             CriticalGroupError: they do not hold together.
         """
         try:
-            _ = self.joints.proven(chosen) if chosen else None
+            if chosen and (reason := self.joints.why_no_smaller(chosen)):
+                raise CannotRealise(reason)
         except CannotRealise as error:
             names = ", ".join(f"'{name}'" for i in chosen for name in self.scored.removals[i].groups)
             raise CriticalGroupError(f"{names} cannot all be removed together: {error}") from error

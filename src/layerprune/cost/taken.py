@@ -31,8 +31,16 @@ class Taken:
 
     def size(self, graph: LayerGraph) -> int:
         """Count the elements of the parameters."""
+        return int(self.amount(graph.size_of_param))
+
+    def amount(self, sizes: Mapping[int, float]) -> float:
+        """Add up what goes.
+
+        Args:
+            sizes: parameter or layer → its size.
+        """
         pieces = sum(each * (b - a) for each, ranges in self.parts.values() for a, b in ranges)
-        return sum(graph.size_of_param[param] for param in self.whole) + int(pieces) - int(sum(self.growth.values()))
+        return sum(sizes[number] for number in self.whole) + pieces - sum(self.growth.values())
 
 
 def params_gone(graph: LayerGraph, realisation: Realisation) -> frozenset[int]:

@@ -79,6 +79,8 @@ class Problem:
         first_look: like ``harm``, on the first of the data only; None: ``harm`` tells.
         noise: the standard deviation of what that finds, relative to it.
         effort: what measuring takes; None where that is not known, and no more is made than always.
+        size: of removals by projection, what they take of the model's size: a set has to take some. None without such.
+        is_smaller: whether a proven set leaves a smaller model.
     """
 
     graph: LayerGraph
@@ -96,6 +98,8 @@ class Problem:
     first_look: Callable[[Sequence[Sequence[int]]], np.ndarray] | None = None
     noise: float = 0.0
     effort: Effort | None = None
+    size: Limit | None = None
+    is_smaller: Callable[[Sequence[int]], bool] = lambda some: True
 
     @property
     def impacts(self) -> np.ndarray:

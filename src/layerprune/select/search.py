@@ -47,6 +47,7 @@ class Search:
         self.notes: list[str] = []
         self.floor: Limit | None = None
         self._limits = [resource.limit for resource in problem.resources]
+        self._always = [] if problem.size is None else [problem.size]
         self._culprits = Culprits(problem.removals, problem.prove, problem.realise)
         self._measured: dict[tuple[int, ...], list[float]] = {}
         self._harms: dict[tuple[int, ...], float] = {}
@@ -55,7 +56,7 @@ class Search:
     @property
     def limits(self) -> list[Limit]:
         """The bounds as they are now, on what adds up; and that on how much of the caps has to be used."""
-        return self._limits if self.floor is None else [*self._limits, self.floor]
+        return [*self._limits, *self._always, *([] if self.floor is None else [self.floor])]
 
     @property
     def usage(self) -> dict[tuple[int, ...], float]:
@@ -86,7 +87,11 @@ class Search:
             if not chosen:
                 return None
             self.rounds -= 1
-            if self.holds(chosen) and self.is_within(chosen):
+            if not self.holds(chosen):
+                continue
+            if not self.problem.is_smaller(chosen):
+                self.bans.append(Ban.of(chosen))
+            elif self.is_within(chosen):
                 return chosen
         return None
 
@@ -100,12 +105,12 @@ class Search:
         return True
 
     def is_proven(self, chosen: tuple[int, ...]) -> bool:
-        """Whether a set is proven; who is to blame where it is not is not asked."""
+        """Whether a set is proven and leaves a smaller model; who is to blame where it is not is not asked."""
         try:
             self.problem.prove(chosen)
         except CannotRealise:
             return False
-        return True
+        return self.problem.is_smaller(chosen)
 
     def is_valid(self, chosen: tuple[int, ...]) -> bool:
         """Whether a set is proven and within all budgets."""
@@ -128,7 +133,8 @@ class Search:
 
     def eased(self, part: float) -> list[Limit]:
         """The bounds, with only a part of what has to go: pieces may promise less than a set saves."""
-        return [replace(limit, low=part * limit.low) if limit is not self.floor else limit for limit in self.limits]
+        firm = [limit for limit in self.limits if all(limit is not other for other in self._limits)]
+        return [*(replace(limit, low=part * limit.low) for limit in self._limits), *firm]
 
     def measured(self, chosen: Sequence[int]) -> list[float]:
         """What a proven set saves of each resource, each measured once."""
@@ -143,7 +149,10 @@ class Search:
         for place, (resource, amount) in enumerate(zip(self.problem.resources, self.measured(chosen), strict=True)):
             limit = self._limits[place]
             promised = limit.of(chosen)
-            if amount > resource.at_most:
+            if promised <= 0 and not resource.at_least <= amount <= resource.at_most:
+                self.bans.append(Ban.of(chosen))  # no bound is in proportion to that
+                kept = False
+            elif amount > resource.at_most:
                 high = promised * max(resource.at_most / amount, _FEWEST) * (1 - _NUDGE)
                 self._limits[place], kept = replace(limit, high=min(limit.high, high)), False
             elif amount < resource.at_least:

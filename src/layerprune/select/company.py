@@ -1,0 +1,102 @@
+"""Company: what removals by projection take together, beyond what each of them takes alone.
+
+A transform that takes a projection in gets as many input channels as the projection's source has. Where a second
+removal replaces that source, the width is another one, and the size of the set is not the sum of its parts. Each small
+set that hangs together so is realised once, and the difference becomes pieces of its own: then sums are exact again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from typing import TypeAlias
+
+from layerprune.graph import LayerGraph
+from layerprune.proof import Removal
+from layerprune.select.conflicts import conflicts
+from layerprune.select.limit import Pieces, amount
+
+_LARGEST = 5  # removals in one such set
+_MOST = 300  # sets, each of which is realised
+
+#: A set of removals, ascending → what it takes; None where it does not hold together.
+Sizes: TypeAlias = Callable[[tuple[int, ...]], "float | None"]
+
+
+def companies(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int, ...]]:
+    """Find the sets of two or more removals of which each replaces what another one's projection reads.
+
+    Args:
+        graph: the layer graph.
+        removals: what sets are made of, by number.
+
+    Returns:
+        Sets without conflicts, each ascending, small ones first; no more than can be realised in some seconds.
+    """
+    level = [(i,) for i, removal in enumerate(removals) if removal.cut.projected]
+    if not level:
+        return []
+    apart = set(conflicts(graph, removals))
+    near = _neighbours(graph, removals)
+    found: list[tuple[int, ...]] = []
+    for _ in range(_LARGEST - 1):
+        pairs = ((some, j) for some in level for i in some for j in near[i] if j not in some)
+        larger = dict.fromkeys(tuple(sorted((*some, j))) for some, j in pairs)
+        level = [some for some in larger if apart.isdisjoint(combinations(some, 2))]
+        found += level[: _MOST - len(found)]
+    return found
+
+
+def with_company(pieces: Pieces, sets: Sequence[tuple[int, ...]], size_of: Sizes) -> dict[tuple[int, ...], float]:
+    """Correct pieces, so that what they say of some sets is what these take.
+
+    What a set takes beyond the sum of its parts goes where all its members go. In pieces, each of which goes with any
+    one of its takers, that is written by inclusion and exclusion.
+
+    Args:
+        pieces: what removals take, each as if it was alone.
+        sets: those to correct for, small ones first.
+        size_of: what a set takes.
+    """
+    found = dict(pieces)
+    failed: list[tuple[int, ...]] = []
+    for some in sets:
+        if any(set(bad) <= set(some) for bad in failed):
+            continue
+        size = size_of(some)
+        if size is None:
+            failed.append(some)
+            continue
+        more = size - amount(found, some)
+        for num in range(1, len(some) + 1):
+            for part in combinations(some, num):
+                found[part] = found.get(part, 0.0) + (more if num % 2 else -more)
+    return {takers: size for takers, size in found.items() if size}
+
+
+def _neighbours(graph: LayerGraph, removals: Sequence[Removal]) -> list[list[int]]:
+    """For each removal those that replace what one of its substitutes is made of, and the other way round."""
+    replacing: dict[int, list[int]] = {}
+    for i, removal in enumerate(removals):
+        merged = (graph.layers[merge].outputs[0] for merge, _ in removal.cut.dropped)
+        for value in dict.fromkeys([*removal.cut.substitutes, *merged]):
+            replacing.setdefault(value, []).append(i)
+    found: list[dict[int, None]] = [{} for _ in removals]
+    for i, removal in enumerate(removals):
+        for source in removal.cut.substitutes.values():
+            for value in _made_of(graph, source):
+                for j in replacing.get(value, ()):
+                    if j != i:
+                        found[i][j] = found[j][i] = None
+    return [sorted(some) for some in found]
+
+
+def _made_of(graph: LayerGraph, value: int) -> Iterator[int]:
+    """A value, and what it is made of by layers other than transforms, each of one tensor."""
+    yield value
+    while (source := graph.values[value].layer) >= 0 and graph.layers[source].kind != "transform":
+        data = [read for read in graph.layers[source].operands if read]
+        if len(data) != 1 or len(data[0]) != 1:
+            return
+        value = data[0][0]
+        yield value
