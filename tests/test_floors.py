@@ -55,7 +55,7 @@ FLOORS = (
     ("select.*",),
     ("budgets", "plan"),
     ("meter", "report.*"),
-    ("carrying", "named_groups", "scoring"),
+    ("carrying", "discovery", "named_groups", "scoring"),
     ("planning",),
     ("checkpoint.*",),
     ("distillation.*",),

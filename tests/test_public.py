@@ -116,7 +116,12 @@ def test_the_pruner_takes_a_model_and_the_rest_by_keyword():
 
 
 BUDGETS = ("max_param_reduction", "max_mac_reduction", "target_latency_ms", "max_memory_bytes", "max_impact")
-CHOICE = [*((name, "keyword", None) for name in (*BUDGETS, "groups")), ("strategy", "keyword", "auto")]
+CHOICE = [
+    *((name, "keyword", None) for name in BUDGETS),
+    ("slack", "keyword", 0.1),
+    ("groups", "keyword", None),
+    ("strategy", "keyword", "auto"),
+]
 
 
 def test_plan_takes_budgets_or_groups_by_keyword():
@@ -194,6 +199,7 @@ def test_a_plan_has_these_fields():
         "fingerprint",
         "structure",
         *BUDGETS,
+        "slack",
         "granularity",
         "strategy",
         "seed",
@@ -207,6 +213,7 @@ def test_a_plan_has_these_fields():
         "frontier",
         "needs_layerprune",
         "notes",
+        "shortfall",
     ]
 
 

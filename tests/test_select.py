@@ -15,8 +15,7 @@ from layerprune.joints import Joints
 from layerprune.realise import CannotRealise
 from layerprune.select.conflicts import conflicts
 from layerprune.select.exact import MORE_SLACK, WORTH
-from layerprune.select.problem import Problem, Resource, Selection
-from layerprune.select.search import SLACK
+from layerprune.select.problem import SLACK, Problem, Resource
 from layerprune.select.strategies import select
 from nets import ExampleModel, Net, conv, image, linear, randomised, rows, tokens
 
@@ -57,7 +56,13 @@ def params_of(pruner, cap):
     joints = Joints(pruner._prover, pruner.removals, pruner._original)
     taken = [params_taken(pruner.graph, pruner._prover.modules, r.realisation) for r in pruner.removals]
     return Resource(
-        "parameters", bundles(pruner.graph.size_of_param, taken), joints.num_params, at_most=cap, is_filled=True
+        "parameters",
+        bundles(pruner.graph.size_of_param, taken),
+        joints.num_params,
+        at_most=cap,
+        is_filled=True,
+        total=pruner.graph.num_params,
+        argument="max_param_reduction",
     )
 
 
@@ -99,9 +104,9 @@ def slack_of(problem, valid, cap):
     most = max(size for size, _ in fitting)
     near, far = (
         min((impact for size, impact in fitting if size >= (1 - slack) * most), default=0.0)
-        for slack in (SLACK, MORE_SLACK)
+        for slack in (SLACK, MORE_SLACK * SLACK)
     )
-    return MORE_SLACK if far <= WORTH * near else SLACK
+    return MORE_SLACK * SLACK if far <= WORTH * near else SLACK
 
 
 def assert_best(pruner, problem, cap, valid):
@@ -168,10 +173,10 @@ def test_getting_closer_to_the_cap_comes_before_impact():
 def test_further_below_the_cap_it_stays_where_that_saves_most_of_the_impact():
     pruner = independent(84, 101)
     cap = pruner.removals[1].num_params
-    assert (1 - MORE_SLACK) * cap <= pruner.removals[0].num_params < (1 - SLACK) * cap
+    assert (1 - MORE_SLACK * SLACK) * cap <= pruner.removals[0].num_params < (1 - SLACK) * cap
     found = [choose(pruner, replace(problem_of(pruner, [i, 1.0]), has_data=True), cap) for i in (0.4, 0.6)]
     assert [selection.chosen for selection in found] == [(0,), (1,)]
-    assert "more than double the impact" in found[0].notes[0]
+    assert "at least halves the impact" in found[0].notes[0]
     assert choose(pruner, problem_of(pruner, [0.4, 1.0]), cap).chosen == (1,), "without data"
 
 
@@ -199,8 +204,14 @@ def test_with_no_impact_known_at_all_the_cap_decides(blocks):
 def test_a_cap_below_every_removal_chooses_nothing_and_says_so(blocks, cap):
     problem = problem_of(blocks, [0.1] * 8)
     assert min(r.num_params for r in problem.removals) == 25
-    why = f"no removal is small enough for the budget (parameters: {cap} allowed, 25 is the least that a removal takes)"
-    assert choose(blocks, problem, cap) == Selection((), "exact", notes=(why,))
+    smallest = min(problem.removals, key=lambda r: r.num_params)
+    share, allowed = 25 / blocks.graph.num_params, cap / blocks.graph.num_params
+    (why,) = choose(blocks, problem, cap).notes
+    assert why.startswith(
+        f"no removal is small enough for the budget: the smallest, {smallest.name}, takes {share:.1%} of the "
+        f"parameters, the cap is {allowed:.1%}; raise max_param_reduction to "
+    )
+    assert share <= float(why.split()[-3]) <= 1.01 * share, "the value named lets it in"
 
 
 def test_the_smallest_removal_is_chosen_when_it_fits_exactly(blocks):

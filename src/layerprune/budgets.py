@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from layerprune.errors import BudgetError
+from layerprune.select.problem import SLACK
 
 #: The share of the parameters that may go where the user says nothing.
 DEFAULT_SHARE = 0.3
@@ -24,6 +25,8 @@ class Budgets:
         target_latency_ms: the median time of one forward on the example inputs that is to be reached, in ms.
         max_memory_bytes: what parameters, buffers and the activations of one forward may hold at once, in bytes.
         max_impact: the largest impact that all removals together may have, in the plan's impact unit.
+        slack: how far below the most that fits under its caps a plan may stay for less impact, as a share of that most,
+            between 0 and 1; with calibration data twice as far where that at least halves the impact. 0 fills the caps.
     """
 
     max_param_reduction: float | None = None
@@ -31,6 +34,7 @@ class Budgets:
     target_latency_ms: float | None = None
     max_memory_bytes: int | None = None
     max_impact: float | None = None
+    slack: float = SLACK
 
     def __post_init__(self) -> None:
         for name in ("max_param_reduction", "max_mac_reduction"):
@@ -43,6 +47,14 @@ class Budgets:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise BudgetError(f"{name} is {value!r}; give a number above 0, as {example}")
 
+        check_slack(self.slack)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The names of the caps and targets that are given."""
+        names = (field.name for field in fields(self))
+        return tuple(name for name in names if name != "slack" and getattr(self, name) is not None)
+
     @property
     def has_target(self) -> bool:
         """Whether something has to go."""
@@ -50,10 +62,16 @@ class Budgets:
 
     def or_default(self) -> Budgets:
         """The same; :data:`DEFAULT_SHARE` of the parameters where nothing is said."""
-        return Budgets(max_param_reduction=DEFAULT_SHARE) if self == Budgets() else self
+        return replace(self, max_param_reduction=DEFAULT_SHARE) if not self.given else self
 
 
 def check_share(name: str, share: object) -> None:
     """Raise :class:`BudgetError` unless a share is between 0 and 1."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
         raise BudgetError(f"{name} is {share!r}; give a share between 0 and 1, as 0.3 for at most 30 %")
+
+
+def check_slack(slack: object) -> None:
+    """Raise :class:`BudgetError` unless a slack is at least 0 and below 1."""
+    if isinstance(slack, bool) or not isinstance(slack, (int, float)) or not 0 <= slack < 1:
+        raise BudgetError(f"slack is {slack!r}; give a share of at least 0 and below 1, as 0.1; 0 fills the caps")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from layerprune.errors import LayerPruneError
+from layerprune.errors import BudgetError, LayerPruneError, ShortfallWarning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,6 +85,10 @@ MemoryOption = Annotated[
 MaxImpactOption = Annotated[
     float | None, typer.Option(metavar="IMPACT", help="Budget: the largest impact of all removals together.")
 ]
+SlackOption = Annotated[
+    float,
+    typer.Option(min=0, max=0.99, help="How far below what fits a plan may stay for less impact; 0 fills the budget."),
+]
 StrategyOption = Annotated[Strategy, typer.Option(help="What chooses within the budget.")]
 PretrainedOption = Annotated[
     bool, typer.Option("--pretrained", help="Published weights for torchvision and timm, not random.")
@@ -122,6 +127,7 @@ def plan(
     latency_ms: LatencyOption = None,
     memory_bytes: MemoryOption = None,
     max_impact: MaxImpactOption = None,
+    slack: SlackOption = 0.1,
     strategy: StrategyOption = "auto",
     as_json: JsonOption = False,
     granularity: GranularityOption = "group",
@@ -139,7 +145,7 @@ def plan(
     budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
     with _working():
         pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
-        chosen = pruner.plan(**budgets, strategy=strategy) if budgets else None
+        chosen = pruner.plan(**budgets, slack=slack, strategy=strategy) if budgets else None
         text = "" if as_json else pruner.render_plan()
     if as_json:
         _echo_notes(pruner)
@@ -154,11 +160,15 @@ def plan(
 def prune(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder for the result.")],
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Save the model where nothing can go, too.")
+    ] = False,
     reduction: ReductionOption = None,
     mac_reduction: MacReductionOption = None,
     latency_ms: LatencyOption = None,
     memory_bytes: MemoryOption = None,
     max_impact: MaxImpactOption = None,
+    slack: SlackOption = 0.1,
     strategy: StrategyOption = "auto",
     as_json: JsonOption = False,
     granularity: GranularityOption = "group",
@@ -172,7 +182,7 @@ def prune(
     """Prune MODEL within a budget, and save it in DIR, where layerprune.load_pruned finds it.
 
     With --calibration what is left is repaired in closed form. With --json, the output is the plan that was carried
-    out, as in plan.json.
+    out, as in plan.json. Where nothing can be removed, nothing is written, and the exit code is 1.
     """
     budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
     if not budgets:
@@ -180,10 +190,16 @@ def prune(
     _check_out(out)
     with _working():
         pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
-        chosen = pruner.plan(**budgets, strategy=strategy)
-        pruner.prune(plan=chosen)
+        chosen = pruner.plan(**budgets, slack=slack, strategy=strategy)
+        if not chosen.removals and not allow_empty:
+            raise BudgetError(f"{chosen.shortfall}. Nothing is written; --allow-empty writes the model as it is")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ShortfallWarning)  # said below, with the notes
+            pruner.prune(plan=chosen)
         pruner.save(out)
     _echo_notes(pruner)
+    if chosen.shortfall:
+        typer.echo(f"warning: {chosen.shortfall}", err=True)
     if pruner.repair_report is not None:
         typer.echo(str(pruner.repair_report), err=True)
     if as_json:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Sequence
 
 #: A message that is longer is read by nobody.
@@ -18,6 +21,9 @@ def ended_by(text: str, error: BaseException) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class LayerPruneError(Exception):
@@ -106,3 +112,19 @@ class FidelityError(LayerPruneError):
 
 class ExportError(LayerPruneError):
     """A model could not be exported, or what was exported does something else; nothing was written."""
+
+
+class LayerPruneWarning(UserWarning):
+    """The root of every warning of this library."""
+
+
+class ShortfallWarning(LayerPruneWarning):
+    """Nothing, or less than half of what a cap allows, was removed; the message says why, and what to do."""
+
+
+def warn(message: str, category: type[LayerPruneWarning]) -> None:
+    """Warn at the line of the user's code that called the library."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -72,7 +72,15 @@ class Meter:
         """The parameters; tied ones once."""
         pieces = self.param_pieces
         cap = share * self.graph.num_params
-        return Resource("parameters", pieces, lambda some: self.joints.num_params(some), cap, is_filled=fills)
+        return Resource(
+            "parameters",
+            pieces,
+            lambda some: self.joints.num_params(some),
+            cap,
+            is_filled=fills,
+            total=self.graph.num_params,
+            argument="max_param_reduction",
+        )
 
     def macs(self, share: float, fills: bool) -> Resource:
         """The multiply-accumulates of one forward."""
@@ -82,7 +90,9 @@ class Meter:
         def saved(some: Sequence[int]) -> float:
             return before - count_macs(self.joints.without(some), self.inputs)
 
-        return Resource("MACs", pieces, saved, share * before, is_filled=fills)
+        return Resource(
+            "MACs", pieces, saved, share * before, is_filled=fills, total=before, argument="max_mac_reduction"
+        )
 
     def latency(self, target: float) -> Resource:
         """The time of one forward; what layers take by themselves is brought to the scale of the whole."""

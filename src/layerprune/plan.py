@@ -18,9 +18,9 @@ from layerprune.readers import CannotFold, reader_for
 from layerprune.structure import difference, structure
 from layerprune.surgery import operate
 
-SCHEMA = (
-    4  # 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure; 4: folded projections
-)
+#: 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure; 4: folded projections;
+#: 5: slack and shortfall.
+SCHEMA = 5
 
 _MOST = 2**63 - 1  # of what is counted
 
@@ -89,6 +89,9 @@ class PruningPlan(BaseModel):
     target_latency_ms: float | None = Field(default=None, description="median of one forward that was to be reached")
     max_memory_bytes: int | None = Field(default=None, description="most that was to be held in one forward")
     max_impact: float | None = Field(default=None, description="largest impact of all removals together")
+    slack: float | None = Field(
+        default=None, description="how far below its caps the plan may stay for less impact; null where nobody said"
+    )
     granularity: str
     strategy: str = Field(default="exact", description="what chose the removals")
     seed: int = Field(default=0, description="for what was drawn")
@@ -104,6 +107,9 @@ class PruningPlan(BaseModel):
     frontier: tuple[FrontierPoint, ...] = ()
     needs_layerprune: bool = Field(description="whether the pruned model holds stand-ins that only layerprune defines")
     notes: tuple[str, ...] = ()
+    shortfall: str = Field(
+        default="", description="why nothing, or less than half of what a cap allows, goes; empty where more goes"
+    )
 
     @property
     def reduction(self) -> float:

@@ -24,13 +24,15 @@ from layerprune.modules import fingerprint
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
 from layerprune.projection import Folded
 from layerprune.repair.closed_form import Mender
+from layerprune.report.budget_notes import cap_note, is_short, why_nothing
 from layerprune.scoring import Scored
 from layerprune.select.frontier import frontier
-from layerprune.select.problem import Effort, Problem, Resource, Selection
+from layerprune.select.problem import SLACK, Effort, Problem, Resource, Selection
 from layerprune.select.strategies import BY_SUMS, select
 from layerprune.structure import structure
 
 _MOST_BYTES = 2**30  # of the weights of sets that fold projections
+_NOBODY_NAMED = "groups= names no group, so nothing is removed: name at least one, or give a budget"
 _SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
 
 
@@ -90,11 +92,11 @@ class Planner:
                     "strategy 'resampled' draws the calibration data anew, and there are none: make the pruner with "
                     "calibration=, an iterable of batches, or take strategy='exact'"
                 )
-            selection = select(self.problem(resources, strategy), strategy)
-        said = [*selection.notes, *self._closeness(budgets, resources, selection.chosen), *self._doubts(selection)]
+            selection = select(self.problem(resources, strategy, budgets.slack), strategy)
+        said = [*selection.notes, *self._closeness(budgets, resources, selection), *self._doubts(selection)]
         return self.record(selection, budgets, [*said, *notes])
 
-    def problem(self, resources: Sequence[Resource], strategy: str = "") -> Problem:
+    def problem(self, resources: Sequence[Resource], strategy: str = "", slack: float = SLACK) -> Problem:
         """What there is to choose from."""
         evidence = self.scored.evidence
         return Problem(
@@ -115,6 +117,7 @@ class Planner:
             self.effort,
             self.meter.has_to_shrink,
             lambda some: not self.joints.why_no_smaller(some),
+            slack,
         )
 
     @cached_property
@@ -209,7 +212,9 @@ class Planner:
         def measured(some: Sequence[int]) -> float:
             return float(self.harm([some])[0]) if self.is_measured else float(impacts[list(some)].sum())
 
-        return Resource("max_impact", pieces, measured, at_most=most, show=lambda amount: f"{amount:.3g}")
+        return Resource(
+            "impact", pieces, measured, at_most=most, show=lambda amount: f"{amount:.3g}", argument="max_impact"
+        )
 
     @cached_property
     def is_measured(self) -> bool:
@@ -238,8 +243,10 @@ class Planner:
         Raises:
             CriticalGroupError: they do not hold together.
         """
+        if not chosen:
+            return self.record(Selection((), "named", notes=(_NOBODY_NAMED,)), None, [_NOBODY_NAMED, *notes])
         try:
-            if chosen and (reason := self.joints.why_no_smaller(chosen)):
+            if reason := self.joints.why_no_smaller(chosen):
                 raise CannotRealise(reason)
         except CannotRealise as error:
             names = ", ".join(f"'{name}'" for i in chosen for name in self.scored.removals[i].groups)
@@ -263,6 +270,7 @@ class Planner:
             target_latency_ms=limits.target_latency_ms,
             max_memory_bytes=limits.max_memory_bytes,
             max_impact=limits.max_impact,
+            slack=None if budgets is None else limits.slack,
             granularity=self.granularity,
             strategy=selection.strategy,
             seed=self.seed,
@@ -276,6 +284,7 @@ class Planner:
             frontier=self.frontier if budgets is not None and self.scored.has_data else (),
             needs_layerprune=joint is not None and any(_is_ours(edit) for edit in joint.edits),
             notes=(*notes, *self._company(chosen)),
+            shortfall=self._shortfall(limits, selection),
         )
 
     @cached_property
@@ -333,39 +342,23 @@ class Planner:
 
     # ---- notes ----------------------------------------------------------------------------------------------------
 
-    def _closeness(self, budgets: Budgets, resources: Sequence[Resource], chosen: Sequence[int]) -> list[str]:
-        """Say how close a plan came to its caps, and what held it back; of an empty plan, only why it is empty."""
-        if not chosen:  # where there are removals the selection says why, and of those without data the scoring does
-            nothing = not self.scored.removals and not self.scored.unfitted
-            return ["nothing can be removed: every group is critical"] if nothing else []
-        shares = {"parameters": budgets.max_param_reduction, "MACs": budgets.max_mac_reduction}
-        found: list[str] = []
-        for resource in resources:
-            share = shares.get(resource.name)
-            if not resource.is_filled or share is None:
-                continue
-            total = self.graph.num_params if resource.name == "parameters" else self.meter.macs_before
-            reached = resource.measure(chosen) / total
-            what = "" if resource.name == "parameters" else f" of {resource.name}"
-            line = f"{reached:.1%} of a budget of {share:.1%}{what} is used"
-            why = "" if reached >= share - 0.02 else f": {self._obstacle(share, reached, len(resources))}"
-            found.append(line + why)
-        if budgets.max_impact is not None:
-            found.append(
-                f"an impact of {resources[-1].measure(chosen):.3g} of {budgets.max_impact:.3g} allowed is used"
-            )
-        return found
+    def _shortfall(self, budgets: Budgets, selection: Selection) -> str:
+        """Say why nothing, or less than half of what a cap allows, goes; empty where more goes."""
+        if not selection.chosen:
+            return next(iter(selection.notes), "") or why_nothing(self.groups, len(self.scored.unfitted))
+        short = [use for use in selection.cap_uses if use.argument in budgets.given and is_short(use)]
+        return cap_note(short[0], budgets.slack) if short else ""
 
-    def _obstacle(self, share: float, reached: float, num_budgets: int) -> str:
-        if num_budgets > 1:
-            return "another budget is reached before"
-        usable = {name for removal in self.scored.removals for name in removal.groups}
-        names = {g.name for g in self.groups if g.can_remove and g.name in usable}
-        safe = params_in(self.graph, [g for g in self.groups if g.name in names]) / self.graph.num_params
-        if safe <= share:
-            held = f"all safe groups together hold {safe:.1%} of the parameters"
-            return held if reached <= safe else f"{held}; what leaves or shrinks with them comes on top"
-        return "the next removal would exceed it, or excludes one that was chosen"
+    def _closeness(self, budgets: Budgets, resources: Sequence[Resource], selection: Selection) -> list[str]:
+        """Say how close a plan came to its caps, and what held it back."""
+        if not selection.chosen:
+            return [] if selection.notes else [why_nothing(self.groups, len(self.scored.unfitted))]
+        uses = [use for use in selection.cap_uses if use.argument in budgets.given]
+        found = [cap_note(use, budgets.slack) for use in uses]
+        if budgets.max_impact is not None:
+            reached = resources[-1].measure(selection.chosen)
+            found.append(f"an impact of {reached:.3g} of {budgets.max_impact:.3g} allowed is used")
+        return found
 
     def _doubts(self, selection: Selection) -> list[str]:
         """Say where the sum of impacts would choose otherwise on other calibration data of the same kind."""

@@ -14,11 +14,12 @@ from layerprune.calibration import Loss, given_calibration
 from layerprune.carrying import carry_out, check_way
 from layerprune.checkpoint.save import save_pruned
 from layerprune.cost.record import Saving, measure, saved
+from layerprune.discovery import discover
 from layerprune.distillation.distilling import distill
 from layerprune.distillation.report import Distillation
-from layerprune.errors import BudgetError, PlanError
+from layerprune.errors import BudgetError, PlanError, ShortfallWarning, warn
 from layerprune.first_recording import record_first
-from layerprune.groups import Group, LayerInfo, form_groups
+from layerprune.groups import Group, LayerInfo
 from layerprune.impact.criteria import criterion_of
 from layerprune.impact.evidence import Scene
 from layerprune.impact.harm import Kind, harm_named
@@ -28,15 +29,15 @@ from layerprune.modules import check_supported, unwrap
 from layerprune.named_groups import Named, removals_for
 from layerprune.plan import FrontierPoint, PruningPlan
 from layerprune.planning import Planner, params_in
-from layerprune.projections import find_projections
 from layerprune.proof import Prover, Removal
-from layerprune.removals import GRANULARITIES, find_candidates
+from layerprune.removals import GRANULARITIES
 from layerprune.repair.fitter import ProjectionReport
 from layerprune.repair.report import RepairReport
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.scoring import Scored, score_removals
+from layerprune.select.problem import SLACK
 from layerprune.turns import taking_turns
-from layerprune.verdicts import about_calls, by_impact, why_critical, with_reasons
+from layerprune.verdicts import about_calls, by_impact, with_reasons
 
 
 @taking_turns(but=("distill", "save"))
@@ -107,41 +108,28 @@ class UniversalLayerPruner:
         self._harm = harm_named(kind)
         self.granularity = granularity
         self.inputs, self.graph, shade = record_first(self.model, example_inputs, self._batches)
-        self._formed = form_groups(self.graph)
-        self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._formed}
-        self._prover = Prover(shade, self.graph, self.inputs, whole_layers=granularity == "block")
-        candidates = find_candidates(
+        self._found = discover(
+            shade,
             self.graph,
-            self._formed,
-            self._prover.modules,
-            protect=(protect,) if isinstance(protect, str) else protect,
+            self.inputs,
+            protect=protect,
             protect_io=protect_io,
             granularity=granularity,
+            projections=projections,
         )
-        self._proven, refused = self._prover.prove(candidates.found, candidates.critical)
-        unfoldable = self._prove_projections(candidates.critical) if projections and granularity == "group" else {}
-        self._reasons = {
-            g.name: candidates.critical.get(g.name)
-            or why_critical(self.graph, g, refused.get(g.name, ()), unfoldable.get(g.name, ""))
-            for g in self._formed
-        }
+        self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._found.groups}
         self._original = self.model
         self.repair_report: RepairReport | None = None
         self.projection_report: ProjectionReport | None = None
 
-    def _prove_projections(self, critical: Mapping[str, str]) -> Mapping[str, str]:
-        """Prove projections for the groups that nothing else takes out, and say why there is none."""
-        safe = {name for removal in self._proven for name in removal.groups}
-        left = [group.name for group in self._formed if group.name not in safe and group.name not in critical]
-        found = find_projections(self.graph, self._formed, self._prover.modules, left, critical)
-        proven, refused = self._prover.prove(found.found, critical)
-        self._proven += proven
-        return {**found.critical, **{name: reasons[0] for name, reasons in refused.items()}}
+    @property
+    def _prover(self) -> Prover:
+        return self._found.prover
 
     @cached_property
     def _scored(self) -> Scored:
         """The removals with their impacts."""
-        scene = Scene(self._original, self.graph, self._proven, (), self._seed, self._loss, harm=self._harm)
+        scene = Scene(self._original, self.graph, self._found.removals, (), self._seed, self._loss, harm=self._harm)
         return score_removals(scene, self.inputs, self._batches, self._criterion, self._progress)
 
     @property
@@ -161,7 +149,7 @@ class UniversalLayerPruner:
 
     @cached_property
     def _groups(self) -> list[Group]:
-        return with_reasons(self._formed, self._scored.removals, self._scored.unfitted, self._reasons)
+        return with_reasons(self._found.groups, self._scored.removals, self._scored.unfitted, self._found.reasons)
 
     @property
     def frontier(self) -> tuple[FrontierPoint, ...]:
@@ -174,7 +162,7 @@ class UniversalLayerPruner:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the recording, the proofs and the numbers."""
-        proofs = [*self._prover.notes, *about_calls(self._formed, self._proven)]
+        proofs = [*self._prover.notes, *about_calls(self._found.groups, self._found.removals)]
         return [*self.graph.notes, *proofs, *self._scored.notes]
 
     # ---- what there is to see -------------------------------------------------------------------------------------
@@ -224,6 +212,7 @@ class UniversalLayerPruner:
         target_latency_ms: float | None = None,
         max_memory_bytes: int | None = None,
         max_impact: float | None = None,
+        slack: float = SLACK,
         groups: Named | Iterable[Named] | None = None,
         strategy: str = "auto",
     ) -> PruningPlan:
@@ -238,6 +227,9 @@ class UniversalLayerPruner:
             target_latency_ms: target: the median time of one forward on the example inputs, measured, in ms.
             max_memory_bytes: target: what parameters, buffers and activations of one forward hold at once, in bytes.
             max_impact: cap: the largest impact of all together, in the unit of :attr:`impact_unit`.
+            slack: how far below what fits under the caps a plan may stay for less impact, as a share of that, twice as
+                far with calibration data where that at least halves the impact; 0 fills the caps. For strategies that
+                add impacts up at first; ``greedy`` and ``repaired`` fill the caps in steps.
             groups: names of groups (their lead transforms), of modules above several (``"blocks.0"``), patterns, or
                 objects of :attr:`groups` and :attr:`removals`; each leaves by the removal that takes least besides.
             strategy: ``exact`` (impacts add up), ``quadratic`` (pairs count as well), ``greedy`` (measured again after
@@ -258,10 +250,11 @@ class UniversalLayerPruner:
             target_latency_ms=target_latency_ms,
             max_memory_bytes=max_memory_bytes,
             max_impact=max_impact,
+            slack=slack,
         )
         if groups is None:
             return self._planner.within(budgets.or_default(), strategy, self.notes)
-        if budgets != Budgets():
+        if budgets.given:
             raise BudgetError("give either budgets or groups, not both")
         chosen = removals_for(groups, self.groups, self._planner.problem(()), self._scored.unfitted)
         return self._planner.of(chosen, self.notes)
@@ -295,6 +288,7 @@ class UniversalLayerPruner:
         target_latency_ms: float | None = None,
         max_memory_bytes: int | None = None,
         max_impact: float | None = None,
+        slack: float = SLACK,
         groups: Named | Iterable[Named] | None = None,
         strategy: str = "auto",
         plan: PruningPlan | None = None,
@@ -306,11 +300,12 @@ class UniversalLayerPruner:
         Every call starts from the model that the pruner was made with.
 
         Args:
-            max_param_reduction: a budget; see :meth:`plan`, as for the next four.
+            max_param_reduction: a budget; see :meth:`plan`, as for the next five.
             max_mac_reduction: a budget.
             target_latency_ms: a budget.
             max_memory_bytes: a budget.
             max_impact: a budget.
+            slack: how closely caps are filled.
             groups: what to remove, by name; see :meth:`plan`.
             strategy: what chooses; see :meth:`plan`.
             plan: a plan made before, for this model or another copy of it.
@@ -320,7 +315,8 @@ class UniversalLayerPruner:
             inplace: edit the user's model instead of a copy.
 
         Returns:
-            A model of the user's own class, in the mode that the original is in.
+            A model of the user's own class, in the mode that the original is in. A :class:`ShortfallWarning` says why
+            nothing, or less than half of what a cap allows, has gone.
 
         Raises:
             PlanError: the plan was made for another model.
@@ -338,7 +334,7 @@ class UniversalLayerPruner:
         }
         check_way(repair, has_data=self._batches is not None)
         if plan is None:
-            plan = self.plan(**budgets, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
+            plan = self.plan(**budgets, slack=slack, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
         elif groups is not None or any(value is not None for value in budgets.values()):
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
         if inplace:
@@ -347,6 +343,8 @@ class UniversalLayerPruner:
         carried = carry_out(plan, self._original, self.graph, self._batches, how=how, inplace=inplace, kind=kind)
         self.model, self.repair_report = carried.model, carried.repair_report
         self.projection_report = carried.projection_report
+        if plan.shortfall or not plan.removals:
+            warn(plan.shortfall or "the plan removes nothing", ShortfallWarning)
         return self.model
 
     def save(self, folder: str | Path, **options: Any) -> Path:

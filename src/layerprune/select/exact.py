@@ -10,14 +10,11 @@ import numpy as np
 
 from layerprune.select.ban import Ban
 from layerprune.select.limit import Limit
-from layerprune.select.search import SLACK, Search
+from layerprune.select.search import Search
 
-#: The most that a choice may stay below what fits under the caps, and the share of the impact that has to be left then.
-MORE_SLACK = 0.2
+#: With calibration data a choice may use so many times the slack, where no more than that share of the impact is left.
+MORE_SLACK = 2.0
 WORTH = 0.5
-
-#: What is said of a choice that makes use of that.
-STAYS_BELOW = "it stays below the budget, as the next removal would more than double the impact"
 
 _REFINEMENTS = 6  # halvings
 
@@ -26,9 +23,9 @@ def exact(search: Search) -> tuple[int, ...] | None:
     """Choose the removals whose impacts add up to the least, within the budgets.
 
     Caps are used first: two programmes, one for the most that fits under them, and one for the least impact among the
-    sets that come within :data:`~layerprune.select.search.SLACK` of that; the least within :data:`MORE_SLACK` is taken
-    instead where it is no more than :data:`WORTH` of the other. Where something has to go, as for a latency, it is the
-    least impact that does it.
+    sets that come within the problem's slack of that. With calibration data, the least within :data:`MORE_SLACK` times
+    the slack is taken instead where it is no more than :data:`WORTH` of the other. Where something has to go, as for a
+    latency, it is the least impact that does it.
 
     Args:
         search: the problem, and what is known of it.
@@ -45,8 +42,14 @@ def exact(search: Search) -> tuple[int, ...] | None:
     if floor is None or less is None or not 0 <= costs[list(less)].sum() <= WORTH * costs[list(chosen)].sum():
         return chosen
     search.floor = floor
-    search.notes.append(STAYS_BELOW)
+    search.notes.append(stays_below(search))
     return less
+
+
+def stays_below(search: Search) -> str:
+    """Say of a choice that it makes use of more than the slack."""
+    most = MORE_SLACK * search.problem.slack
+    return f"it stays below the budget, by up to {most:.0%} of what fits, as that at least halves the impact"
 
 
 def least(search: Search) -> tuple[int, ...] | None:
@@ -69,10 +72,11 @@ def least(search: Search) -> tuple[int, ...] | None:
 
 @contextmanager
 def roomier(search: Search) -> Generator[Limit | None]:
-    """Let caps be used less, by :data:`MORE_SLACK`, inside; None, and as it was, where no data say what that saves."""
-    before = search.floor
-    if before is not None and search.problem.has_data:
-        search.floor = replace(before, low=before.low * (1 - MORE_SLACK) / (1 - SLACK))
+    """Let caps be used less inside, by :data:`MORE_SLACK` slacks; None without a slack, or without calibration data."""
+    before, slack = search.floor, search.problem.slack
+    if before is not None and search.problem.has_data and slack > 0:
+        low = before.low * max(1 - MORE_SLACK * slack, 0.0) / (1 - slack)
+        search.floor = replace(before, low=low)
     try:
         yield search.floor if search.floor is not before else None
     finally:

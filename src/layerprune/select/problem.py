@@ -12,6 +12,12 @@ from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
 from layerprune.select.limit import Limit, Pieces
 
+#: How far below the most that fits under a cap a choice may stay for less impact, as a share of that most.
+SLACK = 0.1
+
+#: From this share of a cap below it, a choice counts as filling the cap.
+NEAR = 0.02
+
 
 @dataclass(frozen=True)
 class Resource:
@@ -25,6 +31,8 @@ class Resource:
         at_least: what has to go.
         is_filled: whether as much as the cap allows is to go.
         show: writes an amount for a message.
+        total: how much of it the model holds; caps are shares of that.
+        argument: the argument that sets the budget, for messages.
     """
 
     name: str
@@ -34,11 +42,23 @@ class Resource:
     at_least: float = 0.0
     is_filled: bool = False
     show: Callable[[float], str] = lambda amount: f"{amount:,.0f}"
+    total: float = math.nan
+    argument: str = ""
 
     @property
     def limit(self) -> Limit:
         """The bounds, on what adds up."""
         return Limit(self.pieces, self.at_least, self.at_most)
+
+    def amount_text(self, amount: float) -> str:
+        """An amount as a share of what the model holds, where that is known."""
+        return self.show(amount) if math.isnan(self.total) else f"{amount / self.total:.1%}"
+
+    def argument_text(self, amount: float) -> str:
+        """The least value of the argument that allows an amount, rounded up."""
+        value = amount if math.isnan(self.total) else amount / self.total
+        digits = 10.0 ** (math.floor(math.log10(value)) - 2) if value > 0 else 1.0
+        return f"{math.ceil(value / digits - 1e-9) * digits:.3g}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,7 @@ class Problem:
         effort: what measuring takes; None where that is not known, and no more is made than always.
         size: of removals by projection, what they take of the model's size: a set has to take some. None without such.
         is_smaller: whether a proven set leaves a smaller model.
+        slack: how far below the most that fits under a cap a choice may stay for less impact, as a share of that most.
     """
 
     graph: LayerGraph
@@ -100,6 +121,7 @@ class Problem:
     effort: Effort | None = None
     size: Limit | None = None
     is_smaller: Callable[[Sequence[int]], bool] = lambda some: True
+    slack: float = SLACK
 
     @property
     def impacts(self) -> np.ndarray:
@@ -119,6 +141,36 @@ def with_unknown(impacts: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(impacts), impacts, 10 * max(worst, 1.0))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CapUse:
+    """How much of a cap a choice takes. All numbers are shares of what the model holds.
+
+    Attributes:
+        resource: what the cap is on, as ``parameters``.
+        argument: the argument that sets the cap, as ``max_param_reduction``.
+        cap: the largest share that may go.
+        used: the share that the choice takes.
+        fits: the largest share that was found to fit within all budgets; at least ``used``.
+        in_all: the largest share that removals take together where no budget holds them back.
+        held_by: another resource whose cap is filled; empty where there is none.
+        is_proven: whether the solver has proven that no larger share fits.
+    """
+
+    resource: str
+    argument: str
+    cap: float
+    used: float
+    fits: float
+    in_all: float
+    held_by: str = ""
+    is_proven: bool = True
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the choice fills the cap."""
+        return self.used >= self.cap - NEAR
+
+
 @dataclass(frozen=True)
 class Selection:
     """A valid set of removals.
@@ -129,9 +181,11 @@ class Selection:
         recurrence: for each, how often the sum of impacts chooses it when the calibration data are drawn anew; empty
             where there is nothing to draw from.
         notes: what the user should know about the choice.
+        cap_uses: how much of each cap the choice takes.
     """
 
     chosen: tuple[int, ...]
     strategy: str = ""
     recurrence: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    cap_uses: tuple[CapUse, ...] = ()

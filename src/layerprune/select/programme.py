@@ -40,11 +40,11 @@ class Programme:
         self.num = num_removals
         self.is_cut_short = False
 
-    def most(self, pieces: Pieces, limits: Sequence[Limit], bans: Sequence[Ban]) -> list[int]:
-        """The removals that take the most of some pieces within limits; empty where none fit."""
+    def most(self, pieces: Pieces, limits: Sequence[Limit], bans: Sequence[Ban], gap: float = GAP) -> list[int]:
+        """The removals that take the most of some pieces within limits, but for a gap; empty where none fit."""
         columns = _Columns(self.num, [pieces, *(limit.pieces for limit in limits)], bans)
         gains = columns.spread(pieces)
-        return self.run(-gains, columns, limits, bans, GAP)[0]
+        return self.run(-gains, columns, limits, bans, gap)[0]
 
     def least(self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Ban]) -> list[int]:
         """The removals of least cost within limits; empty where there are none, or none need to go."""

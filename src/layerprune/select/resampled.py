@@ -11,7 +11,7 @@ from layerprune.impact.racing import FINAL, counted
 from layerprune.select.allowance import Race, allowance, race
 from layerprune.select.ban import Ban
 from layerprune.select.corrected import Corrected, correct
-from layerprune.select.exact import STAYS_BELOW, WORTH, exact, least, roomier
+from layerprune.select.exact import WORTH, exact, least, roomier, stays_below
 from layerprune.select.problem import with_unknown
 from layerprune.select.search import Search
 from layerprune.select.swaps import Swaps
@@ -85,7 +85,7 @@ def resampled(search: Search) -> tuple[int, ...] | None:
         f"{len(looked.sets)} sets of about the least sum of impacts were made; the one that harms least is taken"
     )
     if handicaps[best] > 1:
-        search.notes.append(STAYS_BELOW)
+        search.notes.append(stays_below(search))
     return last[best]
 
 

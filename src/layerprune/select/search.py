@@ -14,10 +14,7 @@ from layerprune.select.conflicts import bans_of
 from layerprune.select.culprits import Culprits
 from layerprune.select.limit import Limit, weighted
 from layerprune.select.problem import Problem
-from layerprune.select.programme import Programme
-
-#: How far below the most that fits under a cap a choice may stay for the sake of less impact, as a share of that most.
-SLACK = 0.1
+from layerprune.select.programme import GAP, Programme
 
 _ROUNDS = 60
 _NUDGE = 1e-9  # by how much more a bound is moved than in proportion: what broke it breaks it again
@@ -37,6 +34,7 @@ class Search:
         bans: sets that are known not to hold together.
         rounds: how many more sets may be proven.
         notes: what the user should know about the choice.
+        floor: how much of the caps a choice has to use; None where nothing is to be filled, or nothing fits.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -46,6 +44,7 @@ class Search:
         self.rounds = _ROUNDS
         self.notes: list[str] = []
         self.floor: Limit | None = None
+        self._fullest: tuple[int, ...] | None = None
         self._limits = [resource.limit for resource in problem.resources]
         self._always = [] if problem.size is None else [problem.size]
         self._culprits = Culprits(problem.removals, problem.prove, problem.realise)
@@ -161,12 +160,18 @@ class Search:
         return kept
 
     def fill(self) -> tuple[int, ...] | None:
-        """Find the set that uses the caps most, and let every later one use nearly as much."""
-        usage = self.usage
-        most = self.first_valid(lambda limits, bans: self.programme.most(usage, limits, bans))
+        """Find the set that uses the caps most, and let every later one use nearly as much: all but the slack."""
+        most = self.fullest()
         if most is not None:
-            self.floor = Limit(usage, low=(1 - SLACK) * self.used(most))
+            self.floor = Limit(self.usage, low=(1 - self.problem.slack) * self.used(most))
         return most
+
+    def fullest(self) -> tuple[int, ...] | None:
+        """The valid set that uses the caps most; None where there is none."""
+        if self._fullest is None:
+            usage, gap = self.usage, min(GAP, self.problem.slack / 20)
+            self._fullest = self.first_valid(lambda limits, bans: self.programme.most(usage, limits, bans, gap))
+        return self._fullest
 
     def may(self, chosen: Sequence[int]) -> bool:
         """Whether nothing is known against a set: it breaks no ban and takes no more than it may."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from layerprune.errors import BudgetError
+from layerprune.select.cap_use import cap_uses
 from layerprune.select.evolution import evolution
 from layerprune.select.exact import exact
 from layerprune.select.greedy import greedy
@@ -61,7 +62,8 @@ def select(problem: Problem, strategy: str = "auto") -> Selection:
         _refuse_targets(problem, search)
         return Selection((), name, notes=(_too_large(problem),))
     chosen = tuple(sorted(chosen))
-    return Selection(chosen, name, recurrence(search, chosen), tuple(search.notes))
+    said = tuple(search.notes)
+    return Selection(chosen, name, recurrence(search, chosen), said, cap_uses(search, chosen))
 
 
 def _picked(problem: Problem, strategy: str) -> str:
@@ -83,14 +85,16 @@ def _picked(problem: Problem, strategy: str) -> str:
 def _too_large(problem: Problem) -> str:
     """Say why not even one removal is within the caps."""
     for resource in problem.resources:
-        least = min(resource.limit.of((number,)) for number in range(len(problem.removals)))
-        if least > resource.at_most:
-            allowed, takes = resource.show(resource.at_most), resource.show(least)
+        takes = [resource.limit.of((number,)) for number in range(len(problem.removals))]
+        least = min(range(len(takes)), key=takes.__getitem__)
+        if takes[least] > resource.at_most:
+            takes_text, cap_text = map(resource.amount_text, (takes[least], resource.at_most))
             return (
-                f"no removal is small enough for the budget ({resource.name}: {allowed} allowed, {takes} is the least "
-                "that a removal takes)"
+                f"no removal is small enough for the budget: the smallest, {problem.removals[least].name}, takes "
+                f"{takes_text} of the {resource.name}, the cap is {cap_text}; "
+                f"raise {resource.argument} to {resource.argument_text(takes[least])} or more"
             )
-    return "no removal is within all the budgets at once"
+    return "no removal is within all the budgets at once: raise them, or give fewer"
 
 
 def _refuse_targets(problem: Problem, search: Search | None) -> None:

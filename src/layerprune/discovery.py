@@ -1,0 +1,87 @@
+"""Discovery: the groups of a model, and the removals that are proven to take them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from layerprune.graph import LayerGraph
+from layerprune.groups import Group, form_groups
+from layerprune.inputs import Inputs
+from layerprune.projections import find_projections
+from layerprune.proof import Prover, Removal
+from layerprune.removals import find_candidates
+from layerprune.shadow import Shadow
+from layerprune.verdicts import why_critical
+
+
+@dataclass(frozen=True, eq=False)
+class Discovery:
+    """What can be removed from a model.
+
+    Attributes:
+        groups: in order of execution, without verdicts.
+        prover: proves further sets of removals.
+        removals: the removals that are proven, without impacts.
+        reasons: group name → why no removal takes it out, for those that none does.
+    """
+
+    groups: Sequence[Group]
+    prover: Prover
+    removals: Sequence[Removal]
+    reasons: Mapping[str, str]
+
+
+def discover(
+    shadow: Shadow,
+    graph: LayerGraph,
+    inputs: Inputs,
+    *,
+    protect: Iterable[str],
+    protect_io: bool,
+    granularity: str,
+    projections: bool,
+) -> Discovery:
+    """Form the groups, find candidates that take them out, and prove these.
+
+    Args:
+        shadow: a copy of the model to prove on.
+        graph: the model's layer graph.
+        inputs: the example inputs.
+        protect: patterns of dotted names that stay.
+        protect_io: whether stem and head stay.
+        granularity: ``group``, ``branch`` or ``block``.
+        projections: whether projections are tried for the groups that nothing else takes out.
+    """
+    formed = form_groups(graph)
+    prover = Prover(shadow, graph, inputs, whole_layers=granularity == "block")
+    patterns = (protect,) if isinstance(protect, str) else protect
+    candidates = find_candidates(
+        graph, formed, prover.modules, protect=patterns, protect_io=protect_io, granularity=granularity
+    )
+    proven, refused = prover.prove(candidates.found, candidates.critical)
+    unfoldable: Mapping[str, str] = {}
+    if projections and granularity == "group":
+        projected, unfoldable = _projections(prover, graph, formed, proven, candidates.critical)
+        proven = [*proven, *projected]
+    reasons = {
+        group.name: candidates.critical.get(group.name)
+        or why_critical(graph, group, refused.get(group.name, ()), unfoldable.get(group.name, ""))
+        for group in formed
+    }
+    return Discovery(formed, prover, proven, reasons)
+
+
+def _projections(
+    prover: Prover,
+    graph: LayerGraph,
+    formed: Sequence[Group],
+    proven: Sequence[Removal],
+    critical: Mapping[str, str],
+) -> tuple[list[Removal], Mapping[str, str]]:
+    """Prove projections for the groups that nothing else takes out, and say why there is none."""
+    safe = {name for removal in proven for name in removal.groups}
+    left = [group.name for group in formed if group.name not in safe and group.name not in critical]
+    found = find_projections(graph, formed, prover.modules, left, critical)
+    projected, refused = prover.prove(found.found, critical)
+    return projected, {**found.critical, **{name: reasons[0] for name, reasons in refused.items()}}
