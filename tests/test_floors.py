@@ -52,7 +52,7 @@ FLOORS = (
     ("proof",),
     ("impact.*", "verdicts"),
     ("fidelity.*", "joints", "repair.*"),
-    ("select.*",),
+    ("rebuilding", "select.*"),
     ("budgets", "plan"),
     ("meter", "report.*"),
     ("carrying", "discovery", "named_groups", "scoring"),

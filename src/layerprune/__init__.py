@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerprune.checkpoint.hub import from_hub, push_to_hub
     from layerprune.checkpoint.load import load_pruned
+    from layerprune.checkpoint.marked import allow_marked_saving
     from layerprune.checkpoint.save import save_pruned
     from layerprune.distillation.distilling import distill
     from layerprune.errors import LayerPruneError
@@ -28,6 +29,7 @@ __all__ = [
     "PruningPlan",
     "Removal",
     "UniversalLayerPruner",
+    "allow_marked_saving",
     "applied",
     "distill",
     "from_hub",
@@ -45,6 +47,7 @@ _HOMES = {
     "PruningPlan": "plan",
     "Removal": "proof",
     "UniversalLayerPruner": "pruner",
+    "allow_marked_saving": "checkpoint.marked",
     "applied": "surgery",
     "distill": "distillation.distilling",
     "from_hub": "checkpoint.hub",

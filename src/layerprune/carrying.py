@@ -16,7 +16,7 @@ from layerprune.finite import finite_ones, require_finite, spoilt_inputs
 from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Kind
 from layerprune.journal import Journal
-from layerprune.plan import PruningPlan, plans_of, remember_plans
+from layerprune.plan import PruningPlan
 from layerprune.registry import named_buffers, named_parameters
 from layerprune.repair.changes import write
 from layerprune.repair.closed_form import MEMORY_BYTES
@@ -90,7 +90,6 @@ def carry_out(
     report = None if how is None else _repaired(original, pruned, batches, plan, how, kind, written)
     if not inplace:
         return Carried(pruned, fitted, report)
-    before = plans_of(original)
     journal = Journal()
     try:
         plan.carry_out(original, journal)
@@ -100,7 +99,6 @@ def carry_out(
     except BaseException:  # Ctrl-C, too: the model is as it was, or done
         journal.take_back()
         raise
-    remember_plans(original, (*before, plan))
     return Carried(original, fitted, report)
 
 

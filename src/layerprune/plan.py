@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,8 +14,9 @@ from layerprune.edits import Edit, folds_of
 from layerprune.errors import PlanError, SurgeryError
 from layerprune.journal import Journal
 from layerprune.modules import clone, fingerprint, num_params, own, unwrap
-from layerprune.provenance import Provenance
+from layerprune.provenance import entries_of, record
 from layerprune.readers import CannotFold, reader_for
+from layerprune.rebuilding import cover, rebuilders
 from layerprune.structure import difference, structure
 from layerprune.surgery import operate
 
@@ -199,21 +201,20 @@ class PruningPlan(BaseModel):
                 "UniversalLayerPruner(model, calibration=batches).prune(plan=plan); to load weights that were saved "
                 "into what it leaves, call plan.apply(model, weights_follow=True)"
             )
-        before = plans_of(model)
         # The copy shares its tensors until the edits are made: what goes is never copied.
         target = model if inplace else clone(model, lambda tensor: tensor)
         journal = Journal()
         try:
             self.carry_out(target, journal)
-            pruned = target if inplace else clone(target, own)
-            _made_by.remember(pruned, (*before, self))
-            return pruned
+            return target if inplace else clone(target, own)
         except BaseException:  # Ctrl-C, too: the model is as it was, or done
             journal.take_back()
             raise
 
     def carry_out(self, model: nn.Module, journal: Journal | None = None) -> None:
-        """Make the plan's edits on a model that it was checked with, in place.
+        """Make the plan's edits on a model that it was checked with, in place; the model remembers the plan.
+
+        Methods of its classes that would save what they build again otherwise are refused from then on.
 
         Args:
             model: the model.
@@ -224,6 +225,7 @@ class PruningPlan(BaseModel):
         """
         self._check_folds(model)
         journal = Journal() if journal is None else journal
+        entries, places = entries_of(model), rebuilders(model)
         try:
             operate(model, self.edits, journal=journal)
         except SurgeryError as error:
@@ -231,6 +233,8 @@ class PruningPlan(BaseModel):
         if (found := num_params(model)) != self.num_params_after:
             journal.take_back()
             raise PlanError(f"the plan promises {self.num_params_after:,} parameters, but its edits leave {found:,}")
+        cover(model, places, self.edits, journal)
+        record(model, (*entries, ("", self.to_json())), journal)
 
     def _check_folds(self, model: nn.Module) -> None:
         """Refuse a weight that no removal would leave, before memory is taken for it."""
@@ -251,18 +255,19 @@ class PruningPlan(BaseModel):
         return "\n".join(lines)
 
 
-#: The plans that made the pruned models that are alive.
-_made_by: Provenance[PruningPlan] = Provenance()
-
-
 def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
-    """The plans that were carried out to make a model, first to last; none where that is not known, as of a copy."""
-    return _made_by.of(unwrap(model))
+    """The plans that were carried out on a model itself, first to last; a copy of it remembers them, too."""
+    return tuple(plan for place, plan in placed_plans(model) if not place)
 
 
-def remember_plans(model: nn.Module, plans: tuple[PruningPlan, ...]) -> None:
-    """Note which plans made a model, where that happened elsewhere than in :meth:`PruningPlan.apply`."""
-    _made_by.remember(model, plans)
+def placed_plans(model: nn.Module) -> tuple[tuple[str, PruningPlan], ...]:
+    """The plans that made a model and the modules in it, first to last, each with the name of its module."""
+    return tuple((place, _read(text)) for place, text in entries_of(unwrap(model)))
+
+
+@lru_cache(maxsize=32)
+def _read(text: str) -> PruningPlan:
+    return PruningPlan.from_json(text)
 
 
 def _check_schema(text: str) -> None:

@@ -1,29 +1,43 @@
-"""Provenance: which plans a pruned model was made by, remembered beside the module and not in it."""
+"""Provenance: which plans a pruned model was made by, kept in the module itself, as plain text.
+
+The record is an attribute of the module, a tuple of strings: it goes along with ``copy.deepcopy``, ``pickle`` and
+``torch.save``, and what loads it needs nothing of ours. The state dict does not hold it.
+"""
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
-from weakref import WeakKeyDictionary
+from collections import Counter
+from typing import cast
 
 from torch import nn
 
-Plan = TypeVar("Plan")
+from layerprune.journal import Journal
+
+#: The attribute that holds the record.
+ATTRIBUTE = "_layerprune_plans"
+
+#: A plan as JSON text, after the dotted name of the module that it was carried out on, seen from who holds the record.
+Entry = tuple[str, str]
 
 
-class Provenance(Generic[Plan]):
-    """Remembers the plans that were carried out on models, for as long as these live.
+def entries_of(model: nn.Module) -> tuple[Entry, ...]:
+    """The plans that made a model and the modules in it, each with its module's name, in the order of their making.
 
-    A module's attributes, state dict and pickle stay as they are: nothing is written into it. A copy of it is another
-    module, of which nothing is known.
+    A record knows what its module was made of when it was pruned. What the records of inner modules hold beside that
+    was carried out on them later, or by themselves.
     """
+    found: list[Entry] = []
+    for name, module in model.named_modules():
+        known = Counter(found)
+        for place, text in cast("tuple[Entry, ...]", vars(module).get(ATTRIBUTE, ())):
+            entry = ".".join(filter(None, (name, place))), text
+            if known[entry]:
+                known[entry] -= 1
+            else:
+                found.append(entry)
+    return tuple(found)
 
-    def __init__(self) -> None:
-        self._plans: WeakKeyDictionary[nn.Module, tuple[Plan, ...]] = WeakKeyDictionary()
 
-    def of(self, model: nn.Module) -> tuple[Plan, ...]:
-        """The plans that made a model, in the order in which they were carried out; none where that is not known."""
-        return self._plans.get(model, ())
-
-    def remember(self, model: nn.Module, plans: tuple[Plan, ...]) -> None:
-        """Keep the plans that made a model."""
-        self._plans[model] = plans
+def record(model: nn.Module, entries: tuple[Entry, ...], journal: Journal) -> None:
+    """Keep the plans that made a model."""
+    journal.set(vars(model), ATTRIBUTE, entries)

@@ -10,7 +10,7 @@ from torch import nn
 
 from layerprune.adapters.configs import find_config
 from layerprune.adapters.likeness import Shortened, is_exchangeable
-from layerprune.adapters.transformers import is_transformers_model
+from layerprune.adapters.transformers import builds_from_config
 from layerprune.adapters.twins import Form, Origin, Twin, forms, inner_configs, is_plain, owner_of, twin_of
 from layerprune.errors import SurgeryError
 from layerprune.journal import Journal
@@ -192,7 +192,7 @@ def _is_left_empty(name: str, modules: Mapping[str, nn.Module]) -> bool:
     while name not in modules:
         name, _, key = name.rpartition(".")
         if name in modules:
-            return is_transformers_model(modules[name]) and getattr(modules[name], key, _ABSENT) is None
+            return builds_from_config(modules[name]) and getattr(modules[name], key, _ABSENT) is None
     return False
 
 

@@ -72,6 +72,12 @@ def is_transformers_model(model: nn.Module) -> bool:
     return library and hasattr(model, "config") and hasattr(model, "main_input_name")
 
 
+def builds_from_config(model: nn.Module) -> bool:
+    """Whether a model's class builds itself from a config; one that forwards to such a model (peft's) does not."""
+    own = any(c.__name__ == "PreTrainedModel" and c.__module__.startswith("transformers.") for c in type(model).__mro__)
+    return own and is_transformers_model(model)
+
+
 def _dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
     """Return the library's own example; it is written for some classes only and may not fit."""
     try:

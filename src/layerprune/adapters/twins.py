@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from layerprune.adapters.transformers import is_transformers_model
+from layerprune.adapters.transformers import builds_from_config
 
 #: A config as it stands in ``config.json``.
 ConfigDict = dict[str, Any]
@@ -51,7 +51,7 @@ def owner_of(model: nn.Module, fqn: str) -> str | None:
     for depth in range(len(parts) + 1):
         if module is None:
             return None
-        if is_transformers_model(module):
+        if builds_from_config(module):
             return ".".join(parts[:depth])
         module = module._modules.get(parts[depth]) if depth < len(parts) else None
     return None

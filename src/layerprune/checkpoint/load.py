@@ -9,17 +9,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from layerprune.checkpoint.manifest import Manifest, check_extra, check_hashes, read_manifest
+from layerprune.checkpoint.manifest import INSIDE, Manifest, check_extra, check_hashes, is_artefact, read_manifest
 from layerprune.checkpoint.staging import steadily
 from layerprune.checkpoint.weights import Weights
 from layerprune.dropped import Dropped
 from layerprune.errors import CheckpointError, PlanError
 from layerprune.modules import clone, named_tensors, num_params, own, unwrap
 from layerprune.nested import tensors_in
-from layerprune.plan import PruningPlan, remember_plans
+from layerprune.plan import PruningPlan
 
 Factory = Callable[[], nn.Module]
 _Tensors = dict[str, Tensor]
+_Placed = tuple[tuple[str, PruningPlan], ...]
 _Slots = dict[str, tuple[nn.Module, dict[str, Any], str]]
 
 
@@ -37,7 +38,7 @@ def load_pruned(
     their places. Nothing in the folder is run or imported.
 
     Args:
-        folder: the artefact.
+        folder: the artefact, or a folder that :func:`allow_marked_saving` let another library write.
         model: an unpruned instance, with any weights, of any floating-point dtype; it stays as it is.
         factory: makes one instead. It is called under ``torch.device("meta")``, so that memory is taken once only;
             where the model cannot be made so, or holds other tensors than parameters and buffers, it is called again.
@@ -54,6 +55,8 @@ def load_pruned(
     if (model is None) == (factory is None):
         raise CheckpointError("give either model=, an unpruned instance, or factory=, which makes one")
     target = Path(folder).absolute().resolve()
+    if not is_artefact(target) and is_artefact(target / INSIDE):
+        target /= INSIDE
 
     def read() -> nn.Module:
         if not target.is_dir():
@@ -78,7 +81,8 @@ def load_artefact(
         check_extra(folder, manifest)
     if verify:
         check_hashes(folder, manifest)
-    plans = read_plans(folder, manifest)
+    places = [place for place, _ in manifest.placed]
+    plans = tuple(zip(places, read_plans(folder, manifest), strict=True))
     weights = Weights(folder, manifest.weights, manifest.tensors)
     pruned = _loaded(model, factory, plans, weights, device)
     if num_params(pruned) != manifest.num_params:
@@ -86,14 +90,13 @@ def load_artefact(
             f"{folder} holds {manifest.num_params:,} parameters, the model loaded has {num_params(pruned):,}: "
             "its parameters are tied in another way; give the class that was pruned"
         )
-    remember_plans(pruned, plans)
     return pruned
 
 
 def _loaded(
     model: nn.Module | None,
     factory: Factory | None,
-    plans: tuple[PruningPlan, ...],
+    plans: _Placed,
     weights: Weights,
     device: torch.device | str | None,
 ) -> nn.Module:
@@ -157,13 +160,25 @@ def _checked(model: Any) -> nn.Module:
     return unwrap(model)
 
 
-def _replayed(fresh: nn.Module, plans: tuple[PruningPlan, ...]) -> nn.Module:
+def _replayed(fresh: nn.Module, plans: _Placed) -> nn.Module:
     """A copy of a fresh model, with which it shares its tensors, without what the plans remove."""
     copy = clone(fresh, lambda tensor: tensor)
-    for plan in plans:
-        plan.check(copy, dtypes=False)
-        plan.carry_out(copy)
+    for place, plan in plans:
+        part = _part(copy, place)
+        plan.check(part, dtypes=False)
+        plan.carry_out(part)
     return copy
+
+
+def _part(model: nn.Module, place: str) -> nn.Module:
+    """The module that a plan was made for."""
+    try:
+        return model.get_submodule(place)
+    except AttributeError as error:
+        raise PlanError(
+            f"the plan was made for the module '{place}', which this {type(model).__name__} lacks: "
+            "give the class that held the pruned module"
+        ) from error
 
 
 def _without_values(model: nn.Module) -> str | None:

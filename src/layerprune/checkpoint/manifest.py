@@ -14,7 +14,9 @@ from layerprune.checkpoint.staging import steadily
 from layerprune.errors import CheckpointError
 
 NAME = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2  # 2: plans of modules inside the model; an artefact without these is written as of schema 1
+#: The folder that holds an artefact inside one that another library writes.
+INSIDE = "layerprune"
 #: What a hub or a reader adds to the folder, and nobody loads.
 BESIDE = frozenset({"README.md", ".gitattributes"})
 
@@ -54,12 +56,15 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["layerprune"] = "layerprune"
-    schema_version: int = Field(default=SCHEMA, ge=1)
+    schema_version: int = Field(default=1, ge=1)
     versions: dict[str, str] = Field(description="of layerprune, torch and safetensors, when it was written")
     model: str = Field(description="the model's class")
     num_params: int = Field(ge=0, description="of the pruned model, tied ones once")
     figures: dict[str, float] = Field(description="what was measured on the pruned model, by name")
     plans: tuple[FileName, ...] = Field(min_length=1, description="in the order in which they are carried out")
+    places: tuple[str, ...] = Field(
+        default=(), description="the name of the module that each plan was made for; none where all are of the model"
+    )
     weights: tuple[FileName, ...] = Field(min_length=1)
     files: dict[FileName, FileRecord]
     tensors: TensorRecord
@@ -95,11 +100,18 @@ class Manifest(BaseModel):
         for name in (*manifest.plans, *manifest.weights):
             if name not in manifest.files:
                 raise CheckpointError(f"{NAME} names '{name}', and has no size and hash of it; save the model again")
+        if manifest.places and len(manifest.places) != len(manifest.plans):
+            raise CheckpointError(f"{NAME} has another number of places than of plans; save the model again")
         return manifest
+
+    @property
+    def placed(self) -> tuple[tuple[str, str], ...]:
+        """Each plan's place and file, in the order in which the plans are carried out."""
+        return tuple(zip(self.places or ("",) * len(self.plans), self.plans, strict=True))
 
 
 def _text(manifest: Manifest) -> str:
-    return manifest.model_dump_json(indent=1) + "\n"
+    return manifest.model_dump_json(indent=1, exclude=None if manifest.places else {"places"}) + "\n"
 
 
 def _digest(text: str) -> str:

@@ -15,7 +15,7 @@ from layerprune.checkpoint.weights import check_extra_state, record_tensors, wri
 from layerprune.edits import taken_out
 from layerprune.errors import CheckpointError
 from layerprune.modules import num_params, unwrap
-from layerprune.plan import PruningPlan, plans_of
+from layerprune.plan import PruningPlan, placed_plans
 from layerprune.registry import parameters
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -38,8 +38,8 @@ def save_pruned(
     Args:
         model: what pruning returned, at whatever it was trained to since; it stays as it is.
         folder: a new or empty folder, or an artefact to replace.
-        plan: what the model was pruned by, or several, in order; None for what layerprune remembers of this very module
-            (of a copy it remembers nothing).
+        plan: what the model was pruned by, or several, in order; None for what the model itself remembers, as copies of
+            it do, and a model that holds a pruned one.
         figures: what was measured on the pruned model, by name; kept in the manifest.
         max_shard_bytes: the most that one weights file holds, unless a single tensor is larger.
 
@@ -51,11 +51,12 @@ def save_pruned(
             be written, or holds anything else. What was there is as it was.
     """
     model, target = unwrap(model), Path(folder).absolute()
-    plans = plans_of(model) if plan is None else ((plan,) if isinstance(plan, PruningPlan) else tuple(plan))
+    placed = placed_plans(model) if plan is None else tuple(("", one) for one in _several(plan))
+    places, plans = [place for place, _ in placed], [one for _, one in placed]
     if not plans:
         raise CheckpointError(
-            f"it is not known how this {type(model).__name__} was pruned: it is not pruned, or a copy of what was; "
-            "give plan=, the plan that it was pruned by"
+            f"it is not known how this {type(model).__name__} was pruned: it is not pruned, or a part of what was; "
+            "save what prune returned, or give plan=, the plan that it was pruned by"
         )
     _check_options(max_shard_bytes, figures or {})
     if plan is not None:
@@ -74,12 +75,18 @@ def save_pruned(
             num_params=num_params(model),
             figures={name: float(value) for name, value in (figures or {}).items()},
             plans=tuple(plan_names),
+            places=tuple(places) if any(places) else (),
+            schema_version=2 if any(places) else 1,
             weights=tuple(weights),
             files={name: record_of(staging / name) for name in sorted([*files, *plan_names])},
             tensors=record,
         )
         write_text(staging / NAME, manifest.to_json())
     return Path(folder)
+
+
+def _several(plan: PruningPlan | Sequence[PruningPlan]) -> tuple[PruningPlan, ...]:
+    return (plan,) if isinstance(plan, PruningPlan) else tuple(plan)
 
 
 def _check_options(max_shard_bytes: int, figures: Mapping[str, float]) -> None:

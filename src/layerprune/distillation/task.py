@@ -25,7 +25,7 @@ from layerprune.errors import DistillationError
 from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
 from layerprune.inputs import describe
 from layerprune.modules import fingerprint
-from layerprune.plan import plans_of
+from layerprune.plan import placed_plans
 from layerprune.registry import named_parameters, parameters
 from layerprune.repair.sites import find_sites
 
@@ -144,8 +144,7 @@ def task_of(
     if original is pruned:
         raise DistillationError("original and pruned are one model: there has to be an original to learn from")
     if edits is None:
-        plans = plans_of(pruned)
-        edits = plans[0].edits if len(plans) == 1 else ()
+        edits = _edits_between(original, pruned)
     devices = {parameter.device for model in (original, pruned) for parameter in parameters(model)}
     if len(devices) != 1 or any(device.type == "meta" for device in devices):
         raise DistillationError(
@@ -168,6 +167,13 @@ def task_of(
         raise DistillationError("the original returns no tensor of floating point: there is nothing to learn from")
     notes = (*notes_of(batches), *notes)
     return Task(original, pruned, teacher, student, batches, places, recipe, tuple(edits), harm, notes)
+
+
+def _edits_between(original: nn.Module, pruned: nn.Module) -> tuple[Edit, ...]:
+    """What one plan did to the original; nothing where several did, or one that is of a part only."""
+    before, plans = placed_plans(original), placed_plans(pruned)
+    since = plans[len(before) :] if plans[: len(before)] == before else plans
+    return since[0][1].edits if len(since) == 1 and not since[0][0] else ()
 
 
 def _own_share(count: int) -> tuple[Sequence[int], tuple[str, ...]]:
