@@ -460,3 +460,11 @@ def test_an_error_that_attempt_raises_itself_gets_through():
 
     with pytest.raises(KeyboardInterrupt):
         infer_inputs(nn.Linear(3, 4), attempt)
+
+
+def test_of_tensors_in_lists_no_samples_are_cut():
+    images = [torch.zeros(3, 8, 8) for _ in range(3)]  # three channels each, and three of them
+    for given in ((images,), (tuple(images),), ({"images": images},), (Frozen(images),), (images, torch.zeros(3))):
+        inputs = Inputs(given)
+        assert inputs.samples(0, 2) is None
+    assert Inputs(({"x": torch.zeros(4, 2), "flags": [True, False]},)).samples(0, 2) is not None

@@ -91,3 +91,47 @@ def test_the_mean_alone_moves_biases_and_no_weights():
     changed = {name for name, p in pruned.named_parameters() if not torch.equal(p, before[name])}
     assert changed
     assert all(name.endswith("bias") for name in changed)
+
+
+class ListOfImages(nn.Module):
+    """A detector in small: takes a list of images of three channels each, and says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, images):
+        assert all(image.shape[0] == 3 for image in images), "images have three channels"
+        x = self.stem(torch.stack(list(images)))
+        x = x + torch.tanh(self.a(x))
+        x = x + torch.tanh(self.b(x))
+        return self.head(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("form", [list, tuple])
+@pytest.mark.parametrize("size", [8, 16])
+def test_lists_of_images_lose_no_channels(form, size):
+    model = randomised(ListOfImages())
+    generator = torch.Generator().manual_seed(0)
+    batches = [(form(torch.randn(3, 3, size, size, generator=generator)),) for _ in range(8)]
+    pruner = UniversalLayerPruner(model, calibration=batches)
+    pruner.prune(groups=["b"])
+    assert pruner.repair_report.kept
+    assert pruner.repair_report.after < 0.5 * pruner.repair_report.before
+    assert not any("not repaired" in note for note in pruner.repair_report.notes)
+
+
+def test_a_forward_that_wants_the_whole_batch_gets_it():
+    class Whole(nn.Sequential):
+        def forward(self, x):
+            assert len(x) % 32 == 0, "batches are of 32 samples"
+            return super().forward(x)
+
+    model = randomised(Whole(linear(), Damped(), linear()))
+    pruner = UniversalLayerPruner(model, calibration=BATCHES)
+    pruned = pruner.prune(max_param_reduction=0.35)
+    assert pruner.repair_report.kept
+    same = UniversalLayerPruner(net(), calibration=BATCHES).prune(max_param_reduction=0.35)
+    assert torch.allclose(pruned(HELD_OUT), same(HELD_OUT))

@@ -46,9 +46,13 @@ class Batch:
     def samples(self, start: int, stop: int) -> Batch | None:
         """Some of the samples, as views; None where it cannot be told what belongs to each."""
         inputs = self.inputs.samples(start, stop)
-        item = Inputs((self.item,))
-        some = item.samples(start, stop)
-        if inputs is None or some is None or item.batch_size != self.inputs.batch_size:
+        whole = Inputs((self.item,))
+        some = whole.samples(start, stop)
+        if some is None and type(self.item) in (list, tuple):  # a pair, as with labels
+            whole = Inputs(tuple(self.item))
+            some = whole.samples(start, stop)
+            some = None if some is None else Inputs((type(self.item)(some.args),))
+        if inputs is None or some is None or whole.batch_size != self.inputs.batch_size:
             return None
         return Batch(some.args[0], inputs)
 

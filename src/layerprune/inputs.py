@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, cast
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from layerprune.errors import InputsError
 from layerprune.guesses import TensorSpec, guesses
-from layerprune.nested import map_tensors, tensors_in
+from layerprune.nested import attributes_of, map_tensors, tensors_in
 from layerprune.registry import buffers, parameters
 
 _MAX_TRIES = 120
@@ -96,17 +97,21 @@ class Inputs:
         )
 
     def samples(self, start: int, stop: int) -> Inputs | None:
-        """Return some of the samples, as views, or ``None`` where no batch dimension can be told.
+        """Return some of the samples, as views, or ``None`` where it is not known that each tensor has a row a sample.
+
+        It is not of tensors in a list, which may be images of one sample each as well as batches.
 
         Args:
             start: the first of them.
             stop: the one behind the last.
         """
+        listed = [value for value in self._values() if _lists_tensors(value)]
+        by_item = any(_is_list_of_images(value) for value in listed)
+        if listed and not (by_item and all(_is_list(value, self.batch_size) for value in listed)):
+            return None
         return self._with_samples(lambda tensor: tensor[start:stop], lambda items: items[start:stop])
 
-    def _with_samples(
-        self, of_tensor: Callable[[Tensor], Tensor], of_list: Callable[[list[Any]], list[Any]]
-    ) -> Inputs | None:
+    def _with_samples(self, of_tensor: Callable[[Tensor], Tensor], of_list: Callable[[Any], Any]) -> Inputs | None:
         """Change every tensor that holds one row for each sample, or every list of one item for each."""
         size = self.batch_size
         if size is None:
@@ -119,8 +124,8 @@ class Inputs:
             return self.map(changed)
 
         def changed_argument(value: Any) -> Any:
-            if isinstance(value, list) and len(cast("list[Any]", value)) == size:
-                return of_list(cast("list[Any]", value))
+            if _is_list(value, size):
+                return of_list(value)
             return map_tensors(value, changed)
 
         args = tuple(changed_argument(value) for value in self.args)
@@ -281,13 +286,33 @@ def _describe_value(value: Any) -> str:
     return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
 
 
+def _is_list(value: Any, length: int | None) -> bool:
+    return type(value) in (list, tuple) and len(value) == length
+
+
 def _is_list_of_images(value: Any) -> bool:
-    """Whether a value is a detector's input: a list of (channels, height, width)."""
-    items = cast("list[Any]", value) if isinstance(value, list) else []
+    """Whether a value is a detector's input: a list or tuple of (channels, height, width)."""
+    items = cast("Sequence[Any]", value) if type(value) in (list, tuple) else []
     return bool(items) and all(
         isinstance(item, Tensor) and item.ndim == 3 and item.shape[0] in (1, 3, 4) and min(item.shape[1:]) >= 16
         for item in items
     )
+
+
+def _lists_tensors(root: Any) -> bool:
+    """Whether a value holds tensors in sequences, at any depth."""
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor) or id(value) in seen or not tensors_in(value):
+            continue
+        if isinstance(value, (list, tuple, set, frozenset, deque)):
+            return True
+        seen.add(id(value))
+        held = list(cast("Mapping[Any, Any]", value).values()) if isinstance(value, Mapping) else []
+        stack += [*held, *attributes_of(value).values()]
+    return False
 
 
 def _guessed(model: nn.Module) -> Iterator[Inputs]:

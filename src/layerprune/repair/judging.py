@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from layerprune.calibration import Batch
+from layerprune.errors import CalibrationError, ended_by
 from layerprune.fast_path import no_fast_path
 from layerprune.graph import Frame, LayerGraph
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.rounds import ends
+from layerprune.inputs import Inputs, describe
 from layerprune.nested import tensors_in
 from layerprune.repair.prefix import handing
 from layerprune.shadow import Shadow
@@ -83,13 +85,34 @@ def _after(shade: Shadow, graph: LayerGraph, one: Judged) -> Any:
     if one.mended is not None:
         size = one.batch.num_samples
         part = one.batch.samples(size - max(1, size // _PARTS), size) if size > 1 else None
-        if part is not None and ends(tensors_in(_output(shade, part)), tensors_in(one.mended)):
+        if part is not None and _ends(shade, part, one.mended):
             return one.mended
     with handing(shade.model, graph, *one.prefix):
         return _output(shade, one.batch)
 
 
+def _ends(shade: Shadow, part: Batch, mended: Any) -> bool:
+    """Whether the repaired model makes of the last part of a batch what is known to come of all of it."""
+    try:
+        return ends(tensors_in(_output(shade, part)), tensors_in(mended))
+    except CalibrationError:  # the forward may want the whole batch; that is run then
+        return False
+
+
 def _output(shade: Shadow, batch: Batch) -> Any:
+    """What a model returns.
+
+    Raises:
+        CalibrationError: the user's forward raised.
+    """
     inputs = shade.adapt(batch.inputs)
+    try:
+        return _run(shade, inputs)
+    except Exception as error:
+        what = f"{type(shade.model).__name__}.forward raised while outputs were compared on {describe(inputs)}"
+        raise CalibrationError(ended_by(what, error)) from error
+
+
+def _run(shade: Shadow, inputs: Inputs) -> Any:
     with shade.running(), no_fast_path():  # as where outputs are known already
         return shade.model(*inputs.args, **inputs.kwargs)
