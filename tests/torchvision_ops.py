@@ -4,7 +4,8 @@ A torchvision built for CUDA beside a CPU torch fails at import with ``operator 
 Its classifiers need none of these operators, so tests and benchmarks declare their schemas and go on; calling one
 still fails. The library itself never does this: it reports the mismatch.
 
-Tests get it from ``conftest.py``. A benchmark says, before it imports torchvision or timm:
+Importing this module declares them. Tests get it from ``conftest.py``. A benchmark says, before it imports torchvision
+or timm:
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from torchvision_ops import declare_missing_ops
@@ -70,3 +71,6 @@ def _binary_loads() -> bool:
     except OSError:
         return False
     return hasattr(torch.ops.torchvision, "nms")
+
+
+declare_missing_ops()
