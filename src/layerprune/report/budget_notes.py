@@ -25,7 +25,7 @@ def cap_note(use: CapUse, slack: float) -> str:
         allowed = f"slack={slack:g} lets a plan stay up to {slack:.0%}"
         if use.used < (1 - slack) * use.fits - _CLOSE:
             allowed += f" (up to {MORE_SLACK * slack:.0%} where that at least halves the impact)"
-        return f"{line}, {use.fits:.1%} fits: {allowed} below what fits, for less impact; slack=0 fills the cap"
+        return f"{line}, {use.fits:.1%} fits: {allowed} below what fits, for less impact; slack=0 takes all that fits"
     if use.in_all <= use.fits + _CLOSE:
         return f"{line}: all that can leave together takes {use.in_all:.1%}"
     if not use.is_proven:
