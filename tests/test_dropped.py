@@ -252,9 +252,15 @@ def test_modules_that_look_at_a_shape_first_raise(module):
         lambda d: [1, 2, 3][d],
     ],
 )
-def test_shape_truth_values_and_iteration_raise(ask):
+def test_shape_truth_values_and_iteration_raise_in_a_forward(ask):
     with pytest.raises(DroppedTensorError):
-        ask(dropped(ALL))
+        Net(lambda net, d: ask(d))(dropped(ALL))
+
+
+def test_a_method_that_is_called_past_the_modules_call_is_a_forward_too():
+    model = Net(lambda net, d: d.shape)
+    with pytest.raises(DroppedTensorError):
+        model.forward(dropped(ALL))
 
 
 def test_a_piece_of_a_split_into_pieces_of_a_given_size_is_dropped():
@@ -272,7 +278,12 @@ def test_dtype_and_device_may_be_asked_for():
 
 def test_the_error_names_what_was_read():
     with pytest.raises(DroppedTensorError, match="'shape'"):
-        _ = dropped(ALL).shape
+        Net(lambda net, d: d.shape)(dropped(ALL))
+
+
+@pytest.mark.parametrize("cast", [lambda d: d.bool(), lambda d: d.int(), lambda d: d.float(), lambda d: d.long()])
+def test_a_cast_is_no_truth_value(cast):
+    assert isinstance(Net(lambda net, d: cast(d))(dropped(ALL)), Dropped)
 
 
 # ---- as an object ----------------------------------------------------------------------------------------------------

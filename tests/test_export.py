@@ -22,6 +22,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
 from layerprune import PruningPlan, UniversalLayerPruner
+from layerprune.dropped import DroppedBranch
 from layerprune.errors import DroppedTensorError, ExportError
 from layerprune.export import export_onnx
 from nets import Net, Photograph, close, conv, image, linear, parameter, randomised, rows, tokens
@@ -458,6 +459,33 @@ def test_a_pruned_resnet_is_the_smaller_resnet_in_onnx(tmp_path: Path) -> None:
     assert ours == theirs
     file = export_onnx(pruned, tmp_path / "resnet.onnx", x)
     assert close(session(file.path)(x)[0], pruned(x))
+
+
+class Timed(nn.Module):
+    """Adds a row to an image, as the residual blocks of a diffusion network do with the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.time = conv(), nn.Sequential(nn.ReLU(), linear(6, 4))
+        self.inner, self.outer, self.head = conv(), conv(), conv()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        x = self.stem(x)
+        h = self.inner(x) + self.time(time)[:, :, None, None]
+        return self.head(x + self.outer(h.relu()))
+
+
+def test_an_exporter_that_asks_a_dropped_tensor_for_its_dimensions_gets_an_answer() -> None:
+    """Of an index like ``[:, :, None]`` torch.export reads ``ndim`` before it lets the tensor do it."""
+    model, inputs = Timed().eval(), (image(2, 4), rows(2, 6))
+    pruner = UniversalLayerPruner(model, example_inputs=inputs, protect_io=False)
+    pruned = pruner.prune(groups=next(list(r.groups) for r in pruner.removals if {"inner", "outer"} <= {*r.groups}))
+    assert isinstance(pruned.time, DroppedBranch)
+    free = ({0: torch.export.Dim("batch")}, {0: torch.export.Dim("batch")})
+    found = torch.export.export(pruned, inputs, dynamic_shapes=free).module()(*(torch.cat([x, x]) for x in inputs))
+    with torch.no_grad():
+        expected = model.head(model.stem(inputs[0]))
+    assert close(found, torch.cat([expected, expected]))
 
 
 # ---- export_onnx -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -13,6 +14,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.callers import caller
 from layerprune.errors import DroppedTensorError
+from layerprune.onlookers import ANSWERED, answer, looks_on
+from layerprune.stand_ins import StandIn
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -43,12 +46,15 @@ _INPLACE = frozenset({"add_", "iadd", "mul_", "imul", "sub_", "isub"})
 _PLAIN = frozenset(
     {"dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized"}
     | {"is_floating_point", "is_complex", "is_inference", "grad", "grad_fn", "is_leaf", "is_nested", "is_mps", "is_xpu"}
-    | {"_version", "requires_grad_", "_backward_hooks", "as_subclass", "data", "is_mkldnn", "names", "retains_grad"}
+    | {"_version", "requires_grad_", "_backward_hooks", "as_subclass", "is_mkldnn", "names", "retains_grad"}
+    | {"element_size", "itemsize", "get_device", "is_signed", "is_conj", "is_neg", "is_pinned", "is_shared", "is_xla"}
 )
+# Answered by themselves: none of these depends on what the tensor is.
+_SILENT = frozenset({"__set__", "__repr__", "__format__", "__deepcopy__", "__hash__"})
 # Whatever gives away a shape or a value: there is none to give.
 _UNKNOWN = frozenset(
-    {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "__len__", "len", "__iter__", "iter"}
-    | {"item", "tolist", "__bool__", "bool", "__int__", "int", "__float__", "__index__", "index", "numpy", "__array__"}
+    {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "__len__", "__iter__", "__array__"}
+    | {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy"}
     | {"unbind", "split_with_sizes", "tensor_split", "nonzero", "is_nonzero", "equal", "allclose", "mT_shape"}
 )
 
@@ -70,9 +76,9 @@ class Dropped(Tensor):
         copies: whether the merge hands on a copy, needed where a later layer writes into its result in place.
     """
 
-    merges: frozenset[str]
-    copies: bool
-    merge_log: Callable[[str], None] | None
+    merges: frozenset[str] = frozenset()
+    copies: bool = False
+    merge_log: Callable[[str], None] | None = None
 
     @classmethod
     def __torch_function__(
@@ -82,8 +88,10 @@ class Dropped(Tensor):
         if is_described():
             return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
         raw, name = raw_name(func), _name(func)
-        if raw in _PLAIN or name in _PLAIN or raw in ("__set__", "__repr__", "__format__", "__deepcopy__", "__hash__"):
+        if raw in _PLAIN or name in _PLAIN or raw in _SILENT or (name == "type" and len(args) == 1 and not kwargs):
             return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
+        if raw in ANSWERED and looks_on(func):
+            return answer(raw, args[1:] or kwargs, _dropped_among(args, kwargs).dtype)
         if raw in _UNKNOWN or name in _UNKNOWN:
             raise DroppedTensorError(f"a forward reads '{name}' of a tensor that this removal drops")
         if kwargs.get("out") is not None:
@@ -94,6 +102,12 @@ class Dropped(Tensor):
         if _writes_into_live(raw, args):
             raise DroppedTensorError(f"'{name}' writes a dropped tensor into one that stays")
         return _spread(name, token, args, kwargs)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"{type(self).__name__}({_words(self.merges)})"
+
+    def __format__(self, format_spec: str) -> str:
+        return format(math.nan, format_spec) if format_spec else repr(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dropped:
         return dropped(self.merges, self.copies, self.dtype)
@@ -110,6 +124,10 @@ def dropped(merges: Iterable[str], copies: bool = False, dtype: torch.dtype = to
     token.copies = copies
     token.merge_log = None
     return token
+
+
+def _words(merges: Iterable[str]) -> str:
+    return f"out of {'/'.join(sorted(merges)) or 'use'}"
 
 
 def _constant(function: _F) -> _F:
@@ -258,7 +276,7 @@ def watching_merges(tokens: Sequence[Dropped], names: Mapping[int, str]) -> Gene
             token.merge_log = None
 
 
-class DroppedBranch(nn.Module):
+class DroppedBranch(StandIn):
     """Stands where a removed module was and hands on dropped tensors, in the structure its caller unpacks.
 
     These are of the type that the model computes in: the caller may bring other tensors to it. It follows ``half()``
@@ -288,10 +306,10 @@ class DroppedBranch(nn.Module):
         return build(self.structure, self.token, None, args, kwargs)
 
     def extra_repr(self) -> str:
-        return f"out of {'/'.join(sorted(self.token.merges)) or 'use'}"
+        return self.with_place(_words(self.token.merges))
 
 
-class PassThrough(nn.Module):
+class PassThrough(StandIn):
     """Stands where a removed module was and hands on one of its arguments.
 
     Args:
@@ -319,7 +337,7 @@ class PassThrough(nn.Module):
         return build(self.structure, self.token, value, args, kwargs)
 
     def extra_repr(self) -> str:
-        return f"argument {self.position if self.keyword is None else self.keyword}"
+        return self.with_place(f"argument {self.position if self.keyword is None else self.keyword}")
 
 
 class SkipsDropped(nn.Module):

@@ -37,12 +37,13 @@ class Pass(_Edit):
     structure: Any = "argument"
     copies: bool = False
     others: bool = Field(default=False, description="whether the module gets other arguments, too")
+    shows: bool = Field(default=False, description="whether hosts may call methods of the module's beside its forward")
 
     @property
     def is_identity(self) -> bool:
         """Whether ``nn.Identity`` does it."""
         alone = self.position == 0 and self.keyword is None and not self.others
-        return alone and self.structure == "argument" and not self.copies
+        return alone and self.structure == "argument" and not self.copies and not self.shows
 
     def __str__(self) -> str:
         return f"pass {self.fqn}"

@@ -82,6 +82,10 @@ class DroppedTensorError(LayerPruneError):
     """A forward asked a dropped tensor for something that only a real tensor has."""
 
 
+class RemovedPartError(DroppedTensorError, AttributeError):
+    """A host asked a removed module's stand-in for an attribute that went with the module."""
+
+
 class CalibrationError(LayerPruneError):
     """Calibration data are empty, do not fit the model or the loss, or could not be read.
 

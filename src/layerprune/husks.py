@@ -7,6 +7,7 @@ is a tensor without values, which may be passed around, and computes nothing.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.dropped import Dropped, is_described, raw_name
 from layerprune.errors import DroppedTensorError
+from layerprune.members import class_values, is_plain, kept_members
+from layerprune.onlookers import looks_on
+from layerprune.stand_ins import Shown
 
 _SILENT = frozenset({"requires_grad", "__repr__", "__format__", "__hash__", "__set__"})
-_PLAIN = (bool, int, float, str, type(None))
 
 
 class Gone(Dropped):
@@ -29,7 +32,7 @@ class Gone(Dropped):
         cls, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         read = raw_name(func)
-        if read in _SILENT or is_described():
+        if read in _SILENT or is_described() or looks_on(func):
             return super().__torch_function__(func, types, args, kwargs)
         # Not even its type: that may change later, when the pruned model is converted.
         raise DroppedTensorError(f"a forward takes '{read}' of a weight that this removal takes away")
@@ -55,11 +58,19 @@ def _make() -> Gone:
 GONE = _make()
 
 
-class Husk:
+class Husk(Shown):
     """Stands for a part of a removed module: it has the part's attributes, and cannot be called."""
 
     def __init__(self, shown: Mapping[str, Any]) -> None:
         vars(self).update(shown)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.missing(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.portable()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse.
@@ -71,12 +82,31 @@ class Husk:
 
 
 def plain(module: nn.Module) -> dict[str, Any]:
-    """A module's numbers, flags and strings, by name."""
-    return {key: value for key, value in vars(module).items() if isinstance(value, _PLAIN)}
+    """A module's numbers, flags, strings and lists of them, by name; and those of its class."""
+    own = {key: value for key, value in vars(module).items() if key not in _MACHINERY and is_plain(value, deep=False)}
+    own["training"] = module.training
+    return class_values(type(module)) | {key: copy.copy(value) for key, value in own.items()}
 
 
-def shown(module: nn.Module) -> dict[str, Any]:
-    """What a module's stand-in shows: plain attributes, dropped tensors for tensors, husks for parts."""
+def shown(module: nn.Module, place: str) -> dict[str, Any]:
+    """What a module's stand-in shows: plain attributes, dropped tensors for tensors, husks for parts, some methods.
+
+    Args:
+        module: the module.
+        place: its name in the model.
+    """
     tensors = {**module._parameters, **module._buffers}
-    parts = {key: None if part is None else Husk(shown(part)) for key, part in module._modules.items()}
-    return {**plain(module), **{key: None if tensor is None else GONE for key, tensor in tensors.items()}, **parts}
+    parts = {
+        key: None if part is None else Husk(shown(part, f"{place}.{key}")) for key, part in module._modules.items()
+    }
+    kept, held = kept_members(module), vars(module)
+    return {
+        **plain(module),
+        **{name: held[name] for name in sorted(frozenset().union(*kept.values())) if name in held},
+        **{key: None if tensor is None else GONE for key, tensor in tensors.items()},
+        **parts,
+        **{"_former": type(module) if kept else None, "_kept": frozenset(kept), "_place": place},
+    }
+
+
+_MACHINERY = frozenset(vars(nn.Module()))

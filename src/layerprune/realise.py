@@ -15,6 +15,7 @@ from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pas
 from layerprune.folds import FoldTrace
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, merge_of
+from layerprune.members import kept_members
 from layerprune.readers import CannotFold
 from layerprune.rearrange import Gap, Moved
 from layerprune.registry import parameters
@@ -205,6 +206,7 @@ class _Realiser:
             structure=structure,
             copies=copies,
             others=not alone and keyword is None,  # behind *args arguments have no names
+            shows=bool(kept_members(self.modules[name])),
         )
 
     def drop_edit(self, name: str, kinds: set[str], copies: bool) -> Edit:

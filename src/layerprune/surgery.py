@@ -165,7 +165,7 @@ def _stand_in(edit: Pass | Drop, module: nn.Module, model: nn.Module) -> nn.Modu
     stand_in.training = module.training
     held = vars(stand_in)
     # A parent may read them off a module which it calls. Only torch's own Identity loads where this library is not.
-    kept = plain(module) if type(stand_in) is nn.Identity else shown(module)
+    kept = plain(module) if type(stand_in) is nn.Identity else shown(module, edit.fqn)
     held |= {key: value for key, value in kept.items() if key not in held and key not in stand_in._modules}
     return stand_in
 

@@ -1,0 +1,111 @@
+"""Onlookers: code that looks at a dropped tensor without being part of a forward, and what it sees.
+
+Hooks, summaries, profilers and function modes, ``torch.export``'s own among them, read sizes and values of whatever
+passes by, and compute nothing that the model goes on from. They see an empty tensor. A forward never does: what it goes
+on from must not be made up.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterable
+from types import CodeType, FrameType, MethodType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules import module as machinery
+
+# How torch calls a module: the frame inside these is the module's forward, or a hook.
+_CALL = nn.Module._call_impl.__code__
+_CALLS = frozenset({_CALL, *(const for const in _CALL.co_consts if isinstance(const, CodeType))})
+_SHARED_HOOKS = (machinery._global_forward_hooks, machinery._global_forward_pre_hooks)
+
+#: What an empty tensor answers, by the name of the function.
+_EMPTY: dict[str, Any] = {
+    **dict.fromkeys(("numel", "nelement", "__len__", "nbytes", "storage_offset", "sparse_dim"), 0),
+    **dict.fromkeys(("__int__", "__index__", "data_ptr", "const_data_ptr", "_cdata"), 0),
+    **dict.fromkeys(("dim", "ndim", "ndimension", "dense_dim"), 1),
+    **dict.fromkeys(("item", "__float__"), math.nan),
+    **dict.fromkeys(("__bool__", "is_nonzero", "equal", "allclose", "is_same_size"), False),
+    **dict.fromkeys(("is_set_to", "__contains__"), False),
+    **dict.fromkeys(("unbind", "split_with_sizes", "tensor_split"), ()),
+    "is_contiguous": True,
+    "__complex__": complex(math.nan),
+    "dim_order": (0,),
+}
+#: The names of functions that give away what a dropped tensor has not, and that an onlooker gets an answer from.
+ANSWERED = frozenset(
+    {*_EMPTY, "shape", "size", "stride", "__iter__", "tolist", "numpy", "__array__", "untyped_storage"}
+)
+
+
+def looks_on(func: Callable[..., Any]) -> bool:
+    """Whether the code that calls a function just now is no part of a forward.
+
+    Args:
+        func: the function; a mode that is handed the very same one passes it on for somebody else.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        code, around = frame.f_code, frame.f_back
+        if around is not None and around.f_code in _CALLS and code not in _CALLS:
+            return _is_hook(code, around)
+        if code.co_name == "__torch_function__":
+            if frame.f_locals.get(code.co_varnames[1]) != func:
+                return True
+        elif _is_method(frame):
+            return False
+        frame = around
+    return True
+
+
+def _is_method(frame: FrameType) -> bool:
+    """Whether a frame runs a module's method: a forward may be called past the module's call."""
+    code = frame.f_code
+    first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    return isinstance(first, nn.Module) and hasattr(type(first), code.co_name) and code not in _CALLS
+
+
+def _is_hook(code: CodeType, call: FrameType) -> bool:
+    """Whether a module's call runs code as one of its hooks."""
+    while call.f_code is not _CALL and call.f_back is not None:
+        call = call.f_back
+    module = call.f_locals["self"]
+    own = (module._forward_hooks, module._forward_pre_hooks)
+    return any(code in _codes(hook) for hooks in (*own, *_SHARED_HOOKS) for hook in hooks.values())
+
+
+def _codes(hook: Any) -> Iterable[CodeType]:
+    while isinstance(hook, (functools.partial, MethodType)):
+        hook = cast(Any, hook.func if isinstance(hook, functools.partial) else hook.__func__)
+    code = getattr(hook, "__code__", None) or getattr(type(hook).__call__, "__code__", None)
+    return [code] if inspect.iscode(code) else []
+
+
+def answer(name: str, args: Any, dtype: torch.dtype) -> Any:
+    """What a function of the name given answers of an empty tensor.
+
+    Args:
+        name: one of :data:`ANSWERED`.
+        args: the arguments behind the tensor.
+        dtype: the tensor's.
+    """
+    if name in ("shape", "size", "stride"):
+        whole = torch.Size([0]) if name != "stride" else (1,)
+        return whole[0] if args else whole  # of any dimension
+    if name == "__iter__":
+        return iter(())
+    if name == "tolist":
+        return []
+    if name in ("numpy", "__array__"):
+        return np.empty(0, np.float32 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype)
+    if name == "untyped_storage":
+        return torch.UntypedStorage(0)
+    return _EMPTY[name]
