@@ -18,7 +18,7 @@ from layerprune.provenance import entries_of, record
 from layerprune.readers import CannotFold, reader_for
 from layerprune.rebuilding import cover, rebuilders
 from layerprune.structure import difference, structure
-from layerprune.surgery import operate
+from layerprune.surgery import check_numbers, operate
 
 #: 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure; 4: folded projections;
 #: 5: slack and shortfall.
@@ -227,6 +227,7 @@ class PruningPlan(BaseModel):
         journal = Journal() if journal is None else journal
         entries, places = entries_of(model), rebuilders(model)
         try:
+            check_numbers(model, self.edits)
             operate(model, self.edits, journal=journal)
         except SurgeryError as error:
             raise PlanError(f"the plan's edits do not fit this {type(model).__name__}: {error}") from error

@@ -13,7 +13,7 @@ from layerprune.companion import Companion
 from layerprune.cost.taken import params_gone, params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
 from layerprune.edits import Edit, Shorten, folds_of, name_before
-from layerprune.errors import LayerPruneError
+from layerprune.errors import LayerPruneError, SurgeryError
 from layerprune.footprint import Footprint
 from layerprune.graph import Cut, LayerGraph
 from layerprune.inputs import Inputs
@@ -32,7 +32,7 @@ from layerprune.retrace import Retracer
 from layerprune.shadow import Shadow, short
 from layerprune.shorten import Shortener
 from layerprune.sizes import Sizes
-from layerprune.surgery import applied
+from layerprune.surgery import applied, check_numbers
 from layerprune.trials import Trial, Trials
 
 # How many removals that differ in numbers only have to fail for the same reason before the rest counts as failed.
@@ -141,7 +141,12 @@ class Prover:
         """Find the edits that carry a cut out; whole layers of a transformers model leave their containers."""
         found = realise(self.graph, self.modules, cut, self.companion)
         self.sizes.check(found.edits)
-        return self.caches.keep(self.shortener.shorten(found) if shorten else found)
+        found = self.caches.keep(self.shortener.shorten(found) if shorten else found)
+        try:
+            check_numbers(self.shade.model, found.edits)
+        except SurgeryError as error:
+            raise CannotRealise(str(error)) from error
+        return found
 
     # ---- many removals --------------------------------------------------------------------------------------------
 

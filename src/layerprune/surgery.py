@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from layerprune.adapters import stacks
+from layerprune.adapters import generation, stacks
 from layerprune.adapters.caches import PLACES
 from layerprune.dropped import Dropped, DroppedBranch, PassThrough, SkipsDropped, dropped
 from layerprune.edits import (
@@ -59,15 +59,28 @@ def operate(
         places = slots(model)  # an edit moves no module but its own
         shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
         shorten = _prepared(model, shortens)
+        told = generation.changes(model, {edit.fqn: edit.removed for edit in shortens})
         moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
         for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
             _carry_out(model, edit, places, folded or {}, journal)
         shorten(journal)
+        for held, key, value in told:
+            journal.set(held, key, value)
         _take_places(moves, journal)
         return journal.take_back
     except BaseException:
         journal.take_back()
         raise
+
+
+def check_numbers(model: nn.Module, edits: Sequence[Edit]) -> None:
+    """Refuse edits after which numbers that the model keeps of its layers, and no forward reads, would be wrong.
+
+    Raises:
+        SurgeryError: they would.
+    """
+    removed = {edit.fqn: edit.removed for edit in joined(edit for edit in edits if isinstance(edit, Shorten))}
+    generation.check(model, removed, [edit.fqn for edit in edits if isinstance(edit, (Pass, Drop))])
 
 
 def _prepared(model: nn.Module, shortens: Sequence[Shorten]) -> Callable[[Journal], None]:
