@@ -1,9 +1,10 @@
-"""What a forward may change of its modules, plain attributes and hooks, and how to put it back."""
+"""What a forward may change of its modules: plain attributes and hooks, how to put them back, and whether it did."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 from torch import nn
 
@@ -82,3 +83,33 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, _PLAIN)
+
+
+class Held:
+    """What the attributes of a module, and of those inside it, hold at some moment; in containers, their items.
+
+    Args:
+        module: the module, as it is at that moment.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.before = [(vars(one), _contents(vars(one))) for one in module.modules()]
+
+    def is_as_before(self) -> bool:
+        """Whether all of it is still the very same."""
+        return all(_are_same(_contents(held), before) for held, before in self.before)
+
+
+def _contents(held: Mapping[str, Any]) -> list[Any]:
+    """Names and values of attributes, with the items of containers."""
+    found: list[Any] = [*held, *held.values()]
+    for value in held.values():
+        if isinstance(value, dict):
+            found += [item for pair in cast("dict[Any, Any]", value).items() for item in pair]
+        elif isinstance(value, (list, set, deque)):
+            found += cast("list[Any]", value)
+    return found
+
+
+def _are_same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))

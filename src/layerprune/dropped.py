@@ -51,6 +51,8 @@ _PLAIN = frozenset(
 )
 # Answered by themselves: none of these depends on what the tensor is.
 _SILENT = frozenset({"__set__", "__repr__", "__format__", "__deepcopy__", "__hash__"})
+# Functions that give a tensor another type.
+_CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
 # Whatever gives away a shape or a value: there is none to give.
 _UNKNOWN = frozenset(
     {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "__len__", "__iter__", "__array__"}
@@ -74,10 +76,12 @@ class Dropped(Tensor):
     Attributes:
         merges: the merges that leave this tensor out: any of ``add``, ``mul``, ``cat``, ``bypass``.
         copies: whether the merge hands on a copy, needed where a later layer writes into its result in place.
+        moved: whether its type is another one than when the removal was proven, so that it counts in sums.
     """
 
     merges: frozenset[str] = frozenset()
     copies: bool = False
+    moved: bool = False
     merge_log: Callable[[str], None] | None = None
 
     @classmethod
@@ -110,18 +114,21 @@ class Dropped(Tensor):
         return format(math.nan, format_spec) if format_spec else repr(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dropped:
-        return dropped(self.merges, self.copies, self.dtype)
+        return dropped(self.merges, self.copies, self.dtype, self.moved)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return dropped, (sorted(self.merges), self.copies, self.dtype)
+        return dropped, (sorted(self.merges), self.copies, self.dtype, self.moved)
 
 
-def dropped(merges: Iterable[str], copies: bool = False, dtype: torch.dtype = torch.float32) -> Dropped:
+def dropped(
+    merges: Iterable[str], copies: bool = False, dtype: torch.dtype = torch.float32, moved: bool = False
+) -> Dropped:
     """Make a dropped tensor that the merges named leave out; a forward may ask for its type."""
     with _disable_current_modes():  # a constant of the pruned model, never a traced value
         token = torch.zeros((), dtype=dtype).as_subclass(Dropped)
     token.merges = frozenset(merges)
     token.copies = copies
+    token.moved = moved
     token.merge_log = None
     return token
 
@@ -205,9 +212,8 @@ def _merge(
         if not kept:
             return token
         _note(token, "cat")
-        if args:
-            return func(kept, *args[1:], **kwargs)
-        return func(**{**kwargs, "tensors": kept})
+        joined = func(kept, *args[1:], **kwargs) if args else func(**{**kwargs, "tensors": kept})
+        return _widened(joined, token)
     operands = [*args, *kwargs.values()]
     if MERGES[name] == "bypass":
         operands = [args[0]] if args else [kwargs["input"]]
@@ -217,8 +223,17 @@ def _merge(
     if name in ("sub", "isub", "subtract") and isinstance(args[0], Dropped):
         raise DroppedTensorError("the left side of a subtraction cannot be dropped: what remains would change its sign")
     _note(token, MERGES[name])
-    keeps_object = raw in _INPLACE and not isinstance(args[0], Dropped)
-    return kept[0].clone() if token.copies and not keeps_object else kept[0]
+    if raw in _INPLACE and not isinstance(args[0], Dropped):
+        return kept[0]
+    merged = kept[0] if MERGES[name] == "bypass" else _widened(kept[0], token)
+    return merged.clone() if token.copies and merged is kept[0] else merged
+
+
+def _widened(merged: Tensor, token: Dropped) -> Tensor:
+    """Bring what is left of a merge to the type that its dropped operand would give it."""
+    if not token.moved or not merged.is_floating_point():
+        return merged
+    return merged.to(torch.promote_types(merged.dtype, token.dtype))
 
 
 def _spread(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -232,7 +247,15 @@ def _spread(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str,
         return tuple([token] * len(cast("Sequence[int]", sizes)))
     if name in ("multi_head_attention_forward",):
         return token, token
-    return token
+    return _cast(name, token, args, kwargs) if token.moved and name in _CASTS else token
+
+
+def _cast(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
+    """A dropped tensor that a forward casts: of the type that it is cast to."""
+    with torch._C.DisableTorchFunctionSubclass():
+        plain = torch.zeros((), dtype=token.dtype)
+        cast_to = getattr(plain, name)(*args[1:], **kwargs).dtype
+    return token if cast_to == token.dtype else dropped(token.merges, token.copies, cast_to, moved=True)
 
 
 class _Pieces(Sequence[Any]):
@@ -298,7 +321,7 @@ class DroppedBranch(StandIn):
         super()._apply(fn, recurse)
         made = fn(torch.zeros((), dtype=self.token.dtype))
         if made.dtype != self.token.dtype:
-            self.token = dropped(self.token.merges, self.token.copies, made.dtype)
+            self.token = dropped(self.token.merges, self.token.copies, made.dtype, moved=True)
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

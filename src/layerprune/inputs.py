@@ -141,7 +141,7 @@ class Inputs:
 
 def floating_dtype(model: nn.Module) -> torch.dtype:
     """The dtype that a model computes in: that of its weights, as mixed models keep the norms' scales in float32."""
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [*parameters(model), *buffers(model)]
     floating = [t for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1]  # no float8, which is storage
     return next((t.dtype for t in (*(t for t in floating if t.ndim > 1), *floating)), torch.float32)
 
@@ -156,7 +156,7 @@ def why_mismatched(model: nn.Module, inputs: Inputs, what: str, error: BaseExcep
         error: what the forward raised; a dtype is blamed only where it speaks of one, as many models cast.
     """
     tensors = [tensor for tensor in inputs.tensors() if not tensor.is_meta]
-    homes = [str(parameter.device) for parameter in model.parameters() if not parameter.is_meta]
+    homes = [str(parameter.device) for parameter in parameters(model) if not parameter.is_meta]
     astray = [str(tensor.device) for tensor in tensors if homes and str(tensor.device) not in homes]
     if astray:
         return f"{what} is on {astray[0]}, the model on {homes[0]}"

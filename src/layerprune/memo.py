@@ -1,4 +1,7 @@
-"""The memo: what torch's own layers make of a shape, remembered, so that many proofs cost little more than one."""
+"""The memo: what layers make of a shape, remembered, so that many proofs cost little more than one.
+
+A module that changes an attribute when it runs is not remembered: a later layer, or a backward, may read it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules import batchnorm, conv, dropout, pooling
 from torch.utils._python_dispatch import _disable_current_modes
 
+from layerprune.attributes import Held
 from layerprune.nested import tensors_in
 from layerprune.watch import FunctionWatch
 
@@ -89,8 +93,9 @@ class Memo:
             key = (id(module), module.training, form)
             if key in self.known:
                 return self.rebuilt(self.known[key])
+            before = Held(module)
             out = forward(*args, **kwargs)
-            if _is_plain(out) and not _shares(out, (args, kwargs)):
+            if before.is_as_before() and _is_plain(out) and not _shares(out, (args, kwargs)):
                 self.known[key] = self.rebuilt(out)  # the caller may change a list that it got
             return out
 
@@ -105,6 +110,7 @@ class Memo:
         return out
 
     def answering(self, kind: tuple[Any, ...], module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        is_own = isinstance(kind[0], type)  # torch's layers keep nothing of a forward but running statistics
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             if kwargs or len(args) != 1 or type(args[0]) is not FakeTensor or torch.is_grad_enabled():
@@ -119,8 +125,9 @@ class Memo:
             like = self.known.get(key)
             if like is not None:
                 return self.fake(like)
+            before = None if is_own else Held(module)
             out = forward(x)
-            if type(out) is FakeTensor and out is not x:
+            if type(out) is FakeTensor and out is not x and (before is None or before.is_as_before()):
                 self.known[key] = out
             return out
 

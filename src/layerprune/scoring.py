@@ -18,6 +18,7 @@ from layerprune.inputs import Inputs
 from layerprune.modules import names_with_nan
 from layerprune.projection import Folded
 from layerprune.proof import Removal
+from layerprune.registry import parameters
 from layerprune.repair.closed_form import MEMORY_BYTES
 from layerprune.repair.fitter import Projections
 from layerprune.repair.folding import fold_alone, missed_by
@@ -80,7 +81,7 @@ def score_removals(
         notes.append(f"inputs were {inputs.origin}: {made_up}")
     if batches is None:
         notes += inputs.notes
-    has_values = not any(t.is_meta for t in chain(scene.model.parameters(), inputs.tensors()))
+    has_values = not any(t.is_meta for t in chain(parameters(scene.model), inputs.tensors()))
     fits = batches is not None and has_values
     usable = [r for r in scene.removals if fits or not r.needs_calibration]
     unfitted = tuple(r for r in scene.removals if not (fits or not r.needs_calibration))

@@ -166,7 +166,7 @@ def runs_on(model: nn.Module, inputs: Inputs) -> bool:
     """Whether a model's forward takes some inputs: tried on fake tensors, and on real ones where those do not tell."""
     error = why_not(fake_shadow(model), inputs)
     if error is not None and is_about_fakes(error):
-        every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        every = [name for name, _ in named_parameters(model, every_name=True)]
         error = why_not(real_shadow(model, written=every), inputs)
     return error is None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from layerprune.inputs import Inputs
@@ -46,7 +47,8 @@ class Trials:
         """Run the untouched shadow; what it returns is expected of the edited ones.
 
         A model may bring a backward in Python (as reversible layers do), which may read what surgery takes: then one
-        has to run, too, if it does so now. On real tensors it would cost what a step of training costs: not there.
+        has to run, too, if it does so now. It may need gradients of the inputs to be run at all, as these may come from
+        a larger model's stem. On real tensors it would cost what a step of training costs: not there.
         """
         adapted = self.shade.adapt(inputs)
         if not training or self.shade.mode is None:
@@ -62,7 +64,10 @@ class Trials:
                 except Exception:  # the model's own, which cannot be trained on these inputs then
                     backward = False
 
-        expected = self.run(True, self.shade.adapt(inputs), look=look)
+        try:
+            expected = self.run(True, self.shade.adapt(inputs), look=look)
+        except Exception:  # a forward that reads values out of its inputs may not take any with a history
+            return Trial(True, adapted, self.run(True, self.shade.adapt(inputs)))
         return Trial(True, adapted, expected, backward)
 
     def run(self, training: bool, inputs: Inputs, *, look: Callable[[Any], None] | None = None) -> Any:
@@ -71,12 +76,13 @@ class Trials:
         Args:
             training: in which mode.
             inputs: the arguments.
-            look: gets the output, with a history that a backward may follow.
+            look: gets the output, with a history that a backward may follow to the inputs.
         """
         self.shade.model.train(training)
         try:
             with self.shade.running(grad=look is not None):
-                out = self.shade.model(*inputs.args, **inputs.kwargs)
+                given = inputs if look is None else inputs.map(_with_history)
+                out = self.shade.model(*given.args, **given.kwargs)
                 if look is not None:
                     look(out)
                 return signature(out)
@@ -89,6 +95,11 @@ class Trials:
         """Run the edited shadow as a trial wants it, and describe what it returns."""
         inputs = self.shade.renew(trial.inputs)
         return self.run(trial.training, inputs, look=_backward if trial.backward else None)
+
+
+def _with_history(tensor: Tensor) -> Tensor:
+    """A tensor that asks for a gradient, and may be written into all the same."""
+    return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() else tensor
 
 
 def _backward(out: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerprune.checkpoint.manifest import INSIDE, Manifest, check_extra, check_hashes, is_artefact, read_manifest
 from layerprune.checkpoint.staging import steadily
-from layerprune.checkpoint.weights import Weights
+from layerprune.checkpoint.weights import Weights, entries_of
 from layerprune.dropped import Dropped
 from layerprune.errors import CheckpointError, PlanError
 from layerprune.modules import clone, named_tensors, num_params, own, unwrap
@@ -90,7 +90,22 @@ def load_artefact(
             f"{folder} holds {manifest.num_params:,} parameters, the model loaded has {num_params(pruned):,}: "
             "its parameters are tied in another way; give the class that was pruned"
         )
+    _check_entries(pruned, manifest, folder)
     return pruned
+
+
+def _check_entries(pruned: nn.Module, manifest: Manifest, folder: Path) -> None:
+    """Raise :class:`CheckpointError` where the class's own ``state_dict`` tells another thing than before."""
+    expected = manifest.tensors.entries
+    if not expected:
+        return
+    found = entries_of(pruned)
+    for name, text in expected.items():
+        if found.get(name) != text:
+            raise CheckpointError(
+                f"'{name}' in the state dict was {text[:80]} when {folder} was saved, and is "
+                f"{found.get(name, 'not there')[:80]}: make the model with the same arguments"
+            )
 
 
 def _loaded(

@@ -14,7 +14,7 @@ from layerprune.checkpoint.staging import steadily
 from layerprune.errors import CheckpointError
 
 NAME = "manifest.json"
-SCHEMA = 2  # 2: plans of modules inside the model; an artefact without these is written as of schema 1
+SCHEMA = 2  # 2: plans of modules inside the model, entries; an artefact without these is written as of schema 1
 #: The folder that holds an artefact inside one that another library writes.
 INSIDE = "layerprune"
 #: What a hub or a reader adds to the folder, and nobody loads.
@@ -48,6 +48,9 @@ class TensorRecord(BaseModel):
     empty: tuple[str, ...] = Field(description="parameters and buffers that are None")
     training: bool = Field(description="the model's mode")
     otherwise: tuple[str, ...] = Field(description="modules in the other mode")
+    entries: dict[str, str] = Field(
+        default_factory=dict, description="entries of the state dict that are no tensors; only schema 2 has them"
+    )
 
 
 class Manifest(BaseModel):
@@ -111,7 +114,9 @@ class Manifest(BaseModel):
 
 
 def _text(manifest: Manifest) -> str:
-    return manifest.model_dump_json(indent=1, exclude=None if manifest.places else {"places"}) + "\n"
+    places: dict[str, Any] = {} if manifest.places else {"places": True}
+    entries: dict[str, Any] = {} if manifest.tensors.entries else {"tensors": {"entries": True}}
+    return manifest.model_dump_json(indent=1, exclude=places | entries) + "\n"
 
 
 def _digest(text: str) -> str:

@@ -76,7 +76,7 @@ def save_pruned(
             figures={name: float(value) for name, value in (figures or {}).items()},
             plans=tuple(plan_names),
             places=tuple(places) if any(places) else (),
-            schema_version=2 if any(places) else 1,
+            schema_version=2 if any(places) or record.entries else 1,
             weights=tuple(weights),
             files={name: record_of(staging / name) for name in sorted([*files, *plan_names])},
             tensors=record,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ from layerprune.checkpoint.manifest import TensorRecord
 from layerprune.checkpoint.staging import sync_file
 from layerprune.errors import CheckpointError
 from layerprune.modules import named_tensors
+
+_LONG = 1000  # letters of a description that is kept as it is; of a longer one its hash is
 
 
 def record_tensors(model: nn.Module) -> tuple[dict[str, Tensor], TensorRecord]:
@@ -50,6 +54,7 @@ def record_tensors(model: nn.Module) -> tuple[dict[str, Tensor], TensorRecord]:
         empty=tuple(_empty(model)),
         training=model.training,
         otherwise=tuple(name for name, training in modes.items() if training != model.training),
+        entries=entries_of(model),
     )
     return saved, record
 
@@ -66,20 +71,51 @@ def _check_can_be_saved(name: str, tensor: Tensor) -> None:
 
 
 def check_extra_state(model: nn.Module) -> None:
-    """Raise :class:`CheckpointError` for modules with a state beside their tensors, which only pickle could keep."""
+    """Raise :class:`CheckpointError` for modules with extra state, which only pickle could keep."""
     for name, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise CheckpointError(
                 f"'{name}' ({type(module).__name__}) keeps extra state that is no tensor: it cannot be saved without "
                 "pickle; keep it in a buffer"
             )
+
+
+def entries_of(model: nn.Module) -> dict[str, str]:
+    """Describe what a class's own ``state_dict`` holds beside parameters and buffers, as its constructor's arguments.
+
+    It is not written: whoever makes the model anew makes it, too, and loading compares the two.
+
+    Raises:
+        CheckpointError: an entry is a tensor, or an object of which nothing tells whether it is the same.
+    """
     known = {name for name, _ in named_tensors(model)}
+    found: dict[str, str] = {}
     for name, value in model.state_dict().items():
-        if name not in known:
+        if name in known:
+            continue
+        try:
+            text = _text_of(value)
+        except TypeError as error:
             raise CheckpointError(
-                f"'{name}' ({type(value).__name__}) is in the state dict, and no parameter or buffer: it would be "
-                "lost; keep it in a buffer"
-            )
+                f"'{name}' ({error}) is in the state dict, and no parameter or buffer: it would be lost; keep it in a "
+                "buffer"
+            ) from None
+        found[name] = text if len(text) <= _LONG else hashlib.sha256(text.encode()).hexdigest()
+    return found
+
+
+def _text_of(value: Any) -> str:
+    """Write plain values, and the names of functions and classes; raises :class:`TypeError` with the type of others."""
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_text_of(item) for item in cast('Sequence[Any]', value))}]"
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        return f"{{{', '.join(f'{_text_of(key)}: {_text_of(item)}' for key, item in items)}}}"
+    if isinstance(value, type) or inspect.isroutine(value):
+        return f"{getattr(value, '__module__', '')}.{value.__qualname__}"
+    raise TypeError(type(value).__name__)
 
 
 def _only(model: nn.Module, names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
