@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from layerprune.errors import ExportError
 from layerprune.inputs import Inputs, as_inputs
 from layerprune.modules import unwrap
-from layerprune.nested import tensors_in
+from layerprune.nested import tensors_by_place
 from layerprune.shadow import Shadow, real_shadow
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -114,7 +114,7 @@ def _difference(shade: Shadow, program: Any, inputs: Inputs, tolerance: float) -
     """The largest relative difference of what the program returns to what the model does."""
     own, name = shade.adapt(inputs), type(shade.model).__name__
     with shade.running():
-        expected = tensors_in(shade.model(*own.args, **own.kwargs))
+        expected = tensors_by_place(shade.model(*own.args, **own.kwargs))
     found: Sequence[Tensor] = program(*inputs.args, **inputs.kwargs)
     if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in expected]:
         shapes = [["×".join(map(str, t.shape)) for t in some] for some in (found, expected)]

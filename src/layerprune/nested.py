@@ -37,6 +37,19 @@ def tensors_in(value: Any) -> list[Tensor]:
     return list(_walk(value))
 
 
+def tensors_by_place(value: Any) -> list[Tensor]:
+    """Return the tensor at every place of a value: one that lies in several places is there several times.
+
+    Two values of one form give lists of one length, whichever of their tensors are the same object. Walked is what
+    :func:`tensors_in` walks; an attribute that is an item of its object, too, is one place with it.
+
+    >>> x = torch.zeros(1)
+    >>> len(tensors_by_place([x, {"again": x}])), len(tensors_in([x, {"again": x}]))
+    (2, 1)
+    """
+    return list(_places(value, frozenset()))
+
+
 def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Return a copy of a value with every tensor that :func:`tensors_in` finds passed through ``fn``.
 
@@ -65,6 +78,17 @@ def _walk(root: Any, leaf: type = Tensor) -> Iterator[Any]:
             yield value
         elif not isinstance(value, _LEAVES):
             stack += reversed([*_items(value).values(), *attributes_of(value).values()])
+
+
+def _places(value: Any, around: frozenset[int]) -> Iterator[Tensor]:
+    """Yield the tensors of a value, but for those in containers that lie in themselves."""
+    if isinstance(value, Tensor):
+        yield value
+    elif not isinstance(value, _ATOMS) and id(value) not in around:
+        items = list(_items(value).values())
+        known = {id(item) for item in items}
+        for item in (*items, *(held for held in attributes_of(value).values() if id(held) not in known)):
+            yield from _places(item, around | {id(value)})
 
 
 def _rebuild(value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: type) -> Any:

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerprune.dropped import Dropped
 from layerprune.memo import NAMED, FunctionMemo
-from layerprune.nested import tensors_in
+from layerprune.nested import tensors_by_place, tensors_in
 from layerprune.watch import FunctionWatch
 
 #: One function call: its name and its arguments. Tensors are known by where they come from.
@@ -49,7 +49,7 @@ class Tracer:
             self.made[tensor] = ("input", place)
         with FunctionWatch(lambda name, func, args, kwargs: self.call(name, func, args, kwargs, keep)):
             out = forward()
-        self.steps.append(("result", *(self.origin(tensor) for tensor in tensors_in(out))))
+        self.steps.append(("result", *(self.origin(tensor) for tensor in tensors_by_place(out))))
         return self.steps
 
     def call(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any, keep: bool) -> Any:

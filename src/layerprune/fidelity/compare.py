@@ -14,7 +14,7 @@ from layerprune.cost.latency import Latency, compare_latency
 from layerprune.cost.record import Saving, measure, saved
 from layerprune.errors import FidelityError, ended_by
 from layerprune.fidelity.language import generations, is_causal, run, tokens_of
-from layerprune.fidelity.outputs import Sampled, distances, divergences, repeated, surprise
+from layerprune.fidelity.outputs import Sampled, added, distances, divergences, repeated, surprise
 from layerprune.fidelity.record import Estimate, Fidelity, Pair, estimate
 from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
 from layerprune.inputs import describe
@@ -99,7 +99,8 @@ class _Comparison:
         self.note(relative=relative, cosine=cosine)
         if self.harm.kind == "distribution":
             logits = pairs[0]
-            divergence, same = divergences(*logits, batch.mask)
+            found = [divergences(*pair, batch.mask) for pair in pairs[: self.harm.num_predictions(outs[0])]]
+            divergence, same = (added(some) for some in zip(*found, strict=True))
             self.note(divergence=divergence, same=same)
             tokens = tokens_of(batch, logits[0])
             if tokens is not None:

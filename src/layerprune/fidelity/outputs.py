@@ -21,6 +21,11 @@ class Sampled:
     weight: np.ndarray
 
 
+def added(some: Sequence[Sampled]) -> Sampled:
+    """Measures of the same samples, each taken on another tensor, as one."""
+    return Sampled(sum(one.total for one in some), sum(one.weight for one in some))  # pyright: ignore[reportArgumentType]
+
+
 def distances(pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None, num_samples: int) -> tuple[Sampled, Sampled]:
     """Relative L2 distance and cosine of each sample's outputs, all of them taken as one vector.
 

@@ -17,7 +17,7 @@ from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
 from layerprune.impact.racing import Rule, all_of_them
 from layerprune.impact.rounds import Round, adds_up, cut, ends, fewest_samples, whole
-from layerprune.nested import tensors_in
+from layerprune.nested import tensors_by_place
 from layerprune.projection import Folded
 from layerprune.shadow import Shadow, real_shadow
 from layerprune.surgery import applied
@@ -203,7 +203,7 @@ class _ByOutput:
 
     def is_same(self, shade: Shadow, batch: Batch) -> bool:
         """Whether the model gives the same bits again."""
-        pairs = tensors_in(self.original), tensors_in(_run(shade, batch))
+        pairs = tensors_by_place(self.original), tensors_by_place(_run(shade, batch))
         return len(pairs[0]) == len(pairs[1]) and all(map(same_tensor, *pairs))
 
 

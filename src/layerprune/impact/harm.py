@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.errors import CalibrationError, UnknownNameError
-from layerprune.nested import tensors_in
+from layerprune.nested import tensors_by_place
 
 Kind = Literal["distribution", "values"]
 
@@ -40,7 +40,11 @@ class Harm:
     def outputs(self, out: Any) -> list[Tensor]:
         """The tensors of an output that are compared: the logits of a distribution, else all of floating point."""
         found = _logits(out) if self.kind == "distribution" else None
-        return [found] if found is not None else [t for t in tensors_in(out) if t.is_floating_point()]
+        return [found] if found is not None else [t for t in tensors_by_place(out) if t.is_floating_point()]
+
+    def num_predictions(self, out: Any) -> int | None:
+        """How many of an output's tensors are logits: all of a list, else the first; None for all."""
+        return None if type(out) is list else 1
 
     def between(self, original: Any, other: Any, mask: Tensor | None = None) -> tuple[float, float]:
         """Sums of the change and of what it is relative to.
@@ -50,12 +54,23 @@ class Harm:
             other: the other model's output, of the same form.
             mask: ``(sample, token)``, 1 where a token counts.
         """
-        pairs = list(zip(self.outputs(original), self.outputs(other), strict=True))
+        found = self.outputs(original), self.outputs(other)
+        if len(found[0]) != len(found[1]):
+            raise CalibrationError(
+                f"without some layers the model returns {len(found[1])} tensors instead of {len(found[0])}: its "
+                "outputs cannot be compared; let it return what is to be compared and no more"
+            )
+        pairs = list(zip(*found, strict=True))
         if self.kind == "distribution":
-            if not pairs or pairs[0][0].dim() < 2:
-                what = f"is {'×'.join(map(str, pairs[0][0].shape)) or 'a number'}" if pairs else "holds no such tensor"
+            pairs = pairs[: self.num_predictions(original)]
+            wrong = next((a for a, _ in pairs if a.dim() < 2), None)
+            if not pairs or wrong is not None:
+                what = (
+                    "holds no such tensor" if wrong is None else f"is {'×'.join(map(str, wrong.shape)) or 'a number'}"
+                )
                 raise CalibrationError(f"kind='distribution' wants logits, (sample, …, class), and the output {what}")
-            return _divergence(*pairs[0], mask)
+            changes, sizes = zip(*(_divergence(*pair, mask) for pair in pairs), strict=True)
+            return sum(changes), sum(sizes)
         changes = [_relative(a, b, mask) for a, b in pairs]
         samples = max((a.shape[0] if a.dim() else 1) for a, _ in pairs)
         return samples * sum(changes) / len(changes), float(samples)

@@ -15,7 +15,7 @@ from layerprune.graph import Frame, LayerGraph
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.rounds import ends
 from layerprune.inputs import Inputs, describe
-from layerprune.nested import tensors_in
+from layerprune.nested import tensors_by_place
 from layerprune.repair.prefix import handing
 from layerprune.shadow import Shadow
 
@@ -94,7 +94,7 @@ def _after(shade: Shadow, graph: LayerGraph, one: Judged) -> Any:
 def _ends(shade: Shadow, part: Batch, mended: Any) -> bool:
     """Whether the repaired model makes of the last part of a batch what is known to come of all of it."""
     try:
-        return ends(tensors_in(_output(shade, part)), tensors_in(mended))
+        return ends(tensors_by_place(_output(shade, part)), tensors_by_place(mended))
     except CalibrationError:  # the forward may want the whole batch; that is run then
         return False
 
