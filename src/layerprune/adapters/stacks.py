@@ -12,6 +12,7 @@ from layerprune.adapters.configs import find_config
 from layerprune.adapters.likeness import Shortened, is_exchangeable
 from layerprune.adapters.transformers import builds_from_config
 from layerprune.adapters.twins import Form, Origin, Twin, forms, inner_configs, is_plain, owner_of, twin_of
+from layerprune.adapters.wrapped import unwrapped
 from layerprune.errors import SurgeryError
 from layerprune.journal import Journal
 
@@ -71,8 +72,10 @@ class Stack:
     def __init__(self, model: nn.Module) -> None:
         self.origin = Origin.of(model)
         self.twin = twin_of(self.origin)
-        self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.refusal = _foreign(forms(model), self.twin, self.modules)
+        modules, own = dict(model.named_modules(remove_duplicate=False)), forms(model)
+        places = unwrapped(modules, own, self.twin.forms)
+        self.modules = {name: modules[place] for name, place in places.items()}
+        self.refusal = _foreign({name: own[place] for name, place in places.items()}, self.twin, self.modules)
 
     def shortened(self, removed: Mapping[str, Sequence[int]]) -> Shortened:
         """Which elements stay; checked against the containers that there are."""
@@ -97,8 +100,8 @@ class _Shortening:
     """Elements that leave one transformers model."""
 
     def __init__(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
-        self.modules = dict(model.named_modules(remove_duplicate=False))
         stack = Stack(model)
+        self.modules = stack.modules
         self.shortened = stack.shortened(removed)
         self.before = stack.twin
         self.after = twin_of(stack.find(self.shortened))
