@@ -18,9 +18,12 @@ from layerprune.calibration import read_calibration
 from layerprune.edits import Fold, folds_of
 from layerprune.errors import CalibrationError, CriticalGroupError, PlanError
 from layerprune.plan import SCHEMA, PruningPlan
-from layerprune.repair.folding import fold_into
-from layerprune.surgery import applied
-from nets import Net, Photograph, conv, image, linear, parameter, randomised, rows, same_bits
+from layerprune.proof import Removal
+from layerprune.repair.crossing import Crossed, cut_in_two
+from layerprune.repair.fitter import Fitted, Projections
+from layerprune.repair.folding import fold_alone, fold_into
+from layerprune.surgery import applied, operate
+from nets import Net, Photograph, conv, copy_of, image, linear, parameter, randomised, rows, same_bits
 from oracle import TOLERANCE, Oracle, distance, num_params, run
 from simulation import Explicit, simulate, union
 
@@ -536,8 +539,8 @@ def test_the_projection_is_the_ridge_regression_of_the_rows() -> None:
     pruned = pruner.prune(groups=["2"], repair=None)
     (found,) = pruner.projection_report.fitted
     with torch.no_grad():
-        x = model[:2](torch.cat(BATCHES)).double().numpy()
-        y = model[:4](torch.cat(BATCHES)).double().numpy()
+        x = model[:2](torch.cat(BATCHES[:6])).double().numpy()  # the last quarter is held out for the verdict
+        y = model[:4](torch.cat(BATCHES[:6])).double().numpy()
     middle = x - x.mean(0)
     penalty = found.strength * (middle**2).sum() / x.shape[1]
     matrix = np.linalg.solve(middle.T @ middle + penalty * np.eye(6), middle.T @ (y - y.mean(0))).T
@@ -694,19 +697,64 @@ def test_impacts_are_those_of_the_fitted_projection(criterion: str) -> None:
     assert 0 < removal.impact < 1
 
 
-def test_influence_is_the_distance_from_what_the_projection_makes() -> None:
+def crosswise(removal: Removal, model: nn.Module) -> list[tuple[list[Tensor], Projections]]:
+    """Either half of the batches, with what is fitted on the other one."""
+    batches = read_calibration(BATCHES, model)
+    halves = batches[0::2], batches[1::2]
+    fits = [fold_alone(model, [removal.edits], half, memory_bytes=2**30) for half in halves]
+    return [(BATCHES[0::2], fits[1]), (BATCHES[1::2], fits[0])]
+
+
+def test_influence_is_the_distance_from_what_the_projection_makes_of_rows_it_was_not_fitted_on() -> None:
     model = chain()
     pruner = UniversalLayerPruner(model, calibration=BATCHES, criterion="influence")
     (removal,) = [r for r in pruner.removals if r.groups == ("2",)]
+    change = size = 0.0
+    for judged, fit in crosswise(removal, model):
+        (matrix,) = fit.matrices.values()
+        with torch.no_grad():
+            x, y = model[:2](torch.cat(judged)), model[:4](torch.cat(judged))
+        change += float((y - x @ matrix.left.T.float() - matrix.constant.float()).square().sum())
+        size += float(y.square().sum())
+    assert removal.impact == pytest.approx((change / size) ** 0.5, rel=1e-4)
+
+
+def test_ablation_makes_projections_that_have_not_seen_the_batch() -> None:
+    model = chain()
+    pruner = UniversalLayerPruner(model, calibration=BATCHES, criterion="ablation")
+    (removal,) = [r for r in pruner.removals if r.groups == ("2",)]
+    changes: list[float] = []
+    for judged, fit in crosswise(removal, model):
+        made = copy_of(model)
+        operate(made, removal.edits, fit.weights)
+        with torch.no_grad():
+            changes += [float((made(x) - model(x)).square().sum() / model(x).square().sum()) for x in judged]
+    assert removal.impact == pytest.approx(sum(changes) / len(changes), rel=1e-4)
+
+
+def test_of_few_rows_the_impact_is_near_that_on_other_data_and_not_near_zero() -> None:
+    """40 inputs and 32 rows: a projection can take each of its rows over as it is, and knows nothing of others."""
+    model = wide_to_narrow()
+    pruner = UniversalLayerPruner(model, calibration=[rows(4, seed=seed) for seed in range(8)], criterion="ablation")
+    (removal,) = [r for r in pruner.removals if r.groups == ("2",)]
     pruned = pruner.prune(groups=["2"], repair=None)
     with torch.no_grad():
-        x, y = model[:2](torch.cat(BATCHES)), model[:4](torch.cat(BATCHES))
-        weight = torch.linalg.lstsq(
-            model[4].weight, _reader(pruned).weight
-        ).solution  # the projection, as 9×9 has an inverse
-        constant = torch.linalg.solve(model[4].weight, _reader(pruned).bias - model[4].bias)
-        expected = float((y - x @ weight.T - constant).norm() / y.norm())
-    assert removal.impact == pytest.approx(expected, rel=1e-3)
+        truth, seen = (
+            float((pruned(x) - model(x)).square().sum() / model(x).square().sum())
+            for x in (rows(512, seed=99), torch.cat([rows(4, seed=seed) for seed in range(6)]))
+        )
+    assert seen < truth / 2, "the fit misleads"
+    assert truth / 2 < removal.impact < 3 * truth
+
+
+def test_a_single_batch_is_cut_so_that_projections_are_judged_on_the_other_half() -> None:
+    (batch,) = read_calibration([rows(64)], chain())
+    assert [one.num_samples for one in cut_in_two(chain(), [batch])] == [32, 32]
+    (whole,) = read_calibration([rows(1)], chain())
+    assert list(cut_in_two(chain(), [whole])) == [whole]
+    fit = Projections((Fitted("y", "x", ("z",), 0.1, 1.0, 8, 4),))
+    assert "may be far too low" in Crossed((fit,)).notes[-1]
+    assert Crossed((fit, fit)).notes == ()
 
 
 def test_a_criterion_that_knows_no_projection_says_so() -> None:

@@ -14,7 +14,7 @@ from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError, RepairError
 from layerprune.finite import finite_ones, require_finite, spoilt_inputs
 from layerprune.graph import LayerGraph
-from layerprune.impact.harm import Kind
+from layerprune.impact.harm import Harm, Kind, harm_named
 from layerprune.journal import Journal
 from layerprune.plan import PruningPlan
 from layerprune.registry import named_buffers, named_parameters
@@ -23,6 +23,7 @@ from layerprune.repair.closed_form import MEMORY_BYTES
 from layerprune.repair.closed_form import repair as mend
 from layerprune.repair.fitter import ProjectionReport
 from layerprune.repair.folding import fold_into
+from layerprune.repair.held_out import Held, Verdict, held_by, hold_out_of
 from layerprune.repair.report import RepairReport
 
 _T = TypeVar("_T")
@@ -55,7 +56,8 @@ def carry_out(
 ) -> Carried:
     """Carry a plan out, fit its projections, and repair what is left.
 
-    All of it happens on a copy; only what is done goes into the user's model.
+    All of it happens on a copy; only what is done goes into the user's model. Weights are fitted, and their settings
+    chosen, on three quarters of the data; what comes out is judged on the last one.
 
     Args:
         plan: the plan.
@@ -82,24 +84,62 @@ def carry_out(
     pruned = plan.apply(original, weights_follow=True)
     written = graph.written_params
     require_finite(original, batches, spoilt_inputs(batches), written=written)
+    fitted_on, held = hold_out_of(original, batches, written=written)
     folding, notes = _on_finite(
         lambda some: fold_into(original, pruned, some, plan.edits, memory_bytes=MEMORY_BYTES, written=written),
-        *(original, batches, written),
+        *(original, fitted_on, written),
     )
+    judge = _Judge(original, pruned, held, harm_named(kind), written)
+    unrepaired = judge.held()
+    report = None if how is None else _repaired(original, pruned, fitted_on, plan, how, kind, written)
+    verdict, said = judge.verdict(unrepaired, report, sum(batch.num_samples for batch in fitted_on))
     fitted = replace(folding.report, notes=(*notes, *folding.report.notes)) if folds else None
-    report = None if how is None else _repaired(original, pruned, batches, plan, how, kind, written)
+    if report is not None:
+        report = replace(report, verdict=verdict, notes=(*report.notes, *said))
+    elif fitted is not None:
+        fitted = replace(fitted, verdict=verdict, notes=(*fitted.notes, *said))
     if not inplace:
         return Carried(pruned, fitted, report)
     journal = Journal()
     try:
         plan.carry_out(original, journal)
         if folds or (report is not None and report.kept):
-            held = chain(named_parameters(pruned), named_buffers(pruned))
-            write(original, {name: tensor.detach() for name, tensor in held})
+            tensors = chain(named_parameters(pruned), named_buffers(pruned))
+            write(original, {name: tensor.detach() for name, tensor in tensors})
     except BaseException:  # Ctrl-C, too: the model is as it was, or done
         journal.take_back()
         raise
     return Carried(original, fitted, report)
+
+
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """Judges a pruned model, as it is at the time, on data that are held out."""
+
+    original: nn.Module
+    pruned: nn.Module
+    held_out: Sequence[Batch]
+    harm: Harm | None
+    written: Collection[str]
+
+    def held(self) -> Held | None:
+        """How far it is from the original; None where nothing is held out or can be compared."""
+        if not self.held_out:
+            return None
+        return held_by(self.original, self.pruned, self.held_out, self.harm, written=self.written)
+
+    def verdict(
+        self, before: Held | None, report: RepairReport | None, num_fitted: int
+    ) -> tuple[Verdict | None, tuple[str, ...]]:
+        """The verdict after a repair, and what the user should know about it."""
+        if not self.held_out:
+            return None, ("no held-out verdict: the calibration data cannot be cut; pass four batches or more",)
+        is_changed = report is not None and report.kept
+        after = self.held() if is_changed else before
+        if before is None or after is None:
+            return None, ()
+        found = Verdict(before, after, num_fitted, float("nan") if report is None else report.after)
+        return found, found.notes
 
 
 def _repaired(

@@ -22,8 +22,9 @@ from layerprune.marks import CannotRealise
 from layerprune.meter import Meter
 from layerprune.modules import fingerprint
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
-from layerprune.projection import Folded
 from layerprune.repair.closed_form import Mender
+from layerprune.repair.crossing import Refits
+from layerprune.repair.held_out import hold_out
 from layerprune.report.budget_notes import cap_note, is_short, why_nothing
 from layerprune.scoring import Scored
 from layerprune.select.frontier import frontier
@@ -31,7 +32,6 @@ from layerprune.select.problem import SLACK, Effort, Problem, Resource, Selectio
 from layerprune.select.strategies import BY_SUMS, select
 from layerprune.structure import structure
 
-_MOST_BYTES = 2**30  # of the weights of sets that fold projections
 _NOBODY_NAMED = "groups= names no group, so nothing is removed: name at least one, or give a budget"
 _SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
 
@@ -69,8 +69,6 @@ class Planner:
         self.meter = meter
         self.granularity = granularity
         self.seed = seed
-        self._refolded: dict[tuple[Edit, ...], Folded] = {}
-        self._refolded_bytes = 0
         self._raced: dict[tuple[int, ...], tuple[float, float]] = {}
 
     # ---- budgets --------------------------------------------------------------------------------------------------
@@ -126,15 +124,18 @@ class Planner:
         scene = self.scored.scene
         if scene is None or not self.scored.has_data:
             return None
-        return Mender(self.model, [batch.inputs for batch in scene.batches], harm=scene.harm)
+        return Mender(self.model, [batch.inputs for batch in hold_out(scene.batches)[0]], harm=scene.harm)
 
     def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""
         assert self._mender is not None
+        assert self.scored.scene is not None
+        scene = self.scored.scene
         found: list[float] = []
         for some in sets:
             edits = self.joints.proven(some).edits
-            folded = self._folded(edits)
+            seen = hold_out(hold_out(scene.batches)[0])[0]  # what the mender judges on is not fitted on either
+            folded = scene.fit(edits, seen) if folds_of(edits) else {}
             if not all(fold in folded for fold in folds_of(edits)):  # a projection that could not be fitted
                 found.append(float("nan"))
                 continue
@@ -185,24 +186,16 @@ class Planner:
                 edits[place] = self.joints.likely(some).edits
         impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets))
         if edits:
-            folded = [self._folded(each) for each in edits.values()]
+            folded = [self._refits.of(each) for each in edits.values()]
             found = ablate(self.scored.scene, list(edits.values()), rule=rule, folded=folded)
             assert found.looked_at is not None
             impacts[list(edits)], num_batches[list(edits)] = found.impacts, found.looked_at.sum(0)
         return impacts, num_batches
 
-    def _folded(self, edits: Sequence[Edit]) -> Folded:
-        """What projections make of the transforms of a set: in company they are fitted anew, while there is room."""
-        scene, key = self.scored.scene, tuple(edits)
-        assert scene is not None
-        alone = {removal.edits for removal in self.scored.removals if removal.needs_calibration}
-        if not folds_of(edits) or key in alone:
-            return scene.folded
-        if key not in self._refolded and self._refolded_bytes < _MOST_BYTES:
-            found = self._refolded[key] = scene.fit(edits)
-            tensors = [tensor for weights in found.values() for tensor in weights.values()]
-            self._refolded_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return self._refolded.get(key, scene.folded)
+    @cached_property
+    def _refits(self) -> Refits:
+        assert self.scored.scene is not None
+        return Refits(self.scored.scene, {r.edits for r in self.scored.removals if r.needs_calibration})
 
     def capped_impact(self, most: float) -> Resource:
         """The impacts' sum; of a set the harm that it does when it is made, where that is what impacts are."""

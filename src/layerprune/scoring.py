@@ -20,8 +20,8 @@ from layerprune.projection import Folded
 from layerprune.proof import Removal
 from layerprune.registry import parameters
 from layerprune.repair.closed_form import MEMORY_BYTES
-from layerprune.repair.fitter import Projections
-from layerprune.repair.folding import fold_alone, missed_by
+from layerprune.repair.crossing import Crossed, cut_in_two, fit_crosswise, missed_crosswise
+from layerprune.repair.folding import fold_alone
 from layerprune.report.progress import shown
 from layerprune.shadow import real_shadow
 
@@ -54,7 +54,7 @@ class _Measured:
     """What was measured, on what, and with which projections."""
 
     scene: Scene
-    fitted: Projections
+    crossed: Crossed
     evidence: Evidence
     notes: tuple[str, ...] = ()
 
@@ -94,7 +94,7 @@ def score_removals(
     scene, evidence = found.scene, found.evidence
     if batches is None and (np.isnan(evidence.impacts).any() or spoilt_inputs(used)):
         notes += _about_example(scene)
-    notes += [*found.notes, *about_calibration(tuple(batches or ())), *found.fitted.report.notes, *evidence.notes]
+    notes += [*found.notes, *about_calibration(tuple(batches or ())), *found.crossed.notes, *evidence.notes]
     scored = [replace(r, impact=float(i)) for r, i in zip(usable, evidence.impacts, strict=True)]
     unit = f"{evidence.unit}, on the {'example inputs' if batches is None else 'calibration data'}"
     return Scored(scored, evidence, scene, batches is not None, unit, tuple(notes), unfitted)
@@ -130,9 +130,9 @@ def _measured(scene: Scene, criterion: Criterion, progress: bool | None) -> _Mea
 
 
 def _once(scene: Scene, criterion: Criterion, progress: bool | None) -> _Measured:
-    scene, fitted = _with_projections(scene)
+    scene, crossed = _with_projections(scene)
     with shown("measuring impacts", progress) as told:
-        return _Measured(scene, fitted, score(replace(scene, progress=told), criterion))
+        return _Measured(scene, crossed, score(replace(scene, progress=told), criterion))
 
 
 def _about_example(scene: Scene) -> list[str]:
@@ -141,22 +141,21 @@ def _about_example(scene: Scene) -> list[str]:
     return [f"the output on the example inputs is not finite, and impacts mean nothing: {found}"] if found else []
 
 
-def _with_projections(scene: Scene) -> tuple[Scene, Projections]:
-    """A scene that knows the projections of its removals, each fitted as if it was made alone."""
-    fitted = Projections()
-    written = scene.graph.written_params
+def _with_projections(scene: Scene) -> tuple[Scene, Crossed]:
+    """A scene that knows the projections of its removals, each fitted as if it was made alone, crosswise."""
+    crossed, model, written = Crossed(), scene.model, scene.graph.written_params
     sets = [removal.edits for removal in scene.removals if removal.needs_calibration]
+    batches = cut_in_two(model, scene.batches, written=written) if sets else scene.batches
     if sets:
-        fitted = fold_alone(scene.model, sets, scene.batches, memory_bytes=MEMORY_BYTES, written=written)
+        crossed = fit_crosswise(model, sets, batches, memory_bytes=MEMORY_BYTES, written=written)
 
-    def fit(edits: Sequence[Edit]) -> Folded:
-        one = fold_alone(scene.model, [edits], scene.batches, memory_bytes=MEMORY_BYTES, written=written)
-        return one.weights
+    def fit(edits: Sequence[Edit], some: Sequence[Batch]) -> Folded:
+        return fold_alone(model, [edits], some, memory_bytes=MEMORY_BYTES, written=written).weights
 
     def missed(removal: Removal) -> list[tuple[float, float]] | None:
-        return missed_by(scene.model, removal.edits, scene.batches, fitted, written=written)
+        return missed_crosswise(model, removal.edits, batches, crossed, written=written)
 
-    return replace(scene, folded=fitted.weights, fit=fit, missed=missed), fitted
+    return replace(scene, batches=batches, folded=crossed.weights, fit=fit, missed=missed), crossed
 
 
 def _about_unfitted(usable: Sequence[Removal], unfitted: Sequence[Removal]) -> list[str]:

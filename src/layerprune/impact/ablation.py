@@ -41,7 +41,7 @@ def ablate(
     sets: Sequence[Sequence[Edit]],
     harm: Harm | None = None,
     *,
-    folded: Sequence[Folded] | None = None,
+    folded: Sequence[Sequence[Folded]] | None = None,
     rule: Rule = all_of_them,
 ) -> Evidence:
     """Make sets of edits, one after the other, and measure what each does to the output or to the user's loss.
@@ -50,7 +50,8 @@ def ablate(
         scene: what to measure on; its removals are not looked at.
         sets: what to make; the impact of one whose projections are not known is nan.
         harm: as for :func:`score_ablation`; outputs are compared where it is given, whatever the scene's loss.
-        folded: for each set what its projections make of the transforms that take them in; the scene's if None.
+        folded: for each set what its projections make of the transforms that take them in, by several fits in turn:
+            batch ``n`` gets that at ``n % len``; the scene's if None.
         rule: which sets are measured next; see :mod:`~layerprune.impact.racing`. Batches come in an order drawn from
             the scene's seed, and in parts, where not all sets are measured on all and the model's outputs show that
             batches can be cut. ``change`` and ``size`` are by batch all the same.
@@ -73,19 +74,20 @@ class _Ablation:
     """
 
     def __init__(
-        self, scene: Scene, sets: Sequence[Sequence[Edit]], harm: Harm | None, weights: Sequence[Folded]
+        self, scene: Scene, sets: Sequence[Sequence[Edit]], harm: Harm | None, weights: Sequence[Sequence[Folded]]
     ) -> None:
         self.scene, self.sets, self.weights = scene, sets, weights
         self.shade = real_shadow(scene.model, written=scene.graph.written_params)
         self.by = _ByOutput(harm or scene.harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
-        self.handover = Handover(self.shade, scene.graph, sets, weights, scene.ledger)
+        self.handover = Handover(self.shade, scene.graph, sets, [held[0] for held in weights], scene.ledger)
         self.num = len(scene.batches) * len(sets)
 
     def run(self, rule: Rule) -> Evidence:
         """Measure for as long as the rule says, and say what was found."""
         scene, rounds = self.scene, self.rounds(in_parts=rule is not all_of_them)
         known = (
-            all(fold in held for fold in folds_of(edits)) for edits, held in zip(self.sets, self.weights, strict=True)
+            all(fold in held for held in fits for fold in folds_of(edits))
+            for edits, fits in zip(self.sets, self.weights, strict=True)
         )
         fitted = np.fromiter(known, dtype=bool, count=len(self.sets))
         table = np.zeros((2, len(rounds), len(self.sets)))
@@ -150,18 +152,19 @@ class _Ablation:
         handover.check(columns, batch.num_samples, lambda: self.by.is_same(self.shade, batch))
         found: dict[int, tuple[float, float]] = {}
         for column in columns:
-            found[column] = self.made(batch, column)
+            found[column] = self.made(one, column)
             handover.settle()
             self.scene.progress(int(done * len(self.sets) + one.share * (column + 1)), self.num)
         probe = handover.probe(columns)
         if probe is not None:
-            again = self.made(batch, probe, whole=True)
+            again = self.made(one, probe, whole=True)
             handover.confirm(bool(np.array_equal(again, found[probe], equal_nan=True)))
         return np.array(list(found.values())).reshape(-1, 2).T
 
-    def made(self, batch: Batch, column: int, *, whole: bool = False) -> tuple[float, float]:
-        """What a set changes on a batch."""
-        with applied(self.shade.model, self.sets[column], self.weights[column]), self.shade.running():
+    def made(self, one: Round, column: int, *, whole: bool = False) -> tuple[float, float]:
+        """What a set changes on a batch, with the fit of its projections that has not seen it."""
+        batch, fits = one.batch, self.weights[column]
+        with applied(self.shade.model, self.sets[column], fits[one.row % len(fits)]), self.shade.running():
             if whole or not self.handover.outcomes:
                 return self.by.compare(self.shade, batch)
             try:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from layerprune.calibration import Batch, Loss
-from layerprune.edits import Edit, Fold
+from layerprune.edits import Edit
 from layerprune.errors import CalibrationError, InputsError, LayerPruneError, ended_by
 from layerprune.graph import LayerGraph
 from layerprune.impact.harm import Harm
@@ -36,8 +36,9 @@ class Scene:
         seed: for whatever is drawn.
         loss: calls the model once on an item and returns a loss, ``loss(model, item)``; None where the user gave none.
         progress: told after each step how many of how many are done.
-        folded: for removals by projection, what these make of the transforms that take them in.
-        fit: finds the same for the projections of any set of edits.
+        folded: for removals by projection, what these make of the transforms that take them in: several fits, of which
+            a batch is judged by one that has not seen it, by its number.
+        fit: finds the same, once, for the projections of a set of edits, on the batches given.
         harm: how outputs are compared; told from the model and its output if None.
         missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
             and the squared size; None where they were not fitted.
@@ -52,8 +53,8 @@ class Scene:
     seed: int = 0
     loss: Loss | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
-    folded: Folded = field(default_factory=dict[Fold, Mapping[str, Tensor]])
-    fit: Callable[[Sequence[Edit]], Folded] = lambda edits: {}
+    folded: Sequence[Folded] = ({},)
+    fit: Callable[[Sequence[Edit], Sequence[Batch]], Folded] = lambda edits, batches: {}
     harm: Harm | None = None
     missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
     ledger: Ledger = field(default_factory=Ledger)

@@ -13,6 +13,7 @@ from layerprune.edits import Fold
 from layerprune.errors import CalibrationError, NotFiniteError
 from layerprune.projection import Folded, Projection, folded
 from layerprune.readers import reader_for
+from layerprune.repair.held_out import Verdict
 from layerprune.repair.reads import Reads
 from layerprune.repair.ridge import Gram, Sums, fit
 from layerprune.repair.rows import Rows
@@ -35,6 +36,7 @@ class Fitted:
         strength: of the ridge; None where nothing helped, and the projection is 0.
         num_rows: tokens or places that it was fitted on.
         num_inputs: channels of ``source``.
+        num_samples: images that the places are of, which are much alike within one; 0 where rows are no places.
     """
 
     value: str
@@ -44,6 +46,12 @@ class Fitted:
     strength: float | None
     num_rows: int
     num_inputs: int
+    num_samples: int = 0
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether it has more inputs than what it was fitted on tells apart."""
+        return (self.num_samples or self.num_rows) < self.num_inputs
 
     def __str__(self) -> str:
         return f"{self.value} from {self.source}: {self.left:.1%} left, in {', '.join(self.readers)}"
@@ -68,12 +76,16 @@ class Projections:
     @property
     def report(self) -> ProjectionReport:
         """What is worth knowing once the weights are where they belong."""
-        few = sum(one.num_rows < one.num_inputs for one in self.fitted)
-        note = (
-            f"{few} of {len(self.fitted)} projections have more inputs than the tokens or places that they were fitted "
-            "on: give more calibration data"
-        )
-        return ProjectionReport(self.fitted, (*self.notes, *((note,) if few else ())))
+        few = [one for one in self.fitted if one.is_thin]
+        note = ""
+        if few:
+            worst = max(few, key=lambda one: one.num_inputs / max(one.num_samples or one.num_rows, 1))
+            on = f"{worst.num_samples} images" if worst.num_samples else f"{worst.num_rows} rows"
+            note = (
+                f"{len(few)} of {len(self.fitted)} projections have more inputs than the samples that they were fitted "
+                f"on ('{worst.value}': {worst.num_inputs:,} inputs, {on}): give more calibration data"
+            )
+        return ProjectionReport(self.fitted, (*self.notes, *((note,) if note else ())))
 
 
 @dataclass(frozen=True)
@@ -83,13 +95,16 @@ class ProjectionReport:
     Attributes:
         fitted: front to back.
         notes: what the user should know.
+        verdict: on data that nothing was fitted on, where no repair follows, whose report else holds it.
     """
 
     fitted: tuple[Fitted, ...] = ()
     notes: tuple[str, ...] = ()
+    verdict: Verdict | None = None
 
     def __str__(self) -> str:
         lines = [f"{len(self.fitted)} projections fitted and folded", *(f"  {one}" for one in self.fitted)]
+        lines += [] if self.verdict is None else [str(self.verdict)]
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
 
 
@@ -107,9 +122,13 @@ class Fitter:
         self.memory_bytes = memory_bytes
         self.reader = reader_for(original.model.get_submodule(folds[0].owner), folds[0])
         self.bias = all(edit.constant is not None for edit in folds)
+        self.num_samples = 0
 
     def fit(self, batches: Sequence[Batch]) -> Projections:
         first = self.folds[0]
+        if self.reader.num_axes:
+            whole = batches[: first_of_last(len(batches))] if len(batches) > 1 else batches
+            self.num_samples = sum(batch.num_samples for batch in whole)
         projection, one = self.by_sums(batches) if self.sums_fit else self.by_rows(batches)
         weights = {edit: folded(self.original.shade.model, edit, projection) for edit in self.folds}
         notes: tuple[str, ...] = ()
@@ -157,7 +176,7 @@ class Fitter:
 
     def parts(self, batches: Sequence[Batch]) -> Generator[tuple[Tensor, Tensor, bool]]:
         """Rows in float64, and whether they are held out: the last quarter of the batches, or of the only one."""
-        first = len(batches) - max(1, round(len(batches) * _SHARE_HELD_OUT))
+        first = first_of_last(len(batches))
         for number, batch in enumerate(batches):
             read, wanted = self.rows(batch)
             split = round(len(read) * (1 - _SHARE_HELD_OUT)) if len(batches) == 1 else len(read) * (number < first)
@@ -208,4 +227,9 @@ class Fitter:
     def fitted(self, left: float, strength: float | None, num_rows: int) -> Fitted:
         first = self.folds[0]
         readers = tuple(edit.fqn for edit in self.folds)
-        return Fitted(first.value, first.source, readers, left, strength, num_rows, first.num_in)
+        return Fitted(first.value, first.source, readers, left, strength, num_rows, first.num_in, self.num_samples)
+
+
+def first_of_last(num_batches: int) -> int:
+    """The number of the first batch of the last quarter, or of the only one: the strength is chosen on these."""
+    return num_batches - max(1, round(num_batches * _SHARE_HELD_OUT))

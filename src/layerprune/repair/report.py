@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from layerprune.repair.held_out import Verdict
+
 _SHOWN = 8
 
 
@@ -37,13 +39,16 @@ class RepairReport:
     Attributes:
         refitted: the transforms that the removals had moved, front to back.
         refused: transforms that could not be solved again whether moved or not, and why.
-        before: harm to the output on the last quarter of the data, before the repair; nan where it was not measured.
-        after: after it.
+        before: harm to the output before the repair, on the last quarter of the data of the fit, on which the strengths
+            were chosen; nan where it was not measured.
+        after: after it: better than on other data, as the new weights were fitted on that quarter, too, in the end.
         unit: what the two are.
         kept: whether the new weights are in the model; where they would make the output worse, they are not.
         num_forwards: passes of the original and of the pruned model over all batches, most of the latter's cut short;
             the last look at the output comes on top, half a pass of the pruned model.
         notes: what the user should know.
+        verdict: on data that nothing was fitted on; None where none were held out, as by
+            :func:`layerprune.repair.repair`: :func:`layerprune.fidelity.compare` judges that on data of your own.
     """
 
     refitted: tuple[Refitted, ...] = ()
@@ -54,6 +59,7 @@ class RepairReport:
     kept: bool = False
     num_forwards: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
+    verdict: Verdict | None = None
 
     @property
     def num_kept(self) -> int:
@@ -63,7 +69,7 @@ class RepairReport:
     def __str__(self) -> str:
         lines = [f"{self.num_kept} of {len(self.refitted)} transforms behind the gaps solved again"]
         if self.unit:
-            lines.append(f"  {self.unit}, on the last quarter of the data: {self.before:.4g} → {self.after:.4g}")
+            lines.append(f"  {self.unit}, on data of the fit: {self.before:.4g} → {self.after:.4g}")
         width = max((len(one.name) for one in self.refitted), default=0)
         for one in self.refitted:
             lines.append(f"  {one.name.ljust(width)}  {f'{one.left:.1%} left' if one.kept else 'stays'}")
@@ -71,4 +77,6 @@ class RepairReport:
         lines += [f"  {name}: {reason}" for name, reason in shown[:_SHOWN]]
         if len(shown) > _SHOWN:
             lines.append(f"  and {len(shown) - _SHOWN} more that could not be solved again")
+        if self.verdict is not None:
+            lines.append(str(self.verdict))
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
