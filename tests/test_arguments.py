@@ -210,7 +210,10 @@ def test_a_dict_is_the_argument_of_a_forward_that_takes_one():
 def test_the_one_tensor_of_a_dict_beside_labels_is_the_one_argument():
     inputs = read(One(), {"pixel_values": X, "labels": CLASSES})
     assert inputs.args[0] is X
-    assert inputs.notes == ("'labels' of each batch is left out: One.forward is not called with it",)
+    assert inputs.notes == (
+        "'pixel_values' of each batch is handed on as 'x', the first argument",
+        "'labels' of each batch is left out: One.forward is not called with it",
+    )
 
 
 def test_keyword_arguments_may_be_paired_with_labels():

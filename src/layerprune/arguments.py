@@ -50,7 +50,8 @@ class ArgumentReader:
 
         Args:
             item: the batch.
-            by_hand: whether it was made for this forward, as example inputs are: then all of a tuple is handed on.
+            by_hand: whether it was made for this forward, as example inputs are: then a tuple is handed on as it is,
+                and no key of a dict is taken for a name that the forward does not have.
         """
         item = map_arrays(item, self._tensor)
         ways = self._ways(item, by_hand)
@@ -78,35 +79,36 @@ class ArgumentReader:
         if isinstance(item, Inputs) or self._parameters is None:
             yield as_inputs(item)
         elif isinstance(item, Mapping) and all(isinstance(key, str) for key in cast("Mapping[Any, Any]", item)):
-            yield from self._of_mapping(cast("Mapping[str, Any]", item))
+            yield from self._of_mapping(cast("Mapping[str, Any]", item), by_hand=by_hand)
+        elif type(item) is tuple and by_hand:
+            yield as_inputs(item)
         elif type(item) is tuple:
-            yield from self._of_sequence(cast("Sequence[Any]", item), by_hand=by_hand, is_tuple=True)
+            yield from self._of_sequence(cast("Sequence[Any]", item), is_tuple=True)
         elif isinstance(item, (list, tuple)):
             if len(self._required) <= 1 and self._has_places:
                 yield Inputs((item,))  # forwards that take a list are rare, and all others raise on it at once
             if names := getattr(item, "_fields", None):
                 yield from self._of_mapping(dict(zip(names, item, strict=True)))
-            yield from self._of_sequence(cast("Sequence[Any]", item), by_hand=False, is_tuple=False)
+            yield from self._of_sequence(cast("Sequence[Any]", item), is_tuple=False)
         else:
             yield as_inputs(item)
 
-    def _of_sequence(self, items: Sequence[Any], *, by_hand: bool, is_tuple: bool) -> Iterator[Inputs]:
+    def _of_sequence(self, items: Sequence[Any], *, is_tuple: bool) -> Iterator[Inputs]:
         required = len(self._required)
         bound = list(items if self._rest is not None else items[: len(self._positional)])
         kept = bound[: max(required, 1)]  # what may be left out is behind the first, if that is not required, too
         for place in range(len(kept), len(bound)):
-            if not by_hand and not self._is_meant(self._at(place), bound[place], items[0], is_tuple=is_tuple):
+            if not self._is_meant(self._at(place), bound[place], items[0], is_tuple=is_tuple):
                 break
             kept.append(bound[place])
-        silent = by_hand and len(kept) == len(items)
-        yield Inputs(tuple(kept), notes=() if silent else tuple(self._about_sequence(items, len(kept), len(bound))))
+        yield Inputs(tuple(kept), notes=tuple(self._about_sequence(items, len(kept), len(bound))))
         if len(kept) < len(bound):  # a forward may want what looks like labels
             yield Inputs(tuple(bound), notes=tuple(self._about_sequence(items, len(bound), len(bound))))
         if items and isinstance(items[0], Mapping):  # a pair of keyword arguments and labels
             for way in self._of_mapping(cast("Mapping[str, Any]", items[0])):
                 yield replace(way, notes=(*way.notes, *self._about_sequence(items, 1, 1)))
 
-    def _of_mapping(self, item: Mapping[str, Any]) -> Iterator[Inputs]:
+    def _of_mapping(self, item: Mapping[str, Any], *, by_hand: bool = False) -> Iterator[Inputs]:
         takes = {p.name: p.default is _NO_DEFAULT for p in self._parameters or () if p.kind in _BY_NAME}
         known = {key: value for key, value in item.items() if key in takes}
         others = {key: value for key, value in item.items() if key not in takes}
@@ -119,8 +121,9 @@ class ArgumentReader:
         if len(self._required) <= 1 and self._has_places and not (is_complete and known):
             yield Inputs((item,))
             plain = [key for key, value in item.items() if not _is_label(key, value) and tensors_in(value)]
-            if len(plain) == 1:
-                yield Inputs((item[plain[0]],), notes=tuple(self._left_out(set(item) - set(plain))))
+            if len(plain) == 1 and not by_hand:
+                said = f"'{plain[0]}' of each batch is handed on as '{self._at(0).name}', the first argument"
+                yield Inputs((item[plain[0]],), notes=(said, *self._left_out(set(item) - set(plain))))
         if not (is_complete and known):
             yield Inputs((), dict(item))  # whose error says what is unexpected
 
