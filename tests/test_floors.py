@@ -28,7 +28,7 @@ FLOORS = (
     ("builder",),
     ("alignment", "calibration", "capture", "export"),
     ("finite", "first_recording", "groups", "variants"),
-    ("observe",),
+    ("observe", "options"),
     ("edits",),
     ("readers",),
     ("edit_forms", "projection", "rearrange", "slices"),

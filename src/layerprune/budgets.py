@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, fields, replace
 
 from layerprune.errors import BudgetError
@@ -44,8 +44,8 @@ class Budgets:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise BudgetError(f"{name} is {value!r}; give a number above 0, as {example}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+                raise BudgetError(f"{name} is {value!r:.60}; give a number above 0, as {example}")
 
         check_slack(self.slack)
 
@@ -68,10 +68,10 @@ class Budgets:
 def check_share(name: str, share: object) -> None:
     """Raise :class:`BudgetError` unless a share is between 0 and 1."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-        raise BudgetError(f"{name} is {share!r}; give a share between 0 and 1, as 0.3 for at most 30 %")
+        raise BudgetError(f"{name} is {share!r:.60}; give a share between 0 and 1, as 0.3 for at most 30 %")
 
 
 def check_slack(slack: object) -> None:
     """Raise :class:`BudgetError` unless a slack is at least 0 and below 1."""
     if isinstance(slack, bool) or not isinstance(slack, (int, float)) or not 0 <= slack < 1:
-        raise BudgetError(f"slack is {slack!r}; give a share of at least 0 and below 1, as 0.1; 0 fills the caps")
+        raise BudgetError(f"slack is {slack!r:.60}; give a share of at least 0 and below 1, as 0.1; 0 fills the caps")

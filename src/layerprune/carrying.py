@@ -182,7 +182,7 @@ def check_way(repair: str | None, *, has_data: bool) -> None:
         CalibrationError: it needs calibration data.
     """
     if repair not in ("auto", "mean", None):
-        raise RepairError(f"repair is {repair!r}; give 'auto', 'mean', or None to leave the weights as they are")
+        raise RepairError(f"repair is {repair!r:.60}; give 'auto', 'mean', or None to leave the weights as they are")
     if repair == "mean" and not has_data:
         raise CalibrationError(
             "repair='mean' measures on calibration data what is missing: make the pruner with calibration=, an "

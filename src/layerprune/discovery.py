@@ -55,9 +55,8 @@ def discover(
     """
     formed = form_groups(graph)
     prover = Prover(shadow, graph, inputs, whole_layers=granularity == "block")
-    patterns = (protect,) if isinstance(protect, str) else protect
     candidates = find_candidates(
-        graph, formed, prover.modules, protect=patterns, protect_io=protect_io, granularity=granularity
+        graph, formed, prover.modules, protect=protect, protect_io=protect_io, granularity=granularity
     )
     proven, refused = prover.prove(candidates.found, candidates.critical)
     unfoldable: Mapping[str, str] = {}

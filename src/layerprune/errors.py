@@ -34,6 +34,10 @@ class UnsupportedModelError(LayerPruneError):
     """The model cannot be pruned as it is: scripted, lazy, or without a transform."""
 
 
+class ArgumentError(LayerPruneError, TypeError):
+    """An argument is of a type that says nothing here; the message says what is taken."""
+
+
 class InputsError(LayerPruneError):
     """No example inputs fit the model, or the given ones do not."""
 

@@ -22,7 +22,12 @@ _PACKED = ("_packed_params", "_all_weight_values", "_packed_weight_ih")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the user's own module from under ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
+    """Return the user's own module from under ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
+
+    Raises:
+        UnsupportedModelError: it is no module.
+    """
+    check_module(model)
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = cast(nn.Module, model.module)
@@ -32,10 +37,19 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def check_module(model: object) -> None:
+    """Raise :class:`UnsupportedModelError` for what is no module, such as a class, a pruner or a plan."""
+    if isinstance(model, nn.Module):
+        return
+    got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+    more = "; its attribute .model is one" if isinstance(getattr(model, "model", None), nn.Module) else ""
+    raise UnsupportedModelError(f"expected a torch.nn.Module, got {got}{more}: make an instance, and pass that")
+
+
 def check_supported(model: object) -> None:
     """Raise :class:`UnsupportedModelError` for what cannot be recorded at all: no module, scripted, lazy, packed."""
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
+    assert isinstance(model, nn.Module)
     for name, module in model.named_modules():
         where = f"'{name}'" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):

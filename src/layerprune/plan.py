@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -142,6 +147,42 @@ class PruningPlan(BaseModel):
                 raise PlanError(f"not a pruning plan: edits.{number}: cannot {edit.kind}: {reason}")
         return plan
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the plan to a JSON file, at once or not at all; :meth:`load` reads it."""
+        target = Path(path)
+        written = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            written.write_text(self.to_json() + "\n", encoding="utf-8")
+            written.replace(target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                written.unlink(missing_ok=True)
+            raise PlanError(f"the plan cannot be written to {target}: {error}") from error
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PruningPlan:
+        """Read a plan from a JSON file, or from a folder that :func:`layerprune.save_pruned` has written.
+
+        Raises:
+            PlanError: there is no such file, it holds no plan, or the folder several.
+        """
+        source = Path(path)
+        if source.is_dir():
+            if (source / "plan-2.json").exists():
+                raise PlanError(f"{source} holds several plans, carried out one after the other: give the file of one")
+            source /= "plan.json"
+        try:
+            text = source.read_bytes().decode()
+        except FileNotFoundError:
+            raise PlanError(f"there is no file {source}; give the path of what plan.save(path) has written") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"the plan in {source} cannot be read: {error}") from error
+        try:
+            return cls.from_json(text)
+        except PlanError as error:
+            raise PlanError(f"{source}: {error}") from error
+
     def check(self, model: nn.Module, *, dtypes: bool = True) -> None:
         """Raise :class:`PlanError` unless the plan was made for a model of this very structure.
 
@@ -269,6 +310,32 @@ def placed_plans(model: nn.Module) -> tuple[tuple[str, PruningPlan], ...]:
 @lru_cache(maxsize=32)
 def _read(text: str) -> PruningPlan:
     return PruningPlan.from_json(text)
+
+
+#: What stands for a plan: the plan, its JSON as text or as a dict, or the path of a file or folder that holds it.
+PlanGiven: TypeAlias = "PruningPlan | str | os.PathLike[str] | Mapping[str, Any]"
+
+
+def plan_of(given: object) -> PruningPlan:
+    """The plan that a user gives: a plan, its JSON text or what that holds, or the path of a file or folder.
+
+    Raises:
+        PlanError: it is none of these, or no plan.
+    """
+    if isinstance(given, PruningPlan):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        text = given.lstrip() if isinstance(given, str) else ""
+        return PruningPlan.from_json(text) if text.startswith("{") else PruningPlan.load(given)
+    if isinstance(given, Mapping):
+        try:
+            return PruningPlan.from_json(json.dumps(dict(given)))
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"the dict is no pruning plan: {error}") from error
+    raise PlanError(
+        f"plan is a {type(given).__name__}; give what pruner.plan(…) returns, its JSON as text or dict, or the path of "
+        "what plan.save(path) has written"
+    )
 
 
 def _check_schema(text: str) -> None:

@@ -17,7 +17,7 @@ from layerprune.cost.record import Saving, measure, saved
 from layerprune.discovery import discover
 from layerprune.distillation.distilling import distill
 from layerprune.distillation.report import Distillation
-from layerprune.errors import BudgetError, PlanError, ShortfallWarning, warn
+from layerprune.errors import BudgetError, LayerPruneWarning, PlanError, ShortfallWarning, warn
 from layerprune.first_recording import record_first
 from layerprune.groups import Group, LayerInfo
 from layerprune.impact.criteria import criterion_of
@@ -27,7 +27,8 @@ from layerprune.joints import Joints
 from layerprune.meter import Meter
 from layerprune.modules import check_supported, unwrap
 from layerprune.named_groups import Named, removals_for
-from layerprune.plan import FrontierPoint, PruningPlan
+from layerprune.options import Protected, checked_seed, patterns_of
+from layerprune.plan import FrontierPoint, PlanGiven, PruningPlan, plan_of
 from layerprune.planning import Planner, params_in
 from layerprune.proof import Prover, Removal
 from layerprune.removals import GRANULARITIES
@@ -50,7 +51,7 @@ class UniversalLayerPruner:
     Args:
         model: any ``nn.Module``; a compiled or data-parallel one is unwrapped.
         example_inputs: a tensor, tuple (positional), dict (keyword) or object that ``forward`` takes; inferred if None.
-        protect: patterns of dotted names (``fnmatch``) that stay, with all below them.
+        protect: patterns of dotted names (``fnmatch``), or modules or groups, that stay, with all below them.
         protect_io: keep stem and head.
         granularity: ``group``, ``branch`` (residual branches, gates, concat branches) or ``block`` (elements of
             ``Sequential`` and ``ModuleList``).
@@ -87,7 +88,7 @@ class UniversalLayerPruner:
         model: nn.Module,
         *,
         example_inputs: Any = None,
-        protect: Iterable[str] = (),
+        protect: Protected | Iterable[Protected] | None = (),
         protect_io: bool = True,
         granularity: str = "group",
         projections: bool = True,
@@ -99,12 +100,12 @@ class UniversalLayerPruner:
         progress: bool | None = None,
     ) -> None:
         if granularity not in GRANULARITIES:
-            raise BudgetError(f"granularity '{granularity}' is none of {', '.join(GRANULARITIES)}")
+            raise BudgetError(f"granularity {granularity!r:.60} is none of {', '.join(GRANULARITIES)}")
         check_supported(model)
         self._criterion = criterion_of(criterion, has_data=calibration is not None)
         self.model = unwrap(model)
         self._batches = given_calibration(calibration, self.model, loss)
-        self._loss, self._seed, self._progress = loss, seed, progress
+        self._loss, self._seed, self._progress = loss, checked_seed(seed), progress
         self._harm = harm_named(kind)
         self.granularity = granularity
         self.inputs, self.graph, shade = record_first(self.model, example_inputs, self._batches)
@@ -112,13 +113,15 @@ class UniversalLayerPruner:
             shade,
             self.graph,
             self.inputs,
-            protect=protect,
+            protect=patterns_of(protect, self.model),
             protect_io=protect_io,
             granularity=granularity,
             projections=projections,
         )
         self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._found.groups}
         self._original = self.model
+        self._pruned_by: list[PruningPlan] = []
+        self._is_edited = False
         self.repair_report: RepairReport | None = None
         self.projection_report: ProjectionReport | None = None
 
@@ -175,11 +178,11 @@ class UniversalLayerPruner:
         summary = summary_text(self.groups, total, removable, self.impact_unit, self.notes)
         return f"{groups_text(self.groups, kept, total, self._intervals)}\n\n{summary}"
 
-    def print_plan(self, plan: PruningPlan | None = None) -> None:
+    def print_plan(self, plan: PlanGiven | None = None) -> None:
         """Print the groups; with a plan, also what it removes."""
         print(self.render_plan())
         if plan is not None:
-            print(f"\n{plan_text(plan)}")
+            print(f"\n{plan_text(plan_of(plan))}")
 
     @property
     def _intervals(self) -> dict[str, tuple[float, float] | None]:
@@ -244,6 +247,7 @@ class UniversalLayerPruner:
             CriticalGroupError: a group named cannot be removed, or those named not together.
             CalibrationError: a group named leaves by a projection only, and there are no data to fit it on.
         """
+        self._check_original()
         budgets = Budgets(
             max_param_reduction=max_param_reduction,
             max_mac_reduction=max_mac_reduction,
@@ -266,7 +270,7 @@ class UniversalLayerPruner:
         meter = Meter(original, self.graph, self.inputs, joints, scored.removals)
         return Planner(original, self.graph, self.groups, scored, joints, meter, self.granularity, self._seed)
 
-    def saving(self, plan: PruningPlan) -> Saving:
+    def saving(self, plan: PlanGiven) -> Saving:
         """Measure what a plan saves: parameters, bytes, multiply-accumulates, activations at their peak, KV cache.
 
         Everything is measured on the model and on what the plan leaves of it, on the example inputs; nothing is summed.
@@ -275,7 +279,7 @@ class UniversalLayerPruner:
         Raises:
             PlanError: the plan was made for another model.
         """
-        pruned = plan.apply(self._original, weights_follow=True)  # whose values do not matter here
+        pruned = plan_of(plan).apply(self._original, weights_follow=True)  # whose values do not matter here
         return saved(measure(self._original, self.inputs), measure(pruned, self.inputs))
 
     # ---- pruning --------------------------------------------------------------------------------------------------
@@ -291,13 +295,14 @@ class UniversalLayerPruner:
         slack: float = SLACK,
         groups: Named | Iterable[Named] | None = None,
         strategy: str = "auto",
-        plan: PruningPlan | None = None,
+        plan: PlanGiven | None = None,
         repair: str | None = "auto",
         inplace: bool = False,
     ) -> nn.Module:
         """Remove layers and return the pruned model, which is also at :attr:`model` from then on.
 
-        Every call starts from the model that the pruner was made with.
+        Every call starts from the model that the pruner was made with; after one with ``inplace=True`` that model is no
+        more, and a new pruner is needed.
 
         Args:
             max_param_reduction: a budget; see :meth:`plan`, as for the next five.
@@ -308,7 +313,8 @@ class UniversalLayerPruner:
             slack: how closely caps are filled.
             groups: what to remove, by name; see :meth:`plan`.
             strategy: what chooses; see :meth:`plan`.
-            plan: a plan made before, for this model or another copy of it.
+            plan: a plan made before, for this model or another copy of it; its JSON text or dict, or the path of its
+                file, will do.
             repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form
                 (:func:`layerprune.repair.repair`); what was done is at :attr:`repair_report`. ``mean``: only move
                 biases and batch norms' means by what is missing on average. None: leave the weights.
@@ -333,22 +339,42 @@ class UniversalLayerPruner:
             "max_impact": max_impact,
         }
         check_way(repair, has_data=self._batches is not None)
+        self._check_original()
         if plan is None:
-            plan = self.plan(**budgets, slack=slack, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
+            chosen = self.plan(**budgets, slack=slack, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
         elif groups is not None or any(value is not None for value in budgets.values()):
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
+        else:
+            chosen = plan_of(plan)
         if inplace:
             _ = self.notes  # measured on the model as it still is
         how, kind = "refit" if repair == "auto" else repair, self._harm and self._harm.kind
-        carried = carry_out(plan, self._original, self.graph, self._batches, how=how, inplace=inplace, kind=kind)
+        carried = carry_out(chosen, self._original, self.graph, self._batches, how=how, inplace=inplace, kind=kind)
         self.model, self.repair_report = carried.model, carried.repair_report
         self.projection_report = carried.projection_report
-        if plan.shortfall or not plan.removals:
-            warn(plan.shortfall or "the plan removes nothing", ShortfallWarning)
+        self._pruned_by.append(chosen)
+        self._is_edited = inplace and bool(chosen.edits)
+        if chosen.shortfall or not chosen.removals:
+            warn(chosen.shortfall or "the plan removes nothing", ShortfallWarning)
         return self.model
 
+    def _check_original(self) -> None:
+        """Refuse to start from a model that is no more what it was when the pruner was made."""
+        if self._is_edited:
+            raise PlanError(
+                f"this {type(self._original).__name__} was pruned in place, and what this pruner knows is of the model "
+                "before: make a new UniversalLayerPruner(model), or prune copies, without inplace=True"
+            )
+
     def save(self, folder: str | Path, **options: Any) -> Path:
-        """Save the pruned model with its plan; see :func:`layerprune.save_pruned`, which takes the options, too."""
+        """Save the model pruned last, with its plan; see :func:`layerprune.save_pruned`, which takes the options, too.
+
+        After several calls of :meth:`prune` a warning says which model that is.
+        """
+        if len(self._pruned_by) > 1:
+            last = str(self._pruned_by[-1]).splitlines()[0]
+            others = "save another with layerprune.save_pruned(model, folder)"
+            warn(f"of {len(self._pruned_by)} models pruned the last is saved, {last}; {others}", LayerPruneWarning)
         return save_pruned(self.model, folder, **options)
 
     def distill(self, data: Iterable[Any], **options: Any) -> Distillation:

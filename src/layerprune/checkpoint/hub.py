@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from layerprune.checkpoint.card import card_text
-from layerprune.checkpoint.load import load_artefact, read_plans
+from layerprune.checkpoint.load import Factory, load_artefact, origin_of, read_plans
 from layerprune.checkpoint.manifest import NAME, read_manifest
 from layerprune.checkpoint.save import save_pruned
 from layerprune.errors import CheckpointError
@@ -67,9 +67,9 @@ def push_to_hub(
 
 def from_hub(
     repo: str,
+    model: nn.Module | Factory | None = None,
     *,
-    model: nn.Module | None = None,
-    factory: Callable[[], nn.Module] | None = None,
+    factory: Factory | None = None,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
@@ -92,13 +92,12 @@ def from_hub(
         CheckpointError: huggingface_hub is not installed, the hub refuses, or what is there is no whole artefact.
         PlanError: the model is another one than the plan was made for.
     """
-    if (model is None) == (factory is None):
-        raise CheckpointError("give either model=, an unpruned instance, or factory=, which makes one")
+    given, maker = origin_of(model, factory)
     with _hub(repo) as hub:
         folder = hub.snapshot_download(
             repo, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(_FILES)
         )
-    return load_artefact(Path(folder), model, factory, device, verify=verify, from_cache=True)
+    return load_artefact(Path(folder), given, maker, device, verify=verify, from_cache=True)
 
 
 @contextmanager

@@ -9,14 +9,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from layerprune.checkpoint.manifest import INSIDE, Manifest, check_extra, check_hashes, is_artefact, read_manifest
+from layerprune.checkpoint.manifest import (
+    INSIDE,
+    Manifest,
+    check_extra,
+    check_hashes,
+    is_artefact,
+    path_of,
+    read_manifest,
+)
 from layerprune.checkpoint.staging import steadily
 from layerprune.checkpoint.weights import Weights, entries_of
 from layerprune.dropped import Dropped
-from layerprune.errors import CheckpointError, PlanError
+from layerprune.errors import CheckpointError, PlanError, ended_by
 from layerprune.modules import clone, named_tensors, num_params, own, unwrap
 from layerprune.nested import tensors_in
-from layerprune.plan import PruningPlan
+from layerprune.plan import PruningPlan, plans_of
 
 Factory = Callable[[], nn.Module]
 _Tensors = dict[str, Tensor]
@@ -26,8 +34,8 @@ _Slots = dict[str, tuple[nn.Module, dict[str, Any], str]]
 
 def load_pruned(
     folder: str | Path,
+    model: nn.Module | Factory | None = None,
     *,
-    model: nn.Module | None = None,
     factory: Factory | None = None,
     device: torch.device | str | None = None,
     verify: bool = True,
@@ -39,7 +47,8 @@ def load_pruned(
 
     Args:
         folder: the artefact, or a folder that :func:`allow_marked_saving` let another library write.
-        model: an unpruned instance, with any weights, of any floating-point dtype; it stays as it is.
+        model: an unpruned instance, with any weights, of any floating-point dtype; it stays as it is. A class, or a
+            function that makes an instance, is taken as ``factory``.
         factory: makes one instead. It is called under ``torch.device("meta")``, so that memory is taken once only;
             where the model cannot be made so, or holds other tensors than parameters and buffers, it is called again.
         device: where the weights go; None for where the model's are, the CPU for those of a factory.
@@ -52,18 +61,44 @@ def load_pruned(
         CheckpointError: the folder is damaged, incomplete, or no artefact, or its weights do not fit.
         PlanError: the model is another one than the plan was made for; the message says where they differ.
     """
-    if (model is None) == (factory is None):
-        raise CheckpointError("give either model=, an unpruned instance, or factory=, which makes one")
-    target = Path(folder).absolute().resolve()
+    given, maker = origin_of(model, factory)
+    _check_device(device)
+    target = path_of(folder).absolute().resolve()
     if not is_artefact(target) and is_artefact(target / INSIDE):
         target /= INSIDE
 
     def read() -> nn.Module:
         if not target.is_dir():
             raise CheckpointError(f"{folder} is no folder: give one that save_pruned(model, folder) has written")
-        return load_artefact(target, model, factory, device, verify=verify, from_cache=False)
+        return load_artefact(target, given, maker, device, verify=verify, from_cache=False)
 
     return steadily(target, read)
+
+
+def origin_of(model: object, factory: object) -> tuple[nn.Module | None, Factory | None]:
+    """The unpruned instance that a user gives, or what makes one, whichever argument it came by.
+
+    Raises:
+        CheckpointError: nothing or both are given, or what is neither.
+    """
+    given = [one for one in (model, factory) if one is not None]
+    if len(given) != 1:
+        raise CheckpointError("give either model=, an unpruned instance, or factory=, which makes one")
+    if isinstance(given[0], nn.Module):
+        return given[0], None
+    if callable(given[0]):
+        return None, cast("Factory", given[0])
+    raise CheckpointError(
+        f"expected an unpruned torch.nn.Module or a function that makes one, got {type(given[0]).__name__}: "
+        "load_pruned(folder, model=MyModel(…)), or factory=lambda: MyModel(…)"
+    )
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # torch's own, of many types
+        raise CheckpointError(ended_by(f"device {device!r:.60} cannot be used", error)) from error
 
 
 def load_artefact(
@@ -165,13 +200,21 @@ def _instances(model: nn.Module | None, factory: Factory | None) -> Iterator[nn.
 
 def _made(factory: Factory) -> nn.Module:
     """What a factory makes; the random values that it draws are thrown away."""
-    with torch.random.fork_rng(devices=()):
-        return _checked(factory())
+    try:
+        with torch.random.fork_rng(devices=()):
+            made = factory()
+    except Exception as error:  # the user's own code
+        name = getattr(factory, "__name__", type(factory).__name__)
+        what = f"{name}() makes no unpruned model; give an instance, or factory=lambda: {name}(…) with its arguments"
+        raise CheckpointError(ended_by(what, error)) from error
+    return _checked(made)
 
 
 def _checked(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"expected an unpruned torch.nn.Module, got {type(model).__name__}")
+    if plans_of(model):
+        raise CheckpointError(f"the {type(model).__name__} given is pruned already: give an unpruned instance")
     return unwrap(model)
 
 

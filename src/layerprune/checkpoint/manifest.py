@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -150,6 +151,14 @@ def record_of(path: Path) -> FileRecord:
     return FileRecord(size=size, sha256=digest.hexdigest())
 
 
+def path_of(folder: str | os.PathLike[str]) -> Path:
+    """The path that a user gives; raises :class:`CheckpointError` for what is none."""
+    try:
+        return Path(folder)
+    except TypeError:
+        raise CheckpointError(f"folder is a {type(folder).__name__}; give the path of a folder") from None
+
+
 def is_artefact(folder: Path) -> bool:
     """Whether a folder holds a manifest."""
     return (folder / NAME).exists()
@@ -230,7 +239,7 @@ def verify(folder: str | Path, *, links: bool = False) -> Manifest:
     Raises:
         CheckpointError: it is not; the message names the first file, what was expected, and what was found.
     """
-    folder = Path(folder).absolute().resolve()
+    folder = path_of(folder).absolute().resolve()
 
     def read() -> Manifest:
         manifest = read_manifest(folder, links=links)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from torch import nn
 
-from layerprune.checkpoint.manifest import NAME, Manifest, check_extra, is_artefact, read_manifest, record_of
+from layerprune.checkpoint.manifest import NAME, Manifest, check_extra, is_artefact, path_of, read_manifest, record_of
 from layerprune.checkpoint.staging import staged, sweep
 from layerprune.checkpoint.weights import check_extra_state, record_tensors, write_text, write_weights
 from layerprune.edits import taken_out
 from layerprune.errors import CheckpointError
 from layerprune.modules import num_params, unwrap
-from layerprune.plan import PruningPlan, placed_plans
+from layerprune.plan import PlanGiven, PruningPlan, placed_plans, plan_of
 from layerprune.registry import parameters
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -25,7 +25,7 @@ def save_pruned(
     model: nn.Module,
     folder: str | Path,
     *,
-    plan: PruningPlan | Sequence[PruningPlan] | None = None,
+    plan: PlanGiven | Sequence[PlanGiven] | None = None,
     figures: Mapping[str, float] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
@@ -38,7 +38,8 @@ def save_pruned(
     Args:
         model: what pruning returned, at whatever it was trained to since; it stays as it is.
         folder: a new or empty folder, or an artefact to replace.
-        plan: what the model was pruned by, or several, in order; None for what the model itself remembers, as copies of
+        plan: what the model was pruned by (a plan, its JSON text or dict, or the path of its file), or several, in
+            order; None for what the model itself remembers, as copies of
             it do, and a model that holds a pruned one.
         figures: what was measured on the pruned model, by name; kept in the manifest.
         max_shard_bytes: the most that one weights file holds, unless a single tensor is larger.
@@ -50,7 +51,7 @@ def save_pruned(
         CheckpointError: the plan is not known, the model holds what safetensors has no form for, or the folder cannot
             be written, or holds anything else. What was there is as it was.
     """
-    model, target = unwrap(model), Path(folder).absolute()
+    model, target = unwrap(model), path_of(folder).absolute()
     placed = placed_plans(model) if plan is None else tuple(("", one) for one in _several(plan))
     places, plans = [place for place, _ in placed], [one for _, one in placed]
     if not plans:
@@ -58,7 +59,7 @@ def save_pruned(
             f"it is not known how this {type(model).__name__} was pruned: it is not pruned, or a part of what was; "
             "save what prune returned, or give plan=, the plan that it was pruned by"
         )
-    _check_options(max_shard_bytes, figures or {})
+    _check_options(max_shard_bytes, {} if figures is None else figures)
     if plan is not None:
         _check_plan(model, plans[-1])
     check_extra_state(model)
@@ -85,13 +86,20 @@ def save_pruned(
     return Path(folder)
 
 
-def _several(plan: PruningPlan | Sequence[PruningPlan]) -> tuple[PruningPlan, ...]:
-    return (plan,) if isinstance(plan, PruningPlan) else tuple(plan)
+def _several(plan: PlanGiven | Sequence[PlanGiven]) -> tuple[PruningPlan, ...]:
+    if isinstance(plan, Sequence) and not isinstance(plan, str):
+        return tuple(map(plan_of, plan))
+    return (plan_of(plan),)
 
 
 def _check_options(max_shard_bytes: int, figures: Mapping[str, float]) -> None:
-    if max_shard_bytes < 1:
-        raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; give the bytes that one file may hold")
+    if not isinstance(max_shard_bytes, int) or max_shard_bytes < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise CheckpointError(f"max_shard_bytes is {max_shard_bytes!r:.60}; give the bytes that one file may hold")
+    if not isinstance(figures, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise CheckpointError(f"figures is a {type(figures).__name__}; give a dict, as figures={{'accuracy': 0.93}}")
+    for name, value in figures.items():
+        if not isinstance(name, str) or not isinstance(value, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise CheckpointError(f"figures holds {name!r:.40}: {value!r:.60}; give numbers by name")
     if unknown := [name for name, value in figures.items() if not math.isfinite(value)]:
         raise CheckpointError(f"figure '{unknown[0]}' is no number that JSON has: leave it out")
 

@@ -39,8 +39,8 @@ def register_criterion(name: str, criterion: Criterion) -> None:
 def criterion_of(name: str, *, has_data: bool) -> Criterion:
     """The criterion of a name; ``auto`` is ``shortlist`` where there are calibration data, else ``influence``."""
     chosen = ("shortlist" if has_data else "influence") if name == "auto" else name
-    if chosen not in _CRITERIA:
-        raise UnknownNameError(f"there is no criterion '{name}'; there are auto, {', '.join(_CRITERIA)}")
+    if not isinstance(chosen, str) or chosen not in _CRITERIA:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UnknownNameError(f"there is no criterion {name!r:.60}; there are auto, {', '.join(_CRITERIA)}")
     return _CRITERIA[chosen]
 
 

@@ -86,8 +86,8 @@ def harm_named(kind: str | None) -> Harm | None:
         return None
     if kind not in get_args(Kind):
         raise UnknownNameError(
-            f"kind is {kind!r}; give 'distribution' where the output are logits, 'values' where numbers count as they "
-            "are, or None to have it told from the model"
+            f"kind is {kind!r:.60}; give 'distribution' where the output are logits, 'values' where numbers count as "
+            "they are, or None to have it told from the model"
         )
     return Harm(cast(Kind, kind))
 

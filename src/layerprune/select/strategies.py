@@ -70,8 +70,8 @@ def _picked(problem: Problem, strategy: str) -> str:
     if strategy == "auto":
         has_draws = problem.resampled is not None and len(problem.resampled) > 0
         return "resampled" if problem.harm is not None and (problem.has_data or has_draws) else "exact"
-    if strategy not in STRATEGIES:
-        raise BudgetError(f"there is no strategy '{strategy}'; there are auto, {', '.join(STRATEGIES)}")
+    if not isinstance(strategy, str) or strategy not in STRATEGIES:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BudgetError(f"there is no strategy {strategy!r:.60}; there are auto, {', '.join(STRATEGIES)}")
     if strategy in _MEASURING and problem.harm is None:
         raise BudgetError(
             f"strategy '{strategy}' makes removals and measures them, and there is nothing to measure on: "

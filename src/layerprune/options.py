@@ -1,0 +1,75 @@
+"""Options: what a user gives the pruner beside model and data, brought to one form or refused."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from layerprune.errors import ArgumentError, UnknownNameError
+from layerprune.groups import Group, LayerInfo
+from layerprune.modules import names_by_module
+
+#: What stays: a pattern of dotted names, a group, a layer, or a module of the model.
+Protected: TypeAlias = str | Group | LayerInfo | nn.Module
+
+_MOST_SEED = 2**63 - 1
+
+
+def patterns_of(protect: Protected | Iterable[Protected] | None, model: nn.Module) -> tuple[str, ...]:
+    """The patterns of dotted names that stay.
+
+    Raises:
+        ArgumentError: it is none of what is taken.
+        UnknownNameError: a module is not one of the model's.
+    """
+    if protect is None:
+        return ()
+    one = isinstance(protect, (str, bytes, Group, LayerInfo, nn.Module)) and not _holds_modules(protect)
+    try:
+        items: list[Any] = [protect] if one else list(protect)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise ArgumentError(_not_taken(protect)) from None
+    return tuple(_pattern(item, model) for item in items)
+
+
+def _holds_modules(protect: object) -> bool:
+    """Whether it is a list of modules rather than one of the model's: ``[*model.blocks[:2]]`` is often made one."""
+    return isinstance(protect, nn.ModuleList)
+
+
+def _pattern(item: object, model: nn.Module) -> str:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, (Group, LayerInfo)):
+        return item.name
+    if isinstance(item, nn.Module):
+        names = names_by_module(model).get(id(item))
+        if not names or not names[0]:
+            raise UnknownNameError(f"protect holds a {type(item).__name__} that is no module inside the model")
+        return names[0]
+    raise ArgumentError(_not_taken(item))
+
+
+def _not_taken(item: object) -> str:
+    return (
+        f"protect holds {item!r:.60} ({type(item).__name__}): give patterns of dotted names, as "
+        "protect=['layer1*', 'head'], or modules of the model"
+    )
+
+
+def checked_seed(seed: object) -> int:
+    """A seed, as a plain number.
+
+    Raises:
+        ArgumentError: it is no whole number from 0 to 2**63 - 1.
+    """
+    try:
+        number = operator.index(seed)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, RuntimeError):  # of tensors torch's own
+        number = -1
+    if not 0 <= number <= _MOST_SEED:
+        raise ArgumentError(f"seed is {seed!r:.60}; give a whole number of 0 or more")
+    return number
