@@ -58,6 +58,8 @@ class Builder:
             shape_reads=frozenset(self.recording.shape_reads),
             written_params=frozenset(self.recording.written_params),
             hooked=frozenset(self.recording.hooked),
+            strays=frozenset(self.recording.strays),
+            writes_arguments=self.recording.writes_arguments,
             notes=tuple(self.notes),
         )
 

@@ -376,6 +376,10 @@ class SkipsDropped(nn.Module):
         return self.inner(*args, **kwargs) if token is None else token
 
 
+#: What hands on what it gets, or a dropped tensor, and computes nothing.
+STAND_INS = (DroppedBranch, PassThrough, SkipsDropped)
+
+
 def pick(position: int | None, keyword: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Return one argument of a call, by its name or its position."""
     if keyword is not None and keyword in kwargs:

@@ -14,6 +14,7 @@ from layerprune.cost.taken import params_gone, params_taken
 from layerprune.dropped import Dropped, dropped_tensors, watching_merges
 from layerprune.edits import Edit, Shorten, folds_of, name_before
 from layerprune.errors import LayerPruneError, SurgeryError
+from layerprune.flow_check import FlowCheck
 from layerprune.footprint import Footprint
 from layerprune.graph import Cut, LayerGraph
 from layerprune.inputs import Inputs
@@ -119,6 +120,7 @@ class Prover:
             self.memo.attach_whole(shade.model, closed_modules(graph))
         self.caches = CacheKeeper(shade, self.modules, inputs, self.notes, self.memo)
         self.retracer = Retracer(shade, self.runs[0].inputs, self.memo)
+        self.flow = FlowCheck(shade, graph, self.runs[0].inputs, self.memo)
         self.resolutions = Resolutions(shade, inputs, self.memo, self.notes)
 
     def add_training(self, inputs: Inputs) -> None:
@@ -325,6 +327,8 @@ class Prover:
                     self.resolutions.check(folds)
             if joint.stand_ins and self.runs[0] in some:
                 self.retracer.check(joint)
+            if self.runs[0] in some:
+                self.flow.check(joint)
         except (CannotRealise, LayerPruneError) as error:
             return str(error)
         return None

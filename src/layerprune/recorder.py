@@ -20,6 +20,7 @@ from layerprune.operands import flat_tensors
 from layerprune.recording import Call, Operation, Recording
 from layerprune.registry import named_parameters, parameters
 from layerprune.signatures import positional_names
+from layerprune.strays import Strays
 from layerprune.tensor_keys import StrongTensorKeys, WeakTensorKeys, storage_key
 from layerprune.watch import FunctionWatch, OperationWatch, hooks_watched, watched
 
@@ -77,6 +78,7 @@ class Recorder:
         self.has_read_out = False  # whether Python knows values of the data: what it makes tensors of may be of them
         self.stack: list[int] = []
         self.function = -1
+        self.strays = Strays()
         self.call_counts: dict[str, int] = {}
         self.function_counts: dict[tuple[int, str], int] = {}
 
@@ -97,6 +99,7 @@ class Recorder:
             FunctionWatch(self.call_function, self.query_shape),
         ):
             out = self.model(*args, **kwargs)
+        self.recording.writes_arguments = self.strays.has_written
         if self.holding is not None:
             self.holding.output = out
         for tensor in tensors_in(out):
@@ -113,6 +116,7 @@ class Recorder:
                 out = forward(*args, **kwargs)
             except BaseException:
                 self.stack.pop()
+                self.strays.leave()
                 raise
             return self.leave(call, (args, kwargs), out, has_weights=bool(module._parameters))
 
@@ -131,7 +135,15 @@ class Recorder:
             self.recording.calls[self.stack[-1]].steps.append(f":{names[0]}")
         self.recording.calls.append(call)
         self.stack.append(call.index)
+        self.stray(self.strays.enter((*args, *kwargs.values()), tensors_in((args, kwargs))))
         return call
+
+    def stray(self, tensors: Iterable[Tensor]) -> None:
+        """Write down the data that came to the running forward by the way."""
+        found = {
+            self.value_of.get(t) for t in tensors if id(t) not in self.attribute_ids and not isinstance(t, Dropped)
+        }
+        self.recording.strays |= cast("set[int]", found & self.data_values)
 
     def arguments(
         self, forward: Callable[..., Any], args: Any, kwargs: Any
@@ -145,9 +157,12 @@ class Recorder:
                 yield (names.index(keyword) if keyword in names else None), keyword, read[0]
 
     def leave(self, call: Call, arguments: Any, out: Any, *, has_weights: bool) -> Any:
+        self.stray(self.strays.read(tensors_in(out)))
         if call.parent >= 0 and not call.has_data_calls:
             out = self.separate(call.start, tensors_in(arguments), out)
         self.stack.pop()
+        self.strays.leave()
+        self.strays.made(tensors_in(out))
         call.result, call.outputs = self.structure(out)
         self.hold(tensors_in(out), has_weights)
         if self.holding is not None and call.parent >= 0 and not call.has_data_calls:
@@ -310,7 +325,9 @@ class Recorder:
             read = (self.value_of.get(tensor) for tensor in flat_tensors(args))
             self.has_read_out |= any(value in self.data_values for value in read)
         if self.function >= 0 or not self.stack or name.startswith(_LITERAL):
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            self.strays.made(flat_tensors(out))
+            return out
         frame = self.recording.calls[self.stack[-1]]
         nth = self.function_counts[(frame.index, name)] = self.function_counts.get((frame.index, name), -1) + 1
         call = Call(len(self.recording.functions), frame.fqn, frame.call, frame.index, name, nth)
@@ -324,6 +341,7 @@ class Recorder:
             {k: _literal(v, operands) for k, v in kwargs.items()},
         )
         call.operands = tuple(self.read(t) for t in operands)
+        self.stray(self.strays.read(operands))
         start = len(self.recording.operations)
         self.function = call.index
         try:
@@ -332,6 +350,7 @@ class Recorder:
         finally:
             self.function = -1
         self.settle(operands, start)
+        self.strays.made(flat_tensors(out))
         if isinstance(out, Tensor):
             call.outputs = self.read(out)
         self.hold(flat_tensors(out), name in _SUMS)
