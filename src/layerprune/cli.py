@@ -181,6 +181,9 @@ def prune(
 ) -> None:
     """Prune MODEL within a budget, and save it in DIR, where layerprune.load_pruned finds it.
 
+    Where only whole layers left a transformers model, as with --granularity block, transformers loads DIR, too: config,
+    weights, generation config and the tokenizer of MODEL are in it.
+
     With --calibration what is left is repaired in closed form. With --json, the output is the plan that was carried
     out, as in plan.json. Where nothing can be removed, nothing is written, and the exit code is 1.
     """
@@ -189,6 +192,8 @@ def prune(
         raise typer.BadParameter("say how much may go: a budget, as --reduction 0.3", param_hint="--reduction")
     _check_out(out)
     with _working():
+        from layerprune.checkpoint.vanilla import save_as_it_came
+
         pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
         chosen = pruner.plan(**budgets, slack=slack, strategy=strategy)
         if not chosen.removals and not allow_empty:
@@ -196,7 +201,7 @@ def prune(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ShortfallWarning)  # said below, with the notes
             pruner.prune(plan=chosen)
-        pruner.save(out)
+        save_as_it_came(pruner.model, out, source=_origin(model))
     _echo_notes(pruner)
     if chosen.shortfall:
         typer.echo(f"warning: {chosen.shortfall}", err=True)
@@ -244,7 +249,7 @@ def distill(
     _check_out(out)
     with _working():
         from layerprune.checkpoint.load import load_pruned
-        from layerprune.checkpoint.save import save_pruned
+        from layerprune.checkpoint.vanilla import save_as_it_came
         from layerprune.distillation.distilling import distill as train
         from layerprune.sources import load_data
 
@@ -261,7 +266,7 @@ def distill(
             lora_rank=lora_rank,
             mixed_precision=mixed_precision,
         )
-        save_pruned(pruned, out)
+        save_as_it_came(pruned, out, source=_origin(model))
     typer.echo(str(report))
     typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
@@ -350,6 +355,11 @@ def _model_of(model: str, pretrained: bool) -> nn.Module:
 
     torch.manual_seed(0)
     return load_model(model, pretrained=pretrained)
+
+
+def _origin(model: str) -> str | None:
+    """The folder or the name on the hub that a transformers model comes from."""
+    return model.removeprefix("hf:") if model.startswith("hf:") else None
 
 
 def _budgets(

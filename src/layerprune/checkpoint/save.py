@@ -9,7 +9,16 @@ from pathlib import Path
 
 from torch import nn
 
-from layerprune.checkpoint.manifest import NAME, Manifest, check_extra, is_artefact, path_of, read_manifest, record_of
+from layerprune.checkpoint.manifest import (
+    NAME,
+    Manifest,
+    TensorRecord,
+    check_extra,
+    is_artefact,
+    path_of,
+    read_manifest,
+    record_of,
+)
 from layerprune.checkpoint.staging import staged, sweep
 from layerprune.checkpoint.weights import check_extra_state, record_tensors, write_text, write_weights
 from layerprune.edits import taken_out
@@ -53,37 +62,60 @@ def save_pruned(
     """
     model, target = unwrap(model), path_of(folder).absolute()
     placed = placed_plans(model) if plan is None else tuple(("", one) for one in _several(plan))
-    places, plans = [place for place, _ in placed], [one for _, one in placed]
-    if not plans:
+    if not placed:
         raise CheckpointError(
             f"it is not known how this {type(model).__name__} was pruned: it is not pruned, or a part of what was; "
             "save what prune returned, or give plan=, the plan that it was pruned by"
         )
     _check_options(max_shard_bytes, {} if figures is None else figures)
     if plan is not None:
-        _check_plan(model, plans[-1])
+        _check_plan(model, placed[-1][1])
     check_extra_state(model)
     tensors, record = record_tensors(model)
     check_target(target)
     with staged(target) as staging:
         weights, files = write_weights(staging, tensors, max_shard_bytes)
-        plan_names = ["plan.json", *(f"plan-{i}.json" for i in range(2, len(plans) + 1))][: len(plans)]
-        for name, one in zip(plan_names, plans, strict=True):
-            write_text(staging / name, one.to_json() + "\n")
-        manifest = Manifest(
-            versions={name: version(name) for name in ("layerprune", "torch", "safetensors")},
-            model=type(model).__name__,
-            num_params=num_params(model),
-            figures={name: float(value) for name, value in (figures or {}).items()},
-            plans=tuple(plan_names),
-            places=tuple(places) if any(places) else (),
-            schema_version=2 if any(places) or record.entries else 1,
-            weights=tuple(weights),
-            files={name: record_of(staging / name) for name in sorted([*files, *plan_names])},
-            tensors=record,
-        )
-        write_text(staging / NAME, manifest.to_json())
+        write_manifest(staging, model, placed, weights, files, record, figures or {})
     return Path(folder)
+
+
+def write_manifest(
+    staging: Path,
+    model: nn.Module,
+    placed: Sequence[tuple[str, PruningPlan]],
+    weights: Sequence[str],
+    files: Sequence[str],
+    record: TensorRecord,
+    figures: Mapping[str, float],
+) -> None:
+    """Write the plans and, last, the manifest of a folder that holds everything else.
+
+    Args:
+        staging: the folder.
+        model: what was saved in it.
+        placed: its plans, each with the name of the module that it was made for.
+        weights: the names of the weights files.
+        files: the names of all files, these included.
+        record: what the weights files do not say.
+        figures: what was measured on the model.
+    """
+    names = ["plan.json", *(f"plan-{i}.json" for i in range(2, len(placed) + 1))][: len(placed)]
+    for name, (_, plan) in zip(names, placed, strict=True):
+        write_text(staging / name, plan.to_json() + "\n")
+    places = [place for place, _ in placed]
+    manifest = Manifest(
+        versions={name: version(name) for name in ("layerprune", "torch", "safetensors")},
+        model=type(model).__name__,
+        num_params=num_params(model),
+        figures={name: float(value) for name, value in figures.items()},
+        plans=tuple(names),
+        places=tuple(places) if any(places) else (),
+        schema_version=2 if any(places) or record.entries else 1,
+        weights=tuple(weights),
+        files={name: record_of(staging / name) for name in sorted([*files, *names])},
+        tensors=record,
+    )
+    write_text(staging / NAME, manifest.to_json())
 
 
 def _several(plan: PlanGiven | Sequence[PlanGiven]) -> tuple[PruningPlan, ...]:
