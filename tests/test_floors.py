@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # From the ground up. Modules on one floor do not see each other, but for those of one folder (``impact.*``).
 FLOORS = (
     ("bits", "callers", "errors", "journal", "members", "onlookers", "operands", "turns"),
-    ("stand_ins",),
+    ("stand_ins", "supported"),
     (
         *("attributes", "copies", "dropped", "fast_path", "guesses", "integers", "nested", "registry"),
         *("signatures", "watch"),

@@ -23,7 +23,22 @@ def same_tensor(one: Tensor, other: Tensor) -> bool:
     if not (_has_bits(one) and _has_bits(other)):
         return False
     same_form = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    parts = [_parts(tensor) for tensor in (one, other)]
+    if parts[0] or parts[1]:  # quantised weights, say: these are numbers and scales
+        same_form = same_form and type(one) is type(other) and len(parts[0]) == len(parts[1])
+        return same_form and all(map(same_tensor, *parts))
     return same_form and same_bits(one.detach(), other.detach())
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether a tensor is of a class that wraps others, as quantised and distributed weights are."""
+    return hasattr(tensor.data, "__tensor_flatten__")
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The tensors that one of a wrapping class consists of; none of another."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
 
 
 def _has_bits(tensor: Tensor) -> bool:

@@ -10,15 +10,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from layerprune.bits import is_wrapped
 from layerprune.copies import ATOMS, PLAIN_TYPES, Copier
 from layerprune.dropped import Dropped
-from layerprune.errors import UnsupportedModelError
 from layerprune.registry import named_parameters, parameters
-
-# Where torch.ao's quantised linears and convolutions, recurrences and recurrent cells keep their weights.
-_PACKED = ("_packed_params", "_all_weight_values", "_packed_weight_ih")
+from layerprune.supported import check_module
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -35,38 +32,6 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = cast(nn.Module, model._modules["_orig_mod"])
         else:
             return model
-
-
-def check_module(model: object) -> None:
-    """Raise :class:`UnsupportedModelError` for what is no module, such as a class, a pruner or a plan."""
-    if isinstance(model, nn.Module):
-        return
-    got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-    more = "; its attribute .model is one" if isinstance(getattr(model, "model", None), nn.Module) else ""
-    raise UnsupportedModelError(f"expected a torch.nn.Module, got {got}{more}: make an instance, and pass that")
-
-
-def check_supported(model: object) -> None:
-    """Raise :class:`UnsupportedModelError` for what cannot be recorded at all: no module, scripted, lazy, packed."""
-    check_module(model)
-    assert isinstance(model, nn.Module)
-    for name, module in model.named_modules():
-        where = f"'{name}'" if name else "the model"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedModelError(
-                f"{where} is a TorchScript module ({type(module).__name__}): its forward is compiled and cannot "
-                "be edited; pass the Python module that it was scripted from"
-            )
-        if any(hasattr(module, name) for name in _PACKED):
-            raise UnsupportedModelError(
-                f"{where} is a quantised {type(module).__name__}, whose weights are packed and no parameters: "
-                "prune the float model, then quantise what is left"
-            )
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-                raise UnsupportedModelError(
-                    f"{where} is lazy: its '{key}' has no shape yet; run one forward on real inputs first, then prune"
-                )
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -143,7 +108,10 @@ def names_with_nan(model: nn.Module) -> list[str]:
         return [
             name
             for name, parameter in named_parameters(model)
-            if not parameter.is_meta and parameter.is_floating_point() and bool(parameter.detach().sum().isnan())
+            if not is_wrapped(parameter)
+            and not parameter.is_meta
+            and parameter.is_floating_point()
+            and bool(parameter.detach().sum().isnan())
         ]
 
 

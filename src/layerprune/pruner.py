@@ -25,7 +25,7 @@ from layerprune.impact.evidence import Scene
 from layerprune.impact.harm import Kind, harm_named
 from layerprune.joints import Joints
 from layerprune.meter import Meter
-from layerprune.modules import check_supported, unwrap
+from layerprune.modules import unwrap
 from layerprune.named_groups import Named, removals_for
 from layerprune.options import Protected, checked_seed, patterns_of
 from layerprune.plan import FrontierPoint, PlanGiven, PruningPlan, plan_of
@@ -37,6 +37,7 @@ from layerprune.repair.report import RepairReport
 from layerprune.report.text import groups_text, plan_text, summary_text
 from layerprune.scoring import Scored, score_removals
 from layerprune.select.problem import SLACK
+from layerprune.supported import check_supported
 from layerprune.turns import taking_turns
 from layerprune.verdicts import about_calls, by_impact, with_reasons
 

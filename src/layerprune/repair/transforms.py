@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from layerprune.bits import is_wrapped
 from layerprune.modules import is_transposed
 from layerprune.tensor_keys import storage_key
 
@@ -30,6 +31,8 @@ def why_not_solvable(module: nn.Module) -> str:
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed from others (a parametrization)"
+    if is_wrapped(weight):
+        return f"its weight is a {type(weight.data).__name__}: quantised weights are not solved again"
     if weight.dtype not in _FLOATS:
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}: quantised weights are not solved again"
     return ""
