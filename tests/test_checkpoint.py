@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import stat
 from collections import OrderedDict
 from itertools import pairwise
 
@@ -435,3 +437,16 @@ def test_a_language_model_comes_back_with_its_ties_its_config_and_its_generation
     assert torch.equal(run(loaded, ids).logits, run(pruned, ids).logits)
     told = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": False, "max_new_tokens": 4}
     assert torch.equal(loaded.generate(ids, **told), pruned.generate(ids, **told))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_all_files_have_the_mode_that_the_process_gives_new_ones(mask, tmp_path):
+    _, pruned = pruned_of(residuals)
+    before = os.umask(mask)
+    try:
+        save_pruned(pruned, tmp_path / "small")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "small").iterdir()}
+    assert set(modes) == {"manifest.json", "model.safetensors", "plan.json"}
+    assert set(modes.values()) == {0o666 & ~mask}

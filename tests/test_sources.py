@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from layerprune import sources
 from layerprune.errors import LayerPruneError, SourceError
-from layerprune.sources import load_model
+from layerprune.sources import _folder_or_repository, load_model
 
 
 def write(folder: Path, text: str, name: str = "net.py") -> Path:
@@ -82,8 +83,10 @@ def test_an_argument_of_no_known_form_is_answered_with_the_forms(spec: str) -> N
         ("torchvision:resnet19", "no model 'resnet19'; did you mean .*resnet18"),
         ("timm:resnet19", "no model 'resnet19'; did you mean .*resnet"),
         ("timm:zzzzzzzzzz", "no model 'zzzzzzzzzz'$"),
-        ("hf:/nowhere/at/all", "/nowhere/at/all cannot be loaded"),
-        ("hf:no-such-owner/no-such-model", "no-such-model cannot be loaded"),
+        ("hf:/nowhere/at/all", "there is no folder /nowhere/at/all"),
+        ("hf:three/parts/long", "there is no folder three/parts/long"),
+        ("hf:./here", r"there is no folder \./here"),
+        ("hf:no-such-owner/no-such-model", "no-such-model"),
         ("/nowhere/net.py:make", "no file /nowhere/net.py"),
     ],
 )
@@ -146,3 +149,32 @@ def test_the_forms_in_the_error_are_all_understood() -> None:
         "hf",
         "path/to/file.py",
     ]
+
+
+def test_a_mistyped_folder_is_answered_at_once_and_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError("name not known")
+
+    (tmp_path / "models" / "bert-base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
+    monkeypatch.setattr("layerprune.sources.getproxies", dict)
+    start = time.perf_counter()
+    for spec, ends in (
+        ("hf:models/bert-bse", r"and .* cannot be reached .*name not known.*; did you mean models/bert-base\?"),
+        ("hf:./models/bert-bse", r"; did you mean models/bert-base\?"),
+        ("hf:bert", "and .* cannot be reached"),
+    ):
+        with pytest.raises(SourceError, match=f"^there is no folder {spec[3:]}.*{ends}"):
+            load_model(spec)
+    assert time.perf_counter() - start < 5
+
+
+def test_what_the_hub_may_have_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerprune.sources.getproxies", lambda: {"https": "http://proxy:3128"})
+    assert _folder_or_repository("owner/name") == "owner/name"
+    monkeypatch.setattr("layerprune.sources.getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
+    assert _folder_or_repository("owner/name") == "owner/name"

@@ -6,6 +6,8 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import re
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import nn
 
@@ -23,6 +27,9 @@ FORMS = "torchvision:resnet50, timm:vit_small_patch16_224, hf:DIR_OR_ID, path/to
 
 #: The form of a DATA argument.
 DATA_FORM = "path/to/data.py:batches"
+
+# The names that the Hugging Face hub has for repositories; all else after "hf:" is a path.
+_REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
 def load_model(spec: str, *, pretrained: bool = False) -> nn.Module:
@@ -94,10 +101,48 @@ def _from_timm(name: str, pretrained: bool) -> nn.Module:
 def _from_transformers(name: str) -> nn.Module:
     """Load a checkpoint as the class that it was saved from, or as the bare encoder where it does not say."""
     transformers = _package("transformers", extra="hf")
+    name = _folder_or_repository(name)
     with _weights_within_reach(name):
         config = transformers.AutoConfig.from_pretrained(name)
         architecture = next(iter(config.architectures or ()), "AutoModel")
         return getattr(transformers, architecture, transformers.AutoModel).from_pretrained(name)
+
+
+def _folder_or_repository(name: str) -> str:
+    """The local folder, or the hub's repository, that a name stands for, told before anything waits for a network.
+
+    Raises:
+        SourceError: it is the path of no folder, or the hub would have to be asked and cannot be reached.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    try:
+        siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()]
+    except OSError:
+        siblings = []
+    near = difflib.get_close_matches(str(folder), siblings, n=3)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    if not _REPOSITORY.fullmatch(name):
+        raise SourceError(f"there is no folder {name}{hint}")
+    import huggingface_hub
+
+    is_cached = isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
+    if not is_cached and (why := _out_of_reach(huggingface_hub.constants.ENDPOINT)):
+        raise SourceError(f"there is no folder {name}, and {why}{hint}")
+    return name
+
+
+def _out_of_reach(endpoint: str) -> str:
+    """Why a host cannot be reached, as far as one look-up of its name tells; "" where it may be."""
+    host = urlsplit(endpoint).hostname or ""
+    if getproxies():  # a proxy looks names up itself
+        return ""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        return f"{host} cannot be reached to look for it there ({error})"
+    return ""
 
 
 def _from_file(path: Path, factory: str) -> nn.Module:

@@ -13,6 +13,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -206,6 +207,14 @@ def _exchange(one: Path, other: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(other))
+
+
+def set_usual_mode(path: Path) -> None:
+    """Give a file the mode that the process gives new ones; safetensors' own writer keeps others from reading it."""
+    probe = path.with_name(f"{path.name}.mode")
+    probe.touch()
+    path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    probe.unlink()
 
 
 def sync_file(path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from layerprune.checkpoint.manifest import TensorRecord
-from layerprune.checkpoint.staging import sync_file
+from layerprune.checkpoint.staging import set_usual_mode, sync_file
 from layerprune.errors import CheckpointError
 from layerprune.modules import named_tensors
 
@@ -171,6 +171,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: 
             save_file(flat, folder / name, metadata={"format": "pt"})
         except SafetensorError as error:  # what the system says of the disk arrives as one, too
             raise CheckpointError(f"{name} was not written: {error}; what was there is as it was") from error
+        set_usual_mode(folder / name)
         sync_file(folder / name)
     if len(names) == 1:
         return names, names

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from layerprune.checkpoint.staging import sync_file, sync_folder
+from layerprune.checkpoint.staging import set_usual_mode, sync_file, sync_folder
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -37,6 +37,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside a file, see that it is on the disk, and put it in the file's place in one step."""
     beside = path.with_name(f".{path.stem}.part{path.suffix}")
     write(beside)
+    set_usual_mode(beside)
     sync_file(beside)
     beside.replace(path)
     sync_folder(path.parent)
