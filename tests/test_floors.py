@@ -28,7 +28,7 @@ FLOORS = (
     ("builder",),
     ("alignment", "calibration", "capture", "export"),
     ("finite", "first_recording", "groups", "variants"),
-    ("observe", "options"),
+    ("observe", "options", "protection"),
     ("edits",),
     ("readers",),
     ("edit_forms", "projection", "rearrange", "slices"),

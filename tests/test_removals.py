@@ -19,6 +19,7 @@ from layerprune.errors import BudgetError, CriticalGroupError, UnknownNameError
 from layerprune.graph import Cut
 from layerprune.inputs import as_inputs
 from layerprune.plan import PruningPlan
+from layerprune.protection import HEAD, STEM
 from layerprune.realise import CannotRealise, realise
 from layerprune.surgery import operate
 from nets import Net, close, conv, copy_of, image, linear, parameter, randomised, rows, run, tokens
@@ -484,7 +485,7 @@ def test_the_groups_of_a_row_are_safe_and_stem_and_head_are_not(prepared, name):
     assert safe >= {group for _, groups in ROWS[name].removals for group in groups.split()}
     assert safe == {group for removal in pruner.removals for group in removal.groups}
     reasons = [group.reason for group in pruner.groups if not group.can_remove]
-    assert {"reads the model's input", "feeds the model's output"} <= set(reasons)
+    assert {STEM, HEAD} <= set(reasons)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -537,22 +538,22 @@ def chain():
 
 
 def test_stem_and_head_are_critical():
-    assert reasons_of(chain(), rows()) == {"0": "reads the model's input", "4": "feeds the model's output"}
+    assert reasons_of(chain(), rows()) == {"0": STEM, "4": HEAD}
 
 
 def test_a_norm_before_the_first_transform_makes_it_no_less_the_stem():
     model = nn.Sequential(nn.LayerNorm(8), linear(), nn.ReLU(), linear(), linear())
-    assert reasons_of(model, rows())["1"] == "reads the model's input"
+    assert reasons_of(model, rows())["1"] == STEM
 
 
 def test_an_activation_behind_the_last_transform_makes_it_no_less_the_head():
     model = nn.Sequential(linear(), linear(), linear(), nn.Softmax(-1))
-    assert reasons_of(model, rows())["2"] == "feeds the model's output"
+    assert reasons_of(model, rows())["2"] == HEAD
 
 
 def test_a_residual_write_before_the_output_is_no_head():
     model = Net(lambda n, x: (y := n.s(x)) + n.a(y), s=linear(), a=linear())
-    assert reasons_of(model, rows()) == {"s": "reads the model's input"}
+    assert reasons_of(model, rows()) == {"s": STEM}
 
 
 def test_a_change_of_channels_that_nothing_makes_up_for_is_the_reason():
@@ -595,8 +596,9 @@ def test_a_concat_that_the_model_returns_is_the_reason():
         y = n.s(x)
         return torch.cat([n.a(y), n.b(y)], 1)
 
-    reasons = reasons_of(Net(forward, s=conv(3, 4), a=conv(4, 2), b=conv(4, 3)), image())
-    assert reasons["a"] == "the channels of 'a' reach the model's output"
+    net = Net(forward, s=conv(3, 4), a=conv(4, 2), b=conv(4, 3))
+    assert reasons_of(net, image())["a"] == HEAD
+    assert reasons_of(net, image(), protect_io=False)["a"] == "the channels of 'a' reach the model's output"
 
 
 def test_the_reason_names_the_layer_whose_channels_they_are_not_the_first_of_its_branch():
@@ -688,11 +690,11 @@ def test_what_would_leave_with_a_protected_group_says_so():
 
 
 def test_what_would_leave_with_the_stem_says_so():
-    # Without s, nothing of a is left to read: dropping the sum's other side takes both.
-    model = Net(lambda n, x: n.h(n.b(torch.relu(n.a(x))) + x), a=linear(8, 4), b=linear(4, 8), h=linear())
+    # Nothing but a reads the input, and without b nothing reads a: dropping the sum's other side takes both.
+    model = Net(lambda n, x: n.b(torch.relu(n.a(x))) + x, a=linear(8, 4), b=linear(4, 8))
     reasons = reasons_of(model, rows())
-    assert reasons["a"] == "reads the model's input"
-    assert reasons["b"] == "leaves only together with 'a', which reads the model's input"
+    assert reasons["a"] == STEM
+    assert reasons["b"] == f"leaves only together with 'a', which {STEM}"
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_that_names_some_groups():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from layerprune.dropped import MERGES
-from layerprune.errors import UnknownNameError
 from layerprune.graph import Cut, Layer, LayerGraph
 from layerprune.groups import Group
+from layerprune.protection import protected_by_name, stem_and_head
 
 GRANULARITIES = ("group", "branch", "block")
 
@@ -68,21 +67,16 @@ def find_candidates(
         groups: its groups.
         modules: the model's modules by name; only containers are looked at.
         protect: patterns of dotted names (``fnmatch``); what matches, and all below it, stays.
-        protect_io: keep stem and head: groups that read the model's input, or feed its output, without another
-            transform or merge in between.
+        protect_io: keep stem and head; see :func:`~layerprune.protection.stem_and_head`.
         granularity: ``group`` for any removal, ``branch`` for branches, gates and concat operands, ``block`` for
             elements of ``Sequential`` and ``ModuleList`` only.
 
     Raises:
         UnknownNameError: a pattern in ``protect`` matches nothing; the message lists what is there.
     """
-    critical = _protected(graph, groups, tuple(protect))
+    critical = protected_by_name(graph, groups, tuple(protect))
     if protect_io:
-        above = _transform_above(graph)
-        for group in groups:
-            reason = _stem_or_head(graph, group, above)
-            if reason:
-                critical.setdefault(group.name, reason)
+        critical = {**stem_and_head(graph, groups), **critical}
     finder = _Finder(graph, groups, modules)
     return Candidates(tuple(finder.find(granularity)), critical)
 
@@ -288,61 +282,7 @@ def _call_name(fqn: str, call: int) -> str:
     return fqn if call == 0 else f"{fqn}#{call}"
 
 
-# ---- what may not go ---------------------------------------------------------------------------------------------
-
-
-def _protected(graph: LayerGraph, groups: Sequence[Group], patterns: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for pattern in patterns:
-        matched = False
-        for name in graph.calls:
-            matched |= bool(name) and _matches(name, pattern)
-        for group in groups:
-            if any(_matches(layer.name, pattern) for layer in group.layers):
-                matched = True
-                found.setdefault(group.name, f"protected by '{pattern}'")
-        if not matched:
-            some = ", ".join(f"'{g.name}'" for g in groups[:6])
-            raise UnknownNameError(f"protect pattern '{pattern}' matches no module of the model; groups are {some}, …")
-    return found
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, pattern + ".*")
-
-
-def _stem_or_head(graph: LayerGraph, group: Group, above: Mapping[int, bool]) -> str:
-    if any(not above[call] for call in group.calls):
-        return "reads the model's input"
-    return "feeds the model's output" if _feeds_output(graph, group) else ""
-
-
-def _transform_above(graph: LayerGraph) -> Mapping[int, bool]:
-    """Layer → whether it depends on a transform."""
-    above: dict[int, bool] = {}
-    for layer in graph.layers:
-        sources = [s for s in graph.sources(layer.index) if s >= 0 and not graph.layers[s].param_only]
-        above[layer.index] = any(above[s] or graph.layers[s].kind == "transform" for s in sources)
-    return above
-
-
-def _feeds_output(graph: LayerGraph, group: Group) -> bool:
-    """Whether a group's exit reaches an output through non-transform layers, with no merge in between."""
-    stack = list(group.calls)
-    seen: set[int] = set()
-    while stack:
-        index = stack.pop()
-        if index in seen:
-            continue
-        seen.add(index)
-        for value in graph.layers[index].outputs:
-            if value in graph.outputs:
-                return True
-            for reader in graph.readers.get(value, ()):
-                layer = graph.layers[reader]
-                if layer.kind not in ("transform", "merge"):
-                    stack.append(reader)
-    return False
+# ---- why there is none ------------------------------------------------------------------------------------------
 
 
 def why_not(graph: LayerGraph, group: Group) -> str:
