@@ -18,7 +18,7 @@ from layerprune.modules import num_params
 from layerprune.select.company import companies, with_company
 from layerprune.select.conflicts import bans_of
 from layerprune.select.limit import amount
-from layerprune.select.search import SLACK
+from layerprune.select.problem import SLACK
 from layerprune.select.strategies import select
 from nets import Net, conv, image, linear, randomised, rows
 
