@@ -42,6 +42,27 @@ def test_a_place_is_the_same_in_every_run_and_another_for_every_call() -> None:
     assert [place.split()[0] for place in first] == ["whole", "whole", "inner.0", "inner.1"]
 
 
+class Answering:
+    """Is added to numbers, and knows from where."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        self.names = names
+
+    def __radd__(self, other: object) -> list[str]:
+        return [caller(self.names)]
+
+
+class Summing(nn.Module):
+    def forward(self, names: dict[int, str]) -> list[str]:
+        return sum(item for item in [Answering(names)])
+
+
+def test_a_place_stays_what_it_is_when_python_runs_what_it_has_seen_often_in_fewer_steps() -> None:
+    model = Summing()
+    names = {id(model): "whole"}
+    assert len({place for _ in range(50) for place in model(names)}) == 1
+
+
 def test_where_no_known_module_runs_there_is_no_place() -> None:
     assert helped({}) == ""
     assert Inner()({}) == ""
@@ -88,5 +109,5 @@ def test_a_merge_elsewhere_does_not_make_up_for_one_that_was_missed(monkeypatch:
     monkeypatch.setattr(_Realiser, "is_replaced_outside", lambda self, value, frame: False)
     pruner = UniversalLayerPruner(GivenBack(), example_inputs=torch.randn(2, 4))
     assert [removal.groups for removal in pruner.removals] == [("f",), ("block.f",)]
-    with pytest.raises(CannotRealise, match="elsewhere than the layer graph says"):
+    with pytest.raises(CannotRealise, match="meets a sum that is no part of this removal"):
         pruner._planner.joints.proven([0, 1])

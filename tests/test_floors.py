@@ -34,7 +34,7 @@ FLOORS = (
     ("edit_forms", "projection", "rearrange", "slices"),
     ("channel_rules",),
     ("channels", "flow", "marks", "surgery", "trace"),
-    ("companion", "folds"),
+    ("companion", "folds", "merging"),
     ("removals", "realise", "rerun"),
     (
         "cost.*",

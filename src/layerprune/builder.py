@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from layerprune.errors import CaptureError
@@ -22,11 +23,9 @@ class Builder:
         self.recording = recording
         self.notes = notes
         self.modules = dict(recorder.model.named_modules(remove_duplicate=False))
-        self.matrices = {
-            name
-            for name, p in named_parameters(recorder.model, every_name=True)
-            if p.dim() >= 2 and min(p.shape[:2]) > 1  # a kernel may be of one place
-        }
+        held = list(named_parameters(recorder.model, every_name=True))
+        self.kernels = {name for name, p in held if p.dim() >= 3}  # of a convolution, which may be one for each channel
+        self.matrices = {name for name, p in held if p.dim() >= 2 and min(p.shape[:2]) > 1}  # a scale has one of 1
         self.leaf_of: dict[int, int] = {}
         self.op_counts: dict[tuple[int, str], int] = {}
 
@@ -112,7 +111,7 @@ class Builder:
             operands = tuple(dict.fromkeys([*arguments, *(r for r in reads if r)]))
             functions = tuple(call.functions) or tuple(op.name for op in ops if op.name != "alias")
             module = self.modules[call.fqn]
-            kind = kind_of_module(module, functions, len(self.data(arguments)), self.has_matrix(params))
+            kind = kind_of_module(module, functions, len(self.data(arguments)), self.has_matrix(params, functions))
             return Layer(
                 index=index,
                 name=_numbered(call.fqn, call.call),
@@ -159,7 +158,7 @@ class Builder:
             nth = self.op_counts[(frame.index, name)] = self.op_counts.get((frame.index, name), -1) + 1
             nth = -1 - nth  # an operation that no function call stands for
             operands = tuple(tuple(v for v in read if v not in own) for read in ops[0].reads)
-        kind = kind_of_function(name, len(self.data(list(operands))), self.has_matrix(params))
+        kind = kind_of_function(name, len(self.data(list(operands))), self.has_matrix(params, (name,)))
         local = {0: name, -1: name}.get(nth, f"{name}_{nth if nth > 0 else -1 - nth}")
         full = _numbered(f"{frame.fqn}.{local}" if frame.fqn else local, frame.call)
         return Layer(
@@ -191,8 +190,10 @@ class Builder:
     def data(self, reads: list[Read]) -> list[Read]:
         return [read for read in reads if any(v in self.recorder.data_values for v in read)]
 
-    def has_matrix(self, params: tuple[str, ...]) -> bool:
-        return any(name in self.matrices for name in params)
+    def has_matrix(self, params: tuple[str, ...], functions: Sequence[str]) -> bool:
+        """Whether some parameter is what a transform multiplies by, or convolves with."""
+        convolves = any("conv" in function for function in functions)
+        return any(name in self.matrices or (convolves and name in self.kernels) for name in params)
 
     def frame(self, call: Call) -> Frame:
         return Frame(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Mapping
+from types import CodeType
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,8 +34,27 @@ def caller(names: Mapping[int, str]) -> str:
         is_own = isinstance(first, nn.Module) and hasattr(type(first), code.co_name)  # no helper that gets a module
         name = names.get(id(first)) if is_own else None
         if name is not None or not code.co_filename.startswith(_LIBRARIES):
-            places.append(f"{code.co_firstlineno}.{frame.f_lasti}")
+            places.append(_place(code, frame.f_lasti))
         if name is not None:
             return " ".join([name, *reversed(places)])
         frame = frame.f_back
     return ""
+
+
+def _place(code: CodeType, instruction: int) -> str:
+    """Name the place of an instruction by what it is in the source.
+
+    Python may run one call by several instructions, and by fewer when it has seen it often: its number is not the same
+    in every run.
+    """
+    places = _positions(code)
+    here = places[instruction // 2] if 0 <= instruction // 2 < len(places) else ()
+    known = all(number is not None for number in here) and bool(here)
+    return f"{code.co_firstlineno}.{'-'.join(map(str, here)) if known else instruction}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _positions(code: CodeType) -> tuple[tuple[Any, ...], ...]:
+    """Lines and columns of each instruction; none before Python 3.11."""
+    positions = getattr(code, "co_positions", None)
+    return () if positions is None else tuple(positions())

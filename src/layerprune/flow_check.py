@@ -22,8 +22,9 @@ from layerprune.errors import LayerPruneError
 from layerprune.flow import Flow, Place, Step, Tag, is_outside, trace_flow
 from layerprune.graph import Cut, LayerGraph
 from layerprune.inputs import Inputs
-from layerprune.marks import CannotRealise, merge_of
+from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
+from layerprune.merging import merge_of
 from layerprune.modules import names_by_module
 from layerprune.realise import Realisation
 from layerprune.shadow import Shadow, short

@@ -258,7 +258,9 @@ class Marker:
         return layer.functions[0] if len(set(layer.functions)) == 1 and len(layer.functions) == 1 else ""
 
 
-def merge_of(layer: Layer) -> str:
-    """The kind of merge that a layer is; empty where it is none."""
-    name = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
-    return MERGES.get(name, "")
+def also_used(param: str, user: Layer) -> str:
+    """Say that a layer which stays uses a parameter; the module that owns it may do so in another call."""
+    owner = param.rpartition(".")[0]
+    if user.is_module and user.fqn == owner:
+        return f"its parameter '{param}' is that of '{owner}', which is called by itself as well ('{user.name}')"
+    return f"its parameter '{param}' is also used by '{user.name}'"

@@ -22,6 +22,7 @@ from layerprune.isolation import closed_modules, plain_leaves, touched
 from layerprune.joining import side_by_side
 from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
+from layerprune.merging import difference
 from layerprune.modules import names_by_module
 from layerprune.places import CacheKeeper
 from layerprune.realise import Realisation, realise
@@ -364,15 +365,8 @@ class Prover:
         if found != run.expected:
             mode = "train" if run.training else "eval"
             raise CannotRealise(f"the output would change its form in {mode} mode: {run.expected} to {found}")
-        if not run.training and not _are_alike(sorted(merges), joint.merges):
-            raise CannotRealise("the forward merges the dropped tensor elsewhere than the layer graph says")
-
-
-def _are_alike(found: Sequence[tuple[str, str]], expected: Sequence[tuple[str, str]]) -> bool:
-    """Whether merges are those that are expected; by their kinds, where it is not known of all from where."""
-    if all(site for _, site in expected):
-        return list(found) == list(expected)
-    return [kind for kind, _ in found] == [kind for kind, _ in expected]
+        if not run.training and (wrong := difference(merges, joint.merges)):
+            raise CannotRealise(wrong)
 
 
 def _twice_as_large(tensor: Tensor) -> Tensor:

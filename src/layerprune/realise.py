@@ -14,8 +14,9 @@ from layerprune.companion import Companion
 from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, is_under, taken_out
 from layerprune.folds import FoldTrace
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
-from layerprune.marks import CannotRealise, Marker, Marks, merge_of
+from layerprune.marks import CannotRealise, Marker, Marks, also_used
 from layerprune.members import kept_members
+from layerprune.merging import idle_merges, merge_of
 from layerprune.readers import CannotFold
 from layerprune.rearrange import Gap, Moved
 from layerprune.registry import parameters
@@ -99,6 +100,7 @@ class _Realiser:
         leftovers = self.leftovers(edits)
         edits += self.guards(leftovers)
         self.check_shape_reads(edits, leftovers, marks.carried)
+        marks.merges += idle_merges(self.graph, edits, leftovers, frozenset(marks.carried))
         return Realisation(
             cut=self.cut,
             edits=tuple(edits),
@@ -230,8 +232,13 @@ class _Realiser:
         return value in self.cut.substitutes and any(v == value for _, _, v in frame.arguments)
 
     def same(self, structures: list[Structure], name: str) -> Structure:
-        if any(s is None for s in structures) or any(s != structures[0] for s in structures):
-            raise CannotRealise(f"'{name}' returns an object whose form cannot be rebuilt without it")
+        if any(s is None for s in structures):
+            results = [self.graph.frames[f].result for f in self.graph.calls[name]]
+            plain = all(result is None or isinstance(result, int) for result in results)
+            what = "a tensor that is written into by others, too" if plain else "an object whose form cannot be rebuilt"
+            raise CannotRealise(f"'{name}' returns {what}: nothing can stand in its place")
+        if any(s != structures[0] for s in structures):
+            raise CannotRealise(f"'{name}' is called {len(structures)} times, and would hand on different things")
         return structures[0]
 
     def is_element(self, name: str, frames: list[Frame]) -> bool:
@@ -268,8 +275,7 @@ class _Realiser:
             if number not in self.dead_params and number in self.graph.param_users and is_under(name, removed):
                 users = [u for u in self.graph.param_users[number] if u not in self.gone]
                 if users and not self.held_elsewhere(number, removed):
-                    where = self.graph.layers[users[0]].name
-                    raise CannotRealise(f"its parameter '{name}' is also used by '{where}'")
+                    raise CannotRealise(also_used(name, self.graph.layers[users[0]]))
         dropped = {self.graph.param_ids[e.fqn] for e in edits if e.kind == "drop_parameter"}
         for number in dropped:
             names = self.names_by_owner(number)

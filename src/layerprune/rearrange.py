@@ -121,19 +121,27 @@ def recorded_call(layer: Layer) -> Callable[[Tensor], Any]:
         CannotFollow: it is not known, or it takes further tensors.
     """
     args, kwargs = layer.literals
-    function = _function(layer.function or "")
-    if function is None or len(layer.operands) != 1 or not args or args[0] is not None:
+    functions = _functions(layer.function or "")
+    if not functions or len(layer.operands) != 1 or not args or args[0] is not None:
         raise CannotFollow(f"channels cannot be followed through '{layer.name}' ({layer.type_name})")
-    return lambda tensor: function(tensor, *args[1:], **kwargs)
+
+    def call(tensor: Tensor) -> Any:
+        for function in functions[:-1]:
+            try:
+                return function(tensor, *args[1:], **kwargs)
+            except TypeError:  # of that name, and of other arguments: ``torch.max_pool2d`` has no ``return_indices``
+                continue
+        return functions[-1](tensor, *args[1:], **kwargs)
+
+    return call
 
 
-def _function(name: str) -> Callable[..., Any] | None:
+def _functions(name: str) -> list[Callable[..., Any]]:
+    """The functions of a name that there are, in torch and in its methods."""
     if name == "getitem":
-        return operator.getitem
-    for owner in (torch.Tensor, torch, nn.functional):
-        if callable(found := getattr(owner, name, None)):
-            return found
-    return None
+        return [operator.getitem]
+    found = (getattr(owner, name, None) for owner in (torch.Tensor, torch, nn.functional))
+    return [function for function in found if callable(function)]
 
 
 def _results(out: Any) -> list[Tensor]:

@@ -14,6 +14,9 @@ from layerprune.protection import protected_by_name, stem_and_head
 
 GRANULARITIES = ("group", "branch", "block")
 
+# Kinds of layers that make pieces of a tensor, or tensors of their form.
+_CUTTING = frozenset({"split", "reshape", "activation", "dropout"})
+
 # How many dominating tensors to look at for one that has the right shape and whose use removes a transform.
 _LOOK_BACK = 400
 
@@ -88,7 +91,6 @@ class _Finder:
         self.modules = modules
         self.leads = {call: group for group in groups for call in group.calls}
         self.seen: set[tuple[object, ...]] = set()
-        self.alone: set[str] = set()  # groups that something takes out, and no other group
         self.partial: list[tuple[str, Cut, frozenset[int]]] = []  # what takes out some calls of groups with several
 
     def find(self, granularity: str) -> Iterator[tuple[Candidate, ...]]:
@@ -119,7 +121,6 @@ class _Finder:
             self.partial += [(kind, cut, dead)] if leaving else []
             return None
         self.seen.add(_key(cut))
-        self.alone |= set(gone) if len(gone) == 1 else set()
         return Candidate(name, kind, cut, dead, tuple(gone))
 
     def is_known(self, cut: Cut) -> bool:
@@ -145,25 +146,44 @@ class _Finder:
                         yield self.candidate("concat", cut, f"{layer.name} without {self.graph.name_of(read[0])}")
 
     def several(self) -> Iterator[Candidate | None]:
-        """Drop a tensor from every merge that reads it, where several do and nothing else does."""
+        """Drop a tensor from every merge that reads it, or pieces of it, where several do and nothing else does."""
         for value, readers in self.graph.readers.items():
-            if len(readers) < 2 or self.graph.values[value].layer < 0 or value in self.graph.outputs:
+            several = len(readers) > 1 or self.is_cut_up(readers)
+            if not several or self.graph.values[value].layer < 0 or value in self.graph.outputs:
                 continue
+            pieces = self.pieces(value)
             substitutes: dict[int, int] = {}
             dropped: set[tuple[int, int]] = set()
-            for reader in readers:
+            for reader, piece in [(r, v) for v in sorted(pieces) for r in self.graph.readers.get(v, ())]:
                 layer = self.graph.layers[reader]
                 kind = merge_kind(layer)
-                kept = [v for v in self.keepable(layer) if v != value] if kind in ("add", "mul") else []
+                kept = [v for v in self.keepable(layer) if v not in pieces] if kind in ("add", "mul") else []
                 if kind == "cat" and len(set(layer.operands)) > 1:
-                    dropped.add((reader, value))
+                    dropped.add((reader, piece))
                 elif kept:
                     substitutes[layer.outputs[0]] = kept[0]
-                else:
+                elif not pieces.issuperset(layer.outputs):
                     break
             else:
-                cut = Cut(substitutes, frozenset(dropped))
-                yield self.candidate("several", cut, f"{len(readers)} merges without {self.graph.name_of(value)}")
+                num = len(substitutes) + len({merge for merge, _ in dropped})
+                if num > 1:
+                    cut = Cut(substitutes, frozenset(dropped))
+                    yield self.candidate("several", cut, f"{num} merges without {self.graph.name_of(value)}")
+
+    def is_cut_up(self, readers: Sequence[int]) -> bool:
+        """Whether the one layer that reads a value makes pieces of it."""
+        return any(self.graph.layers[r].kind == "split" and len(self.graph.layers[r].outputs) > 1 for r in readers)
+
+    def pieces(self, value: int) -> set[int]:
+        """A value, and what is cut out of it or made of such a piece alone."""
+        found, pending = {value}, [value]
+        while pending:
+            for reader in self.graph.readers.get(pending.pop(), ()):
+                layer = self.graph.layers[reader]
+                if layer.kind in _CUTTING and not layer.params and self.graph.read_by(reader) <= found:
+                    pending += {*layer.outputs} - found
+                    found |= {*layer.outputs}
+        return found if found.isdisjoint(self.graph.outputs) else {value}
 
     def blocks(self) -> Iterator[Candidate | None]:
         """Let an element of a container hand on its input."""
@@ -203,7 +223,7 @@ class _Finder:
                 if call not in ways or len(dead) < len(ways[call][1]):
                     ways[call] = cut, dead
         for group in reversed(self.groups):  # what takes an earlier one out may take this one along
-            if len(group.calls) < 2 or group.name in self.alone or not all(call in ways for call in group.calls):
+            if len(group.calls) < 2 or not all(call in ways for call in group.calls):
                 continue
             cuts = [ways[call][0] for call in group.calls]
             substitutes = {y: s for cut in cuts for y, s in cut.substitutes.items()}

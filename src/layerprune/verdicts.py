@@ -8,6 +8,7 @@ from math import inf, isnan, nan
 
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group, Verdict
+from layerprune.marks import also_used
 from layerprune.proof import Removal
 from layerprune.removals import why_not
 
@@ -106,5 +107,5 @@ def _tie(graph: LayerGraph, group: Group) -> str:
                 elsewhere = next(other for other in held.values() if other != name)
                 return f"its parameter '{name}' is tied to '{elsewhere}'"
             if others and len(held) == 1 and layer.is_module:
-                return f"its parameter '{name}' is also used by '{graph.layers[others[0]].name}'"
+                return also_used(name, graph.layers[others[0]])
     return ""
