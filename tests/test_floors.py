@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
 # From the ground up. Modules on one floor do not see each other, but for those of one folder (``impact.*``).
 FLOORS = (
-    ("bits", "callers", "errors", "journal", "members", "onlookers", "operands", "turns"),
-    ("stand_ins", "supported"),
+    ("bits", "callers", "errors", "journal", "members", "nested", "onlookers", "operands", "turns"),
+    ("output_structure", "stand_ins", "supported"),
     (
-        *("attributes", "copies", "dropped", "fast_path", "guesses", "integers", "nested", "registry"),
+        *("attributes", "copies", "dropped", "fast_path", "guesses", "integers", "registry"),
         *("signatures", "watch"),
     ),
     ("husks", "inputs", "memo", "modules", "provenance", "strays", "structure", "tensor_keys"),

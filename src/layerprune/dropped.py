@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from layerprune.callers import caller
 from layerprune.errors import DroppedTensorError
 from layerprune.onlookers import ANSWERED, answer, looks_on
+from layerprune.output_structure import build, pick
 from layerprune.stand_ins import StandIn
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -378,36 +379,3 @@ class SkipsDropped(nn.Module):
 
 #: What hands on what it gets, or a dropped tensor, and computes nothing.
 STAND_INS = (DroppedBranch, PassThrough, SkipsDropped)
-
-
-def pick(position: int | None, keyword: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return one argument of a call, by its name or its position."""
-    if keyword is not None and keyword in kwargs:
-        return kwargs[keyword]
-    if position is not None and position < len(args):
-        return args[position]
-    name = position if keyword is None else f"'{keyword}'"
-    raise DroppedTensorError(f"a removed module is called without argument {name}, which it hands on")
-
-
-def build(
-    structure: Any, token: Any, argument: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-) -> Any:
-    """Build an output from its recorded structure: see :data:`layerprune.graph.Structure`."""
-    if structure == "tensor":
-        return token
-    if structure == "argument":
-        return argument
-    if isinstance(structure, dict):
-        mapping = cast("dict[str, Any]", structure)
-        if "argument" in mapping:
-            position, keyword = mapping["argument"]
-            return pick(position, keyword, args, kwargs or {})
-        if "tuple" in mapping:
-            return tuple(build(item, token, argument, args, kwargs) for item in mapping["tuple"])
-        if "list" in mapping:
-            return [build(item, token, argument, args, kwargs) for item in mapping["list"]]
-        if "dict" in mapping:
-            return {key: build(item, token, argument, args, kwargs) for key, item in mapping["dict"].items()}
-        return mapping["value"]
-    raise DroppedTensorError(f"an output structure of this form cannot be rebuilt: {structure!r}")

@@ -67,4 +67,18 @@ def _is_structure(value: Any, depth: int) -> bool:
         return isinstance(inner, dict) and all(
             _is_structure(item, depth - 1) for item in cast("dict[str, Any]", inner).values()
         )
+    if kind == "record":
+        return _is_record(inner) and _is_structure({"dict": inner["fields"]}, depth)
     return kind == "value" and isinstance(inner, _CONSTANTS)
+
+
+def _is_record(inner: Any) -> bool:
+    """Whether something names a class, and holds what its fields are."""
+    if not isinstance(inner, dict) or set(cast("dict[str, Any]", inner)) != {"class", "fields"}:
+        return False
+    name = cast("dict[str, Any]", inner)["class"]
+    return (
+        isinstance(name, (list, tuple))
+        and len(cast("list[Any]", name)) == 2
+        and all(isinstance(part, str) and 0 < len(part) <= _LONGEST for part in cast("list[Any]", name))
+    )

@@ -14,8 +14,9 @@ import torch
 Read: TypeAlias = tuple[int, ...]
 
 #: An output's structure: ``"tensor"``, ``"argument"``, ``{"argument": [position, keyword]}`` for one that is handed on
-#: besides, ``{"tuple": […]}``, ``{"list": […]}``, ``{"dict": {…}}``, or ``{"value": constant}``. ``None`` where it
-#: cannot be rebuilt (an object of the model's own).
+#: besides, ``{"tuple": […]}``, ``{"list": […]}``, ``{"dict": {…}}``, ``{"value": constant}``, or, for a named tuple or
+#: a dataclass, ``{"record": {"class": [module, name], "fields": {…}}}``. ``None`` where it cannot be rebuilt (another
+#: object of the model's own).
 Structure: TypeAlias = Any
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode as get_current_function_mode
@@ -15,6 +15,7 @@ from layerprune.inputs import Inputs
 from layerprune.modules import named_tensors, names_by_module
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors
+from layerprune.output_structure import parts_of
 from layerprune.shadow import Shadow
 from layerprune.showings import Call, Showings, calls_of
 from layerprune.variants import MOST, Variant, Variants
@@ -323,7 +324,7 @@ def _results(out: Any, constants: set[int]) -> list[Tensor]:
     """The tensors in what a module returned that are values, in the order in which a recording lists them."""
     if isinstance(out, Tensor):
         return [] if id(out) in constants else [out]
-    if type(out) in (tuple, list) or (type(out) is dict and all(isinstance(key, str) for key in out)):
-        items = cast("Iterable[Any]", out.values() if type(out) is dict else out)
-        return [tensor for item in items for tensor in _results(item, constants)]
+    kind, items = parts_of(out)
+    if kind:
+        return [tensor for item in items.values() for tensor in _results(item, constants)]
     return [tensor for tensor in tensors_in(out) if id(tensor) not in constants]

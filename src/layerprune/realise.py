@@ -373,6 +373,9 @@ def _with(result: Structure, leaves: Mapping[int, Any]) -> Any:
     if "dict" in result:
         items = {k: _with(v, leaves) for k, v in result["dict"].items()}
         return None if any(v is None for v in items.values()) else {"dict": items}
+    if "record" in result:
+        fields = {k: _with(v, leaves) for k, v in result["record"]["fields"].items()}
+        return None if any(v is None for v in fields.values()) else {"record": {**result["record"], "fields": fields}}
     key = "tuple" if "tuple" in result else "list"
     parts = [_with(v, leaves) for v in result[key]]
     return None if any(p is None for p in parts) else {key: parts}

@@ -12,11 +12,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from layerprune.callers import caller
 from layerprune.dropped import MERGES, Dropped
-from layerprune.graph import Read, Structure, Value
+from layerprune.graph import Read, Value
 from layerprune.holding import Holding
 from layerprune.modules import named_tensors, names_by_module, own_tensors
 from layerprune.nested import tensors_in
 from layerprune.operands import flat_tensors
+from layerprune.output_structure import described
 from layerprune.recording import Call, Operation, Recording
 from layerprune.registry import named_parameters, parameters
 from layerprune.signatures import positional_names
@@ -163,7 +164,7 @@ class Recorder:
         self.stack.pop()
         self.strays.leave()
         self.strays.made(tensors_in(out))
-        call.result, call.outputs = self.structure(out)
+        call.result, call.outputs = described(out, self.read)
         self.hold(tensors_in(out), has_weights)
         if self.holding is not None and call.parent >= 0 and not call.has_data_calls:
             inside = {value for op in self.recording.operations[call.start :] for value in op.outputs}
@@ -241,23 +242,6 @@ class Recorder:
         if value is None:
             return () if written is None else (written,)
         return (value,) if written is None or written <= value else (value, written)
-
-    def structure(self, out: Any) -> tuple[Structure, tuple[int, ...]]:
-        """Describe an output for :func:`layerprune.dropped.build`, leaving value numbers at the leaves."""
-        if isinstance(out, Tensor):
-            read = self.read(out)
-            return (read[0] if len(read) == 1 else None), read[-1:]
-        if type(out) in (tuple, list):
-            parts = [self.structure(item) for item in out]
-            key = "tuple" if type(out) is tuple else "list"
-            return {key: [s for s, _ in parts]}, tuple(v for _, values in parts for v in values)
-        if type(out) is dict and all(isinstance(k, str) for k in out):
-            found = {k: self.structure(v) for k, v in cast("dict[str, Any]", out).items()}
-            return {"dict": {k: s for k, (s, _) in found.items()}}, tuple(v for _, vs in found.values() for v in vs)
-        if out is None or isinstance(out, (bool, int, float, str)):
-            return {"value": out}, ()
-        values = [self.read(tensor) for tensor in tensors_in(out)]
-        return {"opaque": type(out).__name__}, tuple(r[-1] for r in values if r)
 
     # ---- operations -----------------------------------------------------------------------------------------------
 
