@@ -59,6 +59,7 @@ FLOORS = (
     ("meter", "report.*"),
     ("carrying", "discovery", "named_groups", "scoring"),
     ("planning",),
+    ("overview",),
     ("checkpoint.*",),
     ("distillation.*",),
     ("pruner",),

@@ -40,6 +40,12 @@ EXPECTED = {
     ),
     "fc": ("Linear", "transform_unit", "1,290 (1.4%)", []),
 }
+# What leaves, channels of the reader included, on an image of 224×224 that the pools halve once; see the sums below.
+REMOVES = {
+    "conv2a": ("26,816 (30.1%)", "333,971,456 (29.8%)"),  # 8,192 weights of conv3; 112² × (64×32×9 + 64×128)
+    "conv2b": ("59,584 (66.9%)", "745,013,248 (66.4%)"),  # the same of conv3; 112² × (64×32×25 + 64×128)
+    "conv3": ("16,768 (18.8%)", "205,520,896 (18.3%)"),  # 112² × 128×128
+}
 CRITICAL = {
     "conv1": "reads the model's input; protect_io=False lets it go",
     "fc": "feeds the model's output; protect_io=False lets it go",
@@ -134,9 +140,12 @@ def block(text, name):
     return next(lines for lines in blocks if len(lines) > 1 and lines[1].startswith(f"  Lead Transform: {name} "))
 
 
-def test_the_plan_begins_as_the_seed_does(pruner, capsys):
+def test_behind_the_first_screen_the_plan_begins_as_the_seed_does(pruner, capsys):
     assert pruner.print_plan() is None
     lines = capsys.readouterr().out.splitlines()
+    first = lines.index("")
+    assert first <= 10
+    lines = lines[first + 1 :]
     assert lines[0] == "PRUNING GROUPS (each starting from a transform layer):"
     assert lines[1] == "-" * 80
     assert lines[2] == ""
@@ -156,6 +165,7 @@ def test_the_plan_prints_each_group_line_by_line(pruner, capsys, name):
         f"  Type: {group_type}",
         f"  Impact Score: {impact}",
         f"  Parameters: {params}",
+        *(f"  {what}: {size}" for what, size in zip(("Removes", "MACs"), REMOVES.get(name, ()), strict=False)),
         f"  Layers ({len(members) + 1}):",
         f"    ★ {name}: {type_name} (transform)",
         *(f"    → {member}" for member in members),

@@ -44,12 +44,15 @@ class Group:
         layers: its members in order of execution, the lead first; a module called several times is listed per call.
         type: ``transform_unit`` (transform, then normalization, activation, pooling or dropout only, on the trunk),
             ``parallel_branch`` (on one of several paths that fork from one tensor and meet in a merge), or ``complex``.
-        num_params: number of elements of its members' parameters, each once.
+        num_params: number of elements of its members' parameters, each once; more may leave: see ``num_removed``.
         can_remove: whether some proven removal takes it out now, with the data that there are.
         needs_calibration: whether it leaves by projections only, which have to be fitted on calibration data.
         reason: why not, where it cannot be removed; which groups leave with it, where it leaves with others.
         impact: the least impact of a removal that takes it out; infinite where there is none, ``nan`` where it is not
             known, as of what needs calibration data that there are none of.
+        num_removed: how many parameters fewer the model has once its removal of least impact is made: channels of what
+            reads it, and all that leaves with it, included; 0 where there is no removal.
+        leaves_with: names of the other groups that this removal takes out.
         members: its layers' numbers in the layer graph.
         calls: the lead's layers' numbers: one for each call of the lead.
     """
@@ -64,6 +67,8 @@ class Group:
     reason: str = ""
     impact: float = float("inf")
     needs_calibration: bool = False
+    num_removed: int = 0
+    leaves_with: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -84,7 +84,7 @@ class Meter:
 
     def macs(self, share: float, fills: bool) -> Resource:
         """The multiply-accumulates of one forward."""
-        pieces = self._by_layer(macs_by_layer(self.model, self.graph, self.inputs))
+        pieces = self.macs_pieces
         before = self.macs_before
 
         def saved(some: Sequence[int]) -> float:
@@ -139,6 +139,16 @@ class Meter:
             return None
         return Limit(self.param_pieces, low=float(min(1, *(removal.num_params for removal in self.removals))))
 
+    def pieces_of(self, removals: Sequence[Removal]) -> Pieces:
+        """What some removals take of the parameters, each as if it was made alone."""
+        taken = [params_taken(self.graph, self.joints.prover.modules, r.realisation) for r in removals]
+        return bundles(self.graph.size_of_param, taken)
+
+    @cached_property
+    def macs_pieces(self) -> Pieces:
+        """What removals save of the multiply-accumulates."""
+        return self._by_layer(self.macs_by_layer)
+
     def _by_layer(self, costs: Mapping[int, float]) -> Pieces:
         modules = self.joints.prover.modules
         return self._pieces(costs, lambda realisation: layers_taken(self.graph, modules, realisation, costs))
@@ -171,6 +181,16 @@ class Meter:
     def macs_before(self) -> int:
         """The model's multiply-accumulates."""
         return count_macs(self.model, self.inputs)
+
+    @cached_property
+    def macs_by_layer(self) -> Mapping[int, float]:
+        """Layer → its multiply-accumulates in one forward."""
+        return macs_by_layer(self.model, self.graph, self.inputs)
+
+    def macs_taken(self, removal: Removal) -> float:
+        """The multiply-accumulates that one removal saves: those of layers that die, and of channels that go."""
+        modules, costs = self.joints.prover.modules, self.macs_by_layer
+        return layers_taken(self.graph, modules, removal.realisation, costs).amount(costs)
 
     @cached_property
     def memory_before(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -207,7 +207,12 @@ def _check(wish: _Wish, groups: dict[str, Group], removals: Sequence[Removal], u
 # ---- which removals --------------------------------------------------------------------------------------------------
 
 
-def _besides(removal: Removal, wanted: set[str], sizes: dict[str, int]) -> tuple[int, int]:
+def alone(name: str, ways: Iterable[Removal], sizes: Mapping[str, int]) -> Removal:
+    """The removal that a group leaves by when it alone is named."""
+    return min(ways, key=lambda removal: (_besides(removal, {name}, sizes), by_impact(removal)))
+
+
+def _besides(removal: Removal, wanted: Collection[str], sizes: Mapping[str, int]) -> tuple[int, int]:
     """How many parameters of groups that nobody has named a removal takes, and how many such groups."""
     others = [name for name in removal.groups if name not in wanted]
     return sum(sizes[name] for name in others), len(others)

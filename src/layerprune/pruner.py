@@ -28,18 +28,20 @@ from layerprune.meter import Meter
 from layerprune.modules import unwrap
 from layerprune.named_groups import Named, removals_for
 from layerprune.options import Protected, checked_seed, patterns_of
+from layerprune.overview import Overview
 from layerprune.plan import FrontierPoint, PlanGiven, PruningPlan, plan_of
-from layerprune.planning import Planner, params_in
+from layerprune.planning import Planner
 from layerprune.proof import Prover, Removal
 from layerprune.removals import GRANULARITIES
 from layerprune.repair.fitter import ProjectionReport
 from layerprune.repair.report import RepairReport
-from layerprune.report.text import groups_text, plan_text, summary_text
+from layerprune.report.layout import terminal_width
+from layerprune.report.text import plan_text
 from layerprune.scoring import Scored, score_removals
 from layerprune.select.problem import SLACK
 from layerprune.supported import check_supported
 from layerprune.turns import taking_turns
-from layerprune.verdicts import about_calls, by_impact, with_reasons
+from layerprune.verdicts import about_calls, with_reasons
 
 
 @taking_turns(but=("distill", "save"))
@@ -171,40 +173,20 @@ class UniversalLayerPruner:
 
     # ---- what there is to see -------------------------------------------------------------------------------------
 
-    def render_plan(self) -> str:
-        """Return the groups with their verdicts, and the sums below, as text."""
-        kept = {group.name: self._kept(group) for group in self.groups if group.verdict != "critical"}
-        removable = params_in(self.graph, [group for group in self.groups if group.can_remove])
-        total = self.graph.num_params
-        summary = summary_text(self.groups, total, removable, self.impact_unit, self.notes)
-        return f"{groups_text(self.groups, kept, total, self._intervals)}\n\n{summary}"
+    def render_plan(self, *, full: bool = False, width: int | None = None) -> str:
+        """Return what can be removed as text: ten lines first, then the groups with their verdicts, and the sums.
 
-    def print_plan(self, plan: PlanGiven | None = None) -> None:
-        """Print the groups; with a plan, also what it removes."""
-        print(self.render_plan())
+        Args:
+            full: whether each group of repeated blocks is shown, not one for all that are alike.
+            width: how long lines may be; the terminal's width if None, 80 where there is no terminal.
+        """
+        return Overview(self._planner, self.notes).text(full=full, width=width or terminal_width())
+
+    def print_plan(self, plan: PlanGiven | None = None, *, full: bool = False, width: int | None = None) -> None:
+        """Print what can be removed, as :meth:`render_plan` has it; with a plan, also what it removes."""
+        print(self.render_plan(full=full, width=width))
         if plan is not None:
-            print(f"\n{plan_text(plan_of(plan))}")
-
-    @property
-    def _intervals(self) -> dict[str, tuple[float, float] | None]:
-        """Group name → the interval of its impact, which is that of its least-impact removal."""
-        numbers = {removal.name: number for number, removal in enumerate(self.removals)}
-        safe = [group.name for group in self.groups if group.can_remove]
-        known = len(self._scored.removals)
-        best = {name: numbers[self._best(name).name] for name in safe}
-        return {name: self._planner.interval(number) if number < known else None for name, number in best.items()}
-
-    def _kept(self, group: Group) -> frozenset[str]:
-        """The members of a group that stay when its least-impact removal is made."""
-        dead = self._best(group.name).dead
-        others = [index for index in group.members if index != group.calls[0]]
-        named = {info.name: index for info, index in zip(group.layers[1:], others, strict=True)}
-        return frozenset(name for name, index in named.items() if index not in dead)
-
-    def _best(self, name: str) -> Removal:
-        """The least-impact removal that takes a group out."""
-        ways = [r for r in self.removals if name in r.groups]
-        return min(ways, key=by_impact)
+            print(f"\n{plan_text(plan_of(plan), width=width or terminal_width())}")
 
     # ---- planning -------------------------------------------------------------------------------------------------
 

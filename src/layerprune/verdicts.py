@@ -41,15 +41,20 @@ def with_reasons(
     for group in groups:
         ways = [r for r in removals if group.name in r.groups]
         later = [r for r in unfitted if group.name in r.groups]
-        if ways:
-            best, fitted = min(ways, key=by_impact), all(r.needs_calibration for r in ways)
-            given = replace(group, can_remove=True, impact=best.impact, needs_calibration=fitted)
-        elif later:
-            given = replace(group, can_remove=False, impact=nan, needs_calibration=True)
-        else:
-            given = replace(group, can_remove=False, impact=inf, needs_calibration=False)
-        reason = _company(group.name, ways or later) if ways or later else reasons.get(group.name, "")
-        judged.append(replace(given, reason=reason))
+        if not ways and not later:
+            judged.append(replace(group, can_remove=False, impact=inf, reason=reasons.get(group.name, "")))
+            continue
+        best = min(ways or later, key=by_impact)
+        found = replace(
+            group,
+            can_remove=bool(ways),
+            needs_calibration=all(r.needs_calibration for r in ways or later),
+            impact=best.impact if ways else nan,
+            reason=_company(group.name, ways or later),
+            num_removed=best.num_params,
+            leaves_with=tuple(name for name in best.groups if name != group.name),
+        )
+        judged.append(found)
     return sorted(judged, key=lambda g: (VERDICTS.index(g.verdict), isnan(g.impact), g.impact))
 
 

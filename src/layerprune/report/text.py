@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from layerprune.groups import Group, LayerInfo, Verdict
 from layerprune.plan import PlannedRemoval, PruningPlan
+from layerprune.proof import Removal
+from layerprune.report.folding import Fold, alike_line, folds_of
+from layerprune.report.layout import WIDTH, rule, wrapped
 
 SAFE = "✓ SAFE TO REMOVE"
 WITH_CALIBRATION = "○ REMOVABLE WITH CALIBRATION DATA"
@@ -19,48 +23,115 @@ HEADINGS: Mapping[Verdict, str] = {"removable": SAFE, "with_calibration": WITH_C
 Interval = tuple[float, float] | None
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is told of a group beside what it is.
+
+    Attributes:
+        kept: names of members that stay when it goes.
+        interval: of its impact.
+        macs: how many multiply-accumulates its removal saves; None where that is not known.
+        by_name: the removal that it leaves by when it is named, where that is not the one of least impact.
+    """
+
+    kept: frozenset[str] = frozenset()
+    interval: Interval = None
+    macs: float | None = None
+    by_name: Removal | None = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What shares are shares of.
+
+    Attributes:
+        num_params: the model's parameters.
+        macs: the multiply-accumulates of one forward; None where they could not be counted.
+    """
+
+    num_params: int
+    macs: int | None = None
+
+
 def groups_text(
-    groups: Sequence[Group],
-    kept: Mapping[str, frozenset[str]],
-    num_params: int,
-    intervals: Mapping[str, Interval] | None = None,
+    groups: Sequence[Group], facts: Mapping[str, Facts], totals: Totals, *, width: int = WIDTH, full: bool = False
 ) -> str:
     """Render groups, one block of lines each.
 
     Args:
         groups: in the order in which they are shown and numbered.
-        kept: group name → names of members that stay when it goes.
-        num_params: the model's number of parameters, for the shares.
-        intervals: group name → interval of its impact.
+        facts: group name → what is told of it.
+        totals: what shares are shares of.
+        width: how long lines may be.
+        full: whether groups that are alike but for numbers in their names, and impacts, are each shown in full.
     """
-    head = ["PRUNING GROUPS (each starting from a transform layer):", "-" * 80]
-    blocks = [
-        _group_lines(number, group, kept.get(group.name, frozenset()), num_params, (intervals or {}).get(group.name))
-        for number, group in enumerate(groups)
-    ]
-    return "\n".join([*head, *(line for block in blocks for line in ("", *block))])
+    known = [facts.get(group.name, Facts()) for group in groups]
+    blocks = [_group_lines(n, group, fact, totals) for n, (group, fact) in enumerate(zip(groups, known, strict=True))]
+    folds = [Fold(number) for number in range(len(groups))]
+    if not full:
+        told = [[line for line in lines[1:] if not line.startswith(_OWN)] for lines in blocks]
+        sizes = [(g.num_params, g.num_removed, fact.macs) for g, fact in zip(groups, known, strict=True)]
+        folds = folds_of(groups, told, sizes)
+    impacts = {group.name: impact_text(group.impact) for group in groups}
+    lines = ["PRUNING GROUPS (each starting from a transform layer):", rule(width)]
+    for fold in folds:
+        lines += ["", *blocks[fold.first]]
+        if fold.others:
+            lines.append(alike_line(fold, groups, impacts))
+    return "\n".join(wrapped(lines, width))
 
 
-def _group_lines(number: int, group: Group, kept: frozenset[str], num_params: int, interval: Interval) -> list[str]:
-    share = group.num_params / num_params if num_params else 0.0
+_OWN = ("  Impact Score: ", "  Impact Interval: ")  # in a block, what tells a group from others that are alike
+
+
+def _group_lines(number: int, group: Group, facts: Facts, totals: Totals) -> list[str]:
     lines = [
         f"Group {number}: {HEADINGS[group.verdict]}",
         f"  Lead Transform: {group.lead_transform.name} ({group.lead_transform.type_name})",
         f"  Type: {group.type}",
         f"  Impact Score: {impact_text(group.impact)}",
-        f"  Parameters: {group.num_params:,} ({share:.1%})",
+        f"  Parameters: {amount_text(group.num_params, totals.num_params)}",
+        *_price_lines(group, facts, totals),
         f"  Layers ({len(group.layers)}):",
     ]
     for place, layer in enumerate(group.layers):
-        lines.append(f"    {'→' if place else '★'} {layer}{_mark(layer, kept)}")
+        lines.append(f"    {'→' if place else '★'} {layer}{_mark(layer, facts.kept)}")
     if group.reason:
         lines.append(f"  Reason: {group.reason}" if group.verdict == "critical" else f"  Note: {group.reason}")
     if group.needs_calibration:
         lines.append("  Needs calibration: a projection takes its place, which is fitted on calibration data")
-    if interval is not None:
-        low, high = map(impact_text, interval)
+    if facts.interval is not None:
+        low, high = map(impact_text, facts.interval)
         lines.append(f"  Impact Interval: {low} to {high} (95 %, over calibration batches)")
     return lines
+
+
+def _price_lines(group: Group, facts: Facts, totals: Totals) -> list[str]:
+    """What leaves when the group does; nothing of a critical group."""
+    if group.verdict == "critical":
+        return []
+    lines = [f"  Removes: {amount_text(group.num_removed, totals.num_params)}{_along(group.leaves_with)}"]
+    if facts.macs is not None:
+        lines.append(f"  MACs: {amount_text(round(facts.macs), totals.macs or 0)}")
+    if facts.by_name is not None:
+        removal = facts.by_name
+        others = tuple(name for name in removal.groups if name != group.name)
+        size = amount_text(removal.num_params, totals.num_params)
+        lines.append(f"  By name: {size}{_along(others)}, impact {impact_text(removal.impact)}")
+    return lines
+
+
+_NAMED = 8  # groups that leave along
+
+
+def _along(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f" with {', '.join(names[:_NAMED])}{more}" if names else ""
+
+
+def amount_text(amount: int, total: int) -> str:
+    """An amount, and its share of all: ``26,816 (30.1%)``."""
+    return f"{amount:,} ({amount / total if total else 0.0:.1%})"
 
 
 def _mark(layer: LayerInfo, kept: frozenset[str]) -> str:
@@ -75,38 +146,60 @@ def impact_text(impact: float) -> str:
 
 
 def summary_text(
-    groups: Sequence[Group], num_params: int, removable: int, impact_unit: str, notes: Sequence[str]
+    groups: Sequence[Group],
+    totals: Totals,
+    most: int,
+    is_predicted: bool,
+    impact_unit: str,
+    notes: Sequence[str],
+    *,
+    width: int = WIDTH,
 ) -> str:
-    """Render what stands below the groups: the sums, the unit of the impacts, the notes."""
+    """Render what stands below the groups: the sums, the unit of the impacts, the notes.
+
+    Args:
+        groups: the groups.
+        totals: what shares are shares of.
+        most: how many parameters can leave together.
+        is_predicted: whether that is what the layer graph tells, not proven.
+        impact_unit: what the impacts are.
+        notes: what the user should know.
+        width: how long lines may be.
+    """
+    up_to = "up to " if is_predicted else ""
     count = Counter(group.verdict for group in groups)
     found = f"{count['removable']} safe to remove now, {count['with_calibration']} with calibration data"
-    share = removable / num_params if num_params else 0.0
     lines = [
         "PRUNING SUMMARY:",
-        "-" * 80,
-        f"Total parameters: {num_params:,}",
+        rule(width),
+        f"Total parameters: {totals.num_params:,}",
         f"Groups: {len(groups)} ({found}, {count['critical']} critical)",
-        f"Parameters in safe groups: {removable:,} ({share:.1%})",
+        f"Parameters that can leave now, together: {up_to}{amount_text(most, totals.num_params)}",
         f"Impact: {impact_unit}",
         *(f"Note: {note}" for note in notes),
     ]
-    return "\n".join(lines)
+    return "\n".join(wrapped(lines, width))
 
 
-def plan_text(plan: PruningPlan) -> str:
-    """Render what a plan removes, how close it came to its budgets, and what other sizes would cost."""
+def plan_text(plan: PruningPlan, *, width: int = WIDTH) -> str:
+    """Render what a plan removes, how close it came to its budgets, and what other sizes would cost.
+
+    Args:
+        plan: the plan.
+        width: how long lines may be.
+    """
     lines = [
         "CHOSEN REMOVALS:",
-        "-" * 80,
+        rule(width),
         *(_removal_line(removal) for removal in plan.removals),
         f"Parameters: {plan.num_params_before:,} → {plan.num_params_after:,} ({-plan.reduction:+.1%})",
         *figure_lines(plan),
         *_left_lines(plan),
         f"Strategy: {plan.strategy}",
         *(f"Note: {note}" for note in plan.notes),
-        *_frontier_lines(plan),
+        *_frontier_lines(plan, width),
     ]
-    return "\n".join(lines)
+    return "\n".join(wrapped(lines, width))
 
 
 def figure_lines(plan: PruningPlan) -> list[str]:
@@ -143,15 +236,18 @@ def _removal_line(removal: PlannedRemoval) -> str:
     return f"  {removal.name} [{', '.join(removal.groups)}]: {removal.num_params:,} parameters, impact {impact}{again}"
 
 
-def _frontier_lines(plan: PruningPlan) -> list[str]:
-    """The least sum of impacts for every size, two rows of a table."""
+def _frontier_lines(plan: PruningPlan, width: int) -> list[str]:
+    """The least sum of impacts for every size, two rows of a table; as many columns as fit, and the rest below."""
     if not plan.frontier:
         return []
     sizes = [f"{point.reduction:.1%}" for point in plan.frontier]
     impacts = [f"{point.impact:.3g}" for point in plan.frontier]
-    widths = [max(len(a), len(b)) for a, b in zip(sizes, impacts, strict=True)]
-    rows = (("removed ", sizes), ("impact  ", impacts))
-    return [
-        "Frontier (least sum of impacts for every size, predicted):",
-        *(f"  {name}{'  '.join(c.rjust(w) for c, w in zip(cells, widths, strict=True))}" for name, cells in rows),
-    ]
+    lines = ["Frontier (least sum of impacts for every size, predicted):"]
+    cell = 2 + max(map(len, (*sizes, *impacts)))
+    num = max((width - 10) // cell, 1)
+    for start in range(0, len(sizes), num):
+        some = slice(start, start + num)
+        widths = [max(len(a), len(b)) for a, b in zip(sizes[some], impacts[some], strict=True)]
+        for name, cells in (("removed ", sizes[some]), ("impact  ", impacts[some])):
+            lines.append(f"  {name}{'  '.join(c.rjust(w) for c, w in zip(cells, widths, strict=True))}")
+    return lines

@@ -17,6 +17,9 @@ from layerprune.select.swaps import Swaps
 #: How far the set that takes the most may stay below the most that there is: far within the slack.
 GAP = 0.005
 
+#: By what share the least cost may be missed: for the solver's tolerances.
+EXACT = 1e-4
+
 _WORK = 600_000  # nodes times rows: before the clock, so that a choice does not depend on the machine
 _FEWEST_NODES = 20
 _MOST_NODES = 2000
@@ -46,11 +49,11 @@ class Programme:
         gains = columns.spread(pieces)
         return self.run(-gains, columns, limits, bans, gap)[0]
 
-    def least(self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Ban]) -> list[int]:
-        """The removals of least cost within limits; empty where there are none, or none need to go."""
+    def least(self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Ban], gap: float = EXACT) -> list[int]:
+        """The removals of least cost within limits, to a share; empty where there are none, or none need to go."""
         columns = _Columns(self.num, [limit.pieces for limit in limits], bans)
         spread = np.concatenate([costs, np.zeros(len(columns.groups))])
-        chosen, is_proven = self.run(spread, columns, limits, bans, 1e-4)
+        chosen, is_proven = self.run(spread, columns, limits, bans, gap)
         return chosen if is_proven or not chosen else Swaps(costs, limits, bans).improve(chosen)
 
     def run(

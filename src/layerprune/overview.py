@@ -1,0 +1,188 @@
+"""The overview: what the printed plan is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from layerprune.errors import CostError
+from layerprune.groups import Group
+from layerprune.inputs import describe
+from layerprune.named_groups import alone
+from layerprune.plan import FrontierPoint
+from layerprune.planning import Planner
+from layerprune.proof import Removal
+from layerprune.report.layout import WIDTH
+from layerprune.report.screen import NUM_REMOVALS, SHARES, Offer, Screen, screen_lines
+from layerprune.report.text import Facts, Interval, Totals, groups_text, summary_text
+from layerprune.select.conflicts import bans_of
+from layerprune.select.limit import Limit, amount
+from layerprune.select.programme import Programme
+from layerprune.select.search import Search
+from layerprune.verdicts import by_impact
+
+_GAP = 0.05  # of the impacts that certain shares cost: dense graphs take seconds for the last of it
+_ROUNDS = 3  # sets that may be proven, for what can leave at all
+
+
+class Overview:
+    """What there is to remove, and what it takes; each part is computed when it is first asked for.
+
+    Args:
+        planner: knows the groups, the removals with their impacts, and what they save.
+        notes: what the user should know.
+    """
+
+    def __init__(self, planner: Planner, notes: Sequence[str]) -> None:
+        self.planner = planner
+        self.notes = notes
+        self.graph = planner.graph
+        self.groups: Sequence[Group] = planner.groups
+        self.ways = _by_group(planner.scored.removals)
+        self.later = _by_group(planner.scored.unfitted)
+
+    def text(self, *, full: bool = False, width: int = WIDTH) -> str:
+        """The first screen, then the groups with their verdicts and prices, and the sums below.
+
+        Args:
+            full: whether groups of repeated blocks are each shown in full.
+            width: how long lines may be.
+        """
+        facts = {group.name: self.facts(group) for group in self.groups if group.verdict != "critical"}
+        most, predicted, unit = self.offer_of_all.num_params, self.most is None, self.planner.scored.unit
+        parts = [
+            "\n".join(screen_lines(self.screen, width)),
+            groups_text(self.groups, facts, self.totals, width=width, full=full),
+            summary_text(self.groups, self.totals, most, predicted, unit, self.notes, width=width),
+        ]
+        return "\n\n".join(parts)
+
+    @property
+    def screen(self) -> Screen:
+        """What the first screen shows."""
+        inputs = self.planner.meter.inputs
+        return Screen(
+            model=type(self.planner.model).__name__,
+            inputs=describe(inputs),
+            totals=self.totals,
+            most=self.offer_of_all,
+            is_predicted=self.most is None,
+            cheapest=self.cheapest,
+            costs=self.costs,
+            calibration=self.calibration,
+        )
+
+    @cached_property
+    def totals(self) -> Totals:
+        """The model's parameters and multiply-accumulates."""
+        try:
+            _ = self.planner.meter.macs_by_layer
+            return Totals(self.graph.num_params, self.planner.meter.macs_before)
+        except CostError:
+            return Totals(self.graph.num_params)
+
+    # ---- of groups ------------------------------------------------------------------------------------------------
+
+    def facts(self, group: Group) -> Facts:
+        """What is told of a group that some removal takes out."""
+        best = self.best(group.name)
+        sizes = {each.name: each.num_params for each in self.groups}
+        by_name = alone(group.name, self.ways[group.name], sizes) if group.can_remove else best
+        members = zip(group.layers, (group.calls[0], *(i for i in group.members if i != group.calls[0])), strict=True)
+        return Facts(
+            kept=frozenset(info.name for info, index in members if index not in best.dead),
+            interval=self.intervals.get(best.name),
+            macs=self.macs(best),
+            by_name=by_name if set(by_name.groups) != set(best.groups) else None,
+        )
+
+    def macs(self, removal: Removal) -> float | None:
+        """How many multiply-accumulates a removal saves; None where they could not be counted."""
+        return None if self.totals.macs is None else self.planner.meter.macs_taken(removal)
+
+    def best(self, name: str) -> Removal:
+        """The least-impact removal that takes a group out."""
+        return min(self.ways.get(name) or self.later[name], key=by_impact)
+
+    @cached_property
+    def intervals(self) -> Mapping[str, Interval]:
+        """Removal → the interval of its impact."""
+        return {r.name: self.planner.interval(number) for number, r in enumerate(self.planner.scored.removals)}
+
+    # ---- of all together ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _search(self) -> Search:
+        search = Search(self.planner.problem(()))
+        search.rounds = _ROUNDS
+        return search
+
+    @cached_property
+    def most(self) -> tuple[int, ...] | None:
+        """The removals that take the most parameters together, proven; None where no such set was proven soon."""
+        if not self.planner.scored.removals:
+            return ()
+        pieces, search = self.planner.meter.param_pieces, self._search
+        return search.first_valid(lambda limits, bans: search.programme.most(pieces, limits, bans))
+
+    @cached_property
+    def offer_of_all(self) -> Offer:
+        """All that can leave together: what was proven, else what the layer graph tells."""
+        pieces, chosen = self.planner.meter.param_pieces, self.most
+        if chosen is None:
+            chosen = tuple(self._search.programme.most(pieces, [], self._search.bans))
+        groups = dict.fromkeys(name for i in chosen for name in self.planner.scored.removals[i].groups)
+        size = self.planner.joints.num_params(chosen) if self.most is not None else round(amount(pieces, chosen))
+        macs = None if self.totals.macs is None else amount(self.planner.meter.macs_pieces, chosen)
+        return Offer(tuple(groups), size, macs)
+
+    @cached_property
+    def cheapest(self) -> list[Offer]:
+        """The removals of least impact, each of other groups."""
+        found: dict[frozenset[str], Removal] = {}
+        for removal in sorted(self.planner.scored.removals, key=by_impact):
+            found.setdefault(frozenset(removal.groups), removal)
+        return [Offer(r.groups, r.num_params, self.macs(r), r.impact) for r in list(found.values())[:NUM_REMOVALS]]
+
+    @cached_property
+    def costs(self) -> list[FrontierPoint | None]:
+        """The least sum of impacts that removes certain shares, predicted, to :data:`_GAP` of it."""
+        removals, pieces = self.planner.scored.removals, self.planner.meter.param_pieces
+        impacts = self._search.problem.impacts
+        found: list[FrontierPoint | None] = []
+        for share in SHARES if removals else ():
+            limit = Limit(pieces, low=share * self.graph.num_params)
+            chosen = self._search.programme.least(impacts, [limit], self._search.bans, _GAP)
+            impact = sum(removals[i].impact for i in chosen)
+            size = amount(pieces, chosen) / max(self.graph.num_params, 1)
+            found.append(FrontierPoint(reduction=size, impact=impact) if chosen else None)
+        return found
+
+    @cached_property
+    def calibration(self) -> str:
+        """What calibration data would open, or have opened."""
+        scored = self.planner.scored
+        if scored.has_data:
+            num = sum(group.can_remove and group.needs_calibration for group in self.groups)
+            return f"Calibration data opened {_count(num)} (projections fitted on them)"
+        num = sum(group.verdict == "with_calibration" for group in self.groups)
+        if not num:
+            return "Calibration data would open no other group"
+        everything = [*scored.removals, *scored.unfitted]
+        pieces = self.planner.meter.pieces_of(everything)
+        chosen = Programme(len(everything)).most(pieces, [], bans_of(self.graph, everything))
+        share = amount(pieces, chosen) / max(self.graph.num_params, 1)
+        return f"Calibration data would open {_count(num)} (projections): up to {share:.1%} could leave"
+
+
+def _count(num: int) -> str:
+    return f"{num} more {'group' if num == 1 else 'groups'}"
+
+
+def _by_group(removals: Sequence[Removal]) -> dict[str, list[Removal]]:
+    """Group name → the removals that take it out."""
+    found: dict[str, list[Removal]] = {}
+    for removal in removals:
+        for name in removal.groups:
+            found.setdefault(name, []).append(removal)
+    return found

@@ -1,0 +1,52 @@
+"""Layout: lines that fit a terminal, and numbers in few characters."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable
+
+#: The width where standard output is no terminal.
+WIDTH = 80
+
+_UNITS = ("", " k", " M", " G", " T", " P")
+
+
+def terminal_width() -> int:
+    """The columns of the terminal that standard output is; :data:`WIDTH` where it is a pipe, a file or a notebook."""
+    stream = sys.stdout
+    return shutil.get_terminal_size((WIDTH, 24)).columns if stream is not None and stream.isatty() else WIDTH
+
+
+def wrapped(lines: Iterable[str], width: int) -> list[str]:
+    """Break lines that are too long; what follows is set in by four more columns."""
+    found: list[str] = []
+    for line in lines:
+        if len(line) <= width:
+            found.append(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        further = indent + "    "
+        found += textwrap.wrap(
+            line.strip(), max(width, 20), initial_indent=indent, subsequent_indent=further, break_on_hyphens=False
+        )
+    return found
+
+
+def clipped(text: str, width: int) -> str:
+    """Leave out the end of a text that is too long."""
+    return text if len(text) <= width else text[: max(width - 1, 0)].rstrip() + "…"
+
+
+def rule(width: int) -> str:
+    """The line below a heading."""
+    return "-" * min(width, 80)
+
+
+def short_number(value: float) -> str:
+    """Three digits and a unit: ``19.2 M``."""
+    place = 0
+    while abs(value) >= 999.5 and place < len(_UNITS) - 1:
+        value, place = value / 1000, place + 1
+    return f"{value:.0f}" if not place else f"{value:.3g}{_UNITS[place]}"
