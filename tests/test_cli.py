@@ -78,7 +78,8 @@ def test_version_is_printed() -> None:
 def test_plan_prints_the_groups_on_standard_output(net: str) -> None:
     result = run("plan", net, *SHAPE)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("PRUNING GROUPS (each starting from a transform layer):")
+    assert result.stdout.startswith("Sequential: 2,066 parameters, 498 k MACs on 1×3×16×16\nCan leave now: ")
+    assert "\n\nPRUNING GROUPS (each starting from a transform layer):\n" in result.stdout
     assert result.stdout.count("✓ SAFE TO REMOVE") == 3
     assert result.stdout.count("✗ CRITICAL") == 2
     assert "own code" not in result.stdout

@@ -82,6 +82,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], object]]] = {
             quirks.modules_in_a_list,
             quirks.quirk(quirks.empty_layer),
             quirks.quirk(quirks.frozen),
+            quirks.quirk(quirks.half_frozen),
+            quirks.quirk(quirks.zero_weights),
             quirks.quirk(quirks.one_memory),
             quirks.quirk(quirks.pruning_masks),
             quirks.quirk(quirks.tied_weights),
@@ -105,7 +107,20 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], object]]] = {
     },
     **{
         f"transformers {name}": (functools.partial(of_transformers, name), lambda: None)
-        for name in ("albert", "bert", "bloom", "convnext", "gemma2", "gpt2", "llama", "opt", "resnet", "vit", "t5")
+        for name in (
+            "albert",
+            "bert",
+            "bloom",
+            "convnext",
+            "gemma2",
+            "gpt2",
+            "llama",
+            "opt",
+            "resnet",
+            "vit",
+            "t5",
+            "phi3",
+        )
     },
 }
 

@@ -6,8 +6,6 @@ Standard output holds the result and nothing else; whatever the model's own code
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 import warnings
@@ -56,6 +54,7 @@ ModelArgument = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+FullOption = Annotated[bool, typer.Option("--full", help="Show each group of repeated blocks, not one for all.")]
 GranularityOption = Annotated[Granularity, typer.Option(help="What leaves together.")]
 ProtectOption = Annotated[
     list[str] | None,
@@ -130,6 +129,7 @@ def plan(
     slack: SlackOption = 0.1,
     strategy: StrategyOption = "auto",
     as_json: JsonOption = False,
+    full: FullOption = False,
     granularity: GranularityOption = "group",
     protect: ProtectOption = None,
     protect_io: ProtectIoOption = True,
@@ -142,14 +142,18 @@ def plan(
 
     With --json and a budget, the output is the plan that `prune` would carry out; without a budget, the groups.
     """
+    from layerprune.report.groups_json import groups_as_json
+    from layerprune.report.layout import terminal_width
+
     budgets = _budgets(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
+    width = terminal_width()  # of the result, which standard output is not while we work
     with _working():
         pruner = _pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
         chosen = pruner.plan(**budgets, slack=slack, strategy=strategy) if budgets else None
-        text = "" if as_json else pruner.render_plan()
+        text = "" if as_json else pruner.render_plan(full=full, width=width)
     if as_json:
         _echo_notes(pruner)
-        typer.echo(_groups_as_json(pruner) if chosen is None else chosen.to_json())
+        typer.echo(groups_as_json(pruner.groups, pruner.notes) if chosen is None else chosen.to_json())
         return
     typer.echo(text)
     if chosen is not None:
@@ -386,25 +390,6 @@ def _parse_shape(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"'{text}' is not a shape; write it as 1,3,224,224", param_hint="--input-shape")
     return tuple(int(part) for part in parts)
-
-
-def _groups_as_json(pruner: UniversalLayerPruner) -> str:
-    groups = [
-        {
-            "lead": group.lead_transform.name,
-            "module": group.lead_transform.type_name,
-            "type": group.type,
-            "impact": group.impact if math.isfinite(group.impact) else None,  # JSON has no infinity
-            "num_params": group.num_params,
-            "verdict": group.verdict,
-            "can_remove": group.can_remove,
-            "needs_calibration": group.needs_calibration,
-            "reason": group.reason,
-            "layers": [layer.name for layer in group.layers],
-        }
-        for group in pruner.groups
-    ]
-    return json.dumps({"groups": groups, "notes": list(pruner.notes)}, indent=2)
 
 
 def _echo_notes(pruner: UniversalLayerPruner) -> None:

@@ -139,10 +139,9 @@ class Meter:
             return None
         return Limit(self.param_pieces, low=float(min(1, *(removal.num_params for removal in self.removals))))
 
-    def pieces_of(self, removals: Sequence[Removal]) -> Pieces:
-        """What some removals take of the parameters, each as if it was made alone."""
-        taken = [params_taken(self.graph, self.joints.prover.modules, r.realisation) for r in removals]
-        return bundles(self.graph.size_of_param, taken)
+    def of(self, removals: Sequence[Removal]) -> Meter:
+        """A meter of the same model for other removals."""
+        return Meter(self.model, self.graph, self.inputs, Joints(self.joints.prover, removals, self.model), removals)
 
     @cached_property
     def macs_pieces(self) -> Pieces:
@@ -187,10 +186,10 @@ class Meter:
         """Layer → its multiply-accumulates in one forward."""
         return macs_by_layer(self.model, self.graph, self.inputs)
 
-    def macs_taken(self, removal: Removal) -> float:
-        """The multiply-accumulates that one removal saves: those of layers that die, and of channels that go."""
+    def macs_taken(self, realisation: Realisation) -> float:
+        """The multiply-accumulates that one removal saves, or a set: of layers that die, and of channels that go."""
         modules, costs = self.joints.prover.modules, self.macs_by_layer
-        return layers_taken(self.graph, modules, removal.realisation, costs).amount(costs)
+        return layers_taken(self.graph, modules, realisation, costs).amount(costs)
 
     @cached_property
     def memory_before(self) -> int:

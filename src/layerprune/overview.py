@@ -98,7 +98,7 @@ class Overview:
 
     def macs(self, removal: Removal) -> float | None:
         """How many multiply-accumulates a removal saves; None where they could not be counted."""
-        return None if self.totals.macs is None else self.planner.meter.macs_taken(removal)
+        return None if self.totals.macs is None else self.planner.meter.macs_taken(removal.realisation)
 
     def best(self, name: str) -> Removal:
         """The least-impact removal that takes a group out."""
@@ -128,13 +128,17 @@ class Overview:
     @cached_property
     def offer_of_all(self) -> Offer:
         """All that can leave together: what was proven, else what the layer graph tells."""
-        pieces, chosen = self.planner.meter.param_pieces, self.most
-        if chosen is None:
-            chosen = tuple(self._search.programme.most(pieces, [], self._search.bans))
-        groups = dict.fromkeys(name for i in chosen for name in self.planner.scored.removals[i].groups)
-        size = self.planner.joints.num_params(chosen) if self.most is not None else round(amount(pieces, chosen))
-        macs = None if self.totals.macs is None else amount(self.planner.meter.macs_pieces, chosen)
-        return Offer(tuple(groups), size, macs)
+        meter, joints, chosen = self.planner.meter, self.planner.joints, self.most
+        has_macs = self.totals.macs is not None
+        if chosen is not None:
+            macs = meter.macs_taken(joints.proven(chosen)) if chosen and has_macs else None
+            return Offer(self._groups_of(chosen), joints.num_params(chosen), macs)
+        chosen = tuple(self._search.programme.most(meter.param_pieces, [], self._search.bans))
+        macs = amount(meter.macs_pieces, chosen) if has_macs else None
+        return Offer(self._groups_of(chosen), round(amount(meter.param_pieces, chosen)), macs)
+
+    def _groups_of(self, chosen: Sequence[int]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for i in chosen for name in self.planner.scored.removals[i].groups))
 
     @cached_property
     def cheapest(self) -> list[Offer]:
@@ -169,7 +173,7 @@ class Overview:
         if not num:
             return "Calibration data would open no other group"
         everything = [*scored.removals, *scored.unfitted]
-        pieces = self.planner.meter.pieces_of(everything)
+        pieces = self.planner.meter.of(everything).param_pieces
         chosen = Programme(len(everything)).most(pieces, [], bans_of(self.graph, everything))
         share = amount(pieces, chosen) / max(self.graph.num_params, 1)
         return f"Calibration data would open {_count(num)} (projections): up to {share:.1%} could leave"

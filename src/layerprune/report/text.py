@@ -242,12 +242,15 @@ def _frontier_lines(plan: PruningPlan, width: int) -> list[str]:
         return []
     sizes = [f"{point.reduction:.1%}" for point in plan.frontier]
     impacts = [f"{point.impact:.3g}" for point in plan.frontier]
+    widths = [max(len(a), len(b)) for a, b in zip(sizes, impacts, strict=True)]
     lines = ["Frontier (least sum of impacts for every size, predicted):"]
-    cell = 2 + max(map(len, (*sizes, *impacts)))
-    num = max((width - 10) // cell, 1)
-    for start in range(0, len(sizes), num):
-        some = slice(start, start + num)
-        widths = [max(len(a), len(b)) for a, b in zip(sizes[some], impacts[some], strict=True)]
+    start = 0
+    while start < len(widths):
+        stop = start + 1
+        while stop < len(widths) and 8 + sum(w + 2 for w in widths[start : stop + 1]) <= width:
+            stop += 1
+        some = slice(start, stop)
         for name, cells in (("removed ", sizes[some]), ("impact  ", impacts[some])):
-            lines.append(f"  {name}{'  '.join(c.rjust(w) for c, w in zip(cells, widths, strict=True))}")
+            lines.append(f"  {name}{'  '.join(c.rjust(w) for c, w in zip(cells, widths[some], strict=True))}")
+        start = stop
     return lines

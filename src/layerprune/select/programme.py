@@ -50,7 +50,7 @@ class Programme:
         return self.run(-gains, columns, limits, bans, gap)[0]
 
     def least(self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Ban], gap: float = EXACT) -> list[int]:
-        """The removals of least cost within limits, to a share; empty where there are none, or none need to go."""
+        """The removals of least cost within limits, roughly with a wide gap; empty where none has to go."""
         columns = _Columns(self.num, [limit.pieces for limit in limits], bans)
         spread = np.concatenate([costs, np.zeros(len(columns.groups))])
         chosen, is_proven = self.run(spread, columns, limits, bans, gap)
@@ -70,7 +70,7 @@ class Programme:
         scale = max(float(np.abs(costs).max()), 1e-30)
         # A group lies between its members' largest and their sum: whole members make it whole, without branching on it.
         whole = np.repeat([1, 0], [self.num, len(columns.groups)])
-        nodes = min(_MOST_NODES, max(_FEWEST_NODES, _WORK // len(rows)))
+        nodes = min(_MOST_NODES, max(_FEWEST_NODES, _WORK // len(rows))) if gap <= GAP else _FEWEST_NODES
         options = {"time_limit": _SECONDS, "node_limit": nodes, "mip_rel_gap": gap}
         result = milp(costs / scale, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options=options)
         is_proven = result.status == 0

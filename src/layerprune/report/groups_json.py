@@ -1,0 +1,31 @@
+"""The groups as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+from layerprune.groups import Group
+
+
+def groups_as_json(groups: Sequence[Group], notes: Sequence[str]) -> str:
+    """Write groups with their verdicts and prices as JSON text; impacts that are infinite or unknown as null."""
+    rows = [
+        {
+            "lead": group.lead_transform.name,
+            "module": group.lead_transform.type_name,
+            "type": group.type,
+            "impact": group.impact if math.isfinite(group.impact) else None,  # JSON has no infinity
+            "num_params": group.num_params,
+            "num_removed": group.num_removed,
+            "leaves_with": group.leaves_with,
+            "verdict": group.verdict,
+            "can_remove": group.can_remove,
+            "needs_calibration": group.needs_calibration,
+            "reason": group.reason,
+            "layers": [layer.name for layer in group.layers],
+        }
+        for group in groups
+    ]
+    return json.dumps({"groups": rows, "notes": list(notes)}, indent=2)
