@@ -80,9 +80,15 @@ def test_plan_prints_the_groups_on_standard_output(net: str) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("Sequential: 2,066 parameters, 498 k MACs on 1×3×16×16\nCan leave now: ")
     assert "\n\nPRUNING GROUPS (each starting from a transform layer):\n" in result.stdout
-    assert result.stdout.count("✓ SAFE TO REMOVE") == 3
+    assert result.stdout.count("✓ SAFE TO REMOVE") == 1
+    assert "  Alike (2): *.conv where * is and the impact: " in result.stdout
     assert result.stdout.count("✗ CRITICAL") == 2
     assert "own code" not in result.stdout
+
+
+def test_plan_in_full_prints_each_group(net: str) -> None:
+    result = run("plan", net, "--full", *SHAPE)
+    assert result.stdout.count("✓ SAFE TO REMOVE") == 3
 
 
 def test_plan_with_a_reduction_also_shows_what_would_go(net: str) -> None:
