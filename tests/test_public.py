@@ -141,7 +141,12 @@ def test_prune_takes_budgets_groups_or_a_plan_by_keyword():
 
 
 def test_print_plan_needs_nothing():
-    assert parameters(UniversalLayerPruner.print_plan) == [("self", "positional", None), ("plan", "positional", None)]
+    assert parameters(UniversalLayerPruner.print_plan) == [
+        ("self", "positional", None),
+        ("plan", "positional", None),
+        ("full", "keyword", False),
+        ("width", "keyword", None),
+    ]
 
 
 def test_quick_prune_takes_a_model_and_a_reduction():
