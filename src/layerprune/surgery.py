@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from layerprune.adapters import generation, stacks
+from layerprune.adapters import generation, stacks, timm_features
 from layerprune.adapters.caches import PLACES
 from layerprune.dropped import Dropped, DroppedBranch, PassThrough, SkipsDropped, dropped
 from layerprune.edits import (
@@ -60,6 +60,7 @@ def operate(
         shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
         shorten = _prepared(model, shortens)
         told = generation.changes(model, {edit.fqn: edit.removed for edit in shortens})
+        told += timm_features.changes(model, [edit.fqn for edit in edits if isinstance(edit, Delete)])
         moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
         for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
             _carry_out(model, edit, places, folded or {}, journal)

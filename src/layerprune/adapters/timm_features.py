@@ -1,0 +1,78 @@
+"""timm: what a model says of the places where its features are taken follows when elements leave an ``nn.Sequential``.
+
+``feature_info`` names a module for each feature; lists as ``feature_ends`` hold the places of these among the elements,
+which ``forward_intermediates`` counts. No forward reads them, so no proof sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, cast
+
+from torch import nn
+
+Entry = dict[str, Any]
+
+
+def changes(model: nn.Module, deleted: Collection[str]) -> list[tuple[dict[str, Any], str, Any]]:
+    """What to write, as (attributes, name, value), when elements leave their containers and the others keep their keys.
+
+    A feature that was taken at an element that leaves is taken at the element before it, which now ends the same run.
+    Where that one has a feature of its own, there is one feature less.
+
+    Args:
+        model: the model, before anything leaves it.
+        deleted: the dotted names of the elements that go.
+    """
+    found: list[tuple[dict[str, Any], str, Any]] = []
+    for prefix, module in model.named_modules() if deleted else ():
+        entries = _entries(module)
+        own = {name.removeprefix(f"{prefix}.") if prefix else name for name in deleted}
+        if entries:
+            found += _followed(module, entries, own)
+    return found
+
+
+def _entries(module: nn.Module) -> list[Entry]:
+    """What a module's ``feature_info`` lists."""
+    info = vars(module).get("feature_info")
+    entries = cast("list[Any]", info) if isinstance(info, list) else []
+    return entries if all(isinstance(one, dict) and isinstance(one.get("module"), str) for one in entries) else []
+
+
+def _followed(module: nn.Module, entries: list[Entry], deleted: set[str]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    modules = dict(module.named_modules())
+    names = [_instead(entry["module"], modules, deleted) for entry in entries]
+    kept = [i for i, name in enumerate(names) if name is not None and name not in names[:i]]
+    held = vars(module)
+    new = [{**entries[i], "module": names[i]} for i in kept]
+    if new != entries:
+        yield held, "feature_info", new
+    before = [_place(entry["module"], modules, ()) for entry in entries]
+    after = [_place(cast(str, names[i]), modules, deleted) for i in kept]
+    if after != before:
+        for key, value in held.items():
+            if isinstance(value, (list, tuple)) and list(cast("list[Any]", value)) == before:
+                yield held, key, type(value)(after)
+
+
+def _instead(name: str, modules: Mapping[str, nn.Module], deleted: Collection[str]) -> str | None:
+    """Where a feature is taken from now on; None where nothing is left before it in its container."""
+    gone = next((one for one in deleted if f"{name}.".startswith(f"{one}.")), None)
+    if gone is None:
+        return name
+    parent, _, key = gone.rpartition(".")
+    siblings = list(modules[parent]._modules) if parent in modules else []
+    earlier = siblings[: siblings.index(key)] if key in siblings else []
+    left = [f"{parent}.{one}" if parent else one for one in earlier]
+    return next((one for one in reversed(left) if one not in deleted), None)
+
+
+def _place(name: str, modules: Mapping[str, nn.Module], deleted: Collection[str]) -> int | None:
+    """Which of its container's elements a module is."""
+    parent, _, key = name.rpartition(".")
+    held = modules.get(parent)
+    if not isinstance(held, nn.Sequential):
+        return None
+    left = [one for one in held._modules if (f"{parent}.{one}" if parent else one) not in deleted]
+    return left.index(key) if key in left else None
