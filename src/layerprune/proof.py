@@ -167,8 +167,8 @@ class Prover:
         """
         refused: dict[str, list[str]] = {}
         listed = list(alternatives)
-        proven = self.prove_some([c for c in listed if c[0].kind != "bypass"], forbidden, refused)
-        others = [some for some in listed if some[0].kind == "bypass"]
+        proven = self.prove_some([c for c in listed if not c[0].waits], forbidden, refused)
+        others = [some for some in listed if some[0].waits]
         left = [[c for c in some if not any(_is_tidier(r, c) for r in proven)] for some in others]
         return proven + self.prove_some([some for some in left if some], forbidden, refused), refused
 

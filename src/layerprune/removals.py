@@ -32,6 +32,7 @@ class Candidate:
         cut: the change to the layer graph.
         dead: the layers that die.
         groups: names of the groups that leave.
+        waits: whether it is of use only where nothing tidier takes out the same.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Candidate:
     cut: Cut
     dead: frozenset[int]
     groups: tuple[str, ...]
+    waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class _Finder:
             if candidate is not None:
                 yield (candidate,)
 
-    def candidate(self, kind: str, cut: Cut, name: str) -> Candidate | None:
+    def candidate(self, kind: str, cut: Cut, name: str, *, waits: bool = False) -> Candidate | None:
         """Make a candidate of a cut, if it is new and takes a whole group out."""
         if self.is_known(cut):
             return None
@@ -121,7 +123,7 @@ class _Finder:
             self.partial += [(kind, cut, dead)] if leaving else []
             return None
         self.seen.add(_key(cut))
-        return Candidate(name, kind, cut, dead, tuple(gone))
+        return Candidate(name, kind, cut, dead, tuple(gone), waits)
 
     def is_known(self, cut: Cut) -> bool:
         """Whether a cut is a candidate already."""
@@ -229,7 +231,8 @@ class _Finder:
             substitutes = {y: s for cut in cuts for y, s in cut.substitutes.items()}
             if all(substitutes[y] == s for cut in cuts for y, s in cut.substitutes.items()):
                 joint = Cut(substitutes, frozenset(pair for cut in cuts for pair in cut.dropped))
-                yield self.candidate("shared", joint, f"{group.name} {how} at all its {len(group.calls)} calls")
+                name = f"{group.name} {how} at all its {len(group.calls)} calls"
+                yield self.candidate("shared", joint, name, waits=how == "by itself")
 
     def bypasses(self) -> Iterator[tuple[Candidate, ...]]:
         """Replace a layer's value by the nearest tensor of its shape that dominates it; a group's latest first."""
@@ -256,7 +259,8 @@ class _Finder:
                 for substitute in self.graph.layers[dominator].outputs if dominator >= 0 else self.graph.inputs:
                     if self.alike(substitute, value):
                         cut = Cut({value: substitute})
-                        found = self.candidate("bypass", cut, f"{layer.name} by {self.graph.name_of(substitute)}")
+                        name = f"{layer.name} by {self.graph.name_of(substitute)}"
+                        found = self.candidate("bypass", cut, name, waits=True)
                         if found is not None or self.is_known(cut):
                             return found
         return None
