@@ -33,7 +33,7 @@ MORE: Mapping[str, tuple[str, ...]] = {
         "squeezenet1_1", "mnasnet0_5", "fcn_resnet50", "r3d_18",
     ),
     "timm": ("selecsls42", "rexnet_100"),
-    "transformers": ("roberta", "opt", "phi3", "gemma2"), 
+    "transformers": ("roberta", "opt", "phi3", "gemma2", "distilbert"),
 }  # fmt: skip
 
 
