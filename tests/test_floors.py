@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
 # From the ground up. Modules on one floor do not see each other, but for those of one folder (``impact.*``).
 FLOORS = (
-    ("bits", "callers", "errors", "journal", "members", "nested", "onlookers", "operands", "turns"),
+    ("bits", "callers", "errors", "journal", "members", "nested", "onlookers", "operands", "packages", "turns"),
     ("output_structure", "stand_ins", "supported"),
     (
         *("attributes", "copies", "dropped", "fast_path", "guesses", "integers", "registry"),

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import layerprune
 from layerprune import Group, LayerInfo, PruningPlan, Removal, UniversalLayerPruner, quick_prune
-from nets import ExampleModel, image, randomised
+from nets import Damped, ExampleModel, image, linear, randomised, rows, same_bits
 
 NAMES = [
     "Group",
@@ -23,11 +24,14 @@ NAMES = [
     "UniversalLayerPruner",
     "allow_marked_saving",
     "applied",
+    "compare",
     "distill",
     "from_hub",
     "load_pruned",
     "push_to_hub",
     "quick_prune",
+    "register_criterion",
+    "repair",
     "save_pruned",
 ]
 
@@ -41,11 +45,13 @@ HOMES = {
     "UniversalLayerPruner": "pruner",
     "allow_marked_saving": "checkpoint.marked",
     "applied": "surgery",
+    "compare": "fidelity.compare",
     "distill": "distillation.distilling",
     "from_hub": "checkpoint.hub",
     "load_pruned": "checkpoint.load",
     "push_to_hub": "checkpoint.hub",
     "quick_prune": "pruner",
+    "register_criterion": "impact.criteria",
     "save_pruned": "checkpoint.save",
 }
 
@@ -69,7 +75,7 @@ def test_these_names_are_public():
     assert isinstance(layerprune.__version__, str)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HOMES)
 def test_a_public_name_is_the_object_of_that_name_in_its_home(name):
     home = importlib.import_module(f"layerprune.{HOMES[name]}")
     assert getattr(layerprune, name) is getattr(home, name)
@@ -81,6 +87,33 @@ def test_public_names_can_be_imported_in_any_order(names):
     code = f"from layerprune import {', '.join(names)}; assert all(map(callable, ({', '.join(names)})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from layerprune import repair",
+        "from layerprune.repair import untie; from layerprune import repair",
+    ],
+)
+def test_repair_is_the_function_and_the_package_whichever_comes_first(imports):
+    code = (
+        f"{imports}; import inspect, layerprune.repair; assert repair is layerprune.repair; assert callable(repair); "
+        "assert inspect.signature(repair) == inspect.signature(repair.repair); "
+        "from layerprune.repair import RepairReport; from layerprune import *; assert repair is layerprune.repair"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_repair_can_be_called_by_the_packages_name():
+    model = randomised(nn.Sequential(linear(), Damped(), linear()))
+    batches = [rows(16, seed=seed) for seed in range(4)]
+    plan = UniversalLayerPruner(model, example_inputs=rows()).plan(max_param_reduction=0.4)
+    first, second = plan.apply(model), plan.apply(model)
+    report = layerprune.repair(model, first, batches, edits=plan.edits)
+    assert report == layerprune.repair.repair(model, second, batches, edits=plan.edits)
+    assert same_bits(first, second)
 
 
 def test_an_unknown_name_is_an_attribute_error():

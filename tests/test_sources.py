@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from layerprune import sources
+from layerprune import packages, sources
 from layerprune.errors import LayerPruneError, SourceError
 from layerprune.sources import _folder_or_repository, load_model
 
@@ -114,21 +115,22 @@ def test_a_file_at_fault_is_reported_with_the_fault(tmp_path: Path, text: str, m
 
 
 @pytest.mark.parametrize(
-    ("spec", "package", "extra"),
+    ("spec", "package", "command"),
     [
-        ("torchvision:resnet18", "torchvision", "vision"),
-        ("timm:resnet18", "timm", "vision"),
-        ("hf:x", "transformers", "hf"),
+        ("torchvision:resnet18", "torchvision", "'torchvision==0.28.*' 'torch=="),
+        ("timm:resnet18", "timm", "timm 'torchvision==0.28.*' 'torch=="),
+        ("hf:x", "transformers", "transformers 'torch=="),
     ],
 )
-def test_a_missing_package_is_answered_with_the_install_command(
-    monkeypatch: pytest.MonkeyPatch, spec: str, package: str, extra: str
+def test_a_missing_package_is_answered_with_the_install_command_that_keeps_torch(
+    monkeypatch: pytest.MonkeyPatch, spec: str, package: str, command: str
 ) -> None:
     def absent(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(LayerPruneError, match=rf"{package} is not installed.*pip install 'layerprune\[{extra}\]'"):
+    monkeypatch.setattr(packages, "version", lambda _: "2.13.0")
+    with pytest.raises(LayerPruneError, match=rf"{package} is not installed; run: pip install {re.escape(command)}2"):
         load_model(spec)
 
 
@@ -138,7 +140,7 @@ def test_a_torchvision_of_another_build_is_named_as_such(monkeypatch: pytest.Mon
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(importlib, "import_module", mismatched)
-    with pytest.raises(SourceError, match=r"torchvision does not match this torch build .*reinstall both"):
+    with pytest.raises(SourceError, match=r"not built for this torch; run: pip install .*--no-deps 'torchvision"):
         load_model(spec)
 
 

@@ -18,6 +18,7 @@ from layerprune.errors import ExportError
 from layerprune.inputs import Inputs, as_inputs
 from layerprune.modules import unwrap
 from layerprune.nested import tensors_by_place
+from layerprune.packages import how_to_install
 from layerprune.shadow import Shadow, real_shadow
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -70,7 +71,7 @@ def export_onnx(
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        raise ExportError(f"ONNX export needs {', '.join(missing)}: pip install 'layerprune[onnx]'")
+        raise ExportError(f"ONNX export needs {', '.join(missing)}; run: {how_to_install(*missing)}")
     inputs = as_inputs(example_inputs)
     shade = real_shadow(unwrap(model))
     name = type(shade.model).__name__

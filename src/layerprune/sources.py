@@ -20,7 +20,8 @@ from urllib.request import getproxies
 
 from torch import nn
 
-from layerprune.errors import SourceError
+from layerprune.errors import SourceError, ended_by
+from layerprune.packages import how_to_install, how_to_match_torchvision
 
 #: The forms that a MODEL argument can take.
 FORMS = "torchvision:resnet50, timm:vit_small_patch16_224, hf:DIR_OR_ID, path/to/file.py:factory"
@@ -80,7 +81,7 @@ def load_data(spec: str) -> Iterable[Any]:
 
 
 def _from_torchvision(name: str, pretrained: bool) -> nn.Module:
-    models = _package("torchvision", extra="vision").models
+    models = _package("torchvision").models
     if name not in models.list_models():
         raise SourceError(_unknown(name, "torchvision", models.list_models()))
     options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
@@ -91,7 +92,7 @@ def _from_torchvision(name: str, pretrained: bool) -> nn.Module:
 
 
 def _from_timm(name: str, pretrained: bool) -> nn.Module:
-    timm = _package("timm", extra="vision")
+    timm = _package("timm")
     if not timm.is_model(name):
         raise SourceError(_unknown(name, "timm", timm.list_models()))
     with _weights_within_reach(name):
@@ -100,7 +101,7 @@ def _from_timm(name: str, pretrained: bool) -> nn.Module:
 
 def _from_transformers(name: str) -> nn.Module:
     """Load a checkpoint as the class that it was saved from, or as the bare encoder where it does not say."""
-    transformers = _package("transformers", extra="hf")
+    transformers = _package("transformers")
     name = _folder_or_repository(name)
     with _weights_within_reach(name):
         config = transformers.AutoConfig.from_pretrained(name)
@@ -181,18 +182,17 @@ def _run(path: Path) -> ModuleType:
     return module
 
 
-def _package(name: str, extra: str) -> Any:
-    """Import a package that only an extra installs."""
+def _package(name: str) -> Any:
+    """Import a package that the library does without."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or name
-        raise SourceError(f"{missing} is not installed; run: pip install 'layerprune[{extra}]'") from error
+        raise SourceError(f"{missing} is not installed; run: {how_to_install(missing)}") from error
     except Exception as error:  # a broken binary raises anything: OSError, RuntimeError, AttributeError
         if "torchvision::" in str(error):
             raise SourceError(
-                f"torchvision does not match this torch build ({error}); "
-                "reinstall both from one index, for the same version pair and the same CUDA (or CPU) variant"
+                ended_by(f"torchvision was not built for this torch; run: {how_to_match_torchvision()}", error)
             ) from error
         raise SourceError(f"{name} is installed but does not import: {error}") from error
 

@@ -16,6 +16,7 @@ from layerprune.checkpoint.load import Factory, load_artefact, origin_of, read_p
 from layerprune.checkpoint.manifest import NAME, read_manifest
 from layerprune.checkpoint.save import save_pruned
 from layerprune.errors import CheckpointError
+from layerprune.packages import how_to_install
 from layerprune.plan import PruningPlan
 
 # What an artefact is made of: fetched from a repository, and cleared from it before another one goes there.
@@ -106,7 +107,7 @@ def _hub(repo: str) -> Generator[Any]:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise CheckpointError("huggingface_hub is not installed: pip install 'layerprune[hf]'") from error
+        raise CheckpointError(f"huggingface_hub is not installed; run: {how_to_install('huggingface_hub')}") from error
     try:
         yield huggingface_hub
     except (OSError, ValueError) as error:  # no network, no such repository, no right to it, no name of one

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from layerprune.errors import DistillationError
+from layerprune.errors import DistillationError, ended_by
+from layerprune.packages import how_to_install
 
 
 def extra(name: str) -> Any:
@@ -17,4 +18,5 @@ def extra(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise DistillationError(f"distillation needs {name}: pip install layerprune[train] ({error})") from error
+        command = how_to_install("accelerate", "peft")
+        raise DistillationError(ended_by(f"distillation needs {name}; run: {command}", error)) from error

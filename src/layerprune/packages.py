@@ -1,0 +1,53 @@
+"""Packages: how to install what a feature needs, with the torch that is there left as it is."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+_TORCH = re.compile(r"(\d+)\.(\d+)(?:[^+]*)(?:\+(.+))?")
+_INDEX = "https://download.pytorch.org/whl"
+_VARIANTS = re.compile(r"cpu|cu\d+|rocm[\d.]+|xpu")
+
+
+def how_to_install(*names: str) -> str:
+    """The command that installs packages and keeps torch: pip replaces it, unless its version is in the command.
+
+    Quoted for any shell, zsh included.
+    """
+    parts = ["pip install", *names]
+    if held := _installed("torch"):
+        vision = f"'torchvision=={_torchvision_for(held)}'"
+        if {"torchvision", "timm"} & set(names):  # timm brings torchvision, whose releases each want one torch
+            parts = [*(part for part in parts if part != "torchvision"), vision]
+        parts.append(f"'torch=={held}'")
+        if vision in parts:
+            parts += _index_for(held, "--extra-index-url")
+    return " ".join(parts)
+
+
+def how_to_match_torchvision() -> str:
+    """The command that brings a torchvision of the installed torch's version and build, and nothing else."""
+    held = _installed("torch") or ""
+    parts = ["pip install --force-reinstall --no-deps", f"'torchvision=={_torchvision_for(held)}'"]
+    return " ".join([*parts, *_index_for(held, "--index-url")])
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _torchvision_for(torch: str) -> str:
+    """The releases of torchvision that go with a torch: 0.21 with 2.6, 0.22 with 2.7, and so on."""
+    found = _TORCH.match(torch)
+    return f"0.{int(found.group(2)) + 15}.*" if found and found.group(1) == "2" else "*"
+
+
+def _index_for(torch: str, option: str) -> list[str]:
+    """Where builds of the same variant are, such as CPU only; nothing for those of PyPI itself."""
+    found = _TORCH.match(torch)
+    variant = found.group(3) if found else None
+    return [f"{option} {_INDEX}/{variant}"] if variant and _VARIANTS.fullmatch(variant) else []
