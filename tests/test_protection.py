@@ -138,6 +138,8 @@ def test_what_is_no_stem_any_more_leaves_as_in_the_simulation(name):
     for removal in oracle.checkable:
         assert stems.isdisjoint(removal.groups)
         oracle.check_removal(removal)
+    for share in (0.5, 0.9) if oracle.checkable else ():
+        oracle.check_plan(oracle.pruner.plan(max_param_reduction=share, slack=0))
 
 
 def test_of_branches_that_read_the_input_each_may_go_and_one_stays():
