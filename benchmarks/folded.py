@@ -19,10 +19,10 @@ from layerprune import UniversalLayerPruner
 from layerprune.budgets import Budgets
 from layerprune.modules import num_params
 from layerprune.planning import params_in
+from layerprune.protection import HEAD, STEM
 from layerprune.select.search import Search
 
 MODELS = ("vgg16", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "densenet121")
-_KEPT = ("reads the model's input", "feeds the model's output")
 console = Console(width=200)
 
 
@@ -50,7 +50,7 @@ def shares(names: tuple[str, ...]) -> list[dict[str, str]]:
         model = getattr(torchvision.models, name)(weights=None).eval()
         pruner = UniversalLayerPruner(model, example_inputs=torch.randn(2, 3, 224, 224))
         total = pruner.graph.num_params
-        kept = params_in(pruner.graph, [g for g in pruner.groups if g.reason.startswith(_KEPT)]) / total
+        kept = params_in(pruner.graph, [g for g in pruner.groups if g.reason.startswith((STEM, HEAD))]) / total
         plain = params_in(pruner.graph, [g for g in pruner.groups if g.can_remove and not g.needs_calibration]) / total
         both = params_in(pruner.graph, [g for g in pruner.groups if g.verdict != "critical"]) / total
         critical = {g.name: params_in(pruner.graph, [g]) / total for g in pruner.groups if g.verdict == "critical"}
