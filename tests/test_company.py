@@ -94,6 +94,16 @@ def test_what_the_programme_counts_for_a_set_is_what_leaves_with_it(name):
             assert amount(pieces, some) == pytest.approx(size), some
 
 
+@pytest.mark.parametrize("name", ["narrow places", "a concat"])
+def test_so_it_is_with_multiply_accumulates(name):
+    pruner, sizes = subject(name)
+    macs = pruner._planner.meter.macs(1.0, True)
+    bans = bans_of(pruner.graph, pruner.removals)
+    for some in sizes:
+        if not any(ban.forbids(some) for ban in bans):
+            assert amount(macs.pieces, some) == pytest.approx(macs.measure(some)), some
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_no_set_is_banned_that_could_be_made_and_is_not_the_same_as_a_smaller_one(name):
     pruner, sizes = subject(name)
