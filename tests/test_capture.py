@@ -470,3 +470,40 @@ def test_proofs_start_from_the_flags_of_the_users_model():
     assert verdicts["b"].can_remove
     assert not verdicts["a"].can_remove, "its weight is read in the first forward"
     assert "weight" in verdicts["a"].reason
+
+
+class Tries(nn.Module):
+    """Calls its branch in a way that may fail, and then in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = linear(), Fails(), linear()
+
+    def forward(self, x):
+        x = self.stem(x)
+        try:
+            y = self.branch(x, fast=True)
+        except NotImplementedError:
+            y = self.branch(x, fast=False)
+        return self.head(x + y)
+
+
+class Fails(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = linear(), linear()
+
+    def forward(self, x, fast):
+        h = self.a(x).relu()
+        if fast:
+            raise NotImplementedError
+        return self.b(h)
+
+
+def test_a_call_that_raised_and_was_caught_is_no_call():
+    model = randomised(Tries())
+    pruner = UniversalLayerPruner(model, example_inputs=rows())
+    assert [pruner.graph.frames[f].raised for f in pruner.graph.calls["branch"]] == [False]
+    small = pruner.prune(groups=["branch.a", "branch.b"])
+    with torch.no_grad():
+        assert torch.allclose(run(small, rows(7)), model.head(model.stem(rows(7))), atol=1e-6)

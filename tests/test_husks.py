@@ -71,6 +71,45 @@ def _without_attention(model: Tagger, x: Tensor, padding: Tensor) -> Tensor:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+class Bare(nn.Module):
+    """torch's own encoder, whose padded tokens come out as zeros from its nested path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = linear(), linear(8, 3)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.head(self.encoder(self.stem(x), src_key_padding_mask=padding))
+
+
+def test_padded_tokens_stay_zeros_where_a_part_of_the_first_layer_goes() -> None:
+    """The encoder asks the first layer's weights whether it may pack tokens: that one part is gone changes nothing."""
+    model = randomised(Bare()).eval()
+    pruner = UniversalLayerPruner(model, example_inputs=_inputs())
+    of_the_first = [r for r in pruner.removals if any(g.startswith("encoder.layers.0.") for g in r.groups)]
+    assert {group for removal in of_the_first for group in removal.groups} == set(_SUBLAYERS[:3])
+    for removal in pruner.removals:
+        flag = model.encoder.layers[0].activation_relu_or_gelu
+        with applied(model, removal.edits):
+            found = run(model, **_inputs(3))
+            alone = run(model, **{key: one[:1, :3] for key, one in _inputs(3).items()})
+        assert torch.allclose(found[0, 3:], model.head.bias.expand(2, 3)), removal
+        assert torch.allclose(found[0, :3], alone[0], atol=1e-5), removal
+        assert model.encoder.layers[0].activation_relu_or_gelu == flag == 1
+
+
+def test_a_layer_without_a_part_is_not_run_as_one_fused_operation() -> None:
+    model = randomised(Bare()).eval()
+    without = UniversalLayerPruner(model, example_inputs=_inputs()).prune(groups=["encoder.layers.0.self_attn"])
+    x = tokens()
+    one, two = model.encoder.layers
+    with torch.no_grad():
+        y = one.norm1(model.stem(x))
+        y = two(one.norm2(y + one.linear2(one.linear1(y).relu())))
+        assert torch.allclose(without(x, None), model.head(y), atol=1e-5)
+
+
 def test_what_fakes_cannot_do_unwatched_is_proven_on_real_tensors_and_the_plan_says_so() -> None:
     notes = UniversalLayerPruner(Tagger(), example_inputs=_inputs()).notes
     assert any(note.startswith("proven on real tensors, because fake ones failed") for note in notes)
@@ -155,7 +194,8 @@ def test_what_holds_husks_is_scored_pruned_and_repaired_again() -> None:
     model = randomised(Net(forward, stem=linear(), branches=branches, head=linear()))
     batches = [rows(16, seed=seed) for seed in range(4)]
     first = UniversalLayerPruner(model, calibration=batches)
-    pruned = first.prune(groups=["branches.2.0", "branches.2.2"])
+    whole = next(r for r in first.removals if {*r.groups} == {"branches.2.0", "branches.2.2"})
+    pruned = first.prune(groups=[whole])
     assert any(isinstance(held, Husk) for module in pruned.modules() for held in vars(module).values())
     second = UniversalLayerPruner(pruned, calibration=batches)
     smaller = second.prune(max_param_reduction=0.3)

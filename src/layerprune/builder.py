@@ -206,6 +206,7 @@ class Builder:
             call.result,
             call.outputs,
             tuple(call.steps),
+            call.raised,
         )
 
     def add_notes(self, values: dict[int, Value]) -> None:

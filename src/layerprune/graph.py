@@ -13,10 +13,9 @@ import torch
 #: What one operand of a layer reads: one value, or several where a view was written through an alias in between.
 Read: TypeAlias = tuple[int, ...]
 
-#: An output's structure: ``"tensor"``, ``"argument"``, ``{"argument": [position, keyword]}`` for one that is handed on
-#: besides, ``{"tuple": […]}``, ``{"list": […]}``, ``{"dict": {…}}``, ``{"value": constant}``, or, for a named tuple or
-#: a dataclass, ``{"record": {"class": [module, name], "fields": {…}}}``. ``None`` where it cannot be rebuilt (another
-#: object of the model's own).
+#: An output's structure: ``"tensor"``, ``"argument"``, ``{"argument": [position, keyword]}`` for one handed on besides,
+#: ``{"tuple": […]}``, ``{"list": […]}``, ``{"dict": {…}}``, ``{"value": constant}``, ``{"record": {"class": [module,
+#: name], "fields": {…}}}`` for a named tuple or dataclass. ``None`` where it cannot be rebuilt (an object of its own).
 Structure: TypeAlias = Any
 
 
@@ -101,6 +100,7 @@ class Frame:
         result: the output's structure with value numbers at its leaves.
         outputs: the values in the output, in order.
         steps: what its forward calls, in order: functions by name, and modules as ``:`` and their first name.
+        raised: whether its forward raised, and whoever called it went on.
     """
 
     index: int
@@ -112,6 +112,7 @@ class Frame:
     result: Structure
     outputs: tuple[int, ...]
     steps: tuple[str, ...] = ()
+    raised: bool = False
 
 
 @dataclass(frozen=True)
@@ -284,11 +285,12 @@ class LayerGraph:
 
     @cached_property
     def calls(self) -> Mapping[str, tuple[int, ...]]:
-        """Module name → its frames."""
-        found: dict[str, list[int]] = {}
+        """Module name → its frames; those that raised only where none has come to an end."""
+        found: dict[str, list[Frame]] = {}
         for frame in self.frames:
-            found.setdefault(frame.fqn, []).append(frame.index)
-        return {fqn: tuple(frames) for fqn, frames in found.items()}
+            found.setdefault(frame.fqn, []).append(frame)
+        ended = {fqn: [frame for frame in frames if not frame.raised] or frames for fqn, frames in found.items()}
+        return {fqn: tuple(frame.index for frame in frames) for fqn, frames in ended.items()}
 
     @cached_property
     def aliases_of(self) -> Mapping[str, tuple[tuple[str, ...], ...]]:

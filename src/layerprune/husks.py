@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.dropped import Dropped, is_described, raw_name
@@ -88,22 +88,24 @@ def plain(module: nn.Module) -> dict[str, Any]:
     return class_values(type(module)) | {key: copy.copy(value) for key, value in own.items()}
 
 
-def shown(module: nn.Module, place: str) -> dict[str, Any]:
+def shown(module: nn.Module, place: str, gone: Tensor = GONE) -> dict[str, Any]:
     """What a module's stand-in shows: plain attributes, dropped tensors for tensors, husks for parts, some methods.
 
     Args:
         module: the module.
         place: its name in the model.
+        gone: what it shows for each tensor.
     """
     tensors = {**module._parameters, **module._buffers}
     parts = {
-        key: None if part is None else Husk(shown(part, f"{place}.{key}")) for key, part in module._modules.items()
+        key: None if part is None else Husk(shown(part, f"{place}.{key}", gone))
+        for key, part in module._modules.items()
     }
     kept, held = kept_members(module), vars(module)
     return {
         **plain(module),
         **{name: held[name] for name in sorted(frozenset().union(*kept.values())) if name in held},
-        **{key: None if tensor is None else GONE for key, tensor in tensors.items()},
+        **{key: None if tensor is None else gone for key, tensor in tensors.items()},
         **parts,
         **{"_former": type(module) if kept else None, "_kept": frozenset(kept), "_place": place},
     }

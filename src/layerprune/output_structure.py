@@ -114,7 +114,8 @@ def build(
     if isinstance(structure, dict):
         ((kind, inner),) = cast("dict[str, Any]", structure).items()
         if kind == "argument":
-            return pick(*inner, args, kwargs or {})
+            position, keyword = inner
+            return pick(position, keyword, args, kwargs or {})
         if kind in ("tuple", "list"):
             items = [inside(item) for item in inner]
             return tuple(items) if kind == "tuple" else items

@@ -115,7 +115,8 @@ class Recorder:
             call = self.enter(module, forward, args, kwargs)
             try:
                 out = forward(*args, **kwargs)
-            except BaseException:
+            except BaseException:  # which the caller may catch, and call something else
+                call.raised = True
                 self.stack.pop()
                 self.strays.leave()
                 raise

@@ -29,6 +29,7 @@ class Call:
     results: tuple[int, ...] = ()
     site: str = ""  # of a merge: from where it is called
     has_data_calls: bool = False
+    raised: bool = False
     functions: list[str] = field(default_factory=list[str])
     steps: list[str] = field(default_factory=list[str])
 

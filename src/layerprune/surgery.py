@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layerprune.adapters import generation, stacks, timm_features
 from layerprune.adapters.caches import PLACES
@@ -26,7 +26,8 @@ from layerprune.edits import (
     joined,
 )
 from layerprune.errors import SurgeryError
-from layerprune.husks import plain, shown
+from layerprune.fast_path import nothing, unfuse
+from layerprune.husks import GONE, plain, shown
 from layerprune.journal import Journal, Undo
 from layerprune.modules import slots
 from layerprune.projection import Folded, resize
@@ -148,7 +149,12 @@ def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded, jo
         guard = SkipsDropped(module)
         guard.training = module.training
         return _replace(_places_of(module, edit, places), guard, journal)
-    return _replace(_places_of(module, edit, places), _stand_in(cast("Pass | Drop", edit), module, model), journal)
+    hung = _places_of(module, edit, places)
+    fused = [parent for parent, _ in hung if isinstance(parent, nn.TransformerEncoderLayer)]
+    gone = nothing() if fused or isinstance(module, nn.TransformerEncoderLayer) else GONE
+    _replace(hung, _stand_in(cast("Pass | Drop", edit), module, model, gone), journal)
+    for parent in fused:
+        unfuse(parent, journal)
 
 
 def _places_of(module: nn.Module, edit: Edit, places: _Places) -> Sequence[tuple[nn.Module, str]]:
@@ -167,7 +173,7 @@ def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:
     return module
 
 
-def _stand_in(edit: Pass | Drop, module: nn.Module, model: nn.Module) -> nn.Module:
+def _stand_in(edit: Pass | Drop, module: nn.Module, model: nn.Module, gone: Tensor) -> nn.Module:
     if isinstance(edit, Drop):
         dtypes = (p.dtype for one in (module, model) for p in parameters(one) if p.is_floating_point())
         dtype = next(dtypes, torch.float32)
@@ -179,7 +185,7 @@ def _stand_in(edit: Pass | Drop, module: nn.Module, model: nn.Module) -> nn.Modu
     stand_in.training = module.training
     held = vars(stand_in)
     # A parent may read them off a module which it calls. Only torch's own Identity loads where this library is not.
-    kept = plain(module) if type(stand_in) is nn.Identity else shown(module, edit.fqn)
+    kept = plain(module) if type(stand_in) is nn.Identity else shown(module, edit.fqn, gone)
     held |= {key: value for key, value in kept.items() if key not in held and key not in stand_in._modules}
     return stand_in
 
