@@ -64,7 +64,7 @@ FLOORS = (
     ("distillation.*",),
     ("pruner",),
     ("sources",),
-    ("cli",),
+    ("cli.*",),
     ("__init__",),  # names everything, and imports it lazily
 )
 

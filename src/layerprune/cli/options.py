@@ -1,0 +1,107 @@
+"""The options that commands share, and what their values come to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+Granularity = Literal["group", "branch", "block"]
+Kind = Literal["distribution", "values"]
+Precision = Literal["no", "bf16", "fp16"]
+Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled", "repaired"]
+
+
+def _check_reduction(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1:
+        raise typer.BadParameter(f"{value} is not between 0 and 1: give the share that may go, as 0.3")
+    return value
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="torchvision:resnet50, timm:vit_small_patch16_224, hf:DIR_OR_ID, or path/to/file.py:factory.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+FullOption = Annotated[bool, typer.Option("--full", help="Show each group of repeated blocks, not one for all.")]
+GranularityOption = Annotated[Granularity, typer.Option(help="What leaves together.")]
+ProtectOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Keep layers whose dotted name matches; repeatable.", show_default=False),
+]
+ProtectIoOption = Annotated[
+    bool, typer.Option(" /--no-protect-io", help="Let the first and last layers go too.", show_default=False)
+]
+ShapeOption = Annotated[
+    str | None,
+    typer.Option(metavar="SHAPE", help="Of the example input, as 1,3,224,224; inferred if not given."),
+]
+ReductionOption = Annotated[
+    float | None,
+    typer.Option(callback=_check_reduction, help="Budget: the largest share of parameters that may go."),
+]
+MacReductionOption = Annotated[
+    float | None,
+    typer.Option(callback=_check_reduction, help="Budget: the largest share of multiply-accumulates that may go."),
+]
+LatencyOption = Annotated[
+    float | None, typer.Option(metavar="MS", help="Budget: milliseconds that one forward is to come down to.")
+]
+MemoryOption = Annotated[
+    int | None, typer.Option(metavar="BYTES", help="Budget: bytes that weights and activations are to come down to.")
+]
+MaxImpactOption = Annotated[
+    float | None, typer.Option(metavar="IMPACT", help="Budget: the largest impact of all removals together.")
+]
+SlackOption = Annotated[
+    float,
+    typer.Option(min=0, max=0.99, help="How far below what fits a plan may stay for less impact; 0 fills the budget."),
+]
+StrategyOption = Annotated[Strategy, typer.Option(help="What chooses within the budget.")]
+PretrainedOption = Annotated[
+    bool, typer.Option("--pretrained", help="Published weights for torchvision and timm, not random.")
+]
+
+
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE:NAME",
+        help="Batches to measure impacts on, and to repair by: an iterable in a Python file, or a function that "
+        "returns one.",
+        show_default=False,
+    ),
+]
+KindOption = Annotated[
+    Kind | None,
+    typer.Option(help="How outputs are compared: as logits, or as numbers; told from the model if not given."),
+]
+
+
+def budgets_of(
+    reduction: float | None,
+    mac_reduction: float | None,
+    latency_ms: float | None,
+    memory_bytes: int | None,
+    max_impact: float | None,
+) -> dict[str, Any]:
+    """The budgets that were given, as :meth:`UniversalLayerPruner.plan` calls them."""
+    named = {
+        "max_param_reduction": reduction,
+        "max_mac_reduction": mac_reduction,
+        "target_latency_ms": latency_ms,
+        "max_memory_bytes": memory_bytes,
+        "max_impact": max_impact,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def parsed_shape(text: str) -> tuple[int, ...]:
+    """Read ``1,3,224,224``."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"'{text}' is not a shape; write it as 1,3,224,224", param_hint="--input-shape")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,69 @@
+"""``layerprune plan``: what can go, and what a budget would take."""
+
+from __future__ import annotations
+
+import typer
+
+from layerprune.cli.console import echo_notes, print_table, working
+from layerprune.cli.models import pruner_of
+from layerprune.cli.options import (
+    CalibrationOption,
+    FullOption,
+    GranularityOption,
+    JsonOption,
+    KindOption,
+    LatencyOption,
+    MacReductionOption,
+    MaxImpactOption,
+    MemoryOption,
+    ModelArgument,
+    PretrainedOption,
+    ProtectIoOption,
+    ProtectOption,
+    ReductionOption,
+    ShapeOption,
+    SlackOption,
+    StrategyOption,
+    budgets_of,
+)
+
+
+def plan(
+    model: ModelArgument,
+    reduction: ReductionOption = None,
+    mac_reduction: MacReductionOption = None,
+    latency_ms: LatencyOption = None,
+    memory_bytes: MemoryOption = None,
+    max_impact: MaxImpactOption = None,
+    slack: SlackOption = 0.1,
+    strategy: StrategyOption = "auto",
+    as_json: JsonOption = False,
+    full: FullOption = False,
+    granularity: GranularityOption = "group",
+    protect: ProtectOption = None,
+    protect_io: ProtectIoOption = True,
+    input_shape: ShapeOption = None,
+    calibration: CalibrationOption = None,
+    kind: KindOption = None,
+    pretrained: PretrainedOption = False,
+) -> None:
+    """Show which layers of MODEL can go, and why the others cannot; with a budget, also which of them would.
+
+    With --json and a budget, the output is the plan that `prune` would carry out; without a budget, the groups.
+    """
+    from layerprune.report.groups_json import groups_as_json
+    from layerprune.report.layout import terminal_width
+
+    budgets = budgets_of(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
+    width = terminal_width()  # of the result, which standard output is not while we work
+    with working():
+        pruner = pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
+        chosen = pruner.plan(**budgets, slack=slack, strategy=strategy) if budgets else None
+        text = "" if as_json else pruner.render_plan(full=full, width=width)
+    if as_json:
+        echo_notes(pruner)
+        typer.echo(groups_as_json(pruner.groups, pruner.notes) if chosen is None else chosen.to_json())
+        return
+    typer.echo(text)
+    if chosen is not None:
+        print_table(chosen)
