@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 
 from torch import nn
 
@@ -34,6 +35,7 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
         # Where nobody watches, some of torch's modules take a faster way, on which fakes cannot go (nested tensors).
         shade = _real(model, inputs, error, recorder.recording.written_params)
         notes.append(f"proven on real tensors, because fake ones failed ({short(error)})")
+    notes += [] if shade.outside is None else shade.outside.notes
     return Builder(recorder, recording, notes).build(), shade
 
 
@@ -139,7 +141,8 @@ def record_results(shade: Shadow, inputs: Inputs) -> Mapping[tuple[str, int], St
 def _run(shade: Shadow, inputs: Inputs, holding: Holding | None = None) -> tuple[Recorder, Recording]:
     adapted = shade.adapt(inputs)
     recorder = Recorder(shade.model, keep=shade.mode is not None, guard=shade.shares, holding=holding)
-    with shade.running():
+    looking = nullcontext() if shade.outside is None else shade.outside.watched(shade.model)
+    with shade.running(), looking:
         return recorder, recorder.run(adapted.args, adapted.kwargs)
 
 

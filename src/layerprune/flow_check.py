@@ -41,16 +41,18 @@ class FlowCheck:
         shade: the shadow.
         graph: the layer graph.
         inputs: what it runs on.
+
+    Attributes:
+        is_wanted: whether layers report to, or take from, something that they share.
         memo: answers for functions on fakes; None where the shadow runs on real tensors.
     """
 
-    def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs, memo: Memo | None) -> None:
+    def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs) -> None:
         self.shade = shade
         self.graph = graph
         self.inputs = inputs
-        self.memo = memo
-        hooked = any(one._forward_hooks or one._forward_pre_hooks for one in shade.model.modules())
-        self.is_wanted = bool(graph.strays) or graph.writes_arguments or hooked
+        self.memo: Memo | None = None
+        self.is_wanted = bool(graph.strays) or graph.writes_arguments or _reports(shade)
 
     def check(self, joint: Realisation) -> None:
         """Check that what is left of the model does what it did.
@@ -248,6 +250,12 @@ class _Expected:
 
 
 _WHY = "layers report to, or take from, something that they share, and each one behind would have another place there"
+
+
+def _reports(shade: Shadow) -> bool:
+    """Whether a forward has hooks, takes items of sequences or changes what lies outside of its modules."""
+    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in shade.model.modules())
+    return hooked or (shade.outside is not None and (shade.outside.has_sequences or shade.outside.has_changed))
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from layerprune.marks import CannotRealise
 from layerprune.memo import Memo
 from layerprune.merging import difference
 from layerprune.modules import names_by_module
+from layerprune.narrowing import failures, spread
 from layerprune.places import CacheKeeper
 from layerprune.realise import Realisation, realise
 from layerprune.registry import named_parameters
@@ -36,9 +36,6 @@ from layerprune.shorten import Shortener
 from layerprune.sizes import Sizes
 from layerprune.surgery import applied, check_numbers
 from layerprune.trials import Trial, Trials
-
-# How many removals that differ in numbers only have to fail for the same reason before the rest counts as failed.
-_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -116,12 +113,13 @@ class Prover:
         shade.start.settle()  # proofs start from the flags and counters that the user's model has
         self.sizes = Sizes(shade, graph, inputs)
         self.memo = None if shade.mode is None else Memo(shade.mode)
+        self.flow = FlowCheck(shade, graph, self.runs[0].inputs)
         if self.memo is not None:  # from here on only shapes count, which a recording could not follow
-            self.memo.attach(shade.model, plain_leaves(graph))
-            self.memo.attach_whole(shade.model, closed_modules(graph))
+            self.flow.memo = self.memo
+            self.memo.attach(shade.model, plain_leaves(graph) if not self.flow.is_wanted else ())
+            self.memo.attach_whole(shade.model, closed_modules(graph) if not self.flow.is_wanted else ())
         self.caches = CacheKeeper(shade, self.modules, inputs, self.notes, self.memo)
         self.retracer = Retracer(shade, self.runs[0].inputs, self.memo)
-        self.flow = FlowCheck(shade, graph, self.runs[0].inputs, self.memo)
         self.resolutions = Resolutions(shade, inputs, self.memo, self.notes)
 
     def add_training(self, inputs: Inputs) -> None:
@@ -253,8 +251,11 @@ class Prover:
     ) -> None:
         """Prove removals together, one run after the other; what fails drops out."""
         left = list(batch)
-        for run in self.runs:
-            failed = self.failures({i: realised[i][1] for i in left}, run)
+        for run in [*self.runs, None]:
+            whole = {i: realised[i][1] for i in left}
+            failed: dict[int, str] = {}
+            for part in [whole] if run is not None else spread(whole) if self.flow.is_wanted else []:
+                failed |= failures(part, lambda some, run=run: self.reason_against(some, [run]))
             for i, reason in failed.items():
                 for name in realised[i][0].groups:  # it could be realised: nearer than what could not
                     refused.setdefault(name, []).insert(0, reason)
@@ -264,55 +265,19 @@ class Prover:
             size = params_taken(self.graph, self.modules, realisation).size(self.graph)
             proven[i] = Removal(candidate.name, candidate.kind, candidate.groups, candidate.cut, realisation, size)
 
-    def failures(self, batch: Mapping[int, Realisation], run: Trial) -> dict[int, str]:
-        """Which removals of a batch fail a run, and why; found by halving."""
-        if not batch:
-            return {}
-        reason = self.reason_against(list(batch.values()), [run])
-        if reason is None:
-            return {}
-        members = list(batch)
-        if len(members) == 1:
-            return {members[0]: reason}
-        classes: dict[str, list[int]] = {}
-        for i in members:
-            classes.setdefault(_pattern(" ".join(map(str, batch[i].edits))), []).append(i)
-        if len(classes) == 1:
-            return self.failures_alike(batch, run)
-        return {
-            i: why for some in classes.values() for i, why in self.failures({i: batch[i] for i in some}, run).items()
-        }
+    def reason_against(
+        self, realisations: Sequence[Realisation], runs: Sequence[Trial | None] | None = None
+    ) -> str | None:
+        """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is.
 
-    def failures_alike(self, batch: Mapping[int, Realisation], run: Trial) -> dict[int, str]:
-        """Which of a batch of removals fail that differ in numbers only, as those of repeated blocks do.
-
-        Where the first :data:`_SAMPLES` fail for the same reason, the others are taken to fail as well: a verdict of
-        critical needs no proof, and large models have a hundred of them.
+        Args:
+            realisations: the removals.
+            runs: the forwards to run, None among them for what :class:`FlowCheck` compares; all if they are not given.
         """
-        members = list(batch)
-        rest = dict(batch)
-        found: dict[int, str] = {}
-        for i in members[:_SAMPLES]:
-            found |= self.failures({i: rest.pop(i)}, run)
-            if i not in found:
-                break  # it holds alone: what fails is another one, or their company
-        if len(found) == _SAMPLES and len({_pattern(why) for why in found.values()}) == 1:
-            alike = batch[members[0]].edits[0].fqn
-            return found | dict.fromkeys(rest, f"as with '{alike}', which is alike: {found[members[0]]}")
-        if not rest or self.reason_against(list(rest.values()), [run]) is None:
-            return found
-        some = list(rest)
-        halves = some[: len(some) // 2], some[len(some) // 2 :]
-        for half in halves:
-            found |= self.failures({i: rest[i] for i in half}, run)
-        return found
-
-    def reason_against(self, realisations: Sequence[Realisation], runs: Sequence[Trial] | None = None) -> str | None:
-        """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is."""
         try:
             joint = realisations[0] if len(realisations) == 1 else side_by_side(self.graph, realisations)
             earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
-            some = self.runs if runs is None else runs
+            some = self.runs if runs is None else [run for run in runs if run is not None]
             folds = folds_of(joint.edits)
             if folds:
                 self.resolutions.prepare()
@@ -328,7 +293,7 @@ class Prover:
                     self.resolutions.check(folds)
             if joint.stand_ins and self.runs[0] in some:
                 self.retracer.check(joint)
-            if self.runs[0] in some:
+            if runs is None or None in runs:
                 self.flow.check(joint)
         except (CannotRealise, LayerPruneError) as error:
             return str(error)
@@ -380,11 +345,6 @@ def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
     Handing a branch's input on in place of its output is no better way to lose the branch than dropping it.
     """
     return removal.groups == candidate.groups and candidate.dead <= removal.dead
-
-
-def _pattern(text: str) -> str:
-    """A text without its numbers."""
-    return re.sub(r"\d+", "#", text)
 
 
 def _as_clause(reason: str) -> str:

@@ -27,6 +27,7 @@ from layerprune.attributes import Attributes
 from layerprune.inputs import Inputs
 from layerprune.integers import KeepsIntegers, holds_values
 from layerprune.modules import Tree, clone
+from layerprune.outside import Outside
 from layerprune.registry import named_parameters
 
 
@@ -41,6 +42,7 @@ class Shadow:
         start: the plain attributes of the model's modules before its first forward.
         integers: whether integers keep their values among the fake tensors.
         shares: whether the parameters are the user's own, which no forward may write into.
+        outside: what its forwards may change beside parameters and plain attributes; None where nobody looked.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Shadow:
     start: Attributes
     integers: bool = False
     shares: bool = False
+    outside: Outside | None = None
 
     @contextlib.contextmanager
     def running(self, *, grad: bool = False) -> Generator[None]:
@@ -57,8 +60,9 @@ class Shadow:
         quiet = _quiet() if self.mode is not None else contextlib.nullcontext()
         modes = self.mode or contextlib.nullcontext()
         tree = Tree(self.model)
+        alone = contextlib.nullcontext() if self.outside is None else self.outside.left_alone()
         try:
-            with _rng_kept(), _uncompiled(), quiet, modes, whole, torch.set_grad_enabled(grad):
+            with alone, _rng_kept(), _uncompiled(), quiet, modes, whole, torch.set_grad_enabled(grad):
                 yield
         finally:
             # Some forwards hang in other modules (BigBird's attention, where inputs are short), and say so in a flag:
@@ -95,7 +99,7 @@ def fake_shadow(model: nn.Module, *, integers: bool = False) -> Shadow:
     shade = Shadow(model, mode, Attributes(nn.Module()), integers)
     copy = clone(model, shade.convert, apart=True)
     _settle(copy)
-    return replace(shade, model=copy, start=Attributes(copy))
+    return replace(shade, model=copy, start=Attributes(copy), outside=Outside(copy))
 
 
 def real_shadow(model: nn.Module, *, written: Collection[str] = ()) -> Shadow:
@@ -143,7 +147,7 @@ def _sharing(
 
     copy = clone(model, convert, apart=True)
     _settle(copy)
-    return Shadow(copy, None, Attributes(copy), shares=shares)
+    return Shadow(copy, None, Attributes(copy), shares=shares, outside=Outside(copy))
 
 
 def _settle(model: nn.Module) -> None:
