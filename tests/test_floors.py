@@ -18,7 +18,7 @@ FLOORS = (
     ("output_structure", "stand_ins", "supported"),
     (
         *("attributes", "copies", "dropped", "fast_path", "guesses", "integers", "registry"),
-        *("reach", "sequences", "signatures", "watch"),
+        *("reach", "sequences", "signatures", "vacated", "watch"),
     ),
     ("husks", "inputs", "memo", "modules", "outside", "provenance", "strays", "structure", "tensor_keys"),
     ("adapters.*",),
@@ -58,7 +58,7 @@ FLOORS = (
     ("rebuilding", "select.*"),
     ("budgets", "plan"),
     ("meter", "report.*"),
-    ("carrying", "discovery", "named_groups", "scoring"),
+    ("carrying", "discovery", "named_groups", "scoring", "unused"),
     ("planning",),
     ("overview",),
     ("checkpoint.*",),

@@ -61,6 +61,15 @@ class Drop(_Edit):
         return f"drop {self.fqn}"
 
 
+class Vacate(_Edit):
+    """Take the parameters of a module out that no forward has run; what calls it later gets an error."""
+
+    kind: Literal["vacate"] = "vacate"
+
+    def __str__(self) -> str:
+        return f"vacate {self.fqn}"
+
+
 class Guard(_Edit):
     """Let a surviving module without parameters hand dropped tensors on unseen: it might ask for their shape."""
 
@@ -169,11 +178,14 @@ class TakePlace(_Edit):
         return f"give {self.fqn} the cache place of {self.of}"
 
 
+_TAKING = frozenset({"drop", "pass", "delete", "shorten", "vacate"})
+
 #: Half-open ranges, ascending.
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
 Edit: TypeAlias = Annotated[
-    Delete | Pass | Drop | Guard | DropParameter | Slice | Fold | Shorten | TakePlace, Field(discriminator="kind")
+    Delete | Pass | Drop | Vacate | Guard | DropParameter | Slice | Fold | Shorten | TakePlace,
+    Field(discriminator="kind"),
 ]
 
 
@@ -184,7 +196,7 @@ def folds_of(edits: Iterable[Edit]) -> list[Fold]:
 
 def taken_out(edits: Iterable[Edit]) -> list[str]:
     """The names of the modules that edits take out with all their parameters."""
-    return [name for edit in edits if edit.kind in ("drop", "pass", "delete", "shorten") for name in edit.targets]
+    return [name for edit in edits if edit.kind in _TAKING for name in edit.targets]
 
 
 def is_under(name: str, holders: Collection[str]) -> bool:

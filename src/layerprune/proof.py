@@ -109,6 +109,7 @@ class Prover:
                 "the batch dimension of the inputs is not known: removals were proven at one batch size only"
             )
         self.companion: Companion | None = None
+        self.training: LayerGraph | None = None  # of train mode, where eval mode leaves parameters unused
         self.add_training(twice or inputs)
         shade.start.settle()  # proofs start from the flags and counters that the user's model has
         self.sizes = Sizes(shade, graph, inputs)
@@ -131,7 +132,7 @@ class Prover:
             except Exception as error:  # the user's own forward, which may want targets when it trains
                 failed = failed or short(error)
                 continue
-            training = record_training(self.shade, self.graph, sized)
+            self.training = training = record_training(self.shade, self.graph, sized)
             self.companion = None if training is None else Companion(self.graph, training, self.modules)
             return
         self.notes.append(

@@ -41,6 +41,7 @@ from layerprune.scoring import Scored, score_removals
 from layerprune.select.problem import SLACK
 from layerprune.supported import check_supported
 from layerprune.turns import taking_turns
+from layerprune.unused import UnusedModule, find_unused, plan_unused, unused_note
 from layerprune.verdicts import about_calls, with_reasons
 
 
@@ -169,7 +170,12 @@ class UniversalLayerPruner:
     def notes(self) -> list[str]:
         """What the user should know about the recording, the proofs and the numbers."""
         proofs = [*self._prover.notes, *about_calls(self._found.groups, self._found.removals)]
-        return [*self.graph.notes, *proofs, *self._scored.notes]
+        return [*self.graph.notes, *proofs, *unused_note(self.graph, self.unused), *self._scored.notes]
+
+    @cached_property
+    def unused(self) -> tuple[UnusedModule, ...]:
+        """The modules that neither eval nor train mode runs on the example inputs, largest first."""
+        return find_unused(self._prover)
 
     # ---- what there is to see -------------------------------------------------------------------------------------
 
@@ -201,6 +207,7 @@ class UniversalLayerPruner:
         slack: float = SLACK,
         groups: Named | Iterable[Named] | None = None,
         strategy: str = "auto",
+        unused: bool = False,
     ) -> PruningPlan:
         """Choose what to remove: what budgets allow or ask for, at the least impact, or the groups named.
 
@@ -222,6 +229,7 @@ class UniversalLayerPruner:
                 each removal), ``evolution`` (swaps, each measured), ``resampled`` (exact for several draws of the
                 calibration data, each made and measured), ``repaired`` (greedy, and each set repaired before it is
                 measured; slow), or ``auto``: ``resampled`` with calibration data, else ``exact``.
+            unused: take out :attr:`unused`, and nothing else. A new pruner of what is left then goes on.
 
         Raises:
             BudgetError: a budget is out of its range, a target out of reach, or there is no such strategy.
@@ -239,6 +247,10 @@ class UniversalLayerPruner:
             max_impact=max_impact,
             slack=slack,
         )
+        if unused and (budgets.given or groups is not None):
+            raise BudgetError("unused=True takes out what never runs, and nothing else: give it alone, then go on")
+        if unused:
+            return plan_unused(self._original, self._prover, self.unused, self.granularity, self._seed)
         if groups is None:
             return self._planner.within(budgets.or_default(), strategy, self.notes)
         if budgets.given:
@@ -278,6 +290,7 @@ class UniversalLayerPruner:
         slack: float = SLACK,
         groups: Named | Iterable[Named] | None = None,
         strategy: str = "auto",
+        unused: bool = False,
         plan: PlanGiven | None = None,
         repair: str | None = "auto",
         inplace: bool = False,
@@ -296,6 +309,7 @@ class UniversalLayerPruner:
             slack: how closely caps are filled.
             groups: what to remove, by name; see :meth:`plan`.
             strategy: what chooses; see :meth:`plan`.
+            unused: take out what never runs, and nothing else; see :meth:`plan`.
             plan: a plan made before, for this model or another copy of it; its JSON text or dict, or the path of its
                 file, will do.
             repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form
@@ -324,8 +338,8 @@ class UniversalLayerPruner:
         check_way(repair, has_data=self._batches is not None)
         self._check_original()
         if plan is None:
-            chosen = self.plan(**budgets, slack=slack, groups=groups, strategy=strategy)  # pyright: ignore[reportArgumentType]
-        elif groups is not None or any(value is not None for value in budgets.values()):
+            chosen = self.plan(**budgets, slack=slack, groups=groups, strategy=strategy, unused=unused)  # pyright: ignore[reportArgumentType]
+        elif unused or groups is not None or any(value is not None for value in budgets.values()):
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
         else:
             chosen = plan_of(plan)

@@ -23,6 +23,7 @@ from layerprune.edits import (
     Shorten,
     Slice,
     TakePlace,
+    Vacate,
     joined,
 )
 from layerprune.errors import SurgeryError
@@ -33,6 +34,7 @@ from layerprune.modules import slots
 from layerprune.projection import Folded, resize
 from layerprune.registry import parameters
 from layerprune.slices import loss_of
+from layerprune.vacated import Vacated
 
 
 def operate(
@@ -127,7 +129,7 @@ def applied(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = Non
 
 def _in_order(edits: Sequence[Edit]) -> list[Edit]:
     """Parameters first: deleting a module last keeps every name valid until it is needed."""
-    order = {"slice": 0, "fold": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "delete": 3}
+    order = {"slice": 0, "fold": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "vacate": 2, "delete": 3}
     return sorted(edits, key=lambda edit: order[edit.kind])
 
 
@@ -152,7 +154,7 @@ def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded, jo
     hung = _places_of(module, edit, places)
     fused = [parent for parent, _ in hung if isinstance(parent, nn.TransformerEncoderLayer)]
     gone = nothing() if fused or isinstance(module, nn.TransformerEncoderLayer) else GONE
-    _replace(hung, _stand_in(cast("Pass | Drop", edit), module, model, gone), journal)
+    _replace(hung, _stand_in(cast("Pass | Drop | Vacate", edit), module, model, gone), journal)
     for parent in fused:
         unfuse(parent, journal)
 
@@ -173,11 +175,13 @@ def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:
     return module
 
 
-def _stand_in(edit: Pass | Drop, module: nn.Module, model: nn.Module, gone: Tensor) -> nn.Module:
+def _stand_in(edit: Pass | Drop | Vacate, module: nn.Module, model: nn.Module, gone: Tensor) -> nn.Module:
     if isinstance(edit, Drop):
         dtypes = (p.dtype for one in (module, model) for p in parameters(one) if p.is_floating_point())
         dtype = next(dtypes, torch.float32)
         stand_in: nn.Module = DroppedBranch(edit.merges, edit.structure, edit.copies, dtype)
+    elif isinstance(edit, Vacate):
+        stand_in = Vacated(edit.fqn)
     elif edit.is_identity:
         stand_in = nn.Identity()
     else:
