@@ -279,10 +279,15 @@ def test_an_edit_that_does_not_fit_leaves_the_model_as_it_was(edit: Any, message
     assert state(model) == before
 
 
-def test_containers_of_other_models_are_not_renumbered() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    with pytest.raises(SurgeryError, match="no part of a transformers model"):
-        operate(model, [Shorten(fqn="", removed=(0,))])
+def test_containers_of_other_models_are_renumbered_plainly_and_back() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    first, _, last = model
+    undo = operate(model, [Shorten(fqn="", removed=(1,))])
+    assert list(model._modules.items()) == [("0", first), ("1", last)]
+    undo()
+    assert list(model._modules) == ["0", "1", "2"]
+    with pytest.raises(SurgeryError, match="'' has 3 elements, not the numbers 3"):
+        operate(model, [Shorten(fqn="", removed=(3,))])
 
 
 # ---- config, undo, replay ------------------------------------------------------------------------------------------

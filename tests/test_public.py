@@ -141,6 +141,7 @@ def test_the_pruner_takes_a_model_and_the_rest_by_keyword():
         ("protect_io", "keyword", True),
         ("granularity", "keyword", "group"),
         ("projections", "keyword", True),
+        ("renumber", "keyword", False),
         ("calibration", "keyword", None),
         ("loss", "keyword", None),
         ("kind", "keyword", None),

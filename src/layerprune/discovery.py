@@ -41,6 +41,7 @@ def discover(
     protect_io: bool,
     granularity: str,
     projections: bool,
+    renumber: bool,
 ) -> Discovery:
     """Form the groups, find candidates that take them out, and prove these.
 
@@ -52,9 +53,10 @@ def discover(
         protect_io: whether stem and head stay.
         granularity: ``group``, ``branch`` or ``block``.
         projections: whether projections are tried for the groups that nothing else takes out.
+        renumber: whether elements leave the containers of any model, not of transformers models alone.
     """
     formed = form_groups(graph)
-    prover = Prover(shadow, graph, inputs, whole_layers=granularity == "block")
+    prover = Prover(shadow, graph, inputs, whole_layers=granularity == "block", renumber=renumber)
     candidates = find_candidates(
         graph, formed, prover.modules, protect=protect, protect_io=protect_io, granularity=granularity
     )

@@ -16,7 +16,8 @@ _CONSTANTS = (bool, int, float, str, type(None))
 
 def why_malformed(edit: Edit) -> str:
     """Why an edit cannot be one that surgery has made; empty where it may be."""
-    if not edit.fqn or len(edit.fqn) > _LONGEST or not all(edit.fqn.split(".")):
+    named = bool(edit.fqn) or isinstance(edit, Shorten)  # the model itself may be the container
+    if not named or len(edit.fqn) > _LONGEST or (edit.fqn and not all(edit.fqn.split("."))):
         return f"'{edit.fqn[:80]}' is no dotted name"
     if isinstance(edit, Slice):
         return _why_no_ranges(edit.dropped)

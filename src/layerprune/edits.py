@@ -151,10 +151,11 @@ class Fold(_Edit):
 
 
 class Shorten(_Edit):
-    """Take elements out of a container of a transformers model and renumber the rest; config and modules follow.
+    """Take elements out of a container and renumber the rest; of a transformers model config and modules follow.
 
     ``fqn`` is the container's name, ``removed`` holds the numbers of the elements that go. What else has to change is
-    read off the model; where vanilla transformers would not load what is left, the edit does not fit.
+    read off the model; where vanilla transformers would not load what is left of a model of its own, the edit does not
+    fit.
     """
 
     kind: Literal["shorten"] = "shorten"
@@ -162,7 +163,12 @@ class Shorten(_Edit):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        return tuple(f"{self.fqn}.{i}" for i in self.removed)
+        return tuple(f"{self.prefix}{i}" for i in self.removed)
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the elements begin with; nothing where the model is the container."""
+        return f"{self.fqn}." if self.fqn else ""
 
     def __str__(self) -> str:
         return f"take {', '.join(map(str, self.removed))} out of {self.fqn}"
@@ -223,13 +229,13 @@ def name_before(name: str, shortens: Iterable[Shorten]) -> str:
     >>> name_before("layers.2.weight", [Shorten(fqn="layers", removed=(0, 3))])
     'layers.4.weight'
     """
-    for edit in sorted(shortens, key=lambda edit: edit.fqn.count(".")):
-        key, dot, below = name.removeprefix(edit.fqn + ".").partition(".")
-        if name.startswith(edit.fqn + ".") and key.isdigit():
+    for edit in sorted(shortens, key=lambda edit: edit.prefix.count(".")):
+        key, dot, below = name.removeprefix(edit.prefix).partition(".")
+        if name.startswith(edit.prefix) and key.isdigit():
             place = int(key)
             for gone in sorted(edit.removed):
                 place += gone <= place
-            name = f"{edit.fqn}.{place}{dot}{below}"
+            name = f"{edit.prefix}{place}{dot}{below}"
     return name
 
 

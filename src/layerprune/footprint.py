@@ -41,7 +41,9 @@ class Footprint:
         edits = [edit for edit in realisation.edits if not isinstance(edit, (Guard, Slice, Fold))]
         names = {name for edit in edits for name in edit.targets}
         resized = {edit.fqn for edit in realisation.edits if isinstance(edit, Fold)}
-        beside = {f"{e.fqn}.{i + step}" for e in edits if isinstance(e, Shorten) for i in e.removed for step in (-1, 1)}
+        beside = {
+            f"{e.prefix}{i + step}" for e in edits if isinstance(e, Shorten) for i in e.removed for step in (-1, 1)
+        }
         containers = {edit.fqn for edit in edits if isinstance(edit, Shorten)}
         frames = [graph.frames[f] for name in graph.all_names(names) for f in graph.calls.get(name, ())]
         known = realisation.carried | {value for _, value in candidate.cut.dropped}

@@ -43,7 +43,7 @@ class Joints:
             return self._known[key]
         joint = self.realise(chosen)
         reason = self.prover.reason_against([joint])
-        if reason is not None and joint.stand_ins and not self.prover.shortener.whole_only:
+        if reason is not None and joint.stand_ins and not self.prover.shortener.must(joint):
             joint = self.realise(chosen, shorten=False)
             reason = self.prover.reason_against([joint])
         if reason is not None:
@@ -59,7 +59,8 @@ class Joints:
         """
         picked = [self.removals[i] for i in chosen]
         cut = join_cuts([(r.cut, r.dead) for r in picked], self.prover.graph)
-        joint = self.prover.realise(cut, shorten=shorten)
+        able = not any(r.name in self.prover.unshortened for r in picked)  # what failed alone fails together
+        joint = self.prover.realise(cut, shorten=shorten and able)
         if not all(r.dead <= joint.dead for r in picked):
             raise CannotRealise("what one of them removes, another one needs")
         return joint

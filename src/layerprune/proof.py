@@ -91,14 +91,17 @@ class Prover:
         graph: the model's layer graph.
         inputs: the example inputs.
         whole_layers: of transformers models only whole layers may leave, so that vanilla transformers loads the rest.
+        renumber: elements leave the containers of any model, where the forward does the same without them.
     """
 
-    def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs, *, whole_layers: bool = False) -> None:
+    def __init__(
+        self, shade: Shadow, graph: LayerGraph, inputs: Inputs, *, whole_layers: bool = False, renumber: bool = False
+    ) -> None:
         self.shade = shade
         self.graph = graph
         self.modules = dict(shade.model.named_modules(remove_duplicate=False))
         self.names = {key: names[0] for key, names in names_by_module(shade.model).items()}
-        self.shortener = Shortener(graph, shade.model, self.modules, whole_layers)
+        self.shortener = Shortener(graph, shade.model, self.modules, whole_only=whole_layers, renumber=renumber)
         self.unshortened: set[str] = set()
         self.notes: list[str] = []
         self.trials = Trials(shade)
@@ -197,7 +200,7 @@ class Prover:
         """What to try where a proof has failed: stand-ins instead of a shorter container, then the next candidate."""
         candidate, realisation = failed
         place = list(some).index(candidate)
-        if not realisation.stand_ins or self.shortener.whole_only or candidate.name in self.unshortened:
+        if not realisation.stand_ins or self.shortener.must(realisation) or candidate.name in self.unshortened:
             return some[place + 1 :]
         self.unshortened.add(candidate.name)
         return some[place:]

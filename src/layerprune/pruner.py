@@ -61,6 +61,8 @@ class UniversalLayerPruner:
             ``Sequential`` and ``ModuleList``).
         projections: whether groups that change channels or the resolution may leave, too, where a projection can be
             folded into what reads them. It is fitted on calibration data; a plan that holds one replays with data only.
+        renumber: elements that leave a ``Sequential`` or ``ModuleList`` leave no gap or stand-in where the forward does
+            the same without: the model's own smaller class loads the state dict that is left.
         calibration: batches of real inputs that impacts are measured on, as a DataLoader: tuples or lists (positional),
             dicts (keyword); labels, which ``forward`` does not take, are left out with a note. It stands in for
             ``example_inputs``; some hundred samples are right. Without it impacts are measured on the example inputs.
@@ -96,6 +98,7 @@ class UniversalLayerPruner:
         protect_io: bool = True,
         granularity: str = "group",
         projections: bool = True,
+        renumber: bool = False,
         calibration: Iterable[Any] | None = None,
         loss: Loss | None = None,
         kind: Kind | None = None,
@@ -121,6 +124,7 @@ class UniversalLayerPruner:
             protect_io=protect_io,
             granularity=granularity,
             projections=projections,
+            renumber=renumber,
         )
         self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._found.groups}
         self._original = self.model

@@ -1,4 +1,4 @@
-"""Shortening: whole layers leave their container in a transformers model, so that vanilla loads what is left."""
+"""Shortening: whole layers leave their container, so that the model's own smaller class loads what is left."""
 
 from __future__ import annotations
 
@@ -20,18 +20,31 @@ from layerprune.registry import parameters
 class Shortener:
     """Turns stand-ins for whole layers into shorter containers, where vanilla transformers would load what is left.
 
+    On request in other models, too: there a proof tells whether the forward does the same; see
+    :mod:`~layerprune.retrace`.
+
     Args:
         graph: the layer graph.
         model: a shadow of the model; it is only looked at.
         modules: its modules by name.
         whole_only: refuse what would not be loaded, instead of leaving a stand-in.
+        renumber: shorten containers of other models, too.
     """
 
-    def __init__(self, graph: LayerGraph, model: nn.Module, modules: Mapping[str, nn.Module], whole_only: bool) -> None:
+    def __init__(
+        self,
+        graph: LayerGraph,
+        model: nn.Module,
+        modules: Mapping[str, nn.Module],
+        *,
+        whole_only: bool,
+        renumber: bool,
+    ) -> None:
         self.graph = graph
         self.model = model
         self.modules = modules
         self.whole_only = whole_only
+        self.renumber = renumber
         self.owners: dict[str, str | None] = {}
         self.stacks: dict[str, stacks.Stack] = {}
 
@@ -53,7 +66,11 @@ class Shortener:
             return realisation
         try:
             removed = {edit.fqn: edit.removed for edit in shortens}
-            for owner, inside in stacks.by_owner(self.model, removed).items():
+            parts = stacks.by_owner(self.model, removed)
+            if None in parts:
+                stacks.shorten(self.model, {fqn: removed[fqn] for fqn in parts.pop(None)})
+            for owner, inside in parts.items():
+                assert owner is not None
                 stack = self.stacks.get(owner) or stacks.Stack(self.model.get_submodule(owner))
                 self.stacks[owner] = stack
                 stack.find(stack.shortened(inside))
@@ -65,7 +82,7 @@ class Shortener:
         return replace(realisation, edits=(*others, *shortens), stand_ins=stand_ins)
 
     def shortened(self, edit: Edit) -> Edit:
-        """What takes an element of a transformers model's container out; another edit as it is."""
+        """What takes an element of a container out, of a transformers model's or any; another edit as it is."""
         if not isinstance(edit, (Pass, Delete)) or (isinstance(edit, Pass) and edit.copies):
             return edit
         parent, _, key = edit.fqn.rpartition(".")
@@ -73,7 +90,13 @@ class Shortener:
         alone = len(self.graph.aliases_of.get(edit.fqn, ((edit.fqn,),))[0]) == 1
         if not isinstance(container, (nn.ModuleList, nn.Sequential)) or not key.isdigit() or not alone:
             return edit
-        return edit if self.owner(parent) is None else Shorten(fqn=parent, removed=(int(key),))
+        able = self.renumber or self.owner(parent) is not None
+        return Shorten(fqn=parent, removed=(int(key),)) if able else edit
+
+    def must(self, realisation: Realisation) -> bool:
+        """Whether stand-ins may not take the place of what a realisation shortens."""
+        shortens = (edit for edit in realisation.edits if isinstance(edit, Shorten))
+        return self.whole_only and any(self.owner(edit.fqn) is not None for edit in shortens)
 
     def is_needless(self, edit: Edit) -> bool:
         """Whether an edit takes out what vanilla would build again, and what holds no parameters.

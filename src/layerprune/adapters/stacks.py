@@ -1,4 +1,7 @@
-"""Stacks: layers leave a transformers model, and its config and all that its modules know of their places follow."""
+"""Stacks: layers leave a container, and the rest is renumbered.
+
+Of a transformers model the config follows, and all that its modules know of their places.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ _ABSENT = object()
 
 
 def shorten(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[[Journal], None]:
-    """Prepare to take elements out of containers of transformers models, so that vanilla transformers loads the rest.
+    """Prepare to take elements out of containers; what is left of a transformers model is what vanilla builds.
 
     For each outermost transformers model a shortened config is found; what vanilla builds from it must be what is left:
-    the same modules, shapes and plain attributes. All of this is decided on the model as it is now; edits of other
-    modules may be made before the result is called.
+    the same modules, shapes and plain attributes. Other containers are renumbered, and nothing more. All of this is
+    decided on the model as it is now; edits of other modules may be made before the result is called.
 
     Args:
         model: the module tree.
@@ -38,28 +41,39 @@ def shorten(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[
     Raises:
         SurgeryError: vanilla transformers would not build what is left; the message says what differs.
     """
-    parts = [_Shortening(model.get_submodule(owner), inside) for owner, inside in by_owner(model, removed).items()]
+    sorted_ = by_owner(model, removed)
+    steps = [_plainly(model, fqn, gone) for fqn, gone in sorted_.pop(None, {}).items()]
+    steps += [
+        step
+        for owner, inside in sorted_.items()
+        for step in _Shortening(model.get_submodule(owner or ""), inside).steps
+    ]
 
     def carry_out(journal: Journal) -> None:
-        for step in (step for part in parts for step in part.steps):
+        for step in steps:
             step(journal)
 
     return carry_out
 
 
-def by_owner(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Sequence[int]]]:
+def by_owner(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> dict[str | None, dict[str, Sequence[int]]]:
     """Sort containers by the outermost transformers model that holds them; names are its own from then on.
 
-    Raises:
-        SurgeryError: one is no part of a transformers model.
+    Those that no such model holds are under None.
     """
-    found: dict[str, dict[str, Sequence[int]]] = {}
+    found: dict[str | None, dict[str, Sequence[int]]] = {}
     for fqn, gone in removed.items():
         owner = owner_of(model, fqn)
-        if owner is None:
-            raise SurgeryError(f"'{fqn}' is no part of a transformers model: its elements cannot be renumbered")
         found.setdefault(owner, {})[fqn[len(owner) + 1 :] if owner else fqn] = gone
     return found
+
+
+def _plainly(model: nn.Module, fqn: str, gone: Sequence[int]) -> _Step:
+    """Take elements out of a container that no transformers model holds."""
+    container = dict(model.named_modules(remove_duplicate=False)).get(fqn)
+    size = _size(container, fqn, gone)
+    assert container is not None
+    return _renumbering(container, [i for i in range(size) if i not in gone])
 
 
 class Stack:
