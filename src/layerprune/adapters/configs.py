@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
-from layerprune.adapters.likeness import Shortened, unlike
+from layerprune.adapters.likeness import Shortened, renumbered, unlike
 from layerprune.adapters.twins import ConfigDict, Origin, twin_of
 
 _Path = tuple[str, ...]
 _Change = Callable[[ConfigDict], None]
 
 _FAILED = 1000
+_PLACES = frozenset({"layers", "blocks", "ids", "idx", "idxs", "index", "indexes", "indices"})
+_LAYERS = frozenset({"layer", "layers", "block", "blocks", "attn", "visual"})
 _MOST_CHANGES = 4
 
 
@@ -97,6 +99,9 @@ class _Search:
                 break
             reasons = better
             changes.append(waiting.pop(place))
+        for change in () if reasons else self.followers():
+            if not self.judged(lists, [*changes, change]):
+                changes.append(change)
         found = self.origin.with_config(self.config(lists, changes))
         return Found(found, f"vanilla transformers would not load what is left: {reasons[0]}" if reasons else "")
 
@@ -123,8 +128,36 @@ class _Search:
             gone, size = self.shortened.removed[fqn], self.shortened.sizes[fqn]
             inner = _at(self.origin.config, count.path)
             for key in placing_fields(self.origin, fqn, size, count):
-                if (new := _moved(inner[key], gone, size)) != inner[key]:
+                if (new := renumbered(inner[key], gone, size)) != inner[key]:
                     yield lambda config, path=count.path, key=key, new=new: _at(config, path).__setitem__(key, new)
+
+    def followers(self) -> Iterator[_Change]:
+        """Changes to fields that name layers, and by which nothing is built: a forward asks them."""
+        for fqn, count in self.counts.items():
+            gone, size = self.shortened.removed[fqn], self.shortened.sizes[fqn]
+            for key, value in _at(self.origin.config, count.path).items():
+                stacks = {"encoder", "decoder"} & set(key.split("_"))
+                if isinstance(value, list) and _names_places(key) and all(stack in fqn for stack in stacks):
+                    yield lambda config, count=count, key=key, gone=gone, size=size: _move(
+                        config, count, key, gone, size
+                    )
+
+
+def _names_places(key: str) -> bool:
+    words = set(key.split("_"))
+    return (
+        bool(words & _PLACES)
+        and bool(words & {"layer", "layers", "block", "blocks", "attn", "visual"})
+        and "num" not in words
+    )
+
+
+def _move(config: ConfigDict, count: Count, key: str, gone: Sequence[int], size: int) -> None:
+    """Let a list of places follow, unless it has already."""
+    inner = _at(config, count.path)
+    moved = renumbered(inner.get(key), gone, size)
+    if moved is not None and len(inner[key]) != size - len(gone):
+        inner[key] = moved
 
 
 @lru_cache(maxsize=128)
@@ -151,7 +184,7 @@ def placing_fields(origin: Origin, fqn: str, size: int, count: Count) -> tuple[s
     whole = twin_of(origin).forms
     found: list[str] = []
     for key, value in _at(origin.config, count.path).items():
-        moved = _moved(value, (0,), size)
+        moved = renumbered(value, (0,), size)
         if key == count.key or moved is None or moved == value:
             continue
         config = origin.config
@@ -209,26 +242,11 @@ def lower(origin: Origin, config: ConfigDict, count: Count, gone: Sequence[int],
         entries = cast("list[Any]", value)
         if isinstance(value, list) and len(entries) == size and lists.shorten:
             places = entries == list(range(size))  # all of them: those of the layers with experts, say
-            inner[key] = _moved(entries, gone, size) if places else [e for i, e in enumerate(entries) if i not in gone]
+            inner[key] = (
+                renumbered(entries, gone, size) if places else [e for i, e in enumerate(entries) if i not in gone]
+            )
         elif key in derived:
             del inner[key]
-
-
-def _moved(value: Any, gone: Sequence[int], size: int) -> Any:
-    """A field that holds places of layers, as it reads without some of them; None where it can be no such field."""
-    if type(value) is int:
-        return value - sum(i < value for i in gone) if 0 < value <= size else None
-    if isinstance(value, list):
-        entries = cast("list[Any]", value)
-        if not all(type(i) is int and 0 <= i < size for i in entries) or len(set(entries)) != len(entries):
-            return None
-        return [i - sum(r < i for r in gone) for i in entries if i not in gone]
-    if isinstance(value, dict):
-        items = cast("dict[str, Any]", value)
-        if not items or not all(key.isdigit() and int(key) < size for key in items):
-            return None
-        return {str(int(k) - sum(r < int(k) for r in gone)): v for k, v in items.items() if int(k) not in gone}
-    return None
 
 
 def _inner(config: ConfigDict, path: _Path = ()) -> Iterator[tuple[_Path, ConfigDict]]:

@@ -15,6 +15,9 @@ from layerprune.adapters.twins import Form, Twin, inner_configs
 _UNREADABLE = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
 
 
+_MOST_LAYERS = 10**6
+
+
 @dataclass(frozen=True)
 class Shortened:
     """Which elements of which containers stay.
@@ -131,17 +134,35 @@ def _is_counted(before: Twin, name: str, key: str, new: Any, shortened: Shortene
 
 def is_shortened_list(old: Sequence[Any], new: Sequence[Any], removals: Iterable[Sequence[int]]) -> bool:
     """Whether a list is another one without the entries of the layers that go, or one of places or of a schedule."""
-    if any([v for i, v in enumerate(old) if i not in gone] == list(new) for gone in removals):
-        return True
+    for gone in removals:
+        if list(new) in ([v for i, v in enumerate(old) if i not in gone], renumbered(list(old), gone, _MOST_LAYERS)):
+            return True
     rising = all(type(a) in (int, float) and a < b for a, b in pairwise(old)) and type(old[-1]) in (int, float)
     return len(new) < len(old) and rising and (type(old[-1]) is float or list(new) == list(old[: len(new)]))
+
+
+def renumbered(value: Any, gone: Sequence[int], size: int) -> Any:
+    """A field that holds places of layers, as it reads without some of them; None where it can be no such field."""
+    if type(value) is int:
+        return value - sum(i < value for i in gone) if 0 < value <= size else None
+    if isinstance(value, list):
+        entries = cast("list[Any]", value)
+        if not all(type(i) is int and 0 <= i < size for i in entries) or len(set(entries)) != len(entries):
+            return None
+        return [i - sum(r < i for r in gone) for i in entries if i not in gone]
+    if isinstance(value, dict):
+        items = cast("dict[str, Any]", value)
+        if not items or not all(key.isdigit() and int(key) < size for key in items):
+            return None
+        return {str(int(k) - sum(r < int(k) for r in gone)): v for k, v in items.items() if int(k) not in gone}
+    return None
 
 
 def _series(before: Twin, fqn: str, place: int, name: str, key: str) -> list[tuple[int, int]]:
     """What all elements of a container hold under one name: (place, value)."""
     below = name.removeprefix(f"{fqn}.{place}")
     found: list[tuple[int, int]] = []
-    for i in range(10**6):
+    for i in range(_MOST_LAYERS):
         if f"{fqn}.{i}" not in before.forms:
             break
         form = before.forms.get(f"{fqn}.{i}{below}")
