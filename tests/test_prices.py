@@ -55,11 +55,11 @@ def of_timm(name: str, **sizes: object) -> nn.Module:
         return timm.create_model(name, pretrained=False, **sizes).eval()
 
 
-def of_transformers(family: str) -> nn.Module:
+def of_transformers(family: str, **sizes: int) -> nn.Module:
     pytest.importorskip("transformers")
     from families import build
 
-    return build(family)
+    return build(family, **sizes)
 
 
 def pixels() -> torch.Tensor:
@@ -82,10 +82,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], object]]] = {
             quirks.dotted_name,
             quirks.modules_in_a_list,
             quirks.quirk(quirks.empty_layer),
+            quirks.quirk(quirks.expanded_weight),
             quirks.quirk(quirks.frozen),
             quirks.quirk(quirks.half_frozen),
             quirks.quirk(quirks.zero_weights),
             quirks.quirk(quirks.odd_names),
+            quirks.quirk(quirks.new_weight_norm),
             quirks.quirk(quirks.old_weight_norm),
             quirks.quirk(quirks.one_memory),
             quirks.quirk(quirks.own_parametrization),
@@ -95,12 +97,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], object]]] = {
             quirks.quirk(quirks.tied_weights),
             quirks.quirk(quirks.transposed_weight),
             quirks.quirk(quirks.two_names),
+            quirks.quirk(quirks.unsaved_buffer),
             quirks.quirk(quirks.unused_layer),
         )
     },
     **{
         f"torchvision {name}": (functools.partial(of_torchvision, name), pixels)
-        for name in ("resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "vgg11_bn")
+        for name in ("resnet18", "squeezenet1_1", "vgg11_bn")
     },
     **{
         f"timm {name}": (functools.partial(of_timm, name, **sizes), pixels)
@@ -112,21 +115,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], object]]] = {
         }.items()
     },
     **{
-        f"transformers {name}": (functools.partial(of_transformers, name), lambda: None)
-        for name in (
-            "albert",
-            "bert",
-            "bloom",
-            "convnext",
-            "gemma2",
-            "gpt2",
-            "llama",
-            "opt",
-            "resnet",
-            "vit",
-            "t5",
-            "phi3",
-        )
+        f"transformers {name}": (functools.partial(of_transformers, name, **sizes), lambda: None)
+        for name, sizes in {
+            **dict.fromkeys(("bert", "llama", "opt", "vit"), {"num_hidden_layers": 2}),
+            **dict.fromkeys(("convnext", "distilbert", "resnet"), {}),
+        }.items()
     },
 }
 

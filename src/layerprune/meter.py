@@ -9,7 +9,7 @@ from torch import nn
 
 from layerprune.budgets import Budgets
 from layerprune.cost.latency import Latency, compare_latency
-from layerprune.cost.layers import macs_by_layer, time_by_layer
+from layerprune.cost.layers import tally_layers, time_by_layer
 from layerprune.cost.macs import count_macs
 from layerprune.cost.memory import activation_peak_bytes, buffer_bytes, param_bytes
 from layerprune.cost.record import bytes_text
@@ -184,7 +184,12 @@ class Meter:
     @cached_property
     def macs_by_layer(self) -> Mapping[int, float]:
         """Layer → its multiply-accumulates in one forward."""
-        return macs_by_layer(self.model, self.graph, self.inputs)
+        return self.layer_tally[0]
+
+    @cached_property
+    def layer_tally(self) -> tuple[Mapping[int, float], int]:
+        """The multiply-accumulates of each layer, and of the whole forward."""
+        return tally_layers(self.model, self.graph, self.inputs)
 
     def macs_taken(self, realisation: Realisation) -> float:
         """The multiply-accumulates that one removal saves, or a set: of layers that die, and of channels that go."""

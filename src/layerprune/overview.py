@@ -76,8 +76,7 @@ class Overview:
     def totals(self) -> Totals:
         """The model's parameters and multiply-accumulates."""
         try:
-            _ = self.planner.meter.macs_by_layer
-            return Totals(self.graph.num_params, self.planner.meter.macs_before)
+            return Totals(self.graph.num_params, self.planner.meter.layer_tally[1])
         except CostError:
             return Totals(self.graph.num_params)
 

@@ -22,6 +22,7 @@ from layerprune.modules import names_by_module
 from layerprune.shadow import Shadow, real_shadow, short
 from layerprune.watch import FunctionWatch, watched
 
+_WHOLE = "Global"  # the counter's own name for all
 _ROUNDS = 5  # forwards that are timed
 
 
@@ -39,15 +40,20 @@ def macs_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
     Raises:
         CostError: the forward raises on these inputs.
     """
+    return tally_layers(model, graph, inputs)[0]
 
-    def tally(shade: Shadow, given: Inputs) -> dict[int, float]:
+
+def tally_layers(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> tuple[Mapping[int, float], int]:
+    """Count as :func:`macs_by_layer` does, and those of the whole forward, what runs in no layer included."""
+
+    def tally(shade: Shadow, given: Inputs) -> tuple[dict[int, float], int]:
         running = _Running(shade.model, graph)
         counter = FlopCounterMode(display=False, custom_mapping=dict(formulas()))
         counter.mod_tracker = running  # pyright: ignore[reportAttributeAccessIssue]  # asks it what is running
         with watched(shade.model, running.wrap), shade.running(), FunctionWatch(running.call_function), counter:
             shade.model(*given.args, **given.kwargs)
         sums = {name: sum(found.values()) / 2 for name, found in counter.get_flop_counts().items()}
-        return {int(name): macs for name, macs in sums.items() if name.isdigit()}
+        return {int(name): macs for name, macs in sums.items() if name.isdigit()}, int(sums.get(_WHOLE, 0))
 
     return on_shadow(model, inputs, tally)
 
@@ -120,7 +126,7 @@ class _Running:
     @property
     def parents(self) -> set[str]:
         """What an operation counts for."""
-        return {"Global"} if self.layer is None else {"Global", str(self.layer)}
+        return {_WHOLE} if self.layer is None else {_WHOLE, str(self.layer)}
 
     def enter(self, layer: int) -> None:
         self.layer = layer
