@@ -22,7 +22,7 @@ from layerprune.select.search import Search
 from layerprune.verdicts import by_impact
 
 _GAP = 0.05  # of the impacts that certain shares cost: dense graphs take seconds for the last of it
-_ROUNDS = 3  # sets that may be proven, for what can leave at all
+_ROUNDS = 10  # sets that may be proven, for what can leave at all
 
 
 class Overview:
