@@ -117,7 +117,7 @@ def test_labels_are_never_handed_on_as_a_mask(pair, labels):
     inputs = read(Masked(), pair([X, labels]))
     assert [arg is X for arg in inputs.args] == [True]
     assert inputs.notes == (
-        "item 2 of the 2 in each batch is left out: it looks like labels; if it is meant for 'mask', give a dict with "
+        "item 2 of the 2 in each batch is left out: it may be labels; if it is meant for 'mask', give a dict with "
         "this key",
     )
 
@@ -144,6 +144,30 @@ def test_a_flag_takes_no_tensor(labels):
 def test_one_number_a_sample_is_handed_on_where_the_parameter_is_for_that():
     assert len(read(Timed(), [X, CLASSES]).args) == 2
     assert len(read(Timed(), [X, torch.ones(4, 3)]).args) == 1
+
+
+def test_kinds_of_tokens_are_no_labels_of_samples():
+    class Tokens(Masked):
+        def forward(self, x=None, mask=None, token_type_ids=None):
+            return self.run(x if token_type_ids is None else x + token_type_ids)
+
+    assert len(read(Tokens(), [X, torch.ones(4, 8), CLASSES]).args) == 2
+    assert len(read(Tokens(), (X, torch.ones(4, 8), torch.ones(4, 8))).args) == 3
+
+
+def test_where_no_way_runs_the_error_is_of_the_likeliest():
+    class Strict(One):
+        def forward(self, x, extra=None):
+            return self.run(x)
+
+    text = message(CalibrationError, lambda: UniversalLayerPruner(Strict(), calibration=[[X[:, :5], CLASSES]]))
+    assert "(4×5) does not fit" in text
+
+
+def test_images_of_a_detector_are_one_argument_without_a_trial():
+    images = [torch.zeros(3, 20, 16), torch.zeros(3, 16, 24)]
+    assert len(read(One(), images).args[0]) == 2
+    assert len(read(One(), tuple(images)).args[0]) == 2
 
 
 def test_required_arguments_are_all_handed_on():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerprune.inputs import Inputs, as_inputs, floating_dtype
+from layerprune.inputs import Inputs, as_inputs, floating_dtype, is_list_of_images
 from layerprune.nested import map_arrays, map_tensors, tensors_in
 
 _BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -22,7 +22,7 @@ _LABELS = {"y", "gt", "label", "labels", "target", "targets", "answer", "answers
 # Parameters that take one number a sample, which is what labels look like, too.
 _ONE_A_SAMPLE = {
     *("t", "time", "times", "timestep", "timesteps", "step", "steps", "len", "lens", "length", "lengths"),
-    *("sigma", "sigmas", "noise", "speaker", "domain", "id", "ids", "scale", "size", "sizes"),
+    *("sigma", "sigmas", "speaker", "scale"),
 }
 
 
@@ -54,18 +54,16 @@ class ArgumentReader:
                 and no key of a dict is taken for a name that the forward does not have.
         """
         item = map_arrays(item, self._tensor)
-        ways = self._ways(item, by_hand)
-        first = next(ways)
-        second = next(ways, None)
-        if second is None:
-            return first
-        tried = [first, second, *ways]
+        ways = [inputs for inputs, _ in self._ways(item, by_hand)]
+        if len(ways) == 1:
+            return ways[0]
         key = _form(item)
         if key not in self._chosen:
-            runs = (number for number, way in enumerate(tried[:-1]) if self._runs(way))
-            # The last way needs no trial where it is the only one left; where none runs, its error tells what is wrong.
-            self._chosen[key] = next(runs, len(tried) - 1)
-        return tried[min(self._chosen[key], len(tried) - 1)]
+            likeliest = next(number for number, (_, is_likely) in enumerate(self._ways(item, by_hand)) if is_likely)
+            # Where none runs, the error of the likeliest tells what is wrong; as the only one left it needs no trial.
+            tried = ways if likeliest < len(ways) - 1 else ways[:-1]
+            self._chosen[key] = next((number for number, way in enumerate(tried) if self._runs(way)), likeliest)
+        return ways[min(self._chosen[key], len(ways) - 1)]
 
     def _tensor(self, array: np.ndarray) -> Any:
         if array.dtype.kind not in "biufc":
@@ -75,25 +73,28 @@ class ArgumentReader:
 
     # ---- the ways to read an item, the likeliest first -------------------------------------------------------------
 
-    def _ways(self, item: Any, by_hand: bool) -> Iterator[Inputs]:
+    def _ways(self, item: Any, by_hand: bool) -> Iterator[tuple[Inputs, bool]]:
+        """Yield the ways, and whether one is the likeliest where nothing tells."""
         if isinstance(item, Inputs) or self._parameters is None:
-            yield as_inputs(item)
+            yield as_inputs(item), True
+        elif is_list_of_images(item) and len(self._required) <= 1 and not by_hand:
+            yield Inputs((item,)), True
         elif isinstance(item, Mapping) and all(isinstance(key, str) for key in cast("Mapping[Any, Any]", item)):
             yield from self._of_mapping(cast("Mapping[str, Any]", item), by_hand=by_hand)
         elif type(item) is tuple and by_hand:
-            yield as_inputs(item)
+            yield as_inputs(item), True
         elif type(item) is tuple:
             yield from self._of_sequence(cast("Sequence[Any]", item), is_tuple=True)
         elif isinstance(item, (list, tuple)):
             if len(self._required) <= 1 and self._has_places:
-                yield Inputs((item,))  # forwards that take a list are rare, and all others raise on it at once
+                yield Inputs((item,)), False  # forwards that take a list are rare, and all others raise on it at once
             if names := getattr(item, "_fields", None):
-                yield from self._of_mapping(dict(zip(names, item, strict=True)))
+                yield from ((way, False) for way, _ in self._of_mapping(dict(zip(names, item, strict=True))))
             yield from self._of_sequence(cast("Sequence[Any]", item), is_tuple=False)
         else:
-            yield as_inputs(item)
+            yield as_inputs(item), True
 
-    def _of_sequence(self, items: Sequence[Any], *, is_tuple: bool) -> Iterator[Inputs]:
+    def _of_sequence(self, items: Sequence[Any], *, is_tuple: bool) -> Iterator[tuple[Inputs, bool]]:
         required = len(self._required)
         bound = list(items if self._rest is not None else items[: len(self._positional)])
         kept = bound[: max(required, 1)]  # what may be left out is behind the first, if that is not required, too
@@ -101,31 +102,31 @@ class ArgumentReader:
             if not self._is_meant(self._at(place), bound[place], items[0], is_tuple=is_tuple):
                 break
             kept.append(bound[place])
-        yield Inputs(tuple(kept), notes=tuple(self._about_sequence(items, len(kept), len(bound))))
+        yield Inputs(tuple(kept), notes=tuple(self._about_sequence(items, len(kept), len(bound)))), True
         if len(kept) < len(bound):  # a forward may want what looks like labels
-            yield Inputs(tuple(bound), notes=tuple(self._about_sequence(items, len(bound), len(bound))))
+            yield Inputs(tuple(bound), notes=tuple(self._about_sequence(items, len(bound), len(bound)))), False
         if items and isinstance(items[0], Mapping):  # a pair of keyword arguments and labels
-            for way in self._of_mapping(cast("Mapping[str, Any]", items[0])):
-                yield replace(way, notes=(*way.notes, *self._about_sequence(items, 1, 1)))
+            for way, _ in self._of_mapping(cast("Mapping[str, Any]", items[0])):
+                yield replace(way, notes=(*way.notes, *self._about_sequence(items, 1, 1))), False
 
-    def _of_mapping(self, item: Mapping[str, Any], *, by_hand: bool = False) -> Iterator[Inputs]:
+    def _of_mapping(self, item: Mapping[str, Any], *, by_hand: bool = False) -> Iterator[tuple[Inputs, bool]]:
         takes = {p.name: p.default is _NO_DEFAULT for p in self._parameters or () if p.kind in _BY_NAME}
         known = {key: value for key, value in item.items() if key in takes}
         others = {key: value for key, value in item.items() if key not in takes}
         more = {key: value for key, value in others.items() if self._any_keyword and not _is_label(key, value)}
         is_complete = all(name in known for name, is_required in takes.items() if is_required)
         if is_complete and more:
-            yield self._by_name({**known, **more}, item)
+            yield self._by_name({**known, **more}, item), not known
         if is_complete and known:
-            yield self._by_name(known, item)
+            yield self._by_name(known, item), True
         if len(self._required) <= 1 and self._has_places and not (is_complete and known):
-            yield Inputs((item,))
+            yield Inputs((item,)), False
             plain = [key for key, value in item.items() if not _is_label(key, value) and tensors_in(value)]
             if len(plain) == 1 and not by_hand:
                 said = f"'{plain[0]}' of each batch is handed on as '{self._at(0).name}', the first argument"
-                yield Inputs((item[plain[0]],), notes=(said, *self._left_out(set(item) - set(plain))))
+                yield Inputs((item[plain[0]],), notes=(said, *self._left_out(set(item) - set(plain)))), False
         if not (is_complete and known):
-            yield Inputs((), dict(item))  # whose error says what is unexpected
+            yield Inputs((), dict(item)), not (is_complete and more)  # whose error says what is unexpected
 
     # ---- what to say of it -----------------------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class ArgumentReader:
         why = f"{self.name}.forward takes no more"
         if num_kept < num_bound:
             name = self._at(num_kept).name
-            why = f"it looks like labels; if it is meant for '{name}', give a dict with this key"
+            why = f"it may be labels; if it is meant for '{name}', give a dict with this key"
         yield f"item {num_kept + 1}{last} of the {len(items)} in each batch is left out: {why}"
 
     # ---- the signature ---------------------------------------------------------------------------------------------

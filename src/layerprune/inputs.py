@@ -62,7 +62,7 @@ class Inputs:
         Tensors of one dimension count only where there are no others, and a first dimension of 1 counts as broadcast.
         ``None`` where the tensors disagree or there are none.
         """
-        images = next((value for value in self._values() if _is_list_of_images(value)), None)
+        images = next((value for value in self._values() if is_list_of_images(value)), None)
         if images is not None:
             return len(images)
         shapes = [tensor.shape for tensor in self.tensors() if tensor.ndim]
@@ -106,7 +106,7 @@ class Inputs:
             stop: the one behind the last.
         """
         listed = [value for value in self._values() if _lists_tensors(value)]
-        by_item = any(_is_list_of_images(value) for value in listed)
+        by_item = any(is_list_of_images(value) for value in listed)
         if listed and not (by_item and all(_is_list(value, self.batch_size) for value in listed)):
             return None
         return self._with_samples(lambda tensor: tensor[start:stop], lambda items: items[start:stop])
@@ -120,7 +120,7 @@ class Inputs:
         def changed(tensor: Tensor) -> Tensor:
             return of_tensor(tensor) if tensor.ndim and tensor.shape[0] == size else tensor
 
-        if not any(_is_list_of_images(value) for value in self._values()):
+        if not any(is_list_of_images(value) for value in self._values()):
             return self.map(changed)
 
         def changed_argument(value: Any) -> Any:
@@ -290,7 +290,7 @@ def _is_list(value: Any, length: int | None) -> bool:
     return type(value) in (list, tuple) and len(value) == length
 
 
-def _is_list_of_images(value: Any) -> bool:
+def is_list_of_images(value: Any) -> bool:
     """Whether a value is a detector's input: a list or tuple of (channels, height, width)."""
     items = cast("Sequence[Any]", value) if type(value) in (list, tuple) else []
     return bool(items) and all(
