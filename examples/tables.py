@@ -22,7 +22,7 @@ def print_in_brief(console: Console, plan: PruningPlan, model_name: str, max_par
         table.add_row(removal.name, "\n".join(removal.groups), f"{removal.num_params:,}", f"{removal.impact:.3f}")
     table.caption = (
         f"{reduction:.1%} of {plan.num_params_before:,} parameters leave; at most {max_param_reduction:.0%} were "
-        "allowed. pruner.print_plan() shows every group."
+        "allowed. pruner.print_plan(full=True) shows every group."
     )
     console.print(table)
 

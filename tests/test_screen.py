@@ -85,9 +85,9 @@ def test_it_says_what_calibration_would_open_and_has_opened():
     chain = randomised(nn.Sequential(*layers))
     total, both = 54 + 63 + 90 + 20, 63 + 90 + 2 * (9 - 6)  # the reader of the projection gets narrower
     last = opening(UniversalLayerPruner(chain, example_inputs=rows()).render_plan())[-1]
-    assert last == f"Calibration data would open 1 more group (projections): up to {both / total:.1%} could leave"
+    assert last == f"Calibration data would open 1 more group: up to {both / total:.1%} could leave"
     last = opening(UniversalLayerPruner(chain, calibration=[rows(32, seed=s) for s in (1, 2)]).render_plan())[-1]
-    assert last == "Calibration data opened 1 more group (projections fitted on them)"
+    assert last == "Calibration data opened 1 more group, by projections that are fitted on them"
 
 
 def test_where_nothing_can_leave_the_screen_says_so():

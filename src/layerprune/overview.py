@@ -167,7 +167,7 @@ class Overview:
         scored = self.planner.scored
         if scored.has_data:
             num = sum(group.can_remove and group.needs_calibration for group in self.groups)
-            return f"Calibration data opened {_count(num)} (projections fitted on them)"
+            return f"Calibration data opened {_count(num)}, by projections that are fitted on them"
         num = sum(group.verdict == "with_calibration" for group in self.groups)
         if not num:
             return "Calibration data would open no other group"
@@ -175,7 +175,7 @@ class Overview:
         pieces = self.planner.meter.of(everything).param_pieces
         chosen = Programme(len(everything)).most(pieces, [], bans_of(self.graph, everything))
         share = amount(pieces, chosen) / max(self.graph.num_params, 1)
-        return f"Calibration data would open {_count(num)} (projections): up to {share:.1%} could leave"
+        return f"Calibration data would open {_count(num)}: up to {share:.1%} could leave"
 
 
 def _count(num: int) -> str:
