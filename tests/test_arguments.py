@@ -9,12 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from layerprune import UniversalLayerPruner
+from layerprune import LayerPruneError, UniversalLayerPruner
 from layerprune.calibration import read_calibration
 from layerprune.errors import CalibrationError, InputsError
 from layerprune.fidelity import compare
 from layerprune.inputs import why_mismatched
 from layerprune.repair import repair
+from layerprune.repair.batchnorm import reestimate
 from nets import linear, randomised, rows
 
 X = rows(4)  # (4, 8)
@@ -333,6 +334,12 @@ def test_a_mismatch_of_dtypes_is_said_as_such():
     pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     text = message(CalibrationError, lambda: UniversalLayerPruner(images, calibration=[pixels]))
     assert "calibration is uint8, the model float32" in text
+
+
+def test_comparing_and_estimating_say_it_too():
+    model = randomised(nn.Sequential(linear(), nn.BatchNorm1d(8), linear())).double()
+    for call in (lambda: compare(model, model, [X]), lambda: reestimate(model, [X])):
+        assert "the batch is float32, the model float64" in message(LayerPruneError, call)
 
 
 def test_a_mismatch_of_devices_is_said_as_such():

@@ -151,7 +151,8 @@ def test_a_pruner_whose_model_was_edited_starts_from_it_no_more():
     pruned = made.prune(plan=first, inplace=True)
     assert pruned is model
     left = num_params(model)
-    for call in (lambda: made.prune(max_param_reduction=0.4, inplace=True), lambda: made.prune(plan=first), made.plan):
+    again = (lambda: made.prune(max_param_reduction=0.4, inplace=True), lambda: made.prune(plan=first))
+    for call in (*again, made.plan, lambda: made.saving(first)):
         assert "pruned in place" in refused(call, PlanError)
     assert num_params(model) == left
     made.print_plan()  # what was found stays to be seen

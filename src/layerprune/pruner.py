@@ -278,6 +278,7 @@ class UniversalLayerPruner:
         Raises:
             PlanError: the plan was made for another model.
         """
+        self._check_original()
         pruned = plan_of(plan).apply(self._original, weights_follow=True)  # whose values do not matter here
         return saved(measure(self._original, self.inputs), measure(pruned, self.inputs))
 

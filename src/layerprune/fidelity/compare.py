@@ -17,7 +17,7 @@ from layerprune.fidelity.language import generations, is_causal, run, tokens_of
 from layerprune.fidelity.outputs import Sampled, added, distances, divergences, repeated, surprise
 from layerprune.fidelity.record import Estimate, Fidelity, Pair, estimate
 from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
-from layerprune.inputs import describe
+from layerprune.inputs import describe, why_mismatched
 from layerprune.modules import unwrap
 from layerprune.shadow import Shadow, real_shadow
 
@@ -117,7 +117,8 @@ class _Comparison:
         try:
             return run(self.shades[which], batch.inputs)
         except Exception as error:  # the user's own forward
-            what = f"{_WHO[which]} raised on batch {number} ({describe(batch.inputs)})"
+            why = why_mismatched(self.model, batch.inputs, "the batch", error)
+            what = f"{_WHO[which]} raised on batch {number} ({describe(batch.inputs)}){why and '; ' + why}"
             raise FidelityError(ended_by(what, error)) from error
 
     def pairs(self, number: int, outs: list[Any]) -> list[tuple[Tensor, Tensor]]:

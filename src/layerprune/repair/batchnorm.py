@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerprune.calibration import read_calibration
 from layerprune.errors import CalibrationError, NotFiniteError, ended_by
-from layerprune.inputs import describe
+from layerprune.inputs import describe, why_mismatched
 from layerprune.modules import unwrap
 from layerprune.repair.changes import write
 from layerprune.repair.transforms import exact
@@ -76,7 +76,8 @@ def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
                 shade.model(*inputs.args, **inputs.kwargs)
         except Exception as error:  # the user's own forward, or a batch norm that sees a single value
             what = f"batch norms could not be estimated on batch {number} ({describe(batch.inputs)})"
-            why = "each batch has to be what the model's forward takes, with two samples or more"
+            why = why_mismatched(model, batch.inputs, "the batch", error)
+            why = why or "each batch has to be what the model's forward takes, with two samples or more"
             raise CalibrationError(ended_by(f"{what}; {why}", error)) from error
         _check_finite(number, moments)
     seen = {name: found for name, found in moments.items() if found.count > 1}
