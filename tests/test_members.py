@@ -178,3 +178,36 @@ def test_a_tool_that_refuses_a_stand_in_prints_which_layer_was_removed() -> None
     model = pruned()
     assert repr(model.one.mixer) == "DroppedBranch(out of add; layerprune removed 'one.mixer')"
     assert repr(model.two) == "PassThrough(argument x; layerprune removed 'two')"
+
+
+class Fusing(nn.Module):
+    """Has three projections, and a method that joins their weights, as diffusion models' attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(-1, -2)
+        return self.project(scores.softmax(-1) @ self.value(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        return self.out(x)
+
+    @torch.no_grad()
+    def fused(self) -> Tensor:
+        return torch.cat([self.query.weight.data, self.key.weight.data, self.value.weight.data])
+
+    def init_out(self) -> None:
+        nn.init.zeros_(self.out.weight)
+
+
+def test_a_part_whose_weights_its_host_reads_elsewhere_leaves_with_the_host_only() -> None:
+    model = Net(lambda net, x: net.head(x + net.attention(net.stem(x))), stem=linear(), head=linear())
+    model.attention = Fusing()
+    pruner = UniversalLayerPruner(model, example_inputs=rows())
+    parts = {f"attention.{part}" for part in ("query", "key", "value")}
+    found = {removal.groups for removal in pruner.removals}
+    assert all(parts & {*groups} in (set(), parts) for groups in found)
+    assert any(parts <= {*groups} for groups in found)
+    assert ("attention.out",) in found  # its setting up reads it, no more

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple, cast
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 _WHOLE = frozenset(
     f"{prefix}{kind}" for kind in ("parameters", "buffers", "modules", "children") for prefix in ("", "named_")
 ) | {"state_dict", "load_state_dict", "apply", "_parameters", "_buffers", "_modules", "__dict__", "__class__", "super"}
+# What the names of methods that set a model up hold.
+_SETTING_UP = ("init", "reset", "load")
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.Size)
 
 
@@ -49,6 +52,7 @@ def _code(member: Any) -> CodeType | None:
     function = member.fget if isinstance(member, property) else member
     if isinstance(function, (staticmethod, classmethod)):
         function = cast("staticmethod[Any, Any]", function).__func__
+    function = inspect.unwrap(function) if isinstance(function, FunctionType) else None  # as no_grad wraps it
     return function.__code__ if isinstance(function, FunctionType) else None
 
 
@@ -67,6 +71,28 @@ def _closure(key: str, reads: Mapping[str, frozenset[str]]) -> frozenset[str]:
         found |= new
         pending += new
     return frozenset(found)
+
+
+@functools.cache
+def parts_read(cls: type) -> Mapping[str, frozenset[tuple[str, str]]]:
+    """What a module's class reads of its parts where its forward does not get to: part → (method, attribute).
+
+    A fusing method, say, that joins the weights of three projections. What sets a model up first is left out.
+    """
+    forward = getattr(cls.forward, "__code__", None)
+    reads = {key: member.reads for key, member in members(cls).items()}
+    run = _closure("forward", {**reads, "forward": frozenset() if forward is None else _names(forward)})
+    found: dict[str, set[tuple[str, str]]] = {}
+    for key, member in members(cls).items():
+        code = _code(member.what)
+        if code is None or key in run or any(word in key for word in _SETTING_UP):
+            continue
+        steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG")]
+        for one, part, attribute in zip(steps, steps[1:], steps[2:], strict=False):
+            loads = part.opname == "LOAD_ATTR" and attribute.opname == "LOAD_ATTR"
+            if loads and one.opname.startswith("LOAD_FAST") and code.co_varnames[:1] == (one.argval,):
+                found.setdefault(str(part.argval), set()).add((key, str(attribute.argval)))
+    return {part: frozenset(reads) for part, reads in found.items()}
 
 
 def kept_members(module: nn.Module) -> dict[str, frozenset[str]]:

@@ -15,7 +15,7 @@ from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pas
 from layerprune.folds import FoldTrace
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.marks import CannotRealise, Marker, Marks, also_used
-from layerprune.members import kept_members
+from layerprune.members import kept_members, parts_read
 from layerprune.merging import idle_merges, merge_of
 from layerprune.readers import CannotFold
 from layerprune.rearrange import Gap, Moved
@@ -97,6 +97,7 @@ class _Realiser:
         ]
         self.check_params(edits)
         self.check_hooks(edits)
+        self.check_hosts(edits)
         leftovers = self.leftovers(edits)
         edits += self.guards(leftovers)
         self.check_shape_reads(edits, leftovers, marks.carried)
@@ -288,6 +289,18 @@ class _Realiser:
         for name in self.graph.hooked:
             if taken & set(self.graph.aliases_of.get(name, ((name,),))[0]):
                 raise CannotRealise(f"a hook of '{name}' changes or keeps tensors that others read, and would go along")
+
+    def check_hosts(self, edits: list[Edit]) -> None:
+        """Refuse where a module that stays has a method that reads weights which would go, and could no longer run."""
+        taken = set(taken_out(edits))
+        for name in sorted(taken):
+            parent, _, key = name.rpartition(".")
+            if any(parent == one or parent.startswith(f"{one}.") for one in taken):
+                continue
+            held = self.modules[name]
+            for method, attribute in sorted(parts_read(type(self.modules[parent])).get(key, ())):
+                if attribute in held._parameters or attribute in held._buffers:
+                    raise CannotRealise(f"'{parent or 'the model'}' reads '{key}.{attribute}' in its '{method}'")
 
     def names_by_owner(self, number: int) -> list[str]:
         """A name of a parameter for each place that holds it: several names of one module are one place."""
