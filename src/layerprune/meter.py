@@ -163,10 +163,18 @@ class Meter:
 
     @cached_property
     def _companies(self) -> list[tuple[int, ...]]:
-        return companies(self.graph, self.removals)
+        modules = self.joints.prover.modules
+
+        def taken_by(some: tuple[int, ...]) -> Taken | None:
+            joint = self._together(some)
+            return None if joint is None else params_taken(self.graph, modules, joint)
+
+        return companies(self.graph, self.removals, taken_by)
 
     def _together(self, some: tuple[int, ...]) -> Realisation | None:
         """A set as it would be carried out; None where it cannot be."""
+        if len(some) == 1:
+            return self.removals[some[0]].realisation
         if some not in self._joint:
             try:
                 self._joint[some] = self.joints.likely(some)

@@ -1,8 +1,9 @@
-"""Company: what removals by projection take together, beyond what each of them takes alone.
+"""Company: what removals that meet take together, beyond what each of them takes alone.
 
-A transform that takes a projection in gets as many input channels as the projection's source has. Where a second
-removal replaces that source, the width is another one, and the size of the set is not the sum of its parts. Each small
-set that hangs together so is realised once, and the difference becomes pieces of its own: then sums are exact again.
+A transform that takes a projection in gets as many input channels as the projection's source has, and one that reads a
+concat loses those of an operand that goes. Where a second removal replaces that source, or the transform, the width is
+another one, or another transform's, and the size of the set is not the sum of its parts. Each small set that hangs
+together so is realised once, and the difference becomes pieces of its own: then sums are exact again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import TypeAlias
 
+from layerprune.cost.taken import Taken
 from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
 from layerprune.select.conflicts import conflicts
@@ -21,30 +23,51 @@ _MOST = 300  # sets, each of which is realised
 
 #: A set of removals, ascending → what it takes; None where it does not hold together.
 Sizes: TypeAlias = Callable[[tuple[int, ...]], "float | None"]
+Takings: TypeAlias = Callable[[tuple[int, ...]], "Taken | None"]
 
 
-def companies(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int, ...]]:
-    """Find the sets of two or more removals of which each replaces what another one's projection reads.
+def companies(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takings) -> list[tuple[int, ...]]:
+    """Find the sets of two or more removals of which each replaces what another one's projection, or slice, reads.
 
     Args:
         graph: the layer graph.
         removals: what sets are made of, by number.
+        taken_by: the parameters that a set takes.
 
     Returns:
-        Sets without conflicts, each ascending, small ones first; no more than can be realised in some seconds.
+        Sets that go together, each ascending, small ones first; no more than can be realised in some seconds.
     """
-    level = [(i,) for i, removal in enumerate(removals) if removal.cut.projected]
+    alone = [taken_by((i,)) for i in range(len(removals))]
+    near = _neighbours(graph, removals)
+    level = [(i,) for i, each in enumerate(alone) if near[i] and each is not None and _changed(each)]
     if not level:
         return []
     apart = set(conflicts(graph, removals))
-    near = _neighbours(graph, removals)
+    killing: dict[int, list[int]] = {}
+    for i, each in enumerate(alone):
+        for param in () if each is None else each.whole:
+            killing.setdefault(param, []).append(i)
+
+    def joining(some: tuple[int, ...]) -> list[int]:
+        """What may join a set: also what takes a reader away that changes in it, where that is not one's own alone."""
+        taken = taken_by(some) if len(some) > 1 else None
+        readers = () if taken is None else _changed(taken)
+        return [*(j for i in some for j in near[i]), *(j for param in readers for j in killing.get(param, ()))]
+
     found: list[tuple[int, ...]] = []
     for _ in range(_LARGEST - 1):
-        pairs = ((some, j) for some in level for i in some for j in near[i] if j not in some)
-        larger = dict.fromkeys(tuple(sorted((*some, j))) for some, j in pairs)
-        level = [some for some in larger if apart.isdisjoint(combinations(some, 2))]
-        found += level[: _MOST - len(found)]
+        larger = dict.fromkeys(tuple(sorted((*some, j))) for some in level for j in joining(some) if j not in some)
+        some_of = [some for some in larger if apart.isdisjoint(combinations(some, 2))][: _MOST - len(found)]
+        level = [some for some in some_of if taken_by(some) is not None]
+        found += level
+        if len(some_of) == _MOST or not level:
+            break
     return found
+
+
+def _changed(taken: Taken) -> tuple[int, ...]:
+    """The parameters that stay with fewer or more channels."""
+    return (*taken.growth, *taken.parts)
 
 
 def with_company(pieces: Pieces, sets: Sequence[tuple[int, ...]], size_of: Sizes) -> dict[tuple[int, ...], float]:
