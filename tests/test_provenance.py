@@ -1,6 +1,7 @@
 """A pruned model knows its plans, and so does what is copied from it, or holds it."""
 
 import copy
+import importlib
 import io
 import pickle
 import subprocess
@@ -92,6 +93,20 @@ def test_what_holds_no_stand_in_is_unpickled_without_layerprune(tmp_path):
     code = f"import sys, torch; torch.load({str(tmp_path / 'pruned.pt')!r}, weights_only=False); "
     code += "sys.exit('layerprune' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_holds_stand_ins_names_layerprune_where_it_is_not(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\nclass Own(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)\n\n"
+        "    def forward(self, x):\n        x = self.a(x)\n        return self.c(x + self.b(x))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(without(importlib.import_module("own").Own(), "b"), tmp_path / "pruned.pt")
+    code = f"import sys; sys.modules['layerprune'] = None; sys.path.insert(0, {str(tmp_path)!r}); import torch\n"
+    code += f"torch.load({str(tmp_path / 'pruned.pt')!r}, weights_only=False)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert "No module named 'layerprune" in done.stderr.splitlines()[-1]
 
 
 def test_a_system_is_saved_with_the_part_that_was_pruned(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 from layerprune.adapters.likeness import Shortened, renumbered, unlike
@@ -137,27 +137,23 @@ class _Search:
             gone, size = self.shortened.removed[fqn], self.shortened.sizes[fqn]
             for key, value in _at(self.origin.config, count.path).items():
                 stacks = {"encoder", "decoder"} & set(key.split("_"))
-                if isinstance(value, list) and _names_places(key) and all(stack in fqn for stack in stacks):
-                    yield lambda config, count=count, key=key, gone=gone, size=size: _move(
-                        config, count, key, gone, size
-                    )
+                named = isinstance(value, list) and _names_places(key) and all(stack in fqn for stack in stacks)
+                new = renumbered(value, gone, size) if named else None
+                if new is not None and new != value:
+                    yield partial(_move, path=count.path, key=key, old=value, new=new)
 
 
 def _names_places(key: str) -> bool:
+    """Whether a field's name says that it lists layers by their numbers."""
     words = set(key.split("_"))
-    return (
-        bool(words & _PLACES)
-        and bool(words & {"layer", "layers", "block", "blocks", "attn", "visual"})
-        and "num" not in words
-    )
+    return bool(words & _PLACES) and bool(words & _LAYERS) and "num" not in words
 
 
-def _move(config: ConfigDict, count: Count, key: str, gone: Sequence[int], size: int) -> None:
+def _move(config: ConfigDict, path: _Path, key: str, old: Any, new: Any) -> None:
     """Let a list of places follow, unless it has already."""
-    inner = _at(config, count.path)
-    moved = renumbered(inner.get(key), gone, size)
-    if moved is not None and len(inner[key]) != size - len(gone):
-        inner[key] = moved
+    inner = _at(config, path)
+    if inner.get(key) == old:
+        inner[key] = new
 
 
 @lru_cache(maxsize=128)
