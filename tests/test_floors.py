@@ -33,7 +33,7 @@ FLOORS = (
     ("readers",),
     ("edit_forms", "projection", "rearrange", "slices"),
     ("channel_rules",),
-    ("channels", "flow", "marks", "surgery", "trace"),
+    ("channels", "elements", "flow", "marks", "surgery", "trace"),
     ("companion", "folds", "merging"),
     ("removals", "realise", "rerun"),
     (

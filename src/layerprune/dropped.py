@@ -356,12 +356,17 @@ class PassThrough(StandIn):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the argument, in the removed module's output structure."""
         value = pick(self.position, self.keyword, args, kwargs)
-        if self.copies and isinstance(value, Tensor) and not isinstance(value, Dropped):
-            value = value.clone()
+        if self.copies:
+            value = _copied(value)
+            args, kwargs = tuple(map(_copied, args)), {key: _copied(other) for key, other in kwargs.items()}
         return build(self.structure, self.token, value, args, kwargs)
 
     def extra_repr(self) -> str:
         return self.with_place(f"argument {self.position if self.keyword is None else self.keyword}")
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and not isinstance(value, Dropped) else value
 
 
 class SkipsDropped(nn.Module):

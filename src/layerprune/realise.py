@@ -196,8 +196,6 @@ class _Realiser:
         leaves: dict[int, Any] = {
             v: "argument" if way == (position, keyword) else {"argument": [*way]} for v, way in values.items()
         }
-        if copies and any(leaf != "argument" for leaf in leaves.values()):
-            raise CannotRealise(f"'{name}' would hand on several tensors, of which some are written into later")
         structure = self.same([_with(f.result, {**self.staying(f), **leaves}) for f in frames], name)
         if structure == "argument" and not copies and self.is_element(name, frames):
             return Delete(fqn=name)

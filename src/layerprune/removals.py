@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from layerprune.dropped import MERGES
+from layerprune.elements import alike, elements
 from layerprune.graph import Cut, Layer, LayerGraph
 from layerprune.groups import Group
 from layerprune.protection import protected_by_name, stem_and_head
@@ -188,27 +189,10 @@ class _Finder:
         return found if found.isdisjoint(self.graph.outputs) else {value}
 
     def blocks(self) -> Iterator[Candidate | None]:
-        """Let an element of a container hand on its input."""
-        for frame in self.graph.frames[1:]:
-            parent, _, key = frame.fqn.rpartition(".")
-            container = self.modules.get(parent)
-            if (
-                not isinstance(container, (nn.Sequential, nn.ModuleList))
-                or not key
-                or not self.graph.layers_inside[frame.index]
-            ):
-                continue
-            for place, value in enumerate(frame.outputs):
-                if self.graph.values[value].layer not in self.graph.live:
-                    continue
-                if value not in self.graph.readers and value not in self.graph.outputs:
-                    continue
-                for _, _, argument in frame.arguments:
-                    if argument != value and self.alike(argument, value):
-                        result = f"[{place}]" if place else ""
-                        name = f"{_call_name(frame.fqn, frame.call)}{result} by its input"
-                        yield self.candidate("block", Cut({value: argument}), name)
-                        break
+        """Let an element of a container hand on its inputs, in place of all that it returns to others."""
+        for element in elements(self.graph, self.modules):
+            name = f"{_call_name(element.frame.fqn, element.frame.call)} by its input"
+            yield self.candidate("block", element.cut, name + "s" * (len(element.cut.substitutes) > 1))
 
     def shared(self) -> Iterator[Candidate | None]:
         """Take a module that is called several times out at every call, each time in the smallest way.
@@ -287,8 +271,7 @@ class _Finder:
         return whole if len(layer.operands) > 1 and len(set(layer.operands)) > 1 else []
 
     def alike(self, one: int, other: int) -> bool:
-        a, b = self.graph.values[one], self.graph.values[other]
-        return a.shape == b.shape and a.dtype == b.dtype and len(a.shape) > 1
+        return alike(self.graph, one, other)
 
 
 def _key(cut: Cut) -> tuple[object, ...]:
