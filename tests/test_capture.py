@@ -507,3 +507,19 @@ def test_a_call_that_raised_and_was_caught_is_no_call():
     small = pruner.prune(groups=["branch.a", "branch.b"])
     with torch.no_grad():
         assert torch.allclose(run(small, rows(7)), model.head(model.stem(rows(7))), atol=1e-6)
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.mul(x, x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError
+
+
+def test_what_an_autograd_function_calls_bears_its_name():
+    model = Net(lambda net, x: net.b(Squared.apply(net.a(x)) * 2), a=linear(), b=linear())
+    types = [layer.type_name for layer in record(model, as_inputs(rows()))[0].layers]
+    assert types == ["Linear", "Squared.mul", "mul", "Linear"]

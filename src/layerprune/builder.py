@@ -150,11 +150,12 @@ class Builder:
         if ops[0].function >= 0:
             call = self.recording.functions[ops[0].function]
             name, nth, literals, results = str(call.function), call.nth, call.literals, call.results
+            custom = call.custom
             extra = dict.fromkeys(r for op in ops for read in op.reads if (r := tuple(v for v in read if v not in own)))
             known = {v for read in call.operands for v in read}
             operands = call.operands + tuple(r for r in extra if not set(r) <= known)
         else:
-            name = ops[0].name
+            name, custom = ops[0].name, ""
             nth = self.op_counts[(frame.index, name)] = self.op_counts.get((frame.index, name), -1) + 1
             nth = -1 - nth  # an operation that no function call stands for
             operands = tuple(tuple(v for v in read if v not in own) for read in ops[0].reads)
@@ -164,7 +165,7 @@ class Builder:
         return Layer(
             index=index,
             name=full,
-            type_name=name,
+            type_name=f"{custom}.{name}" if custom else name,
             kind=kind,
             fqn=frame.fqn,
             call=frame.call,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from layerprune.callers import caller
+from layerprune.callers import caller, custom_function
 from layerprune.dropped import MERGES, Dropped
 from layerprune.graph import Read, Value
 from layerprune.holding import Holding
@@ -316,6 +316,7 @@ class Recorder:
         frame = self.recording.calls[self.stack[-1]]
         nth = self.function_counts[(frame.index, name)] = self.function_counts.get((frame.index, name), -1) + 1
         call = Call(len(self.recording.functions), frame.fqn, frame.call, frame.index, name, nth)
+        call.custom = custom_function()
         call.site = caller(self.first_names) if name in MERGES else ""
         self.recording.functions.append(call)
         frame.functions.append(name)

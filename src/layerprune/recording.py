@@ -30,6 +30,7 @@ class Call:
     site: str = ""  # of a merge: from where it is called
     has_data_calls: bool = False
     raised: bool = False
+    custom: str = ""  # the autograd.Function in whose forward it is called
     functions: list[str] = field(default_factory=list[str])
     steps: list[str] = field(default_factory=list[str])
 
