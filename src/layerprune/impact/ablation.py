@@ -11,7 +11,7 @@ from layerprune.bits import same_tensor
 from layerprune.calibration import Batch, Loss
 from layerprune.edits import Edit, folds_of
 from layerprune.errors import CalibrationError
-from layerprune.impact.evidence import Evidence, Scene, about_harm
+from layerprune.impact.evidence import Evidence, Scene, Units, about_harm
 from layerprune.impact.handover import Handover, Unsure
 from layerprune.impact.harm import Harm, harm_of
 from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
@@ -90,7 +90,7 @@ class _Ablation:
             for edits, fits in zip(self.sets, self.weights, strict=True)
         )
         fitted = np.fromiter(known, dtype=bool, count=len(self.sets))
-        table = np.zeros((2, len(rounds), len(self.sets)))
+        table, parts = np.zeros((2, len(rounds), len(self.sets))), list[Units]()
         table[0][:, np.logical_not(fitted)], table[1][:, np.logical_not(fitted)] = np.nan, 1.0
         change, size, looked_at = np.zeros((3, len(scene.batches), len(self.sets)))
         done = 0.0
@@ -100,7 +100,8 @@ class _Ablation:
                 break
             columns = [int(column) for column in going_on.nonzero()[0]]
             with scene.on(one.row):
-                table[:, number, columns] = self.measure(one, columns, done)
+                parts.append(self.measure(one, columns, done))
+            table[:, number] += parts[-1].change.sum(0), parts[-1].size.sum(0)
             looked_at[one.row, columns] += one.share
             done += one.share
         for number, one in enumerate(rounds):
@@ -115,7 +116,9 @@ class _Ablation:
         unknown = int((~np.isfinite(change[:, fitted])).any(0).sum())
         note = f"the impact of {unknown} removals is not known: with them the output or loss is no number any more"
         notes = (*((note,) if unknown else ()), *about_harm(scene, self.by.harm))
-        return Evidence(change, size, 1.0, f"{self.by.unit}, by ablation", notes, looked_at=looked_at, is_ablation=True)
+        units = Units(*(np.concatenate(some) for some in zip(*map(_fields, parts), strict=True))) if parts else None
+        unit = f"{self.by.unit}, by ablation"
+        return Evidence(change, size, 1.0, unit, notes, None, looked_at=looked_at, is_ablation=True, units=units)
 
     def rounds(self, *, in_parts: bool) -> list[Round]:
         """What to look at one after the other."""
@@ -134,7 +137,7 @@ class _Ablation:
         except Exception:  # the model's own, which may want the whole batch; on that it raises again
             return 0
 
-    def measure(self, one: Round, columns: Sequence[int], done: float) -> np.ndarray:
+    def measure(self, one: Round, columns: Sequence[int], done: float) -> Units:
         """Run the original on a batch or a part of it, then sets.
 
         Args:
@@ -143,14 +146,14 @@ class _Ablation:
             done: how many batches are done with.
 
         Returns:
-            Change and size, ``(2, column)``.
+            What was found, with a column for each set.
         """
         batch, handover = one.batch, self.handover
         with self.shade.running(), handover.keeping(columns, batch.num_samples):
             self.by.start(self.shade, batch, one.row)
         self.by.original = handover.own(self.by.original)
         handover.check(columns, batch.num_samples, lambda: self.by.is_same(self.shade, batch))
-        found: dict[int, tuple[float, float]] = {}
+        found: dict[int, np.ndarray] = {}
         for column in columns:
             found[column] = self.made(one, column)
             handover.settle()
@@ -159,10 +162,15 @@ class _Ablation:
         if probe is not None:
             again = self.made(one, probe, whole=True)
             handover.confirm(bool(np.array_equal(again, found[probe], equal_nan=True)))
-        return np.array(list(found.values())).reshape(-1, 2).T
+        num = min((each.shape[1] for each in found.values()), default=1)
+        is_apart = all(each.shape[1] == num for each in found.values())
+        both = np.zeros((2, num if is_apart else 1, len(self.sets)))
+        for column, each in found.items():
+            both[:, :, column] = each if is_apart else each.sum(1, keepdims=True)
+        return Units(both[0], both[1], np.full(both.shape[1], one.row))
 
-    def made(self, one: Round, column: int, *, whole: bool = False) -> tuple[float, float]:
-        """What a set changes on a batch, with the fit of its projections that has not seen it."""
+    def made(self, one: Round, column: int, *, whole: bool = False) -> np.ndarray:
+        """What a set changes on a batch, with the fit of its projections that has not seen it: ``(2, sample)``."""
         batch, fits = one.batch, self.weights[column]
         with applied(self.shade.model, self.sets[column], fits[one.row % len(fits)]), self.shade.running():
             if whole or not self.handover.outcomes:
@@ -174,6 +182,10 @@ class _Ablation:
                 self.by.compare(self.shade, batch)
                 self.handover.doubt("an edited model raises only where it goes on from what was kept")
                 raise Unsure from None
+
+
+def _fields(units: Units) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return units.change, units.size, units.batches
 
 
 class _ByOutput:
@@ -191,9 +203,9 @@ class _ByOutput:
         self.original = _run(shade, batch)
         self.harm = self.harm or harm_of(shade.model, self.original)
 
-    def compare(self, shade: Shadow, batch: Batch) -> tuple[float, float]:
+    def compare(self, shade: Shadow, batch: Batch) -> np.ndarray:
         assert self.harm is not None
-        return self.harm.between(self.original, _run(shade, batch), batch.mask)
+        return self.harm.by_sample(self.original, _run(shade, batch), batch.mask, batch.num_samples)
 
     def fewest(self, shade: Shadow, one: Round) -> int:
         """How many samples a part has to have, if the model makes of a part what it makes of it in the whole."""
@@ -224,9 +236,9 @@ class _ByLoss:
         self.original = number_of(loss_on(self.loss, shade.model, batch))
         check_finite(self.original, row)
 
-    def compare(self, shade: Shadow, batch: Batch) -> tuple[float, float]:
+    def compare(self, shade: Shadow, batch: Batch) -> np.ndarray:
         change = number_of(loss_on(self.loss, shade.model, batch)) - self.original
-        return batch.num_samples * change, float(batch.num_samples)
+        return np.array([[batch.num_samples * change], [float(batch.num_samples)]])
 
     def fewest(self, shade: Shadow, one: Round) -> int:
         """How many samples a part has to have, if the loss on a batch is the mean of those on its parts."""

@@ -88,6 +88,27 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
+class Units:
+    """What was found of the smallest parts of the data that can be told apart: samples, else what was run at once.
+
+    Attributes:
+        change: ``(unit, removal)``, 0 together with ``size`` where a removal was not measured on it.
+        size: what that is relative to, ``(unit, removal)``.
+        batches: the number of the batch that each unit is of, ``(unit,)``.
+    """
+
+    change: np.ndarray
+    size: np.ndarray
+    batches: np.ndarray
+
+    def among(self, columns: np.ndarray, num: int) -> Units:
+        """The same where these removals are some of more, of which nothing was measured by unit."""
+        both = np.zeros((2, len(self.batches), num))
+        both[:, :, columns] = self.change, self.size
+        return Units(both[0], both[1], self.batches)
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """What a criterion found.
 
@@ -101,6 +122,7 @@ class Evidence:
         is_ablation: whether removals were made, and ``change`` is what they did to the output.
         pairs: how much more a pair costs than its parts, ``(removal, removal)``, half of it at either place.
         looked_at: how much of each batch each removal was measured on, ``(batch, removal)``; None for all of it.
+        units: the same by sample, where that was measured; None for batches.
     """
 
     change: np.ndarray
@@ -111,6 +133,7 @@ class Evidence:
     pairs: np.ndarray | None = None
     is_ablation: bool = False
     looked_at: np.ndarray | None = None
+    units: Units | None = None
 
     @property
     def impacts(self) -> np.ndarray:

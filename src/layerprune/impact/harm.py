@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +55,25 @@ class Harm:
             other: the other model's output, of the same form.
             mask: ``(sample, token)``, 1 where a token counts.
         """
+        pairs = self._pairs(original, other)
+        if self.kind == "distribution":
+            changes, sizes = zip(*(_divergence(*pair, mask) for pair in pairs), strict=True)
+            return sum(changes), sum(sizes)
+        changes = [_relative(a, b, mask) for a, b in pairs]
+        samples = max((a.shape[0] if a.dim() else 1) for a, _ in pairs)
+        return samples * sum(changes) / len(changes), float(samples)
+
+    def by_sample(self, original: Any, other: Any, mask: Tensor | None, num_samples: int) -> np.ndarray:
+        """The same, sample by sample: ``(2, sample)``; ``(2, 1)`` where outputs do not tell their samples apart."""
+        pairs = self._pairs(original, other)
+        if num_samples < 2 or any(a.dim() == 0 or len(a) != num_samples for a, _ in pairs):
+            return np.array(self.between(original, other, mask))[:, None]
+        if self.kind == "distribution":
+            return np.sum([_divergences(*pair, mask) for pair in pairs], axis=0)
+        return np.mean([_relatives(*pair, mask) for pair in pairs], axis=0)
+
+    def _pairs(self, original: Any, other: Any) -> list[tuple[Tensor, Tensor]]:
+        """The tensors that are compared."""
         found = self.outputs(original), self.outputs(other)
         if len(found[0]) != len(found[1]):
             raise CalibrationError(
@@ -69,11 +89,7 @@ class Harm:
                     "holds no such tensor" if wrong is None else f"is {'×'.join(map(str, wrong.shape)) or 'a number'}"
                 )
                 raise CalibrationError(f"kind='distribution' wants logits, (sample, …, class), and the output {what}")
-            changes, sizes = zip(*(_divergence(*pair, mask) for pair in pairs), strict=True)
-            return sum(changes), sum(sizes)
-        changes = [_relative(a, b, mask) for a, b in pairs]
-        samples = max((a.shape[0] if a.dim() else 1) for a, _ in pairs)
-        return samples * sum(changes) / len(changes), float(samples)
+        return pairs
 
 
 def harm_named(kind: str | None) -> Harm | None:
@@ -123,12 +139,43 @@ def class_dim(logits: Tensor) -> int:
 
 
 def _divergence(original: Tensor, other: Tensor, mask: Tensor | None) -> tuple[float, float]:
-    dim = class_dim(original)
-    p, q = (tensor.to(_precise(tensor)).log_softmax(dim) for tensor in (original, other))
-    each = torch.where(p == -math.inf, torch.zeros_like(p), p.exp() * (p - q)).sum(dim)  # 0 log 0 is 0
+    each = _each_divergence(original, other)
     if mask is not None and mask.shape == each.shape:
         return float((each * mask).sum(dtype=torch.float64)), float(mask.sum())
     return float(each.sum(dtype=torch.float64)), float(each.numel())
+
+
+def _divergences(original: Tensor, other: Tensor, mask: Tensor | None) -> np.ndarray:
+    """Sums over the predictions of each sample, and how many these are, ``(2, sample)``."""
+    each = _each_divergence(original, other)
+    counts = mask.to(each.dtype) if mask is not None and mask.shape == each.shape else torch.ones_like(each)
+    sums = [part.reshape(len(each), -1).sum(1, dtype=torch.float64) for part in (each * counts, counts)]
+    return torch.stack(sums).cpu().numpy()
+
+
+def _each_divergence(original: Tensor, other: Tensor) -> Tensor:
+    dim = class_dim(original)
+    p, q = (tensor.to(_precise(tensor)).log_softmax(dim) for tensor in (original, other))
+    return torch.where(p == -math.inf, torch.zeros_like(p), p.exp() * (p - q)).sum(dim)  # 0 log 0 is 0
+
+
+def _relatives(original: Tensor, other: Tensor, mask: Tensor | None) -> np.ndarray:
+    """The shares of each sample in the relative change, times their number, ``(2, sample)``."""
+    change, size = (_squares(masked(tensor, mask)) for tensor in (other - original, original))
+    total = float(size.sum())
+    if math.isnan(total + float(change.sum())):
+        return np.full((2, len(change)), math.nan)
+    if total == 0:
+        return np.stack([np.full(len(change), float(change.sum() > 0)), np.ones(len(change))])
+    return len(change) / total * np.stack([change, size])
+
+
+def _squares(tensor: Tensor) -> np.ndarray:
+    """The squared norm of each sample."""
+    parts = [
+        torch.linalg.vector_norm(part, dim=1, dtype=_precise(part)) for part in tensor.flatten(1).split(_LONGEST, 1)
+    ]
+    return torch.stack(parts).double().square().sum(0).cpu().numpy()
 
 
 def _precise(tensor: Tensor) -> torch.dtype:

@@ -55,7 +55,8 @@ def score_shortlist(scene: Scene, harm: Harm | None = None) -> Evidence:
     change[:, some], size[:, some] = truth.change, truth.size
     note = f"{len(some)} of {num} removals were measured by ablation, the others are estimates"
     notes = tuple(dict.fromkeys((*estimate.notes, *truth.notes, note)))
-    return Evidence(change, size, truth.power, truth.unit, notes, is_ablation=True)
+    units = None if truth.units is None else truth.units.among(some, num)
+    return Evidence(change, size, truth.power, truth.unit, notes, is_ablation=True, units=units)
 
 
 def _telling(scene: Scene, before: int, weight: int, total: int) -> Callable[[int, int], None]:
