@@ -25,6 +25,7 @@ __all__ = ["SUBJECTS", "Inputs", "Subject", "subject"]
 SUBJECTS = {
     "minilm": ("subjects.encoder", "minilm"),
     "digits_resnet": ("subjects.images", "digits_resnet"),
+    "digits_mobilenet": ("subjects.images", "digits_mobilenet"),
     "digits_vit": ("subjects.images", "digits_vit"),
     "docs_llama": ("subjects.language", "docs_llama"),
 }

@@ -29,6 +29,43 @@ VIT = {
     "training": {"num_epochs": 64, "peak_learning_rate": 0.003},
 }  # fmt: skip
 
+MOBILENET = {"version": 1, "model": {}, "training": {"num_epochs": 8, "peak_learning_rate": 0.01}}
+
+
+class InvertedResidual(nn.Module):
+    """MobileNet V2's block: widen by six, convolve each channel by itself, narrow; around it where shapes agree."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        inner = 6 * num_in
+        self.conv = nn.Sequential(
+            nn.Conv2d(num_in, inner, 1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU6(),
+            nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU6(),
+            nn.Conv2d(inner, num_out, 1, bias=False),
+            nn.BatchNorm2d(num_out),
+        )
+        self.is_residual = num_in == num_out and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.is_residual else self.conv(x)
+
+
+class DigitMobileNet(nn.Sequential):
+    """Six such blocks: many of its groups leave by a projection, whose inputs are many for few images."""
+
+    def __init__(self) -> None:
+        sizes = [(16, 24, 2), (24, 24, 1), (24, 40, 2), (40, 40, 1), (40, 64, 1), (64, 64, 1)]
+        super().__init__(
+            *(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()),
+            *(InvertedResidual(*size) for size in sizes),
+            *(nn.Conv2d(64, 256, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU6()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10)),
+        )
+
 
 class DigitViT(VisionTransformer):
     """timm's, with position embeddings as large as the patches': from timm's 0.02 it stays a bag of patches."""
@@ -42,6 +79,11 @@ class DigitViT(VisionTransformer):
 def digits_resnet() -> Subject:
     """The network of ``examples/digits.py``: nine residual blocks in three stages, with BatchNorm."""
     return trained_on_digits("digits_resnet", RESNET, DigitNet)
+
+
+def digits_mobilenet() -> Subject:
+    """A small network of MobileNet V2's blocks, briefly trained."""
+    return trained_on_digits("digits_mobilenet", MOBILENET, DigitMobileNet)
 
 
 def digits_vit() -> Subject:

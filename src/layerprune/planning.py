@@ -15,6 +15,7 @@ from layerprune.errors import BudgetError, CriticalGroupError
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group
 from layerprune.impact.ablation import ablate
+from layerprune.impact.intervals import impact_intervals
 from layerprune.impact.output_change import score_output_change
 from layerprune.impact.racing import FINAL, Rule, all_of_them, counted, first_only, halving, handicapped, winner
 from layerprune.joints import Joints
@@ -297,14 +298,13 @@ class Planner:
 
     @cached_property
     def _intervals(self) -> np.ndarray | None:
-        """The 95 % bootstrap interval of each impact, ``(2, removal)``; None where there is one batch, or no data."""
-        drawn = self._drawn
-        return None if drawn is None or not len(drawn) else np.percentile(drawn, [2.5, 97.5], axis=0)
+        """The 95 % interval of each impact, ``(2, removal)``; None where there is one batch, or no data."""
+        evidence = self.scored.evidence
+        return None if evidence is None or not self.scored.has_data else impact_intervals(evidence)
 
     def interval(self, removal: int) -> tuple[float, float] | None:
-        """The 95 % bootstrap interval of a removal's impact; None where there is none."""
-        evidence = self.scored.evidence
-        if self._intervals is None or evidence is None or evidence.num_batches[removal] < 2:
+        """The 95 % interval of a removal's impact; None where there is none."""
+        if self._intervals is None:
             return None
         low, high = self._intervals[:, removal]
         return (float(low), float(high)) if np.isfinite(low) and np.isfinite(high) else None

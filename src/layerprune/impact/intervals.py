@@ -14,16 +14,16 @@ from layerprune.impact.evidence import Evidence, Units
 LEVEL = 0.95
 
 _AGREE = 0.75  # batches that differ more than so many draws of independent samples would are taken as the units
-_FEWEST = 2.0  # samples, to speak of a spread
+_FEWEST = 3.0  # samples, to speak of a spread: t is at most 4.3
 
 
 def impact_intervals(evidence: Evidence) -> np.ndarray | None:
     """The interval of each impact, ``(2, removal)``; nan where it was measured on one batch; None where on one only.
 
-    An impact is a ratio of two sums over samples. Its error follows from the samples' residuals (linearised), on the
-    logarithm's scale, as harms are positive and a few samples may make up most of them. Those few are what is counted:
-    Student's t has as many degrees of freedom as samples that a spread like theirs needs. Where batches differ more than samples
-    drawn at random would (frames of one recording), batches are the units, of which there are fewer.
+    An impact is a ratio of two sums over samples. Its error follows from the samples' residuals, on the logarithm's
+    scale, as harms are positive. Where a few samples make up most of the spread, Student's t gets as few degrees of
+    freedom. Where batches differ more than samples drawn at random would (frames of one recording), batches are the
+    units, of which there are fewer.
 
     Args:
         evidence: what was measured; by samples where that is known, else by batches.
