@@ -75,7 +75,7 @@ def test_the_last_attention_that_knows_the_past_stays() -> None:
 def test_a_plan_with_many_removals_generates_and_replays() -> None:
     model = build("gemma3")
     pruner = pruner_of(model)
-    names = [f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)] + ["model.layers.2.mlp.up_proj"]
+    names = [f"model.layers.{i}.self_attn" for i in (0, 1)] + ["model.layers.2.mlp"]
     plan = PruningPlan.from_json(pruner.plan(groups=names).to_json())
     pruned = plan.apply(build("gemma3"))
     inputs = padded(model)
