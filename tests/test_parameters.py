@@ -174,3 +174,20 @@ def test_running_statistics_that_are_parameters_stay_as_they_were(calibrated):
 def test_statistics_that_are_only_read_are_not_written():
     net = Net(lambda net, x: net.b(F.batch_norm(net.a(x), net.mean, net.var)), a=linear(), b=linear(8, 2), mean=nn.Parameter(torch.zeros(8), False), var=nn.Parameter(torch.ones(8), False))  # fmt: skip  # noqa: E501
     assert UniversalLayerPruner(net.eval(), example_inputs=rows()).graph.written_params == frozenset()
+
+
+def test_statistics_that_only_train_mode_writes_stay_as_they_were_where_the_model_runs_on_real_values():
+    """The forward asks for a value, so that the proof runs on tensors that share the user's parameters."""
+
+    def forward(net, x):
+        x = net.a(x)
+        x = F.batch_norm(x, net.mean, net.var, training=net.training)
+        return net.c(x + torch.relu(net.b(x))) if float(x.sum()) < 1e9 else x[:, :2]
+
+    held = {"mean": nn.Parameter(torch.zeros(8), False), "var": nn.Parameter(torch.ones(8), False)}
+    net = Net(forward, a=linear(), b=linear(), c=linear(8, 2), **held).eval()
+    before = Photograph(net)
+    pruner = UniversalLayerPruner(net, example_inputs=rows())
+    assert any("writes into 'mean'" in note for note in pruner.notes)
+    pruner.prune(groups=["b"])
+    assert before == Photograph(net)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerprune.capture import record_training
 from layerprune.companion import Companion
@@ -36,6 +37,7 @@ from layerprune.shorten import Shortener
 from layerprune.sizes import Sizes
 from layerprune.surgery import applied, check_numbers
 from layerprune.trials import Trial, Trials
+from layerprune.watch import reached
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Prover:
         self.add_training(twice or inputs)
         shade.start.settle()  # proofs start from the flags and counters that the user's model has
         self.sizes = Sizes(shade, graph, inputs)
+        self.one_by_one = any(_reaches_others(module) for module in shade.model.modules())
         self.memo = None if shade.mode is None else Memo(shade.mode)
         self.flow = FlowCheck(shade, graph, self.runs[0].inputs)
         if self.memo is not None:  # from here on only shapes count, which a recording could not follow
@@ -231,6 +234,7 @@ class Prover:
             own = Footprint.of(self.graph, candidate, realisation)
             for members, print_ in batches:
                 apart = self.caches.use is not None and print_.containers != own.containers  # each may break it alone
+                apart = apart or self.one_by_one  # what one removal takes out, another's module may read
                 if not apart and not print_.disturbs(own) and self.leaves_some(print_.dropped | own.dropped):
                     members.append(index)
                     print_.add(own)
@@ -336,6 +340,13 @@ class Prover:
             raise CannotRealise(f"the output would change its form in {mode} mode: {run.expected} to {found}")
         if not run.training and (wrong := difference(merges, joint.merges)):
             raise CannotRealise(wrong)
+
+
+def _reaches_others(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own that closes over others: then no layer graph tells what it reads."""
+    forward = vars(module).get("forward")
+    held = reached(forward) if isinstance(forward, FunctionType) else ()
+    return any(isinstance(value, nn.Module) and value is not module for value in held)
 
 
 def _twice_as_large(tensor: Tensor) -> Tensor:

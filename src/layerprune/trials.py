@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,11 @@ from torch.autograd.function import BackwardCFunction
 from layerprune.inputs import Inputs
 from layerprune.nested import tensors_in
 from layerprune.outputs import signature
+from layerprune.recorder import ParameterWritten
+from layerprune.registry import named_parameters
 from layerprune.shadow import Shadow
+from layerprune.tensor_keys import storage_key
+from layerprune.watch import OperationWatch
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Trials:
         """
         adapted = self.shade.adapt(inputs)
         if not training or self.shade.mode is None:
-            return Trial(training, adapted, self.run(training, self.shade.adapt(inputs)))
+            with self.guarding() if training and self.shade.shares else nullcontext():
+                return Trial(training, adapted, self.run(training, self.shade.adapt(inputs)))
         backward = False
 
         def look(out: Any) -> None:
@@ -69,6 +75,20 @@ class Trials:
         except Exception:  # a forward that reads values out of its inputs may not take any with a history
             return Trial(True, adapted, self.run(True, self.shade.adapt(inputs)))
         return Trial(True, adapted, expected, backward)
+
+    def guarding(self) -> OperationWatch:
+        """Raise before an operation writes into a parameter of the user's: train mode may, where eval mode did not."""
+        names = {storage_key(parameter): name for name, parameter in named_parameters(self.shade.model)}
+
+        def check(written: Sequence[Tensor]) -> None:
+            name = next((names[key] for tensor in written if (key := storage_key(tensor)) in names), None)
+            if name is not None:
+                raise ParameterWritten(f"it writes into '{name}', a parameter of yours")
+
+        def ignore(name: str, inputs: list[Tensor], outputs: list[Tensor], written: list[Tensor]) -> None:
+            return None
+
+        return OperationWatch(check, ignore)
 
     def run(self, training: bool, inputs: Inputs, *, look: Callable[[Any], None] | None = None) -> Any:
         """Run the shadow and describe what it returns.

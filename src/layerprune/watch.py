@@ -139,7 +139,7 @@ def hooks_watched(model: nn.Module, told: Callable[[nn.Module], None]) -> Genera
     }
 
     def watching(module: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
-        places = [place for place in _reached(hook) if place is not module]
+        places = [place for place in reached(hook) if place is not module]
         places = [place for place in places if isinstance(place, nn.Module) or id(place) in shared]
 
         @functools.wraps(hook)
@@ -165,10 +165,10 @@ def hooks_watched(model: nn.Module, told: Callable[[nn.Module], None]) -> Genera
             hooks.update({key: hook for key, hook in old.items() if key in hooks})
 
 
-def _reached(hook: Callable[..., Any]) -> list[Any]:
-    """The objects that a hook may write into: what it is bound to, closes over, or has as defaults."""
+def reached(hook: Callable[..., Any]) -> list[Any]:
+    """The objects that a hook or a forward may read or write: what it is bound to, closes over, has as defaults."""
     if isinstance(hook, functools.partial):
-        return [*hook.args, *hook.keywords.values(), *_reached(hook.func)]
+        return [*hook.args, *hook.keywords.values(), *reached(hook.func)]
     bound = getattr(hook, "__self__", None)
     function = getattr(hook, "__func__", hook)
     cells: Iterable[Any] = getattr(function, "__closure__", None) or ()
