@@ -20,6 +20,7 @@ from layerprune.select.limit import Pieces, amount
 
 _LARGEST = 5  # removals in one such set
 _MOST = 300  # sets, each of which is realised
+_FEW = 50  # removals up to which slices count: of a DenseNet's 62 each solution would take ten times as long
 
 #: A set of removals, ascending → what it takes; None where it does not hold together.
 Sizes: TypeAlias = Callable[[tuple[int, ...]], "float | None"]
@@ -39,7 +40,8 @@ def companies(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takings)
     """
     alone = [taken_by((i,)) for i in range(len(removals))]
     near = _neighbours(graph, removals)
-    level = [(i,) for i, each in enumerate(alone) if near[i] and each is not None and _changed(each)]
+    few = len(removals) <= _FEW
+    level = [(i,) for i, each in enumerate(alone) if near[i] and each and (each.growth or (few and each.parts))]
     if not level:
         return []
     apart = set(conflicts(graph, removals))
