@@ -298,12 +298,12 @@ class Planner:
 
     @cached_property
     def _intervals(self) -> np.ndarray | None:
-        """The 95 % interval of each impact, ``(2, removal)``; None where there is one batch, or no data."""
+        """The interval of each impact, ``(2, removal)``; None where there is one batch, or no data."""
         evidence = self.scored.evidence
         return None if evidence is None or not self.scored.has_data else impact_intervals(evidence)
 
     def interval(self, removal: int) -> tuple[float, float] | None:
-        """The 95 % interval of a removal's impact; None where there is none."""
+        """The interval of a removal's impact; None where there is none."""
         if self._intervals is None:
             return None
         low, high = self._intervals[:, removal]

@@ -102,7 +102,7 @@ def _group_lines(number: int, group: Group, facts: Facts, totals: Totals) -> lis
         lines.append("  Needs calibration: a projection takes its place, which is fitted on calibration data")
     if facts.interval is not None:
         low, high = map(impact_text, facts.interval)
-        lines.append(f"  Impact Interval: {low} to {high} (95 %, over calibration samples)")
+        lines.append(f"  Impact Interval: {low} to {high} (holds in about 85 % of cases)")
     return lines
 
 
