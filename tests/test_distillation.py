@@ -567,10 +567,10 @@ def test_settings_that_make_no_sense_are_refused(settings, says):
         distill(original, pruned, BATCHES, **settings)
 
 
-def test_a_package_that_is_missing_is_named_with_the_extra(monkeypatch):
+def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch):
     original, pruned = pair()
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(DistillationError, match=r"needs accelerate: pip install layerprune\[train\]"):
+    with pytest.raises(DistillationError, match=r"needs accelerate; run: pip install accelerate peft"):
         distill(original, pruned, BATCHES)
 
 
