@@ -43,7 +43,7 @@ class PlannedRemoval(BaseModel):
     num_params: int = Field(ge=0, description="parameters that it removes when it is made alone")
     impact: float | None = Field(description="what it costs, in the plan's impact_unit; null where it is not known")
     impact_interval: tuple[float, float] | None = Field(
-        default=None, description="interval of the impact over the calibration samples; holds in about 85 % of cases"
+        default=None, description="interval of the impact over the calibration samples; holds in about 90 % of cases"
     )
     recurrence: float | None = Field(
         default=None,

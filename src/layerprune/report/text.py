@@ -102,7 +102,7 @@ def _group_lines(number: int, group: Group, facts: Facts, totals: Totals) -> lis
         lines.append("  Needs calibration: a projection takes its place, which is fitted on calibration data")
     if facts.interval is not None:
         low, high = map(impact_text, facts.interval)
-        lines.append(f"  Impact Interval: {low} to {high} (holds in about 85 % of cases)")
+        lines.append(f"  Impact Interval: {low} to {high} (holds in about 90 % of cases)")
     return lines
 
 
