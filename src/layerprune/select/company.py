@@ -39,9 +39,9 @@ def companies(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takings)
         Sets that go together, each ascending, small ones first; no more than can be realised in some seconds.
     """
     alone = [taken_by((i,)) for i in range(len(removals))]
-    near = _neighbours(graph, removals)
     few = len(removals) <= _FEW
-    level = [(i,) for i, each in enumerate(alone) if near[i] and each and (each.growth or (few and each.parts))]
+    near = _neighbours(graph, removals, slices=few)
+    level = [(i,) for i, each in enumerate(alone) if near[i] and each and _changed(each, slices=few)]
     if not level:
         return []
     apart = set(conflicts(graph, removals))
@@ -53,7 +53,7 @@ def companies(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takings)
     def joining(some: tuple[int, ...]) -> list[int]:
         """What may join a set: also what takes a reader away that changes in it, where that is not one's own alone."""
         taken = taken_by(some) if len(some) > 1 else None
-        readers = () if taken is None else _changed(taken)
+        readers = () if taken is None else _changed(taken, slices=few)
         return [*(j for i in some for j in near[i]), *(j for param in readers for j in killing.get(param, ()))]
 
     found: list[tuple[int, ...]] = []
@@ -67,9 +67,9 @@ def companies(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takings)
     return found
 
 
-def _changed(taken: Taken) -> tuple[int, ...]:
-    """The parameters that stay with fewer or more channels."""
-    return (*taken.growth, *taken.parts)
+def _changed(taken: Taken, *, slices: bool) -> tuple[int, ...]:
+    """The parameters that stay with other channels: those of a projection, or, with ``slices``, fewer."""
+    return (*taken.growth, *taken.parts) if slices else tuple(taken.growth)
 
 
 def with_company(pieces: Pieces, sets: Sequence[tuple[int, ...]], size_of: Sizes) -> dict[tuple[int, ...], float]:
@@ -99,11 +99,11 @@ def with_company(pieces: Pieces, sets: Sequence[tuple[int, ...]], size_of: Sizes
     return {takers: size for takers, size in found.items() if size}
 
 
-def _neighbours(graph: LayerGraph, removals: Sequence[Removal]) -> list[list[int]]:
+def _neighbours(graph: LayerGraph, removals: Sequence[Removal], *, slices: bool) -> list[list[int]]:
     """For each removal those that replace what one of its substitutes is made of, and the other way round."""
     replacing: dict[int, list[int]] = {}
     for i, removal in enumerate(removals):
-        merged = (graph.layers[merge].outputs[0] for merge, _ in removal.cut.dropped)
+        merged = [graph.layers[merge].outputs[0] for merge, _ in removal.cut.dropped] if slices else []
         for value in dict.fromkeys([*removal.cut.substitutes, *merged]):
             replacing.setdefault(value, []).append(i)
     found: list[dict[int, None]] = [{} for _ in removals]
