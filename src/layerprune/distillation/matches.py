@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -58,7 +58,9 @@ def side_of(model: nn.Module, batch: Batch, *, copied: bool) -> Side:
     """
     every = [name for name, _ in named_parameters(model, every_name=True)]
     shade = real_shadow(model, written=every if copied else capture(model, batch.inputs).written_params)
-    return Side(shade, record_on(shade, batch.inputs))
+    graph = record_on(shade, batch.inputs)
+    # Training is a use of the model, not a look at it: what its forwards count or log elsewhere stays.
+    return Side(replace(shade, outside=None) if copied else shade, graph)
 
 
 def find_matches(
