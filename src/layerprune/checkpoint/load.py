@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -201,12 +202,15 @@ def _instances(model: nn.Module | None, factory: Factory | None) -> Iterator[nn.
 def _made(factory: Factory) -> nn.Module:
     """What a factory makes; the random values that it draws are thrown away."""
     try:
-        with torch.random.fork_rng(devices=()):
-            made = factory()
-    except Exception as error:  # the user's own code
+        inspect.signature(factory).bind()
+    except TypeError as error:  # it wants arguments
         name = getattr(factory, "__name__", type(factory).__name__)
         what = f"{name}() makes no unpruned model; give an instance, or factory=lambda: {name}(…) with its arguments"
         raise CheckpointError(ended_by(what, error)) from error
+    except ValueError:  # a callable in C tells no signature
+        pass
+    with torch.random.fork_rng(devices=()):
+        made = factory()
     return _checked(made)
 
 
