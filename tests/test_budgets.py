@@ -207,7 +207,7 @@ def test_a_target_that_contradicts_a_cap_names_both():
     pruner = UniversalLayerPruner(blocks(100, 90), example_inputs=rows())
     need = held(pruner._original, rows()) - 4 * 1400
     assert pruner.plan(max_memory_bytes=need).removals
-    with pytest.raises(BudgetError, match=r"within parameters reaches the target: max_memory_bytes"):
+    with pytest.raises(BudgetError, match=r"within max_param_reduction reaches the target: max_memory_bytes"):
         pruner.plan(max_memory_bytes=need, max_param_reduction=0.1)
 
 

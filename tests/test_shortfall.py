@@ -61,6 +61,7 @@ def test_a_cap_that_is_filled_does_not_warn(blocks):
         warnings.simplefilter("error")
         blocks.prune(max_param_reduction=share_of(blocks, 9) + 0.001)
         blocks.prune(max_impact=1e9)
+        assert len(blocks.plan(groups=[blocks.groups[0].name]).removals) == 1
         blocks.prune(groups=[blocks.groups[0].name])
 
 
@@ -68,7 +69,8 @@ def test_a_cap_that_is_filled_does_not_warn(blocks):
 def test_a_model_that_is_protected_as_a_whole_warns(options):
     pruner = UniversalLayerPruner(independent(*UNEVEN).model, example_inputs=rows(), **options)
     with pytest.warns(ShortfallWarning, match="every group is critical"):
-        pruner.prune(max_param_reduction=0.5)
+        pruned = pruner.prune(max_param_reduction=0.5)
+    assert len(pruned) == len(UNEVEN) + 2
 
 
 def test_no_name_in_groups_warns(blocks):
@@ -80,7 +82,8 @@ def test_no_name_in_groups_warns(blocks):
 def test_a_plan_that_removes_nothing_warns_when_it_is_carried_out(blocks):
     plan = blocks.plan(max_param_reduction=0.01)
     with pytest.warns(ShortfallWarning, match="raise max_param_reduction"):
-        blocks.prune(plan=type(plan).from_json(plan.to_json()))
+        pruned = blocks.prune(plan=type(plan).from_json(plan.to_json()))
+    assert len(pruned) == len(UNEVEN) + 2
 
 
 # ---- the note on the budget, and slack -------------------------------------------------------------------------------

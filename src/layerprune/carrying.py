@@ -100,16 +100,21 @@ def carry_out(
         fitted = replace(fitted, verdict=verdict, notes=(*fitted.notes, *said))
     if not inplace:
         return Carried(pruned, fitted, report)
+    _carry_over(plan, original, pruned if folds or (report is not None and report.kept) else None)
+    return Carried(original, fitted, report)
+
+
+def _carry_over(plan: PruningPlan, original: nn.Module, pruned: nn.Module | None) -> None:
+    """Carry a plan out on the user's model, and write the weights of a pruned copy into it if one is given."""
     journal = Journal()
     try:
         plan.carry_out(original, journal)
-        if folds or (report is not None and report.kept):
+        if pruned is not None:
             tensors = chain(named_parameters(pruned), named_buffers(pruned))
             write(original, {name: tensor.detach() for name, tensor in tensors})
     except BaseException:  # Ctrl-C, too: the model is as it was, or done
         journal.take_back()
         raise
-    return Carried(original, fitted, report)
 
 
 @dataclass(frozen=True, eq=False)

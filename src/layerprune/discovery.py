@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from layerprune.elements import without_argument
 from layerprune.graph import LayerGraph
 from layerprune.groups import Group, form_groups
 from layerprune.inputs import Inputs
@@ -61,16 +62,25 @@ def discover(
         graph, formed, prover.modules, protect=protect, protect_io=protect_io, granularity=granularity
     )
     proven, refused = prover.prove(candidates.found, candidates.critical)
-    unfoldable: Mapping[str, str] = {}
+    unfoldable: Mapping[str, str] = {}  # why projections, or whole elements, do not help
     if projections and granularity == "group":
         projected, unfoldable = _projections(prover, graph, formed, proven, candidates.critical)
         proven = [*proven, *projected]
+    elif granularity == "block":
+        unfoldable = _halves(prover, graph, formed)
     reasons = {
         group.name: candidates.critical.get(group.name)
         or why_critical(graph, group, refused.get(group.name, ()), unfoldable.get(group.name, ""))
         for group in formed
     }
     return Discovery(formed, prover, proven, reasons)
+
+
+def _halves(prover: Prover, graph: LayerGraph, formed: Sequence[Group]) -> dict[str, str]:
+    """Say of groups in an element that cannot hand on arguments for all that it returns why that is so."""
+    found = without_argument(graph, prover.modules)
+    inside = {group.name: [name for name in found if group.name.startswith(f"{name}.")] for group in formed}
+    return {group: found[max(names, key=len)] for group, names in inside.items() if names}
 
 
 def _projections(

@@ -48,6 +48,26 @@ def elements(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> Iterator[El
             yield Element(frame, Cut(pairs))
 
 
+def without_argument(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Say of each element that is left out which of its results no argument stands for.
+
+    Returns:
+        The element's dotted name → the reason.
+    """
+    frames = [frame for frame in graph.frames[1:] if _is_element(graph, modules, frame)]
+    roles = _roles(graph, frames)
+    found: dict[str, str] = {}
+    for frame in frames:
+        exits = _exits(graph, frame)
+        if len(exits) > 1 and not _pairs(graph, frame, roles[_container(frame)]):
+            shapes = ", ".join("×".join(map(str, graph.values[value].shape)) for value in exits)
+            found[frame.fqn] = (
+                f"the forward of '{frame.fqn}' returns {len(exits)} tensors that others read ({shapes}), and no "
+                "argument of it stands for each"
+            )
+    return found
+
+
 def alike(graph: LayerGraph, one: int, other: int) -> bool:
     """Whether two values have the same shape, of two dimensions or more, and the same type."""
     a, b = graph.values[one], graph.values[other]

@@ -302,11 +302,10 @@ class UniversalLayerPruner:
     ) -> nn.Module:
         """Remove layers and return the pruned model, which is also at :attr:`model` from then on.
 
-        Every call starts from the model that the pruner was made with; after one with ``inplace=True`` that model is no
-        more, and a new pruner is needed.
+        Every call starts from the model that the pruner was made with; after ``inplace=True`` a new pruner is needed.
 
         Args:
-            max_param_reduction: a budget; see :meth:`plan`, as for the next five.
+            max_param_reduction: a budget; see :meth:`plan`, as for the next four.
             max_mac_reduction: a budget.
             target_latency_ms: a budget.
             max_memory_bytes: a budget.
@@ -315,20 +314,17 @@ class UniversalLayerPruner:
             groups: what to remove, by name; see :meth:`plan`.
             strategy: what chooses; see :meth:`plan`.
             unused: take out what never runs, and nothing else; see :meth:`plan`.
-            plan: a plan made before, for this model or another copy of it; its JSON text or dict, or the path of its
-                file, will do.
+            plan: a plan made before, for this model or a copy of it; or its JSON text or dict, or the path of its file.
             repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form
                 (:func:`layerprune.repair.repair`); what was done is at :attr:`repair_report`. ``mean``: only move
                 biases and batch norms' means by what is missing on average. None: leave the weights.
             inplace: edit the user's model instead of a copy.
 
         Returns:
-            A model of the user's own class, in the mode that the original is in. A :class:`ShortfallWarning` says why
-            nothing, or less than half of what a cap allows, has gone.
+            A model of the user's own class, in its mode. A :class:`ShortfallWarning` says why so little went.
 
         Raises:
-            PlanError: the plan was made for another model.
-            RepairError: ``repair`` is none of these.
+            PlanError, RepairError: the plan was made for another model, or ``repair`` is none of these.
             CalibrationError: the plan folds projections, or ``repair="mean"``, and there are no calibration data.
             NotFiniteError: the model makes NaN or infinite values of the calibration data.
             BudgetError, CostError, UnknownNameError, CriticalGroupError: as for :meth:`plan`.
@@ -348,6 +344,9 @@ class UniversalLayerPruner:
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
         else:
             chosen = plan_of(plan)
+        return self._carry_out(chosen, repair, inplace)
+
+    def _carry_out(self, chosen: PruningPlan, repair: str | None, inplace: bool) -> nn.Module:
         if inplace:
             _ = self.notes  # measured on the model as it still is
         how, kind = "refit" if repair == "auto" else repair, self._harm and self._harm.kind

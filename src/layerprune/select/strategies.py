@@ -107,7 +107,7 @@ def _refuse_targets(problem: Problem, search: Search | None) -> None:
         reached = 0.0 if search is None else _most_of(search, resource)
         asked, best = resource.show(resource.at_least), resource.show(reached)
         said.append(f"{resource.name}: {asked} is asked for, {best} comes out")
-    capped = [r.name for r in problem.resources if r.at_most < float("inf")]
+    capped = [r.argument or r.name for r in problem.resources if r.at_most < float("inf")]
     within = f" within {', '.join(capped)}" if capped else ""
     raise BudgetError(
         f"no set of removals{within} reaches the target: {'; '.join(said)} at the most. "
