@@ -71,8 +71,8 @@ def test_plan_prune_repair_and_comparison_are_those_of_32_bits(name: str) -> Non
     for dtype in (torch.float32, *HALVES):
         model = make().to(dtype)
         before = Photograph(model)
-        batches = [as_dtype(batch_of(number), dtype) for number in range(5)]
-        pruner = UniversalLayerPruner(model, calibration=batches[:4], criterion="ablation")
+        batches = [as_dtype(batch_of(number), dtype) for number in range(9)]
+        pruner = UniversalLayerPruner(model, calibration=batches[:8], criterion="ablation")  # a quarter is held out
         plan = pruner.plan(max_param_reduction=0.35)
         pruned = pruner.prune(plan=plan)
         assert Photograph(model) == before
@@ -82,7 +82,7 @@ def test_plan_prune_repair_and_comparison_are_those_of_32_bits(name: str) -> Non
         assert report is not None
         assert report.kept
         assert report.after < left * report.before
-        change = compare(model, pruned, batches[4:]).relative_l2
+        change = compare(model, pruned, batches[8:]).relative_l2
         assert change is not None
         found[dtype] = tuple(r.name for r in plan.removals), {r.name: r.impact for r in pruner.removals}, report, change
     chosen, impacts, report, change = found[torch.float32]

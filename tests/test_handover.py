@@ -298,7 +298,7 @@ def test_what_modules_hand_over_in_globals_is_found_by_the_checks():
     assert ledger.doubt
 
 
-_FIRED = [0]
+_FIRED = np.zeros(1, int)  # a list would be put back after each forward
 
 
 def _fire(*_: Any) -> None:
@@ -319,7 +319,7 @@ def test_hooks_run_in_each_forward():
     ):  # trusted: no more forwards for checks
         _FIRED[0] = 0
         found = ablate(replace(scene, ledger=ledger), sets)
-        counts.append(_FIRED[0])
+        counts.append(int(_FIRED[0]))
     assert counts[0] == counts[1] == 2 * len(BATCHES) * (7 + sum(7 - fired_less(some) for some in sets))
     names = {scene.graph.frames[frame].fqn for frame in ledger.handed_on}
     assert "a.0" in names

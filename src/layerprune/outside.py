@@ -53,12 +53,14 @@ class Outside:
     Attributes:
         has_sequences: whether there is an iterator, of which the next item may be taken.
         has_changed: whether a run has changed something.
+        has_moved: whether a run has changed something that modules hold, which may be a state that they go on from.
         notes: what cannot be left where it is.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.has_sequences = False
         self.has_changed = False
+        self.has_moved = False
         self._held, self._named = _State(), _State()
         seen: set[int] = set()
         for module in model.modules():
@@ -91,8 +93,10 @@ class Outside:
             yield
         finally:
             _running -= 1
-            for take_back in takes_back:
-                self.has_changed |= take_back()
+            for number, take_back in enumerate(takes_back):
+                changed = take_back()
+                self.has_changed |= changed
+                self.has_moved |= changed and number == 0  # the modules' own come first
 
     @contextmanager
     def watched(self, model: nn.Module) -> Generator[None]:

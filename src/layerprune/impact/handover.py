@@ -118,7 +118,7 @@ class Handover:
         self.leaves = {}
         if _drawn() != before:
             self.doubt("the forward draws random numbers")
-        elif self.condition.changed():  # a cache that is filled once, or a state
+        elif self.condition.changed() or self._has_moved:  # a cache that is filled once, or a state
             self._forget()
         else:
             self.ledger.barred |= {
@@ -194,6 +194,11 @@ class Handover:
     def doubt(self, why: str) -> None:
         """Run whole forwards from here on."""
         self.ledger.doubt, self.is_on, self.outcomes = why, False, {}
+
+    @property
+    def _has_moved(self) -> bool:
+        """Whether a run has changed lists and the like that modules hold, which are put back after each."""
+        return self.shade.outside is not None and self.shade.outside.has_moved
 
     def _require(self, holds: bool, otherwise: str) -> None:
         if not holds:
