@@ -157,6 +157,7 @@ CHOICE = [
     ("slack", "keyword", 0.1),
     ("groups", "keyword", None),
     ("strategy", "keyword", "auto"),
+    ("unused", "keyword", False),
 ]
 
 
