@@ -190,3 +190,47 @@ def test_a_generator_that_a_module_holds_is_named_in_a_note():
     model.blocks[0].scales = (scale for scale in SCALES)
     notes = UniversalLayerPruner(model, example_inputs=rows()).graph.notes
     assert any("generator as 'scales'" in note for note in notes)
+
+
+class CachedBias(nn.Module):
+    """Keeps what it has made of its bias in a dict, and takes it from there at later calls, as LeViT's attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.bias, self.cache = nn.Linear(4, 4), nn.Parameter(torch.randn(4)), {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return self.layer(x) + self.bias.flip(0)
+        if "cpu" not in self.cache:
+            self.cache["cpu"] = self.bias.flip(0)
+        return self.layer(x) + self.cache["cpu"]
+
+
+class Cached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList(CachedBias() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_cache_of_what_parameters_make_is_no_state_that_layers_share(warm: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Cached().eval(), torch.randn(3, 4)
+    if warm:
+        net(x)
+    pruner = UniversalLayerPruner(net, example_inputs=x)
+    for number in range(3):
+        pruned = pruner.prune(groups=[f"blocks.{number}.layer"], repair=None)
+        y = net.stem(x)
+        for other, block in enumerate(net.blocks):
+            y = y if other == number else y + block(y)
+        for _ in range(2):
+            torch.testing.assert_close(pruned(x), net.head(y))

@@ -24,6 +24,7 @@ Place: TypeAlias = tuple[str, str, int]
 Tag: TypeAlias = tuple[Any, ...]
 
 _OUTSIDE = "outside"
+_EARLIER = "earlier"
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,19 @@ class Flow:
         returned: what each call of a module returned, by its path.
         data: the tags of tensors that depend on the model's inputs.
         kept: holds on to the tensors that came from outside, as these are known by their ids.
+        tags: where each tensor comes from that is still alive.
     """
 
     steps: dict[Place, Step] = field(default_factory=dict[Place, Step])
     returned: dict[str, tuple[Tag, ...]] = field(default_factory=dict[str, "tuple[Tag, ...]"])
     data: set[Tag] = field(default_factory=set[Tag])
     kept: list[Tensor] = field(default_factory=list[Tensor])
+    tags: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False)
 
 
 def is_outside(tag: Tag) -> bool:
     """Whether a tensor was there before the forward, and is neither an input nor a parameter or buffer."""
-    return tag[0] == _OUTSIDE
+    return tag[0] in (_OUTSIDE, _EARLIER)
 
 
 def trace_flow(
@@ -70,6 +73,7 @@ def trace_flow(
     run: Callable[[Callable[..., Any], Any, Any], Any],
     *,
     keep: bool,
+    before: Flow | None = None,
 ) -> Flow:
     """Run a model once, and write down what it does.
 
@@ -79,8 +83,9 @@ def trace_flow(
         kwargs: its keyword arguments.
         run: runs a function on its arguments.
         keep: hold on to every tensor until the end; right for fakes, too much for real ones.
+        before: what the call before did: tensors that the model has kept from it are known by what made them there.
     """
-    tracer = _FlowTracer(model, run, keep)
+    tracer = _FlowTracer(model, run, keep, None if before is None else before.tags)
     for place, tensor in enumerate(tensors_in((args, kwargs))):
         tracer.tags[tensor] = ("input", place)
         tracer.flow.data.add(("input", place))
@@ -90,14 +95,21 @@ def trace_flow(
 
 
 class _FlowTracer:
-    def __init__(self, model: nn.Module, run: Callable[[Callable[..., Any], Any, Any], Any], keep: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Callable[[Callable[..., Any], Any, Any], Any],
+        keep: bool,
+        earlier: WeakTensorKeyDictionary | None,
+    ) -> None:
         self.run = run
         self.keep = keep
+        self.earlier = WeakTensorKeyDictionary() if earlier is None else earlier
         self.flow = Flow()
         self.names = {key: names[0] for key, names in names_by_module(model).items()}
         for guard in (module for module in model.modules() if isinstance(module, SkipsDropped)):
             self.names[id(guard.inner)] = self.names[id(guard)]
-        self.tags = WeakTensorKeyDictionary()
+        self.tags = self.flow.tags
         self.alive: list[Tensor] = []
         for name, tensor in _own(model):
             self.tags[tensor] = ("own", name)
@@ -168,8 +180,9 @@ class _FlowTracer:
     def tag(self, tensor: Tensor) -> Tag:
         found = self.tags.get(tensor)
         if found is None:
+            kept = self.earlier.get(tensor)  # a cache that the call before has filled
             self.flow.kept.append(tensor)
-            found = self.tags[tensor] = (_OUTSIDE, id(tensor))
+            found = self.tags[tensor] = (_OUTSIDE, id(tensor)) if kept is None else (_EARLIER, *kept)
         return found
 
 

@@ -104,7 +104,8 @@ class FlowCheck:
                 found: list[Flow] = []
                 for _ in range(calls):
                     given = self.shade.renew(self.inputs)
-                    found.append(trace_flow(model, given.args, given.kwargs, run, keep=keep))
+                    before = found[-1] if found else None
+                    found.append(trace_flow(model, given.args, given.kwargs, run, keep=keep, before=before))
                 return found
         finally:
             if self.memo is not None:

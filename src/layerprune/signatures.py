@@ -10,7 +10,8 @@ from typing import Any
 
 def positional_names(forward: Callable[..., Any]) -> Sequence[str]:
     """The names of a forward's positional parameters, decorators looked through."""
-    return _signature_names(inspect.unwrap(getattr(forward, "__func__", forward)))
+    function = inspect.unwrap(getattr(forward, "__func__", forward))
+    return _signature_names(getattr(function, "__func__", function))  # of a bound method nothing is remembered
 
 
 @functools.lru_cache(maxsize=4096)

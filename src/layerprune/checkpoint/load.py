@@ -204,7 +204,7 @@ def _made(factory: Factory) -> nn.Module:
     try:
         inspect.signature(factory).bind()
     except TypeError as error:  # it wants arguments
-        name = getattr(factory, "__name__", type(factory).__name__)
+        name = factory.__name__ if inspect.isroutine(factory) or inspect.isclass(factory) else type(factory).__name__
         what = f"{name}() makes no unpruned model; give an instance, or factory=lambda: {name}(…) with its arguments"
         raise CheckpointError(ended_by(what, error)) from error
     except ValueError:  # a callable in C tells no signature
@@ -234,13 +234,13 @@ def _replayed(fresh: nn.Module, plans: _Placed) -> nn.Module:
 
 def _part(model: nn.Module, place: str) -> nn.Module:
     """The module that a plan was made for."""
-    try:
-        return model.get_submodule(place)
-    except AttributeError as error:
+    part = dict(model.named_modules(remove_duplicate=False)).get(place)
+    if part is None:
         raise PlanError(
             f"the plan was made for the module '{place}', which this {type(model).__name__} lacks: "
             "give the class that held the pruned module"
-        ) from error
+        )
+    return part
 
 
 def _without_values(model: nn.Module) -> str | None:
