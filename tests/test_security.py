@@ -51,12 +51,27 @@ def test_what_reads_files_reads_no_attribute_by_name(name):
     for node in ast.walk(ast.parse((SOURCE / f"{name}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             assert dotted(node.func) not in {"getattr", "setattr", "delattr", "vars", "globals"} or (
-                # to look for tensors without values, and for the record of plans under its one name
+                # to look for tensors without values, and for the record of plans under its one name (held below)
                 dotted(node.func) == "vars" and name in ("checkpoint/load", "provenance")
             ), f"{name}:{node.lineno}"
             assert not dotted(node.func).endswith(("get_submodule", "get_parameter", "get_buffer")), (
                 f"{name}:{node.lineno}"
             )
+
+
+def test_the_record_of_plans_is_read_and_written_under_its_one_name_only():
+    """Of what a module holds, provenance looks at one constant name, whatever a file says."""
+    tree = ast.parse((SOURCE / "provenance.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    looks = [node for node in calls if dotted(node.func) == "vars"]
+    named = [
+        node
+        for node in calls
+        if (isinstance(node.func, ast.Attribute) and node.func.value in looks and dotted(node.args[0]) == "ATTRIBUTE")
+        or (node.args and node.args[0] in looks and dotted(node.args[1]) == "ATTRIBUTE")
+    ]
+    assert looks
+    assert len(named) == len(looks)
 
 
 # ---- fuzz ------------------------------------------------------------------------------------------------------------
