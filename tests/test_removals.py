@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from layerprune import UniversalLayerPruner
 from layerprune.capture import capture
@@ -628,6 +629,20 @@ def test_what_a_forward_does_between_a_tensor_and_its_substitute_is_the_reason()
     made = {layer.name: layer.outputs[0] for layer in graph.layers}
     with pytest.raises(CannotRealise, match=r"where 'up\.body\.1' .* is read: the forward of 'up' calls 'cat' in betw"):
         realise(graph, dict(model.named_modules()), Cut({made["up.body.1"]: made["s"]}))
+
+
+@pytest.mark.parametrize(("hidden", "why"), [(7, "the forward of the model calls 'pad_packed_"), (6, "part of an arg")])
+def test_what_stands_in_the_way_of_layers_that_take_a_packed_sequence_is_the_reason(hidden, why):
+    """Their arguments hold tensors; that the stem would have to go along, which it may not, is not what stops them."""
+
+    def forward(n, x):
+        packed = pack_padded_sequence(n.s(x), torch.full(x.shape[:1], x.shape[1]), batch_first=True)
+        return n.h(pad_packed_sequence(n.b(n.a(packed)[0])[0], batch_first=True)[0])
+
+    lstms = {"a": nn.LSTM(6, hidden, batch_first=True), "b": nn.LSTM(hidden, 8, batch_first=True)}
+    reasons = reasons_of(Net(forward, s=linear(8, 6), **lstms, h=linear(8, 3)), tokens())
+    assert not any("only together" in reason for reason in reasons.values())
+    assert why in reasons["a"]
 
 
 def test_a_module_whose_forward_takes_any_arguments_hands_its_first_on():

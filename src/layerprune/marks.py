@@ -151,9 +151,16 @@ class Marker:
         if layer.index not in self.dead:
             return f"{what}: {self.graph.describe([between])} lies in between, and is needed elsewhere"
         if layer.is_module:
-            return f"{what}: '{layer.name}' lies in between, and is called with more than it"
+            parts = self.reads_parts(layer, between)
+            how = "reads a part of an argument, which cannot be handed on" if parts else "is called with more than it"
+            return f"{what}: '{layer.name}' lies in between, and {how}"
         where = f"'{layer.fqn}'" if layer.fqn else "the model"
         return f"{what}: the forward of {where} calls '{layer.function}' in between"
+
+    def reads_parts(self, layer: Layer, value: int) -> bool:
+        """Whether the call that makes a value reads a tensor that is a field or an element of what it is given."""
+        given = {v for frame in self.frames_returning(value) for _, _, v in frame.arguments} | self.graph.strays
+        return any(len(read) == 1 and read[0] not in given for read in layer.operands)
 
     def between(self, value: int) -> int:
         """The nearest value before one that no module makes of a single argument."""

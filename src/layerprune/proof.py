@@ -214,11 +214,12 @@ class Prover:
         for candidate in candidates:
             kept = [name for name in candidate.groups if name in forbidden]
             try:
-                if kept:
+                found = self.realise(candidate.cut, shorten=candidate.name not in self.unshortened)
+                if kept:  # only where nothing else stands in the way
                     raise CannotRealise(
                         f"leaves only together with '{kept[0]}', which {_as_clause(forbidden[kept[0]])}"
                     )
-                return candidate, self.realise(candidate.cut, shorten=candidate.name not in self.unshortened)
+                return candidate, found
             except CannotRealise as error:
                 for name in candidate.groups:
                     refused.setdefault(name, []).append(str(error))
