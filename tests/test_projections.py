@@ -482,6 +482,7 @@ def test_without_data_the_group_is_not_safe_and_says_what_it_needs() -> None:
     assert not by_name["2"].can_remove
     assert by_name["2"].needs_calibration
     assert np.isnan(by_name["2"].impact)
+    assert by_name["2"].reason.endswith("calibration data: pass calibration=, an iterable of batches")
     assert not by_name["4"].needs_calibration
     text = pruner.render_plan()
     assert text.count("✓ SAFE TO REMOVE") == 1
@@ -496,6 +497,7 @@ def test_with_data_the_group_can_be_removed_now() -> None:
     assert group.verdict == "removable"
     assert group.can_remove
     assert group.needs_calibration
+    assert group.reason == ""
     assert group.impact > 0
 
 

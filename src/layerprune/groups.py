@@ -47,7 +47,8 @@ class Group:
         num_params: number of elements of its members' parameters, each once; more may leave: see ``num_removed``.
         can_remove: whether some proven removal takes it out now, with the data that there are.
         needs_calibration: whether it leaves by projections only, which have to be fitted on calibration data.
-        reason: why not, where it cannot be removed; which groups leave with it, where it leaves with others.
+        reason: why not, where it cannot be removed; what that needs, where it can with calibration data only; which
+            groups leave with it, where it leaves with others.
         impact: the least impact of a removal that takes it out; infinite where there is none, ``nan`` where it is not
             known, as of what needs calibration data that there are none of.
         num_removed: how many parameters fewer the model has once its removal of least impact is made: channels of what

@@ -15,6 +15,11 @@ from layerprune.removals import why_not
 #: In the order in which they are shown.
 VERDICTS: tuple[Verdict, ...] = ("removable", "with_calibration", "critical")
 
+#: What the reason of a group says that leaves by projections only, where there are no data to fit them on.
+_NO_DATA = (
+    "a projection takes its place, which is fitted on calibration data: pass calibration=, an iterable of batches"
+)
+
 
 def by_impact(removal: Removal) -> tuple[bool, bool, float, int, str]:
     """Sort key: the least impact first, those that are not known last, and of these what needs data last."""
@@ -50,7 +55,7 @@ def with_reasons(
             can_remove=bool(ways),
             needs_calibration=all(r.needs_calibration for r in ways or later),
             impact=best.impact if ways else nan,
-            reason=_company(group.name, ways or later),
+            reason="; ".join(filter(None, ("" if ways else _NO_DATA, _company(group.name, ways or later)))),
             num_removed=best.num_params,
             leaves_with=tuple(name for name in best.groups if name != group.name),
         )

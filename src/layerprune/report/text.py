@@ -81,6 +81,7 @@ def groups_text(
     return "\n".join(wrapped(lines, width))
 
 
+_SAYS: Mapping[Verdict, str] = {"removable": "Note", "with_calibration": "Needs calibration", "critical": "Reason"}
 _OWN = ("  Impact Score: ", "  Impact Interval: ")  # in a block, what tells a group from others that are alike
 
 
@@ -97,8 +98,8 @@ def _group_lines(number: int, group: Group, facts: Facts, totals: Totals) -> lis
     for place, layer in enumerate(group.layers):
         lines.append(f"    {'→' if place else '★'} {layer}{_mark(layer, facts.kept)}")
     if group.reason:
-        lines.append(f"  Reason: {group.reason}" if group.verdict == "critical" else f"  Note: {group.reason}")
-    if group.needs_calibration:
+        lines.append(f"  {_SAYS[group.verdict]}: {group.reason}")
+    if group.needs_calibration and group.can_remove:
         lines.append("  Needs calibration: a projection takes its place, which is fitted on calibration data")
     if facts.interval is not None:
         low, high = map(impact_text, facts.interval)
