@@ -125,6 +125,24 @@ def test_prune_writes_a_plan_and_the_weights_that_are_left(net: str, tmp_path: P
     assert sorted(path.name for path in out.parent.iterdir()) == ["small"]
 
 
+def test_what_never_runs_goes_alone_with_unused(net: str, tmp_path: Path) -> None:
+    """The encoder's last stages of a U-Net: held, and never called."""
+    with_more = "\n\ndef more():\n    net = make()\n    net[1].extra = nn.Linear(8, 8)\n    return net\n"
+    (tmp_path / "net.py").write_text(NET + with_more, encoding="utf-8")
+    model, out = net.replace(":make", ":more"), tmp_path / "small"
+    planned = run("plan", model, "--unused", "--json", *SHAPE)
+    assert [removal["name"] for removal in json.loads(planned.stdout)["removals"]] == ["1.extra, which never runs"]
+    result = run("prune", model, "--unused", "--out", out, *SHAPE)
+    assert result.exit_code == 0, result.output
+    assert "Parameters: 2,138 → 2,066" in result.stdout
+    assert sum(tensor.numel() for tensor in load_file(out / "model.safetensors").values()) == 2_066
+    refused = run("prune", model, "--unused", "--reduction", "0.3", "--out", tmp_path / "other", *SHAPE)
+    assert (refused.exit_code, (tmp_path / "other").exists()) == (1, False)
+    nothing = run("prune", net, "--unused", "--out", tmp_path / "other", *SHAPE)
+    assert (nothing.exit_code, (tmp_path / "other").exists()) == (1, False)
+    assert "there is nothing unused to take out" in nothing.stderr
+
+
 def test_prune_as_json_prints_the_plan_that_it_writes(net: str, tmp_path: Path) -> None:
     out = tmp_path / "small"
     result = run("prune", net, "--reduction", "0.4", "--out", out, "--json", *SHAPE)

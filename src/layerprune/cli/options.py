@@ -60,6 +60,9 @@ SlackOption = Annotated[
     float,
     typer.Option(min=0, max=0.99, help="How far below what fits a plan may stay for less impact; 0 fills the budget."),
 ]
+UnusedOption = Annotated[
+    bool, typer.Option("--unused", help="Take out what never runs, and nothing else: alone, without a budget.")
+]
 StrategyOption = Annotated[Strategy, typer.Option(help="What chooses within the budget.")]
 PretrainedOption = Annotated[
     bool, typer.Option("--pretrained", help="Published weights for torchvision and timm, not random.")
@@ -87,14 +90,17 @@ def budgets_of(
     latency_ms: float | None,
     memory_bytes: int | None,
     max_impact: float | None,
+    *,
+    unused: bool,
 ) -> dict[str, Any]:
-    """The budgets that were given, as :meth:`UniversalLayerPruner.plan` calls them."""
+    """What may go as it was given, as :meth:`UniversalLayerPruner.plan` calls it; empty where nothing was."""
     named = {
         "max_param_reduction": reduction,
         "max_mac_reduction": mac_reduction,
         "target_latency_ms": latency_ms,
         "max_memory_bytes": memory_bytes,
         "max_impact": max_impact,
+        "unused": unused or None,
     }
     return {name: value for name, value in named.items() if value is not None}
 

@@ -24,6 +24,7 @@ from layerprune.cli.options import (
     ShapeOption,
     SlackOption,
     StrategyOption,
+    UnusedOption,
     budgets_of,
 )
 
@@ -37,6 +38,7 @@ def plan(
     max_impact: MaxImpactOption = None,
     slack: SlackOption = 0.1,
     strategy: StrategyOption = "auto",
+    unused: UnusedOption = False,
     as_json: JsonOption = False,
     full: FullOption = False,
     granularity: GranularityOption = "group",
@@ -47,14 +49,14 @@ def plan(
     kind: KindOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
-    """Show which layers of MODEL can go, and why the others cannot; with a budget, also which of them would.
+    """Show which layers of MODEL can go, and why the others cannot; with a budget or --unused, also what would.
 
     With --json and a budget, the output is the plan that `prune` would carry out; without a budget, the groups.
     """
     from layerprune.report.groups_json import groups_as_json
     from layerprune.report.layout import terminal_width
 
-    budgets = budgets_of(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
+    budgets = budgets_of(reduction, mac_reduction, latency_ms, memory_bytes, max_impact, unused=unused)
     width = terminal_width()  # of the result, which standard output is not while we work
     with working():
         pruner = pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)

@@ -27,6 +27,7 @@ from layerprune.cli.options import (
     ShapeOption,
     SlackOption,
     StrategyOption,
+    UnusedOption,
     budgets_of,
 )
 from layerprune.errors import BudgetError, ShortfallWarning
@@ -45,6 +46,7 @@ def prune(
     max_impact: MaxImpactOption = None,
     slack: SlackOption = 0.1,
     strategy: StrategyOption = "auto",
+    unused: UnusedOption = False,
     as_json: JsonOption = False,
     granularity: GranularityOption = "group",
     protect: ProtectOption = None,
@@ -54,7 +56,7 @@ def prune(
     kind: KindOption = None,
     pretrained: PretrainedOption = False,
 ) -> None:
-    """Prune MODEL within a budget, and save it in DIR, where layerprune.load_pruned finds it.
+    """Prune MODEL within a budget, or of what never runs, and save it in DIR, where layerprune.load_pruned finds it.
 
     Where only whole layers left a transformers model, as with --granularity block, transformers loads DIR, too: config,
     weights, generation config and the tokenizer of MODEL are in it.
@@ -62,9 +64,10 @@ def prune(
     With --calibration what is left is repaired in closed form. With --json, the output is the plan that was carried
     out, as in plan.json. Where nothing can be removed, nothing is written, and the exit code is 1.
     """
-    budgets = budgets_of(reduction, mac_reduction, latency_ms, memory_bytes, max_impact)
+    budgets = budgets_of(reduction, mac_reduction, latency_ms, memory_bytes, max_impact, unused=unused)
     if not budgets:
-        raise typer.BadParameter("say how much may go: a budget, as --reduction 0.3", param_hint="--reduction")
+        said = "say how much may go: a budget, as --reduction 0.3, or --unused"
+        raise typer.BadParameter(said, param_hint="--reduction")
     check_out(out)
     with working():
         from layerprune.checkpoint.vanilla import save_as_it_came
