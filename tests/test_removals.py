@@ -659,6 +659,41 @@ def test_a_weight_that_is_used_elsewhere_is_the_reason():
     assert "'a.weight'" in reasons_of(model, rows())["a"]
 
 
+@pytest.mark.parametrize("returned", ["pair", "tensor"])
+def test_a_tensor_that_is_written_into_through_a_view_of_it_is_the_reason(returned):
+    """Nothing can stand in the place of a tensor that has two values, its own and the one written later."""
+
+    def part(n, x):
+        out = x @ n.w
+        n.half = out[:, :].mul_(0.5)
+        return (out, n.half) if returned == "pair" else out
+
+    def forward(n, x):
+        y = n.s(x)
+        found = n.m(y)
+        return n.h(y + (found[1] if returned == "pair" else n.m.half))
+
+    reasons = reasons_of(Net(forward, s=linear(), m=Net(part, w=parameter(8, 8)), h=linear()), rows())
+    assert reasons["m"] == "'m' returns a tensor that is written into by others, too: nothing can stand in its place"
+
+
+def test_a_part_that_the_model_also_calls_by_itself_is_the_reason():
+    """The attention reads its projection's weight without calling it, and the model calls that one."""
+
+    def forward(n, x):
+        y = n.s(x)
+        y = y + n.att(y, y, y)[0]
+        return n.h(y + n.att.out_proj(y))
+
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    reasons = reasons_of(Net(forward, s=linear(), att=attention, h=linear()), tokens())
+    assert reasons["att"] == (
+        "its parameter 'att.out_proj.weight' is that of 'att.out_proj', which is called by itself as well "
+        "('att.out_proj')"
+    )
+    assert reasons["att.out_proj"] == "its parameter 'att.out_proj.weight' is also used by 'att'"
+
+
 def test_reasons_reach_the_error_of_a_group_that_is_asked_for():
     pruner = UniversalLayerPruner(chain(), example_inputs=rows())
     with pytest.raises(CriticalGroupError, match="'0' cannot be removed: reads the model's input"):

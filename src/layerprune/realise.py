@@ -233,8 +233,10 @@ class _Realiser:
     def same(self, structures: list[Structure], name: str) -> Structure:
         if any(s is None for s in structures):
             results = [self.graph.frames[f].result for f in self.graph.calls[name]]
-            plain = all(result is None or isinstance(result, int) for result in results)
-            what = "a tensor that is written into by others, too" if plain else "an object whose form cannot be rebuilt"
+            opaque = any(_is_opaque(result) for result in results)
+            what = (
+                "an object whose form cannot be rebuilt" if opaque else "a tensor that is written into by others, too"
+            )
             raise CannotRealise(f"'{name}' returns {what}: nothing can stand in its place")
         if any(s != structures[0] for s in structures):
             raise CannotRealise(f"'{name}' is called {len(structures)} times, and would hand on different things")
@@ -369,6 +371,12 @@ class _Realiser:
                 raise CannotRealise(
                     f"the forward of {where} reads the shape of {self.graph.describe([value])}, which would be gone"
                 )
+
+
+def _is_opaque(result: Any) -> bool:
+    """Whether a recorded output is, or holds, an object of which only the class is known."""
+    parts = result.values() if isinstance(result, dict) else result if isinstance(result, list) else ()
+    return (isinstance(result, dict) and "opaque" in result) or any(map(_is_opaque, parts))
 
 
 def _with(result: Structure, leaves: Mapping[int, Any]) -> Any:
