@@ -89,6 +89,21 @@ def test_the_verdict_is_the_harm_of_the_model_that_comes_out_on_the_held_out_qua
     assert "on 64 samples that no weight was fitted on (192 were)" in text
 
 
+@pytest.mark.parametrize(("build", "group", "repair"), [(net, "1.blocks.1", "auto"), (chain, "2", None)])
+def test_a_printed_plan_shows_the_verdict_once_it_is_carried_out_and_that_of_no_other(build, group, repair, capsys):
+    pruner = UniversalLayerPruner(build(), calibration=BATCHES)
+    plan = pruner.plan(groups=[group])
+    pruner.print_plan(plan, width=200)
+    assert "Held-out" not in capsys.readouterr().out
+    pruner.prune(plan=plan, repair=repair)
+    report = pruner.repair_report or pruner.projection_report
+    pruner.print_plan(plan, width=200)
+    assert f"\n{report.verdict}\n" in capsys.readouterr().out
+    pruner.prune(groups=pruner.removals[-1] if pruner.removals[-1].groups != (group,) else pruner.removals[0])
+    pruner.print_plan(plan, width=200)
+    assert "Held-out" not in capsys.readouterr().out
+
+
 def test_of_a_distribution_it_says_how_many_predictions_keep_their_class():
     model = net()
     pruner, pruned = made(model, BATCHES, "1.blocks.1", kind="distribution")

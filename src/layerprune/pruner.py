@@ -193,10 +193,11 @@ class UniversalLayerPruner:
         return Overview(self._planner, self.notes).text(full=full, width=width or terminal_width())
 
     def print_plan(self, plan: PlanGiven | None = None, *, full: bool = False, width: int | None = None) -> None:
-        """Print what can be removed, as :meth:`render_plan` has it; with a plan, also what it removes."""
+        """Print what can be removed, as :meth:`render_plan` has it; with a plan, also what leaves and what is kept."""
         print(self.render_plan(full=full, width=width))
         if plan is not None:
-            print(f"\n{plan_text(plan_of(plan), width=width or terminal_width())}")
+            done = self._pruned_by[-1:] == [chosen := plan_of(plan)] and (self.repair_report or self.projection_report)
+            print(f"\n{plan_text(chosen, done.verdict if done else None, width=width or terminal_width())}")
 
     # ---- planning -------------------------------------------------------------------------------------------------
 

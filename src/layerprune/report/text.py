@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from layerprune.groups import Group, LayerInfo, Verdict
 from layerprune.plan import PlannedRemoval, PruningPlan
 from layerprune.proof import Removal
+from layerprune.repair.held_out import Verdict as Judged
 from layerprune.report.folding import Fold, alike_line, folds_of
 from layerprune.report.layout import WIDTH, rule, wrapped
 
@@ -182,11 +183,12 @@ def summary_text(
     return "\n".join(wrapped(lines, width))
 
 
-def plan_text(plan: PruningPlan, *, width: int = WIDTH) -> str:
+def plan_text(plan: PruningPlan, held_out: Judged | None = None, *, width: int = WIDTH) -> str:
     """Render what a plan removes, how close it came to its budgets, and what other sizes would cost.
 
     Args:
         plan: the plan.
+        held_out: what it kept of the output on data that nothing was fitted on, where it was carried out.
         width: how long lines may be.
     """
     lines = [
@@ -196,6 +198,7 @@ def plan_text(plan: PruningPlan, *, width: int = WIDTH) -> str:
         f"Parameters: {plan.num_params_before:,} → {plan.num_params_after:,} ({-plan.reduction:+.1%})",
         *figure_lines(plan),
         *_left_lines(plan),
+        *([] if held_out is None else [str(held_out)]),
         f"Strategy: {plan.strategy}",
         *(f"Note: {note}" for note in plan.notes),
         *_frontier_lines(plan, width),
