@@ -18,13 +18,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import repair as closed_form  # benchmarks/repair.py, which finds the others' folders, too
 import torch
 from rich.console import Console
 from rich.table import Table
 from subjects import SUBJECTS, Inputs, Subject, subject
 from torch import nn
 
+import repair as closed_form  # benchmarks/repair.py, which finds the others' folders, too
 from layerprune import PruningPlan, distill
 
 NUM_SENTENCES = 5000

@@ -18,22 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch
-from impact import NUM_HELD_OUT, console, rank
 from rich.table import Table
 from subjects import SUBJECTS, Subject, subject
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from impact import NUM_HELD_OUT, console, rank
 from layerprune import UniversalLayerPruner
-from layerprune.calibration import Loss, read_calibration
+from layerprune.capture import Loss, Observer, gradient_shadow, read_calibration
+from layerprune.fidelity import Harm
+from layerprune.impact import Scene
 from layerprune.impact.ablation import score_ablation
-from layerprune.impact.evidence import Scene
-from layerprune.impact.harm import Harm
-from layerprune.impact.loss import loss_on
-from layerprune.impact.output_change import _pull
-from layerprune.impact.shifts import Shift, Tensors, shifts_of
-from layerprune.observe import Observer
-from layerprune.shadow import gradient_shadow
+from layerprune.impact.estimators.loss import loss_on
+from layerprune.impact.estimators.output_change import _pull
+from layerprune.impact.estimators.perturbations import Shift, Tensors, shifts_of
 
 #: name → what it makes of the statistics of :func:`statistics`, each ``(removal, sample)`` of one direction
 OF_OUTPUT: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {

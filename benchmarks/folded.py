@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerprune import UniversalLayerPruner
-from layerprune.budgets import Budgets
 from layerprune.modules import num_params
-from layerprune.planning import params_in
-from layerprune.protection import HEAD, STEM
-from layerprune.select.search import Search
+from layerprune.planner import params_in
+from layerprune.removals.protection import HEAD, STEM
+from layerprune.select import Budgets, Search
 
 MODELS = ("vgg16", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "densenet121")
 console = Console(width=200)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from layerprune import UniversalLayerPruner
-from layerprune.calibration import Batch, read_calibration
+from layerprune.capture import Batch, read_calibration
 from layerprune.edits import Edit
-from layerprune.impact.ablation import ablate
-from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.harm import Harm
+from layerprune.fidelity import Harm
+from layerprune.impact import Evidence, Scene, ablate
 
 NUM_DRAWS = 10_000
 LEVEL = 95  # %

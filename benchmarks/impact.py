@@ -34,24 +34,19 @@ from scipy.stats import spearmanr
 from subjects import SUBJECTS, Subject, subject
 
 from layerprune import UniversalLayerPruner
-from layerprune.calibration import Batch, read_calibration
-from layerprune.cost.layers import macs_by_layer
+from layerprune.capture import Batch, Observer, Variants, read_calibration, real_shadow
+from layerprune.cost.layer_costs import macs_by_layer
 from layerprune.edits import Edit
-from layerprune.impact.ablation import ablate, score_ablation
-from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.harm import Harm, Kind
-from layerprune.impact.influence import score_influence
-from layerprune.impact.ledger import Ledger
-from layerprune.impact.magnitude import score_magnitude
-from layerprune.impact.output_change import score_output_change
-from layerprune.impact.racing import FINAL
-from layerprune.impact.shifts import Shift, Tensors, shifts_of
+from layerprune.fidelity import Harm, Kind
+from layerprune.impact import FINAL, Evidence, Scene, ablate, score_output_change
+from layerprune.impact.ablation import score_ablation
+from layerprune.impact.estimators.influence import score_influence
+from layerprune.impact.estimators.magnitude import score_magnitude
+from layerprune.impact.estimators.perturbations import Shift, Tensors, shifts_of
 from layerprune.impact.shortlist import score_shortlist
-from layerprune.marks import CannotRealise
-from layerprune.observe import Observer
+from layerprune.removals import CannotRealise
+from layerprune.replay import Ledger
 from layerprune.select.conflicts import conflicts
-from layerprune.shadow import real_shadow
-from layerprune.variants import Variants
 
 NUM_SETS = 200
 SET_SIZES = range(2, 7)

@@ -21,15 +21,16 @@ for folder in ("benchmarks", "tests", "examples"):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / folder))
 
 # ruff: noqa: E402
-import repair as benchmark
 import torch
 from rich.console import Console
 from rich.table import Table
 from subjects import Subject, subject
 
+import repair as benchmark
 from layerprune import PruningPlan
-from layerprune.repair import closed_form, refit, repair, solving
-from layerprune.repair.side import Side
+from layerprune.repair import closed_form, refit, repair
+from layerprune.repair import solver as solving
+from layerprune.repair.stream.model_run import Side
 
 #: What is timed: owner, function, part.
 PARTS = (

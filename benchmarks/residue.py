@@ -25,8 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from layerprune import PruningPlan, UniversalLayerPruner
-from layerprune.cost.latency import Latency
-from layerprune.cost.record import measure
+from layerprune.cost import Latency, measure
 from layerprune.inputs import Inputs, as_inputs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

@@ -29,22 +29,21 @@ declare_missing_ops()
 import numpy as np
 import torch
 from held_out import HeldOut, interval
-from impact import score_block_influence
 from rich.console import Console
 from rich.table import Table
 from subjects import SUBJECTS, Subject, subject
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from impact import score_block_influence
 from layerprune import UniversalLayerPruner
-from layerprune.calibration import read_calibration
-from layerprune.cost.layers import macs_by_layer
-from layerprune.impact.criteria import register_criterion
-from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.harm import Harm
+from layerprune.capture import read_calibration
+from layerprune.cost.layer_costs import macs_by_layer
+from layerprune.fidelity import Harm
+from layerprune.impact import Evidence, Scene, register_criterion
 from layerprune.inputs import Inputs
-from layerprune.nested import tensors_in
-from layerprune.select.strategies import select
+from layerprune.select import select
+from layerprune.tensors import tensors_in
 
 #: By cap: what a choice harms and removes, the forwards that it took, and its harm to each held-out sample.
 Rows: TypeAlias = list[dict[str, Any]]

@@ -28,7 +28,7 @@ from menagerie.numbers import numbers
 from menagerie.outcomes import OK, Wrong, first_line, is_fine, not_applicable, of_error
 from menagerie.planning import CAP, Stage
 from menagerie.weights import calibrate, randomise, state_of
-from simulation import simulate, tensors, union
+from oracle.simulation import simulate, tensors, union
 
 CHECKS = ("plan", "alone", "prune", "eval", "oracle", "train", "params", "untouched", "replay")
 NUM_ALONE = 5

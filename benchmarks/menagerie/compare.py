@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from menagerie.entry import Batch
 from menagerie.outcomes import Wrong
 from menagerie.weights import perturbed
-from simulation import tensors
+from oracle.simulation import tensors
 
 TOLERANCE = 1e-9  # of the largest element, in float64
 _NUDGE = 1e-15  # relative; what rounding does to the inputs, at the least

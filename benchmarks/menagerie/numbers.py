@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from layerprune import UniversalLayerPruner
-from layerprune.cost.taken import bundles, params_taken
+from layerprune.cost import bundles, params_taken
 from layerprune.graph import LayerGraph
-from layerprune.protection import HEAD
+from layerprune.removals.protection import HEAD
 
 _MAX_REASONS = 5
 

@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 
 from layerprune.errors import LayerPruneError
-from simulation import CannotLocate
+from oracle.simulation import CannotLocate
 
 OK = "ok"
 NOT_APPLICABLE = "-"

@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from layerprune.adapters.transformers import example_inputs
+from layerprune.adapters.transformers.example_inputs import example_inputs
 from layerprune.inputs import Inputs, Sampler, infer_inputs
-from layerprune.nested import tensors_in
+from layerprune.tensors import tensors_in
 from menagerie.entry import Batch, NoVariant
 
 Fields = Mapping[str, Any]

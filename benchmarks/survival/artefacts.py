@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layerprune import load_pruned, save_pruned
-from layerprune.checkpoint.manifest import verify
+from layerprune.checkpoint import verify
 from layerprune.errors import LayerPruneError
 from survival.models import pruned, unpruned
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from layerprune.errors import CriticalGroupError
-from oracle import Oracle
-from random_nets import THEMES, nets
+from oracle.checks import Oracle
+from oracle.random_nets import THEMES, nets
 
 _MOST = 3  # removals of one graph that are checked alone, beside two plans
 

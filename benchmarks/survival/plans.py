@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import fuzz_plan
+from oracle import fuzz_plan
 
 
 def run(start: int, count: int) -> dict[str, Any]:

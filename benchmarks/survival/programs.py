@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from oracle import Oracle
-from random_programs import SIZE, program
+from oracle.checks import Oracle
+from oracle.random_programs import SIZE, program
 
 _MOST = 3  # removals of one program that are checked alone, beside two plans
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
-from test_replay import CORPUS, HERE, REPLAY
+from test_plan_on_another_copy import CORPUS, HERE, REPLAY
 
 
 def run(start: int, count: int) -> dict[str, Any]:

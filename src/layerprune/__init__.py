@@ -6,16 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerprune.checkpoint.hub import from_hub, push_to_hub
-    from layerprune.checkpoint.load import load_pruned
-    from layerprune.checkpoint.marked import allow_marked_saving
-    from layerprune.checkpoint.save import save_pruned
-    from layerprune.distillation.distilling import distill
+    from layerprune.checkpoint import allow_marked_saving, from_hub, load_pruned, push_to_hub, save_pruned
+    from layerprune.distillation import distill
     from layerprune.errors import LayerPruneError
-    from layerprune.fidelity.compare import compare
-    from layerprune.graph import LayerGraph
-    from layerprune.groups import Group, LayerInfo
-    from layerprune.impact.criteria import register_criterion
+    from layerprune.fidelity import compare
+    from layerprune.graph import Group, LayerGraph, LayerInfo
+    from layerprune.impact import register_criterion
     from layerprune.plan import PruningPlan
     from layerprune.proof import Removal
     from layerprune.pruner import UniversalLayerPruner, quick_prune
@@ -46,23 +42,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Group": "groups",
+    "Group": "graph",
     "LayerGraph": "graph",
-    "LayerInfo": "groups",
+    "LayerInfo": "graph",
     "LayerPruneError": "errors",
     "PruningPlan": "plan",
     "Removal": "proof",
     "UniversalLayerPruner": "pruner",
-    "allow_marked_saving": "checkpoint.marked",
+    "allow_marked_saving": "checkpoint",
     "applied": "surgery",
-    "compare": "fidelity.compare",
-    "distill": "distillation.distilling",
-    "from_hub": "checkpoint.hub",
-    "load_pruned": "checkpoint.load",
-    "push_to_hub": "checkpoint.hub",
+    "compare": "fidelity",
+    "distill": "distillation",
+    "from_hub": "checkpoint",
+    "load_pruned": "checkpoint",
+    "push_to_hub": "checkpoint",
     "quick_prune": "pruner",
-    "register_criterion": "impact.criteria",
-    "save_pruned": "checkpoint.save",
+    "register_criterion": "impact",
+    "save_pruned": "checkpoint",
 }
 
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerprune.elements import without_argument
-from layerprune.graph import LayerGraph
-from layerprune.groups import Group, form_groups
+from layerprune.capture import Shadow
+from layerprune.graph import Group, LayerGraph, form_groups
 from layerprune.inputs import Inputs
-from layerprune.projections import find_projections
-from layerprune.proof import Prover, Removal
-from layerprune.removals import find_candidates
-from layerprune.shadow import Shadow
-from layerprune.verdicts import why_critical
+from layerprune.proof import Prover, Removal, why_critical
+from layerprune.removals import find_candidates, find_projections, without_argument
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from layerprune.errors import ArgumentError, UnknownNameError
-from layerprune.groups import Group, LayerInfo
+from layerprune.graph import Group, LayerInfo
 from layerprune.modules import names_by_module
 
 #: What stays: a pattern of dotted names, a group, a layer, or a module of the model.

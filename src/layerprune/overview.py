@@ -6,20 +6,25 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from layerprune.errors import CostError
-from layerprune.groups import Group
+from layerprune.graph import Group
 from layerprune.inputs import describe
-from layerprune.named_groups import alone
 from layerprune.plan import FrontierPoint
-from layerprune.planning import Planner
-from layerprune.proof import Removal
-from layerprune.report.layout import WIDTH
-from layerprune.report.screen import NUM_REMOVALS, SHARES, Offer, Screen, screen_lines
-from layerprune.report.text import Facts, Interval, Totals, groups_text, summary_text
-from layerprune.select.conflicts import bans_of
-from layerprune.select.limit import Limit, amount
-from layerprune.select.programme import Programme
-from layerprune.select.search import Search
-from layerprune.verdicts import by_impact
+from layerprune.planner import Planner
+from layerprune.proof import Removal, by_impact
+from layerprune.report import (
+    NUM_REMOVALS,
+    SHARES,
+    WIDTH,
+    Facts,
+    Interval,
+    Offer,
+    Screen,
+    Totals,
+    groups_text,
+    screen_lines,
+    summary_text,
+)
+from layerprune.select import Limit, Programme, Search, alone, amount, bans_of
 
 _GAP = 0.05  # of the impacts that certain shares cost: dense graphs take seconds for the last of it
 _ROUNDS = 10  # sets that may be proven, for what can leave at all

@@ -9,40 +9,39 @@ from typing import Any
 
 from torch import nn
 
-from layerprune.budgets import Budgets, check_share
-from layerprune.calibration import Loss, given_calibration
-from layerprune.carrying import carry_out, check_way
-from layerprune.checkpoint.save import save_pruned
-from layerprune.cost.record import Saving, measure, saved
+from layerprune.capture import Loss, given_calibration, record_first
+from layerprune.checkpoint import save_pruned
+from layerprune.cost import Saving, measure, saved
 from layerprune.discovery import discover
-from layerprune.distillation.distilling import distill
-from layerprune.distillation.report import Distillation
+from layerprune.distillation import Distillation, distill
+from layerprune.environment import taking_turns
 from layerprune.errors import BudgetError, LayerPruneWarning, PlanError, ShortfallWarning, warn
-from layerprune.first_recording import record_first
-from layerprune.groups import Group, LayerInfo
-from layerprune.impact.criteria import criterion_of
-from layerprune.impact.evidence import Scene
-from layerprune.impact.harm import Kind, harm_named
-from layerprune.joints import Joints
-from layerprune.meter import Meter
-from layerprune.modules import unwrap
-from layerprune.named_groups import Named, removals_for
+from layerprune.execute import carry_out, check_way
+from layerprune.fidelity import Kind, harm_named
+from layerprune.fitting import ProjectionReport
+from layerprune.graph import Group, LayerInfo
+from layerprune.impact import Scene, criterion_of
+from layerprune.modules import check_supported, unwrap
 from layerprune.options import Protected, checked_seed, patterns_of
 from layerprune.overview import Overview
 from layerprune.plan import FrontierPoint, PlanGiven, PruningPlan, plan_of
-from layerprune.planning import Planner
-from layerprune.proof import Prover, Removal
+from layerprune.planner import Planner
+from layerprune.proof import (
+    Joints,
+    Prover,
+    Removal,
+    UnusedModule,
+    about_calls,
+    find_unused,
+    plan_unused,
+    unused_note,
+    with_reasons,
+)
 from layerprune.removals import GRANULARITIES
-from layerprune.repair.fitter import ProjectionReport
-from layerprune.repair.report import RepairReport
-from layerprune.report.layout import terminal_width
-from layerprune.report.text import plan_text
+from layerprune.repair import RepairReport
+from layerprune.report import plan_text, terminal_width
 from layerprune.scoring import Scored, score_removals
-from layerprune.select.problem import SLACK
-from layerprune.supported import check_supported
-from layerprune.turns import taking_turns
-from layerprune.unused import UnusedModule, find_unused, plan_unused, unused_note
-from layerprune.verdicts import about_calls, with_reasons
+from layerprune.select import SLACK, Budgets, Meter, Named, check_share, removals_for
 
 
 @taking_turns(but=("distill", "save"))

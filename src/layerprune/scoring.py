@@ -8,22 +8,25 @@ from itertools import chain
 
 import numpy as np
 
-from layerprune.calibration import Batch, about_calibration
+from layerprune.capture import (
+    Batch,
+    about_calibration,
+    finite_ones,
+    first_not_finite,
+    real_shadow,
+    require_finite,
+    spoilt_inputs,
+)
 from layerprune.edits import Edit
+from layerprune.environment import shown
 from layerprune.errors import CalibrationError
-from layerprune.finite import finite_ones, first_not_finite, require_finite, spoilt_inputs
-from layerprune.impact.criteria import Criterion, score
-from layerprune.impact.evidence import Evidence, Scene
+from layerprune.fitting import fold_alone
+from layerprune.impact import Criterion, Crossed, Evidence, Scene, cut_in_two, fit_crosswise, missed_crosswise, score
 from layerprune.inputs import Inputs
-from layerprune.modules import names_with_nan
-from layerprune.projection import Folded
+from layerprune.modules import names_with_nan, parameters
 from layerprune.proof import Removal
-from layerprune.registry import parameters
-from layerprune.repair.closed_form import MEMORY_BYTES
-from layerprune.repair.crossing import Crossed, cut_in_two, fit_crosswise, missed_crosswise
-from layerprune.repair.folding import fold_alone
-from layerprune.report.progress import shown
-from layerprune.shadow import real_shadow
+from layerprune.repair import MEMORY_BYTES
+from layerprune.surgery import Folded
 
 
 @dataclass(frozen=True, eq=False)

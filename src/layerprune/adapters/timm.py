@@ -12,7 +12,7 @@ from layerprune.inputs import Inputs, Sampler, describe
 _SIZE_KEYS = ("input_size", "test_input_size", "min_input_size")
 
 
-def example_inputs(model: nn.Module) -> Iterator[Inputs]:
+def timm_example_inputs(model: nn.Module) -> Iterator[Inputs]:
     """Yield one image for each size that the model states; nothing for other models.
 
     A model built with another ``img_size`` or ``in_chans`` keeps the ``default_cfg`` of its weights, so its own grid

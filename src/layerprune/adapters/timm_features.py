@@ -14,7 +14,7 @@ from torch import nn
 Entry = dict[str, Any]
 
 
-def changes(model: nn.Module, deleted: Collection[str]) -> list[tuple[dict[str, Any], str, Any]]:
+def feature_info_changes(model: nn.Module, deleted: Collection[str]) -> list[tuple[dict[str, Any], str, Any]]:
     """What to write, as (attributes, name, value), when elements leave their containers and the others keep their keys.
 
     A feature that was taken at an element that leaves is taken at the element before it, which now ends the same run.

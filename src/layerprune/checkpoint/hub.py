@@ -15,8 +15,8 @@ from layerprune.checkpoint.card import card_text
 from layerprune.checkpoint.load import Factory, load_artefact, origin_of, read_plans
 from layerprune.checkpoint.manifest import NAME, read_manifest
 from layerprune.checkpoint.save import save_pruned
+from layerprune.environment import how_to_install
 from layerprune.errors import CheckpointError
-from layerprune.packages import how_to_install
 from layerprune.plan import PruningPlan
 
 # What an artefact is made of: fetched from a repository, and cleared from it before another one goes there.

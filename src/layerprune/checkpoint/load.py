@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from layerprune.checkpoint.atomic_dir import steadily
 from layerprune.checkpoint.manifest import (
     INSIDE,
     Manifest,
@@ -19,13 +20,12 @@ from layerprune.checkpoint.manifest import (
     path_of,
     read_manifest,
 )
-from layerprune.checkpoint.staging import steadily
 from layerprune.checkpoint.weights import Weights, entries_of
-from layerprune.dropped import Dropped
 from layerprune.errors import CheckpointError, PlanError, ended_by
 from layerprune.modules import clone, named_tensors, num_params, own, unwrap
-from layerprune.nested import tensors_in
 from layerprune.plan import PruningPlan, plans_of
+from layerprune.stand_ins import Dropped
+from layerprune.tensors import tensors_in
 
 Factory = Callable[[], nn.Module]
 _Tensors = dict[str, Tensor]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from layerprune.checkpoint.staging import steadily
+from layerprune.checkpoint.atomic_dir import steadily
 from layerprune.errors import CheckpointError
 
 NAME = "manifest.json"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from layerprune.checkpoint.atomic_dir import staged, sweep
 from layerprune.checkpoint.manifest import (
     NAME,
     Manifest,
@@ -19,13 +20,11 @@ from layerprune.checkpoint.manifest import (
     read_manifest,
     record_of,
 )
-from layerprune.checkpoint.staging import staged, sweep
 from layerprune.checkpoint.weights import check_extra_state, record_tensors, write_text, write_weights
 from layerprune.edits import taken_out
 from layerprune.errors import CheckpointError
-from layerprune.modules import num_params, unwrap
+from layerprune.modules import num_params, parameters, unwrap
 from layerprune.plan import PlanGiven, PruningPlan, placed_plans, plan_of
-from layerprune.registry import parameters
 
 MAX_SHARD_BYTES = 5_000_000_000
 

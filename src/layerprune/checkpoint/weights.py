@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from layerprune.checkpoint.atomic_dir import set_usual_mode, sync_file
 from layerprune.checkpoint.manifest import TensorRecord
-from layerprune.checkpoint.staging import set_usual_mode, sync_file
 from layerprune.errors import CheckpointError
 from layerprune.modules import named_tensors
 

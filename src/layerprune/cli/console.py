@@ -57,8 +57,7 @@ def print_table(chosen: PruningPlan) -> None:
     """Print what the plan removes, the parameters before and after, and what else a budget speaks of."""
     from rich.console import Console
 
-    from layerprune.report.table import table_of
-    from layerprune.report.text import figure_lines
+    from layerprune.report import figure_lines, table_of
 
     Console().print(table_of(chosen))
     for line in figure_lines(chosen):

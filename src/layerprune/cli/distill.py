@@ -9,11 +9,7 @@ import typer
 
 from layerprune.cli.console import check_out, working
 from layerprune.cli.models import model_of, origin_of
-from layerprune.cli.options import (
-    ModelArgument,
-    Precision,
-    PretrainedOption,
-)
+from layerprune.cli.options import ModelArgument, Precision, PretrainedOption
 
 
 def distill(
@@ -49,10 +45,9 @@ def distill(
     """
     check_out(out)
     with working():
-        from layerprune.checkpoint.load import load_pruned
-        from layerprune.checkpoint.vanilla import save_as_it_came
-        from layerprune.distillation.distilling import distill as train
-        from layerprune.sources import load_data
+        from layerprune.checkpoint import load_pruned, save_as_it_came
+        from layerprune.cli.sources import load_data
+        from layerprune.distillation import distill as train
 
         original = model_of(model, pretrained)
         pruned = load_pruned(folder, model=original)

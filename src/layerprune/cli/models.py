@@ -27,8 +27,8 @@ def pruner_of(
     example_inputs = None if input_shape is None else parsed_shape(input_shape)
     import torch
 
+    from layerprune.cli.sources import load_data
     from layerprune.pruner import UniversalLayerPruner
-    from layerprune.sources import load_data
 
     return UniversalLayerPruner(
         model_of(model, pretrained),
@@ -45,7 +45,7 @@ def model_of(model: str, pretrained: bool) -> nn.Module:
     """Build the model; random weights are the same in every run."""
     import torch
 
-    from layerprune.sources import load_model
+    from layerprune.cli.sources import load_model
 
     torch.manual_seed(0)
     return load_model(model, pretrained=pretrained)

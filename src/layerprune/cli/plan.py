@@ -53,8 +53,7 @@ def plan(
 
     With --json and a budget, the output is the plan that `prune` would carry out; without a budget, the groups.
     """
-    from layerprune.report.groups_json import groups_as_json
-    from layerprune.report.layout import terminal_width
+    from layerprune.report import groups_as_json, terminal_width
 
     budgets = budgets_of(reduction, mac_reduction, latency_ms, memory_bytes, max_impact, unused=unused)
     width = terminal_width()  # of the result, which standard output is not while we work

@@ -70,7 +70,7 @@ def prune(
         raise typer.BadParameter(said, param_hint="--reduction")
     check_out(out)
     with working():
-        from layerprune.checkpoint.vanilla import save_as_it_came
+        from layerprune.checkpoint import save_as_it_came
 
         pruner = pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
         chosen = pruner.plan(**budgets, slack=slack, strategy=strategy)

@@ -15,7 +15,7 @@ def verify(
 ) -> None:
     """Check that a saved model is complete, and bit for bit as it was written."""
     with working():
-        from layerprune.checkpoint.manifest import verify
+        from layerprune.checkpoint import verify
 
         manifest = verify(folder)
     size = sum(record.size for record in manifest.files.values())

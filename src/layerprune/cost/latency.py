@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from layerprune.attributes import Attributes
+from layerprune.capture import Shadow, short
 from layerprune.errors import CostError
 from layerprune.inputs import Inputs
-from layerprune.modules import clone, unwrap
-from layerprune.registry import buffers, parameters
-from layerprune.shadow import Shadow, short
+from layerprune.modules import Attributes, buffers, clone, parameters, unwrap
 
 _DRAWS = 2000  # bootstrap samples
 _BLOCK_S = 0.05  # what one timing should take at least: timers and schedulers are coarser than small models

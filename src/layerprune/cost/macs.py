@@ -12,12 +12,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from layerprune.capture import Shadow
 from layerprune.cost.formulas import formulas
-from layerprune.cost.forward import on_shadow, run
+from layerprune.cost.sandbox_forward import on_shadow, run
 from layerprune.inputs import Inputs
-from layerprune.modules import names_by_module
-from layerprune.shadow import Shadow
-from layerprune.watch import watched
+from layerprune.modules import names_by_module, watched
 
 # Operations from elsewhere may hold products that nobody has told us of.
 _KNOWN = frozenset({"aten", "prim", "prims", "profiler", "higher_order"})

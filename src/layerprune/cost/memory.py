@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-from layerprune.adapters.caches import by_name, cache_growth, generates, may_cache
-from layerprune.cost.forward import on_shadow, run
+from layerprune.adapters import by_name, cache_growth, generates, may_cache
+from layerprune.capture import Shadow
+from layerprune.cost.sandbox_forward import on_shadow, run
 from layerprune.inputs import Inputs
-from layerprune.operands import flat_tensors
-from layerprune.registry import buffers, parameters
-from layerprune.shadow import Shadow
+from layerprune.modules import buffers, parameters
+from layerprune.tensors import flat_tensors
 
 
 def param_bytes(model: nn.Module) -> int:

@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerprune.distillation.accelerating import accelerating
-from layerprune.distillation.course import Course
-from layerprune.distillation.files import digest
+from layerprune.checkpoint import digest
+from layerprune.distillation.accelerator import accelerating
 from layerprune.distillation.recipe import recipe_of
 from layerprune.distillation.report import Distillation
+from layerprune.distillation.setup import Task, task_of, weights_of
 from layerprune.distillation.snapshots import Snapshots
-from layerprune.distillation.task import Task, task_of, weights_of
 from layerprune.distillation.trainer import Trainer
+from layerprune.distillation.training_state import Course
 from layerprune.edits import Edit
-from layerprune.impact.harm import Kind
-from layerprune.modules import unwrap
-from layerprune.registry import named_parameters
-from layerprune.repair.changes import write
-from layerprune.report.progress import shown
+from layerprune.environment import shown
+from layerprune.fidelity import Kind
+from layerprune.modules import named_parameters, unwrap, write
 
 CACHE_BYTES = 2 * 2**30
 

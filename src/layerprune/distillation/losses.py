@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerprune.distillation.matches import Match
+from layerprune.distillation.hidden_matching import Match
 from layerprune.distillation.recipe import Recipe
-from layerprune.impact.harm import Kind, class_dim
+from layerprune.fidelity import Kind, class_dim
 
 
 @dataclass(frozen=True, eq=False)

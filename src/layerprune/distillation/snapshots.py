@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from layerprune.distillation.course import Course
-from layerprune.distillation.files import write_record, write_tensors
+from layerprune.checkpoint import write_record, write_tensors
+from layerprune.distillation.training_state import Course
 from layerprune.errors import DistillationError
 
 _RECORD = "training.json"

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerprune.distillation.extras import extra
-from layerprune.distillation.matches import Side
+from layerprune.distillation.hidden_matching import Side
+from layerprune.environment import extra
 from layerprune.errors import DistillationError
-from layerprune.registry import named_parameters
+from layerprune.modules import named_parameters
 
 _ADAPTER = "default"  # peft's own name for an only one
 

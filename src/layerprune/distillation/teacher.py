@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from layerprune.calibration import Batch
-from layerprune.distillation.files import write_tensors
+from layerprune.capture import Batch, Observer, See
+from layerprune.checkpoint import write_tensors
+from layerprune.distillation.hidden_matching import Side
 from layerprune.distillation.losses import Likeliest
-from layerprune.distillation.matches import Side
 from layerprune.errors import CalibrationError, ended_by
 from layerprune.inputs import describe
-from layerprune.observe import Observer, See
-from layerprune.registry import parameters
+from layerprune.modules import parameters
 
 
 @dataclass(frozen=True, eq=False)

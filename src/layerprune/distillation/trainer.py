@@ -10,20 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerprune.calibration import Batch
-from layerprune.distillation.accelerating import Accelerating
-from layerprune.distillation.course import Course
+from layerprune.capture import Batch, Observer, See, short
+from layerprune.distillation.accelerator import Accelerating
+from layerprune.distillation.hidden_matching import Match
 from layerprune.distillation.losses import loss_of_hidden, loss_of_output
-from layerprune.distillation.matches import Match
 from layerprune.distillation.recipe import Recipe
 from layerprune.distillation.snapshots import Snapshot, Snapshots
 from layerprune.distillation.student import Student
 from layerprune.distillation.teacher import Lesson, Teacher
+from layerprune.distillation.training_state import Course
+from layerprune.environment import Told
 from layerprune.errors import DistillationError
-from layerprune.impact.harm import Harm
-from layerprune.observe import Observer, See
-from layerprune.report.progress import Told
-from layerprune.shadow import short
+from layerprune.fidelity import Harm
 
 
 class Trainer:

@@ -1,6 +1,25 @@
-"""Fidelity: how near a pruned model is to the original, on data."""
+"""How far the outputs of one model are from those of another model, on data."""
 
 from layerprune.fidelity.compare import compare
-from layerprune.fidelity.record import Estimate, Fidelity
+from layerprune.fidelity.divergence import Harm, Kind, class_dim, harm_named, harm_of, masked, norm, square
+from layerprune.fidelity.held_out import Held, Verdict, held_by, hold_out, hold_out_of
+from layerprune.fidelity.report import Estimate, Fidelity
 
-__all__ = ["Estimate", "Fidelity", "compare"]
+__all__ = [
+    "Estimate",
+    "Fidelity",
+    "Harm",
+    "Held",
+    "Kind",
+    "Verdict",
+    "class_dim",
+    "compare",
+    "harm_named",
+    "harm_of",
+    "held_by",
+    "hold_out",
+    "hold_out_of",
+    "masked",
+    "norm",
+    "square",
+]

@@ -9,17 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerprune.calibration import Batch, notes_of, read_calibration
-from layerprune.cost.latency import Latency, compare_latency
-from layerprune.cost.record import Saving, measure, saved
+from layerprune.capture import Batch, Shadow, notes_of, read_calibration, real_shadow
+from layerprune.cost import Latency, Saving, compare_latency, measure, saved
 from layerprune.errors import FidelityError, ended_by
+from layerprune.fidelity.divergence import Harm, Kind, harm_named, harm_of
 from layerprune.fidelity.language import generations, is_causal, run, tokens_of
-from layerprune.fidelity.outputs import Sampled, added, distances, divergences, repeated, surprise
-from layerprune.fidelity.record import Estimate, Fidelity, Pair, estimate
-from layerprune.impact.harm import Harm, Kind, harm_named, harm_of
+from layerprune.fidelity.report import Estimate, Fidelity, Pair, estimate
+from layerprune.fidelity.sample_stats import Sampled, added, distances, divergences, repeated, surprise
 from layerprune.inputs import describe, why_mismatched
 from layerprune.modules import unwrap
-from layerprune.shadow import Shadow, real_shadow
 
 #: Scores an output: gets it and the batch as the user gave it; one score for each sample, or one for the whole batch.
 Metric = Callable[[Any, Any], Any]

@@ -8,9 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from layerprune.calibration import Batch
+from layerprune.capture import Batch, Shadow
 from layerprune.inputs import Inputs
-from layerprune.shadow import Shadow
 
 
 @dataclass(frozen=True, eq=False)

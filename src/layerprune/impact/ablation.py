@@ -7,20 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from layerprune.bits import same_tensor
-from layerprune.calibration import Batch, Loss
+from layerprune.capture import Batch, Loss, Shadow, real_shadow
 from layerprune.edits import Edit, folds_of
 from layerprune.errors import CalibrationError
-from layerprune.impact.evidence import Evidence, Scene, Units, about_harm
-from layerprune.impact.handover import Handover, Unsure
-from layerprune.impact.harm import Harm, harm_of
-from layerprune.impact.loss import UNIT, check_finite, loss_on, number_of
+from layerprune.fidelity import Harm, harm_of
+from layerprune.impact.estimators.loss import UNIT, check_finite, loss_on, number_of
 from layerprune.impact.racing import Rule, all_of_them
-from layerprune.impact.rounds import Round, adds_up, cut, ends, fewest_samples, whole
-from layerprune.nested import tensors_by_place
-from layerprune.projection import Folded
-from layerprune.shadow import Shadow, real_shadow
-from layerprune.surgery import applied
+from layerprune.impact.scores import Evidence, Scene, Units, about_harm
+from layerprune.impact.subbatches import Round, adds_up, cut, ends, fewest_samples, whole
+from layerprune.replay import Handover, Unsure
+from layerprune.surgery import Folded, applied
+from layerprune.tensors import same_tensor, tensors_by_place
 
 
 def score_ablation(scene: Scene, harm: Harm | None = None) -> Evidence:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from layerprune.errors import CalibrationError, LayerPruneError, UnknownNameError, ended_by
 from layerprune.impact.ablation import score_ablation
-from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.influence import score_influence
-from layerprune.impact.loss import score_loss
-from layerprune.impact.magnitude import score_magnitude
-from layerprune.impact.output_change import score_output_change
+from layerprune.impact.estimators.influence import score_influence
+from layerprune.impact.estimators.loss import score_loss
+from layerprune.impact.estimators.magnitude import score_magnitude
+from layerprune.impact.estimators.output_change import score_output_change
+from layerprune.impact.scores import Evidence, Scene
 from layerprune.impact.shortlist import score_shortlist
 
 Criterion = Callable[[Scene], Evidence]

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import chi2
 from scipy.stats import t as student_t
 
-from layerprune.impact.evidence import Evidence, Units
+from layerprune.impact.scores import Evidence, Units
 
 #: How often the bounds are meant to hold the impact on other data; ``benchmarks/coverage.py`` counts how often they do.
 LEVEL = 0.95

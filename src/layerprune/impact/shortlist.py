@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from layerprune.fidelity import Harm
 from layerprune.impact.ablation import ablate
-from layerprune.impact.evidence import Evidence, Scene
-from layerprune.impact.harm import Harm
-from layerprune.impact.output_change import score_output_change
+from layerprune.impact.estimators.output_change import score_output_change
 from layerprune.impact.racing import contenders
+from layerprune.impact.scores import Evidence, Scene
 
 #: So many removals are all made and measured; of more the estimate chooses half, and this many at least.
 LONGEST = 256

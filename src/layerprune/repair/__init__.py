@@ -9,11 +9,12 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from layerprune.repair.closed_form import repair
+from layerprune.repair.closed_form import MEMORY_BYTES, Mender, repair
 from layerprune.repair.report import RepairReport
+from layerprune.repair.sites.sites import Site, find_sites, renumbered
 from layerprune.repair.untie import untie
 
-__all__ = ["RepairReport", "repair", "untie"]
+__all__ = ["MEMORY_BYTES", "Mender", "RepairReport", "Site", "find_sites", "renumbered", "repair", "untie"]
 
 
 class _CallablePackage(ModuleType):

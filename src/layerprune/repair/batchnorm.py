@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from layerprune.calibration import read_calibration
+from layerprune.capture import read_calibration, real_shadow
 from layerprune.errors import CalibrationError, NotFiniteError, ended_by
+from layerprune.fitting import exact
 from layerprune.inputs import describe, why_mismatched
-from layerprune.modules import unwrap
-from layerprune.repair.changes import write
-from layerprune.repair.transforms import exact
-from layerprune.shadow import real_shadow
+from layerprune.modules import unwrap, write
 
 
 class _Moments:

@@ -8,21 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.calibration import Batch, fitting, notes_of, read_calibration
-from layerprune.capture import record_real
+from layerprune.capture import Batch, Holding, Shared, fitting, notes_of, read_calibration, record_real
 from layerprune.edits import Edit
 from layerprune.errors import RepairError
-from layerprune.holding import Holding, Shared
-from layerprune.impact.harm import Harm, Kind, harm_named
-from layerprune.modules import unwrap
-from layerprune.repair.changes import write
-from layerprune.repair.judging import Judged, judge
-from layerprune.repair.moves import Moves
-from layerprune.repair.prefix import steady
+from layerprune.fidelity import Harm, Kind, harm_named
+from layerprune.modules import unwrap, write
 from layerprune.repair.refit import Refitter, first_held_out
 from layerprune.repair.report import RepairReport
-from layerprune.repair.side import Side
-from layerprune.repair.sites import Site, find_sites, renumbered
+from layerprune.repair.sites.permutation import Moves
+from layerprune.repair.sites.sites import Site, find_sites, renumbered
+from layerprune.repair.stream.model_run import Side
+from layerprune.repair.verdict import Judged, judge
+from layerprune.replay import steady
 
 MEMORY_BYTES = 4 * 2**30
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from layerprune.fitting import exact
 from layerprune.repair.report import Refitted
-from layerprune.repair.sites import Site
-from layerprune.repair.transforms import exact
-from layerprune.repair.view import View
+from layerprune.repair.sites.sites import Site
+from layerprune.repair.stream.site_batch import View
 
 #: How many of a batch's rows are fitted on: of the batch's number and how many there are.
 Split = Callable[[int, int], int]

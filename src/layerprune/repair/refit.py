@@ -8,19 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from layerprune.calibration import Batch
+from layerprune.capture import Batch, Shadow, real_shadow
 from layerprune.graph import Frame
-from layerprune.repair.ahead import solved_ahead, stop_of
-from layerprune.repair.changes import write
-from layerprune.repair.normed import solve_normed
-from layerprune.repair.prefix import prefix
+from layerprune.modules import write
+from layerprune.repair.normed_solver import solve_normed
 from layerprune.repair.report import Refitted
-from layerprune.repair.side import Side
-from layerprune.repair.sites import Site
-from layerprune.repair.solving import Change, Solver
-from layerprune.repair.view import View, needs
-from layerprune.repair.walk import Walk
-from layerprune.shadow import Shadow, real_shadow
+from layerprune.repair.sites.sites import Site
+from layerprune.repair.solver import Change, Solver
+from layerprune.repair.stream.lockstep import Walk
+from layerprune.repair.stream.model_run import Side
+from layerprune.repair.stream.schedule import solved_ahead, stop_of
+from layerprune.repair.stream.site_batch import View, needs
+from layerprune.replay import prefix
 
 _SHARE_HELD_OUT = 0.25
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from layerprune.repair.held_out import Verdict
+from layerprune.fidelity import Verdict
 
 _SHOWN = 8
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from layerprune.adapters import transformers
+from layerprune.adapters import untie_in_config
+from layerprune.fitting import why_not_solvable
 from layerprune.modules import unwrap
-from layerprune.repair.transforms import why_not_solvable
 
 
 def untie(model: nn.Module) -> tuple[str, ...]:
@@ -38,5 +38,5 @@ def untie(model: nn.Module) -> tuple[str, ...]:
                 module._parameters[key] = nn.Parameter(held.detach().clone(), held.requires_grad)
             made.append(f"{name}.{key}")
     if made:
-        transformers.untied(model)
+        untie_in_config(model)
     return tuple(made)

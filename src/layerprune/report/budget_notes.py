@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from layerprune.groups import Group
-from layerprune.select.exact import MORE_SLACK
-from layerprune.select.problem import CapUse
+from layerprune.graph import Group
+from layerprune.select import MORE_SLACK, CapUse
 
 _CLOSE = 0.005  # shares that differ by less are told as equal
 _HALF = 0.5  # of a cap: a plan that uses less warns

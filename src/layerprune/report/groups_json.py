@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from layerprune.groups import Group
+from layerprune.graph import Group
 
 
 def groups_as_json(groups: Sequence[Group], notes: Sequence[str]) -> str:

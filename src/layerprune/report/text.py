@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from layerprune.groups import Group, LayerInfo, Verdict
+from layerprune.fidelity import Verdict as Judged
+from layerprune.graph import Group, LayerInfo, Verdict
 from layerprune.plan import PlannedRemoval, PruningPlan
 from layerprune.proof import Removal
-from layerprune.repair.held_out import Verdict as Judged
-from layerprune.report.folding import Fold, alike_line, folds_of
 from layerprune.report.layout import WIDTH, rule, wrapped
+from layerprune.report.repeated_groups import Fold, alike_line, folds_of
 
 SAFE = "✓ SAFE TO REMOVE"
 WITH_CALIBRATION = "○ REMOVABLE WITH CALIBRATION DATA"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from layerprune.select.limit import amount
+from layerprune.select.constraints import amount
 from layerprune.select.problem import CapUse, Resource
 from layerprune.select.search import Search
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerprune.select.ban import Ban
-from layerprune.select.limit import Limit
+from layerprune.select.constraints import Limit
+from layerprune.select.exclusions import Ban
 from layerprune.select.problem import Problem
 from layerprune.select.search import Search
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from layerprune.select.ban import Ban
 from layerprune.select.conflicts import bans_of
-from layerprune.select.limit import Limit, Pieces, amount
+from layerprune.select.constraints import Limit, Pieces, amount
+from layerprune.select.exclusions import Ban
+from layerprune.select.milp import GAP, Programme
 from layerprune.select.problem import Problem
-from layerprune.select.programme import GAP, Programme
 
 _POINTS = 10
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
-from layerprune.select.limit import Limit, Pieces
+from layerprune.select.constraints import Limit, Pieces
 
 #: How far below the most that fits under a cap a choice may stay for less impact, as a share of that most.
 SLACK = 0.1

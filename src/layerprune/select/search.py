@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from layerprune.impact.racing import counted
-from layerprune.marks import CannotRealise
-from layerprune.select.ban import Ban
+from layerprune.impact import counted
+from layerprune.removals import CannotRealise
+from layerprune.select.conflict_learning import Culprits
 from layerprune.select.conflicts import bans_of
-from layerprune.select.culprits import Culprits
-from layerprune.select.limit import Limit, weighted
+from layerprune.select.constraints import Limit, weighted
+from layerprune.select.exclusions import Ban
+from layerprune.select.milp import GAP, Programme
 from layerprune.select.problem import Problem
-from layerprune.select.programme import GAP, Programme
 
 _ROUNDS = 60
 _NUDGE = 1e-9  # by how much more a bound is moved than in proportion: what broke it breaks it again

@@ -1,0 +1,259 @@
+"""Configs: which fields of a transformers config count the layers of a container, and what to write there instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, cast
+
+from layerprune.adapters.transformers.reference_diff import Shortened, renumbered, unlike
+from layerprune.adapters.transformers.reference_model import ConfigDict, Origin, twin_of
+
+_Path = tuple[str, ...]
+_Change = Callable[[ConfigDict], None]
+
+_FAILED = 1000
+_PLACES = frozenset({"layers", "blocks", "ids", "idx", "idxs", "index", "indexes", "indices"})
+_LAYERS = frozenset({"layer", "layers", "block", "blocks", "attn", "visual"})
+_MOST_CHANGES = 4
+
+
+@dataclass(frozen=True)
+class Count:
+    """Where a config says how many elements a container has: under ``key`` of the config at ``path``.
+
+    ``place`` is the entry of a list of counts (one per stage); ``key`` is None where only a list's length says it.
+    """
+
+    path: _Path
+    key: str | None
+    place: int | None = None
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """What becomes of the lists beside a count.
+
+    Attributes:
+        shorten: those of the count's length lose the entries of the layers that go.
+        leave_derived: the others are left out, where the config's class makes them itself (names of stages).
+    """
+
+    shorten: bool
+    leave_derived: bool
+
+
+_LISTS = (_Lists(True, False), _Lists(True, True), _Lists(False, False), _Lists(False, True))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A config for what is left; ``reason`` says why there is none."""
+
+    origin: Origin
+    reason: str = ""
+
+
+@lru_cache(maxsize=512)
+def find_config(origin: Origin, removed: tuple[tuple[str, tuple[int, ...]], ...], sizes: tuple[int, ...]) -> Found:
+    """Find the config from which vanilla transformers builds a model without some layers.
+
+    The count is lowered and every list of its length loses the entries of the layers that go. Where the stack that
+    this config builds is another one than what is left, fields that may hold places of layers are tried, one by one.
+
+    Args:
+        origin: what the whole model is built from.
+        removed: for each container the elements that go.
+        sizes: how many elements each has.
+    """
+    shortened = Shortened(dict(removed), {fqn: n for (fqn, _), n in zip(removed, sizes, strict=True)})
+    whole = twin_of(origin)
+    if whole.model is None:
+        return Found(origin, f"transformers does not build it from its own config ({whole.reason})")
+    counts: dict[str, Count] = {}
+    for fqn, size in shortened.sizes.items():
+        count = find_count(origin, fqn, size)
+        if count is None:
+            return Found(origin, f"no field of the config is the number of layers in '{fqn}'")
+        counts[fqn] = count
+    return _Search(origin, shortened, counts).run()
+
+
+class _Search:
+    def __init__(self, origin: Origin, shortened: Shortened, counts: Mapping[str, Count]) -> None:
+        self.origin = origin
+        self.shortened = shortened
+        self.counts = counts
+
+    def run(self) -> Found:
+        reasons, lists = self.judged(_LISTS[0], []), _LISTS[0]
+        for other in _LISTS[1:] if reasons else ():
+            reasons, lists = min((reasons, lists), (self.judged(other, []), other), key=lambda pair: len(pair[0]))
+        changes: list[_Change] = []
+        waiting = list(self.changes()) if reasons else []
+        while reasons and waiting and len(changes) < _MOST_CHANGES:
+            tried = [(self.judged(lists, [*changes, change]), place) for place, change in enumerate(waiting)]
+            better, place = min(tried, key=lambda pair: len(pair[0]))
+            if len(better) >= len(reasons):
+                break
+            reasons = better
+            changes.append(waiting.pop(place))
+        for change in () if reasons else self.followers():
+            if not self.judged(lists, [*changes, change]):
+                changes.append(change)
+        found = self.origin.with_config(self.config(lists, changes))
+        return Found(found, f"vanilla transformers would not load what is left: {reasons[0]}" if reasons else "")
+
+    def judged(self, lists: _Lists, changes: Sequence[_Change]) -> list[str]:
+        """What is wrong with the stack that a config builds."""
+        twin = twin_of(self.origin.with_config(self.config(lists, changes)))
+        if twin.model is None:
+            return [twin.reason] * _FAILED
+        return unlike(twin_of(self.origin), twin, self.shortened)
+
+    def config(self, lists: _Lists, changes: Sequence[_Change]) -> ConfigDict:
+        """The config with lower counts and more changes."""
+        config = self.origin.config
+        # Entries of lists first: a list may lose entries of its own below.
+        for fqn, count in sorted(self.counts.items(), key=lambda item: item[1].place is None):
+            lower(self.origin, config, count, self.shortened.removed[fqn], self.shortened.sizes[fqn], lists)
+        for change in changes:
+            change(config)
+        return config
+
+    def changes(self) -> Iterator[_Change]:
+        """Changes to fields that may hold places of layers."""
+        for fqn, count in self.counts.items():
+            gone, size = self.shortened.removed[fqn], self.shortened.sizes[fqn]
+            inner = _at(self.origin.config, count.path)
+            for key in placing_fields(self.origin, fqn, size, count):
+                if (new := renumbered(inner[key], gone, size)) != inner[key]:
+                    yield lambda config, path=count.path, key=key, new=new: _at(config, path).__setitem__(key, new)
+
+    def followers(self) -> Iterator[_Change]:
+        """Changes to fields that name layers, and by which nothing is built: a forward asks them."""
+        for fqn, count in self.counts.items():
+            gone, size = self.shortened.removed[fqn], self.shortened.sizes[fqn]
+            for key, value in _at(self.origin.config, count.path).items():
+                stacks = {"encoder", "decoder"} & set(key.split("_"))
+                named = isinstance(value, list) and _names_places(key) and all(stack in fqn for stack in stacks)
+                new = renumbered(value, gone, size) if named else None
+                if new is not None and new != value:
+                    yield partial(_move, path=count.path, key=key, old=value, new=new)
+
+
+def _names_places(key: str) -> bool:
+    """Whether a field's name says that it lists layers by their numbers."""
+    words = set(key.split("_"))
+    return bool(words & _PLACES) and bool(words & _LAYERS) and "num" not in words
+
+
+def _move(config: ConfigDict, path: _Path, key: str, old: Any, new: Any) -> None:
+    """Let a list of places follow, unless it has already."""
+    inner = _at(config, path)
+    if inner.get(key) == old:
+        inner[key] = new
+
+
+@lru_cache(maxsize=128)
+def find_count(origin: Origin, fqn: str, size: int) -> Count | None:
+    """Find the field that counts the elements of a container: lower by one, and the container has one less."""
+    whole = twin_of(origin).forms
+    best: tuple[int, Count | None] = (_FAILED, None)
+    for count in _candidates(origin.config, size):
+        for lists in _LISTS:
+            config = origin.config
+            lower(origin, config, count, (size - 1,), size, lists)
+            built = twin_of(origin.with_config(config)).forms
+            if f"{fqn}.{size - 2}" in built and f"{fqn}.{size - 1}" not in built:
+                last = f"{fqn}.{size - 1}."
+                others = sum(name not in built and not f"{name}.".startswith(last) for name in whole)
+                best = min(best, (others, count), key=lambda pair: pair[0])
+                break
+    return best[1]
+
+
+@lru_cache(maxsize=128)
+def placing_fields(origin: Origin, fqn: str, size: int, count: Count) -> tuple[str, ...]:
+    """The fields beside a count that hold places of layers: when one changes, some elements do, and others do not."""
+    whole = twin_of(origin).forms
+    found: list[str] = []
+    for key, value in _at(origin.config, count.path).items():
+        moved = renumbered(value, (0,), size)
+        if key == count.key or moved is None or moved == value:
+            continue
+        config = origin.config
+        _at(config, count.path)[key] = moved
+        built = twin_of(origin.with_config(config)).forms
+        others = [name for name in {*whole, *built} if whole.get(name) != built.get(name)]
+        places = {name.removeprefix(fqn + ".").partition(".")[0] for name in others if name.startswith(fqn + ".")}
+        if not built or 0 < len(places) < (size + 1 if isinstance(value, list) else size):
+            found.append(key)
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def derived_lists(origin: Origin, path: _Path) -> tuple[str, ...]:
+    """The lists of a config that its class makes just so when they are not given."""
+    whole = origin.reread()
+    found: list[str] = []
+    for key, value in _at(origin.config, path).items():
+        if isinstance(value, list):
+            config = origin.config
+            del _at(config, path)[key]
+            if origin.with_config(config).reread() == whole:
+                found.append(key)
+    return tuple(found)
+
+
+def _candidates(config: ConfigDict, size: int) -> Iterator[Count]:
+    """The fields that might count a container's elements, likeliest first."""
+    lengths: list[Count] = []
+    for path, inner in _inner(config):
+        for key, value in inner.items():
+            if type(value) is int and value == size:
+                yield Count(path, key)
+            elif isinstance(value, list):
+                entries = cast("list[Any]", value)
+                if entries and all(type(entry) is int for entry in entries):
+                    lengths += [Count(path, key, i) for i, entry in enumerate(entries) if entry == size]
+                if len(entries) == size:
+                    lengths.append(Count(path, None))
+    yield from dict.fromkeys(lengths)
+
+
+def lower(origin: Origin, config: ConfigDict, count: Count, gone: Sequence[int], size: int, lists: _Lists) -> None:
+    """Lower a count, and see to the lists beside it."""
+    inner = _at(config, count.path)
+    if count.key is not None and count.place is not None:
+        inner[count.key][count.place] -= len(gone)
+        return
+    if count.key is not None:
+        inner[count.key] -= len(gone)
+    before = _at(origin.config, count.path)
+    derived = derived_lists(origin, count.path) if lists.leave_derived else ()
+    derived = [key for key in derived if inner.get(key) == before[key]]
+    for key, value in list(inner.items()):
+        entries = cast("list[Any]", value)
+        if isinstance(value, list) and len(entries) == size and lists.shorten:
+            places = entries == list(range(size))  # all of them: those of the layers with experts, say
+            inner[key] = (
+                renumbered(entries, gone, size) if places else [e for i, e in enumerate(entries) if i not in gone]
+            )
+        elif key in derived:
+            del inner[key]
+
+
+def _inner(config: ConfigDict, path: _Path = ()) -> Iterator[tuple[_Path, ConfigDict]]:
+    """A config and the configs inside it."""
+    yield path, config
+    for key, value in config.items():
+        if isinstance(value, dict) and "model_type" in value:
+            yield from _inner(cast(ConfigDict, value), (*path, key))
+
+
+def _at(config: ConfigDict, path: _Path) -> ConfigDict:
+    for key in path:
+        config = config[key]
+    return config

@@ -1,0 +1,239 @@
+"""Caches: which modules of a transformers model write the key-value cache, and what is read off it to find positions.
+
+transformers asks one layer for all: the first of its kind how long the past is, the last recurrent one whether there is
+a past. When that layer's attention has gone, nobody answers, and generation goes wrong without a word.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.inputs import Inputs
+from layerprune.modules import names_by_module, watched
+from layerprune.tensors import tensors_in
+
+_WRITES = ("update", "update_conv_state", "update_recurrent_state")
+_READS = ("get_seq_length", "get_mask_sizes")
+_CACHES = ("past_key_values", "cache_params")
+#: Under these names a module holds the number of its place in the cache.
+PLACES = ("layer_idx", "layer_id", "layer_number")
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What one step of generation does with the cache.
+
+    Attributes:
+        writers: (which of several caches, place, recurrent or not) → the modules that write there.
+        asked: the places that others than their writers ask about the past, with whether they ask a recurrent one.
+        answers: what they get, by kind of layer.
+        kinds: (which cache, place) → the kind of cache layer there.
+    """
+
+    writers: Mapping[tuple[int, int, bool], tuple[str, ...]]
+    asked: frozenset[tuple[int, int, bool]]
+    answers: frozenset[tuple[str, str, str]]
+    kinds: Mapping[tuple[int, int], str]
+
+
+def by_name(model: nn.Module, inputs: Inputs) -> Inputs | None:
+    """Inputs with every argument under its name; None where one has none."""
+    if not inputs.args:
+        return inputs
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(inputs.args) > len(names):
+        return None
+    return Inputs((), {**dict(zip(names, inputs.args, strict=False)), **inputs.kwargs})
+
+
+def may_cache(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model's forward takes a cache, and the inputs are such that a second step follows from the first."""
+    takes = set(inspect.signature(model.forward).parameters)
+    text = {"input_ids", "decoder_input_ids"} & inputs.kwargs.keys()
+    return not inputs.args and bool(text) and "use_cache" in takes and bool(takes & set(_CACHES))
+
+
+def observe_cache(
+    model: nn.Module, inputs: Inputs, running: Callable[[], AbstractContextManager[None]], *, prepared: bool
+) -> CacheUse | None:
+    """Run a forward that fills a cache and one that uses it, and write down how; None where the model fills none.
+
+    Args:
+        model: the model, a shadow.
+        inputs: as its forward takes them; a new copy.
+        running: what to run its forward in.
+        prepared: start from an empty cache as ``generate`` makes it of the config, not from what the forward makes.
+    """
+    with running():
+        empty = _empty_cache(model) if prepared else {}
+        watch = _Watch(model)
+        for cache in empty.values():
+            watch.attach(cache)
+        with watched(model, watch.wrap):
+            first = model(**{**inputs.kwargs, **empty, "use_cache": True})
+            name = _cache_in(first)
+            if name is None:
+                return None
+            cache = getattr(first, name)
+            watch.attach(cache)
+            watch.read.clear()  # of an empty past
+            model(**_next(inputs.kwargs, first), **{name: cache, "use_cache": True})
+    return watch.use()
+
+
+def cache_growth(
+    model: nn.Module, inputs: Inputs, running: Callable[[], AbstractContextManager[None]], *, prepared: bool
+) -> int | None:
+    """Run a forward that fills a cache and one that adds a token, and count the bytes that the cache has grown by.
+
+    Args:
+        model: the model, a shadow.
+        inputs: as its forward takes them, all by name; a new copy.
+        running: what to run its forward in.
+        prepared: start from an empty cache as ``generate`` makes it of the config, not from what the forward makes.
+
+    Returns:
+        The bytes for one more token of every sample; None where the model fills no cache.
+    """
+    with running():
+        empty = _empty_cache(model) if prepared else {}
+        first = model(**{**inputs.kwargs, **empty, "use_cache": True})
+        name = _cache_in(first)
+        if name is None:
+            return None
+        cache = getattr(first, name)
+        before = _bytes_in(cache)
+        second = model(**_next(inputs.kwargs, first), **{name: cache, "use_cache": True})
+        return _bytes_in(getattr(second, name)) - before
+
+
+def _cache_in(out: Any) -> str | None:
+    """Under which name an output holds a cache."""
+    return next((name for name in _CACHES if getattr(out, name, None) is not None), None)
+
+
+def _bytes_in(cache: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors_in(cache))
+
+
+def generates(model: nn.Module) -> bool:
+    """Whether ``generate`` would make a model's cache."""
+    can = getattr(model, "can_generate", lambda: False)
+    makes = getattr(model, "_supports_default_dynamic_cache", lambda: True)
+    return bool(can()) and bool(makes())
+
+
+def _empty_cache(model: nn.Module) -> dict[str, Any]:
+    """The cache that ``generate`` starts from."""
+    library = cast(Any, importlib.import_module("transformers.cache_utils"))
+    config = cast(Any, model).config
+    some = [library.DynamicCache(config=config.get_text_config(decoder=True)) for _ in range(2)]
+    takes = inspect.signature(model.forward).parameters
+    name = next(name for name in _CACHES if name in takes)
+    return {name: library.EncoderDecoderCache(*some) if config.is_encoder_decoder else some[0]}
+
+
+def _next(given: Mapping[str, Any], first: Any) -> dict[str, Any]:
+    """The arguments of a second step: one more token."""
+    name = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
+    found: dict[str, Any] = {name: given[name][:, -1:]}
+    mask = given.get("attention_mask")
+    if isinstance(mask, Tensor):
+        more = mask if name != "input_ids" else torch.cat([mask, torch.ones_like(mask[:, :1])], dim=-1)
+        found["attention_mask"] = more
+    if getattr(first, "encoder_last_hidden_state", None) is not None:
+        found["encoder_outputs"] = (first.encoder_last_hidden_state,)
+    return found
+
+
+class _Watch:
+    """Sees what modules do with the layers of a cache."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = names_by_module(model)
+        self.stack: list[str] = []
+        self.asking: list[nn.Module] = []
+        self.seen: list[Any] = []
+        self.written: dict[tuple[int, int, bool], dict[str, None]] = {}
+        self.read: list[tuple[tuple[int, int, bool], str, str, tuple[str, ...]]] = []
+        self.kinds: dict[tuple[int, int], str] = {}
+
+    def attach(self, cache: Any) -> None:
+        """Watch a cache, and the layers of it that are new."""
+        parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
+        for number, part in enumerate(parts if parts[0] is not None else [cache]):
+            self.attach_part(number, part)
+
+    def attach_part(self, number: int, cache: Any) -> None:
+        layers = cast("Sequence[Any]", getattr(cache, "layers", ()))
+        for place, layer in enumerate(layers):
+            self.kinds[number, place] = f"{type(layer).__name__} {getattr(layer, 'sliding_window', None)}"
+            for method in (*_WRITES, *_READS) if self.is_new(layer) else ():
+                if hasattr(layer, method):
+                    setattr(layer, method, self.watched(number, place, method, getattr(layer, method)))
+        recurrent = [i for i, layer in enumerate(layers) if hasattr(layer, "update_recurrent_state")]
+        asks = getattr(cache, "has_previous_state", None)
+        if recurrent and asks is not None and self.is_new(cache):
+            cache.has_previous_state = self.watched(number, recurrent[-1], "has_previous_state", asks)
+
+    def is_new(self, thing: Any) -> bool:
+        """Whether something is met for the first time; it is then kept, so that it stays who it is."""
+        known = any(thing is other for other in self.seen)
+        self.seen += [] if known else [thing]
+        return not known
+
+    def watched(self, number: int, place: int, method: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        kind = method not in ("update", *_READS)
+
+        @functools.wraps(run)
+        def seen(*args: Any, **kwargs: Any) -> Any:
+            out = run(*args, **kwargs)
+            if method == "has_previous_state" and (args or kwargs.get("layer_idx") is not None):
+                return out  # a layer asks about its own place
+            if method in _WRITES:
+                self.written.setdefault((number, place, kind), {})[self.stack[-1]] = None
+            elif not self.asks_own(place):
+                self.read.append(((number, place, kind), method, repr(out), tuple(self.stack)))
+            return out
+
+        return seen
+
+    def asks_own(self, place: int) -> bool:
+        """Whether the module that asks holds the very place: a cross-attention beside a self-attention that may go."""
+        held = vars(self.asking[-1]) if self.asking else {}
+        return any(held.get(name) == place for name in PLACES)
+
+    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        name = self.names[id(module)][0]
+
+        @functools.wraps(forward)
+        def followed(*args: Any, **kwargs: Any) -> Any:
+            self.stack.append(name)
+            self.asking.append(module)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.asking.pop()
+                self.stack.pop()
+
+        return followed
+
+    def use(self) -> CacheUse:
+        writers = {where: tuple(names) for where, names in self.written.items()}
+        others = [read for read in self.read if not set(writers.get(read[0], ())) & set(read[3])]
+        return CacheUse(
+            writers=writers,
+            asked=frozenset(where for where, *_ in others),
+            answers=frozenset((self.kinds[where[:2]], method, answer) for where, method, answer, _ in others),
+            kinds=self.kinds,
+        )

@@ -1,0 +1,197 @@
+"""Twins: what vanilla transformers builds from a config, without weights, to hold a model against."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from layerprune.adapters.transformers.example_inputs import builds_from_config
+
+#: A config as it stands in ``config.json``.
+ConfigDict = dict[str, Any]
+
+_PLAIN = (type(None), bool, int, float, str)
+_OWN = frozenset(vars(nn.Module()))
+_NUM_TWINS = 64
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a module is, apart from values: its class, the shapes of its own tensors, its plain attributes."""
+
+    kind: str
+    tensors: Mapping[str, tuple[int, ...]]
+    plain: Mapping[str, Any]
+    is_leaf: bool
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A model on the meta device as ``config.json`` makes it; ``reason`` says why there is none."""
+
+    model: nn.Module | None
+    forms: Mapping[str, Form]
+    reason: str = ""
+
+
+def owner_of(model: nn.Module, fqn: str) -> str | None:
+    """The name of the outermost transformers model that holds a module, itself included; None where none does."""
+    module: nn.Module | None = model
+    parts = fqn.split(".") if fqn else []
+    for depth in range(len(parts) + 1):
+        if module is None:
+            return None
+        if builds_from_config(module):
+            return ".".join(parts[:depth])
+        module = module._modules.get(parts[depth]) if depth < len(parts) else None
+    return None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a twin is built from: the classes of a model and of its config, and the config as ``config.json`` holds it.
+
+    The choice of kernels goes along: a config holds it, and does not save it.
+    """
+
+    model_class: type
+    config_class: type
+    text: str
+    implementations: tuple[tuple[str, str, Any], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Origin:
+        """The origin of a transformers model."""
+        config = cast(Any, model).config
+        with _quiet():
+            text = _json(config.to_dict())
+        return cls(type(model), type(config), text, _implementations(config))
+
+    @property
+    def config(self) -> ConfigDict:
+        """The config, a new copy."""
+        return json.loads(self.text)
+
+    def with_config(self, config: ConfigDict) -> Origin:
+        """The same with another config."""
+        return replace(self, text=_json(config))
+
+    def reread(self) -> ConfigDict | None:
+        """What the config's class makes of the config; None where it refuses it."""
+        try:
+            with _quiet():
+                return json.loads(_json(cast(Any, self.config_class).from_dict(self.config).to_dict()))
+        except Exception:  # the library's own checks: anything may come
+            return None
+
+
+@lru_cache(maxsize=_NUM_TWINS)
+def twin_of(origin: Origin) -> Twin:
+    """What vanilla transformers builds; remembered.
+
+    The config is read, saved and read again on the way: a config's class derives what the saved one leaves out.
+    """
+    config_class = cast(Any, origin.config_class)
+    try:
+        with _quiet(), _weightless():
+            saved = config_class.from_dict(origin.config).to_diff_dict()
+            config = config_class.from_dict(json.loads(_json(saved)))
+            for path, name, value in origin.implementations:
+                vars(_inner(config, path))[name] = value
+            model = origin.model_class(config)
+    except Exception as error:  # the library's own checks, written for each class: anything may come
+        lines = str(error).strip().splitlines()
+        return Twin(None, {}, f"{type(error).__name__}: {lines[0][:200] if lines else ''}")
+    return Twin(model, forms(model))
+
+
+def _json(config: Mapping[str, Any]) -> str:
+    """A config's text: lists for tuples and names for types, as in ``config.json``."""
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+def forms(model: nn.Module) -> dict[str, Form]:
+    """Describe every module of a model, under all its names."""
+    return {name: _form(module) for name, module in model.named_modules(remove_duplicate=False)}
+
+
+def _form(module: nn.Module) -> Form:
+    tensors = {
+        key: tuple(tensor.shape)
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+    plain = {key: value for key, value in vars(module).items() if key not in _OWN and is_plain(value)}
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"  # parametrised classes are made anew each time
+    return Form(kind, tensors, plain, not module._modules)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is made of numbers, strings and containers of them only."""
+    if isinstance(value, _PLAIN):
+        return True
+    if isinstance(value, Mapping):
+        return all(is_plain(item) for pair in cast("Mapping[Any, Any]", value).items() for item in pair)
+    return isinstance(value, (list, tuple, set, frozenset)) and all(map(is_plain, cast("Sequence[Any]", value)))
+
+
+def inner_configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a config and the configs inside it, by dotted path."""
+    yield path, config
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            yield from inner_configs(value, f"{path}.{name}" if path else name)
+
+
+def _inner(config: Any, path: str) -> Any:
+    for name in path.split(".") if path else ():
+        config = getattr(config, name)
+    return config
+
+
+def _implementations(config: Any) -> tuple[tuple[str, str, Any], ...]:
+    """The choice of kernels, which a config holds and does not save."""
+    return tuple(
+        (path, name, value)
+        for path, inner in inner_configs(config)
+        for name, value in vars(inner).items()
+        if name.endswith("_implementation_internal") and isinstance(value, _PLAIN)
+    )
+
+
+@contextmanager
+def _weightless() -> Generator[None]:
+    """Build modules on the meta device, without drawing weights, the RNG untouched."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.device("meta"))
+        for home in ("initialization", "modeling_utils"):  # it has moved
+            skip = getattr(importlib.import_module(f"transformers.{home}"), "no_init_weights", None)
+            if skip is not None:
+                stack.enter_context(skip())
+                break
+        yield
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keep the library from logging what it thinks of configs that are only tried."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

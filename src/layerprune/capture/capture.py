@@ -1,0 +1,195 @@
+"""Capture: one forward on fake tensors, made into a layer graph."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+
+from torch import nn
+
+from layerprune.capture.activation_store import Holding
+from layerprune.capture.events import Recording
+from layerprune.capture.graph_builder import Builder
+from layerprune.capture.recorder import ParameterWritten, Recorder
+from layerprune.capture.sandbox import Shadow, fake_shadow, is_about_fakes, real_shadow, short, why_not
+from layerprune.errors import CaptureError, InputsError, ended_by
+from layerprune.graph import LayerGraph, Structure
+from layerprune.inputs import Inputs, describe, why_mismatched
+from layerprune.modules import buffers, named_parameters, parameters
+
+
+def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[LayerGraph, Shadow]:
+    """Record one forward of a model; see :func:`capture`. Returns the shadow that it ran on, too.
+
+    Inputs that are a guess get a real forward only where the failure is about fake tensors, not where they do not fit.
+    """
+    shade = fake_shadow(model)
+    notes: list[str] = []
+    try:
+        recorder, recording = _run(shade, inputs)
+    except Exception as error:
+        if guessed and not is_about_fakes(error):
+            raise _misfit(model, inputs, error) from error
+        shade, recorder, recording = _record_otherwise(model, inputs, error, notes)
+    if shade.mode is not None and (error := why_not(shade, inputs)) is not None:
+        # Where nobody watches, some of torch's modules take a faster way, on which fakes cannot go (nested tensors).
+        shade = _real(model, inputs, error, recorder.recording.written_params)
+        notes.append(f"proven on real tensors, because fake ones failed ({short(error)})")
+    notes += [] if shade.outside is None else shade.outside.notes
+    return Builder(recorder, recording, notes).build(), shade
+
+
+def _real(model: nn.Module, inputs: Inputs, error: Exception, written: Collection[str]) -> Shadow:
+    """A shadow on which the forward runs with real values, where there are any."""
+    if any(tensor.is_meta for tensor in [*parameters(model), *buffers(model)]):
+        raise CaptureError(
+            f"{type(model).__name__}.forward was recorded, and does not run on fake tensors ({short(error)}): "
+            "give it real weights, in place of those on the meta device"
+        ) from error
+    return real_shadow(model, written=written)
+
+
+def capture(model: nn.Module, inputs: Inputs) -> LayerGraph:
+    """Record one forward of a model and return its layer graph.
+
+    The forward runs in eval mode on fake tensors, on a shadow of the model; where that fails (control flow that depends
+    on data), on real ones, on a copy that shares the model's parameters; a note in the graph says so.
+
+    Args:
+        model: any module; its mode, hooks, buffers and the RNG stay as they are.
+        inputs: arguments that the model's forward takes.
+
+    Returns:
+        The layer graph.
+
+    Raises:
+        InputsError: the forward raises on these inputs.
+        CaptureError: the forward runs, and gives no tensor that depends on the inputs.
+    """
+    return record(model, inputs)[0]
+
+
+def record_on(shade: Shadow, inputs: Inputs) -> LayerGraph:
+    """Record one forward on a shadow that is there already; on a real one, just what real forwards do.
+
+    What libraries do on fake tensors differs now and then, in how often they look at a mask: who observes real forwards
+    has to count as they do.
+    """
+    recorder, recording = _run(shade, inputs)
+    return Builder(recorder, recording, []).build()
+
+
+def record_real(model: nn.Module, inputs: Inputs, holding: Holding | None = None) -> tuple[LayerGraph, Shadow]:
+    """Record one forward on a real shadow that shares the model's parameters, but for those that it writes into.
+
+    Args:
+        model: the model; it is not touched.
+        inputs: arguments that the model's forward takes.
+        holding: gets what the forward shows, by the layer graph's values; None where nobody asks for it.
+
+    Returns:
+        The layer graph, and the shadow.
+
+    Raises:
+        InputsError: the forward raises on these inputs.
+        CaptureError: the forward runs, and cannot be recorded.
+    """
+    no_values = CaptureError("parameters on the meta device have no values")
+    shade = real_shadow(model)
+    try:
+        recorder, recording = _record_really(model, shade, inputs, no_values, holding)
+    except ParameterWritten:
+        shade = real_shadow(model, written=capture(model, inputs).written_params)
+        if holding is not None:
+            holding.clear()
+        recorder, recording = _record_really(model, shade, inputs, no_values, holding)
+    return Builder(recorder, recording, []).build(), shade
+
+
+def record_training(shade: Shadow, graph: LayerGraph, inputs: Inputs) -> LayerGraph | None:
+    """Record a forward in train mode, of a model that holds parameters which its eval mode never uses.
+
+    Args:
+        shade: a shadow of the model.
+        graph: the layer graph of eval mode.
+        inputs: the example inputs; two samples or more, for batch norms.
+
+    Returns:
+        The layer graph of train mode; None where eval mode uses every parameter, or train mode does not run.
+    """
+    if all(number in graph.param_users for number in graph.param_ids.values()):
+        return None
+    shade.model.train()
+    try:
+        recorder, recording = _run(shade, inputs)
+    except Exception:  # the user's own forward, which may want targets when it trains; the proofs say so in a note
+        return None
+    finally:
+        shade.model.eval()
+    return Builder(recorder, recording, []).build()
+
+
+def record_results(shade: Shadow, inputs: Inputs) -> Mapping[tuple[str, int], Structure]:
+    """Record what each call of a module returns on other inputs: (name, which call) → structure; empty if it raises."""
+    try:
+        _, recording = _run(shade, inputs)
+    except Exception:  # the user's own forward, which need not take inputs of another size
+        return {}
+    return {(call.fqn, call.call): call.result for call in recording.calls}
+
+
+def _run(shade: Shadow, inputs: Inputs, holding: Holding | None = None) -> tuple[Recorder, Recording]:
+    adapted = shade.adapt(inputs)
+    recorder = Recorder(shade.model, keep=shade.mode is not None, guard=shade.shares, holding=holding)
+    looking = nullcontext() if shade.outside is None else shade.outside.watched(shade.model)
+    with shade.running(), looking:
+        return recorder, recorder.run(adapted.args, adapted.kwargs)
+
+
+def _record_otherwise(
+    model: nn.Module, inputs: Inputs, error: Exception, notes: list[str]
+) -> tuple[Shadow, Recorder, Recording]:
+    """Record a forward that wants values: those of integers are known on fake runs, too; others on real ones only."""
+    if is_about_fakes(error):
+        shade = fake_shadow(model, integers=True)
+        try:
+            return shade, *_run(shade, inputs)
+        except Exception as another:
+            error = another
+    shade = real_shadow(model)
+    try:
+        recorder, recording = _record_really(model, shade, inputs, error)
+    except ParameterWritten:
+        shade = real_shadow(model, written=[name for name, _ in named_parameters(model, every_name=True)])
+        recorder, recording = _record_really(model, shade, inputs, error)
+    notes.append(
+        f"recorded on real tensors, because fake ones failed ({short(error)}): "
+        "only the layers that these inputs reached are known"
+    )
+    return shade, recorder, recording
+
+
+def _record_really(
+    model: nn.Module, shade: Shadow, inputs: Inputs, fake_error: Exception, holding: Holding | None = None
+) -> tuple[Recorder, Recording]:
+    if any(tensor.is_meta for tensor in [*parameters(model), *buffers(model)]):
+        raise _misfit(model, inputs, fake_error) from fake_error
+    try:
+        return _run(shade, inputs, holding)
+    except ParameterWritten:
+        raise
+    except Exception as error:
+        if (own_error := why_not(shade, inputs)) is None:
+            raise CaptureError(
+                f"{type(model).__name__}.forward runs on the example inputs, but not while it is recorded: "
+                f"{short(error)}. This is a limit of layerprune; please report it with the model's code"
+            ) from error
+        raise _misfit(model, inputs, own_error) from own_error
+
+
+def _misfit(model: nn.Module, inputs: Inputs, error: Exception) -> InputsError:
+    what = f"{type(model).__name__}.forward raised on the example inputs ({describe(inputs)})"
+    why = why_mismatched(model, inputs, "example_inputs", error)
+    return InputsError(
+        ended_by(f"{what}; {why or 'pass example_inputs= a tensor, tuple, dict or object that forward takes'}", error)
+    )

@@ -1,0 +1,150 @@
+"""Finite: whether a model makes numbers of its data, and the first layer that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.capture.calibration import Batch
+from layerprune.capture.sandbox import Shadow, real_shadow
+from layerprune.errors import NotFiniteError
+from layerprune.modules import no_fast_path
+from layerprune.stand_ins import Dropped
+from layerprune.tensors import tensors_in
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def spoilt_inputs(batches: Sequence[Batch]) -> list[int]:
+    """The numbers of the batches whose inputs hold NaN or +inf; -inf is what additive masks are made of."""
+    return [number for number, batch in enumerate(batches) if _spoilt(batch.inputs.tensors())]
+
+
+def require_finite(
+    model: nn.Module, batches: Sequence[Batch], numbers: Iterable[int], *, written: Collection[str] = ()
+) -> None:
+    """Run a model on some batches, and refuse the first one whose output is not finite.
+
+    A batch on which the forward raises is passed over: that is an error of another kind.
+
+    Args:
+        model: the model as it is; it is not touched.
+        batches: calibration data.
+        numbers: which of the batches to look at.
+        written: names of parameters that the forward writes into.
+
+    Raises:
+        NotFiniteError: an output holds NaN or +inf; the message names the batch and the first layer.
+    """
+    for number, found in _spoilt_outputs(model, batches, numbers, written, strict=False):
+        raise NotFiniteError(f"{_makes(number, found)}. Leave the batch out, or mend the data or the model")
+
+
+def finite_ones(
+    model: nn.Module, batches: Sequence[Batch], *, written: Collection[str] = ()
+) -> tuple[list[Batch], tuple[str, ...]]:
+    """The batches of which a model makes numbers, and a note where there are others.
+
+    Args:
+        model: the model as it is; it is not touched.
+        batches: calibration data.
+        written: names of parameters that the forward writes into.
+
+    Raises:
+        NotFiniteError: there is no such batch.
+    """
+    spoilt = dict(_spoilt_outputs(model, batches, range(len(batches)), written, strict=True))
+    if not spoilt:
+        return list(batches), ()
+    makes = _makes(*next(iter(spoilt.items())))
+    if len(spoilt) == len(batches):
+        raise NotFiniteError(f"{makes}, and so do all others. Mend the data or the model")
+    note = f"{len(spoilt)} of {len(batches)} calibration batches are left out: {makes}"
+    return [batch for number, batch in enumerate(batches) if number not in spoilt], (note,)
+
+
+def _makes(number: int, found: str) -> str:
+    return f"batch {number} of the calibration data makes an output that is not finite: {found}"
+
+
+def _spoilt_outputs(
+    model: nn.Module, batches: Sequence[Batch], numbers: Iterable[int], written: Collection[str], *, strict: bool
+) -> Iterator[tuple[int, str]]:
+    """The batches of which a model makes an output that is not finite, and the first layer that does."""
+    shade: Shadow | None = None
+    for number in numbers:
+        shade = shade or real_shadow(model, written=written)
+        if found := first_not_finite(shade, batches[number], strict=strict):
+            yield number, found
+
+
+def first_not_finite(shade: Shadow, batch: Batch, *, strict: bool = False) -> str:
+    """The first layer that feeds NaN or infinite values, and why; empty where the output is finite, or none comes.
+
+    Args:
+        shade: a real shadow of the model.
+        batch: what to run on.
+        strict: whether -inf counts as well, which may be the logit of what cannot be chosen.
+    """
+    feeds: list[tuple[str, nn.Module, str]] = []
+    hooks = [
+        module.register_forward_hook(_watching(name, feeds, strict=strict))
+        for name, module in shade.model.named_modules()
+    ]
+    inputs = shade.adapt(batch.inputs)
+    try:
+        with shade.running(), no_fast_path():
+            out = shade.model(*inputs.args, **inputs.kwargs)
+    except Exception:  # the user's own forward, which whoever needs the batch hears of
+        return ""
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not (what := _spoilt(tensors_in(out), strict=strict)):
+        return ""
+    name, module, what = feeds[0] if feeds else ("", shade.model, what)
+    where = f"'{name}' ({type(module).__name__})" if name else f"the forward of {type(module).__name__} itself"
+    return f"{where} is the first layer that feeds {what}{_why(name, module, batch, out)}"
+
+
+def _watching(name: str, feeds: list[tuple[str, nn.Module, str]], *, strict: bool) -> Any:
+    """A hook that writes down what is not finite; of nested modules the innermost comes first."""
+
+    def hook(module: nn.Module, _args: Any, out: Any) -> None:
+        if not feeds and (what := _spoilt(tensors_in(out), strict=strict)):
+            feeds.append((name, module, what))
+
+    return hook
+
+
+def _why(name: str, module: nn.Module, batch: Batch, out: Any) -> str:
+    """What makes a layer feed values that are not finite, as far as that can be seen."""
+    if what := _spoilt(batch.inputs.tensors()):
+        return f": the batch itself holds {what}"
+    held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    for key, tensor in held:
+        if what := _spoilt([tensor]):
+            return f": its '{f'{name}.{key}' if name else key}' holds {what}"
+    half = next((tensor.dtype for tensor in tensors_in(out) if tensor.dtype in _HALF), None)
+    if half is not None:
+        return f"; {str(half).removeprefix('torch.')} ends at {torch.finfo(half).max:.3g}: prune a float32 copy"
+    return ""
+
+
+def _spoilt(tensors: Iterable[Tensor], *, strict: bool = False) -> str:
+    """What some tensors hold beside numbers: ``NaN`` or ``infinite values``; empty where that is nothing."""
+    for tensor in tensors:
+        if isinstance(tensor, Dropped) or tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        try:
+            if bool(tensor.isnan().any()):
+                return "NaN"
+            one_sided = tensor.is_floating_point() and not strict
+            if bool((tensor.isposinf() if one_sided else tensor.isinf()).any()):
+                return "infinite values"
+        except (NotImplementedError, RuntimeError):  # of types and layouts that torch compares in no way
+            continue
+    return ""

@@ -1,0 +1,60 @@
+"""The first recording of a model: on the inputs given, on calibration data, or on what is inferred and fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+from torch import nn
+
+from layerprune.adapters import timm_example_inputs, transformers_example_inputs
+from layerprune.capture.calibration import Batch, fitting
+from layerprune.capture.capture import record
+from layerprune.capture.sandbox import Shadow, runs_on
+from layerprune.errors import InputsError, UnsupportedModelError
+from layerprune.graph import LayerGraph
+from layerprune.inputs import ArgumentReader, Inputs, describe, infer_inputs
+from layerprune.modules import parameters
+
+
+def record_first(model: nn.Module, given: Any, batches: Sequence[Batch] | None) -> tuple[Inputs, LayerGraph, Shadow]:
+    """Find inputs that a model takes, and record it on them.
+
+    Args:
+        model: the model; it stays as it is.
+        given: what the user gave as example inputs; None if nothing.
+        batches: calibration data, of which the first batch stands in; None if there are none.
+
+    Returns:
+        The inputs, the layer graph, and the shadow that it was recorded on.
+
+    Raises:
+        InputsError: the inputs do not fit, or none could be inferred.
+        CalibrationError: the first batch does not fit.
+        UnsupportedModelError: the model has no parameters.
+    """
+    if given is not None:
+        inputs = ArgumentReader(model, lambda inputs: runs_on(model, inputs)).read(given, by_hand=True)
+        if inputs.is_empty:
+            raise InputsError(
+                f"example_inputs hold no element ({describe(inputs)}): pass one sample or more, as the forward takes it"
+            )
+        return inputs, *record(model, inputs)
+    if batches:
+        with fitting(model, batches[0].inputs):
+            return batches[0].inputs, *record(model, batches[0].inputs)
+    if not any(True for _ in parameters(model)):
+        raise UnsupportedModelError("the model has no parameters: there is nothing to remove")
+    recorded: list[tuple[LayerGraph, Shadow]] = []
+
+    def attempt(inputs: Inputs) -> Exception | None:
+        try:
+            recorded.append(record(model, inputs, guessed=True))
+        except InputsError as error:
+            return error.__cause__ if isinstance(error.__cause__, Exception) else error
+        return None
+
+    known = chain(transformers_example_inputs(model), timm_example_inputs(model))
+    inferred = infer_inputs(model, attempt, known)
+    return inferred, *recorded[-1]

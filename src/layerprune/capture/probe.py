@@ -1,0 +1,325 @@
+"""Observation: read chosen values of the layer graph while the model runs on real inputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode as get_current_function_mode
+
+from layerprune.capture.sandbox import Shadow
+from layerprune.capture.trace_variants import MOST, Variant, Variants
+from layerprune.graph import Call, LayerGraph, Showings, calls_of
+from layerprune.inputs import Inputs
+from layerprune.modules import FunctionWatch, named_tensors, names_by_module, no_fast_path, watched
+from layerprune.tensors import flat_tensors, parts_of, tensors_in
+
+#: Gets a value's number, and its tensor in this run.
+See: TypeAlias = Callable[[int, Tensor], None]
+
+
+class _Differs(BaseException):
+    """A run is not what the layer graph says. No Exception, which a model's own forward might catch."""
+
+
+class Observer:
+    """Hands chosen values of a model over as its forward comes to them.
+
+    Where a value is made by a function, all that the module calls in whose forward that is must be what the layer graph
+    says, function by function; other modules' functions are not looked at. Each module in question must be called as
+    often as the graph says. Where a run is another (libraries look at a mask more often on real tensors than on fake
+    ones; a loop ends by the data), it is given up, and begun again with the values' counterparts in a recording that it
+    follows: one that is known, or one that is made of it. What has no certain counterpart is not seen.
+
+    Args:
+        shade: a real shadow of the model that ``graph`` was recorded from.
+        graph: the layer graph.
+        values: numbers of the values to see.
+        variants: recordings of real runs that are known; those that are made are put to them.
+
+    Attributes:
+        under_way: the layer graph that the run under way follows, and value → its number in that one.
+    """
+
+    def __init__(
+        self, shade: Shadow, graph: LayerGraph, values: Iterable[int], variants: Variants | None = None
+    ) -> None:
+        self.shade = shade
+        self.graph = graph
+        self.values = sorted(set(values))
+        self.names = names_by_module(shade.model)
+        self.constants = {id(tensor) for _, tensor in named_tensors(shade.model)}
+        self.variants = variants if variants is not None else Variants()
+        own = self._watching(graph, {value: value for value in self.values})
+        known = [self._following(variant) for variant in self.variants.of(graph)]
+        self.watchers = [*(watcher for watcher in known if watcher is not None), own]  # the latest first
+        self.under_way = self.watchers[-1].recorded
+
+    def run(
+        self,
+        inputs: Inputs,
+        begin: Callable[[], See],
+        *,
+        use: Callable[[Any], None] | None = None,
+        forward: Callable[[nn.Module], Any] | None = None,
+    ) -> frozenset[int]:
+        """Run the model once, or again where it does not do what the layer graph says.
+
+        Args:
+            inputs: arguments that the model's forward takes.
+            begin: called at the start of each try; what an earlier try has shown no longer counts then. Returns what is
+                called once with each value's number and tensor, about in order of execution: a value that only
+                functions make may be seen as late as a module takes it. The tensor must be copied by who keeps it,
+                where later layers write into it.
+            use: gets the output; with it the forward runs with gradients, and they are there for it to ask for.
+            forward: calls the model, in place of ``model(*args, **kwargs)``, and returns what ``use`` gets.
+
+        Returns:
+            The values that were seen; one that arises within a fused operation, or of which this run does not tell
+            for certain which tensor it is, is not.
+        """
+        for watcher in sorted(self.watchers, key=self._misses):  # two may do for the same run: see what there is
+            try:
+                seen = self._try(watcher, inputs, begin, use, forward)
+            except _Differs:
+                continue
+            self._prefer(watcher)
+            return seen
+        for variant in self.variants.recorded(self.graph, self.shade, inputs):
+            watcher = self._following(variant)
+            if watcher is None or any(
+                watcher.places == known.places for known in self.watchers
+            ):  # the run was not that
+                continue
+            try:
+                seen = self._try(watcher, inputs, begin, use, forward)
+            except _Differs:  # of few samples it is another one, or not even twice the same
+                continue
+            self.variants.keep(variant)
+            self._prefer(watcher)
+            return seen
+        return self._try(self._watching(self.graph, {}), inputs, begin, use, forward)
+
+    def _prefer(self, watcher: _Watcher) -> None:
+        """Try it early in later runs, and those no more that were followed long ago; what the graph says, always."""
+        others = [known for known in self.watchers if known is not watcher]
+        if len(others) > MOST:
+            others.remove(next(known for known in reversed(others) if known.recorded[0] is not self.graph))
+        self.watchers = [watcher, *others]
+
+    def _misses(self, watcher: _Watcher) -> int:
+        """How many of the values it does not show."""
+        return len(self.values) - len(watcher.recorded[1])
+
+    def _try(
+        self,
+        watcher: _Watcher,
+        inputs: Inputs,
+        begin: Callable[[], See],
+        use: Callable[[Any], None] | None,
+        forward: Callable[[nn.Module], Any] | None,
+    ) -> frozenset[int]:
+        self.under_way = watcher.recorded
+        seen = watcher.start(begin())
+        adapted = self.shade.adapt(inputs)
+        model = self.shade.model
+        with self.shade.running(grad=use is not None):
+            with watched(model, watcher.wrapped, watcher.modules(model)), no_fast_path():
+                out = model(*adapted.args, **adapted.kwargs) if forward is None else forward(model)
+            watcher.check_counts()
+            if use is not None:
+                use(out)
+        return frozenset(seen)
+
+    def _following(self, variant: Variant) -> _Watcher | None:
+        """Watch for the values' counterparts in another recording; None where one of all samples may tell more."""
+        wanted = {variant.numbers[value]: value for value in self.values if value in variant.numbers}
+        if variant.is_of_few and len(wanted) < len(self.values):
+            return None
+        return self._watching(variant.graph, wanted)
+
+    def _watching(self, graph: LayerGraph, wanted: Mapping[int, int]) -> _Watcher:
+        places = Showings.of(graph, calls_of(graph, self.shade.model, self.names), wanted)
+        recorded = graph, {value: real for real, value in wanted.items()}
+        return _Watcher(places, recorded, {key: names[0] for key, names in self.names.items()}, self.constants)
+
+
+class _Watcher:
+    """Looks at one run after the other; knows which calls are open, how many there were, and what has been seen.
+
+    Args:
+        places: where values show up.
+        recorded: the layer graph that runs are held against, and value → its number in it.
+        names: first name of each module, by its id.
+        constants: ids of parameters and buffers, which are no values.
+    """
+
+    def __init__(
+        self,
+        places: Showings,
+        recorded: tuple[LayerGraph, Mapping[int, int]],
+        names: Mapping[int, str],
+        constants: set[int],
+    ) -> None:
+        self.places = places
+        self.recorded = recorded
+        self.names = names
+        self.constants = constants
+        self.known: list[nn.Module] | None = None
+        self.wrappers: dict[int, Callable[..., Any]] = {}
+        self.watch = FunctionWatch(self.call_function)
+        self.start(lambda value, tensor: None)
+
+    def modules(self, model: nn.Module) -> list[nn.Module]:
+        """The modules whose calls have to be known: those of values, and those that watched ones call."""
+        if self.known is None:
+            wanted = {"", *self.places.counts, *self.places.callees}
+            self.known = [module for module in model.modules() if self.names[id(module)] in wanted]
+        return self.known
+
+    def start(self, see: See) -> set[int]:
+        """Begin a run; returns what becomes the set of the values that were seen."""
+        self.see = see
+        self.stack: list[_Open] = []
+        self.num_calls: dict[str, int] = {}
+        self.inside = False
+        self.seen: set[int] = set()
+        return self.seen
+
+    def notice(self, value: int, tensor: Any) -> None:
+        if value not in self.seen and isinstance(tensor, Tensor):
+            if tensor.dim() != len(self.places.shapes[value]):
+                raise _Differs
+            self.seen.add(value)
+            inside, self.inside = self.inside, True  # what is done with it are no steps of the model's
+            try:
+                self.see(value, tensor)
+            finally:
+                self.inside = inside
+
+    def check_counts(self) -> None:
+        """At the end of a run, raise where a module was called less often than the layer graph says, and yet was."""
+        for name, count in self.places.counts.items():
+            if 0 < self.num_calls.get(name, 0) < count:
+                raise _Differs
+
+    def wrapped(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        if id(module) not in self.wrappers:
+            self.wrappers[id(module)] = self.wrap(self.names[id(module)], forward)
+        return self.wrappers[id(module)]
+
+    def wrap(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        most = self.places.counts.get(name)
+        counts_only = name != "" and most is None
+
+        @functools.wraps(forward)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            # Not by its place among all calls: a mixture of experts calls others on other inputs.
+            nth = self.num_calls.get(name, 0)
+            if most is not None and nth >= most:
+                raise _Differs
+            self.num_calls[name] = nth + 1
+            if self.stack and self.stack[-1].steps is not None:
+                self.stack[-1].step(f":{name}")
+            off = get_current_function_mode() is self.watch  # if not, a mode of the user's own may lie on top of it
+            if off:
+                self.watch.__exit__(None, None, None)
+            try:
+                if counts_only:
+                    self.stack.append(_UNWATCHED)
+                    try:
+                        return forward(*args, **kwargs)
+                    finally:
+                        self.stack.pop()
+                return self.run((name, nth), forward, args, kwargs)
+            finally:
+                if off:
+                    self.watch.__enter__()
+
+        return observed
+
+    def run(self, call: Call, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a module's call, looking at what it takes, at what it returns, and at its steps where need be."""
+        self.notice_arguments(call, args, kwargs)
+        steps = self.places.steps.get(call)
+        self.stack.append(_Open(call, steps))
+        try:
+            if steps is None:
+                out = forward(*args, **kwargs)
+            else:
+                with self.watch:
+                    out = forward(*args, **kwargs)
+                self.stack[-1].finish()
+        finally:
+            self.stack.pop()
+        if call in self.places.results:
+            found = _results(out, self.constants)
+            for place, value in self.places.results[call]:
+                self.notice(value, found[place] if place < len(found) else None)
+        return out
+
+    def notice_arguments(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if self.places.inputs and not self.stack:
+            tensors = tensors_in((args, kwargs))
+            for place, value in self.places.inputs.items():
+                self.notice(value, tensors[place] if place < len(tensors) else None)
+        for position, keyword, value in self.places.arguments.get(call, ()):
+            given = kwargs.get(keyword) if keyword is not None else None
+            if given is None and position is not None and position < len(args):
+                given = args[position]
+            self.notice(value, given)
+
+    def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        frame = self.stack[-1]
+        if self.inside or frame.steps is None:
+            return func(*args, **kwargs)
+        nth = frame.step(name)
+        self.inside = True
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.inside = False
+        for place, value in self.places.functions.get(frame.call, {}).get((name, nth), ()):
+            self.notice(value, list(flat_tensors(out))[place])
+        return out
+
+
+class _Open:
+    """A call that is running, and how far it has come in what it has to do."""
+
+    __slots__ = ("call", "counts", "place", "steps")
+
+    def __init__(self, call: Call, steps: tuple[str, ...] | None) -> None:
+        self.call = call
+        self.steps = steps
+        self.place = 0
+        self.counts: dict[str, int] = {}
+
+    def step(self, name: str) -> int:
+        """Take one step; returns which one of that name it is."""
+        steps = self.steps or ()
+        if self.place >= len(steps) or steps[self.place] != name:
+            raise _Differs
+        self.place += 1
+        nth = self.counts[name] = self.counts.get(name, -1) + 1
+        return nth
+
+    def finish(self) -> None:
+        """Raise where steps are missing at the end."""
+        if self.steps is not None and self.place < len(self.steps):
+            raise _Differs
+
+
+_UNWATCHED = _Open(("", -1), None)
+
+
+def _results(out: Any, constants: set[int]) -> list[Tensor]:
+    """The tensors in what a module returned that are values, in the order in which a recording lists them."""
+    if isinstance(out, Tensor):
+        return [] if id(out) in constants else [out]
+    kind, items = parts_of(out)
+    if kind:
+        return [tensor for item in items.values() for tensor in _results(item, constants)]
+    return [tensor for tensor in tensors_in(out) if id(tensor) not in constants]

@@ -1,0 +1,392 @@
+"""The recorder: one forward, written down operation by operation, with the module and the function each belongs to."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from layerprune.capture.activation_store import Holding
+from layerprune.capture.events import Call, Operation, Recording
+from layerprune.capture.implicit_inputs import Strays
+from layerprune.graph import Read, Value
+from layerprune.inputs import positional_names
+from layerprune.modules import (
+    FunctionWatch,
+    OperationWatch,
+    StrongTensorKeys,
+    WeakTensorKeys,
+    hooks_watched,
+    named_parameters,
+    named_tensors,
+    names_by_module,
+    own_tensors,
+    parameters,
+    storage_key,
+    watched,
+)
+from layerprune.stand_ins import MERGES, Dropped
+from layerprune.tensors import caller, custom_function, described, flat_tensors, tensors_in
+
+# Operations through which a value of a tensor reaches Python: what runs then depends on the input.
+_SCALAR_READS = frozenset(
+    {"_local_scalar_dense", "nonzero", "unique2", "_unique2", "equal", "unique_dim", "is_nonzero"}
+)
+# Functions that hand a tensor's values to Python without any such operation.
+_READS_OUT = frozenset({"tolist", "numpy", "array", "dlpack"})
+# The operation by which torch takes in what Python, or numpy, made a tensor of.
+_LITERAL = "lift_fresh"
+# Functions that make what a transform's output is added to something by.
+_SUMS = frozenset({"add", "iadd", "radd"})
+
+
+class ParameterWritten(Exception):
+    """A forward was about to write into a parameter that is the user's own."""
+
+
+class Recorder:
+    """Records one forward of a model whose modules' ``forward`` it wraps; the model should be a clone.
+
+    Args:
+        model: the clone; its parameters may be fake.
+        keep: hold on to every tensor of the run. Right for fake tensors, which take no memory; for real ones this would
+            hold every activation, and their numbers are kept as long as they live.
+        guard: raise :class:`ParameterWritten` before a parameter is written into.
+        holding: gets what calls return, and the output; None where nobody asks for it.
+    """
+
+    def __init__(self, model: nn.Module, *, keep: bool, guard: bool = False, holding: Holding | None = None) -> None:
+        self.model = model
+        self.guard = guard
+        self.holding = holding
+        self.recording = Recording()
+        self.names = names_by_module(model)
+        self.first_names = {key: names[0] for key, names in self.names.items()}
+        self.param_names: dict[int, list[str]] = {}
+        self.kept: list[Tensor] = []
+        for name, tensor in named_tensors(model):
+            self.param_names.setdefault(id(tensor), []).append(name)
+            self.kept.append(tensor)
+        self.attributes = [tensor for module in model.modules() for tensor in own_tensors(module)]
+        self.attribute_ids = {id(tensor) for tensor in self.attributes}
+        self.parameters = {id(p) for p in parameters(model)}
+        self.param_memory = {storage_key(p): name for name, p in named_parameters(model)}
+        self.value_of = StrongTensorKeys() if keep else WeakTensorKeys()
+        self.writer: dict[int, int] = {}
+        self.storages: dict[int, int] = {}
+        self.memory: dict[int, StorageWeakRef] = {}  # freed memory keeps its address, so that no other tensor gets it
+        self.num_storages = 0
+        self.param_sources: dict[int, tuple[str, ...]] = {}
+        self.data_values: set[int] = set()
+        self.literals: set[int] = set()  # storages
+        self.has_read_out = False  # whether Python knows values of the data: what it makes tensors of may be of them
+        self.stack: list[int] = []
+        self.function = -1
+        self.strays = Strays()
+        self.call_counts: dict[str, int] = {}
+        self.function_counts: dict[tuple[int, str], int] = {}
+
+    # ---- the run --------------------------------------------------------------------------------------------------
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recording:
+        """Run the model once and return what happened."""
+        for tensor in tensors_in((args, kwargs)):
+            if tensor not in self.value_of:
+                value = self.new_value(tensor, -1)
+                self.data_values.add(value)
+                self.recording.inputs.append(value)
+        with (
+            watched(self.model, self.wrap),
+            hooks_watched(self.model, lambda module: self.recording.hooked.add(self.names[id(module)][0])),
+            torch.no_grad(),
+            OperationWatch(self.check_written, self.operation),
+            FunctionWatch(self.call_function, self.query_shape),
+        ):
+            out = self.model(*args, **kwargs)
+        self.recording.writes_arguments = self.strays.has_written
+        if self.holding is not None:
+            self.holding.output = out
+        for tensor in tensors_in(out):
+            self.recording.outputs += [v for v in self.read(tensor) if v not in self.recording.outputs]
+        return self.recording
+
+    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a module's forward so that its calls are known."""
+
+        @functools.wraps(forward)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            call = self.enter(module, forward, args, kwargs)
+            try:
+                out = forward(*args, **kwargs)
+            except BaseException:  # which the caller may catch, and call something else
+                call.raised = True
+                self.stack.pop()
+                self.strays.leave()
+                raise
+            return self.leave(call, (args, kwargs), out, has_weights=bool(module._parameters))
+
+        return recorded
+
+    def enter(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Call:
+        names = self.names[id(module)]
+        around = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
+        fqn = next((n for n in names if not around or n.startswith(around + ".")), names[0])
+        nth = self.call_counts[fqn] = self.call_counts.get(fqn, -1) + 1
+        call = Call(len(self.recording.calls), fqn, nth, self.stack[-1] if self.stack else -1)
+        call.start = len(self.recording.operations)
+        call.arity = len(args) + len(kwargs)
+        call.arguments = tuple(self.arguments(forward, args, kwargs))
+        if self.stack:
+            self.recording.calls[self.stack[-1]].steps.append(f":{names[0]}")
+        self.recording.calls.append(call)
+        self.stack.append(call.index)
+        self.stray(self.strays.enter((*args, *kwargs.values()), tensors_in((args, kwargs))))
+        return call
+
+    def stray(self, tensors: Iterable[Tensor]) -> None:
+        """Write down the data that came to the running forward by the way."""
+        found = {
+            self.value_of.get(t) for t in tensors if id(t) not in self.attribute_ids and not isinstance(t, Dropped)
+        }
+        self.recording.strays |= cast("set[int]", found & self.data_values)
+
+    def arguments(
+        self, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Iterator[tuple[int | None, str | None, int]]:
+        names = positional_names(forward)
+        for position, value in enumerate(args):
+            if isinstance(value, Tensor) and len(read := self.read(value)) == 1:
+                yield position, names[position] if position < len(names) else None, read[0]
+        for keyword, value in kwargs.items():
+            if isinstance(value, Tensor) and len(read := self.read(value)) == 1:
+                yield (names.index(keyword) if keyword in names else None), keyword, read[0]
+
+    def leave(self, call: Call, arguments: Any, out: Any, *, has_weights: bool) -> Any:
+        self.stray(self.strays.read(tensors_in(out)))
+        if call.parent >= 0 and not call.has_data_calls:
+            out = self.separate(call.start, tensors_in(arguments), out)
+        self.stack.pop()
+        self.strays.leave()
+        self.strays.made(tensors_in(out))
+        call.result, call.outputs = described(out, self.read)
+        self.hold(tensors_in(out), has_weights)
+        if self.holding is not None and call.parent >= 0 and not call.has_data_calls:
+            inside = {value for op in self.recording.operations[call.start :] for value in op.outputs}
+            self.holding.forget(inside - set(call.outputs))
+        if call.parent >= 0 and any(v in self.data_values for v in call.outputs):
+            self.recording.calls[call.parent].has_data_calls = True
+        return out
+
+    def hold(self, tensors: Iterable[Tensor], is_asked_for: bool) -> None:
+        """Hold what a call returns: all that may be asked for, of other things what lies in the same memory."""
+        if self.holding is None or self.holding.is_full:
+            return
+        with torch._C.DisableTorchFunction():
+            for tensor in tensors:
+                if not is_asked_for and not self.holding.lies_beside(tensor):
+                    continue
+                if len(read := self.read(tensor)) == 1 and self.recording.values[read[0]].dtype.is_floating_point:
+                    self.holding.keep(read[0], tensor)
+
+    def separate(self, start: int, operands: Iterable[Tensor], out: Any) -> Any:
+        """Give a layer that hands on its argument unwritten (dropout in eval, Identity) an output of its own.
+
+        What an earlier surgery left stays what it is: it is no value, and an alias of it would be a tensor like others.
+        """
+        if isinstance(out, Tensor) and not isinstance(out, Dropped) and any(out is t for t in operands):
+            storage = self.storage(out)
+            if not any(storage in op.writes for op in self.recording.operations[start:]):
+                with torch._C.DisableTorchFunction():  # our own, not the model's
+                    return torch.ops.aten.alias.default(out)
+        return out
+
+    # ---- values ---------------------------------------------------------------------------------------------------
+
+    def new_value(self, tensor: Tensor, operation: int, storage: int | None = None) -> int:
+        index = len(self.recording.values)
+        storage = self.storage(tensor) if storage is None else storage
+        self.recording.values[index] = Value(index, operation, tuple(tensor.shape), tensor.dtype, storage)
+        self.value_of[tensor] = index
+        return index
+
+    def storage(self, tensor: Tensor) -> int:
+        """Number a tensor's memory; tensors without any (sparse, opaque) count as their own."""
+        key = storage_key(tensor)
+        number = self.storages.get(key)
+        return self.number(tensor, key) if number is None else number
+
+    def number(self, tensor: Tensor, key: int) -> int:
+        self.num_storages += 1
+        self.storages[key] = self.num_storages
+        if key >= 0:
+            self.memory[key] = StorageWeakRef(tensor.untyped_storage())
+        return self.num_storages
+
+    def fresh_storage(self, tensor: Tensor, shared: set[int]) -> int:
+        """Number a result's memory, anew where no operand lies in it: an address may have been freed and used again."""
+        key = storage_key(tensor)
+        number = self.storages.get(key)
+        return number if number is not None and number in shared else self.number(tensor, key)
+
+    def read(self, tensor: Tensor, storage: int | None = None) -> Read:
+        """The values a tensor stands for now: the one it was made as, and a later write through an alias of it."""
+        if type(tensor) is not Tensor and isinstance(tensor, Dropped):  # an earlier surgery left it; it carries nothing
+            return ()
+        value = self.value_of.get(tensor)
+        written = self.writer.get(self.storage(tensor) if storage is None else storage)
+        if value is None and id(tensor) not in self.param_names:
+            if written is None:
+                frame = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
+                value = self.new_value(tensor, -2)
+                known = id(tensor) in self.attribute_ids or self.storage(tensor) in self.literals
+                if tensor.numel() > 1 and not known:  # a single number that was read is noted as such
+                    self.recording.constants.append(frame)
+            else:
+                value = written
+        if value is None:
+            return () if written is None else (written,)
+        return (value,) if written is None or written <= value else (value, written)
+
+    # ---- operations -----------------------------------------------------------------------------------------------
+
+    def operation(self, name: str, inputs: list[Tensor], outputs: list[Tensor], written: list[Tensor]) -> None:
+        """Write one dispatched operation down."""
+        recording = self.recording
+        reads: list[Read] = []
+        params: dict[str, None] = {}
+        if name == _LITERAL and not self.has_read_out:
+            self.literals |= {self.storage(tensor) for tensor in [*inputs, *outputs]}
+        shared: set[int] = set()
+        data = False
+        for tensor in inputs:
+            storage = self.storage(tensor)
+            shared.add(storage)
+            read = self.read(tensor, storage)
+            reads.append(read)
+            if id(tensor) in self.parameters:
+                params[self.nearest(self.param_names[id(tensor)])] = None
+            for value in read:
+                if value in self.data_values:
+                    data = True
+                elif value in self.param_sources:
+                    params.update(dict.fromkeys(self.param_sources[value]))
+        index = len(recording.operations)
+        op = Operation(
+            index, name, self.stack[-1] if self.stack else 0, self.function, tuple(reads), [], tuple(params), data,
+            frozenset(self.storage(t) for t in written),
+        )  # fmt: skip
+        recording.operations.append(op)
+        if name in _SCALAR_READS and data:
+            recording.scalar_reads.append(recording.calls[op.frame].fqn)
+            self.has_read_out = True
+        for tensor in [*written, *outputs] if written else outputs:
+            is_written = any(tensor is t for t in written)
+            if is_written and tensor in self.value_of and self.value_of[tensor] in op.outputs:
+                continue
+            storage = self.storage(tensor) if is_written else self.fresh_storage(tensor, shared)
+            value = self.new_value(tensor, index, storage)
+            op.outputs.append(value)
+            if data:
+                self.data_values.add(value)
+            elif params:
+                self.param_sources[value] = tuple(params)
+            if storage in op.writes or storage not in shared:
+                self.writer[storage] = value
+
+    def check_written(self, written: Sequence[Tensor]) -> None:
+        """Write down which parameters an operation is about to write into, in part or whole, and keep what is held."""
+        if self.holding is not None:
+            self.holding.before_write(written)
+        names = {self.param_memory.get(storage_key(tensor)) for tensor in written} - {None}
+        if names and self.guard:
+            raise ParameterWritten
+        self.recording.written_params |= cast("set[str]", names)
+
+    def nearest(self, names: list[str]) -> str:
+        """Choose among a tied parameter's names the one below the running module."""
+        frame = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
+        return next((n for n in names if not frame or n.startswith(frame + ".")), names[0])
+
+    def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a function called in a forward, and write down its operands and results."""
+        if name in _READS_OUT:
+            read = (self.value_of.get(tensor) for tensor in flat_tensors(args))
+            self.has_read_out |= any(value in self.data_values for value in read)
+        if self.function >= 0 or not self.stack or name.startswith(_LITERAL):
+            out = func(*args, **kwargs)
+            self.strays.made(flat_tensors(out))
+            return out
+        frame = self.recording.calls[self.stack[-1]]
+        nth = self.function_counts[(frame.index, name)] = self.function_counts.get((frame.index, name), -1) + 1
+        call = Call(len(self.recording.functions), frame.fqn, frame.call, frame.index, name, nth)
+        call.custom = custom_function()
+        call.site = caller(self.first_names) if name in MERGES else ""
+        self.recording.functions.append(call)
+        frame.functions.append(name)
+        frame.steps.append(name)
+        operands: list[Tensor] = []
+        call.literals = (
+            tuple(_literal(a, operands) for a in args),
+            {k: _literal(v, operands) for k, v in kwargs.items()},
+        )
+        call.operands = tuple(self.read(t) for t in operands)
+        self.stray(self.strays.read(operands))
+        start = len(self.recording.operations)
+        self.function = call.index
+        try:
+            out = func(*args, **kwargs)
+            out = self.separate(start, operands, out)
+        finally:
+            self.function = -1
+        self.settle(operands, start)
+        self.strays.made(flat_tensors(out))
+        if isinstance(out, Tensor):
+            call.outputs = self.read(out)
+        self.hold(flat_tensors(out), name in _SUMS)
+        call.results = tuple(-1 if (v := self.value_of.get(t)) is None else v for t in flat_tensors(out))
+        return out
+
+    def query_shape(self, tensor: Tensor) -> None:
+        """Write down that the running forward reads a tensor's shape."""
+        if self.stack and self.function < 0 and tensor in self.value_of:
+            self.recording.shape_reads.add((self.value_of[tensor], self.stack[-1]))
+
+    def settle(self, operands: list[Tensor], start: int) -> None:
+        """After a write through a view (``y[:, :4] = b``) make the tensor itself stand for the written value."""
+        written = {s for op in self.recording.operations[start:] for s in op.writes}
+        if not written:
+            return
+        for tensor in operands:
+            if self.storage(tensor) in written and (read := self.read(tensor)) and len(read) == 2:
+                if self.recording.values[read[1]].shape != tuple(tensor.shape):
+                    self.write_whole(tensor, read[1])
+                    return  # the others are views of the part
+                self.value_of[tensor] = read[1]
+
+    def write_whole(self, tensor: Tensor, part: int) -> None:
+        """Give a tensor a new value, after a write of a part of it that has another shape."""
+        operation = self.recording.operations[self.recording.values[part].layer]
+        value = self.new_value(tensor, operation.index)
+        operation.outputs.append(value)
+        if part in self.data_values:
+            self.data_values.add(value)
+        elif part in self.param_sources:
+            self.param_sources[value] = self.param_sources[part]
+        self.writer[self.storage(tensor)] = value
+
+
+def _literal(value: Any, operands: list[Tensor]) -> Any:
+    """Keep a function's argument without its tensors, which are collected in order."""
+    if isinstance(value, Tensor):
+        if not isinstance(value, Dropped):
+            operands.append(value)
+        return None
+    if isinstance(value, (list, tuple)):
+        return tuple(_literal(item, operands) for item in cast("Sequence[Any]", value))
+    if isinstance(value, (int, float, str, bool, slice, type(None), type(...), torch.dtype)):
+        return value
+    return type(value).__name__

@@ -1,0 +1,243 @@
+"""The memo: what layers make of a shape, remembered, so that many proofs cost little more than one.
+
+A module that changes an attribute when it runs is not remembered: a later layer, or a backward, may read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules import batchnorm, conv, dropout, pooling
+from torch.utils._python_dispatch import _disable_current_modes
+
+from layerprune.modules import FunctionWatch, Held
+from layerprune.tensors import tensors_in
+
+# Layers of one tensor, whose output's shape follows from their settings, their parameters' shapes and the input's.
+_PURE = (
+    *(nn.Linear, conv._ConvNd, batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding),
+    *(
+        pooling._MaxPoolNd,
+        pooling._AvgPoolNd,
+        pooling._AdaptiveAvgPoolNd,
+        pooling._AdaptiveMaxPoolNd,
+        dropout._DropoutNd,
+    ),
+    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.Mish),
+)
+
+
+#: What is known by its value.
+NAMED = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.Size)
+
+#: Sees a layer's call: the layer, its input, and the two ways to run it: from memory, or really.
+Observer = Callable[[nn.Module, Tensor, Callable[[Tensor], Any], Callable[..., Any]], Any]
+
+
+class Memo:
+    """Remembers, per kind of layer and shape of input, the shape of the output of fake forwards.
+
+    Args:
+        mode: the mode of the fake tensors that run through the layers.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self.mode = mode
+        self.known: dict[tuple[Any, ...], Any] = {}
+        self.open: frozenset[str] = frozenset()
+        self.observer: Observer | None = None
+        self.functions = FunctionMemo(self.fake)
+
+    def attach(self, model: nn.Module, leaves: Collection[str]) -> None:
+        """Let the layers of a shadow answer from the memo. Edited layers are other layers: their shapes tell.
+
+        Args:
+            model: the shadow's model.
+            leaves: names of custom leaf modules that make one tensor of one tensor and write into none.
+        """
+        for name, module in model.named_modules():
+            own = isinstance(module, _PURE) and type(module).__module__.startswith("torch.nn.")
+            if (own or name in leaves) and not getattr(module, "inplace", False) and "forward" not in vars(module):
+                kind = (type(module), module.extra_repr()) if own else (id(module),)
+                vars(module)["forward"] = self.answering(kind, module, module.forward)
+
+    def attach_whole(self, model: nn.Module, names: Collection[str]) -> None:
+        """Let modules with others inside answer as a whole, for as long as nothing inside them is edited.
+
+        Args:
+            model: the shadow's model.
+            names: modules that make new tensors of their arguments and write into none of these.
+        """
+        for name, module in model.named_modules():
+            if name in names and "forward" not in vars(module):
+                vars(module)["forward"] = self.answering_whole(name, module, module.forward)
+
+    def opening(self, names: Iterable[str]) -> None:
+        """Have modules run that hold, or lie in, what is edited; all others may answer."""
+        self.open = frozenset(
+            ".".join(parts[:i]) for n in names for parts in [n.split(".")] for i in range(len(parts) + 1)
+        )
+
+    def answering_whole(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            told = name not in self.open and self.observer is None and not torch.is_grad_enabled()
+            form = _form((args, kwargs)) if told else None
+            if form is None:
+                return forward(*args, **kwargs)
+            key = (id(module), module.training, form)
+            if key in self.known:
+                return self.rebuilt(self.known[key])
+            before = Held(module)
+            out = forward(*args, **kwargs)
+            if before.is_as_before() and _is_plain(out) and not _shares(out, (args, kwargs)):
+                self.known[key] = self.rebuilt(out)  # the caller may change a list that it got
+            return out
+
+        return answer
+
+    def rebuilt(self, out: Any) -> Any:
+        """Make an output of a remembered one's form."""
+        if isinstance(out, Tensor):
+            return self.fake(out)
+        if isinstance(out, (tuple, list)):
+            return type(out)(self.rebuilt(item) for item in cast("Sequence[Any]", out))
+        return out
+
+    def answering(self, kind: tuple[Any, ...], module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        is_own = isinstance(kind[0], type)  # torch's layers keep nothing of a forward but running statistics
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            if kwargs or len(args) != 1 or type(args[0]) is not FakeTensor or torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            if self.observer is not None:
+                return self.observer(module, args[0], recall, forward)
+            return recall(args[0])
+
+        def recall(x: Tensor) -> Any:
+            shapes = tuple(None if p is None else p.shape for p in module._parameters.values())
+            key = (*kind, module.training, shapes, _settings(module), x.shape, x.stride(), x.dtype, x.device)
+            like = self.known.get(key)
+            if like is not None:
+                return self.fake(like)
+            before = None if is_own else Held(module)
+            out = forward(x)
+            if type(out) is FakeTensor and out is not x and (before is None or before.is_as_before()):
+                self.known[key] = out
+            return out
+
+        return answer
+
+    def recalling(self) -> FunctionWatch:
+        """Have functions inside answer from memory where they may."""
+        return FunctionWatch(lambda name, func, args, kwargs: self.functions.result(func, args, kwargs))
+
+    def fake(self, like: Tensor) -> Tensor:
+        """Make a fake tensor of another one's form."""
+        with _disable_current_modes():
+            meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
+            return FakeTensor(self.mode, meta, like.device)
+
+
+class FunctionMemo:
+    """Remembers, per function and form of its arguments, its result's form: for fake runs of which only shapes count.
+
+    Args:
+        fake: makes a fake tensor of another one's form.
+    """
+
+    def __init__(self, fake: Callable[[Tensor], Tensor]) -> None:
+        self.fake = fake
+        self.known: dict[Any, Tensor] = {}
+        self.written: set[Any] = set()
+
+    def result(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a function, or answer for it."""
+        name = getattr(func, "__name__", "")
+        form = _form_of_call(args, kwargs) if name and "out" not in kwargs else None
+        if form is None:
+            return func(*args, **kwargs)
+        if name.startswith(("__i", "__set")) or (name[-1:] == "_" != name[-2:-1]):
+            return self.write(func, args, kwargs, form)
+        like = self.known.get((func, form))
+        if like is not None:
+            return self.fake(like)
+        out = func(*args, **kwargs)
+        is_new = type(out) is FakeTensor and not any(out is tensor for tensor in tensors_in((args, kwargs)))
+        if is_new and out.constant is None:
+            self.known[func, form] = out
+        return out
+
+    def write(self, func: Callable[..., Any], args: Any, kwargs: Any, form: Any) -> Any:
+        """Run a function that writes into its first argument, unless it is known to leave that one's form as it is."""
+        returned = None if func.__name__ == "__setitem__" else next(iter(args), None)
+        if (func, form) in self.written:
+            return returned
+        out = func(*args, **kwargs)
+        if out is returned and _form_of_call(args, kwargs) == form:
+            self.written.add((func, form))
+        return out
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """The settings of a layer that edits change and its parameters' shapes do not tell."""
+    return tuple(
+        vars(module)[name] for name in ("stride", "padding", "dilation", "groups") if isinstance(module, conv._ConvNd)
+    )
+
+
+def _form_of_call(args: Any, kwargs: Any) -> Any:
+    """What a function's result on fakes follows from; None where it hangs on more than shapes and plain values."""
+    try:
+        found = _parts((args, kwargs))
+    except TypeError:
+        return None
+    return found if any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, kwargs))) else None
+
+
+def _parts(value: Any) -> Any:
+    if isinstance(value, FakeTensor):
+        if value.constant is not None:
+            raise TypeError
+        return tuple(value.shape), value.stride(), value.dtype, value.device
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_parts, cast("Sequence[Any]", value)))
+    if isinstance(value, dict):
+        return tuple((key, _parts(item)) for key, item in cast("dict[Any, Any]", value).items())
+    if isinstance(value, slice):
+        return "slice", _parts((value.start, value.stop, value.step))
+    if isinstance(value, NAMED) or value is Ellipsis:
+        return type(value), repr(value)
+    raise TypeError
+
+
+def _form(value: Any) -> Any:
+    """What a fake forward's result follows from; None where an argument is more than tensors and plain values."""
+    if type(value) is FakeTensor:
+        return tuple(value.shape), value.stride(), value.dtype, value.device
+    if value is None or type(value) in (bool, int, float, str):
+        return type(value), value
+    if type(value) in (tuple, list):
+        parts = [_form(item) for item in value]
+        return None if any(part is None for part in parts) else (type(value), *parts)
+    if type(value) is dict:
+        parts = [(key, _form(item)) for key, item in value.items()]
+        return None if any(part is None for _, part in parts) else (dict, *parts)
+    return None
+
+
+def _is_plain(out: Any) -> bool:
+    """Whether an output is made of fake tensors in plain containers."""
+    if type(out) in (tuple, list):
+        return all(_is_plain(item) for item in out)
+    return out is None or type(out) is FakeTensor
+
+
+def _shares(out: Any, arguments: Any) -> bool:
+    """Whether an output is, or lies in, one of the arguments."""
+    held = {tensor.untyped_storage()._cdata for tensor in tensors_in(arguments)}
+    return any(tensor.untyped_storage()._cdata in held for tensor in tensors_in(out))

@@ -1,0 +1,209 @@
+"""Folds: which transforms take a projection in once a tensor gives way to one of other channels or another size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import _disable_current_modes
+
+from layerprune.channels.fold_target import CannotFold, Reader, reader_at
+from layerprune.channels.index_tracking import CannotFollow, Gap, recorded_call
+from layerprune.channels.propagate import ELEMENTWISE, SPATIAL
+from layerprune.edits import Fold
+from layerprune.graph import Cut, Layer, LayerGraph
+
+_FLAT = frozenset({"flatten", "view", "reshape", "squeeze"})
+_MEANS = frozenset({"mean", "sum", "amax"})
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What a value is once the cut is made: its shape, and the value of which it is a function without parameters."""
+
+    shape: tuple[int, ...]
+    source: int
+
+
+class FoldTrace:
+    """Follows the substitutes of projected tensors to the transforms that read them.
+
+    On the way lie layers only that treat each channel by itself and need no parameters, as a pool: they stay, and work
+    on the channels of the substitute.
+
+    Args:
+        graph: the layer graph.
+        modules: the model's modules by name.
+        cut: what is projected.
+        dead: the layers that go.
+        gaps: value → the channels that it loses besides.
+    """
+
+    def __init__(
+        self,
+        graph: LayerGraph,
+        modules: Mapping[str, nn.Module],
+        cut: Cut,
+        dead: frozenset[int],
+        gaps: Mapping[int, Gap] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.modules = modules
+        self.cut = cut
+        self.dead = dead
+        self.gaps = gaps or {}
+        self.forms: dict[int, _Form] = {}
+        self.found: list[Fold] = []
+
+    def run(self) -> list[Fold]:
+        """Return what has to be folded.
+
+        Raises:
+            CannotFold: something reads a projected tensor that cannot take the projection in.
+        """
+        if not self.cut.projected:
+            return []
+        start = min(reader for y in self.cut.projected for reader in self.graph.readers.get(y, (0,)))
+        for layer in self.graph.layers[start:]:
+            if layer.index in self.graph.live and layer.index not in self.dead:
+                forms = {v: form for read in layer.operands for v in read if (form := self.form(v)) is not None}
+                if forms:
+                    self.follow(layer, forms)
+        if any(self.form(value) is not None for value in self.graph.outputs):
+            raise CannotFold("it reaches the model's output")
+        return self.found
+
+    def form(self, value: int) -> _Form | None:
+        """What a value is once the cut is made, where it is no longer a tensor of the same meaning."""
+        projected = False
+        while value in self.cut.substitutes:
+            projected |= value in self.cut.projected
+            value = self.cut.substitutes[value]
+        if value in self.forms:
+            return self.forms[value]
+        if not projected:
+            return None
+        shape, gap = list(self.graph.values[value].shape), self.gaps.get(value)
+        if gap is not None:
+            shape[gap.dim] -= int(gap.missing.sum())
+        return _Form(tuple(shape), value)
+
+    def follow(self, layer: Layer, forms: Mapping[int, _Form]) -> None:
+        value, form = next(iter(forms.items()))
+        name = layer.function or (layer.functions[0] if len(set(layer.functions)) == 1 else "")
+        data = [read for read in layer.operands if read]
+        if data != [(value,)]:
+            raise CannotFold(f"'{layer.name}' ({layer.type_name}) reads it together with other tensors")
+        if layer.kind == "transform" or layer.params:
+            self.fold(layer, value, form)
+            return
+        before = self.graph.values[value].shape
+        elementwise = (layer.is_module and not layer.functions) or name in ELEMENTWISE
+        spatial = name in SPATIAL and len(before) > 2
+        flat = name in _FLAT and all(size == 1 for size in (*before[2:], *form.shape[2:])) and len(before) > 2
+        if elementwise and len(layer.outputs) == 1 and self.graph.values[layer.outputs[0]].shape == before:
+            self.forms[layer.outputs[0]] = form
+            return
+        if not (spatial or flat or name in _MEANS) or len(layer.outputs) != 1:
+            raise CannotFold(f"'{layer.name}' ({layer.type_name}) reads it, and no projection can be folded into that")
+        self.pass_on(layer, value, form)
+
+    def pass_on(self, layer: Layer, value: int, form: _Form) -> None:
+        """Let a layer that treats every channel by itself work on other channels."""
+        before, after = self.graph.values[value].shape, self.graph.values[layer.outputs[0]].shape
+        try:
+            shape = self.rerun(layer, form.shape)
+            alone = any(
+                self.rerun(layer, _one_more(before, dim)) == _one_more(after, out)
+                for dim, out in ((1, 1), (len(before) - 1, len(after) - 1))
+                if form.shape[dim] == shape[min(out, len(shape) - 1)]
+            )
+        except Exception as error:  # a recorded argument that holds for the recorded shape only
+            raise CannotFold(f"'{layer.name}' ({layer.type_name}) cannot be run on other channels") from error
+        if len(shape) != len(after) or not alone:
+            raise CannotFold(f"'{layer.name}' ({layer.type_name}) mixes its channels with other dimensions")
+        self.forms[layer.outputs[0]] = _Form(shape, form.source)
+
+    def rerun(self, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a layer without parameters makes of another one."""
+        call = self.modules[layer.fqn] if layer.is_module else recorded_call(layer)
+        with _disable_current_modes(), torch.no_grad():
+            out = call(torch.empty(shape, device="meta"))
+        if not isinstance(out, torch.Tensor):
+            raise CannotFollow(layer.name)
+        return tuple(out.shape)
+
+    def fold(self, layer: Layer, value: int, form: _Form) -> None:
+        before = self.graph.values[value].shape
+        name = layer.fqn if layer.is_module else layer.name
+        try:
+            fqn, reader = reader_at(self.modules, layer)
+            self.check_own(layer, fqn, reader)
+        except CannotFold as error:
+            raise CannotFold(f"'{name}' reads it, and {error}") from error
+        channel = 1 if reader.num_axes else -1
+        if reader.num_in != before[channel]:
+            raise CannotFold(f"'{name}' reads it, and is a function that convolves groups of channels")
+        strides = reader.strides(before, form.shape)
+        if strides is None:
+            sizes = " to ".join("×".join(map(str, shape)) for shape in (before, form.shape))
+            raise CannotFold(f"'{name}' would have to read it from another grid ({sizes})")
+        self.found.append(
+            Fold(
+                fqn=fqn,
+                num_in=form.shape[channel],
+                strides=strides,
+                value=self.graph.name_of(value),
+                source=self.graph.name_of(form.source),
+                function=not reader.called,
+                axis=0 if reader.axis == 0 else 1,
+                constant=self.constant_in(layer, fqn, reader),
+            )
+        )
+
+    def check_own(self, layer: Layer, fqn: str, reader: Reader) -> None:
+        """Raise :class:`CannotFold` where a transform's weight is not its alone."""
+        graph = self.graph
+        calls = len(graph.calls[layer.fqn]) if layer.is_module else 1
+        if calls > 1 or len(graph.aliases_of.get(layer.fqn, ((layer.fqn,),))[0]) > 1:
+            raise CannotFold("is called several times")
+        if not self.is_own(layer, f"{fqn}.weight" if reader.called else fqn):
+            raise CannotFold("shares its weights")
+
+    def is_own(self, layer: Layer, param: str) -> bool:
+        """Whether a parameter has one name, and one layer that uses it."""
+        number = self.graph.param_ids.get(param)
+        num_names = sum(other == number for other in self.graph.param_ids.values())
+        return number is not None and num_names == 1 and self.graph.param_users.get(number) == (layer.index,)
+
+    def constant_in(self, layer: Layer, fqn: str, reader: Reader) -> str | None:
+        """What can take a constant in the projection: the bias, or the running mean of a batch norm right behind."""
+        if reader.pads:  # zeros around it are no constant
+            return None
+        owner = f"{fqn}." if reader.called else fqn[: fqn.rfind(".") + 1]
+        if reader.bias and self.is_own(layer, owner + reader.bias):
+            return owner + reader.bias
+        (out, *others) = layer.outputs
+        readers = self.graph.readers.get(out, ())
+        if others or len(readers) != 1 or out in self.graph.outputs or readers[0] in self.dead:
+            return None
+        norm = self.graph.layers[readers[0]]
+        by_channel = reader.num_axes > 0 or len(self.graph.values[out].shape) == 2
+        return f"{norm.fqn}.running_mean" if by_channel and norm.is_module and self.subtracts(norm) else None
+
+    def subtracts(self, norm: Layer) -> bool:
+        """Whether a layer subtracts a mean from each channel that is a buffer of its own."""
+        module = self.modules[norm.fqn]
+        known = isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
+        single = len(self.graph.calls[norm.fqn]) == 1 and norm.fqn not in self.graph.aliases_of
+        held = module._buffers.get("running_mean")
+        hooked = bool(module._forward_pre_hooks or module._forward_hooks)
+        return known and single and held is not None and not hooked
+
+
+def _one_more(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    """A shape with one element more along a dimension."""
+    return tuple(size + (place == dim) for place, size in enumerate(shape))

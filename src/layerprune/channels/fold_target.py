@@ -1,0 +1,233 @@
+"""Readers: the transforms that can take a projection of what they read in, and where their weights lie.
+
+A reader is a module of a known type, or a function that a forward calls with a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from layerprune.edits import Fold
+from layerprune.graph import Layer
+from layerprune.modules import FunctionWatch, is_transposed
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_OWN_WAY = "computes its weight or its input in a way of its own (a parametrization or a hook)"
+
+#: Functions that can be readers, with the axis of their weight along which what they read lies.
+READING = {"linear": 1, "conv1d": 1, "conv2d": 1, "conv3d": 1, "matmul": 0, "mm": 0}
+
+
+class CannotFold(Exception):
+    """A reader cannot take a projection in; the message is the reason that the plan shows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A transform that can take a projection in.
+
+    Attributes:
+        module: the module that owns its weight.
+        weight: the weight's name there.
+        bias: the bias's name there; empty where that owns none.
+        axis: of the weight, along which lies what it reads: 1, or 0 where it is held the other way round.
+        called: whether it is the module's own call, and no function's.
+        pads: whether it puts zeros around what it reads, or may do so.
+    """
+
+    module: nn.Module
+    weight: str
+    bias: str
+    axis: int
+    called: bool = True
+    pads: bool = False
+
+    @property
+    def tensor(self) -> Tensor:
+        """The weight."""
+        held = self.module._parameters[self.weight]
+        assert held is not None
+        return held
+
+    @property
+    def num_groups(self) -> int:
+        """The number of blocks of which a convolution's weight is made."""
+        return self.module.groups if self.called and isinstance(self.module, _ConvNd) else 1
+
+    @property
+    def num_in(self) -> int:
+        """How many channels it reads."""
+        return self.tensor.shape[self.axis] * self.num_groups
+
+    @property
+    def num_axes(self) -> int:
+        """Of the images that it reads; 0 where channels come last."""
+        return self.tensor.dim() - 2
+
+    def dense(self) -> Tensor:
+        """The weight, without the blocks that a grouped convolution leaves out: those are 0 here."""
+        weight = self.tensor.detach()
+        if self.num_groups == 1:
+            return weight
+        blocks = weight.unflatten(0, (self.num_groups, -1))
+        found = blocks.new_zeros(*blocks.shape[:2], self.num_groups, *blocks.shape[2:])
+        for group in range(self.num_groups):
+            found[group, :, group] = blocks[group]
+        return found.flatten(2, 3).flatten(0, 1)
+
+    def size(self, num_in: int) -> int:
+        """How many elements its weight has once it reads so many channels.
+
+        A projection mixes them all, so that a grouped convolution becomes one of a single group.
+        """
+        return self.tensor.numel() // self.tensor.shape[self.axis] * num_in
+
+    def growth(self, num_in: int) -> int:
+        """How many elements more than now that are; below 0 for fewer."""
+        return self.size(num_in) - self.tensor.numel()
+
+    def strides(self, before: tuple[int, ...], now: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Every how many-th place of what it is to read stands for one of what it read, for each axis.
+
+        Args:
+            before: the shape of what it read.
+            now: the shape of what it is to read.
+
+        Returns:
+            The strides, none where channels come last; None where the one is no subsampling of the other that the
+            transform could do along.
+        """
+        if len(before) != len(now):
+            return None
+        if not self.num_axes:
+            return () if before[:-1] == now[:-1] else None
+        if len(before) != self.num_axes + 2 or before[0] != now[0]:
+            return None
+        strides = tuple(-(-n // b) for b, n in zip(before[2:], now[2:], strict=True))
+        fits = all(-(-n // s) == b for b, n, s in zip(before[2:], now[2:], strides, strict=True))
+        return strides if fits and (max(strides) == 1 or self.can_stride) else None
+
+    @property
+    def can_stride(self) -> bool:
+        """Whether its stride can be changed, and all that has to change with it; a function's is in some forward."""
+        if not self.called or not isinstance(self.module, _ConvNd):
+            return False
+        return self.module.padding_mode == "zeros" and self.module.padding != "same"
+
+
+def reader_of(module: nn.Module) -> Reader:
+    """The reader that a module's own call is.
+
+    Raises:
+        CannotFold: it is none.
+    """
+    if not _is_known(module):
+        raise CannotFold(f"is a {type(module).__name__}, which no projection can be folded into")
+    weight = module._parameters.get("weight")
+    if weight is None or _is_hooked(module):
+        raise CannotFold(_OWN_WAY)
+    if not weight.is_floating_point():
+        raise CannotFold("holds a quantised weight")
+    bias = "" if module._parameters.get("bias") is None else "bias"
+    pads = False
+    if isinstance(module, _ConvNd):
+        pads = module.padding not in ("valid", (0,) * len(module.kernel_size)) and module.padding_mode == "zeros"
+    return Reader(module, "weight", bias, 0 if is_transposed(module) else 1, pads=pads)
+
+
+def reader_for(module: nn.Module, edit: Fold) -> Reader:
+    """The reader that an edit speaks of.
+
+    Raises:
+        CannotFold: there is none in the module.
+    """
+    if not edit.function:
+        return reader_of(module)
+    weight = module._parameters.get(edit.weight)
+    if weight is None or not weight.is_floating_point() or weight.dim() <= edit.axis:
+        raise CannotFold(f"holds no weight '{edit.weight}'")
+    return Reader(module, edit.weight, "", edit.axis, called=False)
+
+
+def reader_at(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[str, Reader]:
+    """The reader that a layer is, with its name: the module's, or the weight's that a function reads with.
+
+    Raises:
+        CannotFold: it is none.
+    """
+    module = modules[layer.fqn]
+    function = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
+    if layer.is_module and (_is_known(module) or function not in READING):
+        return layer.fqn, reader_of(module)
+    if layer.is_module and _is_hooked(module):
+        raise CannotFold(_OWN_WAY)
+    held = {name: modules[name.rpartition(".")[0]]._parameters.get(name.rpartition(".")[2]) for name in layer.params}
+    matrices = [name for name, tensor in held.items() if tensor is not None and tensor.dim() > 1]
+    if function not in READING or len(matrices) != 1 or not layer.operands[0]:
+        raise CannotFold(f"calls '{layer.function or layer.functions[0]}', which no projection can be folded into")
+    owner, _, weight = matrices[0].rpartition(".")
+    tensor = cast(Tensor, held[matrices[0]])
+    if not tensor.is_floating_point():
+        raise CannotFold("holds a quantised weight")
+    if function in ("matmul", "mm") and tensor.dim() > 2:
+        raise CannotFold(f"calls '{function}' with several matrices")
+    biases = [name.rpartition(".") for name, bias in held.items() if bias is not None and bias.dim() == 1]
+    bias = biases[0][2] if len(biases) == 1 and biases[0][0] == owner else ""
+    pads = function.startswith("conv") and (layer.is_module or _pads(layer))  # what a module does inside is not known
+    return matrices[0], Reader(modules[owner], weight, bias, READING[function], called=False, pads=pads)
+
+
+def watching_functions(
+    weights: Mapping[str, Tensor],
+    *,
+    read: Callable[[str, Tensor], None] = lambda name, tensor: None,
+    made: Callable[[str, Tensor], None] = lambda name, tensor: None,
+) -> FunctionWatch:
+    """Tell what functions read with some weights, and what they make of it; fused fast paths are off meanwhile.
+
+    Args:
+        weights: the weights by name: the very objects that the forward gives the functions.
+        read: gets a weight's name, and what is read with it.
+        made: gets a weight's name, and what is made.
+    """
+    names = {id(weight): name for name, weight in weights.items()}
+
+    def call(function: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        given = [*args, *kwargs.values()] if function in READING else []
+        name = next((names[id(item)] for item in given if id(item) in names), None)
+        if name is None:
+            return func(*args, **kwargs)
+        read(name, args[0] if args else kwargs["input"])
+        out = func(*args, **kwargs)
+        made(name, out)
+        return out
+
+    return FunctionWatch(call)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a module computes what one of the known layers does."""
+    known = any(type(module).forward is known.forward for known in (nn.Linear, *_CONVS))
+    return known or is_transposed(module)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_pre_hooks) or ("forward" in vars(module) and not _answers(module))
+
+
+def _answers(module: nn.Module) -> bool:
+    """Whether a forward of the module's own is only the memo that proofs put there."""
+    return getattr(vars(module)["forward"], "__qualname__", "").startswith("Memo.")
+
+
+def _pads(layer: Layer) -> bool:
+    """Whether a convolution that is called as a function puts zeros around what it reads."""
+    args, named = layer.literals
+    padding = {**dict(zip(_CONV_ARGUMENTS, args, strict=False)), **named}.get("padding") or 0
+    return padding != "valid" and any(padding if isinstance(padding, (tuple, list, str)) else (padding,))

@@ -1,0 +1,252 @@
+"""Channels: which readers of a concat lose which input channels once an operand is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+from torch import nn
+
+from layerprune.channels import index_tracking as rearrange
+from layerprune.channels.index_tracking import CannotFollow, Gap, Moved
+from layerprune.channels.rules import CannotSlice, slice_layer
+from layerprune.edits import Slice
+from layerprune.graph import Layer, LayerGraph
+from layerprune.stand_ins import MERGES
+
+#: Functions of one tensor that treat every channel alike and keep the dimension's place.
+ELEMENTWISE = frozenset(
+    {"relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "celu", "hardswish"}
+    | {"hardsigmoid", "hardtanh", "mish", "softplus", "softsign", "dropout", "dropout2d", "alpha_dropout"}
+    | {"feature_dropout", "clamp", "contiguous", "clone", "detach", "alias", "to", "float", "half", "bfloat16", "neg"}
+    | {"exp", "abs", "square", "sqrt", "stochastic_depth", "threshold", "logsigmoid", "data", "type", "double", "pow"}
+    | {"relu_", "erf", "sin", "cos", "rsqrt", "reciprocal", "hardshrink", "softshrink", "tanhshrink", "clamp_min"}
+)
+#: Functions of one image that treat every channel alike.
+SPATIAL = frozenset(
+    {f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for d in (1, 2, 3)}
+    | {f"max_pool{d}d_with_indices" for d in (1, 2, 3)}
+    | {"interpolate", "upsample", "boolean_dispatch", "_max_pool2d", "pad"}
+)
+# Functions of one tensor that compute over some dimensions, which must not be the one that lost channels.
+_OVER = frozenset({"mean", "sum", "amax", "amin", "softmax", "log_softmax", "var", "std", "norm", "max", "min"})
+
+
+class ChannelTrace:
+    """Follows missing channels from concats to the transforms that read them.
+
+    Args:
+        graph: the layer graph.
+        modules: the model's modules by name, to see how each holds its channels.
+        dead: the layers that go; they need no slicing.
+        substitutes: value → what its readers read instead, where other removals are made at the same time.
+        projected: those of them of which a projection is read: whoever reads it has its weight made anew.
+    """
+
+    def __init__(
+        self,
+        graph: LayerGraph,
+        modules: Mapping[str, nn.Module],
+        dead: frozenset[int],
+        substitutes: Mapping[int, int] | None = None,
+        projected: Collection[int] = (),
+    ) -> None:
+        self.graph = graph
+        self.substitutes = {y: s for y, s in (substitutes or {}).items() if y not in projected}
+        self.modules = modules
+        self.dead = dead
+        self.gaps: dict[int, Gap] = {}
+        self.cuts: dict[tuple[str, str], tuple[Gap, int]] = {}
+        self.moved: list[Moved] = []
+        self.whose = ""  # of the reasons, which speak of a whole branch: what its last layer made is dropped
+
+    def run(self, dropped: Iterable[tuple[int, int]]) -> list[Slice]:
+        """Return the slices that dropping operands of concats asks for.
+
+        Args:
+            dropped: (concat layer, value) pairs.
+
+        Raises:
+            CannotSlice: some reader cannot lose channels.
+        """
+        gone: dict[int, set[int]] = {}
+        for merge, value in dropped:
+            gone.setdefault(merge, set()).add(value)
+        made = dict.fromkeys(self.graph.name_of(value) for value in sorted(set().union(*gone.values())))
+        self.whose = f"the channels of {', '.join(map(repr, made))}"
+        for layer in self.graph.layers[min(gone, default=0) :]:
+            if layer.index in self.dead or layer.index not in self.graph.live:
+                continue
+            if layer.index in gone:
+                self.concat(layer, gone[layer.index])
+            elif any(v in self.gaps for read in self.operands(layer) for v in read):
+                self.follow(layer)
+        if any(self.resolve(v) in self.gaps for v in self.graph.outputs):
+            raise CannotSlice(f"{self.whose} reach the model's output")
+        self.check_calls()
+        return [Slice(fqn=fqn, side=side, dropped=gap.indices) for (fqn, side), (gap, _) in self.cuts.items()]  # type: ignore[arg-type]
+
+    def resolve(self, value: int) -> int:
+        while value in self.substitutes:
+            value = self.substitutes[value]
+        return value
+
+    def operands(self, layer: Layer) -> list[tuple[int, ...]]:
+        """What a layer's tensor arguments read, once the substitutions are made."""
+        return [tuple(self.resolve(v) for v in read) for read in layer.operands]
+
+    # ---- one layer ------------------------------------------------------------------------------------------------
+
+    def follow(self, layer: Layer) -> None:
+        reads = [read[0] for read in self.operands(layer) if len(read) == 1]
+        if any(len(read) > 1 and any(v in self.gaps for v in read) for read in self.operands(layer)):
+            raise CannotSlice(f"{self.whose} are written in place on the way to '{layer.name}'")
+        value = next(v for v in reads if v in self.gaps)
+        gap = self.gaps[value]
+        name = layer.function or (layer.functions[0] if len(set(layer.functions)) == 1 else "")
+        alone = len(reads) == 1 or len({*reads}) == 1
+        if MERGES.get(name) == "cat":
+            self.concat(layer, set())
+        elif layer.params and alone and self.slice_params(layer, value):
+            return
+        elif layer.params:
+            raise CannotSlice(self.refusal(layer))
+        elif (layer.is_module and not layer.functions) or name in ELEMENTWISE or (name in SPATIAL and gap.dim == 1):
+            self.pass_on(layer, gap)
+        elif MERGES.get(name) in ("add", "mul") or name in ("div", "truediv"):
+            self.pointwise(layer, reads)
+        elif alone and (name in rearrange.FUNCTIONS or (layer.is_module and {*layer.functions} <= rearrange.FUNCTIONS)):
+            self.rearrange(layer, value)
+        elif alone and name in _OVER:
+            self.reduce(layer, value, name)
+        else:
+            raise CannotSlice(self.refusal(layer))
+
+    def refusal(self, layer: Layer) -> str:
+        """Why a layer cannot lose channels of which nothing else is known."""
+        if layer.kind == "normalization":
+            return f"'{layer.name}' ({layer.type_name}) normalizes across channels, so the others would change"
+        return f"{self.whose} pass through '{layer.name}' ({layer.type_name}), which cannot lose some of them"
+
+    def pass_on(self, layer: Layer, gap: Gap) -> None:
+        for value in layer.outputs:
+            shape = self.graph.values[value].shape
+            if len(shape) <= gap.dim or shape[gap.dim] != len(gap.missing):
+                raise CannotSlice(f"{self.whose} cannot be followed through '{layer.name}' ({layer.type_name})")
+            self.gaps[value] = gap
+
+    def concat(self, layer: Layer, gone: set[int]) -> None:
+        """Join the gaps of a concat's operands, each shifted to its place."""
+        dim = self.concat_dim(layer)
+        missing: list[np.ndarray] = []
+        for original, read in zip(layer.operands, self.operands(layer), strict=True):
+            if len(read) != 1:
+                raise CannotSlice(f"an operand of '{layer.name}' is written in place")
+            shape = self.graph.values[read[0]].shape
+            if dim >= len(shape):
+                raise CannotSlice(f"'{layer.name}' joins tensors of different dimensions")
+            size = shape[dim]
+            gap = self.gaps.get(read[0])
+            if gap is not None and gap.dim != dim:
+                raise CannotSlice(f"'{layer.name}' joins its tensors along another dimension")
+            missing.append(np.full(size, original[0] in gone) | (gap.missing if gap is not None else False))
+        self.gaps[layer.outputs[0]] = Gap(dim, np.concatenate(missing))
+
+    def concat_dim(self, layer: Layer) -> int:
+        """The dimension that a concat joins, counted from the front."""
+        args, kwargs = layer.literals
+        dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
+        if layer.is_module or not isinstance(dim, int):
+            return _joined_dim(self.graph, layer)
+        return dim % len(self.graph.values[layer.outputs[0]].shape)
+
+    def pointwise(self, layer: Layer, reads: list[int]) -> None:
+        """An add or a product: every operand that has the channels must miss the same ones."""
+        gap = next(self.gaps[v] for v in reads if v in self.gaps)
+        for value in reads:
+            shape = self.graph.values[value].shape
+            other = self.gaps.get(value)
+            dim = gap.dim - (len(self.graph.values[layer.outputs[0]].shape) - len(shape))
+            broadcast = dim < 0 or shape[dim] == 1
+            same = other is not None and other.dim == gap.dim and bool(np.array_equal(other.missing, gap.missing))
+            if not broadcast and not same:
+                raise CannotSlice(f"'{layer.name}' joins {self.whose} with a tensor that keeps all of them")
+        self.pass_on(layer, gap)
+
+    def rearrange(self, layer: Layer, value: int) -> None:
+        """A view, a permutation, a split: numbered elements tell where the channels go."""
+        gap, shape = self.gaps[value], self.graph.values[value].shape
+        if layer.nth < 0:
+            raise CannotSlice(self.refusal(layer))
+        try:
+            call = self.modules[layer.fqn].forward if layer.is_module else rearrange.recorded_call(layer)
+            after = rearrange.follow(layer, call, gap, shape)
+        except CannotFollow as error:
+            raise CannotSlice(str(error)) from error
+        if len(after) != len(layer.results) or not {*layer.outputs} <= {*layer.results}:
+            raise CannotSlice(self.refusal(layer))
+        self.moved.append(Moved(layer, shape, gap, after))
+        self.gaps.update({v: found for v, found in zip(layer.results, after, strict=True) if found is not None})
+
+    def reduce(self, layer: Layer, value: int, name: str) -> None:
+        """A mean or a softmax over other dimensions than that of the channels."""
+        gap, dims = self.gaps[value], len(self.graph.values[value].shape)
+        over = _dims_over(layer, dims)
+        out = self.graph.values[layer.outputs[0]].shape
+        if over is None or gap.dim in over or len(layer.results) > 1:
+            raise CannotSlice(self.refusal(layer))
+        dim = gap.dim if len(out) == dims else gap.dim - sum(d < gap.dim for d in over)
+        self.pass_on(layer, Gap(dim, gap.missing))
+
+    # ---- layers with parameters -----------------------------------------------------------------------------------
+
+    def slice_params(self, layer: Layer, value: int) -> bool:
+        """Slice a layer of torch's own, or one that does the same; False where its channels are not known."""
+        gap, dims = self.gaps[value], len(self.graph.values[value].shape)
+        found = slice_layer(self.modules[layer.fqn], layer, gap, dims)
+        if found is None:
+            return False
+        side, behind = found
+        if side:
+            self.cut(layer, side, gap)
+        if behind is not None:
+            self.pass_on(layer, behind)
+        return True
+
+    def cut(self, layer: Layer, side: str, gap: Gap) -> None:
+        for name in layer.params:
+            users = self.graph.param_users[self.graph.param_ids[name]]
+            if any(self.graph.layers[u].fqn != layer.fqn for u in users):
+                raise CannotSlice(f"'{name}' is tied to another layer, which keeps all channels")
+        known = self.cuts.get((layer.fqn, side))
+        if known is not None and not np.array_equal(known[0].missing, gap.missing):
+            raise CannotSlice(f"'{layer.fqn}' is called several times, with different channels missing")
+        self.cuts[(layer.fqn, side)] = (gap, (known[1] if known else 0) + 1)
+
+    def check_calls(self) -> None:
+        users: dict[str, set[int]] = {}
+        for fqn in {fqn for fqn, _ in self.cuts}:
+            inside = (self.graph.layers[i] for f in self.graph.calls[fqn] for i in self.graph.layers_inside[f])
+            users[fqn] = {layer.index for layer in inside if layer.params and layer.index in self.graph.live}
+        for (fqn, _), (_, count) in self.cuts.items():
+            if len(users[fqn] - self.dead) != count:
+                raise CannotSlice(f"'{fqn}' is called several times, not always with these channels")
+
+
+def _joined_dim(graph: LayerGraph, layer: Layer) -> int:
+    shapes = [graph.values[read[0]].shape for read in layer.operands]
+    out = graph.values[layer.outputs[0]].shape
+    dims = [d for d in range(len(out)) if sum(s[d] for s in shapes) == out[d] and len(shapes) > 1]
+    if len(dims) != 1:
+        raise CannotSlice(f"the dimension that '{layer.name}' joins is not known")
+    return dims[0]
+
+
+def _dims_over(layer: Layer, dims: int) -> tuple[int, ...] | None:
+    """The dimensions that a reduction runs over, from its arguments; None where they do not say."""
+    args, kwargs = layer.literals
+    over = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+    over = (over,) if isinstance(over, int) and not isinstance(over, bool) else over
+    if not isinstance(over, tuple) or not over or not all(isinstance(d, int) for d in over):
+        return None
+    return tuple(d % dims for d in over)

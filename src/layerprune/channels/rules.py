@@ -1,0 +1,118 @@
+"""What layers with parameters do with their channels: which side of them to slice, and what they hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import nn
+from torch.nn.utils import parametrize
+
+from layerprune.channels.index_tracking import Gap
+from layerprune.graph import Layer
+
+
+class CannotSlice(Exception):
+    """Channels cannot be taken out of a layer; the message is the reason that the plan shows."""
+
+
+def slice_layer(module: nn.Module, layer: Layer, gap: Gap, dims: int) -> tuple[str, Gap | None] | None:
+    """Tell how a layer that owns parameters loses channels.
+
+    Args:
+        module: the module that is called, or in whose forward the function is.
+        layer: the layer.
+        gap: what its operand lost.
+        dims: number of dimensions of its operand.
+
+    Returns:
+        The side to slice (``in``, ``channels``, or empty for none) and the gap behind it, None if it is whole; None
+        where nothing is known of the layer's channels.
+
+    Raises:
+        CannotSlice: they are known, and cannot be taken out.
+    """
+    for types, functions, rule in _RULES:
+        cls = next((cls for cls in types if isinstance(module, cls)), None)
+        if cls is None or not _does_only(module, layer, cls, functions):
+            continue
+        if parametrize.is_parametrized(module) or set(module._forward_pre_hooks):
+            raise CannotSlice(
+                f"'{layer.fqn}' computes its weight (a parametrization or a hook), which cannot lose channels"
+            )
+        return rule(module, gap, dims, layer.fqn)
+    return None
+
+
+def _does_only(module: nn.Module, layer: Layer, cls: type[nn.Module], functions: frozenset[str]) -> bool:
+    """Whether a layer computes what the torch class that its module derives from computes, but for padding.
+
+    A subclass may compute something else (standardised weights, say), whose channels we do not know.
+    """
+    if layer.is_module and type(module).forward is cls.forward:
+        return True
+    if not all(name.rpartition(".")[0] == layer.fqn for name in layer.params):
+        return False
+    done = set(layer.functions) if layer.is_module else {layer.function or ""}
+    return bool(done & functions) and done - {"pad"} <= functions and layer.functions.count("pad") < 2
+
+
+def _conv(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    if gap.dim != 1 or dims != module.weight.dim() or len(gap.missing) != module.in_channels:
+        raise CannotSlice(f"'{name}' reads the channels that go as something other than channels")
+    lost = gap.missing.reshape(module.groups, -1).sum(1)
+    if (lost == lost[0]).all() and lost[0] < module.in_channels // module.groups:
+        return "in", None
+    if set(lost.tolist()) <= {0, module.in_channels // module.groups}:
+        return "channels", Gap(1, np.repeat(lost > 0, module.out_channels // module.groups))
+    raise CannotSlice(f"'{name}' is a grouped convolution ({module.groups} groups), whose groups would become uneven")
+
+
+def _linear(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+    assert isinstance(module, nn.Linear)
+    if gap.dim != dims - 1 or len(gap.missing) != module.in_features:
+        raise CannotSlice(f"'{name}' mixes another dimension than the one that loses channels")
+    return "in", None
+
+
+def _batch_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+    if gap.dim != 1:
+        raise CannotSlice(f"'{name}' normalizes another dimension than the one that loses channels")
+    return "channels", gap
+
+
+def _instance_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+    if gap.dim != 1 or dims < 3:
+        raise CannotSlice(f"'{name}' normalizes another dimension than the one that loses channels")
+    return "channels", gap
+
+
+def _group_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+    assert isinstance(module, nn.GroupNorm)
+    lost = gap.missing.reshape(module.num_groups, -1).sum(1) if gap.dim == 1 else np.array([1])
+    if not set(lost.tolist()) <= {0, module.num_channels // module.num_groups} or module.num_groups == 1:
+        return _mixing_norm(module, gap, dims, name)
+    return "channels", gap
+
+
+def _mixing_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+    raise CannotSlice(f"'{name}' ({type(module).__name__}) normalizes across channels, so the others would change")
+
+
+def _prelu(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+    assert isinstance(module, nn.PReLU)
+    return ("channels" if module.weight.numel() > 1 else ""), gap
+
+
+_Rule = Callable[[nn.Module, Gap, int, str], "tuple[str, Gap | None]"]
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_RULES: tuple[tuple[tuple[type[nn.Module], ...], frozenset[str], _Rule], ...] = (
+    (_CONVS, frozenset(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)), _conv),
+    ((nn.Linear,), frozenset({"linear"}), _linear),
+    ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), frozenset({"batch_norm"}), _batch_norm),
+    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), frozenset({"instance_norm"}), _instance_norm),
+    ((nn.GroupNorm,), frozenset({"group_norm"}), _group_norm),
+    ((nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm), frozenset({"layer_norm", "rms_norm"}), _mixing_norm),
+    ((nn.PReLU,), frozenset({"prelu"}), _prelu),
+)

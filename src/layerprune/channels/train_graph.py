@@ -1,0 +1,89 @@
+"""The companion: what runs in train mode only, and has to follow when channels go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+
+from torch import nn
+
+from layerprune.channels.propagate import ChannelTrace
+from layerprune.channels.rules import CannotSlice
+from layerprune.edits import Slice
+from layerprune.graph import Cut, LayerGraph
+
+_Place = tuple[str, int, str, int, int]
+
+
+class Companion:
+    """The layer graph of a model in train mode, beside the one in eval mode.
+
+    Auxiliary heads read tensors of the network and run in training only: the recorded forward does not know them.
+
+    Args:
+        graph: the layer graph, of eval mode.
+        training: the layer graph of train mode.
+        modules: the model's modules by name.
+    """
+
+    def __init__(self, graph: LayerGraph, training: LayerGraph, modules: Mapping[str, nn.Module]) -> None:
+        self.graph = graph
+        self.training = training
+        self.modules = modules
+
+    @cached_property
+    def there(self) -> Mapping[_Place, int]:
+        """Where a value of the training graph comes from → the value."""
+        return {_place(self.training, value): value for value in self.training.values}
+
+    def slices(self, cut: Cut, dead: Iterable[int], known: Iterable[Slice]) -> list[Slice]:
+        """Return the slices that heads of train mode ask for, besides those of the recorded forward.
+
+        Args:
+            cut: the change, in the graph of eval mode.
+            dead: the layers that die by it.
+            known: the slices of the recorded forward.
+
+        Raises:
+            CannotSlice: a head cannot lose channels, or reads something that eval mode does not have.
+        """
+        values = {value for pair in cut.substitutes.items() for value in pair} | {value for _, value in cut.dropped}
+        merges = {merge for merge, _ in cut.dropped}
+        over = {value: self.value(value) for value in values}
+        layers = {
+            merge: self.training.values[self.value(self.graph.layers[merge].outputs[0])].layer for merge in merges
+        }
+        gone = {_key(self.graph, index) for index in dead}
+        trace = ChannelTrace(
+            self.training,
+            self.modules,
+            frozenset(i for i in range(len(self.training.layers)) if _key(self.training, i) in gone),
+            {over[y]: over[s] for y, s in cut.substitutes.items()},
+        )
+        found = trace.run((layers[merge], over[value]) for merge, value in cut.dropped)
+        seen = {(edit.fqn, edit.side): edit for edit in known}
+        here = {edit.fqn: edit for edit in found if edit.fqn in self.graph.calls}
+        for edit in here.values():
+            if seen.get((edit.fqn, edit.side)) != edit:
+                raise CannotSlice(f"'{edit.fqn}' would lose other channels in train mode than in eval mode")
+        return [edit for edit in found if edit.fqn not in self.graph.calls]
+
+    def value(self, value: int) -> int:
+        """The value of the training graph that a value of the eval graph is."""
+        there = self.there.get(_place(self.graph, value))
+        if there is None:
+            raise CannotSlice(f"{self.graph.describe([value])} is not made in train mode")
+        return there
+
+
+def _key(graph: LayerGraph, index: int) -> tuple[str, int, str, int]:
+    layer = graph.layers[index]
+    return layer.fqn, layer.call, layer.function or "", layer.nth
+
+
+def _place(graph: LayerGraph, value: int) -> _Place:
+    index = graph.values[value].layer
+    if index < 0:
+        return "", 0, "", -1, graph.inputs.index(value) if value in graph.inputs else -1 - value
+    outputs = graph.layers[index].outputs
+    return *_key(graph, index), outputs.index(value) if value in outputs else -1 - value

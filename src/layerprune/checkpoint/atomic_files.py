@@ -1,0 +1,53 @@
+"""Files: tensors and records on disk, each written whole or not at all, and nothing that could run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from layerprune.checkpoint.atomic_dir import set_usual_mode, sync_file, sync_folder
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file."""
+    held: dict[str, Tensor] = {}
+    memories: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        # safetensors takes no views of one memory.
+        held[name] = tensor.clone() if memory.data_ptr() in memories or memory.nbytes() > tensor.nbytes else tensor
+        memories.add(memory.data_ptr())
+    _write(path, lambda beside: save_file(held, beside))
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON file."""
+    _write(path, lambda beside: beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside a file, see that it is on the disk, and put it in the file's place in one step."""
+    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    write(beside)
+    set_usual_mode(beside)
+    sync_file(beside)
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of tensors: names, shapes, dtypes and values."""
+    found = hashlib.sha256()
+    for name, tensor in tensors:
+        found.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        held = tensor.detach().cpu().contiguous()
+        found.update(held.reshape(-1).view(torch.uint8).numpy().tobytes() if held.numel() else b"")
+    return found.hexdigest()

@@ -1,0 +1,193 @@
+"""What each layer costs by itself: multiply-accumulates, and its share of the time of one forward."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from layerprune.capture import Shadow, real_shadow, short
+from layerprune.cost.formulas import formulas
+from layerprune.cost.sandbox_forward import on_shadow
+from layerprune.errors import CostError
+from layerprune.graph import LayerGraph
+from layerprune.inputs import Inputs
+from layerprune.modules import FunctionWatch, names_by_module, watched
+
+_WHOLE = "Global"  # the counter's own name for all
+_ROUNDS = 5  # forwards that are timed
+
+
+def macs_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mapping[int, float]:
+    """Count the multiply-accumulates of each layer in one forward; see :func:`layerprune.cost.macs.tally_macs`.
+
+    Args:
+        model: the model that ``graph`` was recorded from; it stays as it is.
+        graph: the layer graph.
+        inputs: the inputs that it was recorded on.
+
+    Returns:
+        Layer → its multiply-accumulates; of layers that compute no product nothing. What runs in no layer is left out.
+
+    Raises:
+        CostError: the forward raises on these inputs.
+    """
+    return tally_layers(model, graph, inputs)[0]
+
+
+def tally_layers(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> tuple[Mapping[int, float], int]:
+    """Count as :func:`macs_by_layer` does, and those of the whole forward, what runs in no layer included."""
+
+    def tally(shade: Shadow, given: Inputs) -> tuple[dict[int, float], int]:
+        running = _Running(shade.model, graph)
+        counter = FlopCounterMode(display=False, custom_mapping=dict(formulas()))
+        counter.mod_tracker = running  # pyright: ignore[reportAttributeAccessIssue]  # asks it what is running
+        with watched(shade.model, running.wrap), shade.running(), FunctionWatch(running.call_function), counter:
+            shade.model(*given.args, **given.kwargs)
+        sums = {name: sum(found.values()) / 2 for name, found in counter.get_flop_counts().items()}
+        return {int(name): macs for name, macs in sums.items() if name.isdigit()}, int(sums.get(_WHOLE, 0))
+
+    return on_shadow(model, inputs, tally)
+
+
+def time_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mapping[int, float]:
+    """Time each layer in a few forwards on real tensors.
+
+    An accelerator is waited for before and after every layer, so the times are too long, and their sum is; what they
+    are good for is to tell which removals save much. The whole model is to be timed without this, see
+    :func:`layerprune.cost.latency.compare_latency`.
+
+    Args:
+        model: the model that ``graph`` was recorded from; it stays as it is.
+        graph: the layer graph.
+        inputs: arguments that the forward takes.
+
+    Returns:
+        Layer → milliseconds, the median over the forwards.
+
+    Raises:
+        CostError: the forward raises on these inputs.
+    """
+    shade = real_shadow(model, written=graph.written_params)
+    times: dict[int, list[float]] = {}
+    for _ in range(_ROUNDS):
+        running = _Timing(shade.model, graph)
+        given = shade.adapt(inputs)
+        try:
+            with watched(shade.model, running.wrap), shade.running(), FunctionWatch(running.call_function):
+                shade.model(*given.args, **given.kwargs)
+        except Exception as error:  # the user's own forward
+            raise CostError(f"the forward raised on the inputs ({inputs!r}): {short(error)}") from error
+        for layer, seconds in running.seconds.items():
+            times.setdefault(layer, []).append(seconds * 1e3)
+    return {layer: median(found) for layer, found in times.items()}
+
+
+class _Running:
+    """Which layer of the graph is running; in the form in which torch's counter asks for it.
+
+    Args:
+        model: a shadow of the model.
+        graph: the layer graph.
+    """
+
+    def __init__(self, model: nn.Module, graph: LayerGraph) -> None:
+        self.names = names_by_module(model)
+        self.frames: dict[tuple[str, int], int] = {}
+        calls: Counter[str] = Counter()
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for frame in graph.frames:
+            name = self.names[id(modules[frame.fqn])][0]
+            self.frames[name, calls[name]] = frame.index
+            calls[name] += 1
+        self.modules = {layer.frame: layer.index for layer in graph.layers if layer.is_module}
+        self.functions = {
+            (layer.frame, layer.function, layer.nth): layer.index for layer in graph.layers if not layer.is_module
+        }
+        self.num_calls: Counter[str] = Counter()
+        self.num_functions: Counter[tuple[int, str]] = Counter()
+        self.stack: list[int] = []
+        self.layer: int | None = None
+
+    def __enter__(self) -> _Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was opened."""
+
+    @property
+    def parents(self) -> set[str]:
+        """What an operation counts for."""
+        return {_WHOLE} if self.layer is None else {_WHOLE, str(self.layer)}
+
+    def enter(self, layer: int) -> None:
+        self.layer = layer
+
+    def leave(self) -> None:
+        self.layer = None
+
+    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        name = self.names[id(module)][0]
+
+        @functools.wraps(forward)
+        def followed(*args: Any, **kwargs: Any) -> Any:
+            frame = self.frames.get((name, self.num_calls[name]), -1)
+            self.num_calls[name] += 1
+            self.stack.append(frame)
+            layer = self.modules.get(frame)
+            begins = layer is not None and self.layer is None
+            if begins and layer is not None:
+                self.enter(layer)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.stack.pop()
+                if begins:
+                    self.leave()
+
+        return followed
+
+    def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.layer is not None or not self.stack:
+            return func(*args, **kwargs)
+        frame = self.stack[-1]
+        layer = self.functions.get((frame, name, self.num_functions[frame, name]))
+        self.num_functions[frame, name] += 1
+        if layer is None:
+            return func(*args, **kwargs)
+        self.enter(layer)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.leave()
+
+
+class _Timing(_Running):
+    """The same, with a clock."""
+
+    def __init__(self, model: nn.Module, graph: LayerGraph) -> None:
+        super().__init__(model, graph)
+        self.seconds: Counter[int] = Counter()
+        self.since = 0.0
+
+    def enter(self, layer: int) -> None:
+        super().enter(layer)
+        self.since = _now()
+
+    def leave(self) -> None:
+        if self.layer is not None:
+            self.seconds[self.layer] += _now() - self.since  # pyright: ignore[reportArgumentType]
+        super().leave()
+
+
+def _now() -> float:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,147 @@
+"""What removals take, whole or in part, and what several take together: exact for sets as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch import nn
+
+from layerprune.channels import loss_of, price_of, reader_for
+from layerprune.edits import Fold, Ranges, Slice, folds_of, is_under, taken_out
+from layerprune.graph import LayerGraph
+from layerprune.removals import Realisation
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The parameters that a removal takes, or the layers whose cost it saves.
+
+    Attributes:
+        whole: numbers of the parameters, or layers, that go.
+        parts: for those that lose channels, (size of a channel, half-open ranges of channels).
+        growth: for those that take a projection in, by how much they grow; below 0 where they shrink.
+    """
+
+    whole: frozenset[int]
+    parts: Mapping[int, tuple[float, Ranges]] = field(default_factory=dict[int, "tuple[float, Ranges]"])
+    growth: Mapping[int, float] = field(default_factory=dict[int, float])
+
+    def size(self, graph: LayerGraph) -> int:
+        """Count the elements of the parameters."""
+        return int(self.amount(graph.size_of_param))
+
+    def amount(self, sizes: Mapping[int, float]) -> float:
+        """Add up what goes.
+
+        Args:
+            sizes: parameter or layer → its size.
+        """
+        pieces = sum(each * (b - a) for each, ranges in self.parts.values() for a, b in ranges)
+        return sum(sizes[number] for number in self.whole) + pieces - sum(self.growth.values())
+
+
+def params_gone(graph: LayerGraph, realisation: Realisation) -> frozenset[int]:
+    """Tell which parameters leave whole.
+
+    Those that the recorded forward never used (an unused bias, an auxiliary weight) go with the modules that hold them,
+    where no other module does.
+    """
+    removed = graph.all_names(taken_out(realisation.edits))
+    if not removed:
+        return realisation.params
+    held = {number for name, number in graph.param_ids.items() if not is_under(name, removed)}
+    unused = (n for n in graph.param_ids.values() if n not in graph.param_users and n not in held)
+    return realisation.params | frozenset(unused)
+
+
+def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation) -> Taken:
+    """Tell what a realisation removes; tied parameters are one."""
+    whole = params_gone(graph, realisation)
+    parts = {
+        graph.param_ids[f"{edit.fqn}.{name}"]: price
+        for edit in realisation.edits
+        if isinstance(edit, Slice)
+        for name, price in price_of(modules[edit.fqn], edit).items()
+        if graph.param_ids[f"{edit.fqn}.{name}"] not in whole
+    }
+    folds: list[Fold] = folds_of(realisation.edits)
+    readers = [reader_for(modules[edit.owner], edit) for edit in folds]
+    grown: dict[int, float] = {
+        graph.param_ids[edit.weight_fqn]: reader.growth(edit.num_in)
+        for edit, reader in zip(folds, readers, strict=True)
+    }
+    return Taken(whole, parts, grown)
+
+
+def layers_taken(
+    graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation, costs: Mapping[int, float]
+) -> Taken:
+    """Tell of which layers a realisation saves the cost: of dead ones whole, of sliced ones by channel.
+
+    Args:
+        graph: the layer graph.
+        modules: the model's modules by name.
+        realisation: the removal.
+        costs: layer → what it costs; layers that cost nothing may be left out.
+    """
+    parts: dict[int, tuple[float, Ranges]] = {}
+    for edit in realisation.edits:
+        if isinstance(edit, Slice):
+            module = modules[edit.fqn]
+            counts = loss_of(module, edit).counts
+            width = int(getattr(module, next(iter(counts)))) if counts else 0
+            for frame in graph.calls.get(edit.fqn, ()):
+                for layer in graph.layers_inside[frame]:
+                    if layer in costs and layer not in realisation.dead and width:
+                        parts[layer] = costs[layer] / width, edit.dropped
+    grown = {
+        layer: costs[layer] * reader.growth(edit.num_in) / reader.tensor.numel()
+        for edit in folds_of(realisation.edits)
+        for reader in [reader_for(modules[edit.owner], edit)]
+        for layer in graph.param_users[graph.param_ids[edit.weight_fqn]]
+        if layer in costs and layer not in realisation.dead
+    }
+    return Taken(frozenset(realisation.dead & costs.keys()), parts, grown)
+
+
+def bundles(sizes: Mapping[int, float], some: Iterable[Taken]) -> dict[tuple[int, ...], float]:
+    """Split what removals take into pieces that are taken together.
+
+    Args:
+        sizes: parameter or layer → its size.
+        some: what each removal takes of these.
+
+    Returns:
+        For each set of removals (by place, ascending) the size of what each of them takes and no other does.
+    """
+    takers: dict[int, list[int]] = {}
+    cuts: dict[int, list[tuple[int, float, Ranges]]] = {}
+    grown: dict[int, list[tuple[int, float]]] = {}
+    for place, taken in enumerate(some):
+        for number in taken.whole:
+            takers.setdefault(number, []).append(place)
+        for number, (each, ranges) in taken.parts.items():
+            cuts.setdefault(number, []).append((place, each, ranges))
+        for number, more in taken.growth.items():
+            grown.setdefault(number, []).append((place, more))
+    found: dict[tuple[int, ...], float] = {}
+    for number in {*takers, *cuts, *grown}:
+        rest = sizes[number]
+        whole = takers.get(number, [])
+        for place, more in grown.get(number, ()):  # what takes the whole takes the growth back
+            key = tuple(sorted({*whole, place}))
+            found[key] = found.get(key, 0) - more
+            rest += more
+        edges = sorted({edge for _, _, ranges in cuts.get(number, ()) for pair in ranges for edge in pair})
+        for start, end in pairwise(edges):
+            slicing = [place for place, _, ranges in cuts[number] if any(a <= start and end <= b for a, b in ranges)]
+            size = cuts[number][0][1] * (end - start)
+            if slicing:
+                rest -= size
+                key = tuple(sorted({*whole, *slicing}))
+                found[key] = found.get(key, 0) + size
+        if whole and rest > 0:
+            found[tuple(whole)] = found.get(tuple(whole), 0) + rest
+    return found

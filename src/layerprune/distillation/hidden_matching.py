@@ -1,0 +1,110 @@
+"""Matches: which hidden states of the pruned model stand for which of the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from layerprune.capture import Batch, Shadow, capture, real_shadow, record_on
+from layerprune.edits import Edit
+from layerprune.errors import DistillationError
+from layerprune.graph import LayerGraph
+from layerprune.modules import named_parameters
+from layerprune.repair import Site, find_sites, renumbered
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One of the two models, as it runs.
+
+    Attributes:
+        shade: a real shadow of it.
+        graph: its layer graph, recorded on real data.
+    """
+
+    shade: Shadow
+    graph: LayerGraph
+
+
+@dataclass(frozen=True)
+class Match:
+    """A tensor of the pruned model and the original's that it should be.
+
+    Attributes:
+        names: the transforms of the pruned model that feed it.
+        student: its value in the pruned model's graph.
+        teacher: the value in the original's.
+        weight: how much it counts; all of them sum to 1.
+    """
+
+    names: tuple[str, ...]
+    student: int
+    teacher: int
+    weight: float
+
+
+def side_of(model: nn.Module, batch: Batch, *, copied: bool) -> Side:
+    """Record a model as it runs on real data.
+
+    Args:
+        model: the model; it is not touched.
+        batch: what to run it on.
+        copied: whether the shadow gets parameters of its own, which may be trained; if not, it shares the model's.
+    """
+    every = [name for name, _ in named_parameters(model, every_name=True)]
+    shade = real_shadow(model, written=every if copied else capture(model, batch.inputs).written_params)
+    graph = record_on(shade, batch.inputs)
+    # Training is a use of the model, not a look at it: what its forwards count or log elsewhere stays.
+    return Side(replace(shade, outside=None) if copied else shade, graph)
+
+
+def find_matches(
+    teacher: Side, student: Side, edits: Sequence[Edit], patterns: Mapping[str, float] | None
+) -> tuple[Match, ...]:
+    """Match the tensors that surviving transforms feed with what their readers read in the original.
+
+    Without patterns those count that a merge makes in the original, as the sums of the residual stream; or all, where
+    there is none.
+
+    Args:
+        teacher: the original.
+        student: the pruned model.
+        edits: what was done to it; needed where containers were shortened.
+        patterns: of transforms' names, with weights; of several that fit a name the first counts.
+
+    Raises:
+        DistillationError: patterns fit no name, or layers are renumbered and nobody says how.
+    """
+    if why := renumbered(teacher.shade.model, student.shade.model, edits):
+        raise DistillationError(f"{why}, or hidden_weight=0")
+    sites, _ = find_sites(teacher.graph, student.graph, student.shade.model, edits)
+    outputs = set(student.graph.outputs)  # these have a loss of their own
+    fed: dict[tuple[int, int], list[Site]] = {}
+    for site in sites:
+        if site.reached not in outputs:
+            fed.setdefault((site.reached, site.target), []).append(site)
+    if patterns is None:
+        merged = {pair: 1.0 for pair in fed if _is_merge(teacher.graph, pair[1])}
+        weights = merged or dict.fromkeys(fed, 1.0)
+    else:
+        weights = {pair: max(_weight(site.name, patterns) for site in some) for pair, some in fed.items()}
+        weights = {pair: weight for pair, weight in weights.items() if weight > 0}
+        if not weights:
+            known = ", ".join(site.name for some in list(fed.values())[:8] for site in some)
+            raise DistillationError(f"hidden={dict(patterns)} fits no transform with a match; there are {known}, …")
+    total = sum(weights.values())
+    return tuple(
+        Match(tuple(site.name for site in fed[pair]), *pair, weight / total) for pair, weight in weights.items()
+    )
+
+
+def _is_merge(graph: LayerGraph, value: int) -> bool:
+    layer = graph.values[value].layer
+    return layer >= 0 and graph.layers[layer].kind == "merge"
+
+
+def _weight(name: str, patterns: Mapping[str, float]) -> float:
+    return next((weight for pattern, weight in patterns.items() if fnmatchcase(name, pattern)), 0.0)

@@ -1,0 +1,187 @@
+"""The task: two models, the data that one is to learn the other's doings on, and what both are held together by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.capture import Batch, fitting, notes_of, read_calibration
+from layerprune.checkpoint import digest
+from layerprune.distillation.accelerator import Accelerating
+from layerprune.distillation.hidden_matching import Match, Side, find_matches, side_of
+from layerprune.distillation.losses import Likeliest, likeliest
+from layerprune.distillation.recipe import Recipe
+from layerprune.distillation.snapshots import Snapshot
+from layerprune.distillation.student import Student
+from layerprune.distillation.teacher import Teacher
+from layerprune.distillation.trainer import Trainer
+from layerprune.edits import Edit
+from layerprune.errors import DistillationError
+from layerprune.fidelity import Harm, Kind, harm_named, harm_of
+from layerprune.inputs import describe
+from layerprune.modules import fingerprint, named_parameters, parameters
+from layerprune.plan import placed_plans
+from layerprune.repair import find_sites
+
+_EVERY = 8  # of so many batches one is held out
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a distillation works on.
+
+    Attributes:
+        original: the original.
+        pruned: the pruned model.
+        teacher: the original as it runs.
+        student: a copy of the pruned model as it runs, with parameters of its own.
+        batches: all data.
+        held_out: places in ``batches`` of what is looked at only.
+        recipe: how to train.
+        edits: what was done to the pruned model.
+        harm: how outputs are compared.
+        notes: what the user should know.
+    """
+
+    original: nn.Module
+    pruned: nn.Module
+    teacher: Side
+    student: Side
+    batches: Sequence[Batch]
+    held_out: Sequence[int]
+    recipe: Recipe
+    edits: tuple[Edit, ...]
+    harm: Harm
+    notes: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(parameters(self.pruned)).device
+
+    def key(self) -> dict[str, Any]:
+        """What the weights of the end follow from, but for those of the start."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "the data": self.data_key(),
+            "the held-out batches": list(self.held_out),
+            "the original's weights": weights_of(self.original),
+            "the pruned model": fingerprint(self.pruned),
+            "the comparison": self.harm.kind,
+        }
+
+    def data_key(self) -> str:
+        named = [
+            (f"{number} {describe(batch.inputs)}", tensor)
+            for number, batch in enumerate(self.batches)
+            for tensor in batch.inputs.tensors()
+        ]
+        return digest(named)
+
+    def trainer(
+        self, tools: Accelerating, found: Snapshot | None, cache_bytes: int, cache_folder: Path | None
+    ) -> Trainer:
+        """Prepare the training; ``found`` is where it goes on from.
+
+        Raises:
+            DistillationError: there is nothing to train, or nothing to match.
+        """
+        if found is not None:
+            with torch.no_grad():
+                for name, parameter in named_parameters(self.student.shade.model):
+                    parameter.copy_(found.start[name])
+        recipe = self.recipe
+        matches = find_matches(self.teacher, self.student, self.edits, recipe.hidden) if recipe.hidden_weight else ()
+        sites, _ = find_sites(self.teacher.graph, self.student.graph, self.student.shade.model, self.edits)
+        student = Student(self.student, [site.name for site in sites], recipe.lora_rank, recipe.seed)
+        teacher = self.lessons(matches, cache_bytes, cache_folder)
+        return Trainer(recipe, student, teacher, matches, self.harm, self.batches, self.held_out, tools)
+
+    def lessons(self, matches: Sequence[Match], cache_bytes: int, folder: Path | None) -> Teacher:
+        """What the original makes of each batch."""
+        values = sorted({match.teacher for match in matches})
+        if folder is not None:
+            recipe = self.recipe
+            settings = f"{values} {self.harm.kind} {recipe.top_k} {recipe.temperature} {list(self.held_out)}"
+            found = digest([(self.data_key() + weights_of(self.original) + settings, torch.zeros(0))])
+            folder = folder / found[:16]
+            folder.mkdir(parents=True, exist_ok=True)
+        # What is held out can be judged with all logits only, and with nothing else.
+        looked_at = frozenset(self.held_out if len(self.batches) > 1 else ())
+
+        def outputs(number: int, out: Any) -> Sequence[Tensor | Likeliest]:
+            tensors = self.harm.outputs(out)
+            count = self.recipe.num_compared(tensors[0].shape[-1])
+            if self.harm.kind == "values" or number in looked_at or tensors[0].dim() != 3:
+                return tensors
+            whole = count >= tensors[0].shape[-1]
+            return tensors if whole else [likeliest(tensors[0], count, self.recipe.temperature)]
+
+        return Teacher(self.teacher, values, outputs, looked_at, cache_bytes, folder)
+
+
+def task_of(
+    original: nn.Module,
+    pruned: nn.Module,
+    data: Iterable[Any],
+    held_out: Iterable[Any] | None,
+    recipe: Recipe,
+    edits: Sequence[Edit] | None,
+    kind: Kind | None,
+) -> Task:
+    """Read the data, and record both models on them.
+
+    Raises:
+        DistillationError: the models are on different devices, on none that computes, or return nothing to compare.
+        CalibrationError: the data are empty, or do not fit a model.
+    """
+    if original is pruned:
+        raise DistillationError("original and pruned are one model: there has to be an original to learn from")
+    if edits is None:
+        edits = _edits_between(original, pruned)
+    devices = {parameter.device for model in (original, pruned) for parameter in parameters(model)}
+    if len(devices) != 1 or any(device.type == "meta" for device in devices):
+        raise DistillationError(
+            f"the models' parameters are on {', '.join(sorted(map(str, devices))) or 'no device'}: "
+            "put both on one that computes"
+        )
+    batches = read_calibration(data, original)
+    if held_out is None:
+        places, notes = _own_share(len(batches))
+    else:
+        places, notes = range(len(batches), len(batches) + len(more := read_calibration(held_out, original))), ()
+        batches += more
+    with fitting(original, batches[0].inputs):
+        teacher, student = side_of(original, batches[0], copied=False), side_of(pruned, batches[0], copied=True)
+    inputs = teacher.shade.adapt(batches[0].inputs)
+    with teacher.shade.running():
+        out = teacher.shade.model(*inputs.args, **inputs.kwargs)
+    harm = harm_named(kind) or harm_of(original, out)
+    if not harm.outputs(out):
+        raise DistillationError("the original returns no tensor of floating point: there is nothing to learn from")
+    notes = (*notes_of(batches), *notes)
+    return Task(original, pruned, teacher, student, batches, places, recipe, tuple(edits), harm, notes)
+
+
+def _edits_between(original: nn.Module, pruned: nn.Module) -> tuple[Edit, ...]:
+    """What one plan did to the original; nothing where several did, or one that is of a part only."""
+    before, plans = placed_plans(original), placed_plans(pruned)
+    since = plans[len(before) :] if plans[: len(before)] == before else plans
+    return since[0][1].edits if len(since) == 1 and not since[0][0] else ()
+
+
+def _own_share(count: int) -> tuple[Sequence[int], tuple[str, ...]]:
+    """Which of the batches are held out, evenly spread over all, as they may come in the order of their lengths."""
+    if count == 1:
+        return (0,), ("one batch was trained on and looked at: what it won there says nothing of other data",)
+    return range(min(_EVERY, count) // 2, count, _EVERY), ()
+
+
+def weights_of(model: nn.Module) -> str:
+    """A hash of a model's parameters."""
+    return digest(named_parameters(model))

@@ -1,0 +1,189 @@
+"""Carrying out: a plan made true on a copy of the model, with what has to be fitted for it, and repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TypeVar
+
+from torch import nn
+
+from layerprune.capture import Batch, finite_ones, require_finite, spoilt_inputs
+from layerprune.edits import folds_of
+from layerprune.errors import CalibrationError, LayerPruneError, RepairError
+from layerprune.fidelity import Harm, Held, Kind, Verdict, harm_named, held_by, hold_out_of
+from layerprune.fitting import ProjectionReport, fold_into
+from layerprune.graph import LayerGraph
+from layerprune.modules import Journal, named_buffers, named_parameters, write
+from layerprune.plan import PruningPlan
+from layerprune.repair import MEMORY_BYTES, RepairReport
+from layerprune.repair import repair as mend
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A plan carried out.
+
+    Attributes:
+        model: the pruned model.
+        projection_report: what was fitted for it; None where nothing was to be.
+        repair_report: what was repaired; None where nothing was to be.
+    """
+
+    model: nn.Module
+    projection_report: ProjectionReport | None = None
+    repair_report: RepairReport | None = None
+
+
+def carry_out(
+    plan: PruningPlan,
+    original: nn.Module,
+    graph: LayerGraph,
+    batches: Sequence[Batch] | None,
+    *,
+    how: str | None,
+    inplace: bool,
+    kind: Kind | None = None,
+) -> Carried:
+    """Carry a plan out, fit its projections, and repair what is left.
+
+    All of it happens on a copy; only what is done goes into the user's model. Weights are fitted, and their settings
+    chosen, on three quarters of the data; what comes out is judged on the last one.
+
+    Args:
+        plan: the plan.
+        original: the user's model.
+        graph: its layer graph.
+        batches: calibration data; None if there are none.
+        how: what to repair by, where there are data; None to leave the weights as they are.
+        kind: how a repair compares outputs; told from the model and its output if None.
+        inplace: edit the user's model instead of a copy.
+
+    Raises:
+        PlanError: the plan was made for another model.
+        CalibrationError: it holds projections, and there are no data, or these do not fit.
+        NotFiniteError: the model makes NaN or infinite values of the data.
+    """
+    folds = bool(folds_of(plan.edits))
+    if folds and batches is None:
+        raise CalibrationError(
+            "the plan folds projections, which are fitted on calibration data: make the pruner with calibration=, "
+            "an iterable of batches, and give it the plan"
+        )
+    if batches is None or not plan.edits or not (folds or how):
+        return Carried(plan.apply(original, inplace=inplace))
+    pruned = plan.apply(original, weights_follow=True)
+    written = graph.written_params
+    require_finite(original, batches, spoilt_inputs(batches), written=written)
+    fitted_on, held = hold_out_of(original, batches, written=written)
+    folding, notes = _on_finite(
+        lambda some: fold_into(original, pruned, some, plan.edits, memory_bytes=MEMORY_BYTES, written=written),
+        *(original, fitted_on, written),
+    )
+    judge = _Judge(original, pruned, held, harm_named(kind), written)
+    unrepaired = judge.held()
+    report = None if how is None else _repaired(original, pruned, fitted_on, plan, how, kind, written)
+    verdict, said = judge.verdict(unrepaired, report, sum(batch.num_samples for batch in fitted_on))
+    fitted = replace(folding.report, notes=(*notes, *folding.report.notes)) if folds else None
+    if report is not None:
+        report = replace(report, verdict=verdict, notes=(*report.notes, *said))
+    elif fitted is not None:
+        fitted = replace(fitted, verdict=verdict, notes=(*fitted.notes, *said))
+    if not inplace:
+        return Carried(pruned, fitted, report)
+    _carry_over(plan, original, pruned if folds or (report is not None and report.kept) else None)
+    return Carried(original, fitted, report)
+
+
+def _carry_over(plan: PruningPlan, original: nn.Module, pruned: nn.Module | None) -> None:
+    """Carry a plan out on the user's model, and write the weights of a pruned copy into it if one is given."""
+    journal = Journal()
+    try:
+        plan.carry_out(original, journal)
+        if pruned is not None:
+            tensors = chain(named_parameters(pruned), named_buffers(pruned))
+            write(original, {name: tensor.detach() for name, tensor in tensors})
+    except BaseException:  # Ctrl-C, too: the model is as it was, or done
+        journal.take_back()
+        raise
+
+
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """Judges a pruned model, as it is at the time, on data that are held out."""
+
+    original: nn.Module
+    pruned: nn.Module
+    held_out: Sequence[Batch]
+    harm: Harm | None
+    written: Collection[str]
+
+    def held(self) -> Held | None:
+        """How far it is from the original; None where nothing is held out or can be compared."""
+        if not self.held_out:
+            return None
+        return held_by(self.original, self.pruned, self.held_out, self.harm, written=self.written)
+
+    def verdict(
+        self, before: Held | None, report: RepairReport | None, num_fitted: int
+    ) -> tuple[Verdict | None, tuple[str, ...]]:
+        """The verdict after a repair, and what the user should know about it."""
+        if not self.held_out:
+            return None, ("no held-out verdict: the calibration data cannot be cut; pass four batches or more",)
+        is_changed = report is not None and report.kept
+        after = self.held() if is_changed else before
+        if before is None or after is None:
+            return None, ()
+        found = Verdict(before, after, num_fitted, float("nan") if report is None else report.after)
+        return found, found.notes
+
+
+def _repaired(
+    original: nn.Module,
+    pruned: nn.Module,
+    batches: Sequence[Batch],
+    plan: PruningPlan,
+    how: str,
+    kind: Kind | None,
+    written: Collection[str],
+) -> RepairReport:
+    def attempt(some: Sequence[Batch]) -> RepairReport:
+        return mend(original, pruned, [batch.inputs for batch in some], edits=plan.edits, how=how, kind=kind)
+
+    try:
+        report, notes = _on_finite(attempt, original, batches, written)
+    except LayerPruneError as error:  # what is pruned is none the worse for it
+        return RepairReport(notes=(f"not repaired: {error}",))
+    return replace(report, notes=(*notes, *report.notes))
+
+
+def _on_finite(
+    attempt: Callable[[Sequence[Batch]], _T], original: nn.Module, batches: Sequence[Batch], written: Collection[str]
+) -> tuple[_T, tuple[str, ...]]:
+    """Where an attempt fails, try again without the batches of which the original makes no numbers, and say so."""
+    try:
+        return attempt(batches), ()
+    except LayerPruneError:
+        kept, notes = finite_ones(original, batches, written=written)
+        if not notes:
+            raise
+    return attempt(kept), notes
+
+
+def check_way(repair: str | None, *, has_data: bool) -> None:
+    """Refuse a way to repair that there is none of, or that needs data where there are none.
+
+    Raises:
+        RepairError: there is no such way.
+        CalibrationError: it needs calibration data.
+    """
+    if repair not in ("auto", "mean", None):
+        raise RepairError(f"repair is {repair!r:.60}; give 'auto', 'mean', or None to leave the weights as they are")
+    if repair == "mean" and not has_data:
+        raise CalibrationError(
+            "repair='mean' measures on calibration data what is missing: make the pruner with calibration=, an "
+            "iterable of batches, or give repair=None to leave the weights as they are"
+        )

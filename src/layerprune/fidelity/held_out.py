@@ -1,0 +1,184 @@
+"""The held-out verdict: what is kept of the output on data that no weight was fitted on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from layerprune.capture import FEW_SAMPLES, Batch, Shadow, real_shadow, short
+from layerprune.errors import CalibrationError
+from layerprune.fidelity.divergence import Harm, class_dim, harm_of
+from layerprune.modules import no_fast_path
+
+
+@dataclass(frozen=True)
+class Held:
+    """How far a pruned model is from the original on held-out data.
+
+    Attributes:
+        harm: of the output, in the unit of ``unit``; nan where the output is not finite.
+        kept: share of the predictions whose most likely class is the original's; of an output of plain numbers, 1 less
+            its squared relative change, at least 0.
+        kind: of the output: ``distribution`` or ``values``.
+        unit: what the harm is.
+        num_samples: how many samples that was measured on.
+    """
+
+    harm: float
+    kept: float
+    kind: str
+    unit: str
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is kept on data that no weight was fitted on, and on which none of the fits' settings was chosen.
+
+    Attributes:
+        before: before the repair, projections being fitted.
+        after: of the model that comes out.
+        num_fitted: samples that weights were fitted on.
+        on_fitted: harm of what comes out on the data of the fit; nan where it was not measured.
+    """
+
+    before: Held
+    after: Held
+    num_fitted: int
+    on_fitted: float = math.nan
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about it."""
+        notes: list[str] = []
+        if self.after.num_samples < FEW_SAMPLES:
+            notes.append(
+                f"the held-out verdict rests on {self.after.num_samples} samples, which are few: another draw may say "
+                f"something else; {4 * FEW_SAMPLES} calibration samples leave {FEW_SAMPLES} for it"
+            )
+        if self.after.harm > self.before.harm:
+            notes.append(
+                "on the held-out data the output is worse than without the repair: pass more calibration data, or "
+                "prune with repair='mean' or repair=None"
+            )
+        return tuple(notes)
+
+    def __str__(self) -> str:
+        after, before = self.after, self.before
+        what = "of the predictions keep their class" if after.kind == "distribution" else "of the output is kept"
+        if math.isnan(after.harm):
+            return "Held-out verdict: not known, the pruned model's output is not finite there"
+        changed = before != after
+        unrepaired = f" ({before.kept:.1%} unrepaired)" if changed else ""
+        harms = f"{before.harm:.4g} → {after.harm:.4g}" if changed else f"{after.harm:.4g}"
+        return (
+            f"Held-out verdict: {after.kept:.1%} {what}{unrepaired}, on {after.num_samples} samples that no weight was "
+            f"fitted on ({self.num_fitted} were)\n  {after.unit}: {harms}"
+        )
+
+
+def hold_out(batches: Sequence[Batch], share: float = 0.25) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
+    """Cut off the last part of the data: whole batches, or samples where there are fewer than four batches.
+
+    Args:
+        batches: calibration data.
+        share: how much to cut off.
+
+    Returns:
+        What is left, and what is cut off; nothing where the data cannot be cut.
+    """
+    if len(batches) >= 1 / share:
+        first = len(batches) - max(1, round(len(batches) * share))
+        return tuple(batches[:first]), tuple(batches[first:])
+    num_samples = sum(batch.num_samples for batch in batches)
+    left, kept, held = round(num_samples * share), list(batches), list[Batch]()
+    while left > 0:
+        last = kept.pop()
+        num = last.num_samples
+        head, tail = (last.samples(0, num - left), last.samples(num - left, num)) if num > left else (None, last)
+        if tail is None or (head is None and num > left):  # it cannot be told what belongs to each sample
+            return tuple(batches), ()
+        held.insert(0, tail)
+        kept += [] if head is None else [head]
+        left -= tail.num_samples
+    return tuple(kept), tuple(held)
+
+
+def hold_out_of(
+    model: nn.Module, batches: Sequence[Batch], share: float = 0.25, *, written: Collection[str] = ()
+) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
+    """As :func:`hold_out`, but a batch stays whole where the model does not run on a part of it."""
+    kept, held = hold_out(batches, share)
+    parts = [batch for batch in (*kept, *held) if not any(batch is one for one in batches)]
+    shade = real_shadow(model, written=written) if parts else None
+    try:
+        for part in parts:
+            assert shade is not None
+            _output(shade, part, 0)
+    except CalibrationError:
+        return tuple(batches), ()
+    return kept, held
+
+
+def held_by(
+    original: nn.Module,
+    pruned: nn.Module,
+    batches: Sequence[Batch],
+    harm: Harm | None,
+    *,
+    written: Collection[str] = (),
+) -> Held | None:
+    """Hold a pruned model's output against the original's; None where there is nothing to compare.
+
+    Args:
+        original: the original; it is not touched.
+        pruned: what has become of it; it is not touched.
+        batches: data that it was not fitted on, at least one batch.
+        harm: how outputs are compared; told from the model and its output if None.
+        written: names of parameters that the forward writes into.
+
+    Raises:
+        CalibrationError: a forward raises.
+    """
+    shades = [real_shadow(model, written=written) for model in (original, pruned)]
+    change = size = same = counted = 0.0
+    for number, batch in enumerate(batches):
+        outs = [_output(shade, batch, number) for shade in shades]
+        harm = harm or harm_of(original, outs[0])
+        if not harm.outputs(outs[0]):
+            return None
+        found = harm.between(outs[0], outs[1], batch.mask)
+        change, size = change + found[0], size + found[1]
+        if harm.kind == "distribution":
+            one, other = (harm.outputs(out)[0] for out in outs)
+            found = _same_class(one, other, batch.mask)
+            same, counted = same + found[0], counted + found[1]
+    if harm is None or size == 0:
+        return None
+    left = change / size
+    kept = same / counted if harm.kind == "distribution" and counted else max(0.0, 1 - left)
+    return Held(left, kept, harm.kind, harm.unit, sum(batch.num_samples for batch in batches))
+
+
+def _same_class(original: Tensor, other: Tensor, mask: Tensor | None) -> tuple[float, float]:
+    """How many predictions keep their most likely class, and how many there are."""
+    dim = class_dim(original)
+    same = original.argmax(dim) == other.argmax(dim)
+    if mask is not None and mask.shape == same.shape:
+        return float((same * mask).sum()), float(mask.sum())
+    return float(same.sum()), float(same.numel())
+
+
+def _output(shade: Shadow, batch: Batch, number: int) -> Any:
+    inputs = shade.adapt(batch.inputs)
+    try:
+        with shade.running(), no_fast_path():
+            return shade.model(*inputs.args, **inputs.kwargs)
+    except Exception as error:  # the user's own forward
+        raise CalibrationError(
+            f"{type(shade.model).__name__}.forward raised on batch {number} of the held-out data: {short(error)}"
+        ) from error

@@ -1,0 +1,135 @@
+"""The record of a comparison: each measure with its interval, and what the smaller model saves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from layerprune.cost import Latency, Saving
+
+_DRAWS = 1000  # bootstrap samples
+_AT_ONCE = 2_000_000  # indices that are drawn together
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over samples.
+
+    Attributes:
+        value: the mean.
+        low: lower end of its 95 % bootstrap interval over samples; nan for a single sample.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.4g}"
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def estimate(parts: Sequence[np.ndarray], combine: Callable[[list[np.ndarray]], np.ndarray], seed: int = 0) -> Estimate:
+    """Combine sums over samples into one number, with an interval from samples drawn with replacement.
+
+    Args:
+        parts: ``(sample,)`` arrays, summed over the samples before they are combined.
+        combine: makes one number, or one for each draw, of the sums.
+        seed: the same one draws the same samples, so that two models are compared on the same draws.
+    """
+    value = float(combine([part.sum() for part in parts]))
+    num = len(parts[0])
+    if num < 2:
+        return Estimate(value, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    step = max(1, _AT_ONCE // num)
+    found: list[np.ndarray] = []
+    for start in range(0, _DRAWS, step):
+        draws = rng.integers(0, num, (min(step, _DRAWS - start), num))
+        found.append(combine([part[draws].sum(1) for part in parts]))
+    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same measure of both models.
+
+    Attributes:
+        original: the original's.
+        pruned: the pruned model's.
+        change: the difference, or for perplexities the ratio, on the same samples.
+    """
+
+    original: Estimate
+    pruned: Estimate
+    change: Estimate
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a pruned model is to the original.
+
+    Attributes:
+        num_samples: how many samples they were compared on.
+        relative_l2: distance of the outputs, relative to the original's length.
+        cosine: of the angle between the outputs.
+        kl: divergence of the pruned model's distribution from the original's, in nats per prediction; None for values.
+        top1_agreement: share of the predictions whose most likely class is the same.
+        perplexity: of the tokens, by either model, with the ratio; for causal language models.
+        greedy_agreement: share of greedily generated tokens before the first that differs; where they were asked for.
+        repetition: share of the four-grams of the generated tokens that were there before.
+        metric: the user's own, of either model, with the difference.
+        saving: parameters, bytes, multiply-accumulates and memory of both.
+        latency: of both, timed in turn; where it was asked for.
+        notes: what the user should know.
+    """
+
+    num_samples: int
+    relative_l2: Estimate
+    cosine: Estimate
+    saving: Saving
+    kl: Estimate | None = None
+    top1_agreement: Estimate | None = None
+    perplexity: Pair | None = None
+    greedy_agreement: Estimate | None = None
+    repetition: Pair | None = None
+    metric: Pair | None = None
+    latency: Mapping[str, Latency] | None = None
+    notes: tuple[str, ...] = ()
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Return what is measured, of the original, of the pruned model, and between them, four a row of a table."""
+        between = [
+            ("relative L2 of the output", self.relative_l2),
+            ("cosine of the output", self.cosine),
+            ("KL divergence, nats", self.kl),
+            ("same most likely class", self.top1_agreement),
+            ("same greedy tokens", self.greedy_agreement),
+        ]
+        found = [(label, "", "", str(one)) for label, one in between if one is not None]
+        pairs = [
+            ("perplexity (ratio)", self.perplexity),
+            ("repeated four-grams", self.repetition),
+            ("metric", self.metric),
+        ]
+        found += [(label, str(p.original), str(p.pruned), str(p.change)) for label, p in pairs if p is not None]
+        if self.latency is not None:
+            before, after = self.latency["original"], self.latency["pruned"]
+            ratio = after.ratio_to(before)
+            found.append(("latency", f"{before.median_ms:.3g} ms", f"{after.median_ms:.3g} ms", str(ratio)))
+        return found + self.saving.rows()
+
+    def __str__(self) -> str:
+        rows = [("", "original", "pruned", f"on {self.num_samples} samples"), *self.rows()]
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        return "\n".join([*(line.rstrip() for line in lines), *(f"Note: {note}" for note in self.notes)])

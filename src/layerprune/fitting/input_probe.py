@@ -1,0 +1,121 @@
+"""Reads: what transforms get, as a model comes to them; by their names in the original, whatever surgery calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.capture import Batch, Shadow
+from layerprune.channels import watching_functions
+from layerprune.edits import Edit, Fold, Shorten, name_before
+from layerprune.errors import CalibrationError, ended_by
+from layerprune.inputs import describe
+
+
+class _Enough(BaseException):
+    """All that was to be seen of a forward has been seen. No Exception, which a model's own forward might catch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """One of two models, and what its modules are called where surgery gave them other names."""
+
+    shade: Shadow
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def of(cls, shade: Shadow, edits: Sequence[Edit]) -> Reads:
+        """A shadow on which edits have been made."""
+        shortens = [edit for edit in edits if isinstance(edit, Shorten)]
+        names = {name_before(name, shortens): name for name, _ in shade.model.named_modules()} if shortens else {}
+        return cls(shade, names)
+
+    def name_of(self, name: str) -> str:
+        """What a module of the original is called now."""
+        return self.renamed.get(name, name)
+
+    def module_of(self, name: str) -> nn.Module:
+        """The module of that name in the original."""
+        return self.shade.model.get_submodule(self.name_of(name))
+
+    def name_of_tensor(self, name: str) -> str:
+        """What a parameter or buffer of the original is called now."""
+        owner, _, key = name.rpartition(".")
+        return f"{self.name_of(owner)}.{key}" if owner else key
+
+    def tensor_of(self, name: str) -> Tensor:
+        """The parameter or buffer of that name in the original."""
+        owner, _, key = self.name_of_tensor(name).rpartition(".")
+        module = self.shade.model.get_submodule(owner)
+        held = module._parameters.get(key)
+        held = module._buffers[key] if held is None else held
+        assert held is not None
+        return held
+
+    @torch.no_grad()
+    def put(self, edit: Fold, values: Mapping[str, Tensor]) -> None:
+        """Write new values for a transform that has taken a projection in, and so has tensors of its own."""
+        for name, value in named(edit, values).items():
+            self.tensor_of(name).copy_(value)
+
+    def see(self, batch: Batch, folds: Sequence[Fold]) -> dict[Fold, Tensor]:
+        """Run until some transforms were called, and return what they got, in order.
+
+        Raises:
+            CalibrationError: the forward raises, or does not call them.
+        """
+        found: dict[Fold, Tensor] = {}
+
+        def keep(edit: Fold, given: object) -> None:
+            if isinstance(given, Tensor):
+                found[edit] = given.detach().clone()  # a later layer may write into it
+            if len(found) == len(folds):
+                raise _Enough
+
+        by_weight = {edit.fqn: edit for edit in folds if edit.function}
+        weights = {name: self.tensor_of(name) for name in by_weight}
+        functions = watching_functions(weights, read=lambda name, given: keep(by_weight[name], given))
+        try:
+            with self.asking([edit for edit in folds if not edit.function], keep), self.shade.running(), functions:
+                inputs = self.shade.adapt(batch.inputs)
+                self.shade.model(*inputs.args, **inputs.kwargs)
+        except _Enough:
+            pass
+        except Exception as error:  # the user's own forward
+            what = f"{type(self.shade.model).__name__}.forward raised on a calibration batch"
+            raise CalibrationError(ended_by(f"{what} ({describe(batch.inputs)})", error)) from error
+        for edit in folds:
+            if edit not in found:
+                raise CalibrationError(
+                    f"a calibration batch ({batch.inputs!r}) does not come to '{edit.fqn}', into which a projection is "
+                    "to be folded: leave it out"
+                )
+        return found
+
+    @contextmanager
+    def asking(self, folds: Sequence[Fold], keep: Callable[[Fold, object], None]) -> Generator[None]:
+        """Show what modules get."""
+
+        def hook(edit: Fold, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            keep(edit, args[0] if args else next(iter(kwargs.values()), None))
+
+        hooks = [
+            self.module_of(edit.fqn).register_forward_pre_hook(partial(hook, edit), with_kwargs=True) for edit in folds
+        ]
+        try:
+            yield
+        finally:
+            for one in hooks:
+                one.remove()
+
+
+def named(edit: Fold, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a projection makes of a transform, by the tensors' names in the original."""
+    names = {"weight": edit.weight_fqn, "constant": edit.constant}
+    return {str(names[key]): value for key, value in values.items()}

@@ -1,0 +1,220 @@
+"""Transforms as matrices: what a linear layer or a convolution multiplies, in rows, and its weight written anew."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import product
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from layerprune.modules import is_transposed, storage_key
+from layerprune.tensors import is_wrapped
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_ROW_BYTES = 64 * 2**20  # of one piece of rows in float32: a convolution's take its kernel's size times as much memory
+
+
+def why_not_solvable(module: nn.Module) -> str:
+    """Why a transform cannot be solved again; empty if it can."""
+    known = _base(module)
+    if known is None:
+        return f"a {type(module).__name__} is not solved again"
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return "hooks or a forward of its own may change what it computes"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed from others (a parametrization)"
+    if is_wrapped(weight):
+        return f"its weight is a {type(weight.data).__name__}: quantised weights are not solved again"
+    if weight.dtype not in _FLOATS:
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}: quantised weights are not solved again"
+    return ""
+
+
+def has_free_bias(module: nn.Module) -> bool:
+    """Whether a transform that is not solved again adds a bias that can be written: one with quantised weights may."""
+    if not isinstance(module, (nn.Linear, *_CONVS)) or "forward" in vars(module):
+        return False
+    bias = module._parameters.get("bias")
+    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+    return not hooked and "weight" in module._parameters and bias is not None and bias.dtype in _FLOATS
+
+
+def _base(module: nn.Module) -> type[nn.Module] | None:
+    """Which of the known layers a module computes the same as."""
+    forward = type(module).forward
+    return next((known for known in (nn.Linear, *_CONVS) if forward is known.forward), None) or (
+        type(module) if is_transposed(module) else None
+    )
+
+
+def num_groups(module: nn.Module) -> int:
+    """How many blocks the matrix has: a grouped convolution's groups."""
+    return module.groups if isinstance(module, _ConvNd) else 1
+
+
+def matrix_of(module: nn.Module) -> Tensor:
+    """The weight as ``(group, output, input)`` in float64; input is channels times kernel."""
+    weight = cast(Tensor, module.weight).detach()
+    weight = weight.to(exact(weight))
+    if is_transposed(module):
+        weight = weight.T
+    groups = num_groups(module)
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
+    """Give a matrix like :func:`matrix_of`'s the form and dtype of the module's weight."""
+    weight = cast(Tensor, module.weight)
+    flat = matrix.reshape(-1, matrix.shape[-1])
+    return (flat.T if is_transposed(module) else flat).reshape(weight.shape).to(weight.dtype)
+
+
+def num_rows(module: nn.Module, read: Tensor, found: Tensor, mask: Tensor | None) -> tuple[int, int]:
+    """How many rows there are of what a transform reads, and how many of them belong to one pick of :func:`rows_of`."""
+    if isinstance(module, _ConvNd):
+        num_samples = read.shape[0] if read.dim() == len(module.kernel_size) + 2 else 1
+        places = found.numel() // (num_samples * module.out_channels)
+        return num_samples * places, places
+    counts = int(mask.sum()) * read.shape[2:-1].numel() if _fits(read, mask) and mask is not None else None
+    return read.shape[:-1].numel() if counts is None else counts, 1
+
+
+def rows_of(
+    module: nn.Module, read: Tensor, wanted: Tensor, mask: Tensor | None, some: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Lay out what a transform reads, and what its output should change by, in rows.
+
+    Args:
+        module: the transform.
+        read: what it reads.
+        wanted: what its output should change by; the output's elements in order, in any shape.
+        mask: ``(sample, token)``, 1 where a token counts; left out where ``read`` has no such dimensions.
+        some: numbers of those that are picked, of the tokens that count, or of a convolution's samples; all if None.
+
+    Yields:
+        Pieces of rows in float32, or float64 where they come so: ``(group, row, input)`` and ``(group, row, output)``.
+    """
+    if isinstance(module, _ConvNd):
+        yield from _rows_of_conv(module, read, wanted, some)
+        return
+    flat = wanted.reshape(*read.shape[:-1], -1)
+    if mask is not None and _fits(read, mask):
+        keep = mask.bool()
+        read, flat = read[keep], flat[keep]
+    read, flat = read.reshape(-1, read.shape[-1]), flat.reshape(-1, flat.shape[-1])
+    if some is not None:
+        read, flat = read[some.to(read.device)], flat[some.to(flat.device)]
+    yield read[None].to(single(read)), flat[None].to(single(flat))
+
+
+def _fits(read: Tensor, mask: Tensor | None) -> bool:
+    return mask is not None and read.dim() > 2 and read.shape[:2] == mask.shape
+
+
+def _rows_of_conv(
+    module: _ConvNd, read: Tensor, wanted: Tensor, some: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Lay out the patches under a kernel (im2col), a few samples at a time."""
+    spatial = len(module.kernel_size)
+    if read.dim() == spatial + 1:
+        read = read[None]
+    wanted = wanted.reshape(read.shape[0], module.out_channels, -1)
+    if some is not None:
+        read, wanted = read[some.to(read.device)], wanted[some.to(wanted.device)]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = F.pad(read, module._reversed_padding_repeated_twice, mode=mode)
+    sizes = [
+        (size - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, dilation in zip(
+            padded.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True
+        )
+    ]
+    places = torch.Size(sizes).numel()
+    width = read.shape[1] * torch.Size(module.kernel_size).numel()
+    step = max(1, _ROW_BYTES // (4 * places * width))
+    for start in range(0, read.shape[0], step):
+        piece = padded[start : start + step].to(single(padded))
+        taps = [piece[(..., *_tap(module, offset, sizes))] for offset in product(*map(range, module.kernel_size))]
+        patches = torch.stack(taps, 2)  # (sample, channel, tap, place…)
+        count = patches.shape[0]
+        patches = patches.reshape(count, module.groups, width // module.groups, places)
+        change = wanted[start : start + step].to(single(wanted)).reshape(count, module.groups, -1, places)
+        yield _by_group(patches), _by_group(change)
+
+
+def layout(module: nn.Module) -> tuple[object, ...]:
+    """What decides the rows that a transform's input is laid out in: equal for two, so are the rows."""
+    if not isinstance(module, _ConvNd):
+        return ()
+    return module.kernel_size, module.stride, module.dilation, module.groups, module.padding, module.padding_mode
+
+
+def output_of(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Tensor) -> Tensor:
+    """What a transform would make with another weight and bias."""
+    other = copy.copy(module)
+    other._parameters = {
+        "weight": nn.Parameter(weight, False),
+        "bias": None if bias is None else nn.Parameter(bias, False),
+    }
+    return type(module).forward(other, read)
+
+
+def add_output(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Tensor, into: Tensor) -> bool:
+    """Add what a transform would make with another weight and bias to a tensor, without making it first.
+
+    Args:
+        module: the transform.
+        weight: the other weight, of the module's shape.
+        bias: the other bias; None where there is none.
+        read: what the transform reads.
+        into: gets the sum; the output's elements in order, in any shape.
+
+    Returns:
+        Whether that could be done: for linear layers, where all is of one dtype. If not, nothing is written.
+    """
+    if isinstance(module, _ConvNd) or not into.is_contiguous() or not weight.dtype == read.dtype == into.dtype:
+        return False
+    matrix = weight if is_transposed(module) else weight.T
+    rows = read.reshape(-1, matrix.shape[0])
+    if len(rows) * matrix.shape[1] != into.numel() or storage_key(rows) == storage_key(into):
+        return False
+    flat = into.view(-1, matrix.shape[1])
+    flat.addmm_(rows, matrix)
+    if bias is not None:
+        flat.add_(bias)
+    return True
+
+
+def channel_dim(module: nn.Module) -> int:
+    """Where a transform's output has its channels, from behind."""
+    return -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
+
+
+def _tap(module: _ConvNd, offset: tuple[int, ...], sizes: list[int]) -> tuple[slice, ...]:
+    """What one element of the kernel sees, of the padded input."""
+    return tuple(
+        slice(o * dilation, o * dilation + stride * (size - 1) + 1, stride)
+        for o, dilation, stride, size in zip(offset, module.dilation, module.stride, sizes, strict=True)
+    )
+
+
+def _by_group(tensor: Tensor) -> Tensor:
+    """(sample, group, column, place) → (group, row, column)."""
+    return tensor.permute(1, 0, 3, 2).reshape(tensor.shape[1], -1, tensor.shape[2])
+
+
+def exact(tensor: Tensor) -> torch.dtype:
+    """The dtype that sums are taken in: float64, or float32 where the device has no other."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def single(tensor: Tensor) -> torch.dtype:
+    """The dtype that rows are multiplied in: float32, or the tensor's own if that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)

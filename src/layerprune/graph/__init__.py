@@ -1,0 +1,30 @@
+"""The layer graph: layers, values and module calls of one forward, and the groups that layers form.
+
+Made by ``capture``; can be built by hand.
+"""
+
+from layerprune.graph.correspondence import counterparts
+from layerprune.graph.groups import Group, LayerInfo, Verdict, form_groups
+from layerprune.graph.layer_graph import Cut, Frame, Layer, LayerGraph, Read, Structure, Value
+from layerprune.graph.op_kinds import kind_of_function, kind_of_module
+from layerprune.graph.value_locations import Call, Showings, calls_of
+
+__all__ = [
+    "Call",
+    "Cut",
+    "Frame",
+    "Group",
+    "Layer",
+    "LayerGraph",
+    "LayerInfo",
+    "Read",
+    "Showings",
+    "Structure",
+    "Value",
+    "Verdict",
+    "calls_of",
+    "counterparts",
+    "form_groups",
+    "kind_of_function",
+    "kind_of_module",
+]

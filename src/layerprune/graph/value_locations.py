@@ -1,0 +1,80 @@
+"""Showings: where in a run values of the layer graph show up, and what the run has to do for that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from layerprune.graph.layer_graph import LayerGraph
+
+Call: TypeAlias = tuple[str, int]
+"""One call of a module: the module's first name, and which call of it this is."""
+
+
+@dataclass(frozen=True)
+class Showings:
+    """Where values show up, and what has to be as in the recording for that; values by the numbers that users know.
+
+    Attributes:
+        inputs: place among the tensors of the model's arguments → value.
+        arguments: call → (position, keyword, value) of what it takes.
+        results: call → (place, value) of what it returns.
+        functions: call → (function, which call of it) → (place in its results, value) of what its forward makes.
+        steps: call → what its forward has to call, in order.
+        counts: module → how often it has to be called, if at all.
+        callees: modules that are called by those whose steps are watched.
+        shapes: value → its shape in the recording.
+    """
+
+    inputs: dict[int, int] = field(default_factory=dict[int, int])
+    arguments: dict[Call, list[tuple[int | None, str | None, int]]] = field(default_factory=dict[Any, Any])
+    results: dict[Call, list[tuple[int, int]]] = field(default_factory=dict[Any, Any])
+    functions: dict[Call, dict[tuple[str, int], list[tuple[int, int]]]] = field(default_factory=dict[Any, Any])
+    steps: dict[Call, tuple[str, ...]] = field(default_factory=dict[Any, Any])
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    callees: set[str] = field(default_factory=set[str])
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict[int, Any])
+
+    @classmethod
+    def of(cls, graph: LayerGraph, calls: Sequence[Call], wanted: Mapping[int, int]) -> Showings:
+        """Find the places of values of a layer graph (→ the numbers that they are reported by)."""
+        found = cls()
+        taken = [(frame, argument) for frame in graph.frames for argument in frame.arguments if argument[2] in wanted]
+        for frame, (position, keyword, value) in taken:
+            found.arguments.setdefault(calls[frame.index], []).append((position, keyword, wanted[value]))
+        direct = {argument[2] for frame, argument in taken if frame.parent < 0}
+        for value, number in wanted.items():
+            found.shapes[number] = graph.values[value].shape
+            if value in graph.inputs and value not in direct:
+                found.inputs[graph.inputs.index(value)] = number
+            for frame in graph.results_of.get(value, ()):
+                place = graph.frames[frame].outputs.index(value)
+                found.results.setdefault(calls[frame], []).append((place, number))
+            layer = graph.layers[graph.values[value].layer] if graph.values[value].layer >= 0 else None
+            if layer is not None and layer.function is not None:
+                call = calls[layer.frame]
+                found.steps[call] = graph.frames[layer.frame].steps
+                if layer.nth >= 0 and value in layer.results:
+                    made = found.functions.setdefault(call, {}).setdefault((layer.function, layer.nth), [])
+                    made.append((layer.results.index(value), number))
+        watched = {frame.index for frame in graph.frames if calls[frame.index] in found.steps}
+        found.callees.update(calls[frame.index][0] for frame in graph.frames if frame.parent in watched)
+        totals = Counter(name for name, _ in calls)
+        found.counts.update((name, totals[name]) for name, _ in (*found.arguments, *found.results, *found.steps))
+        return found
+
+
+def calls_of(graph: LayerGraph, model: nn.Module, names: Mapping[int, Sequence[str]]) -> list[Call]:
+    """Each frame's call: the first name of its module, and which call of the module it is, under whatever name."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    counts: dict[str, int] = {}
+    found: list[Call] = []
+    for frame in graph.frames:
+        name = names[id(modules[frame.fqn])][0]
+        found.append((name, counts.get(name, 0)))
+        counts[name] = counts.get(name, 0) + 1
+    return found

@@ -1,0 +1,186 @@
+"""Taps: gradients at the tensors that removals move, multiplied with what they move by."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerprune.capture import Batch, Observer, See, gradient_shadow
+from layerprune.graph import LayerGraph
+from layerprune.impact.estimators.delta_store import Changes
+from layerprune.impact.estimators.perturbations import Shift, Tensors, shifts_of
+from layerprune.impact.scores import Scene
+from layerprune.modules import named_parameters, parameters
+
+#: Why an estimate may be missing, for notes.
+UNSEEN = "a tensor in question is not seen in a run, or no gradient reaches it"
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """How far removals move what a backward started from, ``(removal, backward × sample)`` each.
+
+    Attributes:
+        sums: the products of gradient and change, summed over the elements: the move to first order.
+        squares: their squares, summed: what its square is on average where the elements' parts come with random signs.
+    """
+
+    sums: np.ndarray
+    squares: np.ndarray
+
+
+class Taps:
+    """Runs a model forward and backward, and says how far each removal moves what the backward starts from.
+
+    The parameters do not ask for gradients, but for those of the layers through which the inputs come in: the others
+    get theirs along with the values, at less memory.
+
+    Args:
+        scene: the model and its removals.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.shade = gradient_shadow(scene.model, written=scene.graph.written_params)
+        self.shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
+        self.tensors = Tensors(scene.graph, [shift for some in self.shifts for shift in some])
+        self.changes = Changes(scene.graph, self.shade.model, self.tensors)
+        self.observer = Observer(self.shade, scene.graph, self.changes.watched, scene.variants)
+        entering = _entering(scene.graph)
+        for name, parameter in named_parameters(self.shade.model, every_name=True):
+            parameter.requires_grad_(name in entering)
+
+    def run(
+        self,
+        batch: Batch,
+        pull: Callable[[Any, Sequence[Any]], None],
+        forward: Callable[[nn.Module], Any] | None = None,
+        *,
+        num_backwards: int = 1,
+    ) -> Moves:
+        """Run one batch.
+
+        Args:
+            batch: what to run on.
+            pull: gets the output and the ends of the backward, and runs it.
+            forward: calls the model, in place of its call on the batch's inputs.
+            num_backwards: how many times ``pull`` runs it.
+
+        Returns:
+            What each removal moves; nan where no gradient came.
+        """
+        products = self._run(batch, pull, forward, num_backwards)
+        if products.deaf and not all(p.requires_grad for p in self._floating()):
+            for parameter in self._floating():  # a detached value: gradients have to start from anew behind it
+                parameter.requires_grad_(True)
+            products = self._run(batch, pull, forward, num_backwards)
+        return products.of(self.shifts)
+
+    def _run(
+        self,
+        batch: Batch,
+        pull: Callable[[Any, Sequence[Any]], None],
+        forward: Callable[[nn.Module], Any] | None,
+        num_backwards: int,
+    ) -> _Products:
+        products = _Products(self.tensors.moved, self.changes, batch.num_samples, num_backwards)
+
+        def begin() -> See:
+            products.forget()
+            self.changes.begin(*self.observer.under_way)
+            return products.see
+
+        def use(out: Any) -> None:
+            self.changes.end()
+            pull(out, list(products.ends.values()))
+
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self.changes.note_saved, lambda tensor: tensor):
+                self.observer.run(batch.inputs, begin, use=use, forward=forward)
+        finally:
+            products.let_go()
+        return products
+
+    def _floating(self) -> list[nn.Parameter]:
+        return [p for p in parameters(self.shade.model) if p.is_floating_point() or p.is_complex()]
+
+
+class _Products:
+    """One batch's products of gradients and changes, summed over each sample as the backward brings the gradients."""
+
+    def __init__(self, moved: frozenset[int], changes: Changes, num_samples: int, num_backwards: int) -> None:
+        self.moved = moved
+        self.changes = changes
+        self.num_samples = num_samples
+        self.num_backwards = num_backwards
+        self.ends: dict[int, Any] = {}
+        self.num_gradients: dict[int, int] = {}
+        self.found: dict[Shift, list[Tensor]] = {}  # (sums or squares, sample) of each backward
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.let_go()
+        self.num_gradients.clear()
+        self.found.clear()
+        self.deaf = False
+
+    def let_go(self) -> None:
+        """Let go of the ends of a backward, which know the hooks, which know these: nothing would be freed."""
+        self.ends.clear()
+        self.changes.forget()
+
+    def see(self, value: int, tensor: Tensor) -> None:
+        if value in self.moved:
+            if tensor.requires_grad:
+                self.ends[value] = torch.autograd.graph.get_gradient_edge(tensor)
+                tensor.register_hook(functools.partial(self.multiply, value))
+            else:
+                self.deaf = True
+        self.changes.see(value, tensor)
+
+    def multiply(self, value: int, gradient: Tensor) -> None:
+        gradient = gradient.detach()
+        with torch.no_grad():
+            for shift, change in self.changes.of(value):
+                part = shift.part(gradient, change.shape)
+                part = part.to(torch.promote_types(part.dtype, torch.float32))  # small products are nothing in float16
+                self.found.setdefault(shift, []).append(self.by_sample(part * change))
+        self.num_gradients[value] = self.num_gradients.get(value, 0) + 1
+        if self.num_gradients[value] == self.num_backwards:
+            self.changes.drop(value)
+
+    def by_sample(self, product: Tensor) -> Tensor:
+        """Sums and sums of squares, ``(2, sample)``; of a tensor without samples an even share for each."""
+        num = self.num_samples
+        rows = num if product.dim() and product.shape[0] % num == 0 else 1
+        flat = product.real.reshape(rows, -1)
+        both = torch.stack([flat.sum(1), torch.linalg.vector_norm(flat, dim=1).square()])
+        return both if rows == num else both.expand(2, num) / both.new_tensor([[num**0.5], [num]])
+
+    def of(self, shifts: Sequence[Sequence[Shift]]) -> Moves:
+        """What each removal's shifts move together."""
+        known = {shift: torch.cat(found, dim=1).cpu().double().numpy() for shift, found in self.found.items()}
+        unknown = np.full((2, max((row.shape[1] for row in known.values()), default=self.num_samples)), np.nan)
+        both = np.zeros((2, len(shifts), unknown.shape[1]))
+        for number, some in enumerate(shifts):
+            both[:, number] = np.sum([known.get(shift, unknown) for shift in some], axis=0)
+        return Moves(both[0], both[1])
+
+
+def _entering(graph: LayerGraph) -> frozenset[str]:
+    """The parameters of the layers that read no value which already depends on one."""
+    found: set[str] = set()
+    dependent: set[int] = set()
+    for layer in graph.layers:
+        if not any(value in dependent for read in layer.operands for value in read):
+            if not layer.params:
+                continue
+            found |= set(layer.params)
+        dependent |= {v for v in layer.outputs if graph.values[v].dtype.is_floating_point}
+    return frozenset(found)

@@ -1,0 +1,87 @@
+"""Influence: how far a removal moves the tensor that it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerprune.capture import Observer, See, real_shadow
+from layerprune.fidelity import norm
+from layerprune.impact.estimators.perturbations import Shift, Tensors, shifts_of
+from layerprune.impact.scores import Evidence, Scene, about_unknown
+
+
+def score_influence(scene: Scene) -> Evidence:
+    """Measure how far each removal moves the tensor it replaces, in one forward for all of them.
+
+    For a substitute ``s`` of ``y`` this is ``‖y - s‖ / ‖y‖``; for an operand ``b`` that a merge ``c`` loses,
+    ``‖b‖ / ‖c‖``; for a projection ``P s`` of a tensor of other channels ``‖y - P s‖ / ‖y‖``. Several
+    replaced tensors are taken as one. Block Influence (arXiv 2403.03853, section 3.2) is the same idea with 1 - cosine,
+    which does not see a branch that only rescales.
+
+    Args:
+        scene: what to score, and on what; running sums only are kept, and what a later tensor is compared with.
+
+    Returns:
+        Scores from 0 for none, unbounded above.
+    """
+    shade = real_shadow(scene.model, written=scene.graph.written_params)
+    shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
+    tensors = Tensors(scene.graph, [shift for some in shifts for shift in some])
+    observer = Observer(shade, scene.graph, tensors.wanted, scene.variants)
+    change = np.full((len(scene.batches), len(shifts)), np.nan)
+    size = np.full_like(change, np.nan)
+    for row, batch in enumerate(scene.batches):
+        norms = _Norms(batch.mask)
+
+        def begin(norms: _Norms = norms) -> See:
+            norms.forget()
+            return tensors.seeing(norms.measure, keeps=False)
+
+        with scene.on(row):
+            observer.run(batch.inputs, begin)
+        change[row], size[row] = norms.of(shifts)
+        scene.progress(row + 1, len(scene.batches))
+    for column, removal in enumerate(scene.removals):
+        pairs = scene.missed(removal) if removal.needs_calibration else None
+        if pairs is not None:
+            change[:, column], size[:, column] = np.array(pairs).T
+    notes = about_unknown(scene.removals, change, "a tensor in question is not seen in a run, or not finite")
+    unit = "influence: relative change of the replaced tensor"
+    return Evidence(change, size, 0.5, unit, notes)
+
+
+class _Norms:
+    """Norms of one batch's tensors and their changes, each measured once, fetched from the device at last."""
+
+    def __init__(self, mask: Tensor | None) -> None:
+        self.mask = mask
+        self.sizes: dict[int, Tensor] = {}
+        self.changes: dict[Shift, Tensor] = {}
+
+    def forget(self) -> None:
+        self.sizes.clear()
+        self.changes.clear()
+
+    def measure(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
+        if not shift.lost and moved.shape != other.shape:
+            return
+        self.changes[shift] = norm(other if shift.lost else other - moved, self.mask)
+        if shift.moved not in self.sizes:
+            self.sizes[shift.moved] = norm(moved, self.mask)
+
+    def of(self, shifts: Sequence[Sequence[Shift]]) -> tuple[list[float], list[float]]:
+        """Sums of change and size of each removal; nan where one is not known."""
+        known = dict(zip(self.changes, _fetched(self.changes.values()), strict=True))
+        sizes = dict(zip(self.sizes, _fetched(self.sizes.values()), strict=True))
+        change = [sum(known.get(shift, np.nan) for shift in some) for some in shifts]
+        return change, [sum(sizes.get(shift.moved, np.nan) for shift in some) for some in shifts]
+
+
+def _fetched(norms: Iterable[Tensor]) -> list[float]:
+    """Squares, fetched at once."""
+    found = list(norms)
+    return torch.stack([norm.to(found[0].device) for norm in found]).double().square().tolist() if found else []

@@ -1,0 +1,28 @@
+"""Magnitude: how large the weights are that a removal takes; needs no data and knows nothing of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from layerprune.impact.scores import Evidence, Scene
+from layerprune.modules import named_parameters
+
+
+def score_magnitude(scene: Scene) -> Evidence:
+    """The norm of the parameters that a removal takes, relative to that of all parameters.
+
+    A baseline, as in much of the literature on pruning without data: large weights are taken to matter.
+
+    Args:
+        scene: what to score; its batches are not looked at.
+    """
+    squares: dict[int, float] = {}
+    for name, parameter in named_parameters(scene.model, every_name=True):
+        number = scene.graph.param_ids[name]
+        if number not in squares:
+            squares[number] = float(torch.linalg.vector_norm(parameter.detach().float()).square())
+    scene.progress(1, 1)
+    change = [sum(squares[number] for number in removal.realisation.params) for removal in scene.removals]
+    size = np.full((1, len(change)), sum(squares.values()))
+    return Evidence(np.array([change]), size, 0.5, "magnitude: share of the weights' norm")

@@ -1,0 +1,108 @@
+"""Output change: how far a removal moves the model's output, estimated for all removals from one backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerprune.capture import Batch
+from layerprune.fidelity import Harm, class_dim, harm_of, masked
+from layerprune.impact.estimators.gradient_taps import UNSEEN, Taps
+from layerprune.impact.scores import Evidence, Scene, about_harm, about_unknown
+
+
+def score_output_change(scene: Scene, harm: Harm | None = None, *, num_directions: int = 1) -> Evidence:
+    """Estimate how far each removal moves the output, for all removals at once.
+
+    A removal that replaces ``y`` by ``s`` moves the output ``f`` along a direction ``v``, to first order, by the sum of
+    ``e = ∂(v·f)/∂y · (s - y)`` over the elements of ``y``. Added are the squares of the ``e``, over random ``v``: the
+    diagonal of the Gauss-Newton matrix, as in Optimal Brain Damage (LeCun 1990). With all of the matrix, which is the
+    square of the sum, the estimate is exact for small steps and ranks removals worse, whose steps are large: what lies
+    beside the diagonal does not reach that far. See ``docs/impact.md`` for the figures.
+
+    Of a distribution, classes are drawn from the model's own prediction and ``v`` is the gradient of their logarithm:
+    half the expectation is the Fisher estimate of the KL divergence (as in arXiv 1801.05787, of layers here). No labels
+    are needed. ``pairs`` holds the interactions: the correlation of two removals' moves, at the scale of their impacts.
+
+    Args:
+        scene: what to score, and on what.
+        harm: how outputs are compared; told from the model and its output if None.
+        num_directions: backwards per batch.
+    """
+    harm = harm or scene.harm
+    taps = Taps(scene)
+    rows: list[np.ndarray] = []
+    sizes = np.ones(len(scene.batches))
+    products = np.zeros((len(scene.removals), len(scene.removals)))
+    generator = torch.Generator().manual_seed(scene.seed)
+    for row, batch in enumerate(scene.batches):
+
+        def pull(out: Any, ends: Sequence[Any], row: int = row, batch: Batch = batch) -> None:
+            nonlocal harm
+            harm = harm or harm_of(scene.model, out)
+            sizes[row] = _pull(out, ends, harm, batch, generator, num_directions)
+
+        with scene.on(row):
+            moved = taps.run(batch, pull, num_backwards=num_directions)
+        rows.append(moved.squares.sum(1))
+        products += moved.sums @ moved.sums.T
+        scene.progress(row + 1, len(scene.batches))
+    assert harm is not None
+    half = 0.5 if harm.kind == "distribution" else 1.0
+    change = half * np.stack(rows) / num_directions
+    size = np.broadcast_to(sizes[:, None], change.shape)
+    pairs = _pairs(products, change.sum(0) / sizes.sum())
+    notes = (*about_unknown(scene.removals, change, UNSEEN), *about_harm(scene, harm))
+    unit = f"{harm.unit}, estimated"
+    return Evidence(change, size, 1.0, unit, notes, pairs)
+
+
+def _pairs(products: np.ndarray, impacts: np.ndarray) -> np.ndarray:
+    """Interactions of the scale of the impacts: their roots times the correlation of what removals move."""
+    lengths = np.sqrt(products.diagonal())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = products * np.outer(*[np.sqrt(impacts) / lengths] * 2)
+    found[:, lengths == 0] = found[lengths == 0] = 0.0
+    np.fill_diagonal(found, 0.0)
+    return found
+
+
+def _pull(
+    out: Any, ends: Sequence[Any], harm: Harm, batch: Batch, generator: torch.Generator, num_directions: int
+) -> float:
+    """Send random output directions backwards; returns what the squares are relative to."""
+    outputs = [t for t in harm.outputs(out) if t.requires_grad]
+    if not outputs or not ends:
+        return 1.0
+    size = 1.0
+    for number in range(num_directions):
+        directions: list[Tensor] = []
+        for tensor in outputs:
+            direction, size = _direction(tensor.detach(), harm, batch, generator, len(outputs))
+            directions.append(direction)
+        more = number + 1 < num_directions
+        torch.autograd.grad(outputs, ends, directions, retain_graph=more, allow_unused=True)
+    return size
+
+
+def _direction(
+    tensor: Tensor, harm: Harm, batch: Batch, generator: torch.Generator, num_outputs: int
+) -> tuple[Tensor, float]:
+    """A direction for one output, and what its squares are relative to: the number of predictions, or of samples."""
+    if harm.kind == "values":
+        direction = masked(torch.randn(tensor.shape, generator=generator).to(tensor), batch.mask)
+        scale = (batch.num_samples / num_outputs) ** 0.5 / masked(tensor, batch.mask).norm().clamp_min(1e-30)
+        return direction * scale, float(batch.num_samples)
+    dim = class_dim(tensor)
+    p = tensor.float().softmax(dim)
+    rows = p.movedim(dim, -1)
+    drawn = torch.multinomial(rows.reshape(-1, p.shape[dim]).cpu(), 1, generator=generator)
+    chosen = drawn.reshape(rows.shape[:-1]).unsqueeze(-1).movedim(-1, dim).to(p.device)
+    direction = torch.zeros_like(p).scatter_(dim, chosen, 1.0) - p
+    fits = batch.mask is not None and tensor.shape[:2] == batch.mask.shape
+    num = float(batch.mask.sum()) if fits and batch.mask is not None else float(rows[..., 0].numel())
+    return masked(direction, batch.mask).to(tensor.dtype), num

@@ -1,0 +1,70 @@
+"""The user's module tree: walked, copied, compared, watched while it runs, and put back as it was.
+
+Works on ``nn.Module`` objects alone; recording and graphs come above.
+"""
+
+from layerprune.modules.external_state import Outside
+from layerprune.modules.fast_path import no_fast_path, nothing, unfuse
+from layerprune.modules.fingerprint import difference, structure
+from layerprune.modules.interpose import FunctionWatch, OperationWatch, hooks_watched, reached, watched
+from layerprune.modules.parameters import buffers, named_buffers, named_parameters, parameters
+from layerprune.modules.snapshot import Attributes, Held
+from layerprune.modules.state import Condition
+from layerprune.modules.supported import check_supported
+from layerprune.modules.tensor_keys import StrongTensorKeys, WeakTensorKeys, storage_key
+from layerprune.modules.tensor_writes import write
+from layerprune.modules.tree import (
+    Tree,
+    clone,
+    fingerprint,
+    is_transposed,
+    named_tensors,
+    names_by_module,
+    names_with_nan,
+    num_params,
+    own,
+    own_tensors,
+    slots,
+    unwrap,
+)
+from layerprune.modules.undo import Journal, Undo
+
+__all__ = [
+    "Attributes",
+    "Condition",
+    "FunctionWatch",
+    "Held",
+    "Journal",
+    "OperationWatch",
+    "Outside",
+    "StrongTensorKeys",
+    "Tree",
+    "Undo",
+    "WeakTensorKeys",
+    "buffers",
+    "check_supported",
+    "clone",
+    "difference",
+    "fingerprint",
+    "hooks_watched",
+    "is_transposed",
+    "named_buffers",
+    "named_parameters",
+    "named_tensors",
+    "names_by_module",
+    "names_with_nan",
+    "no_fast_path",
+    "nothing",
+    "num_params",
+    "own",
+    "own_tensors",
+    "parameters",
+    "reached",
+    "slots",
+    "storage_key",
+    "structure",
+    "unfuse",
+    "unwrap",
+    "watched",
+    "write",
+]

@@ -1,0 +1,64 @@
+"""Tensor keys: what is known of tensors, looked up by the tensors themselves."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import Tensor
+
+from layerprune.stand_ins import Dropped
+
+
+def storage_key(tensor: Tensor) -> int:
+    """What names a tensor's memory as long as it lives; tensors without any (sparse, opaque) count as their own."""
+    if type(tensor) is not Tensor and isinstance(tensor, Dropped):  # what an earlier surgery left
+        return -id(tensor)
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return -id(tensor)
+
+
+class StrongTensorKeys:
+    """Values by tensor, for tensors that are kept alive: their ids stay theirs."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, tuple[Tensor, int]] = {}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.values
+
+    def __getitem__(self, tensor: Tensor) -> int:
+        return self.values[id(tensor)][1]
+
+    def __setitem__(self, tensor: Tensor, value: int) -> None:
+        self.values[id(tensor)] = (tensor, value)
+
+    def get(self, tensor: Tensor) -> int | None:
+        """The value of a tensor; None if it is not known."""
+        found = self.values.get(id(tensor))
+        return None if found is None else found[1]
+
+
+class WeakTensorKeys:
+    """Values by tensor, for as long as the tensors live: an id that another tensor has got since is not theirs."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return self.get(tensor) is not None
+
+    def __getitem__(self, tensor: Tensor) -> int:
+        value = self.get(tensor)
+        if value is None:
+            raise KeyError(tensor)
+        return value
+
+    def __setitem__(self, tensor: Tensor, value: int) -> None:
+        self.values[id(tensor)] = (weakref.ref(tensor), value)
+
+    def get(self, tensor: Tensor) -> int | None:
+        """The value of a tensor; None if it is not known."""
+        found = self.values.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None

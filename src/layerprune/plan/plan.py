@@ -1,0 +1,350 @@
+"""The plan: a plain record of what to remove, which goes to JSON and back and replays on another copy of the model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+from torch import nn
+
+from layerprune.channels import CannotFold, reader_for
+from layerprune.edits import Edit, folds_of, why_malformed
+from layerprune.errors import PlanError, SurgeryError
+from layerprune.modules import Journal, clone, difference, fingerprint, num_params, own, structure, unwrap
+from layerprune.plan.provenance import entries_of, record
+from layerprune.surgery import check_numbers, cover, operate, rebuilders
+
+#: 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure; 4: folded projections;
+#: 5: slack and shortfall.
+SCHEMA = 5
+
+_MOST = 2**63 - 1  # of what is counted
+
+
+class PlannedRemoval(BaseModel):
+    """One removal of a plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="what is replaced by what")
+    kind: str = Field(description="bypass, branch, gate, concat, several, shared, block or projection")
+    groups: tuple[str, ...] = Field(description="names of the groups that leave")
+    num_params: int = Field(ge=0, description="parameters that it removes when it is made alone")
+    impact: float | None = Field(description="what it costs, in the plan's impact_unit; null where it is not known")
+    impact_interval: tuple[float, float] | None = Field(
+        default=None, description="interval of the impact over the calibration samples; holds in about 90 % of cases"
+    )
+    recurrence: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="how often the sum of impacts on other draws of the batches chooses it",
+    )
+    needs_calibration: bool = Field(default=False, description="whether weights have to be fitted on data for it")
+    kept: tuple[str, ...] = Field(default=(), description="members of its groups that stay")
+    leftovers: tuple[str, ...] = Field(default=(), description="functions that still run on what is left")
+
+
+class PlannedFigure(BaseModel):
+    """Something that a budget speaks of, measured on the model and on what the plan leaves of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="macs, latency_ms or memory_bytes")
+    before: float
+    after: float
+
+
+class FrontierPoint(BaseModel):
+    """One size, and the least sum of impacts that removes as much; a prediction, not proven."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reduction: float = Field(description="share of the parameters that goes")
+    impact: float = Field(description="sum of the impacts")
+
+
+class PruningPlan(BaseModel):
+    """What to remove from a model, and what that was computed from.
+
+    A plan holds names and numbers only. ``PruningPlan.from_json(plan.to_json())`` equals ``plan``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = Field(default=SCHEMA, ge=1)
+    model: str = Field(description="the model's class")
+    fingerprint: str = Field(description="hash of its classes, tensor names, shapes and dtypes")
+    structure: tuple[str, ...] = Field(
+        default=(), repr=False, description="the same in words, a module a line, to say where another model differs"
+    )
+    max_param_reduction: float | None = Field(
+        description="the budget as a share of all parameters; null if groups were named"
+    )
+    max_mac_reduction: float | None = Field(default=None, description="the same of multiply-accumulates")
+    target_latency_ms: float | None = Field(default=None, description="median of one forward that was to be reached")
+    max_memory_bytes: int | None = Field(default=None, description="most that was to be held in one forward")
+    max_impact: float | None = Field(default=None, description="largest impact of all removals together")
+    slack: float | None = Field(
+        default=None, description="how far below its caps the plan may stay for less impact; null where nobody said"
+    )
+    granularity: str
+    strategy: str = Field(default="exact", description="what chose the removals")
+    seed: int = Field(default=0, description="for what was drawn")
+    removals: tuple[PlannedRemoval, ...]
+    edits: tuple[Edit, ...]
+    num_params_before: int = Field(ge=0, le=_MOST)
+    num_params_after: int = Field(ge=0, le=_MOST)
+    figures: tuple[PlannedFigure, ...] = Field(default=(), description="what budgets but that of parameters speak of")
+    impact_unit: str
+    impact_together: float | None = Field(
+        default=None, description="impact of all removals made together, where impacts are measured by making them"
+    )
+    frontier: tuple[FrontierPoint, ...] = ()
+    needs_layerprune: bool = Field(description="whether the pruned model holds stand-ins that only layerprune defines")
+    notes: tuple[str, ...] = ()
+    shortfall: str = Field(
+        default="", description="why nothing, or less than half of what a cap allows, goes; empty where more goes"
+    )
+
+    @property
+    def reduction(self) -> float:
+        """The share of parameters that goes."""
+        return 1 - self.num_params_after / self.num_params_before if self.num_params_before else 0.0
+
+    def to_json(self) -> str:
+        """Write the plan as JSON text."""
+        return self.model_dump_json(indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Read a plan from JSON text.
+
+        Raises:
+            PlanError: the text is no plan, or one of a newer schema; the message names the first field that is wrong.
+        """
+        try:
+            plan = cls.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            _check_schema(text)
+            first = error.errors(include_url=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"][:6]) or "the text"
+            raise PlanError(f"not a pruning plan: {where}: {first['msg']}") from error
+        _check_schema(text)
+        for number, edit in enumerate(plan.edits):
+            if reason := why_malformed(edit):
+                raise PlanError(f"not a pruning plan: edits.{number}: cannot {edit.kind}: {reason}")
+        return plan
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the plan to a JSON file, at once or not at all; :meth:`load` reads it."""
+        target = Path(path)
+        written = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            written.write_text(self.to_json() + "\n", encoding="utf-8")
+            written.replace(target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                written.unlink(missing_ok=True)
+            raise PlanError(f"the plan cannot be written to {target}: {error}") from error
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PruningPlan:
+        """Read a plan from a JSON file, or from a folder that :func:`layerprune.save_pruned` has written.
+
+        Raises:
+            PlanError: there is no such file, it holds no plan, or the folder several.
+        """
+        source = Path(path)
+        if source.is_dir():
+            if (source / "plan-2.json").exists():
+                raise PlanError(f"{source} holds several plans, carried out one after the other: give the file of one")
+            source /= "plan.json"
+        try:
+            text = source.read_bytes().decode()
+        except FileNotFoundError:
+            raise PlanError(f"there is no file {source}; give the path of what plan.save(path) has written") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"the plan in {source} cannot be read: {error}") from error
+        try:
+            return cls.from_json(text)
+        except PlanError as error:
+            raise PlanError(f"{source}: {error}") from error
+
+    def check(self, model: nn.Module, *, dtypes: bool = True) -> None:
+        """Raise :class:`PlanError` unless the plan was made for a model of this very structure.
+
+        Args:
+            model: the model.
+            dtypes: False to allow other floating-point dtypes, where weights come from a file.
+        """
+        if self._fits(model):
+            return
+        if self.structure:
+            detail = difference(self.structure, structure(model), dtypes=dtypes)
+            if not detail and not dtypes:
+                return
+            detail = detail or "its tensors are named otherwise"
+        elif num_params(model) != self.num_params_before or type(model).__name__ != self.model:
+            detail = f"it has {num_params(model):,} parameters, the plan's model has {self.num_params_before:,}"
+        else:
+            detail = "its modules or tensor shapes differ"
+        raise PlanError(
+            f"the plan was made for another model ({self.model}), not for this {type(model).__name__}: {detail}; "
+            "make a new plan with UniversalLayerPruner(model).plan(…)"
+        )
+
+    def _fits(self, model: nn.Module) -> bool:
+        """Whether a model has the plan's fingerprint; schema 1 knew several ways to take it."""
+        if fingerprint(model) == self.fingerprint:
+            return True
+        older = [(False, True), (True, True)] if self.schema_version == 1 else []
+        return any(fingerprint(model, paths=paths, caches=caches) == self.fingerprint for paths, caches in older)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether weights have to be fitted on calibration data: those of the transforms that take projections in."""
+        return bool(folds_of(self.edits))
+
+    def apply(self, model: nn.Module, *, inplace: bool = False, weights_follow: bool = False) -> nn.Module:
+        """Carry the plan out on a model of the structure that it was made for; see :func:`layerprune.quick_prune`.
+
+        Args:
+            model: another copy of the model; it may be on another device, in another mode, with other weights.
+            inplace: edit the model itself instead of a copy.
+            weights_follow: all weights are about to be written over, as with a pruned model's that were saved. A plan
+                that folds projections is applied only so, as the weights that take these in are zeros until then.
+
+        Returns:
+            The pruned model.
+
+        Raises:
+            PlanError: the plan was made for another model, its edits do not fit, or it folds projections and no weights
+                follow. The model is as it was.
+        """
+        model = unwrap(model)
+        self.check(model)
+        if self.needs_calibration and not weights_follow:
+            raise PlanError(
+                "the plan folds projections, which are fitted on calibration data: carry it out with "
+                "UniversalLayerPruner(model, calibration=batches).prune(plan=plan); to load weights that were saved "
+                "into what it leaves, call plan.apply(model, weights_follow=True)"
+            )
+        # The copy shares its tensors until the edits are made: what goes is never copied.
+        target = model if inplace else clone(model, lambda tensor: tensor)
+        journal = Journal()
+        try:
+            self.carry_out(target, journal)
+            return target if inplace else clone(target, own)
+        except BaseException:  # Ctrl-C, too: the model is as it was, or done
+            journal.take_back()
+            raise
+
+    def carry_out(self, model: nn.Module, journal: Journal | None = None) -> None:
+        """Make the plan's edits on a model that it was checked with, in place; the model remembers the plan.
+
+        Methods of its classes that would save what they build again otherwise are refused from then on.
+
+        Args:
+            model: the model.
+            journal: what is changed is written down in it; whoever gives one may take it back.
+
+        Raises:
+            PlanError: the edits do not fit, or leave another number of parameters. The model is as it was.
+        """
+        self._check_folds(model)
+        journal = Journal() if journal is None else journal
+        entries, places = entries_of(model), rebuilders(model)
+        try:
+            check_numbers(model, self.edits)
+            operate(model, self.edits, journal=journal)
+        except SurgeryError as error:
+            raise PlanError(f"the plan's edits do not fit this {type(model).__name__}: {error}") from error
+        if (found := num_params(model)) != self.num_params_after:
+            journal.take_back()
+            raise PlanError(f"the plan promises {self.num_params_after:,} parameters, but its edits leave {found:,}")
+        cover(model, places, self.edits, journal)
+        record(model, (*entries, ("", self.to_json())), journal)
+
+    def _check_folds(self, model: nn.Module) -> None:
+        """Refuse a weight that no removal would leave, before memory is taken for it."""
+        modules, most = dict(model.named_modules()), num_params(model)
+        for fold in folds_of(self.edits):
+            try:
+                size = reader_for(modules[fold.owner], fold).size(fold.num_in)
+            except (KeyError, CannotFold):
+                continue  # surgery says so
+            if size > most:
+                raise PlanError(f"the plan would {fold}, with {size:,} elements where the whole model has {most:,}")
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}: {self.num_params_before:,} → {self.num_params_after:,} parameters ({-self.reduction:+.1%})",
+            *(f"  {removal.name} ({removal.num_params:,})" for removal in self.removals),
+        ]
+        return "\n".join(lines)
+
+
+def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
+    """The plans that were carried out on a model itself, first to last; a copy of it remembers them, too."""
+    return tuple(plan for place, plan in placed_plans(model) if not place)
+
+
+def placed_plans(model: nn.Module) -> tuple[tuple[str, PruningPlan], ...]:
+    """The plans that made a model and the modules in it, first to last, each with the name of its module."""
+    return tuple((place, _read(text)) for place, text in entries_of(unwrap(model)))
+
+
+@lru_cache(maxsize=32)
+def _read(text: str) -> PruningPlan:
+    return PruningPlan.from_json(text)
+
+
+#: What stands for a plan: the plan, its JSON as text or as a dict, or the path of a file or folder that holds it.
+PlanGiven: TypeAlias = "PruningPlan | str | os.PathLike[str] | Mapping[str, Any]"
+
+
+def plan_of(given: object) -> PruningPlan:
+    """The plan that a user gives: a plan, its JSON text or what that holds, or the path of a file or folder.
+
+    Raises:
+        PlanError: it is none of these, or no plan.
+    """
+    if isinstance(given, PruningPlan):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        text = given.lstrip() if isinstance(given, str) else ""
+        return PruningPlan.from_json(text) if text.startswith("{") else PruningPlan.load(given)
+    if isinstance(given, Mapping):
+        try:
+            return PruningPlan.from_json(json.dumps(dict(given)))
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"the dict is no pruning plan: {error}") from error
+    raise PlanError(
+        f"plan is a {type(given).__name__}; give what pruner.plan(…) returns, its JSON as text or dict, or the path of "
+        "what plan.save(path) has written"
+    )
+
+
+def _check_schema(text: str) -> None:
+    """Raise :class:`PlanError` for a plan of a schema that is newer than this library, whatever else it holds."""
+    try:
+        read = from_json(text)
+    except (ValueError, TypeError):  # no JSON; no text, with half a surrogate pair
+        return
+    version = cast("dict[str, Any]", read).get("schema_version") if isinstance(read, dict) else None
+    if isinstance(version, int) and version > SCHEMA:
+        raise PlanError(f"the plan has schema {version}, this layerprune reads up to {SCHEMA}: upgrade layerprune")
+
+
+def json_safe(value: float) -> Any:
+    """Return a number that JSON has, or None."""
+    return value if value == value and abs(value) != float("inf") else None

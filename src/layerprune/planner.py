@@ -1,0 +1,390 @@
+"""Planning: from budgets, or names, to the record of what is to go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cached_property
+
+import numpy as np
+from torch import nn
+
+from layerprune.edits import Edit, Pass, folds_of
+from layerprune.errors import BudgetError, CriticalGroupError
+from layerprune.fidelity import hold_out
+from layerprune.graph import Group, LayerGraph
+from layerprune.impact import (
+    FINAL,
+    Refits,
+    Rule,
+    ablate,
+    all_of_them,
+    counted,
+    first_only,
+    halving,
+    handicapped,
+    impact_intervals,
+    score_output_change,
+    winner,
+)
+from layerprune.modules import fingerprint, structure
+from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
+from layerprune.proof import Joints
+from layerprune.removals import CannotRealise
+from layerprune.repair import Mender
+from layerprune.report import cap_note, is_short, why_nothing
+from layerprune.scoring import Scored
+from layerprune.select import BY_SUMS, SLACK, Budgets, Effort, Meter, Problem, Resource, Selection, frontier, select
+
+_NOBODY_NAMED = "groups= names no group, so nothing is removed: name at least one, or give a budget"
+_SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
+
+
+class Planner:
+    """Chooses what to remove, and writes it down.
+
+    Args:
+        model: the user's model; it stays as it is.
+        graph: its layer graph.
+        groups: its groups, with their verdicts.
+        scored: the removals with their impacts.
+        joints: realises and proves sets of them.
+        meter: measures what sets save.
+        granularity: what the removals are.
+        seed: for strategies that draw.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: LayerGraph,
+        groups: Sequence[Group],
+        scored: Scored,
+        joints: Joints,
+        meter: Meter,
+        granularity: str,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.graph = graph
+        self.groups = groups
+        self.scored = scored
+        self.joints = joints
+        self.meter = meter
+        self.granularity = granularity
+        self.seed = seed
+        self._raced: dict[tuple[int, ...], tuple[float, float]] = {}
+
+    # ---- budgets --------------------------------------------------------------------------------------------------
+
+    def within(self, budgets: Budgets, strategy: str, notes: Sequence[str]) -> PruningPlan:
+        """Choose within budgets.
+
+        Raises:
+            BudgetError: a target is out of reach, or there is no such strategy.
+        """
+        resources = self.meter.resources(budgets)
+        if budgets.max_impact is not None:
+            resources.append(self.capped_impact(budgets.max_impact))
+        if budgets.has_target and all(resource.at_least <= 0 for resource in resources):
+            selection = Selection((), strategy, notes=("the model is within the target as it is",))
+        else:
+            if strategy == "resampled" and (self.scored.scene is None or not self.scored.has_data):
+                raise BudgetError(
+                    "strategy 'resampled' draws the calibration data anew, and there are none: make the pruner with "
+                    "calibration=, an iterable of batches, or take strategy='exact'"
+                )
+            selection = select(self.problem(resources, strategy, budgets.slack), strategy)
+        said = [*selection.notes, *self._closeness(budgets, resources, selection), *self._doubts(selection)]
+        return self.record(selection, budgets, [*said, *notes])
+
+    def problem(self, resources: Sequence[Resource], strategy: str = "", slack: float = SLACK) -> Problem:
+        """What there is to choose from."""
+        evidence = self.scored.evidence
+        return Problem(
+            self.graph,
+            self.scored.removals,
+            resources,
+            self.joints.proven,
+            self.joints.realise,
+            self.harm if self.scored.scene is not None else None,
+            self._pairs() if strategy == "quadratic" else None,
+            self._drawn,
+            evidence is not None and self.scored.has_data,
+            self.seed,
+            self.best if self.scored.scene is not None else None,
+            self.mended if strategy == "repaired" and self._mender is not None else None,
+            self.first_look if self.scored.scene is not None else None,
+            self.noise,
+            self.effort,
+            self.meter.has_to_shrink,
+            lambda some: not self.joints.why_no_smaller(some),
+            slack,
+        )
+
+    @cached_property
+    def _mender(self) -> Mender | None:
+        """Repairs what is left of the model; None without calibration data."""
+        scene = self.scored.scene
+        if scene is None or not self.scored.has_data:
+            return None
+        return Mender(self.model, [batch.inputs for batch in hold_out(scene.batches)[0]], harm=scene.harm)
+
+    def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
+        """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""
+        assert self._mender is not None
+        assert self.scored.scene is not None
+        scene = self.scored.scene
+        found: list[float] = []
+        for some in sets:
+            edits = self.joints.proven(some).edits
+            seen = hold_out(hold_out(scene.batches)[0])[0]  # what the mender judges on is not fitted on either
+            folded = scene.fit(edits, seen) if folds_of(edits) else {}
+            if not all(fold in folded for fold in folds_of(edits)):  # a projection that could not be fitted
+                found.append(float("nan"))
+                continue
+            report, values = self._mender.mend(self.joints.without(some, folded), edits)
+            left = report.after if values else report.before
+            found.append(left if report.unit else float(self.harm([some])[0]))  # where there was nothing to repair
+        return np.array(found)
+
+    def harm(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
+        """What sets do to the output when they are made; ``nan`` for those that cannot be."""
+        return self._made(sets, all_of_them)[0]
+
+    def first_look(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
+        """What sets do to the output on the first batch, or the first part of it."""
+        return self._made(sets, first_only)[0]
+
+    @property
+    def noise(self) -> float:
+        """The standard deviation of what a first look finds, relative to it, as single removals tell."""
+        scene, evidence = self.scored.scene, self.scored.evidence
+        return 0.0 if scene is None or evidence is None else evidence.noise / scene.ledger.share**0.5
+
+    @cached_property
+    def effort(self) -> Effort | None:
+        """What measuring takes, and took; None where impacts are estimates, and nothing was called for them.
+
+        As it is before the first choice: a later one must not hang on those before.
+        """
+        scene, evidence = self.scored.scene, self.scored.evidence
+        if scene is None or evidence is None or not self.scored.has_data:
+            return None
+        spent = 0.0 if evidence.looked_at is None else float(evidence.looked_at.sum())
+        return Effort(len(scene.batches), scene.ledger.share, spent)
+
+    def best(self, sets: Sequence[Sequence[int]], handicaps: np.ndarray, first: int, final: float) -> int:
+        """Which of several sets does least to the output when they are made, times its handicap, as a race tells."""
+        impacts, num_batches = self._made(sets, handicapped(halving(first, final), handicaps))
+        for some, impact, num in zip(sets, impacts, num_batches, strict=True):
+            self._raced[tuple(some)] = float(impact), float(num)
+        return winner(counted(impacts, handicaps), num_batches)
+
+    def _made(self, sets: Sequence[Sequence[int]], rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+        """Make sets: their impacts, ``nan`` where one cannot be made, and on how many batches they were measured."""
+        assert self.scored.scene is not None
+        edits: dict[int, Sequence[Edit]] = {}
+        for place, some in enumerate(sets):
+            with suppress(CannotRealise):
+                edits[place] = self.joints.likely(some).edits
+        impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets))
+        if edits:
+            folded = [self._refits.of(each) for each in edits.values()]
+            found = ablate(self.scored.scene, list(edits.values()), rule=rule, folded=folded)
+            assert found.looked_at is not None
+            impacts[list(edits)], num_batches[list(edits)] = found.impacts, found.looked_at.sum(0)
+        return impacts, num_batches
+
+    @cached_property
+    def _refits(self) -> Refits:
+        assert self.scored.scene is not None
+        return Refits(self.scored.scene, {r.edits for r in self.scored.removals if r.needs_calibration})
+
+    def capped_impact(self, most: float) -> Resource:
+        """The impacts' sum; of a set the harm that it does when it is made, where that is what impacts are."""
+        impacts = Problem(self.graph, self.scored.removals, (), self.joints.proven).impacts
+        pieces = {(i,): float(impact) for i, impact in enumerate(impacts)}
+
+        def measured(some: Sequence[int]) -> float:
+            return float(self.harm([some])[0]) if self.is_measured else float(impacts[list(some)].sum())
+
+        return Resource(
+            "impact", pieces, measured, at_most=most, show=lambda amount: f"{amount:.3g}", argument="max_impact"
+        )
+
+    @cached_property
+    def is_measured(self) -> bool:
+        """Whether impacts are what removals did when they were made, so that sets can be measured alike."""
+        return self.scored.evidence is not None and self.scored.evidence.is_ablation
+
+    def _pairs(self) -> np.ndarray | None:
+        """What pairs cost more than their parts: the criterion's own, else estimated and brought to its scale."""
+        evidence, scene = self.scored.evidence, self.scored.scene
+        if evidence is None or scene is None:
+            raise BudgetError("strategy 'quadratic' measures pairs, and there is nothing to measure on: load the model")
+        if evidence.pairs is not None:
+            return evidence.pairs
+        estimate = score_output_change(scene)
+        if estimate.pairs is None:
+            return None
+        own = np.sqrt(np.maximum(estimate.impacts, 1e-30))
+        scale = np.sqrt(np.maximum(evidence.impacts, 0.0)) / own
+        return estimate.pairs * scale[:, None] * scale[None, :]
+
+    # ---- names ----------------------------------------------------------------------------------------------------
+
+    def of(self, chosen: Sequence[int], notes: Sequence[str]) -> PruningPlan:
+        """Write down removals that the user has named.
+
+        Raises:
+            CriticalGroupError: they do not hold together.
+        """
+        if not chosen:
+            return self.record(Selection((), "named", notes=(_NOBODY_NAMED,)), None, [_NOBODY_NAMED, *notes])
+        try:
+            if reason := self.joints.why_no_smaller(chosen):
+                raise CannotRealise(reason)
+        except CannotRealise as error:
+            names = ", ".join(f"'{name}'" for i in chosen for name in self.scored.removals[i].groups)
+            raise CriticalGroupError(f"{names} cannot all be removed together: {error}") from error
+        return self.record(Selection(tuple(chosen), "named"), None, notes)
+
+    # ---- the record -----------------------------------------------------------------------------------------------
+
+    def record(self, selection: Selection, budgets: Budgets | None, notes: Sequence[str]) -> PruningPlan:
+        """Write a choice down."""
+        chosen = selection.chosen
+        joint = self.joints.proven(chosen) if chosen else None
+        limits = Budgets() if budgets is None else budgets
+        share = limits.max_param_reduction
+        return PruningPlan(
+            model=type(self.model).__name__,
+            fingerprint=fingerprint(self.model),
+            structure=structure(self.model),
+            max_param_reduction=share,
+            max_mac_reduction=limits.max_mac_reduction,
+            target_latency_ms=limits.target_latency_ms,
+            max_memory_bytes=limits.max_memory_bytes,
+            max_impact=limits.max_impact,
+            slack=None if budgets is None else limits.slack,
+            granularity=self.granularity,
+            strategy=selection.strategy,
+            seed=self.seed,
+            removals=tuple(self._planned(place, selection) for place in range(len(chosen))),
+            edits=() if joint is None else joint.edits,
+            num_params_before=self.graph.num_params,
+            num_params_after=self.graph.num_params - self.joints.num_params(chosen),
+            figures=tuple(self.meter.figures(limits, chosen)),
+            impact_unit=self.scored.unit,
+            impact_together=self._together(chosen),
+            frontier=self.frontier if budgets is not None and self.scored.has_data else (),
+            needs_layerprune=joint is not None and any(_is_ours(edit) for edit in joint.edits),
+            notes=(*notes, *self._company(chosen)),
+            shortfall=self._shortfall(limits, selection),
+        )
+
+    @cached_property
+    def frontier(self) -> tuple[FrontierPoint, ...]:
+        """The least sum of impacts for every size; empty where impacts are not known."""
+        if self.scored.evidence is None or not self.scored.removals:
+            return ()
+        total = self.graph.num_params
+        points = frontier(self.problem(()), self.meter.param_pieces)
+        return tuple(FrontierPoint(reduction=point.size / total, impact=point.impact) for point in points)
+
+    @cached_property
+    def _drawn(self) -> np.ndarray | None:
+        """Impacts on calibration batches drawn anew, ``(draw, removal)``; None without such data."""
+        evidence = self.scored.evidence
+        return None if evidence is None or not self.scored.has_data else evidence.resampled(self.seed)
+
+    @cached_property
+    def _intervals(self) -> np.ndarray | None:
+        """The interval of each impact, ``(2, removal)``; None where there is one batch, or no data."""
+        evidence = self.scored.evidence
+        return None if evidence is None or not self.scored.has_data else impact_intervals(evidence)
+
+    def interval(self, removal: int) -> tuple[float, float] | None:
+        """The interval of a removal's impact; None where there is none."""
+        if self._intervals is None:
+            return None
+        low, high = self._intervals[:, removal]
+        return (float(low), float(high)) if np.isfinite(low) and np.isfinite(high) else None
+
+    def _planned(self, place: int, selection: Selection) -> PlannedRemoval:
+        number = selection.chosen[place]
+        removal, layers = self.scored.removals[number], self.graph.layers
+        members = [i for g in self.groups if g.name in removal.groups for i in g.members]
+        return PlannedRemoval(
+            name=removal.name,
+            kind=removal.kind,
+            groups=removal.groups,
+            num_params=removal.num_params,
+            impact=json_safe(removal.impact),
+            impact_interval=self.interval(number),
+            recurrence=selection.recurrence[place] if selection.recurrence else None,
+            needs_calibration=removal.needs_calibration,
+            kept=tuple(layers[i].name for i in members if i not in removal.dead),
+            leftovers=tuple(layers[i].name for i in removal.realisation.leftovers),
+        )
+
+    def _together(self, chosen: Sequence[int]) -> float | None:
+        """The impact of all of it, measured by making it; None where impacts are something else."""
+        if not chosen or not self.is_measured:
+            return None
+        impact, num_batches = self._raced.get(tuple(chosen), (0.0, 0))
+        return json_safe(impact if num_batches > FINAL - 1e-6 else float(self.harm([chosen])[0]))
+
+    # ---- notes ----------------------------------------------------------------------------------------------------
+
+    def _shortfall(self, budgets: Budgets, selection: Selection) -> str:
+        """Say why nothing, or less than half of what a cap allows, goes; empty where more goes."""
+        if not selection.chosen:
+            return next(iter(selection.notes), "") or why_nothing(self.groups, len(self.scored.unfitted))
+        short = [use for use in selection.cap_uses if use.argument in budgets.given and is_short(use)]
+        return cap_note(short[0], budgets.slack) if short else ""
+
+    def _closeness(self, budgets: Budgets, resources: Sequence[Resource], selection: Selection) -> list[str]:
+        """Say how close a plan came to its caps, and what held it back."""
+        if not selection.chosen:
+            return [] if selection.notes else [why_nothing(self.groups, len(self.scored.unfitted))]
+        uses = [use for use in selection.cap_uses if use.argument in budgets.given]
+        found = [cap_note(use, budgets.slack) for use in uses]
+        if budgets.max_impact is not None:
+            reached = resources[-1].measure(selection.chosen)
+            found.append(f"an impact of {reached:.3g} of {budgets.max_impact:.3g} allowed is used")
+        return found
+
+    def _doubts(self, selection: Selection) -> list[str]:
+        """Say where the sum of impacts would choose otherwise on other calibration data of the same kind."""
+        unsure = sum(share < _SURE for share in selection.recurrence)
+        if not unsure:
+            return []
+        share = f"{unsure} of {len(selection.recurrence)} choices"
+        if selection.strategy not in BY_SUMS:  # of what sets do when they are made, no draws tell
+            return [
+                f"{share} are in the set for what it did when it was made: the sum of impacts alone chooses them in "
+                "less than half of the draws of the calibration data"
+            ]
+        return [
+            f"{share} come back in less than half of the draws of the calibration data: these are too few to decide "
+            "between them and others of like impact; pass more"
+        ]
+
+    def _company(self, chosen: Sequence[int]) -> list[str]:
+        together = [self.scored.removals[i] for i in chosen if len(self.scored.removals[i].groups) > 1]
+        return [f"{', '.join(r.groups)} leave together: {r.name}" for r in together]
+
+
+def params_in(graph: LayerGraph, groups: Iterable[Group]) -> int:
+    """How many parameters groups hold, shared ones once."""
+    members = [i for group in groups for i in group.members]
+    return sum({graph.param_ids[p]: graph.param_sizes[p] for i in members for p in graph.layers[i].params}.values())
+
+
+def _is_ours(edit: Edit) -> bool:
+    """Whether an edit leaves a module of layerprune's in the model."""
+    return edit.kind not in ("delete", "slice", "fold", "shorten", "take_place") and not (
+        isinstance(edit, Pass) and edit.is_identity
+    )

@@ -1,0 +1,227 @@
+"""The flow: what each step of a forward computes, of which tensors, under names that edits of other modules leave."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from layerprune.capture import NAMED
+from layerprune.modules import FunctionWatch, names_by_module, watched
+from layerprune.stand_ins import STAND_INS, Dropped, SkipsDropped
+from layerprune.tensors import flat_tensors, tensors_in
+
+#: Which step: the calls around it from the model's own downwards, the function's name, and which call of it this is.
+Place: TypeAlias = tuple[str, str, int]
+#: Where a tensor comes from: the place that made it and which of its results it is, an input, or a parameter's name.
+Tag: TypeAlias = tuple[Any, ...]
+
+_OUTSIDE = "outside"
+_EARLIER = "earlier"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One function call.
+
+    Attributes:
+        operands: where the tensors among its arguments come from, in order.
+        literals: its other arguments; tensors are left blank.
+        made: where what it returns is said to come from.
+    """
+
+    operands: tuple[Tag, ...]
+    literals: Any
+    made: tuple[Tag, ...]
+
+
+@dataclass
+class Flow:
+    """What one forward did.
+
+    Attributes:
+        steps: every function call on live tensors, by place.
+        returned: what each call of a module returned, by its path.
+        data: the tags of tensors that depend on the model's inputs.
+        kept: holds on to the tensors that came from outside, as these are known by their ids.
+        tags: where each tensor comes from that is still alive.
+    """
+
+    steps: dict[Place, Step] = field(default_factory=dict[Place, Step])
+    returned: dict[str, tuple[Tag, ...]] = field(default_factory=dict[str, "tuple[Tag, ...]"])
+    data: set[Tag] = field(default_factory=set[Tag])
+    kept: list[Tensor] = field(default_factory=list[Tensor])
+    tags: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False)
+
+
+def is_outside(tag: Tag) -> bool:
+    """Whether a tensor was there before the forward, and is neither an input nor a parameter or buffer."""
+    return tag[0] in (_OUTSIDE, _EARLIER)
+
+
+def trace_flow(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    run: Callable[[Callable[..., Any], Any, Any], Any],
+    *,
+    keep: bool,
+    before: Flow | None = None,
+) -> Flow:
+    """Run a model once, and write down what it does.
+
+    Args:
+        model: the model, with edits made or without.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        run: runs a function on its arguments.
+        keep: hold on to every tensor until the end; right for fakes, too much for real ones.
+        before: what the call before did: tensors that the model has kept from it are known by what made them there.
+    """
+    tracer = _FlowTracer(model, run, keep, None if before is None else before.tags)
+    for place, tensor in enumerate(tensors_in((args, kwargs))):
+        tracer.tags[tensor] = ("input", place)
+        tracer.flow.data.add(("input", place))
+    with watched(model, tracer.wrap), FunctionWatch(tracer.call):
+        model(*args, **kwargs)
+    return tracer.flow
+
+
+class _FlowTracer:
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Callable[[Callable[..., Any], Any, Any], Any],
+        keep: bool,
+        earlier: WeakTensorKeyDictionary | None,
+    ) -> None:
+        self.run = run
+        self.keep = keep
+        self.earlier = WeakTensorKeyDictionary() if earlier is None else earlier
+        self.flow = Flow()
+        self.names = {key: names[0] for key, names in names_by_module(model).items()}
+        for guard in (module for module in model.modules() if isinstance(module, SkipsDropped)):
+            self.names[id(guard.inner)] = self.names[id(guard)]
+        self.tags = self.flow.tags
+        self.alive: list[Tensor] = []
+        for name, tensor in _own(model):
+            self.tags[tensor] = ("own", name)
+        self.stack: list[tuple[str, Counter[str]]] = []
+        self.stand_ins: set[str] = set()
+        self.inside = False
+
+    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a module's forward so that it is known in which calls a function runs."""
+        if isinstance(module, SkipsDropped):
+            return forward
+
+        @functools.wraps(forward)
+        def placed(*args: Any, **kwargs: Any) -> Any:
+            path = ""
+            if self.stack:
+                above, counts = self.stack[-1]
+                name = f"/{self.names[id(module)]}"
+                path = f"{above}{name}#{counts[name]}"
+                counts[name] += 1
+            if isinstance(module, STAND_INS):
+                self.stand_ins.add(path)
+            self.stack.append((path, Counter()))
+            try:
+                out = forward(*args, **kwargs)
+            finally:
+                self.stack.pop()
+            self.flow.returned[path] = tuple(self.tag(tensor) for tensor in leaves(out))
+            return out
+
+        return placed
+
+    def call(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a function, and write down what it takes and makes."""
+        if self.inside or not self.stack:
+            return func(*args, **kwargs)
+        path, counts = self.stack[-1]
+        place = (path, name, counts[name])
+        counts[name] += 1
+        given = flat_tensors((args, kwargs))
+        live = [tensor for tensor in given if not isinstance(tensor, Dropped)]
+        operands = tuple(self.tag(tensor) for tensor in live)
+        literals = _literals((args, kwargs))
+        versions = _versions(live)
+        self.inside = True
+        try:
+            out = self.run(func, args, kwargs)
+        finally:
+            self.inside = False
+        made = [tensor for tensor in flat_tensors(out) if not isinstance(tensor, Dropped)]
+        joined = bool(operands and made) and name in ("cat", "concat", "concatenate")
+        if path in self.stand_ins or (len(live) < len(given) and not joined):
+            for tensor in made:  # a stand-in hands on or copies what it gets, a merge what is left of its operands
+                if operands and tensor not in self.tags:
+                    self.tags[tensor] = operands[0]
+                self.alive += [tensor] if self.keep else []
+            return out
+        is_data = any(tag in self.flow.data for tag in operands)
+        is_written = _writes(func) or versions != _versions(live)
+        for number, tensor in enumerate(made):
+            if tensor not in self.tags or (is_written and tensor is live[0]):
+                self.tags[tensor] = tag = (place, number)
+                self.flow.data |= {tag} if is_data else set()
+            self.alive += [tensor] if self.keep else []
+        self.flow.steps[place] = Step(operands, literals, tuple(self.tag(tensor) for tensor in made))
+        return out
+
+    def tag(self, tensor: Tensor) -> Tag:
+        found = self.tags.get(tensor)
+        if found is None:
+            kept = self.earlier.get(tensor)  # a cache that the call before has filled
+            self.flow.kept.append(tensor)
+            found = self.tags[tensor] = (_OUTSIDE, id(tensor)) if kept is None else (_EARLIER, *kept)
+        return found
+
+
+def leaves(out: Any) -> list[Tensor]:
+    """The tensors of an output, in the order in which the layer graph lists them."""
+    if isinstance(out, Tensor):
+        return [out]
+    if type(out) in (tuple, list):
+        return [tensor for item in out for tensor in leaves(item)]
+    if type(out) is dict:
+        return [tensor for item in cast("dict[Any, Any]", out).values() for tensor in leaves(item)]
+    return tensors_in(out)
+
+
+def _own(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers, each under its first name."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for prefix, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                found.setdefault(id(tensor), (f"{prefix}.{key}", tensor))
+    return list(found.values())
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int | None]:
+    """How often the first of some tensors has been written into."""
+    return [None if tensor.is_inference() else tensor._version for tensor in tensors[:1]]
+
+
+def _writes(func: Callable[..., Any]) -> bool:
+    """Whether a function says by its name that it writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    return name.startswith("__i") or name[-1:] == "_" != name[-2:-1]
+
+
+def _literals(value: Any) -> Any:
+    """Arguments without their tensors: numbers and names as they are, all else by its type."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_literals, cast("Sequence[Any]", value)))
+    if isinstance(value, Mapping):
+        return tuple((str(key), _literals(item)) for key, item in cast("Mapping[Any, Any]", value).items())
+    if isinstance(value, slice):
+        return _literals((value.start, value.stop, value.step))
+    return repr(value) if isinstance(value, NAMED) else ""

@@ -1,0 +1,260 @@
+"""The flow check: what is left of a model computes what it did, of the same tensors, at every call.
+
+A forward may take tensors and numbers from where no call hands them on: from a list, a context or a hook to which
+layers report, or from a sequence of which each layer takes the next item. When a layer has gone, all that comes behind
+has another place there, and shapes and types do not tell. So the edited forward is compared step by step with what the
+layer graph says of the whole model's. It is run twice, as what one call takes of a sequence is missing at the next.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from layerprune.capture import Memo, Shadow, short
+from layerprune.edits import Fold, Slice, taken_out
+from layerprune.errors import LayerPruneError
+from layerprune.graph import Cut, LayerGraph
+from layerprune.inputs import Inputs
+from layerprune.modules import names_by_module
+from layerprune.proof.dataflow import Flow, Place, Step, Tag, is_outside, trace_flow
+from layerprune.removals import CannotRealise, Realisation, merge_of
+from layerprune.surgery import applied
+
+_CALLS = 2
+_OUTPUT: Place = ("", "return", 0)
+
+
+class FlowCheck:
+    """Compares an edited shadow's forward with what the layer graph says that it does.
+
+    Args:
+        shade: the shadow.
+        graph: the layer graph.
+        inputs: what it runs on.
+
+    Attributes:
+        is_wanted: whether layers report to, or take from, something that they share.
+        memo: answers for functions on fakes; None where the shadow runs on real tensors.
+    """
+
+    def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs) -> None:
+        self.shade = shade
+        self.graph = graph
+        self.inputs = inputs
+        self.memo: Memo | None = None
+        self.is_wanted = bool(graph.strays) or graph.writes_arguments or _reports(shade)
+
+    def check(self, joint: Realisation) -> None:
+        """Check that what is left of the model does what it did.
+
+        Raises:
+            CannotRealise: a step takes something else, or is another one; the message names it.
+        """
+        if not self.is_wanted:
+            return
+        whole, expected = self.whole, _Expected(self, joint)
+        try:
+            with applied(self.shade.model, joint.stand_ins or joint.edits):
+                flows = self.flows()
+        except (CannotRealise, LayerPruneError):
+            raise
+        except Exception as error:  # the user's forward on what is left of the model: anything may come
+            raise CannotRealise(
+                f"the forward fails without it, at its second call at the latest: {short(error)}"
+            ) from error
+        for before, after in zip(whole, flows, strict=True):
+            expected.compare(before, after)
+
+    @cached_property
+    def whole(self) -> Sequence[Flow]:
+        """What the untouched model does."""
+        return self.flows()
+
+    @cached_property
+    def drawn(self) -> frozenset[Place]:
+        """The steps that get numbers which the forward draws at random: these are other ones each time."""
+        (other,) = self.flows(1, seed=12345)
+        steps = self.whole[0].steps
+        return frozenset(
+            place for place, step in other.steps.items() if steps.get(place, step).literals != step.literals
+        )
+
+    def flows(self, calls: int = _CALLS, seed: int | None = None) -> list[Flow]:
+        """Run the shadow as it is now some times, without putting anything back in between."""
+        model, keep = self.shade.model, self.memo is not None
+        run = _run if self.memo is None else self.memo.functions.result
+        if self.memo is not None:
+            self.memo.observer = lambda module, x, recall, forward: forward(x)  # what a layer does inside counts
+        try:
+            with self.shade.running():
+                if seed is not None:
+                    random.seed(seed)
+                    np.random.seed(seed)
+                    torch.manual_seed(seed)
+                found: list[Flow] = []
+                for _ in range(calls):
+                    given = self.shade.renew(self.inputs)
+                    before = found[-1] if found else None
+                    found.append(trace_flow(model, given.args, given.kwargs, run, keep=keep, before=before))
+                return found
+        finally:
+            if self.memo is not None:
+                self.memo.observer = None
+
+    # ---- where the layer graph's values are in a flow ---------------------------------------------------------------
+
+    @cached_property
+    def paths(self) -> Sequence[str]:
+        """Each frame's path."""
+        first = {name: names[0] for names in names_by_module(self.shade.model).values() for name in names}
+        counts: Counter[tuple[int, str]] = Counter()
+        found: list[str] = []
+        for frame in self.graph.frames:
+            if frame.parent < 0:
+                found.append("")
+                continue
+            name = first[frame.fqn]
+            found.append(f"{found[frame.parent]}/{name}#{counts[frame.parent, name]}")
+            counts[frame.parent, name] += 1
+        return found
+
+    @cached_property
+    def layers(self) -> Mapping[Place, int]:
+        """Place → the layer; of a module's call with no function, at which all that runs inside belongs to it."""
+        found: dict[Place, int] = {}
+        for layer in self.graph.layers:
+            function = layer.function or ""
+            if layer.is_module or layer.nth >= 0:
+                found[self.paths[layer.frame], function, layer.nth] = layer.index
+        return found
+
+    def layer_at(self, place: Place) -> int | None:
+        """The layer that a step is, or is a part of."""
+        path = place[0]
+        while path:
+            if (found := self.layers.get((path, "", 0))) is not None:
+                return found
+            path = path.rpartition("/")[0]
+        return self.layers.get(place)
+
+    @cached_property
+    def tags(self) -> Mapping[int, Tag]:
+        """Value → where it comes from, in a flow of the untouched model."""
+        flow, graph = self.whole[0], self.graph
+        found: dict[int, Tag] = {value: ("input", place) for place, value in enumerate(graph.inputs)}
+        for frame in graph.frames:
+            returned = flow.returned.get(self.paths[frame.index], ())
+            if len(returned) == len(frame.outputs):
+                for value, tag in zip(frame.outputs, returned, strict=True):
+                    found.setdefault(value, tag)
+        for place, index in self.layers.items():
+            step, layer = flow.steps.get(place), graph.layers[index]
+            if step is None:
+                continue
+            if len(step.made) == len(layer.results):
+                found.update((value, tag) for value, tag in zip(layer.results, step.made, strict=True) if value >= 0)
+            for value in layer.outputs:
+                if step.operands:  # it writes into what it gets
+                    found.setdefault(value, step.operands[0])
+        return found
+
+
+class _Expected:
+    """What a realisation makes of the untouched model's steps."""
+
+    def __init__(self, check: FlowCheck, joint: Realisation) -> None:
+        self.owner = check
+        self.graph = check.graph
+        self.joint = joint
+        self.gone = joint.dead | (frozenset(range(len(self.graph.layers))) - self.graph.live)
+        self.resized = any(isinstance(edit, (Slice, Fold)) for edit in joint.edits)
+        self.out = tuple(f"/{name}#" for name in self.graph.all_names(taken_out(joint.edits)))
+        self.replaced = self.replacements(joint.cut)
+        self.dropped: dict[int, set[Tag]] = {}
+        for merge, value in joint.cut.dropped:
+            if value in check.tags:
+                self.dropped.setdefault(merge, set()).add(check.tags[value])
+
+    def replacements(self, cut: Cut) -> Mapping[Tag, frozenset[Tag]]:
+        """The tags that stand in place of another one, where values are substituted."""
+        tags = self.owner.tags
+        found: dict[Tag, frozenset[Tag]] = {}
+        for y in cut.substitutes:
+            s = y
+            while s in cut.substitutes:
+                s = cut.substitutes[s]
+            if y not in tags or s not in tags:
+                raise CannotRealise(f"whether {self.graph.describe([y])} is read only by calls cannot be told")
+            found[tags[y]] = found.get(tags[y], frozenset()) | {tags[s]}
+        for value, tag in tags.items():
+            read = any(reader not in self.gone for reader in self.graph.readers.get(value, ()))
+            if tag in found and value not in cut.substitutes and (read or value in self.graph.outputs):
+                found[tag] |= {tag}  # one object that the graph knows as two values
+        for tag, some in found.items():  # what stands in place of another one may be that object, and replaced itself
+            stack = list(some)
+            while stack:
+                further = found.get(stack.pop(), frozenset()) - found[tag]
+                found[tag] |= further
+                stack += further
+        return found
+
+    def compare(self, before: Flow, after: Flow) -> None:
+        """Hold what the edited model does against what the untouched one does in the same call."""
+        for place, step in before.steps.items():
+            index = self.owner.layer_at(place)
+            if index is None or index in self.gone:
+                continue
+            found = after.steps.get(place)
+            if found is not None:
+                self.compare_steps(place, index, (before, step), (after, found))
+            elif any(tag in before.data for tag in step.operands) and merge_of(self.graph.layers[index]) != "cat":
+                raise CannotRealise(f"'{self.graph.layers[index].name}' would no longer run: {_WHY}")
+        for place, step in after.steps.items():
+            is_new = place not in before.steps and any(tag in after.data for tag in step.operands)
+            if is_new and not any(name in place[0] for name in self.out):
+                raise CannotRealise(f"the forward would call '{place[1]}' where it does not: {_WHY}")
+        self.compare_outputs((before, before.returned.get("", ())), (after, after.returned.get("", ())))
+
+    def compare_steps(self, place: Place, index: int, before: tuple[Flow, Step], after: tuple[Flow, Step]) -> None:
+        dropped = self.dropped.get(index, ())
+        wanted = [tag for tag in before[1].operands if tag not in dropped]
+        name = self.graph.layers[index].name
+        if len(wanted) != len(after[1].operands) or not all(
+            self.fits(tag, before[0], found, after[0]) for tag, found in zip(wanted, after[1].operands, strict=True)
+        ):
+            raise CannotRealise(f"'{name}' would read another tensor than now: {_WHY}")
+        if not self.resized and before[1].literals != after[1].literals and place not in self.owner.drawn:
+            raise CannotRealise(f"'{name}' would compute with other numbers than now: {_WHY}")
+
+    def compare_outputs(self, before: tuple[Flow, Sequence[Tag]], after: tuple[Flow, Sequence[Tag]]) -> None:
+        same = len(before[1]) == len(after[1])
+        if not same or not all(
+            self.fits(tag, before[0], found, after[0]) for tag, found in zip(before[1], after[1], strict=True)
+        ):
+            raise CannotRealise(f"the model would return another tensor than now: {_WHY}")
+
+    def fits(self, wanted: Tag, before: Flow, found: Tag, after: Flow) -> bool:
+        """Whether a tensor is the one that is expected; of what depends on no input it may be made anew or kept."""
+        if is_outside(wanted) != is_outside(found):
+            return not (wanted in before.data or found in after.data)
+        return found in self.replaced.get(wanted, (wanted,))
+
+
+_WHY = "layers report to, or take from, something that they share, and each one behind would have another place there"
+
+
+def _reports(shade: Shadow) -> bool:
+    """Whether a forward has hooks, takes items of sequences or changes what lies outside of its modules."""
+    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in shade.model.modules())
+    return hooked or (shade.outside is not None and (shade.outside.has_sequences or shade.outside.has_changed))
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)

@@ -1,0 +1,79 @@
+"""Narrowing: which removals of a batch fail, found by carrying out parts of the batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from layerprune.removals import Realisation
+
+# How many removals that differ in numbers only have to fail for the same reason before the rest counts as failed.
+_SAMPLES = 3
+# Into how many parts a batch is spread of which no part may hold all removals that are alike.
+_PARTS = 3
+
+#: Carries removals out together, and says what is wrong with the result; None if nothing is.
+ReasonAgainst = Callable[[Sequence[Realisation]], str | None]
+
+
+def failures(batch: Mapping[int, Realisation], reason_against: ReasonAgainst) -> dict[int, str]:
+    """Which removals of a batch fail, and why; found by halving."""
+    reason = reason_against(list(batch.values())) if batch else None
+    if reason is None:
+        return {}
+    if len(batch) == 1:
+        return dict.fromkeys(batch, reason)
+    classes = _classes(batch)
+    if len(classes) == 1:
+        return _failures_alike(batch, reason_against)
+    found: dict[int, str] = {}
+    for some in classes:
+        found |= failures({i: batch[i] for i in some}, reason_against)
+    return found
+
+
+def spread(batch: Mapping[int, Realisation]) -> list[dict[int, Realisation]]:
+    """Spread a batch so that of removals that are alike some are left out, to show what the others do to them."""
+    parts: list[dict[int, Realisation]] = [{} for _ in range(_PARTS)]
+    for some in _classes(batch):
+        for number, i in enumerate(some):
+            parts[number % _PARTS][i] = batch[i]
+    return [part for part in parts if part]
+
+
+def _classes(batch: Mapping[int, Realisation]) -> list[list[int]]:
+    """Sort removals by what they differ in other than numbers, as those of repeated blocks do."""
+    classes: dict[str, list[int]] = {}
+    for i, realisation in batch.items():
+        classes.setdefault(_pattern(" ".join(map(str, realisation.edits))), []).append(i)
+    return list(classes.values())
+
+
+def _failures_alike(batch: Mapping[int, Realisation], reason_against: ReasonAgainst) -> dict[int, str]:
+    """Which of a batch of removals fail that differ in numbers only, as those of repeated blocks do.
+
+    Where the first :data:`_SAMPLES` fail for the same reason, the others are taken to fail as well: a verdict of
+    critical needs no proof, and large models have a hundred of them.
+    """
+    members = list(batch)
+    rest = dict(batch)
+    found: dict[int, str] = {}
+    for i in members[:_SAMPLES]:
+        found |= failures({i: rest.pop(i)}, reason_against)
+        if i not in found:
+            break  # it holds alone: what fails is another one, or their company
+    if len(found) == _SAMPLES and len({_pattern(why) for why in found.values()}) == 1:
+        alike = batch[members[0]].edits[0].fqn
+        return found | dict.fromkeys(rest, f"as with '{alike}', which is alike: {found[members[0]]}")
+    if not rest or reason_against(list(rest.values())) is None:
+        return found
+    some = list(rest)
+    halves = some[: len(some) // 2], some[len(some) // 2 :]
+    for half in halves:
+        found |= failures({i: rest[i] for i in half}, reason_against)
+    return found
+
+
+def _pattern(text: str) -> str:
+    """A text without its numbers."""
+    return re.sub(r"\d+", "#", text)

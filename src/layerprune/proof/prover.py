@@ -1,0 +1,367 @@
+"""Proof: a removal counts only once its edits were carried out on a shadow of the model and the result ran."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+
+from torch import Tensor, nn
+
+from layerprune.capture import Memo, Shadow, record_training, short
+from layerprune.channels import Companion
+from layerprune.cost import params_gone, params_taken
+from layerprune.edits import Edit, Shorten, folds_of, name_before
+from layerprune.errors import LayerPruneError, SurgeryError
+from layerprune.graph import Cut, LayerGraph
+from layerprune.inputs import Inputs
+from layerprune.modules import named_parameters, names_by_module, reached
+from layerprune.proof.closed_modules import closed_modules, plain_leaves, touched
+from layerprune.proof.dataflow_check import FlowCheck
+from layerprune.proof.failing_subset import failures, spread
+from layerprune.proof.index_check import rerunning
+from layerprune.proof.interference import Footprint
+from layerprune.proof.resolution_check import Resolutions
+from layerprune.proof.runs import Trial, Trials
+from layerprune.proof.size_constants import Sizes
+from layerprune.proof.trace_equivalence import Retracer
+from layerprune.removals import (
+    CacheKeeper,
+    Candidate,
+    CannotRealise,
+    Realisation,
+    Shortener,
+    difference,
+    realise,
+    side_by_side,
+)
+from layerprune.stand_ins import Dropped, dropped_tensors, watching_merges
+from layerprune.surgery import applied, check_numbers
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A proven way to take one or several groups out.
+
+    Attributes:
+        name: what is replaced by what.
+        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared``, ``block`` or ``projection``.
+        groups: names of the groups that leave.
+        cut: the substitution in the layer graph.
+        realisation: the edits, the layers that die and the parameters that go.
+        num_params: how many parameters fewer the model has after it alone.
+        impact: what it costs; see the plan's ``impact_unit``. ``nan`` until it is measured.
+    """
+
+    name: str
+    kind: str
+    groups: tuple[str, ...]
+    cut: Cut
+    realisation: Realisation
+    num_params: int
+    impact: float = float("nan")
+
+    @property
+    def dead(self) -> frozenset[int]:
+        """The layers that die."""
+        return self.realisation.dead
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What surgery does for it."""
+        return self.realisation.edits
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether weights have to be fitted on calibration data: a projection's, folded into what reads it."""
+        return bool(self.cut.projected)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kind}: {', '.join(self.groups)}; {self.num_params:,} parameters)"
+
+
+class Prover:
+    """Proves removals of one model.
+
+    A set of removals is proven when the edited shadow runs, in eval mode on the example inputs and in train mode on
+    twice as many samples, returns what the untouched one returns (structure, shapes, types), has lost the very
+    parameters that it should, and left out dropped tensors in the very merges that it should.
+
+    Args:
+        shade: a shadow of the model.
+        graph: the model's layer graph.
+        inputs: the example inputs.
+        whole_layers: of transformers models only whole layers may leave, so that vanilla transformers loads the rest.
+        renumber: elements leave the containers of any model, where the forward does the same without them.
+    """
+
+    def __init__(
+        self, shade: Shadow, graph: LayerGraph, inputs: Inputs, *, whole_layers: bool = False, renumber: bool = False
+    ) -> None:
+        self.shade = shade
+        self.graph = graph
+        self.modules = dict(shade.model.named_modules(remove_duplicate=False))
+        self.names = {key: names[0] for key, names in names_by_module(shade.model).items()}
+        self.shortener = Shortener(graph, shade.model, self.modules, whole_only=whole_layers, renumber=renumber)
+        self.unshortened: set[str] = set()
+        self.notes: list[str] = []
+        self.trials = Trials(shade)
+        self.runs = [self.trials.make(False, inputs)]
+        twice = inputs.repeat(2)
+        if twice is None:
+            self.notes.append(
+                "the batch dimension of the inputs is not known: removals were proven at one batch size only"
+            )
+        self.companion: Companion | None = None
+        self.training: LayerGraph | None = None  # of train mode, where eval mode leaves parameters unused
+        self.add_training(twice or inputs)
+        shade.start.settle()  # proofs start from the flags and counters that the user's model has
+        self.sizes = Sizes(shade, graph, inputs)
+        self.one_by_one = any(_reaches_others(module) for module in shade.model.modules())
+        self.memo = None if shade.mode is None else Memo(shade.mode)
+        self.flow = FlowCheck(shade, graph, self.runs[0].inputs)
+        if self.memo is not None:  # from here on only shapes count, which a recording could not follow
+            self.flow.memo = self.memo
+            self.memo.attach(shade.model, plain_leaves(graph) if not self.flow.is_wanted else ())
+            self.memo.attach_whole(shade.model, closed_modules(graph) if not self.flow.is_wanted else ())
+        self.caches = CacheKeeper(shade, self.modules, inputs, self.notes, self.memo)
+        self.retracer = Retracer(shade, self.runs[0].inputs, self.memo)
+        self.resolutions = Resolutions(shade, inputs, self.memo, self.notes)
+
+    def add_training(self, inputs: Inputs) -> None:
+        """Let removals be proven in train mode, too; on larger images where a head that trains wants them."""
+        failed = ""
+        for sized in (inputs, inputs.map(_twice_as_large)):
+            try:
+                self.runs.append(self.trials.make(True, sized))
+            except Exception as error:  # the user's own forward, which may want targets when it trains
+                failed = failed or short(error)
+                continue
+            self.training = training = record_training(self.shade, self.graph, sized)
+            self.companion = None if training is None else Companion(self.graph, training, self.modules)
+            return
+        self.notes.append(
+            f"the untouched model does not run in train mode on these inputs ({failed}): not proven there"
+        )
+
+    def realise(self, cut: Cut, *, shorten: bool = True) -> Realisation:
+        """Find the edits that carry a cut out; whole layers of a transformers model leave their containers."""
+        found = realise(self.graph, self.modules, cut, self.companion)
+        self.sizes.check(found.edits)
+        found = self.caches.keep(self.shortener.shorten(found) if shorten else found)
+        try:
+            check_numbers(self.shade.model, found.edits)
+        except SurgeryError as error:
+            raise CannotRealise(str(error)) from error
+        return found
+
+    # ---- many removals --------------------------------------------------------------------------------------------
+
+    def prove(
+        self, alternatives: Iterable[Sequence[Candidate]], forbidden: Mapping[str, str]
+    ) -> tuple[list[Removal], dict[str, list[str]]]:
+        """Prove candidates, many at a time where they touch different layers.
+
+        Args:
+            alternatives: lists of candidates of which the first that can be realised stands for the list.
+            forbidden: groups that may not go.
+
+        Returns:
+            The removals, in the order of their candidates; and for each group the reasons why others failed.
+        """
+        refused: dict[str, list[str]] = {}
+        listed = list(alternatives)
+        proven = self.prove_some([c for c in listed if not c[0].waits], forbidden, refused)
+        others = [some for some in listed if some[0].waits]
+        left = [[c for c in some if not any(_is_tidier(r, c) for r in proven)] for some in others]
+        return proven + self.prove_some([some for some in left if some], forbidden, refused), refused
+
+    def prove_some(
+        self,
+        alternatives: Iterable[Sequence[Candidate]],
+        forbidden: Mapping[str, str],
+        refused: dict[str, list[str]],
+    ) -> list[Removal]:
+        """Prove the first of each list that can be realised; where its proof fails, the next."""
+        proven: list[tuple[int, Removal]] = []
+        waiting = list(enumerate(alternatives))
+        while waiting:
+            found = [(place, self.first_realised(some, forbidden, refused), some) for place, some in waiting]
+            realised = [(place, pair, some) for place, pair, some in found if pair is not None]
+            done: dict[int, Removal] = {}
+            pairs = [pair for _, pair, _ in realised]
+            for batch in self.batches(pairs):
+                self.prove_batch(batch, pairs, done, refused)
+            proven += [(realised[i][0], removal) for i, removal in done.items()]
+            failed = [realised[i] for i in range(len(realised)) if i not in done]
+            rest = [(place, self.others(pair, some)) for place, pair, some in failed]
+            waiting = [(place, some) for place, some in rest if some]
+        return [removal for _, removal in sorted(proven, key=lambda pair: pair[0])]
+
+    def others(self, failed: tuple[Candidate, Realisation], some: Sequence[Candidate]) -> Sequence[Candidate]:
+        """What to try where a proof has failed: stand-ins instead of a shorter container, then the next candidate."""
+        candidate, realisation = failed
+        place = list(some).index(candidate)
+        if not realisation.stand_ins or self.shortener.must(realisation) or candidate.name in self.unshortened:
+            return some[place + 1 :]
+        self.unshortened.add(candidate.name)
+        return some[place:]
+
+    def first_realised(
+        self, candidates: Sequence[Candidate], forbidden: Mapping[str, str], refused: dict[str, list[str]]
+    ) -> tuple[Candidate, Realisation] | None:
+        for candidate in candidates:
+            kept = [name for name in candidate.groups if name in forbidden]
+            try:
+                found = self.realise(candidate.cut, shorten=candidate.name not in self.unshortened)
+                if kept:  # only where nothing else stands in the way
+                    raise CannotRealise(
+                        f"leaves only together with '{kept[0]}', which {_as_clause(forbidden[kept[0]])}"
+                    )
+                return candidate, found
+            except CannotRealise as error:
+                for name in candidate.groups:
+                    refused.setdefault(name, []).append(str(error))
+        return None
+
+    def batches(self, realised: Sequence[tuple[Candidate, Realisation]]) -> list[list[int]]:
+        """Sort removals into batches whose members cannot hide each other's faults.
+
+        They touch different modules, none reads what another's stand-ins return, and every concat keeps an operand.
+        """
+        batches: list[tuple[list[int], Footprint]] = []
+        for index, (candidate, realisation) in enumerate(realised):
+            own = Footprint.of(self.graph, candidate, realisation)
+            for members, print_ in batches:
+                apart = self.caches.use is not None and print_.containers != own.containers  # each may break it alone
+                apart = apart or self.one_by_one  # what one removal takes out, another's module may read
+                if not apart and not print_.disturbs(own) and self.leaves_some(print_.dropped | own.dropped):
+                    members.append(index)
+                    print_.add(own)
+                    break
+            else:
+                batches.append(([index], own))
+        return [members for members, _ in batches]
+
+    def leaves_some(self, dropped: set[tuple[int, int]]) -> bool:
+        """Whether every concat that loses operands keeps one."""
+        merges = {merge for merge, _ in dropped}
+        return all(
+            {(v,) for m, v in dropped if m == merge} < set(self.graph.layers[merge].operands) for merge in merges
+        )
+
+    def prove_batch(
+        self,
+        batch: list[int],
+        realised: Sequence[tuple[Candidate, Realisation]],
+        proven: dict[int, Removal],
+        refused: dict[str, list[str]],
+    ) -> None:
+        """Prove removals together, one run after the other; what fails drops out."""
+        left = list(batch)
+        for run in [*self.runs, None]:
+            whole = {i: realised[i][1] for i in left}
+            failed: dict[int, str] = {}
+            for part in [whole] if run is not None else spread(whole) if self.flow.is_wanted else []:
+                failed |= failures(part, lambda some, run=run: self.reason_against(some, [run]))
+            for i, reason in failed.items():
+                for name in realised[i][0].groups:  # it could be realised: nearer than what could not
+                    refused.setdefault(name, []).insert(0, reason)
+            left = [i for i in left if i not in failed]
+        for i in left:
+            candidate, realisation = realised[i]
+            size = params_taken(self.graph, self.modules, realisation).size(self.graph)
+            proven[i] = Removal(candidate.name, candidate.kind, candidate.groups, candidate.cut, realisation, size)
+
+    def reason_against(
+        self, realisations: Sequence[Realisation], runs: Sequence[Trial | None] | None = None
+    ) -> str | None:
+        """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is.
+
+        Args:
+            realisations: the removals.
+            runs: the forwards to run, None among them for what :class:`FlowCheck` compares; all if they are not given.
+        """
+        try:
+            joint = realisations[0] if len(realisations) == 1 else side_by_side(self.graph, realisations)
+            earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
+            some = self.runs if runs is None else [run for run in runs if run is not None]
+            folds = folds_of(joint.edits)
+            if folds:
+                self.resolutions.prepare()
+            if self.memo is not None:
+                self.memo.opening(touched(self.graph, joint))
+            with applied(self.shade.model, joint.edits):
+                self.check_params(joint)
+                for run in some:
+                    self.check_run(run, joint, earlier)
+                if runs is None or (self.runs[0] in some and joint.stand_ins):
+                    self.caches.check(joint.edits)
+                if self.runs[0] in some:
+                    self.resolutions.check(folds)
+            if joint.stand_ins and self.runs[0] in some:
+                self.retracer.check(joint)
+            if runs is None or None in runs:
+                self.flow.check(joint)
+        except (CannotRealise, LayerPruneError) as error:
+            return str(error)
+        return None
+
+    # ---- one set --------------------------------------------------------------------------------------------------
+
+    def check_params(self, joint: Realisation) -> None:
+        names = {name for name, _ in named_parameters(self.shade.model, every_name=True)}
+        ids = self.graph.param_ids
+        shortens = [edit for edit in joint.edits if isinstance(edit, Shorten)]
+        left = {ids[old] for old in (name_before(name, shortens) for name in names) if old in ids}
+        lost, promised = frozenset(ids.values()) - left, params_gone(self.graph, joint)
+        if lost != promised:
+            wrong = next(name for name, number in ids.items() if number in lost ^ promised)
+            what = "would be lost, though it is still used" if ids[wrong] in lost else "would stay behind"
+            raise CannotRealise(f"parameter '{wrong}' {what}")
+
+    def check_run(self, run: Trial, joint: Realisation, earlier: Sequence[Dropped]) -> None:
+        known = {id(token) for token in earlier}
+        new = [token for token in dropped_tensors(self.shade.model) if id(token) not in known]
+        # The places of rearranged channels were traced at the example inputs' sizes, which the first run has.
+        rerun = rerunning(self.shade.model, joint.moved if run is self.runs[0] else ())
+        with watching_merges(new, self.names) as merges, rerun as faults:
+            try:
+                found = self.trials.repeat(run)
+            except (CannotRealise, LayerPruneError):
+                raise
+            except Exception as error:  # the user's forward on what is left of the model: anything may come
+                what = "the forward or backward" if run.backward else "the forward"
+                raise CannotRealise(f"{what} fails without it: {short(error)}") from error
+        if faults:
+            raise CannotRealise(faults[0])
+        if found != run.expected:
+            mode = "train" if run.training else "eval"
+            raise CannotRealise(f"the output would change its form in {mode} mode: {run.expected} to {found}")
+        if not run.training and (wrong := difference(merges, joint.merges)):
+            raise CannotRealise(wrong)
+
+
+def _reaches_others(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own that closes over others: then no layer graph tells what it reads."""
+    forward = vars(module).get("forward")
+    held = reached(forward) if isinstance(forward, FunctionType) else ()
+    return any(isinstance(value, nn.Module) and value is not module for value in held)
+
+
+def _twice_as_large(tensor: Tensor) -> Tensor:
+    """Repeat an image to twice its height and width; other tensors stay."""
+    return tensor.repeat(1, 1, 2, 2) if tensor.dim() == 4 and tensor.is_floating_point() else tensor
+
+
+def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
+    """Whether a removal takes the same groups out as a bypass, and at least all that the bypass does.
+
+    Handing a branch's input on in place of its output is no better way to lose the branch than dropping it.
+    """
+    return removal.groups == candidate.groups and candidate.dead <= removal.dead
+
+
+def _as_clause(reason: str) -> str:
+    """Fit a verdict into a sentence: "protected by …" wants a verb, "reads the model's input" has one."""
+    return f"is {reason}" if reason.startswith("protected") else reason

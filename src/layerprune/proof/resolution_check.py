@@ -1,0 +1,148 @@
+"""Resolutions: transforms that read another tensor must make as many places as before, whatever the input's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+from torch import Tensor, nn
+
+from layerprune.capture import Memo, Shadow, short
+from layerprune.channels import CannotFold, reader_of, watching_functions
+from layerprune.edits import Fold
+from layerprune.inputs import Inputs
+from layerprune.modules import named_parameters
+from layerprune.removals import CannotRealise
+
+_Shapes = dict[str, tuple[int, ...]]
+
+
+class Resolutions:
+    """Runs a shadow on inputs of other sizes, and compares what transforms make there.
+
+    A tensor that is twice as large as another one at one resolution need not be at the next: behind a stride of 2 the
+    size is rounded up, behind a pool down. One larger by 1, and one of nearly twice the size, make odd numbers at every
+    stage of a network that halves either way.
+
+    Args:
+        shade: the shadow.
+        inputs: the example inputs.
+        memo: from which the shadow's layers answer; None where it runs on real tensors.
+        notes: where to tell the user of sizes that the model does not take.
+    """
+
+    def __init__(self, shade: Shadow, inputs: Inputs, memo: Memo | None, notes: list[str]) -> None:
+        self.shade = shade
+        self.inputs = inputs
+        self.memo = memo
+        self.notes = notes
+        self.expected: list[tuple[Inputs, _Shapes]] | None = None
+
+    def prepare(self) -> None:
+        """Run the untouched shadow, once; a size that it does not take is left out, and a note says so."""
+        if self.expected is not None:
+            return
+        self.expected = []
+        able = [name for name, module in self.shade.model.named_modules() if _reads(module)]
+        weights = [name for name, held in named_parameters(self.shade.model) if held.dim() > 1]
+        if self.memo is not None:
+            self.memo.opening([*able, *weights])
+        refused: dict[str, str] = {}
+        for grown in (_one_more, _nearly_twice):
+            inputs = self.inputs.map(grown)
+            if all(a is b for a, b in zip(inputs.tensors(), self.inputs.tensors(), strict=True)):
+                continue
+            try:
+                shapes = self.run(inputs, able, weights)
+            except Exception as error:  # the user's own forward, which takes one size only
+                refused[_sizes(inputs)] = short(error)
+                continue
+            self.expected.append((inputs, shapes))
+        if refused:
+            why = next(iter(refused.values()))
+            also = "no other size" if not self.expected else "only one other size"
+            self.notes.append(
+                f"the untouched model does not run on inputs of {' and of '.join(refused)} ({why}): that a projection "
+                f"stands for as many places as what it replaces was proven on {also} than the example inputs'"
+            )
+
+    def check(self, folds: Sequence[Fold]) -> None:
+        """Check the edited shadow.
+
+        Raises:
+            CannotRealise: at another size a transform would make more or fewer places than before.
+        """
+        modules = [fold.fqn for fold in folds if not fold.function]
+        weights = [fold.fqn for fold in folds if fold.function]
+        for inputs, shapes in self.expected or ():
+            try:
+                found = self.run(inputs, modules, weights)
+            except Exception as error:  # the user's forward on what is left of the model: anything may come
+                raise CannotRealise(f"the forward fails on inputs of another size: {short(error)}") from error
+            for name, shape in found.items():
+                if shape != shapes.get(name):
+                    sizes = " instead of ".join("×".join(map(str, s)) for s in (shape, shapes.get(name, ())))
+                    raise CannotRealise(f"on inputs of another size '{name}' would make {sizes}")
+
+    def run(self, inputs: Inputs, modules: Sequence[str], weights: Sequence[str]) -> _Shapes:
+        """Run the shadow, and return what some modules, and functions with some weights, make."""
+        adapted = self.shade.adapt(inputs)
+        found: _Shapes = {}
+
+        def see(name: str, out: object) -> None:
+            if isinstance(out, Tensor):
+                found[name] = tuple(out.shape)
+
+        held = dict(named_parameters(self.shade.model)) if weights else {}
+        functions = watching_functions({name: held[name] for name in weights}, made=see) if weights else nullcontext()
+        with self.shade.running(), _hooked(self.shade.model, modules, see), functions:
+            self.shade.model(*adapted.args, **adapted.kwargs)
+        return found
+
+
+def _reads(module: nn.Module) -> bool:
+    try:
+        return bool(reader_of(module))
+    except CannotFold:
+        return False
+
+
+def _sizes(inputs: Inputs) -> str:
+    return ", ".join("×".join(map(str, tensor.shape)) for tensor in inputs.tensors())
+
+
+@contextmanager
+def _hooked(model: nn.Module, names: Sequence[str], see: Callable[[str, object], None]) -> Generator[None]:
+    """Show what modules return; the last call of each counts."""
+    modules: Mapping[str, nn.Module] = dict(model.named_modules())
+
+    def hook(name: str, _module: nn.Module, _args: object, out: object) -> None:
+        see(name, out)
+
+    hooks = [modules[name].register_forward_hook(partial(hook, name)) for name in names if name in modules]
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+def _grown(tensor: Tensor, size: Callable[[int], int]) -> Tensor:
+    """A tensor of another size along its axes: those of an image or a signal, or a sequence's length."""
+    axes = range(2, tensor.dim()) if tensor.is_floating_point() else range(1, 2 if tensor.dim() == 2 else 1)
+    for axis in axes:
+        length = tensor.shape[axis]
+        wanted = size(length)
+        copies = [1] * tensor.dim()
+        copies[axis] = -(-wanted // length)
+        tensor = tensor.repeat(copies).narrow(axis, 0, wanted)
+    return tensor
+
+
+def _one_more(tensor: Tensor) -> Tensor:
+    return _grown(tensor, lambda length: length + 1)
+
+
+def _nearly_twice(tensor: Tensor) -> Tensor:
+    return _grown(tensor, lambda length: max(2 * length - 1, 1))

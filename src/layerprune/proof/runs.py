@@ -1,0 +1,136 @@
+"""Trials: forwards of a shadow, each from the state that the user's model is in, described by what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from layerprune.capture import ParameterWritten, Shadow
+from layerprune.inputs import Inputs
+from layerprune.modules import OperationWatch, named_parameters, storage_key
+from layerprune.proof.output_form import signature
+from layerprune.tensors import tensors_in
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One forward that an edited shadow must pass.
+
+    Attributes:
+        training: whether it is in train mode.
+        inputs: its arguments; each run gets new ones of their form.
+        expected: what the untouched shadow returned.
+        backward: whether a backward has to run as well.
+    """
+
+    training: bool
+    inputs: Inputs
+    expected: Any
+    backward: bool = False
+
+
+class Trials:
+    """Runs the forwards of one shadow.
+
+    Args:
+        shade: the shadow.
+    """
+
+    def __init__(self, shade: Shadow) -> None:
+        self.shade = shade
+
+    def make(self, training: bool, inputs: Inputs) -> Trial:
+        """Run the untouched shadow; what it returns is expected of the edited ones.
+
+        A model may bring a backward in Python (as reversible layers do), which may read what surgery takes: then one
+        has to run, too, if it does so now. It may need gradients of the inputs to be run at all, as these may come from
+        a larger model's stem. On real tensors it would cost what a step of training costs: not there.
+        """
+        adapted = self.shade.adapt(inputs)
+        if not training or self.shade.mode is None:
+            with self.guarding() if training and self.shade.shares else nullcontext():
+                return Trial(training, adapted, self.run(training, self.shade.adapt(inputs)))
+        backward = False
+
+        def look(out: Any) -> None:
+            nonlocal backward
+            if any(isinstance(node, BackwardCFunction) for node in _nodes(out)):
+                try:
+                    _backward(out)
+                    backward = True
+                except Exception:  # the model's own, which cannot be trained on these inputs then
+                    backward = False
+
+        try:
+            expected = self.run(True, self.shade.adapt(inputs), look=look)
+        except Exception:  # a forward that reads values out of its inputs may not take any with a history
+            return Trial(True, adapted, self.run(True, self.shade.adapt(inputs)))
+        return Trial(True, adapted, expected, backward)
+
+    def guarding(self) -> OperationWatch:
+        """Raise before an operation writes into a parameter of the user's: train mode may, where eval mode did not."""
+        names = {storage_key(parameter): name for name, parameter in named_parameters(self.shade.model)}
+
+        def check(written: Sequence[Tensor]) -> None:
+            name = next((names[key] for tensor in written if (key := storage_key(tensor)) in names), None)
+            if name is not None:
+                raise ParameterWritten(f"it writes into '{name}', a parameter of yours")
+
+        def ignore(name: str, inputs: list[Tensor], outputs: list[Tensor], written: list[Tensor]) -> None:
+            return None
+
+        return OperationWatch(check, ignore)
+
+    def run(self, training: bool, inputs: Inputs, *, look: Callable[[Any], None] | None = None) -> Any:
+        """Run the shadow and describe what it returns.
+
+        Args:
+            training: in which mode.
+            inputs: the arguments.
+            look: gets the output, with a history that a backward may follow to the inputs.
+        """
+        self.shade.model.train(training)
+        try:
+            with self.shade.running(grad=look is not None):
+                given = inputs if look is None else inputs.map(_with_history)
+                out = self.shade.model(*given.args, **given.kwargs)
+                if look is not None:
+                    look(out)
+                return signature(out)
+        finally:
+            self.shade.model.eval()
+            if look is not None:
+                self.shade.model.zero_grad(set_to_none=True)
+
+    def repeat(self, trial: Trial) -> Any:
+        """Run the edited shadow as a trial wants it, and describe what it returns."""
+        inputs = self.shade.renew(trial.inputs)
+        return self.run(trial.training, inputs, look=_backward if trial.backward else None)
+
+
+def _with_history(tensor: Tensor) -> Tensor:
+    """A tensor that asks for a gradient, and may be written into all the same."""
+    return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() else tensor
+
+
+def _backward(out: Any) -> None:
+    ends = [t for t in tensors_in(out) if t.requires_grad]
+    torch.autograd.backward(ends, [torch.ones_like(t) for t in ends])
+
+
+def _nodes(out: Any) -> list[Any]:
+    """Every node of the graph that autograd built."""
+    stack: list[Any] = [t.grad_fn for t in tensors_in(out) if t.grad_fn is not None]
+    seen: dict[int, Any] = {}
+    while stack:
+        node = stack.pop()
+        if id(node) not in seen:
+            seen[id(node)] = node
+            stack += [following for following, _ in node.next_functions if following is not None]
+    return list(seen.values())

@@ -1,0 +1,67 @@
+"""Sizes: the modules that return numbers which follow from the size of the model's input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import Tensor
+
+from layerprune.capture import Shadow, record_results
+from layerprune.edits import Drop, Edit, Pass
+from layerprune.graph import LayerGraph
+from layerprune.inputs import Inputs
+from layerprune.removals import CannotRealise
+
+
+class Sizes:
+    """Knows which stand-ins would return numbers that are right for inputs of one size only.
+
+    A vision transformer's stage may return the height and width of its map next to its tokens. A stand-in returns what
+    was recorded, so it may stand only for numbers that a forward on larger inputs returns, too.
+
+    Args:
+        shade: a shadow of the model, not yet answering from memory.
+        graph: the layer graph.
+        inputs: the example inputs.
+    """
+
+    def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs) -> None:
+        self.moving: frozenset[str] = frozenset()
+        recorded = {(frame.fqn, frame.call): found for frame in graph.frames if (found := list(_numbers(frame.result)))}
+        larger = inputs.map(_larger)
+        if recorded and any(a is not b for a, b in zip(larger.tensors(), inputs.tensors(), strict=True)):
+            results = record_results(shade, larger)  # none where the model takes one size only
+            self.moving = frozenset(
+                call[0]
+                for call, found in recorded.items()
+                if call in results and list(_numbers(results[call])) != found
+            )
+
+    def check(self, edits: tuple[Edit, ...]) -> None:
+        """Raise :class:`CannotRealise` where a stand-in would return numbers that other inputs change."""
+        for edit in edits:
+            if isinstance(edit, (Pass, Drop)) and edit.fqn in self.moving and list(_numbers(edit.structure)):
+                raise CannotRealise(f"'{edit.fqn}' returns numbers that follow from the size of the input")
+
+
+def _larger(tensor: Tensor) -> Tensor:
+    """Images of twice the height and width, sequences of twice the length."""
+    if tensor.dim() == 4 and tensor.is_floating_point():
+        return tensor.repeat(1, 1, 2, 2)
+    if tensor.dim() == 2 and not tensor.is_floating_point():
+        return tensor.repeat(1, 2)
+    return tensor.repeat(1, 2, 1) if tensor.dim() == 3 and tensor.is_floating_point() else tensor
+
+
+def _numbers(structure: Any) -> Iterator[float]:
+    """The numbers among the leaves of an output's structure."""
+    if isinstance(structure, dict):
+        for key, inside in cast("dict[str, Any]", structure).items():
+            if key == "value" and isinstance(inside, (int, float)) and not isinstance(inside, bool):
+                yield inside
+            else:
+                yield from _numbers(inside)
+    elif isinstance(structure, list):
+        for inside in cast("list[Any]", structure):
+            yield from _numbers(inside)

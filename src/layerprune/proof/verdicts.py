@@ -1,0 +1,119 @@
+"""Verdicts: what the proven removals say of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf, isnan, nan
+
+from layerprune.graph import Group, LayerGraph, Verdict
+from layerprune.proof.prover import Removal
+from layerprune.removals import also_used, why_not
+
+#: In the order in which they are shown.
+VERDICTS: tuple[Verdict, ...] = ("removable", "with_calibration", "critical")
+
+#: What the reason of a group says that leaves by projections only, where there are no data to fit them on.
+_NO_DATA = (
+    "a projection takes its place, which is fitted on calibration data: pass calibration=, an iterable of batches"
+)
+
+
+def by_impact(removal: Removal) -> tuple[bool, bool, float, int, str]:
+    """Sort key: the least impact first, those that are not known last, and of these what needs data last."""
+    unknown = isnan(removal.impact)
+    impact = 0.0 if unknown else removal.impact
+    return unknown, unknown and removal.needs_calibration, impact, removal.num_params, removal.name
+
+
+def with_reasons(
+    groups: Sequence[Group], removals: Sequence[Removal], unfitted: Sequence[Removal], reasons: Mapping[str, str]
+) -> list[Group]:
+    """Give each group its verdict, its least impact and its reason.
+
+    Args:
+        groups: as they were formed.
+        removals: what can be made now, with impacts.
+        unfitted: what can be made with calibration data only, where there are none.
+        reasons: group name → why nothing takes it out.
+
+    Returns:
+        The groups by impact, least first; then what needs calibration data; what is critical last.
+    """
+    judged: list[Group] = []
+    for group in groups:
+        ways = [r for r in removals if group.name in r.groups]
+        later = [r for r in unfitted if group.name in r.groups]
+        if not ways and not later:
+            judged.append(replace(group, can_remove=False, impact=inf, reason=reasons.get(group.name, "")))
+            continue
+        best = min(ways or later, key=by_impact)
+        found = replace(
+            group,
+            can_remove=bool(ways),
+            needs_calibration=all(r.needs_calibration for r in ways or later),
+            impact=best.impact if ways else nan,
+            reason="; ".join(filter(None, ("" if ways else _NO_DATA, _company(group.name, ways or later)))),
+            num_removed=best.num_params,
+            leaves_with=tuple(name for name in best.groups if name != group.name),
+        )
+        judged.append(found)
+    return sorted(judged, key=lambda g: (VERDICTS.index(g.verdict), isnan(g.impact), g.impact))
+
+
+def _company(name: str, ways: Sequence[Removal]) -> str:
+    """Say which groups have to leave with a group; empty where some removal takes it alone."""
+    least = min((r.groups for r in ways), key=len)
+    if len(least) == 1:
+        return ""
+    always = [f"'{other}'" for other in least if other != name and all(other in r.groups for r in ways)]
+    if always:
+        return f"leaves together with {', '.join(always)}"
+    some = [f"'{other}'" for other in least if other != name]
+    return f"leaves only together with others, as with {', '.join(some)}"
+
+
+def about_calls(groups: Sequence[Group], removals: Sequence[Removal]) -> list[str]:
+    """Say of which removals the proof knows one number of calls only: a loop over tokens makes as many as there are."""
+    gone = {name for removal in removals for name in removal.groups}
+    repeated = [f"'{g.name}' ({len(g.calls)})" for g in groups if g.name in gone and len(g.calls) > 1]
+    if not repeated:
+        return []
+    named = ", ".join([*repeated[:3], "…"] if len(repeated) > 3 else repeated)
+    return [
+        f"called several times in one forward: {named}; that they may go is proven for these numbers of calls, and "
+        "inputs of another length may make others"
+    ]
+
+
+def why_critical(graph: LayerGraph, group: Group, refused: Sequence[str], unfoldable: str) -> str:
+    """Say why a group cannot go, and of its weights what would hinder it all the same.
+
+    Args:
+        graph: the layer graph.
+        group: the group.
+        refused: what its candidates met with, the nearest miss first.
+        unfoldable: why no projection helps; empty where none was looked for.
+    """
+    first = refused[0] if refused else "; ".join(filter(None, (why_not(graph, group), unfoldable)))
+    tie = _tie(graph, group)
+    return first if not tie or tie in first else f"{first}; {tie}"
+
+
+def _tie(graph: LayerGraph, group: Group) -> str:
+    """Which parameter others use, or hold, that would have to go with a group; empty where there is none."""
+    for layer in (graph.layers[index] for index in group.members):
+        for name in layer.params:
+            number = graph.param_ids[name]
+            held: dict[tuple[str, str], str] = {}
+            for other in (other for other, same in graph.param_ids.items() if same == number):
+                owner, _, key = other.rpartition(".")
+                held.setdefault((min(graph.all_names([owner])), key), other)
+            users = [user for user in graph.param_users.get(number, ()) if user in graph.live]
+            others = [user for user in users if user not in group.members]
+            if not others and len(held) > 1:
+                elsewhere = next(other for other in held.values() if other != name)
+                return f"its parameter '{name}' is tied to '{elsewhere}'"
+            if others and len(held) == 1 and layer.is_module:
+                return also_used(name, graph.layers[others[0]])
+    return ""

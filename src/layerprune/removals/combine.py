@@ -1,0 +1,80 @@
+"""Joining: several removals as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from layerprune.edits import Edit, Shorten, Slice, joined, ranges
+from layerprune.graph import Cut, LayerGraph
+from layerprune.removals.lowering import Realisation
+from layerprune.removals.rewiring import CannotRealise
+
+
+def side_by_side(graph: LayerGraph, realisations: Sequence[Realisation]) -> Realisation:
+    """Put removals that do not disturb each other side by side, each carried out as it would be alone."""
+    dead = frozenset(layer for r in realisations for layer in r.dead)
+    concats = {merge for r in realisations for merge, _ in r.cut.dropped} - dead
+    others = [merge for r in realisations for merge in r.merges if merge[0] != "cat"]
+    shortened = any(r.stand_ins for r in realisations)
+    return Realisation(
+        cut=join_cuts([(r.cut, r.dead) for r in realisations], graph),
+        edits=_joined_edits(edit for r in realisations for edit in r.edits),
+        merges=tuple(sorted([*others, *(("cat", graph.layers[merge].site) for merge in concats)])),
+        dead=dead,
+        params=frozenset(param for r in realisations for param in r.params),
+        leftovers=(),
+        moved=tuple(moved for r in realisations for moved in r.moved),
+        stand_ins=_joined_edits(e for r in realisations for e in r.stand_ins or r.edits) if shortened else (),
+    )
+
+
+def _joined_edits(edits: Iterable[Edit]) -> tuple[Edit, ...]:
+    listed = list(edits)
+    once = {(e.kind, e.fqn): e for e in listed if not isinstance(e, (Slice, Shorten))}.values()
+    slices = _joined_slices([edit for edit in listed if isinstance(edit, Slice)])
+    return (*once, *slices, *joined(edit for edit in listed if isinstance(edit, Shorten)))
+
+
+def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
+    """Slice each module once, of all the channels that it loses."""
+    gone: dict[tuple[str, str], set[int]] = {}
+    for edit in slices:
+        gone.setdefault((edit.fqn, edit.side), set()).update(
+            i for first, last in edit.dropped for i in range(first, last)
+        )
+    sides = {(edit.fqn, edit.side): edit for edit in slices}
+    if len({fqn for fqn, _ in sides}) < len(sides):
+        raise CannotRealise("a layer would lose input channels and whole groups of channels at once")
+    return [edit.model_copy(update={"dropped": ranges(gone[key])}) for key, edit in sides.items()]
+
+
+def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> Cut:
+    """Join cuts into one, leaving out what dies by another one anyway.
+
+    Args:
+        cuts: each cut with the layers that die by it.
+        graph: the layer graph.
+
+    Raises:
+        CannotRealise: two cuts put different things in one tensor's place.
+    """
+    substitutes: dict[int, int] = {}
+    dropped: set[tuple[int, int]] = set()
+    projected: set[int] = set()
+    for number, (cut, _) in enumerate(cuts):
+        others: set[int] = set()
+        for other, (_, dead) in enumerate(cuts):
+            if other != number:
+                others |= dead
+        for y, s in cut.substitutes.items():
+            if graph.values[y].layer in others and all(reader in others for reader in graph.readers.get(y, (-1,))):
+                continue
+            if substitutes.get(y, s) != s:
+                raise CannotRealise(f"{graph.describe([y])} would be replaced by two things at once")
+            substitutes[y] = s
+            projected |= {y} & cut.projected
+        dropped |= {(merge, value) for merge, value in cut.dropped if merge not in others}
+    for merge in {m for m, _ in dropped}:
+        if {(v,) for m, v in dropped if m == merge} >= set(graph.layers[merge].operands):
+            raise CannotRealise(f"'{graph.layers[merge].name}' would have nothing left to join")
+    return Cut(substitutes, frozenset(dropped), frozenset(projected))

@@ -1,0 +1,162 @@
+"""Elements: what a container's element hands on in place of each of its results, when the whole of it goes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+from torch import nn
+
+from layerprune.graph import Cut, Frame, LayerGraph
+from layerprune.stand_ins import MERGES
+
+_Way: TypeAlias = tuple[int | None, str | None]  # position and keyword of an argument
+_Place: TypeAlias = tuple[Any, ...]  # where in an output
+
+
+@dataclass(frozen=True)
+class Element:
+    """One call of an element of a ``Sequential`` or ``ModuleList``, and what takes it out as a whole.
+
+    Attributes:
+        frame: the call.
+        cut: each result that others read, replaced by the argument that it is another state of.
+    """
+
+    frame: Frame
+    cut: Cut
+
+
+def elements(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> Iterator[Element]:
+    """Find the elements that can hand on arguments in place of all that they return to others.
+
+    Which argument stands for a result is told by the next element, which gets the result in that argument's place; by
+    the sums that lead from the argument to the result; else by the shapes, in order. An element of whose results one
+    has no such argument is left out: half of it would go.
+
+    Args:
+        graph: the layer graph.
+        modules: the model's modules by name; only containers are looked at.
+    """
+    frames = [frame for frame in graph.frames[1:] if _is_element(graph, modules, frame)]
+    roles = _roles(graph, frames)
+    for frame in frames:
+        pairs = _pairs(graph, frame, roles[_container(frame)])
+        if pairs:
+            yield Element(frame, Cut(pairs))
+
+
+def without_argument(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Say of each element that is left out which of its results no argument stands for.
+
+    Returns:
+        The element's dotted name → the reason.
+    """
+    frames = [frame for frame in graph.frames[1:] if _is_element(graph, modules, frame)]
+    roles = _roles(graph, frames)
+    found: dict[str, str] = {}
+    for frame in frames:
+        exits = _exits(graph, frame)
+        if len(exits) > 1 and not _pairs(graph, frame, roles[_container(frame)]):
+            shapes = ", ".join("×".join(map(str, graph.values[value].shape)) for value in exits)
+            found[frame.fqn] = (
+                f"the forward of '{frame.fqn}' returns {len(exits)} tensors that others read ({shapes}), and no "
+                "argument of it stands for each"
+            )
+    return found
+
+
+def alike(graph: LayerGraph, one: int, other: int) -> bool:
+    """Whether two values have the same shape, of two dimensions or more, and the same type."""
+    a, b = graph.values[one], graph.values[other]
+    return a.shape == b.shape and a.dtype == b.dtype and len(a.shape) > 1
+
+
+def _is_element(graph: LayerGraph, modules: Mapping[str, nn.Module], frame: Frame) -> bool:
+    holds = isinstance(modules.get(_container(frame)), (nn.Sequential, nn.ModuleList))
+    return holds and bool(frame.fqn.rpartition(".")[2]) and bool(graph.layers_inside[frame.index])
+
+
+def _container(frame: Frame) -> str:
+    return frame.fqn.rpartition(".")[0]
+
+
+def _exits(graph: LayerGraph, frame: Frame) -> dict[int, _Place]:
+    """The results of a call that are made in it and read elsewhere, with their places in its output."""
+    inside = set(graph.layers_inside[frame.index])
+    found: dict[int, _Place] = {}
+    for value, place in _places(frame):
+        made = graph.values[value].layer
+        is_read = value in graph.outputs or any(reader not in inside for reader in graph.readers.get(value, ()))
+        if made in inside and made in graph.live and is_read:
+            found.setdefault(value, place)
+    return found
+
+
+def _places(frame: Frame) -> Iterator[tuple[int, _Place]]:
+    """The values that a call returns, with their places."""
+    listed = list(_leaves(frame.result, ()))
+    if sorted(value for value, _ in listed) == sorted(frame.outputs):
+        yield from listed
+    else:  # an object of the model's own
+        yield from ((value, (number,)) for number, value in enumerate(frame.outputs))
+
+
+def _leaves(structure: Any, place: _Place) -> Iterator[tuple[int, _Place]]:
+    if type(structure) is int:
+        yield structure, place
+    elif isinstance(structure, dict):
+        ((kind, inner),) = cast("dict[str, Any]", structure).items()
+        inner = inner["fields"] if kind == "record" else inner
+        if kind in ("tuple", "list", "dict", "record"):
+            items: Any = inner.items() if isinstance(inner, dict) else enumerate(inner)
+            for key, item in items:
+                yield from _leaves(item, (*place, key))
+
+
+def _roles(graph: LayerGraph, frames: list[Frame]) -> dict[str, dict[_Place, Counter[_Way]]]:
+    """For each container and place in its elements' outputs, as which arguments other elements get what lies there."""
+    found: dict[str, dict[_Place, Counter[_Way]]] = {_container(frame): {} for frame in frames}
+    made: dict[int, tuple[str, _Place]] = {}
+    for frame in frames:
+        container = _container(frame)
+        for position, keyword, value in frame.arguments:
+            if value in made and made[value][0] == container:
+                found[container].setdefault(made[value][1], Counter())[position, keyword] += 1
+        made.update({value: (container, place) for value, place in _exits(graph, frame).items()})
+    return found
+
+
+def _pairs(graph: LayerGraph, frame: Frame, roles: Mapping[_Place, Counter[_Way]]) -> dict[int, int]:
+    """Each exit of a call with the argument that stands for it; empty where one has none."""
+    exits = _exits(graph, frame)
+    arguments = {(position, keyword): value for position, keyword, value in frame.arguments}
+    found: dict[int, int] = {}
+    for value, place in exits.items():
+        told = [arguments[way] for way, _ in roles.get(place, Counter()).most_common(1) if way in arguments]
+        free = [one for one in arguments.values() if one not in found.values()]
+        summed = [one for one in free if one in _summands(graph, frame, value)]
+        choices = [*told, *(summed if len(summed) == 1 else ()), *free]
+        fitting = [one for one in choices if one != value and one not in exits and alike(graph, one, value)]
+        if not fitting:
+            return {}
+        found[value] = fitting[0]
+    return found
+
+
+def _summands(graph: LayerGraph, frame: Frame, value: int) -> set[int]:
+    """What a value is a sum of, in its call."""
+    inside = set(graph.layers_inside[frame.index])
+    found: set[int] = set()
+    stack = [value]
+    while stack:
+        one = stack.pop()
+        if one in found:
+            continue
+        found.add(one)
+        layer = graph.layers[graph.values[one].layer] if graph.values[one].layer in inside else None
+        if layer is not None and layer.function is not None and MERGES.get(layer.function) == "add":
+            stack += [read[0] for read in layer.operands if len(read) == 1]
+    return found

@@ -1,0 +1,98 @@
+"""Merging: which merges leave a dropped tensor out, as the layer graph has it and as a run shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from layerprune.edits import Drop, Edit, is_under
+from layerprune.graph import Layer, LayerGraph
+from layerprune.stand_ins import MERGES
+
+_WORDS = {"add": "a sum", "mul": "a product", "cat": "a concat", "bypass": "a linear layer or convolution"}
+
+
+def idle_merges(
+    graph: LayerGraph, edits: Sequence[Edit], leftovers: Sequence[int], carried: frozenset[int]
+) -> list[tuple[str, str]]:
+    """The merges that leave a dropped tensor out for nothing: only modules that are gone read what they hand on.
+
+    A loop that adds one tensor each time (``z = f(z) + u``) does so again and again, though only its last sum counts.
+
+    Args:
+        graph: the layer graph.
+        edits: the edits that carry a cut out.
+        leftovers: the dead layers that still run, in order.
+        carried: the values that equal a substitute; the merges that make these are no idle ones.
+
+    Returns:
+        The kind of each, and from where it is called.
+    """
+    kinds = {name: {*edit.merges} for edit in edits if isinstance(edit, Drop) for name in graph.all_names([edit.fqn])}
+    dropped = {
+        value: kinds[name] for name in kinds for f in graph.calls.get(name, ()) for value in graph.frames[f].outputs
+    }
+    harmless = _read_by_none(graph, leftovers, kinds)
+    found: list[tuple[str, str]] = []
+    for index in leftovers:
+        layer = graph.layers[index]
+        reads = graph.read_by(index)
+        tokens = [dropped[value] for value in reads if value in dropped]
+        if not tokens or carried & {*layer.outputs}:
+            continue
+        kind = merge_of(layer)
+        if kind and all(kind in some for some in tokens) and len(tokens) < len(reads):
+            if index in harmless:
+                found.append((kind, layer.site))
+            continue
+        dropped.update(dict.fromkeys(layer.outputs, tokens[0]))
+    return found
+
+
+def _read_by_none(graph: LayerGraph, leftovers: Sequence[int], gone: Collection[str]) -> set[int]:
+    """Those of some layers of which only modules that are gone, or others of them, read what they make."""
+    found: set[int] = set()
+    for index in reversed(leftovers):
+        made = graph.layers[index].outputs
+        readers = [reader for value in made for reader in graph.readers.get(value, ())]
+        if {*made}.isdisjoint(graph.outputs) and all(
+            reader in found or is_under(graph.layers[reader].fqn + ".", gone) for reader in readers
+        ):
+            found.add(index)
+    return found
+
+
+def merge_of(layer: Layer) -> str:
+    """The kind of merge that a layer is; empty where it is none."""
+    name = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
+    return MERGES.get(name, "")
+
+
+def difference(found: Sequence[tuple[str, str]], expected: Sequence[tuple[str, str]]) -> str:
+    """Say in which merges a run leaves dropped tensors out otherwise than expected; empty where in none.
+
+    Args:
+        found: the kind of each merge of the run, and from where it was called.
+        expected: the same of the layer graph; compared by kinds only, where it is not known of all from where.
+    """
+    places = all(site for _, site in expected)
+    one, other = (Counter(pair if places else (pair[0], "") for pair in pairs) for pairs in (found, expected))
+    more, fewer = one - other, other - one
+    if more:
+        kind, site = next(iter(more))
+        return (
+            f"{_where(site, places)} the dropped tensor also meets {_WORDS[kind]} that is no part of this removal, and "
+            "the other operand would be handed on there in its place"
+        )
+    if fewer:
+        kind, site = next(iter(fewer))
+        return (
+            f"{_where(site, places)} the dropped tensor does not reach {_WORDS[kind]} that should leave it out: "
+            "something else is made of it on the way"
+        )
+    return ""
+
+
+def _where(site: str, is_known: bool) -> str:
+    name = site.partition(" ")[0]
+    return "in the forward" + ((f" of '{name}'" if name else " of the model") if is_known and site else "")

@@ -1,0 +1,395 @@
+"""Realisation: from a cut in the layer graph to the tidiest edits of the module tree that carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from layerprune.channels import CannotFold, CannotSlice, ChannelTrace, Companion, FoldTrace, Gap, Moved
+from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, is_under, taken_out
+from layerprune.graph import Cut, Frame, LayerGraph, Structure
+from layerprune.modules import parameters
+from layerprune.removals.idle_merges import idle_merges, merge_of
+from layerprune.removals.rewiring import CannotRealise, Marker, Marks, also_used
+from layerprune.stand_ins import kept_members, parts_read
+
+
+@dataclass(frozen=True)
+class Realisation:
+    """The edits that carry a cut out.
+
+    Attributes:
+        cut: what they carry out.
+        edits: the edits, one for each module or parameter concerned.
+        merges: the merges that will leave a dropped tensor out, sorted: one for each time, with its kind and from where
+            it is called.
+        dead: the layers that die.
+        params: numbers of the parameters that go.
+        leftovers: layers that are dead and still run, on a dropped tensor or for nothing.
+        carried: the values that equal a substitute from then on.
+        moved: the rearrangements of values that lose channels.
+        stand_ins: edits to the same effect that leave stand-ins where ``edits`` shorten containers; empty if none do.
+    """
+
+    cut: Cut
+    edits: tuple[Edit, ...]
+    merges: tuple[tuple[str, str], ...]
+    dead: frozenset[int]
+    params: frozenset[int]
+    leftovers: tuple[int, ...]
+    carried: frozenset[int] = frozenset()
+    stand_ins: tuple[Edit, ...] = ()
+    moved: tuple[Moved, ...] = ()
+
+
+def realise(
+    graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut, companion: Companion | None = None
+) -> Realisation:
+    """Find the edits that carry a cut out.
+
+    Every value that is to be substituted is traced back to its substitute: through dead modules, which then pass their
+    argument on, and through merges, whose other operands are dropped. Then all other dead modules are replaced, the
+    readers of concats sliced, and projections folded into those of tensors with other channels. Modules are
+    taken as far out as they are dead.
+
+    Args:
+        graph: the layer graph.
+        modules: the model's modules by name.
+        cut: one removal's, or several removals' together.
+        companion: the model in train mode, where that runs more than eval mode does.
+
+    Raises:
+        CannotRealise: there are none; the message says why.
+    """
+    return _Realiser(graph, modules, cut, companion).run()
+
+
+class _Realiser:
+    def __init__(
+        self, graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut, companion: Companion | None
+    ) -> None:
+        self.graph = graph
+        self.modules = modules
+        self.cut = cut
+        self.companion = companion
+        self.marker = Marker(graph, cut)
+        self.dead, self.gone, self.dead_params = self.marker.dead, self.marker.gone, self.marker.dead_params
+
+    def run(self) -> Realisation:
+        if not self.dead:
+            raise CannotRealise("nothing dies with it")
+        marks = self.marks()
+        slices, moved, gaps = self.slices()
+        outermost = self.outermost_dead()
+        edits = [
+            *self.module_edits(marks, outermost),
+            *self.param_edits(marks, outermost),
+            *slices,
+            *self.folds(slices, gaps),
+        ]
+        self.check_params(edits)
+        self.check_hooks(edits)
+        self.check_hosts(edits)
+        leftovers = self.leftovers(edits)
+        edits += self.guards(leftovers)
+        self.check_shape_reads(edits, leftovers, marks.carried)
+        marks.merges += idle_merges(self.graph, edits, leftovers, frozenset(marks.carried))
+        return Realisation(
+            cut=self.cut,
+            edits=tuple(edits),
+            merges=tuple(sorted(marks.merges)),
+            dead=self.dead,
+            params=self.dead_params,
+            leftovers=leftovers,
+            carried=frozenset(marks.carried),
+            moved=moved,
+        )
+
+    def marks(self) -> Marks:
+        """What the cut asks of each module and parameter."""
+        marks = Marks()
+        for y, s in self.cut.substitutes.items():
+            found = self.marker.carry(y, s)
+            if found is None:
+                raise CannotRealise(self.marker.stuck(y, s))
+            if self.marker.is_written(s, found.carried):
+                found.copies |= found.entries
+            marks.join(found)
+        for merge, value in sorted(self.cut.dropped):
+            found = self.marker.token(value, merge_of(self.graph.layers[merge]))
+            if found is None:
+                raise CannotRealise(f"{self.graph.describe([value])} is made where it cannot be dropped")
+            marks.join(found)
+        cut_merges = [self.graph.layers[m] for m in {m for m, _ in self.cut.dropped} - self.dead]
+        marks.merges += [(merge_of(layer), layer.site) for layer in cut_merges]
+        return marks
+
+    # ---- modules --------------------------------------------------------------------------------------------------
+
+    def outermost_dead(self) -> list[str]:
+        """The dead modules that lie in no dead module."""
+        found: dict[str, None] = {}
+        for index in sorted(self.dead):
+            chain: list[Frame] = []
+            frame = self.graph.layers[index].frame
+            while frame > 0:
+                chain.append(self.graph.frames[frame])
+                frame = self.graph.frames[frame].parent
+            top = next((f.fqn for f in reversed(chain) if self.marker.is_dead(f.fqn)), None)
+            if top is not None:
+                found[top] = None
+        return list(found)
+
+    def module_edits(self, marks: Marks, outermost: list[str]) -> list[Edit]:
+        edits: list[Edit] = []
+        inside_pass = [name for name in marks.passes]
+        for name in dict.fromkeys([*marks.passes, *outermost]):
+            if name in marks.passes:
+                edits.append(self.pass_edit(name, marks.passes[name], name in marks.copies))
+            elif not any(p.startswith(name + ".") for p in [*inside_pass, *marks.drops] if p != name):
+                kinds = marks.drops.get(name, set())
+                edits.append(self.drop_edit(name, kinds, name in marks.copies))
+            else:
+                edits += self.opened(name, marks)
+        return self.one_each([e for e in edits if not any(e.fqn.startswith(name + ".") for name in marks.passes)])
+
+    def one_each(self, edits: list[Edit]) -> list[Edit]:
+        """Only one edit for a module that is called under several names."""
+        found: dict[str, Edit] = {}
+        for edit in edits:
+            first = self.graph.aliases_of.get(edit.fqn, ((edit.fqn,),))[0][0]
+            known = found.setdefault(first, edit)
+            if known is edit:
+                continue
+            same = edit.model_copy(update={"fqn": known.fqn})
+            if isinstance(known, Drop) and isinstance(same, Drop):
+                merges = tuple(sorted({*known.merges, *same.merges}))
+                known, same = (one.model_copy(update={"merges": merges}) for one in (known, same))
+            if same != known:
+                raise CannotRealise(f"'{known.fqn}' is also called as '{edit.fqn}', and would have to do another thing")
+            found[first] = known
+        return list(found.values())
+
+    def opened(self, name: str, marks: Marks) -> list[Edit]:
+        """Edits for a dead module that must stay because something inside it is passed or dropped on its own."""
+        prefix = name + "."
+        named = [n for n in [*marks.passes, *marks.drops] if n.startswith(prefix)]
+        inside: dict[str, None] = {}
+        for fqn in self.graph.calls:
+            child = fqn.startswith(prefix) and self.marker.is_dead(fqn)
+            if child and not any(n.startswith(fqn + ".") for n in named) and fqn not in marks.passes:
+                inside[fqn] = None
+        tops = [f for f in inside if not any(f.startswith(o + ".") for o in inside)]
+        return [self.drop_edit(f, marks.drops.get(f, set()), f in marks.copies) for f in tops]
+
+    def pass_edit(self, name: str, values: Mapping[int, tuple[int | None, str | None]], copies: bool) -> Edit:
+        frames = [self.graph.frames[f] for f in self.graph.calls[name]]
+        position, keyword = next(iter(values.values()))
+        leaves: dict[int, Any] = {
+            v: "argument" if way == (position, keyword) else {"argument": [*way]} for v, way in values.items()
+        }
+        structure = self.same([_with(f.result, {**self.staying(f), **leaves}) for f in frames], name)
+        if structure == "argument" and not copies and self.is_element(name, frames):
+            return Delete(fqn=name)
+        alone = position == 0 and all(f.arity == 1 for f in frames)
+        return Pass(
+            fqn=name,
+            position=position,
+            keyword=None if alone else keyword,
+            structure=structure,
+            copies=copies,
+            others=not alone and keyword is None,  # behind *args arguments have no names
+            shows=bool(kept_members(self.modules[name])),
+        )
+
+    def drop_edit(self, name: str, kinds: set[str], copies: bool) -> Edit:
+        frames = [self.graph.frames[f] for f in self.graph.calls[name]]
+        structure = self.same([_with(f.result, self.staying(f)) for f in frames], name)
+        return Drop(fqn=name, merges=tuple(sorted(kinds)), structure=structure, copies=copies)
+
+    def staying(self, frame: Frame) -> dict[int, Any]:
+        """The outputs of a dead call that do not die: tensors made elsewhere, or in their place, which it hands on."""
+        found: dict[int, Any] = {}
+        for value in frame.outputs:
+            if self.graph.values[value].layer not in self.gone or self.is_replaced_outside(value, frame):
+                ways = [[position, keyword] for position, keyword, v in frame.arguments if v == value]
+                if not ways:
+                    raise CannotRealise(f"'{frame.fqn}' also returns {self.graph.describe([value])}, which stays")
+                found[value] = {"argument": ways[0]}
+        return found
+
+    def is_replaced_outside(self, value: int, frame: Frame) -> bool:
+        """Whether a call gets what a value is replaced by: then that is what it hands on, whatever has died."""
+        return value in self.cut.substitutes and any(v == value for _, _, v in frame.arguments)
+
+    def same(self, structures: list[Structure], name: str) -> Structure:
+        if any(s is None for s in structures):
+            results = [self.graph.frames[f].result for f in self.graph.calls[name]]
+            opaque = any(_is_opaque(result) for result in results)
+            what = (
+                "an object whose form cannot be rebuilt" if opaque else "a tensor that is written into by others, too"
+            )
+            raise CannotRealise(f"'{name}' returns {what}: nothing can stand in its place")
+        if any(s != structures[0] for s in structures):
+            raise CannotRealise(f"'{name}' is called {len(structures)} times, and would hand on different things")
+        return structures[0]
+
+    def is_element(self, name: str, frames: list[Frame]) -> bool:
+        """Whether a module is called by the ``nn.Sequential`` that holds it, and by nobody else."""
+        parent, _, key = name.rpartition(".")
+        container = self.modules.get(parent)
+        return (
+            isinstance(container, nn.Sequential)
+            and type(container).forward is nn.Sequential.forward
+            and key in container._modules
+            and len(self.graph.aliases_of.get(name, ((name,),))[0]) == 1
+            and all(f.parent >= 0 and self.graph.frames[f.parent].fqn == parent and f.arity == 1 for f in frames)
+        )
+
+    # ---- parameters, channels, what is left -----------------------------------------------------------------------
+
+    def param_edits(self, marks: Marks, outermost: list[str]) -> list[Edit]:
+        """Dead parameters of modules that stay: each becomes a dropped tensor."""
+        edits: list[Edit] = []
+        inside = self.graph.all_names(outermost)
+        done: set[int] = set()
+        wanted = {self.graph.param_ids[name]: kinds for name, kinds in marks.params.items()}
+        for name, number in self.graph.param_ids.items():
+            if number in self.dead_params and number not in done and not is_under(name, inside):
+                done.add(number)
+                merges = tuple(sorted(wanted.get(number, set())))
+                edits.append(DropParameter(fqn=name, merges=merges, copies=name in marks.copies))
+        return edits
+
+    def check_params(self, edits: list[Edit]) -> None:
+        """Refuse where a parameter that stays alive hangs in a module that goes, or a tied one under two names."""
+        removed = self.graph.all_names(taken_out(edits))
+        for name, number in self.graph.param_ids.items():
+            if number not in self.dead_params and number in self.graph.param_users and is_under(name, removed):
+                users = [u for u in self.graph.param_users[number] if u not in self.gone]
+                if users and not self.held_elsewhere(number, removed):
+                    raise CannotRealise(also_used(name, self.graph.layers[users[0]]))
+        dropped = {self.graph.param_ids[e.fqn] for e in edits if e.kind == "drop_parameter"}
+        for number in dropped:
+            names = self.names_by_owner(number)
+            if len(names) > 1:
+                raise CannotRealise(f"its parameter '{names[0]}' is tied to '{names[1]}'")
+
+    def check_hooks(self, edits: list[Edit]) -> None:
+        """Refuse where hooks would go that others depend on."""
+        taken = set(taken_out(edits))
+        for name in self.graph.hooked:
+            if taken & set(self.graph.aliases_of.get(name, ((name,),))[0]):
+                raise CannotRealise(f"a hook of '{name}' changes or keeps tensors that others read, and would go along")
+
+    def check_hosts(self, edits: list[Edit]) -> None:
+        """Refuse where a module that stays has a method that reads weights which would go, and could no longer run."""
+        taken = set(taken_out(edits))
+        for name in sorted(taken):
+            parent, _, key = name.rpartition(".")
+            if any(parent == one or parent.startswith(f"{one}.") for one in taken):
+                continue
+            held = self.modules[name]
+            for method, attribute in sorted(parts_read(type(self.modules[parent])).get(key, ())):
+                if attribute in held._parameters or attribute in held._buffers:
+                    raise CannotRealise(f"'{parent or 'the model'}' reads '{key}.{attribute}' in its '{method}'")
+
+    def names_by_owner(self, number: int) -> list[str]:
+        """A name of a parameter for each place that holds it: several names of one module are one place."""
+        found: dict[tuple[int, str], str] = {}
+        for name, other in self.graph.param_ids.items():
+            if other == number:
+                owner, _, key = name.rpartition(".")
+                found.setdefault((id(self.modules[owner]), key), name)
+        return list(found.values())
+
+    def held_elsewhere(self, number: int, removed: Collection[str]) -> bool:
+        return any(i == number and not is_under(n, removed) for n, i in self.graph.param_ids.items())
+
+    def slices(self) -> tuple[list[Slice], tuple[Moved, ...], Mapping[int, Gap]]:
+        cats = [(m, v) for m, v in self.cut.dropped if merge_of(self.graph.layers[m]) == "cat" and m not in self.dead]
+        if not cats:
+            return [], (), {}
+        trace = ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes, self.cut.projected)
+        try:
+            slices = trace.run(cats)
+            if self.companion is not None:
+                slices += self.companion.slices(self.cut, self.dead, slices)
+            return slices, tuple(trace.moved), trace.gaps
+        except CannotSlice as error:
+            raise CannotRealise(str(error)) from error
+
+    def folds(self, slices: list[Slice], gaps: Mapping[int, Gap]) -> list[Fold]:
+        try:
+            folds = FoldTrace(self.graph, self.modules, self.cut, self.dead, gaps).run()
+        except CannotFold as error:
+            raise CannotRealise(str(error)) from error
+        for name in {fold.owner for fold in folds} & {edit.fqn for edit in slices}:
+            raise CannotRealise(f"'{name}' would take a projection in and lose channels at once")
+        return folds
+
+    def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
+        removed = self.graph.all_names(taken_out(edits))
+        return tuple(
+            i for i in sorted(self.dead)
+            if not self.graph.layers[i].param_only and not is_under(self.graph.layers[i].fqn + ".", removed)
+        )  # fmt: skip
+
+    def guards(self, leftovers: tuple[int, ...]) -> list[Edit]:
+        """Guards for custom modules that other calls keep alive, so that they need not look at what is dropped.
+
+        Most of torch's own hand their argument straight to functions, which know a dropped tensor; those that look at
+        it first (a batch norm asks for its dimensions) are parameterised, and the proof refuses them.
+        """
+        calls = [layer for layer in (self.graph.layers[i] for i in leftovers) if layer.is_module and not layer.params]
+        names = dict.fromkeys(layer.fqn for layer in calls if not self.marker.is_dead(layer.fqn))
+        own = [name for name in names if not type(self.modules[name]).__module__.startswith("torch.nn.")]
+        return [Guard(fqn=name) for name in own if not any(True for _ in parameters(self.modules[name]))]
+
+    def check_shape_reads(self, edits: list[Edit], leftovers: tuple[int, ...], carried: set[int]) -> None:
+        """Refuse where a surviving forward reads the shape of what would be a dropped tensor."""
+        removed = self.graph.all_names(taken_out(edits))
+        drops = self.graph.all_names(edit.fqn for edit in edits if edit.kind == "drop")
+        tokens = {v for n in drops for f in self.graph.calls.get(n, ()) for v in self.graph.frames[f].outputs}
+        params = {e.fqn for e in edits if e.kind == "drop_parameter"}
+        for index in leftovers:
+            layer = self.graph.layers[index]
+            if tokens & self.graph.read_by(index) or params & set(layer.params):
+                tokens |= set(layer.outputs) - carried
+        for value, frame in self.graph.shape_reads:
+            fqn = self.graph.frames[frame].fqn
+            if value in tokens and not is_under(fqn + ".", removed):
+                where = f"'{fqn}'" if fqn else "the model"
+                raise CannotRealise(
+                    f"the forward of {where} reads the shape of {self.graph.describe([value])}, which would be gone"
+                )
+
+
+def _is_opaque(result: Any) -> bool:
+    """Whether a recorded output is, or holds, an object of which only the class is known."""
+    parts = result.values() if isinstance(result, dict) else result if isinstance(result, list) else ()
+    return (isinstance(result, dict) and "opaque" in result) or any(map(_is_opaque, parts))
+
+
+def _with(result: Structure, leaves: Mapping[int, Any]) -> Any:
+    """Turn a recorded output structure into one to build: values become ``leaves``, or dropped tensors."""
+    if isinstance(result, bool) or result is None:
+        return None
+    if isinstance(result, int):
+        return leaves.get(result, "tensor")
+    if "opaque" in result:
+        return None
+    if "value" in result:
+        return result
+    if "dict" in result:
+        items = {k: _with(v, leaves) for k, v in result["dict"].items()}
+        return None if any(v is None for v in items.values()) else {"dict": items}
+    if "record" in result:
+        fields = {k: _with(v, leaves) for k, v in result["record"]["fields"].items()}
+        return None if any(v is None for v in fields.values()) else {"record": {**result["record"], "fields": fields}}
+    key = "tuple" if "tuple" in result else "list"
+    parts = [_with(v, leaves) for v in result[key]]
+    return None if any(p is None for p in parts) else {key: parts}

@@ -1,0 +1,166 @@
+"""Projections in the removal table: substitutes of other channels or another size, for groups that no other way takes.
+
+A tensor ``y`` gives way to an earlier one ``x``; a projection of ``x``, fitted to ``y`` on calibration data, is folded
+into every transform that reads ``y``. So a run of groups leaves that changes the number of channels or the resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from torch import nn
+
+from layerprune.channels import CannotFold, FoldTrace, reader_at, reader_for
+from layerprune.graph import Cut, Group, LayerGraph
+from layerprune.removals.candidates import Candidate, Candidates
+
+_POINTS = 8  # tensors behind a group, nearest first, that are tried in the place of y
+_SOURCES = 4  # tensors before it that are tried in the place of x, for each
+_ALTERNATIVES = 3  # candidates for a group that go to the proof, if need be
+_LOOK_BACK = 400
+_KEPT = frozenset({"pooling", "dropout", "reshape"})  # kinds of layers that stay, and work on the substitute's channels
+_KEPT_IF_NEED_BE = _KEPT | {"activation"}  # one that a function makes cannot be left out where it is
+
+
+def find_projections(
+    graph: LayerGraph,
+    groups: Sequence[Group],
+    modules: Mapping[str, nn.Module],
+    wanted: Collection[str],
+    critical: Collection[str],
+) -> Candidates:
+    """Find projections that take groups out which nothing else does, those first that take the fewest others along.
+
+    Args:
+        graph: the layer graph.
+        groups: all groups.
+        modules: the model's modules by name.
+        wanted: names of the groups that are to be taken out.
+        critical: names of the groups that may not go.
+
+    Returns:
+        A list of alternatives for each group that has some; and why others have none, where that is known.
+    """
+    finder = _Finder(graph, groups, modules, critical) if wanted else None
+    found: dict[tuple[int, int], tuple[Candidate, ...]] = {}
+    reasons: dict[str, str] = {}
+    for group in groups:
+        if finder is None or group.name not in wanted or len(group.calls) > 1:
+            continue
+        finder.reason = ""
+        nearest = {(c.groups, c.cut.projected): c for c in reversed(list(finder.candidates(group)))}
+        candidates = sorted(reversed(nearest.values()), key=finder.rank)[:_ALTERNATIVES]
+        if candidates:
+            found.setdefault(next(iter(candidates[0].cut.substitutes.items())), tuple(candidates))
+        elif finder.reason:
+            reasons[group.name] = f"no projection can take its place: {finder.reason}"
+    return Candidates(tuple(found.values()), reasons)
+
+
+class _Finder:
+    def __init__(
+        self,
+        graph: LayerGraph,
+        groups: Sequence[Group],
+        modules: Mapping[str, nn.Module],
+        critical: Collection[str],
+    ) -> None:
+        self.graph = graph
+        self.modules = modules
+        self.critical = critical
+        self.leads = {call: group for group in groups for call in group.calls}
+        self.ranks: dict[int, int] = {}
+        self.refused: dict[int, str] = {}
+        self.points = self.points_by_layer()
+        self.reason = ""
+
+    def points_by_layer(self) -> dict[int, list[int]]:
+        """Layer → what it makes that foldable transforms read, at once or behind layers that would stay."""
+        found: dict[int, list[int]] = {}
+        for layer in self.graph.layers:
+            if layer.kind != "transform" or layer.index not in self.graph.live or layer.param_only:
+                continue
+            try:
+                reader_at(self.modules, layer)
+            except CannotFold as error:
+                self.refused[layer.index] = f"'{layer.name}' reads it, and {error}"
+                continue
+            if len(layer.operands[0]) != 1:
+                continue
+            value = layer.operands[0][0]
+            above = self.above(value, _KEPT)  # a pool that stays loses less than subsampling does
+            for rank, point in enumerate((above, value, self.above(above, _KEPT_IF_NEED_BE))):
+                known = found.setdefault(self.graph.values[point].layer, [])
+                known += [point] if point not in known else []
+                self.ranks[point] = min(rank, self.ranks.get(point, rank))
+        return found
+
+    def above(self, value: int, kinds: Collection[str]) -> int:
+        """What a value is made of by layers of some kinds, each of one tensor."""
+        while (source := self.graph.values[value].layer) >= 0 and self.graph.layers[source].kind in kinds:
+            data = [read for read in self.graph.layers[source].operands if read]
+            if len(data) != 1 or len(data[0]) != 1:
+                break
+            value = data[0][0]
+        return value
+
+    def rank(self, candidate: Candidate) -> tuple[int, int]:
+        """Those first that take few groups out, and of these the ones at the better place."""
+        return len(candidate.groups), min(self.ranks[point] for point in candidate.cut.projected)
+
+    def candidates(self, group: Group) -> Iterator[Candidate]:
+        """Projections that take a group out: from tensors before it to tensors that all that it does passes."""
+        lead = group.calls[0]
+        num = 0
+        node = lead
+        refused = ""
+        while node is not None and node != "out" and num < _POINTS:
+            for point in self.points.get(node, ()):
+                num += 1
+                yield from self.at(group, point)
+            refused = refused or ("" if node == lead else self.refused.get(node, ""))
+            node = self.graph.post_dominator.get(node)
+        if not num:
+            self.reason = refused or "no linear layer or convolution reads it"
+
+    def at(self, group: Group, point: int) -> Iterator[Candidate]:
+        """Projections to one tensor."""
+        num = 0
+        for looked, dominator in enumerate(self.graph.dominating(self.graph.values[point].layer)):
+            if looked > _LOOK_BACK or num >= _SOURCES:
+                return
+            if dominator >= group.calls[0]:
+                continue
+            for source in self.graph.layers[dominator].outputs if dominator >= 0 else self.graph.inputs:
+                if self.comparable(source, point):
+                    num += 1
+                    candidate = self.candidate(group, point, source)
+                    if candidate is not None:
+                        yield candidate
+
+    def comparable(self, source: int, point: int) -> bool:
+        """Whether a projection could lead from one tensor to another; those of one shape are others' business."""
+        x, y = self.graph.values[source], self.graph.values[point]
+        return len(x.shape) == len(y.shape) > 1 and x.shape != y.shape and x.dtype == y.dtype
+
+    def candidate(self, group: Group, point: int, source: int) -> Candidate | None:
+        cut = Cut({point: source}, projected=frozenset({point}))
+        dead = self.graph.dead(cut)
+        if not all(call in dead for call in group.calls):
+            return None
+        leaving = {self.leads[i].name: self.leads[i] for i in sorted(dead) if i in self.leads}
+        gone = tuple(g.name for g in leaving.values() if all(call in dead for call in g.calls))
+        kept = [name for name in gone if name in self.critical]
+        try:
+            if kept:
+                raise CannotFold(f"'{kept[0]}', which has to stay, would leave with it")
+            folds = FoldTrace(self.graph, self.modules, cut, dead).run()
+            saved = sum(self.graph.size_of_param[param] for param in self.graph.dead_params(dead))
+            more = sum(reader_for(self.modules[fold.owner], fold).growth(fold.num_in) for fold in folds)
+            if not folds or more >= saved:
+                raise CannotFold(f"{saved:,} parameters would leave, and what reads it would grow by {more:,}")
+        except CannotFold as error:
+            self.reason = self.reason or str(error)
+            return None
+        name = f"{self.graph.name_of(point)} projected from {self.graph.name_of(source)}"
+        return Candidate(name, "projection", cut, dead, gone)

@@ -1,0 +1,127 @@
+"""Protection: which groups may not go whatever they cost: those that the user names, and stem and head."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+from layerprune.errors import UnknownNameError
+from layerprune.graph import Group, Layer, LayerGraph
+from layerprune.stand_ins import MERGES
+
+#: What the reason of a stem or head says of the way out.
+_OPTION = "protect_io=False lets it go"
+
+STEM = f"reads the model's input; {_OPTION}"
+HEAD = f"feeds the model's output; {_OPTION}"
+
+
+def protected_by_name(graph: LayerGraph, groups: Sequence[Group], patterns: Sequence[str]) -> dict[str, str]:
+    """Find the groups that patterns of names protect.
+
+    Args:
+        graph: the layer graph.
+        groups: its groups.
+        patterns: dotted names (``fnmatch``); what matches, and all below it, stays.
+
+    Returns:
+        Group name → the reason that the plan shows.
+
+    Raises:
+        UnknownNameError: a pattern matches nothing; the message lists what is there.
+    """
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        matched = False
+        for name in graph.calls:
+            matched |= bool(name) and _matches(name, pattern)
+        for group in groups:
+            if any(_matches(layer.name, pattern) for layer in group.layers):
+                matched = True
+                found.setdefault(group.name, f"protected by '{pattern}'")
+        if not matched:
+            some = ", ".join(f"'{g.name}'" for g in groups[:6])
+            raise UnknownNameError(f"protect pattern '{pattern}' matches no module of the model; groups are {some}, …")
+    return found
+
+
+def stem_and_head(graph: LayerGraph, groups: Sequence[Group]) -> dict[str, str]:
+    """Find the groups that are a stem or a head.
+
+    A stem reads an input of the model through no other transform, and is alone in that: of branches that all read the
+    input, as a first residual branch or one embedder of the time step in every block, each may go. An embedding is the
+    stem of what it reads. A head feeds an output through no other transform and no sum or product; concats, stacks,
+    splits and reshapes join heads and change nothing.
+
+    Args:
+        graph: the layer graph.
+        groups: its groups.
+
+    Returns:
+        Group name → the reason that the plan shows.
+    """
+    behind = _behind_transforms(graph)
+    alone = [first for value in graph.inputs if (first := _first_readers(graph, value))]
+    found: dict[str, str] = {}
+    for group in groups:
+        if any(call not in behind for call in group.calls) and any(first <= set(group.calls) for first in alone):
+            found[group.name] = STEM
+        elif _feeds_output(graph, group):
+            found[group.name] = HEAD
+    return found
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, pattern + ".*")
+
+
+def _behind_transforms(graph: LayerGraph) -> frozenset[int]:
+    """The layers that depend on a transform."""
+    found: set[int] = set()
+    for layer in graph.layers:
+        sources = [s for s in graph.sources(layer.index) if s >= 0 and not graph.layers[s].param_only]
+        if any(s in found or graph.layers[s].kind == "transform" for s in sources):
+            found.add(layer.index)
+    return frozenset(found)
+
+
+def _first_readers(graph: LayerGraph, value: int) -> frozenset[int]:
+    """The transforms and embeddings that read a value, at once or behind other layers."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        for reader in graph.readers.get(stack.pop(), ()):
+            if reader in seen:
+                continue
+            seen.add(reader)
+            if graph.layers[reader].kind in ("transform", "embedding"):
+                found.add(reader)
+            else:
+                stack += graph.layers[reader].outputs
+    return frozenset(found)
+
+
+def _feeds_output(graph: LayerGraph, group: Group) -> bool:
+    """Whether a group's exit reaches an output with no transform, and nothing that merges, in between."""
+    stack = list(group.calls)
+    seen: set[int] = set()
+    while stack:
+        index = stack.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        for value in graph.layers[index].outputs:
+            if value in graph.outputs:
+                return True
+            for reader in graph.readers.get(value, ()):
+                layer = graph.layers[reader]
+                if layer.kind != "transform" and (layer.kind != "merge" or _joins(layer)):
+                    stack.append(reader)
+    return False
+
+
+def _joins(layer: Layer) -> bool:
+    """Whether a merge only puts tensors side by side."""
+    names = layer.functions if layer.function is None else (layer.function,)
+    return not any(MERGES.get(name) in ("add", "mul") or name in ("div", "truediv", "where") for name in names)

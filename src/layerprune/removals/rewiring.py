@@ -1,0 +1,273 @@
+"""Marks: what modules and parameters must hand on, so that a cut in the layer graph holds when the forward runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from layerprune.graph import Cut, Frame, Layer, LayerGraph
+from layerprune.stand_ins import MERGES
+
+
+class CannotRealise(Exception):
+    """No edit of the module tree carries a cut out; the message is the reason that the plan shows."""
+
+
+@dataclass
+class Marks:
+    """What a cut asks of modules and parameters.
+
+    Attributes:
+        passes: module → value → (position, keyword): it hands on that argument as that value.
+        drops: module → kinds of the merges that leave its output out.
+        params: parameter → kinds of the merges that leave it out.
+        entries: modules and parameters through which the substitute itself is handed on.
+        copies: those of them that must hand on a copy of it.
+        merges: the merges that will leave something out, one for each time: the kind, and from where it is called.
+        carried: the values that will equal a substitute, and so stay real tensors.
+    """
+
+    passes: dict[str, dict[int, tuple[int | None, str | None]]] = field(
+        default_factory=dict[str, "dict[int, tuple[int | None, str | None]]"]
+    )
+    drops: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
+    params: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
+    entries: set[str] = field(default_factory=set[str])
+    copies: set[str] = field(default_factory=set[str])
+    merges: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    carried: set[int] = field(default_factory=set[int])
+
+    def join(self, other: Marks) -> None:
+        for name, values in other.passes.items():
+            self.passes.setdefault(name, {}).update(values)
+        for name, kinds in other.drops.items():
+            self.drops.setdefault(name, set()).update(kinds)
+        for name, kinds in other.params.items():
+            self.params.setdefault(name, set()).update(kinds)
+        self.entries |= other.entries
+        self.copies |= other.copies
+        self.merges += other.merges
+        self.carried |= other.carried
+
+
+class Marker:
+    """Finds the marks for one cut.
+
+    Args:
+        graph: the layer graph.
+        cut: the cut.
+    """
+
+    def __init__(self, graph: LayerGraph, cut: Cut) -> None:
+        self.graph = graph
+        self.cut = cut
+        self.dead = graph.dead(cut)
+        self.gone = self.dead | (frozenset(range(len(graph.layers))) - graph.live)
+        self.dead_params = graph.dead_params(self.dead)
+        self._dead_modules: dict[str, bool] = {}
+        self._stuck: set[tuple[int, int]] = set()
+
+    # ---- carrying a substitute to where it is read ----------------------------------------------------------------
+
+    def carry(self, value: int, substitute: int) -> Marks | None:
+        """Marks that make ``value`` equal ``substitute`` when the forward runs; None where there are none."""
+        if value == substitute:
+            return Marks()
+        index = self.graph.values[value].layer
+        if index not in self.dead or (value, substitute) in self._stuck:
+            return None
+        marks = self.carry_through_module(value, substitute)
+        if marks is None:
+            marks = self.carry_through_function(self.graph.layers[index], value, substitute)
+        if marks is None:
+            self._stuck.add((value, substitute))
+        else:
+            marks.carried.add(value)
+        return marks
+
+    def carry_through_module(self, value: int, substitute: int) -> Marks | None:
+        """Let the outermost dead module that returns the value hand on an argument that equals the substitute."""
+        for frame in self.frames_returning(value):
+            for position, keyword, argument in frame.arguments:
+                marks = self.carry(argument, substitute)
+                if marks is not None:
+                    marks.passes.setdefault(frame.fqn, {})[value] = (position, keyword)
+                    marks.entries |= {frame.fqn} if argument == substitute else set()
+                    return marks
+        return None
+
+    def carry_through_function(self, layer: Layer, value: int, substitute: int) -> Marks | None:
+        kind = MERGES.get(self.function_of(layer), "")
+        if kind in ("add", "mul") and len(layer.operands) > 1:  # a number on the other side leaves nothing to drop
+            for operand in layer.operands:
+                if len(operand) != 1 or (kind == "add" and self.is_right_of_minus(layer, operand[0])):
+                    continue
+                marks = self.carry(operand[0], substitute)
+                dropped = None if marks is None else self.drop_others(layer, operand[0], kind)
+                if marks is not None and dropped is not None:
+                    marks.join(dropped)
+                    marks.merges.append((kind, layer.site))
+                    if operand[0] == substitute:
+                        marks.entries |= set(dropped.drops) | set(dropped.params)
+                    return marks
+        if kind == "bypass" and layer.operands and len(layer.operands[0]) == 1:
+            marks = self.carry(layer.operands[0][0], substitute)
+            names = self.owned(layer)
+            if marks is not None and names:
+                for name in names:
+                    marks.params.setdefault(name, set()).add("bypass")
+                if layer.operands[0] == (substitute,):
+                    marks.entries |= set(names)
+                marks.merges.append(("bypass", layer.site))
+                return marks
+        return None
+
+    def drop_others(self, layer: Layer, kept: int, kind: str) -> Marks | None:
+        """Marks that drop every operand of a merge but one, which must not be there twice."""
+        if layer.operands.count((kept,)) > 1:
+            return None
+        marks = Marks()
+        for read in layer.operands:
+            if read == (kept,):
+                continue
+            found = (
+                self.token(read[0], kind) if len(read) == 1 else self.params_token(layer, kind) if not read else None
+            )
+            if found is None:
+                return None
+            marks.join(found)
+        return marks
+
+    def is_right_of_minus(self, layer: Layer, value: int) -> bool:
+        return self.function_of(layer) in ("sub", "isub", "subtract") and layer.operands[0] != (value,)
+
+    def stuck(self, value: int, substitute: int) -> str:
+        """Why a value cannot be replaced."""
+        between = self.between(value)
+        layer = self.graph.layers[self.graph.values[between].layer]
+        what = (
+            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read"
+        )
+        if layer.index not in self.dead:
+            return f"{what}: {self.graph.describe([between])} lies in between, and is needed elsewhere"
+        if layer.is_module:
+            parts = self.reads_parts(layer, between)
+            how = "reads a part of an argument, which cannot be handed on" if parts else "is called with more than it"
+            return f"{what}: '{layer.name}' lies in between, and {how}"
+        where = f"'{layer.fqn}'" if layer.fqn else "the model"
+        return f"{what}: the forward of {where} calls '{layer.function}' in between"
+
+    def reads_parts(self, layer: Layer, value: int) -> bool:
+        """Whether the call that makes a value reads a tensor that is a field or an element of what it is given."""
+        given = {v for frame in self.frames_returning(value) for _, _, v in frame.arguments} | self.graph.strays
+        return any(len(read) == 1 and read[0] not in given for read in layer.operands)
+
+    def between(self, value: int) -> int:
+        """The nearest value before one that no module makes of a single argument."""
+        for frame in self.frames_returning(value):
+            if len(frame.arguments) == 1 and frame.arguments[0][2] != value:
+                return self.between(frame.arguments[0][2])
+        return value
+
+    # ---- dropping a value -----------------------------------------------------------------------------------------
+
+    def token(self, value: int, kind: str) -> Marks | None:
+        """Marks that make ``value`` a dropped tensor which merges of ``kind`` leave out; None where there are none."""
+        index = self.graph.values[value].layer
+        if index not in self.dead or value in self.cut.substitutes:  # what is replaced is read: it cannot be dropped
+            return None
+        frames = self.frames_returning(value)
+        if frames:
+            marks = Marks()
+            marks.drops[frames[0].fqn] = {kind}
+            return marks
+        layer = self.graph.layers[index]
+        if MERGES.get(self.function_of(layer)) == kind and len(layer.operands) > 1:
+            return self.drop_all(layer, kind)  # here a merge within the dead branch must not keep its live operand
+        for read in layer.operands:
+            if len(read) == 1 and (marks := self.token(read[0], kind)) is not None:
+                return marks
+        return self.params_token(layer, kind)
+
+    def drop_all(self, layer: Layer, kind: str) -> Marks | None:
+        marks = Marks()
+        for read in layer.operands:
+            found = (
+                self.token(read[0], kind) if len(read) == 1 else self.params_token(layer, kind) if not read else None
+            )
+            if found is None:
+                return None
+            marks.join(found)
+        return marks
+
+    def params_token(self, layer: Layer, kind: str) -> Marks | None:
+        """Drop the parameters of a function whose only readers die: then its result is dropped too."""
+        names = self.owned(layer)
+        if not names:
+            return None
+        marks = Marks()
+        for name in names:
+            marks.params[name] = {kind}
+        return marks
+
+    def owned(self, layer: Layer) -> list[str]:
+        """The parameters of a function layer that are dead, where all of them are."""
+        if layer.is_module:
+            return []
+        names = list(layer.params)
+        return names if names and all(self.graph.param_ids[n] in self.dead_params for n in names) else []
+
+    # ---- which modules are dead -----------------------------------------------------------------------------------
+
+    def frames_returning(self, value: int) -> list[Frame]:
+        """The dead calls that return a value, outermost first."""
+        found: list[Frame] = []
+        for index in self.graph.results_of.get(value, ()):
+            frame = self.graph.frames[index]
+            made_inside = self.graph.values[value].layer in self.graph.layers_inside[index]
+            if frame.parent >= 0 and made_inside and self.is_dead(frame.fqn):
+                found.append(frame)
+        return found
+
+    def is_dead(self, fqn: str) -> bool:
+        """Whether a module runs, and every layer of every call of it is dead."""
+        known = self._dead_modules.get(fqn)
+        if known is None:
+            layers = [
+                i
+                for name in self.names_of(fqn)
+                for f in self.graph.calls.get(name, ())
+                for i in self.graph.layers_inside[f]
+            ]
+            known = any(i in self.dead for i in layers) and all(i in self.gone for i in layers)
+            self._dead_modules[fqn] = known
+        return known
+
+    def names_of(self, fqn: str) -> Iterable[str]:
+        for names in self.graph.aliases_of.get(fqn, ((fqn,),)):
+            yield from names
+
+    def is_written(self, substitute: int, carried: set[int]) -> bool:
+        """Whether a layer that still runs writes in place into a substitute or a value that becomes an alias of it.
+
+        The values were tensors of their own; as aliases they would change each other, and what autograd has saved. A
+        layer whose results nobody needs writes all the same.
+        """
+        made = {v: self.graph.values[v].layer for v in (substitute, *carried)}
+        storages = {v: self.graph.values[v].storage for v in made}
+        running = (layer for layer in self.graph.layers if layer.writes and layer.index not in self.dead)
+        return any(layer.index > made[v] and storages[v] in layer.writes for layer in running for v in made)
+
+    def function_of(self, layer: Layer) -> str:
+        """The function that a layer is; for a leaf module the only one that it calls."""
+        if layer.function is not None:
+            return layer.function
+        return layer.functions[0] if len(set(layer.functions)) == 1 and len(layer.functions) == 1 else ""
+
+
+def also_used(param: str, user: Layer) -> str:
+    """Say that a layer which stays uses a parameter; the module that owns it may do so in another call."""
+    owner = param.rpartition(".")[0]
+    if user.is_module and user.fqn == owner:
+        return f"its parameter '{param}' is that of '{owner}', which is called by itself as well ('{user.name}')"
+    return f"its parameter '{param}' is also used by '{user.name}'"

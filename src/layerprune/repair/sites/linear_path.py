@@ -1,0 +1,168 @@
+"""Ways: from a tensor on, as long as what follows is linear in it, element by element, and nobody else reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from layerprune.channels import FUNCTIONS, CannotFollow, recorded_call
+from layerprune.graph import Layer, LayerGraph, kind_of_function
+from layerprune.repair.sites.permutation import Elements, Moves
+
+# Functions that hand their elements on in the same order.
+_ORDER_KEEPING = frozenset(
+    {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone", "view_as", "reshape_as"}
+    | {"detach", "data", "alias", "dropout", "ravel"}
+)
+_MOVING = FUNCTIONS | _ORDER_KEEPING | {"pad"}  # of which numbered elements show what it does
+_ADDS = frozenset({"add", "iadd", "radd"})
+_PRODUCTS = frozenset({"mul", "imul", "rmul"})
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way from a tensor to the last one that is linear in it.
+
+    Attributes:
+        value: where it ends.
+        scales: what multiplies the channels on it: a batch norm's name, or a parameter's.
+        moves: what becomes of the order of the elements; None where it stays.
+        has_sums: whether something else is added on it.
+        has_channels_last: whether it ends where the channels are the last dimension, in order.
+        shorter: the same way up to where elements are only moved any more; None where it does not end so.
+    """
+
+    value: int
+    scales: tuple[str, ...]
+    moves: Moves | None
+    has_sums: bool
+    has_channels_last: bool
+    shorter: Way | None = None
+
+
+class Guide:
+    """Follows tensors of a pruned model.
+
+    Args:
+        graph: its layer graph.
+        modules: its modules by name.
+    """
+
+    def __init__(self, graph: LayerGraph, modules: Mapping[str, nn.Module]) -> None:
+        self.graph = graph
+        self.modules = modules
+        self.known: dict[Any, Any] = {}
+
+    def follow(self, value: int, channel_dim: int, *, moving: bool = True) -> Way:
+        """Walk on from a tensor as long as the way is linear and nobody else reads.
+
+        Args:
+            value: the tensor.
+            channel_dim: where it has its channels, from behind.
+            moving: whether to walk on where elements are moved to other places.
+        """
+        elements = Elements(self.graph.values[value].shape, channel_dim, self.known)
+        scales: list[str] = []
+        has_sums = False
+        shorter: Way | None = None
+        while (layer := self.only_reader(value)) is not None:
+            after = self.graph.values[layer.outputs[0]].shape
+            if self.hands_on(layer, value):
+                adds = len(layer.operands) > 1
+                has_sums, shorter = has_sums or adds, None if adds else shorter
+                elements.shape = after
+            elif factor := self.factor(layer, elements):
+                scales.append(factor)
+                shorter = None
+            elif not moving or not self.moves(layer):
+                break
+            else:
+                here = shorter or self.way(value, scales, elements, has_sums=has_sums)
+                name = None if layer.is_module else (layer.function, repr(layer.literals))
+                if not elements.move(self.call(layer), after, name):
+                    break
+                shorter = here
+            value = layer.outputs[0]
+        return replace(self.way(value, scales, elements, has_sums=has_sums), shorter=shorter)
+
+    def way(self, value: int, scales: Sequence[str], elements: Elements, *, has_sums: bool) -> Way:
+        """The way to where the elements are."""
+        return Way(value, tuple(scales), elements.moves, has_sums, elements.are_channels_at(-1))
+
+    def only_reader(self, value: int) -> Layer | None:
+        """The layer that alone reads a value, once, and makes one of it; None where there is none."""
+        readers = self.graph.readers.get(value, ())
+        if value in self.graph.outputs or len(readers) != 1:
+            return None
+        layer = self.graph.layers[readers[0]]
+        return layer if len(layer.outputs) == 1 and sum(value in read for read in layer.operands) == 1 else None
+
+    def hands_on(self, layer: Layer, value: int) -> bool:
+        """Whether a layer's output is the value, in the same order, plus something else at most."""
+        before, after = self.graph.values[value], self.graph.values[layer.outputs[0]]
+        functions = set(layer.functions)
+        if before.storage == after.storage and before.storage not in layer.writes:
+            # A view of it: sums that lost their other operands, too, whatever else a block still does beside them.
+            return _numel(before.shape) == _numel(after.shape) and all(map(_keeps_order, functions))
+        if functions and functions <= _ADDS:
+            # A module may add its only argument to itself, and hides what factors it adds by.
+            plain = len(layer.functions) == 1 and len(layer.operands) > 1 if layer.is_module else True
+            return plain and "alpha" not in layer.literals[1] and before.shape == after.shape
+        if not functions or functions <= _ORDER_KEEPING:
+            return len(layer.operands) == 1 and not layer.params and _numel(before.shape) == _numel(after.shape)
+        return False
+
+    def factor(self, layer: Layer, elements: Elements) -> str:
+        """The batch norm or parameter that multiplies channels, by name; empty where a layer does something else."""
+        data = [read for read in layer.operands if read]
+        module = self.modules[layer.fqn] if layer.is_module else None
+        after = self.graph.values[layer.outputs[0]].shape
+        if after != elements.shape or len(data) != 1:
+            return ""
+        if isinstance(module, _BatchNorm):
+            return layer.fqn if module.running_var is not None and elements.are_channels_at(1 - len(after)) else ""
+        if len(layer.params) != 1 or not layer.functions or not set(layer.functions) <= _PRODUCTS:
+            return ""
+        name = layer.params[0]
+        owner, _, key = name.rpartition(".")
+        held = self.modules[owner]._parameters.get(key)
+        if held is None or len(after) < 2 or held.dim() == 0 or held.dim() > len(after):
+            return ""
+        return name if held.shape[0] == held.numel() and elements.are_channels_at(-held.dim()) else ""
+
+    def moves(self, layer: Layer) -> bool:
+        """Whether all that a layer may do is to move elements of its only operand."""
+        functions = set(layer.functions)
+        once = layer.is_module or layer.nth >= 0
+        return once and bool(functions) and functions <= _MOVING and len(layer.operands) == 1 and not layer.params
+
+    def call(self, layer: Layer) -> Callable[[Tensor], Any]:
+        """A layer, waiting for its tensor."""
+        if layer.is_module:
+            return self.modules[layer.fqn].forward
+        try:
+            return recorded_call(layer)
+        except CannotFollow:
+            return _nothing
+
+
+def _nothing(_: Tensor) -> None:
+    """Stands for a function that is not known."""
+
+
+def _keeps_order(function: str) -> bool:
+    """Whether a function that hands on its operand's memory hands it on in the same order."""
+    if function in _ORDER_KEEPING:
+        return True
+    return kind_of_function(function, 2, has_matrix=False) not in ("reshape", "split", "other")
+
+
+def _numel(shape: Sequence[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

@@ -1,0 +1,324 @@
+"""Sites: the transforms of a pruned model that can be solved again, and what each has to bring about."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from layerprune.adapters import owner_of
+from layerprune.edits import Edit, Shorten, name_before
+from layerprune.fitting import channel_dim, exact, has_free_bias, why_not_solvable
+from layerprune.graph import Layer, LayerGraph
+from layerprune.repair.sites.linear_path import Guide, Way
+from layerprune.repair.sites.permutation import Moves
+from layerprune.repair.sites.token_norms import Norm, norm_of
+
+#: What makes a layer the same one in two models: its module, which call of it, and the function that it is, if one.
+_Key: TypeAlias = tuple[str, int, str | None, int]
+
+_NUMBERED = (nn.ModuleList, nn.Sequential)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A normalization that a transform's result passes on its way.
+
+    Attributes:
+        norm: what it does.
+        inner: the value that it reads.
+        moves: what becomes of the order of elements behind it; None where it stays.
+        scales: what multiplies the channels behind it, by name.
+    """
+
+    norm: Norm
+    inner: int
+    moves: Moves | None = None
+    scales: tuple[str, ...] = ()
+
+    def scale(self, model: nn.Module) -> Tensor | None:
+        """The factor of each channel behind the normalization, ``(channel,)``; None where there is none."""
+        return _scale(self.scales, model)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A transform, and the tensor that it feeds linearly, or through one normalization.
+
+    Attributes:
+        name: the transform's name in the pruned model.
+        source: the value that it reads, in the pruned model's graph.
+        reached: the last value that follows linearly from its output: through sums, reshapes and permutations, what
+            does nothing in eval mode, and factors per channel. Behind a normalization, if one is passed.
+        target: what the readers of ``reached`` read in the original, in its graph.
+        scales: what multiplies the transform's channels on the way: a batch norm's name, or a parameter's. Up to the
+            normalization, if one is passed.
+        num_gaps: how many layers, up to those that read ``reached``, read something else than they did in the original.
+        only_bias: why its weight cannot be written; its bias can. Empty where both can.
+        moves: what becomes of the order of the elements on the way, up to the normalization; None where it stays.
+        passed: the normalization that is passed; None where there is none, and the way is linear.
+        is_alone: whether its result comes to be ``reached`` with nothing added, and no channel multiplied.
+        layer: the transform's number in the pruned model's graph.
+    """
+
+    name: str
+    source: int
+    reached: int
+    target: int
+    scales: tuple[str, ...] = ()
+    num_gaps: int = 0
+    only_bias: str = ""
+
+    moves: Moves | None = None
+    passed: Passed | None = None
+    is_alone: bool = False
+    layer: int = -1
+
+    def scale(self, model: nn.Module) -> Tensor | None:
+        """The factor of each of the transform's channels on the way, ``(channel,)``; None where there is none."""
+        return _scale(self.scales, model)
+
+
+def _scale(names: Iterable[str], model: nn.Module) -> Tensor | None:
+    found: Tensor | None = None
+    for name in names:
+        owner, _, key = name.rpartition(".")
+        held = model.get_submodule(owner)._parameters.get(key)
+        if held is None:
+            held = _gain(model.get_submodule(name))
+        factor = held.detach().to(exact(held)).flatten()
+        found = factor if found is None else found * factor
+    return found
+
+
+def _gain(norm: nn.Module) -> Tensor:
+    """What a batch norm in eval mode multiplies its channels by."""
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_var is not None
+    gain = torch.rsqrt(norm.running_var.to(exact(norm.running_var)) + norm.eps)
+    return gain * norm.weight.detach() if norm.affine else gain
+
+
+def renumbered(original: nn.Module, pruned: nn.Module, edits: Sequence[Edit]) -> str:
+    """Say which layers have got new numbers since, where nobody says which those were before; empty if none have.
+
+    Those of an ``nn.Sequential`` outside transformers models keep theirs.
+    """
+    told = {edit.fqn for edit in edits if edit.kind == "shorten"}
+    passed = {edit.fqn.rpartition(".")[0] for edit in edits if edit.kind == "delete"}
+    before = {name: module for name, module in original.named_modules() if isinstance(module, _NUMBERED)}
+    for name, module in pruned.named_modules():
+        if not isinstance(module, _NUMBERED) or name in told or name not in before:
+            continue
+        if list(module._modules) != [str(i) for i in range(len(module))] or len(module) >= len(before[name]):
+            continue
+        if isinstance(module, nn.ModuleList) or (name not in passed and owner_of(original, name) is not None):
+            return (
+                f"'{name}' has {len(module)} of {len(before[name])} layers left, under new numbers: give "
+                "edits=plan.edits, so that each is matched with what it was"
+            )
+    return ""
+
+
+def find_sites(
+    original: LayerGraph,
+    pruned: LayerGraph,
+    model: nn.Module,
+    edits: Iterable[Edit] = (),
+    *,
+    norms: bool = True,
+    knows: Callable[[Moves], bool] = lambda moves: True,
+) -> tuple[list[Site], dict[str, str]]:
+    """Find the transforms of a pruned model that can be solved again, in order of execution.
+
+    Layers of the two models are the same where the module, the call and the function are. What a tensor of the pruned
+    model ought to be is what its readers read in the original: behind a removed branch that is the sum with the branch.
+
+    Args:
+        original: the original's layer graph.
+        pruned: the pruned model's layer graph.
+        model: the pruned model.
+        edits: what was done to it; needed only where containers were shortened, which gives modules other names.
+        norms: whether transforms are followed through normalizations where what these make is added to something, or
+            stands for what something else made.
+        knows: whether what becomes of the order of elements in the inputs recorded tells what does in all that will be
+            looked at; where not, transforms are not followed that far.
+
+    Returns:
+        The sites, and for each other transform why it is none.
+    """
+    finder = _Finder(original, pruned, model, [edit for edit in edits if isinstance(edit, Shorten)], norms, knows)
+    sites: list[Site] = []
+    refused: dict[str, str] = {}
+    for layer in pruned.layers:
+        if layer.kind != "transform" or layer.index not in pruned.live or layer.param_only:
+            continue
+        found = finder.site(layer)
+        if isinstance(found, Site):
+            sites.append(found)
+            if found.only_bias:
+                refused[layer.name] = f"{found.only_bias}; its bias may take the mean"
+        else:
+            refused[layer.name] = found
+    return sites, refused
+
+
+class _Finder:
+    def __init__(
+        self,
+        original: LayerGraph,
+        pruned: LayerGraph,
+        model: nn.Module,
+        shortens: Sequence[Shorten],
+        norms: bool,
+        knows: Callable[[Moves], bool],
+    ) -> None:
+        self.original = original
+        self.norms = norms
+        self.knows = knows
+        self.pruned = pruned
+        self.modules: Mapping[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        self.guide = Guide(pruned, self.modules)
+        self.shortens = shortens
+        self.names: dict[str, str] = {}
+        self.same = {_key(layer, layer.fqn): layer for layer in original.layers}
+        self.num_names: dict[int, int] = {}
+        for number in pruned.param_ids.values():
+            self.num_names[number] = self.num_names.get(number, 0) + 1
+        self.gaps = [layer.index for layer in pruned.layers if layer.index in pruned.live and self.is_gap(layer)]
+
+    def is_gap(self, layer: Layer) -> bool:
+        """Whether a layer reads something else than it did in the original: another layer's output, more or less."""
+        same = self.same_of(layer)
+        if same is None or len(same.operands) != len(layer.operands):
+            return True
+        pairs = zip(layer.operands, same.operands, strict=True)
+        return any(self.makers(self.pruned, own) != self.makers(self.original, before) for own, before in pairs)
+
+    def same_of(self, layer: Layer) -> Layer | None:
+        """The layer of the original that a layer of the pruned model is; None where there is none."""
+        return self.same.get(_key(layer, self.name_before(layer.fqn)))
+
+    def name_before(self, name: str) -> str:
+        """A module's name in the original."""
+        if name not in self.names:
+            self.names[name] = name_before(name, self.shortens)
+        return self.names[name]
+
+    def makers(self, graph: LayerGraph, read: Sequence[int]) -> list[_Key | None]:
+        """What made what an operand reads, by the names of the original."""
+        makers = [graph.values[value].layer for value in read]
+        layers = [graph.layers[maker] if maker >= 0 else None for maker in makers]
+        if graph is self.original:
+            return [None if layer is None else _key(layer, layer.fqn) for layer in layers]
+        return [None if layer is None else _key(layer, self.name_before(layer.fqn)) for layer in layers]
+
+    def site(self, layer: Layer) -> Site | str:
+        """The site that a transform is, or why it is none."""
+        module = self.modules[layer.fqn] if layer.is_module else None
+        if module is None:
+            return f"'{layer.function}' is called as a function"
+        only_bias = why_not_solvable(module)
+        reason = self.shared(layer) if not only_bias or has_free_bias(module) else only_bias
+        if reason:
+            return reason
+        if len(layer.operands[0]) != 1 or len(layer.outputs) != 1:
+            return "what it reads or makes is written into by others"
+        way = self.follow(layer.outputs[0], channel_dim(module))
+        beyond = self.norms and not only_bias and channel_dim(module) == -1
+        found = self.through_norm(way) if beyond else None
+        if found is None and way.shorter is not None and not self.stands_for_another(way.value):
+            way = way.shorter
+        reached, target, passed = found or (way.value, self.target(way.value), None)
+        if isinstance(target, str):
+            return target
+        last = max(self.pruned.readers.get(reached, (layer.index,)))
+        num_gaps = bisect_right(self.gaps, last)
+        source = layer.operands[0][0]
+        is_alone = not (way.has_sums or way.scales or passed or only_bias)
+        moves, index = way.moves, layer.index
+        return Site(layer.fqn, source, reached, target, way.scales, num_gaps, only_bias, moves, passed, is_alone, index)
+
+    def follow(self, value: int, channel_dim: int) -> Way:
+        """The way from a tensor on, as far as it is known where its elements go."""
+        way = self.guide.follow(value, channel_dim)
+        if way.moves is None or self.knows(way.moves):
+            return way
+        return self.guide.follow(value, channel_dim, moving=False)
+
+    def through_norm(self, way: Way) -> tuple[int, int, Passed] | None:
+        """Where a way leads behind a normalization, if that is another place than before it; None if not.
+
+        It is where the result is added to something, and where it stands for what something else made in the original.
+        If neither, nothing is to be had behind the normalization that is not there before it.
+        """
+        layer = self.guide.only_reader(way.value)
+        shape = self.pruned.values[way.value].shape
+        if layer is None or layer.kind != "normalization" or not layer.is_module or not way.has_channels_last:
+            return None
+        if self.pruned.values[way.value].storage in layer.writes or len(layer.operands) != 1:
+            return None
+        if self.pruned.values[layer.outputs[0]].shape != shape:
+            return None
+        behind = self.follow(layer.outputs[0], -1)
+        target = self.target(behind.value)
+        if isinstance(target, str) or not (behind.has_sums or self.stands_for_another(behind.value)):
+            return None
+        norm = norm_of(self.modules[layer.fqn], shape[-1])
+        if norm is None:
+            return None
+        return behind.value, target, Passed(norm, way.value, behind.moves, behind.scales)
+
+    def stands_for_another(self, value: int) -> bool:
+        """Whether who reads a value reads in the original what another layer made."""
+        for reader in self.pruned.readers.get(value, ()):
+            layer = self.pruned.layers[reader]
+            same = self.same_of(layer)
+            if same is not None and len(same.operands) == len(layer.operands):
+                pairs = zip(layer.operands, same.operands, strict=True)
+                both = [pair for pair in pairs if value in pair[0]]
+                if any(self.makers(self.pruned, own) != self.makers(self.original, before) for own, before in both):
+                    return True
+        if value not in self.pruned.outputs or len(self.pruned.outputs) != len(self.original.outputs):
+            return False
+        before = self.original.outputs[self.pruned.outputs.index(value)]
+        return self.makers(self.pruned, [value]) != self.makers(self.original, [before])
+
+    def shared(self, layer: Layer) -> str:
+        graph = self.pruned
+        if len(graph.calls[layer.fqn]) > 1 or len(graph.aliases_of.get(layer.fqn, ((layer.fqn,),))[0]) > 1:
+            return "it is called several times"
+        numbers = [graph.param_ids[name] for name in layer.params]
+        if any(len(graph.param_users[number]) > 1 or self.num_names[number] > 1 for number in numbers):
+            return "its weights are tied or shared; layerprune.repair.untie(pruned) gives it some of its own"
+        return ""
+
+    def target(self, value: int) -> int | str:
+        """The original's value for what the readers of a value read; or why there is none."""
+        found: set[int] = set()
+        if value in self.pruned.outputs and len(self.pruned.outputs) == len(self.original.outputs):
+            found.add(self.original.outputs[self.pruned.outputs.index(value)])
+        for reader in self.pruned.readers.get(value, ()):
+            layer = self.pruned.layers[reader]
+            same = self.same_of(layer)
+            if same is None or len(same.operands) != len(layer.operands):
+                continue
+            found |= {
+                read[-1] for own, read in zip(layer.operands, same.operands, strict=True) if value in own and read
+            }
+        shape = self.pruned.values[value].shape
+        fitting = {target for target in found if self.original.values[target].shape == shape}
+        if len(fitting) == 1:
+            return fitting.pop()
+        if fitting:
+            return "what reads its result reads different tensors in the original"
+        return "no reader of its result reads a tensor of that shape in the original"
+
+
+def _key(layer: Layer, fqn: str) -> _Key:
+    return fqn, layer.call, layer.function, layer.nth

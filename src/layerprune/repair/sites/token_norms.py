@@ -1,0 +1,94 @@
+"""Norms: normalizations per token that a transform's result passes before it is added, by what they do."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.modules import parameters
+
+_NUM_PROBES = 16
+_TOLERANCE = 1e-3  # of what a normalization makes, relative to its largest gain: bfloat16 inside one rounds by less
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """``g ∘ u / rms(u) + b`` over the last dimension, of ``u`` or of ``u`` less its mean.
+
+    Attributes:
+        module: what computes it; its own parameters are copies in float32 or wider.
+        gain: ``g``, ``(channel,)``.
+        shift: ``b``, ``(channel,)``.
+        is_centred: whether the mean is taken off first (LayerNorm); if not, it stays (RMSNorm).
+    """
+
+    module: nn.Module
+    gain: Tensor
+    shift: Tensor
+    is_centred: bool
+
+    def of(self, u: Tensor) -> Tensor:
+        """What the module itself makes of a tensor, in float32 or wider."""
+        return type(self.module).forward(self.module, u.to(torch.promote_types(u.dtype, self.gain.dtype)))
+
+    def mean(self, u: Tensor) -> Tensor:
+        """What is taken off each token, ``(…, 1)``."""
+        return u.mean(-1, keepdim=True) if self.is_centred else torch.zeros_like(u[..., :1])
+
+    def size(self, u: Tensor) -> Tensor:
+        """What each token is divided by, ``(…, 1)``."""
+        return (u - self.mean(u)).square().mean(-1, keepdim=True).sqrt()
+
+    def before(self, made: Tensor, like: Tensor) -> Tensor:
+        """What has to come in so that ``made`` comes out, if tokens keep the mean and the size that they have.
+
+        A channel of next to no gain takes anything: it stays as it is.
+
+        Args:
+            made: what should come out.
+            like: what comes in now.
+        """
+        large = self.gain.abs() > 1e-3 * self.gain.abs().max()
+        unit = (made - self.shift) / torch.where(large, self.gain, torch.ones_like(self.gain))
+        return torch.where(large, unit * self.size(like) + self.mean(like), like)
+
+
+@torch.no_grad()
+def norm_of(module: nn.Module, width: int) -> Norm | None:
+    """Find out by trying whether a module normalizes each token, and how; None where it does something else.
+
+    Args:
+        module: a layer that the graph calls a normalization.
+        width: how many channels its tokens have.
+    """
+    held = next(parameters(module), None)
+    if width < 2 or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    alone = copy.copy(module)
+    alone._parameters = {
+        key: None if p is None else nn.Parameter(p.detach().to(torch.promote_types(p.dtype, torch.float32)), False)
+        for key, p in module._parameters.items()
+    }
+    dtype = torch.float32 if held is None else torch.promote_types(held.dtype, torch.float32)
+    device = torch.device("cpu") if held is None else held.device
+    draw = torch.Generator().manual_seed(0)
+    probes = torch.randn(1, _NUM_PROBES, width, generator=draw, dtype=dtype).to(device)
+    probes = probes * torch.linspace(0.5, 2.0, _NUM_PROBES, dtype=dtype, device=device)[:, None] + 0.5
+    try:
+        made = type(module).forward(alone, probes)
+        shift = type(module).forward(alone, torch.zeros_like(probes[:, :1]))[0, 0]
+    except Exception:  # it wants another shape than tokens, or more than one tensor
+        return None
+    if made.shape != probes.shape:
+        return None
+    for is_centred in (False, True):
+        probe = Norm(module, torch.ones_like(shift), shift, is_centred)
+        unit = (probes - probe.mean(probes)) / probe.size(probes)
+        gain = ((made - shift) * unit).sum((0, 1)) / unit.square().sum((0, 1))
+        far = (made - shift - gain * unit).abs().max()
+        if bool(far <= _TOLERANCE * gain.abs().max()):
+            return Norm(alone, gain, shift, is_centred)
+    return None

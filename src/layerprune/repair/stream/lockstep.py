@@ -1,0 +1,298 @@
+"""The walk: both models side by side on all batches, from one tensor that can be mended to the next."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerprune.capture import Batch, Shadow, real_shadow
+from layerprune.graph import Frame
+from layerprune.repair.sites.sites import Site
+from layerprune.repair.stream.model_run import Side
+from layerprune.repair.stream.schedule import stop_of
+from layerprune.repair.stream.site_batch import View, knows_order, needs
+from layerprune.repair.stream.suspended_forward import Lane, closing
+from layerprune.replay import handing
+
+#: Threads that may exist at once: each lane has one, and torch gives it helpers of its own.
+MOST_THREADS = 512
+
+
+class Walk:
+    """Goes with all batches through both models.
+
+    Args:
+        original: the original.
+        pruned: the pruned model.
+        repaired: a shadow of it with the weights that were found so far.
+        batches: calibration data.
+        sites: of the pruned model.
+        memory_bytes: what the tensors of the batches that wait may take. Where they do not fit, the last batches start
+            anew for each tensor.
+        first_judged: the number of the first of the batches, the last ones, of which outputs are asked for in the end.
+        prefix: calls whose results are handed on from the original to the pruned model.
+        ahead: the names of the transforms that are solved before they run.
+    """
+
+    def __init__(
+        self,
+        original: Side,
+        pruned: Side,
+        repaired: Shadow,
+        batches: Sequence[Batch],
+        sites: Sequence[Site],
+        memory_bytes: int,
+        first_judged: int,
+        prefix: Sequence[Frame] = (),
+        ahead: frozenset[str] = frozenset(),
+    ) -> None:
+        self.original = original
+        self.prefix = prefix
+        self.pruned = pruned
+        self.first_judged = first_judged
+        self.repaired = repaired
+        self.batches = batches
+        self.routed: set[str] = set()
+        self.resized: set[str] = set()
+        self.sites_at: dict[int, list[Site]] = {}
+        self.ahead = ahead
+        for site in sites:
+            self.sites_at.setdefault(stop_of(site, ahead), []).append(site)
+        self.last_targets = {max(site.target for site in some) for some in self.sites_at.values()}
+        self.num_waiting = self._num_waiting(memory_bytes)
+        self.uses = Counter(value for site in sites for value in needs(site))
+        self.targets = Counter(site.target for site in sites)
+        self.waiting = [_Waiting(self, number) for number in range(self.num_waiting)]
+
+    def _num_waiting(self, memory_bytes: int) -> int:
+        """How many of the batches can wait side by side; one at the least."""
+        recorded = max(_num_elements(self.batches[self.original.recorded]), 1)
+        asked = [sum(self.original.num_bytes(site.target) for site in some) for some in self.sites_at.values()]
+        handed = sum(self.original.num_bytes(value) for frame in self.prefix for value in frame.outputs)
+        each = (self.original.live_bytes + self.pruned.live_bytes + max([*asked, handed])) / recorded
+        sizes = torch.tensor([max(_num_elements(batch), 1) * each for batch in self.batches]).cumsum(0)
+        num_threads = max(1, MOST_THREADS // (2 * torch.get_num_threads()))
+        return max(1, min(num_threads, int((sizes <= memory_bytes - self.original.held.num_bytes).sum())))
+
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """Walk inside: whatever happens, no forward is left waiting, and the RNG and torch's switches are as before."""
+        lanes = [lane for pair in self.waiting for lane in (pair.original, pair.pruned) if lane is not None]
+        with ExitStack() as stack:
+            stack.enter_context(self.original.shade.running())
+            for pair in self.waiting:
+                stack.enter_context(handing(pair.shade.model, self.pruned.graph, self.prefix, pair.handed))
+            stack.enter_context(closing(lanes))
+            yield
+
+    def stops(self) -> Generator[tuple[int, list[Site]]]:
+        """Go on to each tensor that can be mended, as the forward comes to it.
+
+        Yields:
+            The value, and the sites that feed it.
+        """
+        order = {value: self.pruned.graph.values[value].layer for value in self.sites_at}
+        while True:
+            at = [stop for pair in self.waiting if (stop := pair.stop()) is not None]
+            if not at:
+                return
+            stop = min(at, key=order.__getitem__)
+            if stop in self.sites_at:
+                yield stop, self.sites_at[stop]
+                self.leave_out(self.sites_at[stop])
+            for pair in self.waiting:
+                pair.leave(stop)
+
+    def leave_out(self, sites: Iterable[Site]) -> None:
+        """Look at some sites no more: no forward stops for them any longer."""
+        for site in list(sites):
+            self.uses.subtract(needs(site))
+            self.targets.subtract([site.target])
+            stop = stop_of(site, self.ahead)
+            self.sites_at[stop].remove(site)
+            if not self.sites_at[stop]:
+                del self.sites_at[stop]
+
+    def behind(self, stop: int) -> list[Site]:
+        """The sites that are still to come behind a tensor."""
+        return [site for value, some in self.sites_at.items() if value != stop for site in some]
+
+    def views(self, stop: int, sites: Sequence[Site]) -> dict[str, list[View]]:
+        """What each batch shows of sites that feed the same tensor, by the sites' names.
+
+        Nothing of a site that gets another number of rows than in the original: then values decide which rows it gets.
+        Nor of one of whose tensor it is not known where its elements come from in a batch of that size.
+        """
+        found: dict[str, list[View]] = {site.name: [] for site in sites}
+        for number, batch in enumerate(self.batches):
+            if number < self.num_waiting:
+                made, reads, wanted = self.waiting[number].seen(stop, sites)
+            else:
+                made, reads, wanted = self._anew(number, stop, sites)
+            for site in sites if made is not None else ():
+                if all(value in reads for value in needs(site)) and site.target in wanted:
+                    inner = None if site.passed is None else reads[site.passed.inner]
+                    found_there = None if site.name in self.ahead else made
+                    view = View(number, reads[site.source], found_there, wanted[site.target], batch.mask, inner)
+                    if not self._is_alike(site, view):
+                        self.routed.add(site.name)
+                    elif not knows_order(site, view):
+                        self.resized.add(site.name)
+                    else:
+                        found[site.name].append(view)
+        out = self.routed | self.resized
+        return {name: [] if name in out else views for name, views in found.items()}
+
+    def _is_alike(self, site: Site, view: View) -> bool:
+        """Whether a site gets as many rows as in the original."""
+        if view.found is not None:
+            return view.found.shape == view.wanted.shape
+        read, reached = (math.prod(self.pruned.graph.values[v].shape) for v in (site.source, site.reached))
+        return view.read.numel() * reached == view.wanted.numel() * read
+
+    def why_not_seen(self, name: str) -> str:
+        """Why no batch has shown a site."""
+        if name in self.routed:
+            return "what it feeds holds other rows than in the original, as values decide"
+        if name in self.resized:
+            return "where the elements of its result go is known for batches of the first one's size only"
+        return "what it reads or feeds is not seen in a run"
+
+    def ends(self, number: int) -> bool:
+        """Whether a batch's forward through the pruned model goes on to its end, mended on its way."""
+        return self.first_judged <= number < self.num_waiting
+
+    def outputs(self) -> dict[int, tuple[Any, Any]]:
+        """What the original returns of each batch that is to be judged, and the pruned model, mended on its way.
+
+        None for either where no forward of it waits.
+        """
+        found: dict[int, tuple[Any, Any]] = {}
+        for number in range(self.first_judged, len(self.batches)):
+            pair = self.waiting[number] if number < self.num_waiting else None
+            original = None if pair is None else pair.original
+            if original is not None:
+                self.original.finish(original, number)
+            if pair is not None:
+                self.pruned.finish(pair.pruned, number)
+            before = self.original.output(number) if original is None else original.output
+            found[number] = before, None if pair is None else pair.pruned.output
+        return found
+
+    def _anew(
+        self, number: int, stop: int, sites: Sequence[Site]
+    ) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
+        """The same from the start of the forward."""
+        values = {stop, *(value for site in sites for value in needs(site))}
+        reads = self._collected(self.pruned, number, values, self.repaired)
+        targets = {site.target for site in sites}
+        wanted = self.original.known(number, targets)
+        if left := targets - wanted.keys():
+            wanted |= self._collected(self.original, number, left, self.original.shade)
+        return reads.get(stop), reads, wanted
+
+    def _collected(self, side: Side, number: int, values: set[int], shade: Shadow) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        lane = side.lane(self.batches[number], values, shade)
+        with closing([lane]):
+            while (one := side.next(lane, number)) is not None:
+                found[one[0]] = one[1].detach().clone()  # a later layer may write into it
+        return found
+
+
+class _Waiting:
+    """One batch on its way through both models."""
+
+    def __init__(self, walk: Walk, number: int) -> None:
+        self.walk = walk
+        self.number = number
+        sites = [site for some in walk.sites_at.values() for site in some]
+        batch = walk.batches[number]
+        self.targets = {site.target for site in sites}
+        self.wanted = walk.original.known(number, self.targets)
+        handed = {value for frame in walk.prefix for value in frame.outputs}
+        self.handed = walk.original.known(number, handed)
+        self.original = self._lane(batch, handed - self.handed.keys())
+        values = {value for site in sites for value in (stop_of(site, walk.ahead), *needs(site))}
+        self.shade = real_shadow(walk.repaired.model, written=walk.pruned.graph.written_params)
+        self.pruned = walk.pruned.lane(batch, values, self.shade, to_end=walk.ends(number), passes=self._passes)
+        self.reads: dict[int, Tensor] = {}
+        self.at: tuple[int, Tensor] | None = None
+        self.has_begun = False
+
+    def _lane(self, batch: Batch, handed: set[int]) -> Lane | None:
+        """The original's forward, or None where its recording stands for it."""
+        original = self.walk.original
+        left = self.targets - self.wanted.keys()
+        to_end = self.number >= self.walk.first_judged and original.output(self.number) is None
+        if not left and not to_end:
+            original.num_forwards += 1
+            return None
+
+        def passes(value: int, tensor: Tensor) -> bool:
+            if value in handed:
+                self.handed[value] = original.kept(value, tensor)
+            if value in left and self.walk.targets[value] and value not in self.walk.last_targets:
+                self.wanted[value] = original.kept(value, tensor)  # more are asked for with it
+                return True
+            return value not in left or not self.walk.targets[value]
+
+        return original.lane(batch, left | handed, to_end=to_end, passes=passes)
+
+    def stop(self) -> int | None:
+        """Run on to the next tensor that is not mended yet; None at the end."""
+        if not self.has_begun:
+            self.has_begun = True
+            if self.walk.prefix:  # the original goes ahead, so that there is something to hand on
+                self._want()
+        if self.at is None:
+            self.at = self.walk.pruned.next(self.pruned, self.number)
+        return None if self.at is None else self.at[0]
+
+    def _want(self) -> bool:
+        """Go on to the next tensor of the original that is asked for; whether there was one."""
+        found = None if self.original is None else self.walk.original.next(self.original, self.number)
+        if found is not None:
+            self.wanted[found[0]] = self.walk.original.kept(*found)
+        return found is not None
+
+    def _passes(self, value: int, tensor: Tensor) -> bool:
+        """Whether to go by a tensor that is not to be mended; it is kept where a transform reads it."""
+        if value in self.walk.sites_at:
+            return False
+        self._keep(value, tensor)
+        return True
+
+    def _keep(self, value: int, tensor: Tensor) -> None:
+        if self.walk.uses[value] > 0:
+            self.reads[value] = self.walk.pruned.kept(value, tensor)
+
+    def leave(self, stop: int) -> None:
+        """Go on from a tensor, and forget what is not needed any more."""
+        if self.at is not None and self.at[0] == stop:
+            self._keep(*self.at)
+            self.at = None
+        self.handed.clear()
+        self.reads = {value: tensor for value, tensor in self.reads.items() if self.walk.uses[value] > 0}
+
+    def seen(self, stop: int, sites: Sequence[Site]) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
+        """What is there of a tensor, what the transforms that feed it read, and what it was in the original."""
+        if self.at is None or self.at[0] != stop:
+            return None, {}, {}
+        targets = {site.target for site in sites}
+        while not targets <= self.wanted.keys() and self._want():
+            pass
+        wanted = {value: self.wanted[value] for value in targets & self.wanted.keys()}
+        later = {site.target for value, some in self.walk.sites_at.items() if value != stop for site in some}
+        self.wanted = {value: tensor for value, tensor in self.wanted.items() if value in later}
+        return self.at[1], {**self.reads, stop: self.at[1]}, wanted
+
+
+def _num_elements(batch: Batch) -> int:
+    return sum(tensor.numel() for tensor in batch.inputs.tensors())

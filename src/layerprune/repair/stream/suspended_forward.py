@@ -1,0 +1,178 @@
+"""Lanes: forwards that wait, each in a thread of its own, so that many batches go through a model side by side."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Collection, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.capture import Observer, See, Shadow
+from layerprune.graph import LayerGraph
+from layerprune.inputs import Inputs
+from layerprune.modules import no_fast_path
+
+_STACK_BYTES = 16 * 2**20  # as much as main threads have on most systems: a deep model's forward may need it
+
+
+class _Enough(BaseException):
+    """Ends a forward. No Exception, which a model's own forward might catch."""
+
+
+class Lane:
+    """One forward that stops at each of some values, and goes on when it is asked for the next.
+
+    It runs in a thread of its own, but only while :meth:`next` waits for it: one lane runs at a time. What is written
+    into a tensor while its lane waits is what the rest of the forward reads. Where the forward turns out to take other
+    steps than those of the graph, it ends there, unless nothing was shown yet.
+
+    Args:
+        shade: a real shadow; no other lane may run on the same one.
+        graph: its layer graph.
+        values: where to stop. After the last of them that there is the forward ends.
+        inputs: of the forward.
+        to_end: whether it may go on behind the last of the values, for :meth:`finish`.
+        passes: gets each value and its tensor in the lane's own thread, and tells whether to go on without stopping:
+            to hand over to who waits and back takes as long as a small layer.
+
+    Attributes:
+        output: what the model has returned; None as long as it has not.
+    """
+
+    def __init__(
+        self,
+        shade: Shadow,
+        graph: LayerGraph,
+        values: Collection[int],
+        inputs: Inputs,
+        *,
+        to_end: bool = False,
+        passes: Callable[[int, Tensor], bool] | None = None,
+    ) -> None:
+        self.output: Any = None
+        self._shade = shade
+        self._to_end = to_end
+        self._passes = passes
+        self._is_free = False
+        self._observer = Observer(shade, graph, values)
+        self._num_left = len(set(values))
+        self._inputs = inputs
+        self._turn, self._told = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread: threading.Thread | None = None
+        self._found: tuple[int, Tensor] | None = None
+        self._error: Exception | None = None
+        self._is_closed = self._has_shown = False
+
+    def next(self) -> tuple[int, Tensor] | None:
+        """Run on to the next value, and return it with its tensor; None at the end.
+
+        Raises:
+            Exception: what the model's own forward raises.
+        """
+        if self._is_closed:
+            return None
+        if self._thread is None:
+            self._start()
+        else:
+            self._turn.release()
+        self._told.acquire()
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+    def finish(self) -> None:
+        """Run on to the end without stopping, for the output, if the forward has begun.
+
+        Raises:
+            Exception: what the model's own forward raises.
+        """
+        if self._thread is not None and self._to_end:
+            self._is_free = True
+            self.next()
+
+    def close(self) -> None:
+        """End the forward where it is."""
+        self._is_closed, self._found = True, None
+        if self._thread is not None:
+            self._turn.release()
+            self._thread.join()
+
+    def _start(self) -> None:
+        settings, context = _settings(), contextvars.copy_context()
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            self._thread = threading.Thread(target=context.run, args=(self._run, settings), daemon=True)
+            self._thread.start()
+        finally:
+            threading.stack_size(before)
+
+    def _run(self, settings: Callable[[ExitStack], None]) -> None:
+        try:
+            with ExitStack() as stack:
+                settings(stack)
+                self._observer.run(self._inputs, self._begin, forward=self._forward)
+        except _Enough:
+            pass
+        except Exception as error:  # the user's own forward: raised again by next()
+            self._error = error
+        self._is_closed, self._found = True, None
+        self._told.release()
+
+    def _forward(self, model: nn.Module) -> Any:
+        inputs = self._shade.adapt(self._inputs)
+        out = model(*inputs.args, **inputs.kwargs)
+        if self._to_end:
+            self.output = out
+        return out
+
+    def _begin(self) -> See:
+        """A forward that turned out to take other steps than those of the graph cannot take back what it has shown."""
+        if self._has_shown:
+            raise _Enough
+        return self._see
+
+    def _see(self, value: int, tensor: Tensor) -> None:
+        if self._is_free:
+            return
+        self._has_shown = True
+        self._num_left -= 1
+        if self._passes is None or not self._passes(value, tensor):
+            self._found = value, tensor
+            self._told.release()
+            self._turn.acquire()
+        if self._is_closed or not (self._num_left or self._to_end):
+            raise _Enough
+
+
+def _settings() -> Callable[[ExitStack], None]:
+    """What torch keeps by thread, of this one, to be set in another."""
+    inference, device = torch.is_inference_mode_enabled(), torch.get_default_device()
+    kinds = ["cpu", *(kind for kind in ("cuda", "mps", "xpu") if getattr(torch, kind).is_available())]
+    cast = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
+    current = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def enter(stack: ExitStack) -> None:
+        stack.enter_context(torch.inference_mode(inference))
+        for kind, dtype in cast:
+            stack.enter_context(torch.autocast(kind, dtype))
+        if device.type != "cpu":
+            stack.enter_context(device)
+        if current is not None:
+            stack.enter_context(torch.cuda.device(current))
+
+    return enter
+
+
+@contextmanager
+def closing(lanes: Collection[Lane]) -> Generator[None]:
+    """End all lanes that still wait, whatever happens inside."""
+    with no_fast_path():  # each lane switches it off, and back to what it was: so that is off
+        try:
+            yield
+        finally:
+            for lane in lanes:
+                lane.close()

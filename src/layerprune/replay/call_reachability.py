@@ -1,0 +1,155 @@
+"""Upstream: the calls of modules that do not depend on what a set of edits changes, and which to keep in store."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+
+from torch import nn
+from torch.nn.modules import module as hooks
+
+from layerprune.graph import LayerGraph
+from layerprune.modules import Condition
+
+#: One call of a module: its id, and which call of it this is.
+Call = tuple[int, int]
+
+_PER_ELEMENT = 8  # multiply-accumulates that an elementwise function takes as long as
+
+
+class Upstream:
+    """Tells of calls, which are known as frames of the layer graph, whether a change can reach them.
+
+    Args:
+        graph: the layer graph.
+        model: a shadow of the model, unedited.
+    """
+
+    def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
+        self.graph = graph
+        self.inside = graph.layers_inside
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self.calls: dict[Call, int] = {}
+        self.modules: dict[int, frozenset[int]] = {}  # those called in a frame, its own and what this holds included
+        counts: Counter[int] = Counter()
+        for frame in graph.frames:
+            module = modules[frame.fqn]
+            self.calls[id(module), counts[id(module)]] = frame.index
+            counts[id(module)] += 1
+            self.modules[frame.index] = frozenset(map(id, module.modules()))
+        self.call_of = {frame: call for call, frame in self.calls.items()}
+        self.module_of = {id(module): module for module in modules.values()}
+        for frame in reversed(graph.frames):
+            if frame.parent >= 0:
+                self.modules[frame.parent] |= self.modules[frame.index]
+
+    def unreached(self, condition: Condition) -> frozenset[int]:
+        """The calls that the edits which a model carries leave as they were, by the flow of data and by what they hold.
+
+        Args:
+            condition: that of the model before the edits.
+        """
+        changed = condition.changed()
+        touched, differing = condition.holding(changed), condition.differing(changed)
+        seeds = {
+            layer
+            for frame in self.graph.frames
+            if self.call_of[frame.index][0] in differing
+            for layer in self.inside[frame.index]
+        }
+        reached = self.downstream(seeds)
+        return frozenset(
+            frame.index
+            for frame in self.graph.frames
+            if frame.parent >= 0
+            and self.inside[frame.index]
+            and self.modules[frame.index].isdisjoint(touched | differing)
+            and reached.isdisjoint(self.inside[frame.index])
+        )
+
+    def downstream(self, layers: Iterable[int]) -> set[int]:
+        """The layers, and all that what they make flows into."""
+        found, stack = set[int](), list(layers)
+        while stack:
+            layer = stack.pop()
+            if layer not in found:
+                found.add(layer)
+                stack += [
+                    reader for value in self.graph.layers[layer].outputs for reader in self.graph.readers.get(value, ())
+                ]
+        return found
+
+    def outermost(self, frames: Collection[int]) -> list[int]:
+        """Those that lie in none of the others."""
+        return [frame for frame in sorted(frames) if not any(outer in frames for outer in self.around(frame))]
+
+    def innermost(self, frames: Collection[int]) -> list[int]:
+        """Those in which none of the others lies."""
+        holding = {outer for frame in frames for outer in self.around(frame)}
+        return [frame for frame in sorted(frames) if frame not in holding]
+
+    def around(self, frame: int) -> Iterable[int]:
+        """The frames that a frame lies in, nearest first."""
+        while (frame := self.graph.frames[frame].parent) >= 0:
+            yield frame
+
+    def is_hooked(self, frame: int) -> bool:
+        """Whether a module that is called inside has hooks, which have to run; the call's own do in any case."""
+        if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+            return True
+        own = self.call_of[frame][0]
+        inside = (self.module_of.get(one) for one in self.modules[frame] if one != own)
+        return any(one is not None and (one._forward_hooks or one._forward_pre_hooks) for one in inside)
+
+    def watched(self, frames: Iterable[int]) -> list[nn.Module]:
+        """The modules that are called in some frames."""
+        return [self.module_of[one] for one in dict.fromkeys(self.call_of[frame][0] for frame in frames)]
+
+    def chosen(self, wanted: Sequence[frozenset[int]], scale: float, most_bytes: int) -> frozenset[int]:
+        """Choose whose outputs are kept: first those that save most work for their size.
+
+        Args:
+            wanted: for each set that is to be made the calls that it leaves as they were.
+            scale: size of the batch, in example inputs.
+            most_bytes: what may be kept.
+        """
+        saved: Counter[int] = Counter()
+        for frames in wanted:
+            for frame in self.outermost(frames):
+                saved[frame] += self.work[frame]
+        sizes = {frame: max(scale * self.num_bytes[frame], 1.0) for frame in saved}
+        found: set[int] = set()
+        total = 0.0
+        for frame in sorted(saved, key=lambda frame: (-saved[frame] / sizes[frame], frame)):
+            if saved[frame] and total + sizes[frame] <= most_bytes:
+                found.add(frame)
+                total += sizes[frame]
+        return frozenset(found)
+
+    @cached_property
+    def work(self) -> Mapping[int, int]:
+        """About how much each call computes, in multiply-accumulates."""
+        values, sizes = self.graph.values, self.graph.param_sizes
+        found: list[int] = []
+        for layer in self.graph.layers:
+            num = max((math.prod(values[v].shape) for v in layer.outputs if v in values), default=0)
+            last = max((values[v].shape[-1:] or (1,) for v in layer.outputs if v in values), default=(1,))[0]
+            widths = [values[v].shape[1] for v in layer.outputs if v in values and len(values[v].shape) == 4]
+            places = num // max(widths[0] if widths else last, 1)
+            weights = 0 if layer.kind == "embedding" else sum(sizes[name] for name in layer.params)
+            found.append(_PER_ELEMENT * num + places * weights)
+        return {frame: sum(found[layer] for layer in layers) for frame, layers in self.inside.items()}
+
+    @cached_property
+    def num_bytes(self) -> Mapping[int, int]:
+        """What it takes to keep what each call returned, and what it took that no other call has returned."""
+        values, results = self.graph.values, self.graph.results_of
+        found: dict[int, int] = {}
+        for frame in self.graph.frames:
+            taken = [value for _, _, value in frame.arguments if not results.get(value)]
+            kept = [values[value] for value in dict.fromkeys([*frame.outputs, *taken]) if value in values]
+            storages = {value.storage: math.prod(value.shape) * value.dtype.itemsize for value in kept}
+            found[frame.index] = sum(storages.values())
+        return found

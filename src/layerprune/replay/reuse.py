@@ -1,0 +1,364 @@
+"""The handover: outputs of the original's forward, handed on while an edited model does what the original did.
+
+An edited model's forward computes again all that lies before the edits. A call of a module that takes the same bits as
+in the original's forward, and holds nothing that an edit has changed, returns the same: so it need not run. That holds
+where a call does nothing but return a tree of tensors. Each call is looked at as the original runs: it must have
+written into none of its arguments, and nobody may have written into what it returned since. The modules' condition and
+the random number generators must be after the forward as they were before; else it is run whole, as are calls that take
+or return other objects (caches), lie in memory that version counters do not see, or hold a module with hooks.
+
+Nothing shows what forwards keep in globals, or write behind the version counters' back. So before a model is trusted,
+forwards of the unedited model that go on from several places, and one of an edited one, must give the very bits that
+whole ones do, and all that is kept must still be as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerprune.capture import Shadow
+from layerprune.edits import Edit
+from layerprune.graph import LayerGraph
+from layerprune.modules import Condition, buffers, parameters, watched
+from layerprune.replay.cached_call import Leaf, NotPlain, Outcome
+from layerprune.replay.call_reachability import Upstream
+from layerprune.replay.policy import Ledger
+from layerprune.surgery import Folded, applied
+from layerprune.tensors import map_tensors, tensors_in
+
+#: What may be kept of one forward; what would be more is computed again.
+MOST_BYTES = 2**30
+
+#: Fewer sets are not worth the checks.
+FEWEST = 6
+
+_ROUNDS = 4  # forwards, to find out which calls can be kept
+
+
+class Unsure(BaseException):
+    """Outputs that were handed on may have been the wrong ones: what was measured with them does not count.
+
+    No Exception, which a loss may catch.
+    """
+
+
+class Handover:
+    """Keeps outputs of the original's forward on one batch after the other, and hands them on.
+
+    Args:
+        shade: a real shadow of the model.
+        graph: the layer graph; it tells what to keep, and what comes after an edit. What it says is not relied on.
+        sets: the sets of edits that are to be made.
+        folded: for each of them the weights of projections.
+        ledger: what is known of the model.
+    """
+
+    def __init__(
+        self,
+        shade: Shadow,
+        graph: LayerGraph,
+        sets: Sequence[Sequence[Edit]],
+        folded: Sequence[Folded],
+        ledger: Ledger,
+    ) -> None:
+        self.shade = shade
+        self.ledger = ledger
+        self.outcomes: dict[int, Outcome] = {}
+        self.leaves: dict[int, Leaf] = {}
+        self.wanted: list[frozenset[int]] = []
+        self.is_steady = True
+        self.batch_size = 1
+        ledger.doubt = ledger.doubt or _why_never(shade, graph)
+        self.is_on = not ledger.doubt and (ledger.is_trusted or len(sets) >= FEWEST)
+        if not self.is_on:
+            return
+        self.condition = Condition(shade.model)
+        ledger.doubt = self.condition.unseen
+        self.is_on = not ledger.doubt
+        self.upstream = Upstream(graph, shade.model)
+        self.num_samples = max((graph.values[v].shape[0] for v in graph.inputs if graph.values[v].shape), default=1)
+        hooked = {frame.index for frame in graph.frames if self.upstream.is_hooked(frame.index)}
+        for edits, weights in zip(sets, folded, strict=True) if self.is_on else ():
+            with applied(shade.model, edits, weights):
+                self.wanted.append(self.upstream.unreached(self.condition) - hooked)
+
+    # ---- the original's forward -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def keeping(self, sets: Sequence[int], num_samples: int) -> Generator[None]:
+        """Keep what calls return while the original's forward runs inside.
+
+        Args:
+            sets: the numbers of those that are to be made on this batch.
+            num_samples: in the batch.
+        """
+        self.outcomes, self.leaves, self.is_steady = {}, {}, True
+        self.batch_size = num_samples
+        if not self.is_on or not sets:
+            yield
+            return
+        frames = self._chosen(sets, num_samples / self.num_samples)
+        before = _drawn()
+        keeper = _Keeper(self, frames)
+        with watched(self.shade.model, keeper.wrap, self.upstream.watched(frames)):
+            yield
+        self.leaves = {}
+        if _drawn() != before:
+            self.doubt("the forward draws random numbers")
+        elif self.condition.changed() or self._has_moved:  # a cache that is filled once, or a state
+            self._forget()
+        else:
+            self.ledger.barred |= {
+                frame
+                for frame in frames - keeper.too_large
+                if frame not in self.outcomes or not all(leaf.is_fresh for leaf in self.outcomes[frame].leaves)
+            }
+            self.outcomes = {frame: one for frame, one in self.outcomes.items() if frame not in self.ledger.barred}
+
+    def check(self, sets: Sequence[int], num_samples: int, repeat: Callable[[], bool]) -> None:
+        """Find out which calls can be kept, and whether forwards that go on from there are as whole ones.
+
+        Args:
+            sets: the numbers of those that are to be made on this batch.
+            num_samples: in the batch.
+            repeat: runs the original's forward again; tells whether it gives the same bits.
+        """
+        if not self.is_on or not self.is_steady or not sets:
+            return
+        for _ in range(_ROUNDS):
+            if self._chosen(sets, num_samples / self.num_samples) <= self.outcomes.keys():
+                break
+            with self.shade.running(), self.keeping(sets, num_samples):
+                same = repeat()
+            self._require(same, "the forward does not give the same twice")
+        if self.ledger.is_trusted or not self.outcomes:
+            return
+        outer, inner = self.upstream.outermost(self.outcomes), self.upstream.innermost(self.outcomes)
+        digests = {id(leaf): (leaf, _digest(leaf.tensor)) for one in self.outcomes.values() for leaf in one.leaves}
+        for frames in (outer, inner, outer[: len(outer) // 2]):
+            with self.shade.running(), self._handing(frames):
+                try:
+                    same = repeat()
+                except Exception:  # the forward ran before: what was handed on does not fit
+                    same = False
+            self._require(same, "a forward that goes on from what was kept gives something else than a whole one")
+            self._require(not self.condition.changed(), "parts of the forward leave a state that the whole does not")
+        kept = all(not leaf.is_fresh or _digest(leaf.tensor) == before for leaf, before in digests.values())
+        self._require(kept, "the forward writes into tensors without counting it")
+
+    def own(self, out: Any) -> Any:
+        """An output of the original's forward, with copies of the tensors that are kept: these may be written into."""
+        memory = {_memory(leaf.tensor) for one in self.outcomes.values() for leaf in one.leaves}
+        if not any(_memory(tensor) in memory for tensor in tensors_in(out)):
+            return out
+        return map_tensors(out, lambda tensor: tensor.clone() if _memory(tensor) in memory else tensor)
+
+    # ---- an edited model's forward --------------------------------------------------------------------------------
+
+    @contextmanager
+    def handing_on(self, number: int) -> Generator[None]:
+        """Hand on what was kept while the model with the edits of a set runs inside."""
+        frames = self.upstream.outermost(self.wanted[number] & self.outcomes.keys()) if self.outcomes else ()
+        with self._handing(frames):
+            yield
+
+    def settle(self) -> None:
+        """After an edited model has run, and its edits were taken back: forget all where it has left a state."""
+        if self.outcomes and self.condition.changed():
+            self._forget()
+
+    def probe(self, sets: Sequence[int]) -> int | None:
+        """Which set to measure again in whole, to be sure: that of which most was handed on; None once that is done."""
+        if not self.outcomes or self.ledger.is_trusted:
+            return None
+        return max(sets, key=self._work_for)
+
+    def confirm(self, same: bool) -> None:
+        """Trust the model from here on, where a whole forward gave the same as one that was handed what was kept."""
+        self._require(same, "an edited model gives something else where it goes on from what was kept")
+        self.ledger.is_trusted = True
+
+    def doubt(self, why: str) -> None:
+        """Run whole forwards from here on."""
+        self.ledger.doubt, self.is_on, self.outcomes = why, False, {}
+
+    @property
+    def _has_moved(self) -> bool:
+        """Whether a run has changed lists and the like that modules hold, which are put back after each."""
+        return self.shade.outside is not None and self.shade.outside.has_moved
+
+    def _require(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            self.doubt(otherwise)
+            raise Unsure
+
+    def _forget(self) -> None:
+        """Run whole forwards on this batch, and see on the next whether the model is steady by then."""
+        self.outcomes, self.is_steady = {}, False
+        self.condition = Condition(self.shade.model)
+
+    def _chosen(self, sets: Sequence[int], scale: float) -> frozenset[int]:
+        wanted = [self.wanted[number] - self.ledger.barred for number in sets]
+        return self.upstream.chosen(wanted, scale, MOST_BYTES)
+
+    def _work_for(self, number: int) -> int:
+        """How much of the work for a set need not be done."""
+        frames = self.upstream.outermost(self.wanted[number] & self.outcomes.keys())
+        return sum(self.upstream.work[frame] for frame in frames)
+
+    @contextmanager
+    def _handing(self, frames: Collection[int]) -> Generator[None]:
+        if not frames:
+            yield
+            return
+        hander = _Hander(self, frozenset(frames))
+        with watched(self.shade.model, hander.wrap, self.upstream.watched(frames)):
+            yield
+        self.ledger.handed_on.update({frame: num * self.batch_size for frame, num in hander.handed_on.items()})
+
+
+class _Calls:
+    """Counts the calls of modules in one forward."""
+
+    def __init__(self, handover: Handover) -> None:
+        self.handover = handover
+        self.upstream = handover.upstream
+        self.thread = threading.get_ident()
+        self.counts: Counter[int] = Counter()
+
+    def frame(self, module: nn.Module) -> int | None:
+        """Which call this is; None for one that the layer graph does not know, or of another thread."""
+        call = (id(module), self.counts[id(module)])
+        self.counts[id(module)] += 1
+        return self.upstream.calls.get(call) if threading.get_ident() == self.thread else None
+
+
+class _Keeper(_Calls):
+    """Keeps what calls take and return, as the original's forward makes them."""
+
+    def __init__(self, handover: Handover, frames: frozenset[int]) -> None:
+        super().__init__(handover)
+        self.frames = frames
+        self.too_large: set[int] = set()
+        self.num_bytes = 0
+        self.memory: set[int] = set()
+
+    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def kept(*args: Any, **kwargs: Any) -> Any:
+            frame = self.frame(module)
+            if frame not in self.frames or torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            try:
+                outcome = Outcome(args, kwargs, self.leaf)
+            except NotPlain:
+                return forward(*args, **kwargs)
+            out = forward(*args, **kwargs)
+            try:
+                outcome.finish(args, kwargs, out)
+            except NotPlain:
+                return out
+            if self.has_room(outcome):
+                self.handover.outcomes[frame] = outcome
+            else:
+                self.too_large.add(frame)
+                self.let_go(outcome)
+            return out
+
+        return kept
+
+    def leaf(self, tensor: Tensor) -> Leaf:
+        """The leaf of a tensor as it is now."""
+        leaves = self.handover.leaves
+        leaf = leaves.get(id(tensor))
+        if leaf is None or not leaf.is_fresh:
+            leaf = leaves[id(tensor)] = Leaf(tensor)
+        return leaf
+
+    def let_go(self, outcome: Outcome) -> None:
+        for leaf in outcome.leaves:
+            if _memory(leaf.tensor) not in self.memory:
+                self.handover.leaves.pop(id(leaf.tensor), None)
+
+    def has_room(self, outcome: Outcome) -> bool:
+        tensors = {_memory(leaf.tensor): leaf.tensor for leaf in outcome.leaves}
+        new = {key: tensor for key, tensor in tensors.items() if key not in self.memory}
+        more = sum(tensor.untyped_storage().nbytes() for tensor in new.values())
+        if self.num_bytes + more > MOST_BYTES:
+            return False
+        self.num_bytes += more
+        self.memory |= new.keys()
+        return True
+
+
+class _Hander(_Calls):
+    """Hands on what was kept, for as long as calls take what they took."""
+
+    def __init__(self, handover: Handover, frames: frozenset[int]) -> None:
+        super().__init__(handover)
+        self.frames = frames
+        self.differs = False
+        self.handed_on: Counter[int] = Counter()
+
+    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def handed(*args: Any, **kwargs: Any) -> Any:
+            frame = self.frame(module)
+            outcome = self.handover.outcomes.get(frame) if frame is not None and frame in self.frames else None
+            if frame is None or outcome is None or self.upstream.is_hooked(frame):
+                return forward(*args, **kwargs)
+            if not outcome.matches(args, kwargs, by_value=not self.differs):
+                # One that hands its argument on may differ by where this lies only.
+                self.differs = self.differs or not outcome.lies_in_arguments
+                return forward(*args, **kwargs)
+            if outcome.is_fresh:
+                self.handed_on[frame] += 1
+                return outcome.rebuilt()
+            out = forward(*args, **kwargs)  # an earlier set's forward has written into what was kept
+            if not outcome.renew(args, kwargs, out):
+                del self.handover.outcomes[frame]
+            return out
+
+        return handed
+
+
+def _why_never(shade: Shadow, graph: LayerGraph) -> str:
+    """Why a model's forwards are run whole from the start; empty where they may not have to be."""
+    if graph.written_params:
+        return "the forward writes into parameters"
+    kinds = {tensor.device.type for tensor in (*parameters(shade.model), *buffers(shade.model))}
+    if not kinds <= {"cpu", "cuda"}:
+        return f"the random numbers of {', '.join(sorted(kinds))} are not looked at"
+    return ""
+
+
+def _drawn() -> tuple[Any, ...]:
+    """The states of the random number generators that a forward may draw from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    name, keys, *rest = np.random.get_state()
+    states = (torch.get_rng_state(), *cuda)
+    return random.getstate(), name, np.asarray(keys).tobytes(), *rest, *(state.numpy().tobytes() for state in states)
+
+
+@torch.no_grad()
+def _digest(tensor: Tensor) -> float:
+    """A number that is hardly the same once something was written into a tensor."""
+    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    if not values.is_floating_point():
+        return float(values.sum())
+    total, size = values.sum(dtype=torch.float64), torch.linalg.vector_norm(values, dtype=torch.float64)
+    return float(torch.nan_to_num(total + np.pi * size))
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

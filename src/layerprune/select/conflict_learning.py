@@ -1,0 +1,207 @@
+"""Culprits: which removals of a set do not hold together, and what else is known to fail once they are found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from layerprune.proof import Removal
+from layerprune.removals import CannotRealise
+from layerprune.select.exclusions import Ban
+from layerprune.select.failure_families import Family, find_family, kind
+
+_ALIKE = 4
+_NUMBER = re.compile(r"\d+")
+
+
+class Culprits:
+    """Finds out which removals of a set do not hold together.
+
+    Three ways to learn more of a failure than one set. A deep model repeats itself: what fails between its blocks 3 and
+    4 fails between 7 and 8, too. So once :data:`_ALIKE` pairs have failed that differ in numbers only, all such pairs
+    count as failing. Where three or more fail together, it is asked whether any other so many of their kind do: see
+    :mod:`~layerprune.select.family`. And then what counts is which layers die, not by which removals: see :meth:`ban`.
+    To forbid a set that would hold costs a choice; to prove each of a million sets costs days.
+
+    Args:
+        removals: the removals that sets are made of, by number.
+        check: proves a set, or raises :class:`CannotRealise`.
+        realise: the part of ``check`` that runs nothing; raises :class:`CannotRealise` where that much fails already.
+    """
+
+    def __init__(
+        self,
+        removals: Sequence[Removal],
+        check: Callable[[Sequence[int]], object],
+        realise: Callable[[Sequence[int]], object],
+    ) -> None:
+        self.removals = removals
+        self.check = check
+        self.realise = realise
+        self.known: dict[tuple[tuple[int, ...], bool], bool] = {}
+        self.failed: dict[tuple[object, ...], int] = {}
+
+    def among(self, chosen: Sequence[int]) -> list[Ban]:
+        """Bans, the first of which forbid ``chosen``: of sets that fail and whose parts do not.
+
+        There are enough of them that what they leave of ``chosen`` holds, or can be realised where ``chosen`` cannot:
+        to run what will hardly be chosen would cost more than it tells.
+        """
+        left = tuple(chosen)
+        runs = self.holds(left, runs=False)
+        cores: list[tuple[int, ...]] = []
+        bans: list[Ban] = []
+        while not cores or not self.holds(left, runs=runs):
+            core = self.core(left)
+            cores.append(core)
+            bans.append(self.ban(core))
+            left = tuple(i for i in left if i != core[-1])
+            while bans[-1].forbids(left):  # of a family more than one too many may have been chosen
+                concerned = {i for each in bans[-1].family or bans[-1].alternatives for i in each}
+                left = tuple(i for i in left if i != max(concerned & set(left)))
+            if len(core) == 2:
+                pattern = self.pattern(core)
+                self.failed[pattern] = self.failed.get(pattern, 0) + 1
+        patterns = {self.pattern(core) for core in cores if len(core) == 2}
+        # Of a weaker set in its place, what was found may be no alternative: then it is forbidden besides.
+        missed = [Ban.of(core) for core, ban in zip(cores, bans, strict=True) if not ban.forbids(core)]
+        return [*bans, *missed, *(Ban.of(pair) for pair in self.alike(patterns))]
+
+    def core(self, failing: tuple[int, ...]) -> tuple[int, ...]:
+        """A subset that fails and whose parts do not, by halving (QuickXplain, Junker 2004).
+
+        The last removal of the shortest failing beginning is part of it; then the same is asked again with that one
+        always in.
+        """
+        found: tuple[int, ...] = ()
+        pool = failing
+        runs = self.holds(failing, runs=False)  # what cannot even be realised is told without running anything
+        while pool and (not found or self.holds(found, runs=runs)):
+            low, high = 0, len(pool)  # found + pool[:low] holds, found + pool[:high] fails
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if self.holds((*found, *pool[:middle]), runs=runs) else (low, middle)
+            found, pool = (pool[high - 1], *found), pool[: high - 1]
+        return tuple(sorted(found))
+
+    def holds(self, some: Sequence[int], *, runs: bool = True) -> bool:
+        """Whether removals can be made together; without ``runs`` as far as can be told without running anything.
+
+        None at all can: what is asked next is always smaller.
+        """
+        key = tuple(sorted(set(some))), runs
+        if not some:
+            return True
+        if key not in self.known:
+            try:
+                (self.check if runs else self.realise)(key[0])
+                self.known[key] = True
+            except CannotRealise:
+                self.known[key] = False
+        return self.known[key]
+
+    # ---- pairs like those that failed -----------------------------------------------------------------------------
+
+    def alike(self, patterns: set[tuple[object, ...]]) -> list[tuple[int, ...]]:
+        """Pairs of all removals that look like those that have failed often enough."""
+        often = {pattern for pattern in patterns if self.failed[pattern] >= _ALIKE}
+        every = combinations(range(len(self.removals)), 2) if often else ()
+        return [pair for pair in every if self.touch(pair) and self.pattern(pair) in often]
+
+    def touch(self, pair: tuple[int, ...]) -> bool:
+        """Whether two removals lie near enough to disturb each other."""
+        one, other = (self.removals[i].dead for i in pair)
+        return min(one) <= max(other) + 50 and min(other) <= max(one) + 50
+
+    def pattern(self, pair: tuple[int, ...]) -> tuple[object, ...]:
+        """Two removals' names, with the numbers of the second counted from those of the first."""
+        one, other = (self.removals[i] for i in sorted(pair))
+        first, second = ([int(n) for n in _NUMBER.findall(each.name)] for each in (one, other))
+        steps = [b - first[min(i, len(first) - 1)] if first else b for i, b in enumerate(second)]
+        within = [b - first[0] for b in first]
+        return *map(kind, (one, other)), tuple(within), tuple(steps)
+
+    # ---- other ways to lose the same layers -----------------------------------------------------------------------
+
+    def ban(self, core: tuple[int, ...]) -> Ban:
+        """Forbid a set that fails and whose parts do not, with all that fails as it does.
+
+        Every member of the set is first exchanged for the removal that kills least and still fails with the others.
+        Where the set is of a family, all sets of the family are forbidden, and else this one: each with all that loses
+        the same layers by other removals.
+        """
+        if len(core) < 3:
+            return Ban.of(core)
+        runs = self.holds(core, runs=False)
+        weak = self.weakest(core, runs)
+        for some in dict.fromkeys((weak, core)):
+            family = find_family(some, self.removals, lambda tried: self.holds(tried, runs=runs))
+            if family is not None:
+                return self.ban_of_family(family, runs)
+        return self.ban_of_set(weak, runs)
+
+    def ban_of_set(self, core: tuple[int, ...], runs: bool) -> Ban:
+        """Forbid one set, with all that loses the same layers.
+
+        Of what must not all go (the layers that can tell how long the past in a cache is, say) each goes in several
+        ways: its branch, its block. Twenty such layers would fail in a million sets, one by one. So each removal that
+        kills at least as much as a member is its alternative, if it fails with the other members and holds when one of
+        these stays. The mixtures are not tried, but for the one of all second choices. If that fails in the same way,
+        every mixture is banned. If it holds (layers that leave with their blocks are not missed), only mixtures with a
+        member of the set itself are, given that the second choices fail with any single one.
+        """
+        lists = [self.alternatives(member, core, runs) for member in core]
+        second = [self.second(m, each) for m, each in zip(core, lists, strict=True)]
+        alternatives = tuple(tuple(sorted(each)) for each in lists)
+        if set(second) == set(core):
+            return Ban.of(core)
+        if not self.holds(second, runs=runs):
+            return Ban(alternatives) if self.holds(second[1:], runs=runs) else Ban.of(core)
+        own = tuple(member for member in core if member not in second)
+        mixed = [[*second[:i], m, *second[i + 1 :]] for i, m in enumerate(core) if m in own]
+        return Ban.of(core) if any(self.holds(some, runs=runs) for some in mixed) else Ban((*alternatives, own))
+
+    def ban_of_family(self, family: Family, runs: bool) -> Ban:
+        """Forbid all sets of too many of a family, with all that loses the same layers if mixtures fail as well."""
+        lists = {i: self.alternatives(i, family.failing(i), runs) for i in family.members}
+        lists |= {i: self.alternatives(i, family.failing(family.members[0]), runs) for i in family.others}
+        second = [self.second(i, lists[i]) for i in family.failing(family.members[0])]
+        if self.holds(second, runs=runs) or not self.holds(second[1:], runs=runs):
+            lists = {i: [i] for i in lists}
+        others, members = ([tuple(sorted(lists[i])) for i in some] for some in (family.others, family.members))
+        return Ban(tuple(others), tuple(members), family.num)
+
+    def second(self, member: int, alternatives: Sequence[int]) -> int:
+        """The smallest of a member's alternatives; the member itself where there is none."""
+        return min((i for i in alternatives if i != member), key=self.size, default=member)
+
+    def weakest(self, core: tuple[int, ...], runs: bool) -> tuple[int, ...]:
+        """The set with each member exchanged for the removal that kills least and still fails with the others."""
+        held = list(core)
+        for place, member in enumerate(core):
+            dead = self.removals[member].dead
+            less = [i for i, removal in enumerate(self.removals) if removal.dead < dead and i not in held]
+            others = [*held[:place], *held[place + 1 :]]
+            for i in sorted(less, key=self.size):
+                # With some of the others it may fail for a reason of its own: two are left out in turn.
+                parts = (others[1:], others[:-1])
+                if not self.holds([*others, i], runs=runs) and all(self.holds([*p, i], runs=runs) for p in parts):
+                    held[place] = i
+                    break
+        return tuple(sorted(held))
+
+    def alternatives(self, member: int, core: tuple[int, ...], runs: bool) -> list[int]:
+        """A member, and what fails with the other members as it does: with all of them, not with all but one."""
+        found = [member]
+        for i, removal in enumerate(self.removals):
+            if i in core or not self.removals[member].dead <= removal.dead:
+                continue
+            rest = [j for j in core if not self.removals[j].dead <= removal.dead]
+            if not self.holds([*rest, i], runs=runs) and self.holds([*rest[1:], i], runs=runs):
+                found.append(i)
+        return found
+
+    def size(self, number: int) -> tuple[int, int]:
+        """What removals are sorted by: how many layers die."""
+        return len(self.removals[number].dead), number

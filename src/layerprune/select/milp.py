@@ -1,0 +1,124 @@
+"""The integer programme: one variable per removal, and one per group of removals of which any one does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from layerprune.select.constraints import Limit, Pieces
+from layerprune.select.exclusions import Ban
+from layerprune.select.local_search import Swaps
+
+#: How far the set that takes the most may stay below the most that there is: far within the slack.
+GAP = 0.005
+
+#: By what share the least cost may be missed: for the solver's tolerances.
+EXACT = 1e-4
+
+_WORK = 600_000  # nodes times rows: before the clock, so that a choice does not depend on the machine
+_FEWEST_NODES = 20
+_MOST_NODES = 2000
+_SECONDS = 120.0
+
+#: Coefficients by column, and the bounds of their sum.
+_Row: TypeAlias = tuple[dict[int, float], float, float]
+
+
+class Programme:
+    """Solves for sets of removals, exactly (scipy's ``milp``) where that ends in the steps allowed.
+
+    Args:
+        num_removals: how many there are.
+
+    Attributes:
+        is_cut_short: whether a solver has stopped before its answer was proven to be the best.
+    """
+
+    def __init__(self, num_removals: int) -> None:
+        self.num = num_removals
+        self.is_cut_short = False
+
+    def most(self, pieces: Pieces, limits: Sequence[Limit], bans: Sequence[Ban], gap: float = GAP) -> list[int]:
+        """The removals that take the most of some pieces within limits, but for a gap; empty where none fit."""
+        columns = _Columns(self.num, [pieces, *(limit.pieces for limit in limits)], bans)
+        gains = columns.spread(pieces)
+        return self.run(-gains, columns, limits, bans, gap)[0]
+
+    def least(self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Ban], gap: float = EXACT) -> list[int]:
+        """The removals of least cost within limits, roughly with a wide gap; empty where none has to go."""
+        columns = _Columns(self.num, [limit.pieces for limit in limits], bans)
+        spread = np.concatenate([costs, np.zeros(len(columns.groups))])
+        chosen, is_proven = self.run(spread, columns, limits, bans, gap)
+        return chosen if is_proven or not chosen else Swaps(costs, limits, bans).improve(chosen)
+
+    def run(
+        self, costs: np.ndarray, columns: _Columns, limits: Sequence[Limit], bans: Sequence[Ban], gap: float
+    ) -> tuple[list[int], bool]:
+        rows = [*columns.rows(), *(columns.row_of(limit) for limit in limits), *map(columns.row_against, bans)]
+        if not rows:
+            rows = [({0: 0.0}, -math.inf, math.inf)]
+        entries = [(n, column, value) for n, (row, _, _) in enumerate(rows) for column, value in row.items()]
+        numbers, places, values = zip(*entries, strict=True)
+        matrix = csr_array((values, (numbers, places)), shape=(len(rows), columns.num))
+        low, high = (np.array([row[side] for row in rows]) for side in (1, 2))
+        bounds = LinearConstraint(matrix, low, high)  # pyright: ignore[reportArgumentType]  # its stubs know scalars only
+        scale = max(float(np.abs(costs).max()), 1e-30)
+        # A group lies between its members' largest and their sum: whole members make it whole, without branching on it.
+        whole = np.repeat([1, 0], [self.num, len(columns.groups)])
+        nodes = min(_MOST_NODES, max(_FEWEST_NODES, _WORK // len(rows))) if gap <= GAP else _FEWEST_NODES
+        options = {"time_limit": _SECONDS, "node_limit": nodes, "mip_rel_gap": gap}
+        result = milp(costs / scale, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options=options)
+        is_proven = result.status == 0
+        if result.x is None:
+            return [], is_proven
+        self.is_cut_short |= not is_proven
+        return [i for i in range(self.num) if result.x[i] > 0.5], is_proven
+
+
+class _Columns:
+    """The variables: one per removal, then one per group that pieces or bans speak of."""
+
+    def __init__(self, num: int, some: Iterable[Pieces], bans: Sequence[Ban]) -> None:
+        named = [takers for pieces in some for takers in pieces]
+        named += [group for ban in bans for group in ban.limit.pieces]
+        self.groups: list[tuple[int, ...]] = [group for group in dict.fromkeys(named) if len(group) > 1]
+        self.places: dict[tuple[int, ...], int] = {group: place for place, group in enumerate(self.groups, start=num)}
+        self.num_removals = num
+        self.num = num + len(self.groups)
+
+    def place(self, group: tuple[int, ...]) -> int:
+        return self.places.get(group, group[0])
+
+    def spread(self, pieces: Pieces) -> np.ndarray:
+        """Sizes by column."""
+        found = np.zeros(self.num)
+        for takers, size in pieces.items():
+            found[self.place(takers)] += size
+        return found
+
+    def rows(self) -> list[_Row]:
+        """A group goes when one of its members does."""
+        found: list[_Row] = []
+        for group, place in self.places.items():
+            found.append(({place: 1.0, **{i: -1.0 for i in group}}, -math.inf, 0.0))
+            found += [({place: 1.0, i: -1.0}, 0.0, math.inf) for i in group]
+        return found
+
+    def row_of(self, limit: Limit) -> _Row:
+        """The limit, as shares: the solver's tolerances want numbers near one."""
+        sizes = self.spread(limit.pieces)
+        scale = (
+            limit.high if math.isfinite(limit.high) and limit.high > 0 else max(limit.low, float(sizes.max()), 1e-30)
+        )
+        row = {column: float(size / scale) for column, size in enumerate(sizes) if size}
+        return row or {0: 0.0}, limit.low / scale, limit.high / scale
+
+    def row_against(self, ban: Ban) -> _Row:
+        """Of a ban's lists not every one has a member, or not too many of its family."""
+        limit = ban.limit
+        return {self.place(group): size for group, size in limit.pieces.items()}, -math.inf, limit.high

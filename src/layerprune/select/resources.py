@@ -1,0 +1,247 @@
+"""The meter: what sets of removals save of each thing that a budget speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+from torch import nn
+
+from layerprune.cost import (
+    Latency,
+    Taken,
+    activation_peak_bytes,
+    buffer_bytes,
+    bundles,
+    bytes_text,
+    compare_latency,
+    count_macs,
+    layers_taken,
+    param_bytes,
+    params_taken,
+    tally_layers,
+    time_by_layer,
+)
+from layerprune.graph import LayerGraph
+from layerprune.inputs import Inputs
+from layerprune.modules import num_params
+from layerprune.plan import PlannedFigure
+from layerprune.proof import Joints, Removal
+from layerprune.removals import CannotRealise, Realisation
+from layerprune.select.budgets import Budgets
+from layerprune.select.constraints import Limit, Pieces
+from layerprune.select.interactions import companies, with_company
+from layerprune.select.problem import Resource
+
+
+class Meter:
+    """Measures what sets of removals save, each thing when it is first asked for.
+
+    Args:
+        model: the user's model; it stays as it is.
+        graph: its layer graph.
+        inputs: what one forward is measured on.
+        joints: realises and proves sets.
+        removals: what sets are made of.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: LayerGraph, inputs: Inputs, joints: Joints, removals: Sequence[Removal]
+    ) -> None:
+        self.model = model
+        self.graph = graph
+        self.inputs = inputs
+        self.joints = joints
+        self.removals = removals
+        self._latencies: dict[tuple[int, ...], tuple[Latency, Latency]] = {}
+        self._joint: dict[tuple[int, ...], Realisation | None] = {}
+
+    def resources(self, budgets: Budgets) -> list[Resource]:
+        """What budgets speak of; caps are filled where nothing has to go."""
+        fills = not budgets.has_target
+        found: list[Resource] = []
+        share = budgets.max_param_reduction
+        if share is None and fills and budgets.max_mac_reduction is None:
+            share = 1.0  # an impact alone is the cap: as much goes as it allows
+        if share is not None:
+            found.append(self.params(share, fills))
+        if budgets.max_mac_reduction is not None:
+            found.append(self.macs(budgets.max_mac_reduction, fills))
+        if budgets.target_latency_ms is not None:
+            found.append(self.latency(budgets.target_latency_ms))
+        if budgets.max_memory_bytes is not None:
+            found.append(self.memory(budgets.max_memory_bytes))
+        return found
+
+    # ---- resources ------------------------------------------------------------------------------------------------
+
+    def params(self, share: float, fills: bool) -> Resource:
+        """The parameters; tied ones once."""
+        pieces = self.param_pieces
+        cap = share * self.graph.num_params
+        return Resource(
+            "parameters",
+            pieces,
+            lambda some: self.joints.num_params(some),
+            cap,
+            is_filled=fills,
+            total=self.graph.num_params,
+            argument="max_param_reduction",
+        )
+
+    def macs(self, share: float, fills: bool) -> Resource:
+        """The multiply-accumulates of one forward."""
+        pieces = self.macs_pieces
+        before = self.macs_before
+
+        def saved(some: Sequence[int]) -> float:
+            return before - count_macs(self.joints.without(some), self.inputs)
+
+        return Resource(
+            "MACs", pieces, saved, share * before, is_filled=fills, total=before, argument="max_mac_reduction"
+        )
+
+    def latency(self, target: float) -> Resource:
+        """The time of one forward; what layers take by themselves is brought to the scale of the whole."""
+        before = self.latency_before
+        times = time_by_layer(self.model, self.graph, self.inputs)
+        scale = before / max(sum(times.values()), 1e-12)
+        pieces = self._by_layer({layer: scale * each for layer, each in times.items()})
+
+        def show(saved: float) -> str:
+            return f"{before - saved:.3g} ms"
+
+        return Resource(
+            "target_latency_ms",
+            pieces,
+            lambda some: before - self._timed(some)[1].median_ms,
+            at_least=max(before - target, 0.0),
+            show=show,
+        )
+
+    def memory(self, most: int) -> Resource:
+        """What parameters, buffers and activations hold; what adds up of it are the parameters' bytes."""
+        each = param_bytes(self.model) / max(num_params(self.model), 1)
+        pieces = {takers: size * each for takers, size in self.param_pieces.items()}
+        before = self.memory_before
+
+        def saved(some: Sequence[int]) -> float:
+            return before - _held(self.joints.without(some), self.inputs)
+
+        def show(saved: float) -> str:
+            return bytes_text(int(before - saved))
+
+        return Resource("max_memory_bytes", pieces, saved, at_least=max(before - most, 0.0), show=show)
+
+    @cached_property
+    def param_pieces(self) -> Pieces:
+        """What removals take of the parameters."""
+        modules, sizes = self.joints.prover.modules, self.graph.size_of_param
+        return self._pieces(sizes, lambda realisation: params_taken(self.graph, modules, realisation))
+
+    @property
+    def has_to_shrink(self) -> Limit | None:
+        """That projections must not cost more parameters than leave; None where there are none."""
+        if not any(removal.needs_calibration for removal in self.removals):
+            return None
+        return Limit(self.param_pieces, low=float(min(1, *(removal.num_params for removal in self.removals))))
+
+    def of(self, removals: Sequence[Removal]) -> Meter:
+        """A meter of the same model for other removals."""
+        return Meter(self.model, self.graph, self.inputs, Joints(self.joints.prover, removals, self.model), removals)
+
+    @cached_property
+    def macs_pieces(self) -> Pieces:
+        """What removals save of the multiply-accumulates."""
+        return self._by_layer(self.macs_by_layer)
+
+    def _by_layer(self, costs: Mapping[int, float]) -> Pieces:
+        modules = self.joints.prover.modules
+        return self._pieces(costs, lambda realisation: layers_taken(self.graph, modules, realisation, costs))
+
+    def _pieces(self, sizes: Mapping[int, float], taken_by: Callable[[Realisation], Taken]) -> Pieces:
+        alone = bundles(sizes, [taken_by(removal.realisation) for removal in self.removals])
+
+        def size_of(some: tuple[int, ...]) -> float | None:
+            joint = self._together(some)
+            return None if joint is None else taken_by(joint).amount(sizes)
+
+        return with_company(alone, self._companies, size_of)
+
+    @cached_property
+    def _companies(self) -> list[tuple[int, ...]]:
+        modules = self.joints.prover.modules
+
+        def taken_by(some: tuple[int, ...]) -> Taken | None:
+            joint = self._together(some)
+            return None if joint is None else params_taken(self.graph, modules, joint)
+
+        return companies(self.graph, self.removals, taken_by)
+
+    def _together(self, some: tuple[int, ...]) -> Realisation | None:
+        """A set as it would be carried out; None where it cannot be."""
+        if len(some) == 1:
+            return self.removals[some[0]].realisation
+        if some not in self._joint:
+            try:
+                self._joint[some] = self.joints.likely(some)
+            except CannotRealise:
+                self._joint[some] = None
+        return self._joint[some]
+
+    # ---- the model as it is ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def macs_before(self) -> int:
+        """The model's multiply-accumulates."""
+        return count_macs(self.model, self.inputs)
+
+    @cached_property
+    def macs_by_layer(self) -> Mapping[int, float]:
+        """Layer → its multiply-accumulates in one forward."""
+        return self.layer_tally[0]
+
+    @cached_property
+    def layer_tally(self) -> tuple[Mapping[int, float], int]:
+        """The multiply-accumulates of each layer, and of the whole forward."""
+        return tally_layers(self.model, self.graph, self.inputs)
+
+    def macs_taken(self, realisation: Realisation) -> float:
+        """The multiply-accumulates that one removal saves, or a set: of layers that die, and of channels that go."""
+        modules, costs = self.joints.prover.modules, self.macs_by_layer
+        return layers_taken(self.graph, modules, realisation, costs).amount(costs)
+
+    @cached_property
+    def memory_before(self) -> int:
+        """What the model holds in one forward, in bytes."""
+        return _held(self.model, self.inputs)
+
+    @cached_property
+    def latency_before(self) -> float:
+        """The median time of one forward of the model, in ms."""
+        return compare_latency({"the model": self.model}, self.inputs)["the model"].median_ms
+
+    def _timed(self, chosen: Sequence[int]) -> tuple[Latency, Latency]:
+        """The model and what is left of it, timed in turn."""
+        key = tuple(sorted(chosen))
+        if key not in self._latencies:
+            pair = {"the model": self.model, "the pruned model": self.joints.without(key)}
+            before, after = compare_latency(pair, self.inputs).values()
+            self._latencies[key] = before, after
+        return self._latencies[key]
+
+    def figures(self, budgets: Budgets, chosen: Sequence[int]) -> list[PlannedFigure]:
+        """What budgets other than that of parameters speak of, before and after a set has gone."""
+        found: list[tuple[str, float, float]] = []
+        if budgets.max_mac_reduction is not None:
+            found.append(("macs", self.macs_before, count_macs(self.joints.without(chosen), self.inputs)))
+        if budgets.target_latency_ms is not None:
+            before, after = self._timed(chosen)
+            found.append(("latency_ms", before.median_ms, after.median_ms))
+        if budgets.max_memory_bytes is not None:
+            found.append(("memory_bytes", self.memory_before, _held(self.joints.without(chosen), self.inputs)))
+        return [PlannedFigure(name=name, before=before, after=after) for name, before, after in found]
+
+
+def _held(model: nn.Module, inputs: Inputs) -> int:
+    return param_bytes(model) + buffer_bytes(model) + activation_peak_bytes(model, inputs)

@@ -1,0 +1,129 @@
+"""Strategies: the ways to choose, by name; and what is said where nothing can be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from layerprune.errors import BudgetError
+from layerprune.select.cap_use import cap_uses
+from layerprune.select.problem import Problem, Resource, Selection
+from layerprune.select.search import Search
+from layerprune.select.strategies.evolution import evolution
+from layerprune.select.strategies.exact import exact
+from layerprune.select.strategies.greedy import greedy
+from layerprune.select.strategies.one_by_one import one_by_one
+from layerprune.select.strategies.quadratic import quadratic
+from layerprune.select.strategies.repaired import repaired
+from layerprune.select.strategies.resampled import recurrence, resampled
+
+Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled", "repaired"]
+
+STRATEGIES: dict[str, Callable[[Search], tuple[int, ...] | None]] = {
+    "exact": exact,
+    "quadratic": quadratic,
+    "greedy": greedy,
+    "evolution": evolution,
+    "resampled": resampled,
+    "repaired": repaired,
+}
+
+#: Those that add impacts up, and make no set.
+BY_SUMS = frozenset({"exact", "quadratic"})
+
+_MEASURING = frozenset({"greedy", "evolution", "repaired"})
+
+
+def select(problem: Problem, strategy: str = "auto") -> Selection:
+    """Choose removals that are proven to hold together, within the budgets.
+
+    Args:
+        problem: the removals, the budgets, and how to prove a set.
+        strategy: ``exact``, ``quadratic``, ``greedy``, ``evolution``, ``resampled``, ``repaired``, or ``auto``.
+
+    Returns:
+        What was chosen; where there was something to choose from and nothing is, the only note says why.
+
+    Raises:
+        BudgetError: there is no such strategy, it has nothing to measure on, or what has to go cannot.
+    """
+    name = _picked(problem, strategy)
+    if not problem.removals:
+        _refuse_targets(problem, None)
+        return Selection((), name)
+    search = Search(problem)
+    chosen = STRATEGIES[name](search)
+    if chosen is None and search.rounds <= 0:
+        chosen = one_by_one(search)
+        search.notes.append("chosen one by one: too many sets of removals did not hold together")
+    if search.programme.is_cut_short:
+        search.notes.append("the choice is the best found in the steps allowed, not proven to be the best")
+    if chosen is None:
+        _refuse_targets(problem, search)
+        return Selection((), name, notes=(_too_large(problem),))
+    chosen = tuple(sorted(chosen))
+    said = tuple(search.notes)
+    return Selection(chosen, name, recurrence(search, chosen), said, cap_uses(search, chosen))
+
+
+def _picked(problem: Problem, strategy: str) -> str:
+    if strategy == "auto":
+        has_draws = problem.resampled is not None and len(problem.resampled) > 0
+        return "resampled" if problem.harm is not None and (problem.has_data or has_draws) else "exact"
+    if not isinstance(strategy, str) or strategy not in STRATEGIES:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BudgetError(f"there is no strategy {strategy!r:.60}; there are auto, {', '.join(STRATEGIES)}")
+    if strategy in _MEASURING and problem.harm is None:
+        raise BudgetError(
+            f"strategy '{strategy}' makes removals and measures them, and there is nothing to measure on: "
+            "load the model to the CPU or a GPU, and pass calibration="
+        )
+    if strategy == "repaired" and problem.mended is None:
+        raise BudgetError("strategy 'repaired' repairs what it removes, on calibration data: pass calibration=")
+    return strategy
+
+
+def _too_large(problem: Problem) -> str:
+    """Say why not even one removal is within the caps."""
+    for resource in problem.resources:
+        takes = [resource.limit.of((number,)) for number in range(len(problem.removals))]
+        least = min(range(len(takes)), key=takes.__getitem__)
+        if takes[least] > resource.at_most:
+            takes_text, cap_text = map(resource.amount_text, (takes[least], resource.at_most))
+            return (
+                f"no removal is small enough for the budget: the smallest, {problem.removals[least].name}, takes "
+                f"{takes_text} of the {resource.name}, the cap is {cap_text}; "
+                f"raise {resource.argument} to {resource.argument_text(takes[least])} or more"
+            )
+    return "no removal is within all the budgets at once: raise them, or give fewer"
+
+
+def _refuse_targets(problem: Problem, search: Search | None) -> None:
+    """Say of targets that are not met how close a set comes to each."""
+    wanted = [resource for resource in problem.resources if resource.at_least > 0]
+    if not wanted:
+        return
+    said: list[str] = []
+    for resource in wanted:
+        reached = 0.0 if search is None else _most_of(search, resource)
+        asked, best = resource.show(resource.at_least), resource.show(reached)
+        said.append(f"{resource.name}: {asked} is asked for, {best} comes out")
+    capped = [r.argument or r.name for r in problem.resources if r.at_most < float("inf")]
+    within = f" within {', '.join(capped)}" if capped else ""
+    raise BudgetError(
+        f"no set of removals{within} reaches the target: {'; '.join(said)} at the most. "
+        "Ask for less, raise the caps, or let more go (protect=, protect_io=False, granularity='group')"
+    )
+
+
+def _most_of(search: Search, resource: Resource) -> float:
+    """The most of a resource that a proven set within the caps saves."""
+    places: Sequence[int] = [i for i, r in enumerate(search.problem.resources) if r is resource]
+    search.rounds = max(search.rounds, 10)
+    caps = [limit.without_low() for limit in search.limits]
+    chosen: tuple[int, ...] = ()
+    while search.rounds > 0:
+        search.rounds -= 1
+        chosen = tuple(sorted(search.programme.most(resource.pieces, caps, search.bans)))
+        if not chosen or search.holds(chosen):
+            break
+    return search.measured(chosen)[places[0]] if chosen else 0.0

@@ -1,0 +1,45 @@
+"""Quadratic: the set of least impact when pairs cost more, or less, than their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerprune.select.constraints import Limit
+from layerprune.select.exclusions import Ban
+from layerprune.select.local_search import Swaps
+from layerprune.select.search import Search
+from layerprune.select.strategies.exact import exact
+
+_RESTARTS = 8
+
+
+def quadratic(search: Search) -> tuple[int, ...] | None:
+    """Choose by ``zᵀQz``: from the exact choice without pairs, swaps lower the cost with them, again from mutations.
+
+    Args:
+        search: a problem with ``pairs``.
+
+    Returns:
+        A proven set within the budgets; None where there is none.
+    """
+    first = exact(search)
+    pairs = search.problem.pairs
+    if first is None or pairs is None:
+        return first
+    costs = np.diag(search.problem.impacts) + np.nan_to_num(pairs)
+
+    rng = np.random.default_rng(search.problem.seed)
+
+    def solve(limits: Sequence[Limit], bans: Sequence[Ban]) -> Sequence[int]:
+        swaps = Swaps(costs, limits, bans)
+        start = first if search.may(first) else search.programme.least(search.problem.impacts, limits, bans)
+        best = swaps.improve(start) if start else []
+        for _ in range(_RESTARTS if best else 0):
+            other = swaps.mutated(best, rng)
+            better = [] if other is None else swaps.improve(other)
+            best = better if better and swaps.cost(better) < swaps.cost(best) else best
+        return best
+
+    return search.first_valid(solve) or first

@@ -1,0 +1,88 @@
+"""The allowance: how much a search may look at, as a share of what removing one after the other would take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from layerprune.impact import FINAL, going_on_of
+from layerprune.select.constraints import Limit
+from layerprune.select.local_search import Amounts, Swaps
+from layerprune.select.search import Search
+
+#: Of the calls of the model that :func:`~layerprune.select.greedy.greedy` would take, what scoring and choosing may.
+#: Calls that go on from stored outputs count whole: a search that looks at a quarter more finds sets that are better on
+#: the calibration data only (docs/selection.md).
+SHARE = 0.1
+
+#: Above that relative noise, finalists are looked at for longer before the first of them leave; below, there are more.
+NOISY = 0.15
+
+_FINALISTS = (8, 16, 32)
+_ROUNDS = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Race:
+    """A race between sets.
+
+    Attributes:
+        num: how many there are.
+        first: after how many rounds half of them leave for the first time.
+        final: batches on which the last two meet.
+    """
+
+    num: int = _FINALISTS[0]
+    first: int = _ROUNDS[0]
+    final: float = FINAL
+
+    def calls(self, share: float) -> float:
+        """How often it calls the model, in batches, the original once a round, if each round is that share of one."""
+        found, done, number = 0.0, 0.0, 0
+        while (going_on := going_on_of(self.num, number, done, self.first, self.final)) > 1:
+            found, done, number = found + share * (going_on + 1), done + share, number + 1
+        return found
+
+
+def allowance(search: Search) -> float:
+    """What is left of the calls that scoring and choosing may take, in batches; 0 where that is nothing."""
+    effort = search.problem.effort
+    return 0.0 if effort is None else max(0.0, SHARE * effort.num_batches * sets_of_greedy(search) - effort.spent)
+
+
+def race(search: Search, left: float) -> Race:
+    """The longest race that there are calls for; the shortest at the least."""
+    effort = search.problem.effort
+    if effort is None:
+        return Race()
+    finals = sorted({min(FINAL, effort.num_batches), effort.num_batches})
+    races = [Race(final=final) for final in finals]
+    if search.problem.noise > NOISY:
+        races += [Race(first=first, final=finals[-1]) for first in _ROUNDS[1:]]
+    else:
+        races += [Race(num, final=finals[-1]) for num in _FINALISTS[1:]]
+    return [races[0], *(one for one in races[1:] if one.calls(effort.share) <= left)][-1]
+
+
+def sets_of_greedy(search: Search) -> int:
+    """How many sets a greedy choice would make, if harms were the sums of impacts."""
+    costs, held, found = search.problem.impacts, tuple[int, ...](), 0
+    caps = [limit.without_low() for limit in search.limits]
+    swaps, aim = Swaps(costs, caps, search.bans), Amounts(Limit(search.aim), len(costs))
+    while search.is_filling or not held or aim.of(_indicator(held, len(costs))) < 1:
+        inside = _indicator(held, len(costs))
+        gains = aim.with_each(inside) - aim.of(inside)
+        fits = swaps.entries(held, reaching=False)[0] & (gains > 0)
+        if not fits.any():
+            break
+        found += int(fits.sum())
+        held = (*held, int(np.where(fits, costs / np.maximum(gains, 1e-30), np.inf).argmin()))
+    return found
+
+
+def _indicator(held: Sequence[int], num: int) -> np.ndarray:
+    inside = np.zeros(num)
+    inside[list(held)] = 1
+    return inside

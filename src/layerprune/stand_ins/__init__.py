@@ -1,0 +1,37 @@
+"""What takes the place of a removed module or tensor while the rest of the model runs on unchanged.
+
+An absent tensor has a shape and no values. The merge that reads it leaves it out, any other reader raises an error.
+"""
+
+from layerprune.stand_ins.absent import (
+    MERGES,
+    STAND_INS,
+    Dropped,
+    DroppedBranch,
+    PassThrough,
+    SkipsDropped,
+    dropped,
+    dropped_tensors,
+    watching_merges,
+)
+from layerprune.stand_ins.class_members import kept_members, parts_read
+from layerprune.stand_ins.never_run import Vacated
+from layerprune.stand_ins.removed_attributes import GONE, plain, shown
+
+__all__ = [
+    "GONE",
+    "MERGES",
+    "STAND_INS",
+    "Dropped",
+    "DroppedBranch",
+    "PassThrough",
+    "SkipsDropped",
+    "Vacated",
+    "dropped",
+    "dropped_tensors",
+    "kept_members",
+    "parts_read",
+    "plain",
+    "shown",
+    "watching_merges",
+]

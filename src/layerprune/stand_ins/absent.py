@@ -1,0 +1,385 @@
+"""The dropped tensor: what a removed layer hands on, and how the merge that reads it leaves it out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch._guards import CompileContext
+from torch.utils._python_dispatch import _disable_current_modes
+
+from layerprune.errors import DroppedTensorError
+from layerprune.stand_ins.base import StandIn
+from layerprune.stand_ins.observers import ANSWERED, answer, looks_on
+from layerprune.tensors import build, caller, pick
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+#: Function name -> the merge it is. A dropped operand of a merge leaves; the others stay as they are.
+MERGES: Mapping[str, str] = {
+    "add": "add",
+    "iadd": "add",
+    "radd": "add",
+    "sub": "add",
+    "isub": "add",
+    "subtract": "add",
+    "mul": "mul",
+    "imul": "mul",
+    "rmul": "mul",
+    "multiply": "mul",
+    "cat": "cat",
+    "concat": "cat",
+    "concatenate": "cat",
+    "linear": "bypass",
+    "conv1d": "bypass",
+    "conv2d": "bypass",
+    "conv3d": "bypass",
+}
+
+_INPLACE = frozenset({"add_", "iadd", "mul_", "imul", "sub_", "isub"})
+
+# What may be read off a dropped tensor as off any other: nothing here depends on its (unknown) shape or values.
+_PLAIN = frozenset(
+    {"dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized"}
+    | {"is_floating_point", "is_complex", "is_inference", "grad", "grad_fn", "is_leaf", "is_nested", "is_mps", "is_xpu"}
+    | {"_version", "requires_grad_", "_backward_hooks", "as_subclass", "is_mkldnn", "names", "retains_grad"}
+    | {"element_size", "itemsize", "get_device", "is_signed", "is_conj", "is_neg", "is_pinned", "is_shared", "is_xla"}
+)
+# Answered by themselves: none of these depends on what the tensor is.
+_SILENT = frozenset({"__set__", "__repr__", "__format__", "__deepcopy__", "__hash__"})
+# Functions that give a tensor another type.
+_CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
+# Whatever gives away a shape or a value: there is none to give.
+_UNKNOWN = frozenset(
+    {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "__len__", "__iter__", "__array__"}
+    | {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy"}
+    | {"unbind", "split_with_sizes", "tensor_split", "nonzero", "is_nonzero", "equal", "allclose", "mT_shape"}
+)
+
+
+def merge_name(function: str) -> str:
+    """Return a function's name without the underscores that mark in-place and operator forms (``__iadd__``)."""
+    return function.strip("_")
+
+
+class Dropped(Tensor):
+    """A tensor that has been removed from the network: it has no shape and no values.
+
+    Any function of a dropped tensor is dropped too, except a merge of the kinds in :attr:`merges`: it hands on its
+    other operand. So the forward of a module runs unchanged around a removed branch, at any batch size, and pays
+    nothing for it. What cannot be answered (a shape, a truth value) raises :class:`DroppedTensorError`, never a guess.
+
+    Attributes:
+        merges: the merges that leave this tensor out: any of ``add``, ``mul``, ``cat``, ``bypass``.
+        copies: whether the merge hands on a copy, needed where a later layer writes into its result in place.
+        moved: whether its type is another one than when the removal was proven, so that it counts in sums.
+    """
+
+    merges: frozenset[str] = frozenset()
+    copies: bool = False
+    moved: bool = False
+    merge_log: Callable[[str], None] | None = None
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if is_described():
+            return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
+        raw, name = raw_name(func), _name(func)
+        if raw in _PLAIN or name in _PLAIN or raw in _SILENT or (name == "type" and len(args) == 1 and not kwargs):
+            return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
+        if raw in ANSWERED and looks_on(func):
+            return answer(raw, args[1:] or kwargs, _dropped_among(args, kwargs).dtype)
+        if raw in _UNKNOWN or name in _UNKNOWN:
+            raise DroppedTensorError(f"a forward reads '{name}' of a tensor that this removal drops")
+        if kwargs.get("out") is not None:
+            raise DroppedTensorError(f"'{name}' writes a dropped tensor into an out= argument")
+        token = _dropped_among(args, kwargs)
+        if MERGES.get(name) in token.merges:
+            return _merge(func, name, raw, token, args, kwargs)
+        if _writes_into_live(raw, args):
+            raise DroppedTensorError(f"'{name}' writes a dropped tensor into one that stays")
+        return _spread(name, token, args, kwargs)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"{type(self).__name__}({_words(self.merges)})"
+
+    def __format__(self, format_spec: str) -> str:
+        return format(math.nan, format_spec) if format_spec else repr(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dropped:
+        return dropped(self.merges, self.copies, self.dtype, self.moved)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dropped, (sorted(self.merges), self.copies, self.dtype, self.moved)
+
+
+def dropped(
+    merges: Iterable[str], copies: bool = False, dtype: torch.dtype = torch.float32, moved: bool = False
+) -> Dropped:
+    """Make a dropped tensor that the merges named leave out; a forward may ask for its type."""
+    with _disable_current_modes():  # a constant of the pruned model, never a traced value
+        token = torch.zeros((), dtype=dtype).as_subclass(Dropped)
+    token.merges = frozenset(merges)
+    token.copies = copies
+    token.moved = moved
+    token.merge_log = None
+    return token
+
+
+def _words(merges: Iterable[str]) -> str:
+    return f"out of {'/'.join(sorted(merges)) or 'use'}"
+
+
+def _constant(function: _F) -> _F:
+    """Let torch.compile call a function while it traces, and keep its result.
+
+    This is :func:`torch.compiler.assume_constant_result` without its import of the compiler, which takes a second.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@_constant
+def raw_name(func: Callable[..., Any]) -> str:
+    """A function's name as torch gives it; of an attribute's getter the attribute's."""
+    raw = getattr(func, "__name__", str(func))
+    return getattr(getattr(func, "__self__", None), "__name__", raw) if raw == "__get__" else raw
+
+
+@_constant
+def _name(func: Callable[..., Any]) -> str:
+    """A function's name without the underscores that mark its form."""
+    return merge_name(raw_name(func))
+
+
+def is_described() -> bool:
+    """Whether torch.compile is writing down which tensors there are; the forward that it traces does not get here."""
+    if torch.compiler.is_dynamo_compiling() or CompileContext.current_compile_id() is None:
+        return False
+    from torch._dynamo import config  # at work just now, so this imports nothing
+
+    if config.install_free_tensors:  # strict export: its graphs hold plain tensors only
+        raise DroppedTensorError(
+            "torch.export with strict=True takes a dropped tensor for a number; leave strict at False, its default"
+        )
+    return True
+
+
+def _writes_into_live(raw: str, args: Sequence[Any]) -> bool:
+    """Whether a function writes into its first argument in place, and that is a tensor which stays."""
+    writes = raw == "__setitem__" or (raw.startswith("__i") and raw != "__invert__") or (raw[-1:] == "_" != raw[:1])
+    return writes and bool(args) and isinstance(args[0], Tensor) and not isinstance(args[0], Dropped)
+
+
+def _note(token: Dropped, kind: str) -> None:
+    if token.merge_log is not None:
+        token.merge_log(kind)
+
+
+def _dropped_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
+    """The dropped argument that the result stands for: the first one that some merge leaves out, if there is one.
+
+    In ``gamma * branch(x)`` both may be dropped, and it is the branch that the sum behind leaves out.
+    """
+    found: list[Dropped] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Dropped):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [item for item in cast("Sequence[Any]", value) if isinstance(item, Dropped)]
+    for token in found:
+        if token.merges:
+            return token
+    if not found:
+        raise DroppedTensorError("a dropped tensor reached a function inside an argument that cannot be searched")
+    return found[0]
+
+
+def _merge(
+    func: Callable[..., Any], name: str, raw: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Hand on what the merge has left without its dropped operands."""
+    if MERGES[name] == "cat":
+        operands = cast("Sequence[Any]", args[0] if args else kwargs["tensors"])
+        kept = [t for t in operands if not isinstance(t, Dropped)]
+        if not kept:
+            return token
+        _note(token, "cat")
+        joined = func(kept, *args[1:], **kwargs) if args else func(**{**kwargs, "tensors": kept})
+        return _widened(joined, token)
+    operands = [*args, *kwargs.values()]
+    if MERGES[name] == "bypass":
+        operands = [args[0]] if args else [kwargs["input"]]
+    kept = [t for t in operands if isinstance(t, Tensor) and not isinstance(t, Dropped)]
+    if not kept:
+        return token
+    if name in ("sub", "isub", "subtract") and isinstance(args[0], Dropped):
+        raise DroppedTensorError("the left side of a subtraction cannot be dropped: what remains would change its sign")
+    _note(token, MERGES[name])
+    if raw in _INPLACE and not isinstance(args[0], Dropped):
+        return kept[0]
+    merged = kept[0] if MERGES[name] == "bypass" else _widened(kept[0], token)
+    return merged.clone() if token.copies and merged is kept[0] else merged
+
+
+def _widened(merged: Tensor, token: Dropped) -> Tensor:
+    """Bring what is left of a merge to the type that its dropped operand would give it."""
+    if not token.moved or not merged.is_floating_point():
+        return merged
+    return merged.to(torch.promote_types(merged.dtype, token.dtype))
+
+
+def _spread(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Hand the drop on through any other function, in the structure that the function returns."""
+    if name == "chunk":
+        return tuple([token] * int(args[1] if len(args) > 1 else kwargs["chunks"]))
+    if name in ("split", "unsafe_split"):
+        sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
+        if isinstance(sizes, int):
+            return _Pieces(token)
+        return tuple([token] * len(cast("Sequence[int]", sizes)))
+    if name in ("multi_head_attention_forward",):
+        return token, token
+    return _cast(name, token, args, kwargs) if token.moved and name in _CASTS else token
+
+
+def _cast(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
+    """A dropped tensor that a forward casts: of the type that it is cast to."""
+    with torch._C.DisableTorchFunctionSubclass():
+        plain = torch.zeros((), dtype=token.dtype)
+        cast_to = getattr(plain, name)(*args[1:], **kwargs).dtype
+    return token if cast_to == token.dtype else dropped(token.merges, token.copies, cast_to, moved=True)
+
+
+class _Pieces(Sequence[Any]):
+    """A dropped tensor split into pieces of a given size: each is dropped, and how many there are is not known."""
+
+    def __init__(self, token: Dropped) -> None:
+        self.token = token
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            raise DroppedTensorError("a forward takes a range of the pieces of a dropped tensor")
+        return self.token
+
+    def __iter__(self) -> Any:
+        raise DroppedTensorError("a forward unpacks a dropped tensor that it has split into pieces of a given size")
+
+    def __len__(self) -> int:
+        raise DroppedTensorError("a forward counts the pieces of a dropped tensor")
+
+
+def dropped_tensors(model: nn.Module) -> list[Dropped]:
+    """The dropped tensors that a model's modules hold."""
+    return [value for module in model.modules() for value in vars(module).values() if type(value) is Dropped]
+
+
+@contextmanager
+def watching_merges(tokens: Sequence[Dropped], names: Mapping[int, str]) -> Generator[list[tuple[str, str]]]:
+    """Collect the merges that leave dropped tensors out: the kind of each, and from where it was called.
+
+    Args:
+        tokens: the dropped tensors.
+        names: what modules are called, by their ids; see :func:`~layerprune.callers.caller`.
+    """
+    log: list[tuple[str, str]] = []
+    for token in tokens:
+        token.merge_log = lambda kind: log.append((kind, caller(names)))
+    try:
+        yield log
+    finally:
+        for token in tokens:
+            token.merge_log = None
+
+
+class DroppedBranch(StandIn):
+    """Stands where a removed module was and hands on dropped tensors, in the structure its caller unpacks.
+
+    These are of the type that the model computes in: the caller may bring other tensors to it. It follows ``half()``
+    and the like.
+    """
+
+    def __init__(
+        self,
+        merges: Iterable[str],
+        structure: Any = "tensor",
+        copies: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.token = dropped(merges, copies, dtype)
+        self.structure = structure
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DroppedBranch:
+        super()._apply(fn, recurse)
+        made = fn(torch.zeros((), dtype=self.token.dtype))
+        if made.dtype != self.token.dtype:
+            self.token = dropped(self.token.merges, self.token.copies, made.dtype, moved=True)
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the dropped tensor, in the removed module's output structure."""
+        return build(self.structure, self.token, None, args, kwargs)
+
+    def extra_repr(self) -> str:
+        return self.with_place(_words(self.token.merges))
+
+
+class PassThrough(StandIn):
+    """Stands where a removed module was and hands on one of its arguments.
+
+    Args:
+        position: the argument's position in the call.
+        keyword: its name, for callers that pass it by keyword; None where it has none.
+        structure: the removed module's output: ``"argument"`` where that goes, ``"tensor"`` for a dropped tensor.
+        copies: hand on a copy, needed where a later layer writes into it in place.
+    """
+
+    def __init__(
+        self, position: int | None, keyword: str | None, structure: Any = "argument", copies: bool = False
+    ) -> None:
+        super().__init__()
+        self.position = position
+        self.keyword = keyword
+        self.structure = structure
+        self.copies = copies
+        self.token = None if structure == "argument" else dropped(())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the argument, in the removed module's output structure."""
+        value = pick(self.position, self.keyword, args, kwargs)
+        if self.copies:
+            value = _copied(value)
+            args, kwargs = tuple(map(_copied, args)), {key: _copied(other) for key, other in kwargs.items()}
+        return build(self.structure, self.token, value, args, kwargs)
+
+    def extra_repr(self) -> str:
+        return self.with_place(f"argument {self.position if self.keyword is None else self.keyword}")
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and not isinstance(value, Dropped) else value
+
+
+class SkipsDropped(nn.Module):
+    """Stands around a module without parameters, and hands dropped tensors past it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the first argument that is dropped, or what the module makes of its arguments."""
+        token = next((value for value in (*args, *kwargs.values()) if isinstance(value, Dropped)), None)
+        return self.inner(*args, **kwargs) if token is None else token
+
+
+#: What hands on what it gets, or a dropped tensor, and computes nothing.
+STAND_INS = (DroppedBranch, PassThrough, SkipsDropped)

@@ -1,0 +1,114 @@
+"""Husks: what a removed module still shows to those who read its attributes in passing.
+
+A forward may look at the parts of a module that it is about to call: ``nn.TransformerEncoderLayer`` gathers the weights
+of its parts to decide between two ways to compute the same. Numbers and flags stay as they were; a weight that is gone
+is a tensor without values, which may be passed around, and computes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from layerprune.errors import DroppedTensorError
+from layerprune.stand_ins.absent import Dropped, is_described, raw_name
+from layerprune.stand_ins.base import Shown
+from layerprune.stand_ins.class_members import class_values, is_plain, kept_members
+from layerprune.stand_ins.observers import looks_on
+
+_SILENT = frozenset({"requires_grad", "__repr__", "__format__", "__hash__", "__set__"})
+
+
+class Gone(Dropped):
+    """A parameter or buffer of a removed module. There is one object for all of them, of no type and on no device."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        read = raw_name(func)
+        if read in _SILENT or is_described() or looks_on(func):
+            return super().__torch_function__(func, types, args, kwargs)
+        # Not even its type: that may change later, when the pruned model is converted.
+        raise DroppedTensorError(f"a forward takes '{read}' of a weight that this removal takes away")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Gone:
+        return GONE
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _gone, ()
+
+
+def _gone() -> Gone:
+    return GONE
+
+
+def _make() -> Gone:
+    with _disable_current_modes():
+        token = torch.zeros(()).as_subclass(Gone)
+    token.merges, token.copies, token.merge_log = frozenset[str](), False, None
+    return token
+
+
+GONE = _make()
+
+
+class Husk(Shown):
+    """Stands for a part of a removed module: it has the part's attributes, and cannot be called."""
+
+    def __init__(self, shown: Mapping[str, Any]) -> None:
+        vars(self).update(shown)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.missing(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.portable()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            DroppedTensorError: always.
+        """
+        raise DroppedTensorError("a forward calls a part of a module that this removal takes away")
+
+
+def plain(module: nn.Module) -> dict[str, Any]:
+    """A module's numbers, flags, strings and lists of them, by name; and those of its class."""
+    own = {key: value for key, value in vars(module).items() if key not in _MACHINERY and is_plain(value, deep=False)}
+    own["training"] = module.training
+    return class_values(type(module)) | {key: copy.copy(value) for key, value in own.items()}
+
+
+def shown(module: nn.Module, place: str, gone: Tensor = GONE) -> dict[str, Any]:
+    """What a module's stand-in shows: plain attributes, dropped tensors for tensors, husks for parts, some methods.
+
+    Args:
+        module: the module.
+        place: its name in the model.
+        gone: what it shows for each tensor.
+    """
+    tensors = {**module._parameters, **module._buffers}
+    parts = {
+        key: None if part is None else Husk(shown(part, f"{place}.{key}", gone))
+        for key, part in module._modules.items()
+    }
+    kept, held = kept_members(module), vars(module)
+    return {
+        **plain(module),
+        **{name: held[name] for name in sorted(frozenset().union(*kept.values())) if name in held},
+        **{key: None if tensor is None else gone for key, tensor in tensors.items()},
+        **parts,
+        **{"_former": type(module) if kept else None, "_kept": frozenset(kept), "_place": place},
+    }
+
+
+_MACHINERY = frozenset(vars(nn.Module()))

@@ -1,0 +1,242 @@
+"""Surgery: edits on the module tree, all undoable, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from layerprune.adapters import (
+    PLACES,
+    check_generation_config,
+    feature_info_changes,
+    generation_config_changes,
+    shorten_stacks,
+)
+from layerprune.channels import loss_of
+from layerprune.edits import (
+    Delete,
+    Drop,
+    DropParameter,
+    Edit,
+    Fold,
+    Guard,
+    Pass,
+    Shorten,
+    Slice,
+    TakePlace,
+    Vacate,
+    joined,
+)
+from layerprune.errors import SurgeryError
+from layerprune.modules import Journal, Undo, nothing, parameters, slots, unfuse
+from layerprune.stand_ins import GONE, Dropped, DroppedBranch, PassThrough, SkipsDropped, Vacated, dropped, plain, shown
+from layerprune.surgery.fold_weights import Folded, resize
+
+
+def operate(
+    model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None, journal: Journal | None = None
+) -> Undo:
+    """Carry edits out on a model, in place.
+
+    The surviving modules and parameters are the same objects as before, except sliced parameters, and those that have
+    taken a projection in, which are new.
+
+    Args:
+        model: the module tree to edit.
+        edits: what to do; each names a module of ``model``.
+        folded: the weights of transforms that take a projection in; those not in it get zeros, to be written over.
+        journal: what is changed is written down in it; whoever gives one may take it back from any point on.
+
+    Returns:
+        A function that takes every edit back, bit for bit.
+
+    Raises:
+        SurgeryError: an edit does not fit the model, which then is as it was. So it is after a Ctrl-C.
+    """
+    journal = Journal() if journal is None else journal
+    try:
+        places = slots(model)  # an edit moves no module but its own
+        shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
+        shorten = _prepared(model, shortens)
+        told = generation_config_changes(model, {edit.fqn: edit.removed for edit in shortens})
+        told += feature_info_changes(model, [edit.fqn for edit in edits if isinstance(edit, Delete)])
+        moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
+        for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
+            _carry_out(model, edit, places, folded or {}, journal)
+        shorten(journal)
+        for held, key, value in told:
+            journal.set(held, key, value)
+        _take_places(moves, journal)
+        return journal.take_back
+    except BaseException:
+        journal.take_back()
+        raise
+
+
+def check_numbers(model: nn.Module, edits: Sequence[Edit]) -> None:
+    """Refuse edits after which numbers that the model keeps of its layers, and no forward reads, would be wrong.
+
+    Raises:
+        SurgeryError: they would.
+    """
+    removed = {edit.fqn: edit.removed for edit in joined(edit for edit in edits if isinstance(edit, Shorten))}
+    check_generation_config(model, removed, [edit.fqn for edit in edits if isinstance(edit, (Pass, Drop))])
+
+
+def _prepared(model: nn.Module, shortens: Sequence[Shorten]) -> Callable[[Journal], None]:
+    """Decide on the untouched model how its containers are shortened: last, since that gives modules other names."""
+    if not shortens:
+        return lambda _: None
+    try:
+        return shorten_stacks(model, {edit.fqn: edit.removed for edit in shortens})
+    except SurgeryError as error:
+        raise SurgeryError(f"cannot {' and '.join(map(str, shortens))}: {error}") from error
+
+
+def _move(model: nn.Module, edit: TakePlace) -> tuple[nn.Module, nn.Module, str]:
+    """Who takes whose place, on the untouched model, and under which name they hold it."""
+    module, other = _find(model, edit.fqn, edit), _find(model, edit.of, edit)
+    for name in PLACES:
+        if type(vars(module).get(name)) is int and type(vars(other).get(name)) is int:
+            return module, other, name
+    raise SurgeryError(f"cannot {edit}: they do not both hold the number of their place")
+
+
+def _take_places(moves: Sequence[tuple[TakePlace, nn.Module, nn.Module, str]], journal: Journal) -> None:
+    """Hand the places on, all at once: who leaves one may take another."""
+    for module, name, place in [(module, name, vars(other)[name]) for _, module, other, name in moves]:
+        journal.set(vars(module), name, place)
+
+
+@contextmanager
+def applied(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Generator[nn.Module]:
+    """Run a block with edits carried out on a model, and take them back afterwards whatever happens."""
+    journal = Journal()
+    try:
+        try:
+            operate(model, edits, folded, journal)
+            yield model
+        finally:
+            journal.take_back()
+    except BaseException:  # a Ctrl-C may have come just before
+        journal.take_back()
+        raise
+
+
+def _in_order(edits: Sequence[Edit]) -> list[Edit]:
+    """Parameters first: deleting a module last keeps every name valid until it is needed."""
+    order = {"slice": 0, "fold": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "vacate": 2, "delete": 3}
+    return sorted(edits, key=lambda edit: order[edit.kind])
+
+
+_Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
+
+
+def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded, journal: Journal) -> None:
+    if isinstance(edit, DropParameter):
+        return _drop_parameter(model, edit, journal)
+    if isinstance(edit, Fold):
+        owner = _find(model, edit.owner, edit) if edit.owner else model
+        return resize(model, owner, edit, folded.get(edit), journal)
+    module = _find(model, edit.fqn, edit)
+    if isinstance(edit, Slice):
+        return _slice(module, edit, journal)
+    if isinstance(edit, Delete):
+        return _delete(model, edit, journal)
+    if isinstance(edit, Guard):
+        guard = SkipsDropped(module)
+        guard.training = module.training
+        return _replace(_places_of(module, edit, places), guard, journal)
+    hung = _places_of(module, edit, places)
+    fused = [parent for parent, _ in hung if isinstance(parent, nn.TransformerEncoderLayer)]
+    gone = nothing() if fused or isinstance(module, nn.TransformerEncoderLayer) else GONE
+    _replace(hung, _stand_in(cast("Pass | Drop | Vacate", edit), module, model, gone), journal)
+    for parent in fused:
+        unfuse(parent, journal)
+
+
+def _places_of(module: nn.Module, edit: Edit, places: _Places) -> Sequence[tuple[nn.Module, str]]:
+    """Where a module hangs; a stand-in that an earlier edit put there hangs nowhere."""
+    if id(module) not in places:
+        raise SurgeryError(f"cannot {edit}: another edit has put a stand-in there")
+    return places[id(module)]
+
+
+def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:
+    module: nn.Module | None = model
+    for key in fqn.split(".") if fqn else ():
+        module = module._modules.get(key) if module is not None else None
+    if module is None or module is model:
+        raise SurgeryError(f"cannot {edit}: {type(model).__name__} has no module '{fqn}'; was it pruned already?")
+    return module
+
+
+def _stand_in(edit: Pass | Drop | Vacate, module: nn.Module, model: nn.Module, gone: Tensor) -> nn.Module:
+    if isinstance(edit, Drop):
+        dtypes = (p.dtype for one in (module, model) for p in parameters(one) if p.is_floating_point())
+        dtype = next(dtypes, torch.float32)
+        stand_in: nn.Module = DroppedBranch(edit.merges, edit.structure, edit.copies, dtype)
+    elif isinstance(edit, Vacate):
+        stand_in = Vacated(edit.fqn)
+    elif edit.is_identity:
+        stand_in = nn.Identity()
+    else:
+        stand_in = PassThrough(edit.position, edit.keyword, edit.structure, edit.copies)
+    stand_in.training = module.training
+    held = vars(stand_in)
+    # A parent may read them off a module which it calls. Only torch's own Identity loads where this library is not.
+    kept = plain(module) if type(stand_in) is nn.Identity else shown(module, edit.fqn, gone)
+    held |= {key: value for key, value in kept.items() if key not in held and key not in stand_in._modules}
+    return stand_in
+
+
+def _replace(places: Sequence[tuple[nn.Module, str]], new: nn.Module, journal: Journal) -> None:
+    """Hang ``new`` wherever a module hangs: a shared one has several places."""
+    for parent, key in places:
+        journal.set(cast("dict[str, Any]", parent._modules), key, new)
+
+
+def _delete(model: nn.Module, edit: Delete, journal: Journal) -> None:
+    parent_name, _, key = edit.fqn.rpartition(".")
+    parent = _find(model, parent_name, edit) if parent_name else model
+    if not isinstance(parent, nn.Sequential):
+        raise SurgeryError(f"cannot {edit}: '{parent_name}' is a {type(parent).__name__}, not an nn.Sequential")
+    journal.keep(cast("dict[str, Any]", parent._modules))
+    del parent._modules[key]
+
+
+def _drop_parameter(model: nn.Module, edit: DropParameter, journal: Journal) -> None:
+    owner_name, _, key = edit.fqn.rpartition(".")
+    owner = _find(model, owner_name, edit) if owner_name else model
+    old = owner._parameters.get(key)
+    if old is None:
+        raise SurgeryError(f"cannot {edit}: '{owner_name or type(model).__name__}' has no parameter '{key}'")
+    journal.keep(cast("dict[str, Any]", owner._parameters))
+    del owner._parameters[key]
+    journal.set(vars(owner), key, dropped(edit.merges, edit.copies, old.dtype))
+
+
+# ---- slices ------------------------------------------------------------------------------------------------------
+
+
+def _slice(module: nn.Module, edit: Slice, journal: Journal) -> None:
+    loss = loss_of(module, edit)
+    for name, piece in loss.pieces.items():
+        registry = cast("dict[str, Any]", module._parameters if name in module._parameters else module._buffers)
+        old = registry.get(name)
+        if old is None:
+            continue
+        new = piece.cut(old, edit)
+        new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        journal.set(registry, name, new)
+    for attribute, change in loss.counts.items():
+        journal.set_attribute(module, attribute, getattr(module, attribute) - change)
+
+
+def holds_dropped(model: nn.Module) -> bool:
+    """Whether a model has stand-ins for removed modules, so that loading it needs layerprune."""
+    return any(isinstance(value, Dropped) for module in model.modules() for value in vars(module).values())

@@ -1,0 +1,166 @@
+"""Projections: a tensor as a linear function of an earlier one, and the transforms that can take one in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from layerprune.channels import CannotFold, Reader, reader_for
+from layerprune.edits import Fold
+from layerprune.errors import SurgeryError
+from layerprune.modules import Journal
+
+#: What modules call the number of channels that they read.
+_WIDTHS = ("in_features", "in_channels", "nx")
+
+#: The weight of transforms that have taken a projection in, and what has taken its constant.
+Folded: TypeAlias = Mapping[Fold, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """``y ≈ left · right · x + constant``, place by place.
+
+    Attributes:
+        left: ``(channel of y, rank)``.
+        right: ``(rank, channel of x)``; None for the identity, where ``left`` is the whole matrix.
+        constant: ``(channel of y,)``; None for 0.
+    """
+
+    left: Tensor
+    right: Tensor | None = None
+    constant: Tensor | None = None
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Project rows, ``(row, channel of x)``."""
+        inner = rows if self.right is None else rows @ self.right.T
+        found = inner @ self.left.T
+        return found if self.constant is None else found + self.constant
+
+    def after(self, matrix: Tensor) -> Tensor:
+        """Multiply a matrix, ``(…, channel of y)``, with the projection's: ``(…, channel of x)``."""
+        product = matrix.to(self.left.dtype) @ self.left
+        return product if self.right is None else product @ self.right
+
+
+def folded(model: nn.Module, edit: Fold, projection: Projection) -> dict[str, Tensor]:
+    """What a transform's weight, and what takes the constant, become where it makes of ``x`` what it made of ``y``.
+
+    Args:
+        model: the model, its transform as it was.
+        edit: what is folded.
+        projection: of ``x`` to ``y``; a constant in it is left out where nothing takes it.
+
+    Returns:
+        ``weight``, and ``constant`` where the edit names what takes one.
+    """
+    reader = reader_for(model.get_submodule(edit.owner), edit)
+    weight = reader.dense()
+    product = projection.after(weight.movedim(reader.axis, -1)).movedim(-1, reader.axis)
+    found = {"weight": product.to(weight.dtype).contiguous()}
+    if edit.constant is not None:
+        held = _holder(model, edit.constant)[0]
+        shift = torch.zeros_like(held) if projection.constant is None else _shift(reader, weight, projection.constant)
+        # A bias is added, a mean subtracted.
+        wider = held.detach().to(shift.dtype)
+        found["constant"] = (wider + shift if isinstance(held, nn.Parameter) else wider - shift).to(held.dtype)
+    return found
+
+
+def _shift(reader: Reader, weight: Tensor, constant: Tensor) -> Tensor:
+    """What a transform makes of a constant, ``(channel of its output,)``."""
+    matrix = weight.movedim(reader.axis, 1).to(constant.dtype)
+    return (matrix.flatten(2).sum(2) if matrix.dim() > 2 else matrix) @ constant
+
+
+def resize(
+    model: nn.Module, module: nn.Module, edit: Fold, values: Mapping[str, Tensor] | None, journal: Journal
+) -> None:
+    """Let a transform read another tensor, with the values given, or zeros until there are some.
+
+    Args:
+        model: the model, which is edited.
+        module: the one in it that owns the transform's weight.
+        edit: what to do.
+        values: what :func:`folded` has found.
+        journal: what is changed is written down in it.
+
+    Raises:
+        SurgeryError: the transform cannot take a projection in, or the values do not fit it.
+    """
+    try:
+        reader = reader_for(module, edit)
+    except CannotFold as error:
+        raise SurgeryError(f"cannot {edit}: it {error}") from error
+    weight = reader.tensor
+    shape = list(weight.shape)
+    shape[reader.axis] = edit.num_in
+    new = weight.detach().new_zeros(shape) if values is None else values["weight"]
+    if list(new.shape) != shape:
+        raise SurgeryError(f"cannot {edit}: its weight would be {tuple(new.shape)}, not {tuple(shape)}")
+    settings = _settings(reader, edit)
+    _put(module, reader.weight, new, journal)
+    if edit.constant is not None:
+        _renew(model, edit, None if values is None else values["constant"], journal)
+    for name, value in settings.items():
+        journal.set_attribute(module, name, value)
+
+
+def _renew(model: nn.Module, edit: Fold, value: Tensor | None, journal: Journal) -> None:
+    """Give what takes the constant memory of its own: what it shares with another model is to stay as it is."""
+    assert edit.constant is not None
+    try:
+        held, module = _holder(model, edit.constant)
+    except AttributeError as error:
+        raise SurgeryError(f"cannot {edit}: {type(model).__name__} has no '{edit.constant}'") from error
+    if value is not None and value.shape != held.shape:
+        raise SurgeryError(f"cannot {edit}: '{edit.constant}' would be {tuple(value.shape)}, not {tuple(held.shape)}")
+    new = held.detach().clone() if value is None else value
+    _put(module, edit.constant.rpartition(".")[2], new, journal)
+
+
+def _holder(model: nn.Module, name: str) -> tuple[Tensor, nn.Module]:
+    """The parameter or buffer of a name, and the module that holds it."""
+    owner, _, key = name.rpartition(".")
+    module = model.get_submodule(owner)
+    held = module._parameters.get(key)
+    held = module._buffers.get(key) if held is None else held
+    if held is None:
+        raise AttributeError(name)
+    return held, module
+
+
+def _put(module: nn.Module, key: str, new: Tensor, journal: Journal) -> None:
+    """Put a parameter or buffer in the place of another one."""
+    registry = cast("dict[str, Any]", module._parameters if key in module._parameters else module._buffers)
+    held = registry[key]
+    journal.set(registry, key, nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new)
+
+
+def _settings(reader: Reader, edit: Fold) -> dict[str, object]:
+    """What a module says of its input; of a convolution's call also how it steps once every so many-th place counts."""
+    module = reader.module
+    found: dict[str, object] = {name: edit.num_in for name in _WIDTHS if type(vars(module).get(name)) is int}
+    if not reader.called or not isinstance(module, _ConvNd):
+        if edit.strides and max(edit.strides) > 1:
+            raise SurgeryError(f"cannot {edit}: its stride is not the module's to change")
+        return found
+    if len(edit.strides) != len(module.kernel_size):
+        raise SurgeryError(f"cannot {edit}: it has {len(module.kernel_size)} axes, not {len(edit.strides)}")
+    found["groups"] = 1
+    if max(edit.strides) > 1:
+
+        def times(sizes: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(size * stride for size, stride in zip(sizes, edit.strides, strict=True))
+
+        found |= {"stride": times(module.stride), "dilation": times(module.dilation)}
+        if isinstance(module.padding, tuple):
+            padding = times(module.padding)
+            found["padding"] = padding
+            found["_reversed_padding_repeated_twice"] = [size for size in reversed(padding) for _ in range(2)]
+    return found

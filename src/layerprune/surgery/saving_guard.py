@@ -1,0 +1,95 @@
+"""Rebuilding: what a class writes in order to build its model again, without knowing that layers left.
+
+``save_pretrained`` of transformers, diffusers, peft and of the mixin that huggingface_hub gives to any module writes
+weights beside a config; ``from_pretrained`` builds the class from the config and fills in what it finds. Where layers
+left in a way that the config cannot say, they come back with random weights, and nothing fails. So these methods are
+covered on the pruned instance: its class, its state dict and ``torch.save`` stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from torch import nn
+
+from layerprune.adapters import builds_from_config
+from layerprune.edits import Edit, Shorten
+from layerprune.errors import CheckpointError
+from layerprune.modules import Journal, names_by_module
+
+_REBUILDS = "from_pretrained"
+_SAVING = ("save_pretrained", "push_to_hub")
+
+
+class RefusedSaving:
+    """Stands before a saving method of one pruned module; it is picklable, and does nothing until it is called.
+
+    Args:
+        method: the method's name.
+        owner: the name of the module's class.
+        place: the module's dotted name in what was pruned; empty for the model itself.
+        root: the name of the class of what was pruned.
+        follows: whether the module's config could follow a removal of whole layers.
+    """
+
+    def __init__(self, method: str, owner: str, place: str, root: str, follows: bool) -> None:
+        self.method = method
+        self.owner = owner
+        self.place = place
+        self.root = root
+        self.follows = follows
+        self.__name__ = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(self.reason)
+
+    @property
+    def reason(self) -> str:
+        """Why the method is refused, and what to call instead."""
+        whole = f" of the whole {self.root}, of which this is '{self.place}'" if self.place else ""
+        instead = "push_to_hub(model, repo)" if self.method == "push_to_hub" else "save_pruned(model, folder)"
+        whole_layers = "; or prune with granularity='block', which its config follows" if self.follows else ""
+        return (
+            f"{self.owner}.{self.method} is refused: {_REBUILDS} would build the removed layers again, with random "
+            f"weights. Call layerprune.{instead}{whole}, or allow_marked_saving(model) before a Trainer{whole_layers}"
+        )
+
+
+def cover(model: nn.Module, places: dict[str, nn.Module], edits: Sequence[Edit], journal: Journal) -> None:
+    """Refuse the saving methods of modules whose classes would rebuild what the edits took out.
+
+    Args:
+        model: the model, after the edits.
+        places: what :func:`rebuilders` found in it before.
+        edits: what was done; names are those from before.
+        journal: what is changed is written down in it.
+    """
+    for place, module in places.items():
+        inside = [edit for edit in edits if _is_inside(edit, place)]
+        follows = builds_from_config(module)
+        if inside and not (follows and all(isinstance(edit, Shorten) for edit in inside)):
+            for method in _SAVING:
+                if callable(getattr(type(module), method, None)):
+                    refused = RefusedSaving(method, type(module).__name__, place, type(model).__name__, follows)
+                    journal.set(vars(module), method, refused)
+
+
+def _is_inside(edit: Edit, place: str) -> bool:
+    return not place or any(f"{target}.".startswith(f"{place}.") for target in edit.targets)
+
+
+def rebuilders(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose classes save themselves and build themselves again, by dotted name."""
+    names = names_by_module(model)
+    return {
+        name: module
+        for module in model.modules()
+        if callable(getattr(type(module), _REBUILDS, None)) and callable(getattr(type(module), _SAVING[0], None))
+        for name in names[id(module)]
+    }

@@ -1,0 +1,67 @@
+"""Integers on fake runs: what a forward computes of indices and lengths alone keeps its values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, UnsupportedFakeTensorException
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from layerprune.tensors.operands import flat_tensors, written_tensors
+
+# Beyond this an integer tensor is data rather than sizes and places, and costs memory.
+_MOST_ELEMENTS = 1_000_000
+
+
+def holds_values(tensor: Tensor) -> bool:
+    """Whether a tensor is one of integers, small enough to carry its values through a fake run."""
+    whole = not tensor.is_floating_point() and not tensor.is_complex()
+    return whole and not tensor.is_meta and type(tensor) is Tensor and tensor.numel() <= _MOST_ELEMENTS
+
+
+class KeepsIntegers(TorchDispatchMode):
+    """Runs operations on real integers for real, above a mode of fake tensors.
+
+    Many forwards take sizes from values: lengths of sequences, grids of patches, masks of tokens. These follow from the
+    integers that go in, whatever the weights are, so a forward on fake weights can still know them.
+
+    Args:
+        mode: the mode of the fake tensors.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def limited(self, out: Any) -> Any:
+        """Let go of the values of what is too large to be sizes and places: a mask of all pairs of tokens, say."""
+        if isinstance(out, Tensor):
+            return out if out.numel() <= _MOST_ELEMENTS else self.mode.from_tensor(out, static_shapes=True)
+        if isinstance(out, (tuple, list)):
+            return type(out)(self.limited(item) for item in cast("Sequence[Any]", out))
+        return out
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation: for real where all that it reads is real, and what it makes of nothing is whole."""
+        kwargs = kwargs or {}
+        tensors = list(flat_tensors((args, kwargs)))
+        real = [t for t in tensors if not isinstance(t, FakeTensor)]
+        if len(real) == len(tensors) and (tensors or _makes_integers(func, args, kwargs)):
+            with _disable_current_modes():
+                return self.limited(func(*args, **kwargs))
+        if real and any(t is r for t in written_tensors(func, args, kwargs) for r in real):
+            raise UnsupportedFakeTensorException("a value that is not known is written into one that is")
+        return func(*args, **kwargs)
+
+
+def _makes_integers(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of no tensors makes one of integers: a range, a constant."""
+    dtype = kwargs.get("dtype")
+    if dtype is not None:
+        return not (dtype.is_floating_point or dtype.is_complex)
+    plain = all(isinstance(value, (int, type(None))) for value in args)
+    return func.__name__.startswith("arange") and plain

@@ -1,0 +1,1 @@
+"""Networks that the tests share: tiny nets, families of transformers, models with quirks."""
