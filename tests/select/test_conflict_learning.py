@@ -15,7 +15,7 @@ from layerprune.proof import Joints, Removal
 from layerprune.removals import CannotRealise, Realisation
 from layerprune.select import Limit, Programme
 from layerprune.select.conflict_learning import Culprits
-from layerprune.select.exclusions import Ban
+from layerprune.select.constraints import Ban
 from models.nets import linear, randomised, rows
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from layerprune.select import Limit
-from layerprune.select.exclusions import Ban
+from layerprune.select.constraints import Ban
 from layerprune.select.local_search import Swaps
 
 

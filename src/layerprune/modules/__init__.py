@@ -12,7 +12,6 @@ from layerprune.modules.snapshot import Attributes, Held
 from layerprune.modules.state import Condition
 from layerprune.modules.supported import check_supported
 from layerprune.modules.tensor_keys import StrongTensorKeys, WeakTensorKeys, storage_key
-from layerprune.modules.tensor_writes import write
 from layerprune.modules.tree import (
     Tree,
     clone,
@@ -27,7 +26,7 @@ from layerprune.modules.tree import (
     slots,
     unwrap,
 )
-from layerprune.modules.undo import Journal, Undo
+from layerprune.modules.undo import Journal, Undo, write
 
 __all__ = [
     "Attributes",

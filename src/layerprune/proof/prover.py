@@ -16,11 +16,10 @@ from layerprune.errors import LayerPruneError, SurgeryError
 from layerprune.graph import Cut, LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import named_parameters, names_by_module, reached
-from layerprune.proof.closed_modules import closed_modules, plain_leaves, touched
 from layerprune.proof.dataflow_check import FlowCheck
 from layerprune.proof.failing_subset import failures, spread
 from layerprune.proof.index_check import rerunning
-from layerprune.proof.interference import Footprint
+from layerprune.proof.interference import Footprint, closed_modules, plain_leaves, touched
 from layerprune.proof.resolution_check import Resolutions
 from layerprune.proof.runs import Trial, Trials
 from layerprune.proof.size_constants import Sizes

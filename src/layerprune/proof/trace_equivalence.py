@@ -2,16 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import Any, cast
 
-from layerprune.capture import Memo, Shadow, short
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from layerprune.capture import NAMED, FunctionMemo, Memo, Shadow, short
 from layerprune.edits import Edit
 from layerprune.errors import LayerPruneError
 from layerprune.inputs import Inputs
-from layerprune.proof.call_trace import Step, Tracer, first_difference, held_by_leaves
+from layerprune.modules import FunctionWatch
 from layerprune.removals import CannotRealise, Realisation
+from layerprune.stand_ins import Dropped
 from layerprune.surgery import applied
+from layerprune.tensors import tensors_by_place, tensors_in
+
+#: One function call: its name and its arguments. Tensors are known by where they come from.
+Step = tuple[Any, ...]
+
+_OWN = frozenset({*vars(nn.Module()), "forward"})
+
+
+class Tracer:
+    """Writes down the functions that forwards call; two traces that are equal compute the same.
+
+    Args:
+        model: the model in its first form; parameters and buffers are known by their identity.
+        functions: answers for functions on fakes, where it may.
+    """
+
+    def __init__(self, model: nn.Module, functions: FunctionMemo | None = None) -> None:
+        self.own = {id(t): t for module in model.modules() for t in _tensors_of(module)}
+        self.numbers = {key: place for place, key in enumerate(self.own)}
+        self.made = WeakTensorKeyDictionary()
+        self.kept: list[Tensor] = []
+        self.steps: list[Step] = []
+        self.inside = False
+        self.result = _run if functions is None else functions.result
+
+    def trace(self, forward: Callable[[], Any], inputs: Any, *, keep: bool) -> list[Step]:
+        """Run a forward once and return its steps, the last of them its result.
+
+        Args:
+            forward: runs the model.
+            inputs: what it runs on.
+            keep: hold on to every tensor until the end; right for fakes, too much for real ones.
+        """
+        self.steps, self.made, self.kept = [], WeakTensorKeyDictionary(), []
+        for place, tensor in enumerate(tensors_in(inputs)):
+            self.made[tensor] = ("input", place)
+        with FunctionWatch(lambda name, func, args, kwargs: self.call(name, func, args, kwargs, keep)):
+            out = forward()
+        self.steps.append(("result", *(self.origin(tensor) for tensor in tensors_by_place(out))))
+        return self.steps
+
+    def call(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any, keep: bool) -> Any:
+        if self.inside:
+            return func(*args, **kwargs)
+        self.inside = True
+        try:
+            step = (name, self.describe(args), self.describe(kwargs))
+            out = self.result(func, args, kwargs)
+        finally:
+            self.inside = False
+        if any(isinstance(tensor, Dropped) for tensor in tensors_in((args, kwargs))):
+            return out  # nothing is computed there: a merge hands its other operand on
+        self.steps.append(step)
+        for place, tensor in enumerate(tensors_in(out)):
+            if id(tensor) not in self.own:
+                self.made[tensor] = (len(self.steps), place)
+            if keep:
+                self.kept.append(tensor)
+        return out
+
+    def leaf(
+        self,
+        settled: Collection[int],
+        module: nn.Module,
+        x: Tensor,
+        recall: Callable[..., Any],
+        run: Callable[..., Any],
+    ) -> Any:
+        """Take a layer's call as one step, where nothing that it holds differs between the forms to be compared."""
+        if self.inside or id(module) not in settled:
+            return run(x)
+        self.inside = True
+        try:
+            step = ("layer", id(module), self.origin(x))
+            out = recall(x)
+        finally:
+            self.inside = False
+        self.steps.append(step)
+        for place, tensor in enumerate(tensors_in(out)):
+            self.made[tensor] = (len(self.steps), place)
+            self.kept.append(tensor)
+        return out
+
+    def describe(self, value: Any) -> Any:
+        """Write arguments down: tensors by where they come from, numbers as they are, all else by its type."""
+        if isinstance(value, Tensor):
+            return self.origin(value)
+        if isinstance(value, (list, tuple)):
+            return tuple(map(self.describe, cast("Sequence[Any]", value)))
+        if isinstance(value, Mapping):
+            return tuple((str(key), self.describe(item)) for key, item in cast("Mapping[Any, Any]", value).items())
+        if isinstance(value, slice):
+            return self.describe((value.start, value.stop, value.step))
+        return repr(value) if isinstance(value, NAMED) or value is Ellipsis else type(value).__name__
+
+    def origin(self, tensor: Tensor) -> Any:
+        if isinstance(tensor, Dropped):
+            return "dropped"
+        if id(tensor) in self.own:
+            return ("own", self.numbers[id(tensor)])
+        return self.made.get(tensor, ("new", tuple(tensor.shape), str(tensor.dtype)))
+
+
+def _run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
+def held_by_leaves(model: nn.Module) -> dict[int, dict[str, Any]]:
+    """What the leaf modules hold beside tensors; not those that hold more than plain values."""
+    leaves = {id(module): vars(module) for module in model.modules() if not module._modules}
+    return {
+        key: {name: value for name, value in held.items() if name not in _OWN}
+        for key, held in leaves.items()
+        if all(name in _OWN or isinstance(value, NAMED) for name, value in held.items())
+    }
+
+
+def first_difference(one: Sequence[Step], other: Sequence[Step]) -> str:
+    """Say where two traces part; empty where they do not."""
+    if list(one) == list(other):
+        return ""
+    place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return str(one[place][0]) if place < len(one) else str(other[place][0])
 
 
 class Retracer:

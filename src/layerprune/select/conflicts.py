@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
-from layerprune.select.exclusions import Ban
+from layerprune.select.constraints import Ban
 
 
 def bans_of(graph: LayerGraph, removals: Sequence[Removal]) -> list[Ban]:

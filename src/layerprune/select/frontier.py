@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerprune.select.conflicts import bans_of
-from layerprune.select.constraints import Limit, Pieces, amount
-from layerprune.select.exclusions import Ban
+from layerprune.select.constraints import Ban, Limit, Pieces, amount
 from layerprune.select.milp import GAP, Programme
 from layerprune.select.problem import Problem
 

@@ -8,8 +8,7 @@ from itertools import combinations
 import numpy as np
 from scipy.sparse import csr_array
 
-from layerprune.select.constraints import Limit
-from layerprune.select.exclusions import Ban
+from layerprune.select.constraints import Ban, Limit
 
 _STEPS = 500
 _FEW = 200  # removals, up to which two at a time are tried

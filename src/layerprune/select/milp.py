@@ -10,8 +10,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from layerprune.select.constraints import Limit, Pieces
-from layerprune.select.exclusions import Ban
+from layerprune.select.constraints import Ban, Limit, Pieces
 from layerprune.select.local_search import Swaps
 
 #: How far the set that takes the most may stay below the most that there is: far within the slack.

@@ -11,8 +11,7 @@ from layerprune.impact import counted
 from layerprune.removals import CannotRealise
 from layerprune.select.conflict_learning import Culprits
 from layerprune.select.conflicts import bans_of
-from layerprune.select.constraints import Limit, weighted
-from layerprune.select.exclusions import Ban
+from layerprune.select.constraints import Ban, Limit, weighted
 from layerprune.select.milp import GAP, Programme
 from layerprune.select.problem import Problem
 

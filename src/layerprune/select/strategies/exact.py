@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from layerprune.select.constraints import Limit
-from layerprune.select.exclusions import Ban
+from layerprune.select.constraints import Ban, Limit
 from layerprune.select.search import Search
 
 #: With calibration data a choice may use so many times the slack, where no more than that share of the impact is left.

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerprune.select.constraints import Limit
-from layerprune.select.exclusions import Ban
+from layerprune.select.constraints import Ban, Limit
 from layerprune.select.local_search import Swaps
 from layerprune.select.search import Search
 from layerprune.select.strategies.exact import exact

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 
 from layerprune.impact import FINAL, counted
-from layerprune.select.exclusions import Ban
+from layerprune.select.constraints import Ban
 from layerprune.select.local_search import Swaps
 from layerprune.select.problem import with_unknown
 from layerprune.select.search import Search
