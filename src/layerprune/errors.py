@@ -23,7 +23,7 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class LayerPruneError(Exception):
@@ -133,6 +133,6 @@ class ShortfallWarning(LayerPruneWarning):
 def warn(message: str, category: type[LayerPruneWarning]) -> None:
     """Warn at the line of the user's code that called the library."""
     level, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE_FOLDER):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)

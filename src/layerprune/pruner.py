@@ -273,7 +273,7 @@ class UniversalLayerPruner:
         """Measure what a plan saves: parameters, bytes, multiply-accumulates, activations at their peak, KV cache.
 
         Everything is measured on the model and on what the plan leaves of it, on the example inputs; nothing is summed.
-        Latencies are another matter: see :func:`layerprune.cost.latency.compare_latency`.
+        Latencies are another matter: see :func:`compare_latency`.
 
         Raises:
             PlanError: the plan was made for another model.
@@ -316,7 +316,7 @@ class UniversalLayerPruner:
             unused: take out what never runs, and nothing else; see :meth:`plan`.
             plan: a plan made before, for this model or a copy of it; or its JSON text or dict, or the path of its file.
             repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form
-                (:func:`layerprune.repair.repair`); what was done is at :attr:`repair_report`. ``mean``: only move
+                (:func:`repair`); what was done is at :attr:`repair_report`. ``mean``: only move
                 biases and batch norms' means by what is missing on average. None: leave the weights.
             inplace: edit the user's model instead of a copy.
 

@@ -36,23 +36,23 @@ NAMES = [
 ]
 
 HOMES = {
-    "Group": "groups",
+    "Group": "graph",
     "LayerGraph": "graph",
-    "LayerInfo": "groups",
+    "LayerInfo": "graph",
     "LayerPruneError": "errors",
     "PruningPlan": "plan",
     "Removal": "proof",
     "UniversalLayerPruner": "pruner",
-    "allow_marked_saving": "checkpoint.marked",
+    "allow_marked_saving": "checkpoint",
     "applied": "surgery",
-    "compare": "fidelity.compare",
-    "distill": "distillation.distilling",
-    "from_hub": "checkpoint.hub",
-    "load_pruned": "checkpoint.load",
-    "push_to_hub": "checkpoint.hub",
+    "compare": "fidelity",
+    "distill": "distillation",
+    "from_hub": "checkpoint",
+    "load_pruned": "checkpoint",
+    "push_to_hub": "checkpoint",
     "quick_prune": "pruner",
-    "register_criterion": "impact.criteria",
-    "save_pruned": "checkpoint.save",
+    "register_criterion": "impact",
+    "save_pruned": "checkpoint",
 }
 
 

@@ -83,7 +83,7 @@ def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = 
     Args:
         data: a tensor, tuple or list (positional), dict (keyword) or object that the model's forward takes, batch after
             batch, or numpy arrays in place of tensors; what it has no place for, such as labels, is left out with a
-            note (see :class:`~layerprune.arguments.ArgumentReader`). With ``loss`` whatever this takes.
+            note (see :class:`ArgumentReader`). With ``loss`` whatever this takes.
         model: the model; its first parameter names the device.
         loss: calls the model on an item. It is started once per item, and stopped where it calls the model: the
             arguments of that call are the item's inputs.

@@ -51,7 +51,7 @@ class Operation:
 
 
 class Recording:
-    """What a recorder wrote down; :mod:`layerprune.capture` makes the layer graph of it."""
+    """What a recorder wrote down; ``capture/capture`` makes the layer graph of it."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []

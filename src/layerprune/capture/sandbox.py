@@ -90,7 +90,7 @@ def fake_shadow(model: nn.Module, *, integers: bool = False) -> Shadow:
 
     Args:
         model: the model.
-        integers: let integers, buffers and inputs, keep their values; see :class:`~layerprune.integers.KeepsIntegers`.
+        integers: let integers, buffers and inputs, keep their values; see :class:`KeepsIntegers`.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     shade = Shadow(model, mode, Attributes(nn.Module()), integers)

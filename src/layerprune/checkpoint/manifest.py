@@ -37,7 +37,7 @@ class FileRecord(BaseModel):
 
 
 class TensorRecord(BaseModel):
-    """What the weights files do not say of the tensors; names are those of :func:`layerprune.modules.named_tensors`."""
+    """What the weights files do not say of the tensors; names are those of :func:`named_tensors`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -26,7 +26,7 @@ _ROUNDS = 5  # forwards that are timed
 
 
 def macs_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mapping[int, float]:
-    """Count the multiply-accumulates of each layer in one forward; see :func:`layerprune.cost.macs.tally_macs`.
+    """Count the multiply-accumulates of each layer in one forward; see :func:`tally_macs`.
 
     Args:
         model: the model that ``graph`` was recorded from; it stays as it is.
@@ -62,7 +62,7 @@ def time_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
 
     An accelerator is waited for before and after every layer, so the times are too long, and their sum is; what they
     are good for is to tell which removals save much. The whole model is to be timed without this, see
-    :func:`layerprune.cost.latency.compare_latency`.
+    :func:`compare_latency`.
 
     Args:
         model: the model that ``graph`` was recorded from; it stays as it is.

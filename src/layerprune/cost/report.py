@@ -109,7 +109,7 @@ def measure(model: nn.Module, inputs: Inputs) -> Cost:
     """Measure what a model costs as it is, original or pruned: for a set of removals, of the model without them.
 
     Nothing runs but forwards on fake tensors, or on real ones where those cannot go; the latency is another matter, see
-    :func:`layerprune.cost.latency.compare_latency`. The model stays as it is.
+    :func:`compare_latency`. The model stays as it is.
 
     Args:
         model: any module, on the meta device too.

@@ -53,7 +53,7 @@ def distill(
 
     Args:
         original: the model before pruning.
-        pruned: what is left of it, best after :func:`layerprune.repair.repair`.
+        pruned: what is left of it, best after :func:`repair`.
         data: batches, each as the forward takes it, which are read once and kept; short sequences of about one length
             in a batch are fast. Tokens that ``attention_mask`` leaves out count nowhere.
         held_out: batches that the best weights are chosen on; every eighth batch of ``data`` if None.
@@ -67,7 +67,7 @@ def distill(
         checkpoint: a folder of its own, for safetensors and JSON, written after each look at the held-out data. The
             same call goes on from there, to the very weights that it would have come to without a break.
         progress: whether to show a bar; None for where standard error is a terminal.
-        **settings: of the :class:`~layerprune.distillation.recipe.Recipe`, as ``num_epochs=3``, ``learning_rate=3e-4``,
+        **settings: of the :class:`Recipe`, as ``num_epochs=3``, ``learning_rate=3e-4``,
             ``temperature=1.0``, ``hidden_weight=1.0``, ``lora_rank=0``, ``mixed_precision="no"``, ``seed=0``.
 
     Returns:

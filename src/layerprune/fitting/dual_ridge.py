@@ -32,7 +32,7 @@ class RowFit:
 class Rows:
     """The rows of a fit, kept: with N of them it takes N × N numbers, whatever the number of inputs.
 
-    The answer is that of :class:`~layerprune.repair.ridge.Sums` (the dual of ridge regression, Saunders et al., 1998).
+    The answer is that of :class:`Sums` (the dual of ridge regression, Saunders et al., 1998).
 
     Args:
         bias: whether a constant may be fitted, too.

@@ -20,7 +20,7 @@ class LayerInfo:
     Attributes:
         name: the module's dotted name, or the function's place in its module's forward.
         type_name: the module's class, or the function's name.
-        kind: what it does; see :mod:`layerprune.kinds`.
+        kind: what it does; see ``graph/op_kinds``.
         num_params: number of elements of the parameters it uses.
         output_shape: sizes of its first output in the recorded forward.
     """

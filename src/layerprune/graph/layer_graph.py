@@ -45,7 +45,7 @@ class Layer:
         index: its number, in the order of execution.
         name: ``features.0`` for a module, ``layer1.0.add`` for a function; ``#k`` marks the k-th call.
         type_name: the module's class or the function's name, behind that of an ``autograd.Function`` that calls it.
-        kind: what it does; see :mod:`layerprune.kinds`.
+        kind: what it does; see ``graph/op_kinds``.
         fqn: the module that is called, or in whose forward the function is.
         call: which call of that module this is.
         frame: the frame that the layer is (module) or lies in (function).

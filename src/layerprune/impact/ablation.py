@@ -49,7 +49,7 @@ def ablate(
         harm: as for :func:`score_ablation`; outputs are compared where it is given, whatever the scene's loss.
         folded: for each set what its projections make of the transforms that take them in, by several fits in turn:
             batch ``n`` gets that at ``n % len``; the scene's if None.
-        rule: which sets are measured next; see :mod:`~layerprune.impact.racing`. Batches come in an order drawn from
+        rule: which sets are measured next; see ``impact/racing``. Batches come in an order drawn from
             the scene's seed, and in parts, where not all sets are measured on all and the model's outputs show that
             batches can be cut. ``change`` and ``size`` are by batch all the same.
 
@@ -67,7 +67,7 @@ class _Ablation:
     """Makes sets on one batch after the other.
 
     A forward that does what the original did is handed what that one has returned; see
-    :mod:`~layerprune.impact.handover`.
+    ``replay/reuse``.
     """
 
     def __init__(

@@ -30,8 +30,8 @@ def register_criterion(name: str, criterion: Criterion) -> None:
 
     Args:
         name: what to call it; a name that is taken is taken over.
-        criterion: gets a :class:`~layerprune.impact.evidence.Scene`, returns an
-            :class:`~layerprune.impact.evidence.Evidence` with a column for each of its removals.
+        criterion: gets a :class:`Scene`, returns an
+            :class:`Evidence` with a column for each of its removals.
     """
     _CRITERIA[name] = criterion
 

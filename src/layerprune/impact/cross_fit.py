@@ -122,7 +122,7 @@ def missed_crosswise(
 ) -> list[tuple[float, float]] | None:
     """How far projections are from what they stand for on each batch, by the fit that has not seen it.
 
-    As :func:`~layerprune.repair.folding.missed_by`, also for the arguments; None where one was not fitted.
+    As :func:`missed_by`, also for the arguments; None where one was not fitted.
     """
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(batches)
     for place, fit in enumerate(crossed.fits):

@@ -72,7 +72,7 @@ def find_candidates(
         groups: its groups.
         modules: the model's modules by name; only containers are looked at.
         protect: patterns of dotted names (``fnmatch``); what matches, and all below it, stays.
-        protect_io: keep stem and head; see :func:`~layerprune.protection.stem_and_head`.
+        protect_io: keep stem and head; see :func:`stem_and_head`.
         granularity: ``group`` for any removal, ``branch`` for branches, gates and concat operands, ``block`` for
             elements of ``Sequential`` and ``ModuleList`` only.
 

@@ -20,7 +20,7 @@ class Shortener:
     """Turns stand-ins for whole layers into shorter containers, where vanilla transformers would load what is left.
 
     On request in other models, too: there a proof tells whether the forward does the same; see
-    :mod:`~layerprune.retrace`.
+    ``proof/trace_equivalence``.
 
     Args:
         graph: the layer graph.

@@ -1,7 +1,7 @@
 """Repair: win back what a removal costs, without training and without new parameters.
 
 The package may be called as its function: ``layerprune.repair(original, pruned, batches)`` is
-:func:`layerprune.repair.repair`, so that the one name is both, whichever was imported first.
+:func:`repair`, so that the one name is both, whichever was imported first.
 """
 
 import inspect

@@ -41,7 +41,7 @@ def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
     """Give each batch norm the mean and variance, over all of the data, of what it sees now.
 
     One forward for each batch, in eval mode but for the batch norms, which normalise by their batch meanwhile. For what
-    a refit cannot reach, or instead of one: after a refit of the layers (:func:`layerprune.repair.repair`) the old
+    a refit cannot reach, or instead of one: after a refit of the layers (:func:`repair`) the old
     statistics are right again. Batch norms without running statistics, and frozen ones that are no ``nn.BatchNorm``,
     stay as they are; so does ``num_batches_tracked``.
 

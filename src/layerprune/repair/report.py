@@ -48,7 +48,7 @@ class RepairReport:
             the last look at the output comes on top, half a pass of the pruned model.
         notes: what the user should know.
         verdict: on data that nothing was fitted on; None where none were held out, as by
-            :func:`layerprune.repair.repair`: :func:`layerprune.fidelity.compare` judges that on data of your own.
+            :func:`repair`: :func:`compare` judges that on data of your own.
     """
 
     refitted: tuple[Refitted, ...] = ()

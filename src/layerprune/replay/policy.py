@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Ledger:
-    """What the ablations of one model have in common; see :mod:`~layerprune.impact.handover`.
+    """What the ablations of one model have in common; see ``replay/reuse``.
 
     Attributes:
         doubt: why every forward is run whole; empty while nothing speaks against handing stored outputs on.

@@ -117,7 +117,7 @@ class Culprits:
     Three ways to learn more of a failure than one set. A deep model repeats itself: what fails between its blocks 3 and
     4 fails between 7 and 8, too. So once :data:`_ALIKE` pairs have failed that differ in numbers only, all such pairs
     count as failing. Where three or more fail together, it is asked whether any other so many of their kind do: see
-    :mod:`~layerprune.select.family`. And then what counts is which layers die, not by which removals: see :meth:`ban`.
+    ``select/conflict_learning``. And then what counts is which layers die, not by which removals: see :meth:`ban`.
     To forbid a set that would hold costs a choice; to prove each of a million sets costs days.
 
     Args:

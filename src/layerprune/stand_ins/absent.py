@@ -287,7 +287,7 @@ def watching_merges(tokens: Sequence[Dropped], names: Mapping[int, str]) -> Gene
 
     Args:
         tokens: the dropped tensors.
-        names: what modules are called, by their ids; see :func:`~layerprune.callers.caller`.
+        names: what modules are called, by their ids; see :func:`caller`.
     """
     log: list[tuple[str, str]] = []
     for token in tokens:

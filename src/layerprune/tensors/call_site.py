@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
 
-_LIBRARIES = tuple(os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch.__file__, __file__))
+from layerprune.errors import PACKAGE_FOLDER
+
+_LIBRARIES = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, PACKAGE_FOLDER)
 
 
 def custom_function() -> str:

@@ -12,7 +12,7 @@ from layerprune.select.constraints import Limit
 from layerprune.select.local_search import Amounts, Swaps
 from layerprune.select.search import Search
 
-#: Of the calls of the model that :func:`~layerprune.select.greedy.greedy` would take, what scoring and choosing may.
+#: Of the calls of the model that :func:`greedy` would take, what scoring and choosing may.
 #: Calls that go on from stored outputs count whole: a search that looks at a quarter more finds sets that are better on
 #: the calibration data only (docs/selection.md).
 SHARE = 0.1
