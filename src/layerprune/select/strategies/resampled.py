@@ -45,7 +45,7 @@ def resampled(search: Search) -> tuple[int, ...] | None:
 
     Impacts add up only roughly, and sets whose sums hardly differ do differ when they are made. So sets are made that
     come out where the calibration data are drawn anew, or the impacts varied by chance. Impacts are corrected by what
-    these do (``select/strategies/impact_calibration``), and the sets that come out then are made; where sets do something
+    these do (``strategies/impact_calibration``), and the sets that come out then are made; where sets do something
     else than their sums say, that is done three times over. Where removing one after the other would take far more,
     that goes on, also with sets beside the best, until two rounds find nothing better or a tenth of that is used up
     (``select/strategies/search_budget``). The best of all are measured on more data. Among them are sets that use the
