@@ -225,8 +225,7 @@ class UniversalLayerPruner:
             max_memory_bytes: target: what parameters, buffers and activations of one forward hold at once, in bytes.
             max_impact: cap: the largest impact of all together, in the unit of :attr:`impact_unit`.
             slack: how far below what fits under the caps a plan may stay for less impact, as a share of that, twice as
-                far with calibration data where that at least halves the impact; 0 fills the caps. For strategies that
-                add impacts up at first; ``greedy`` and ``repaired`` fill the caps in steps.
+                far where that at least halves a measured impact; 0 fills the caps. Not for ``greedy``, ``repaired``.
             groups: names of groups (their lead transforms), of modules above several (``"blocks.0"``), patterns, or
                 objects of :attr:`groups` and :attr:`removals`; each leaves by the removal that takes least besides.
             strategy: ``exact`` (impacts add up), ``quadratic`` (pairs count as well), ``greedy`` (measured again after
@@ -316,8 +315,7 @@ class UniversalLayerPruner:
             unused: take out what never runs, and nothing else; see :meth:`plan`.
             plan: a plan made before, for this model or a copy of it; or its JSON text or dict, or the path of its file.
             repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form
-                (:func:`repair`); what was done is at :attr:`repair_report`. ``mean``: only move
-                biases and batch norms' means by what is missing on average. None: leave the weights.
+                (:func:`repair`; see :attr:`repair_report`). ``mean``: only move biases. None: leave the weights.
             inplace: edit the user's model instead of a copy.
 
         Returns:
