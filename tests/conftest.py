@@ -1,13 +1,29 @@
-"""What every test needs before the first model: no network, torchvision's operators, one thread a worker."""
+"""What every test needs: no network, torchvision's operators, one thread a worker, recordings that hold together."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
+import pytest
 import torch
 
+from layerprune.capture.graph_builder import Builder
 from torchvision_ops import declare_missing_ops
 
 declare_missing_ops()
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_recorded_graph_is_consistent():
+    build = Builder.build
+
+    def checked(builder):
+        graph = build(builder)
+        graph.lint()
+        return graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Builder, "build", checked)
+        yield

@@ -46,6 +46,10 @@ class CaptureError(LayerPruneError):
     """The model's forward could not be recorded."""
 
 
+class GraphError(LayerPruneError):
+    """A layer graph contradicts itself; the message names the layers and values."""
+
+
 class CostError(LayerPruneError):
     """A model's cost could not be measured; the message says which and why."""
 

@@ -5,7 +5,8 @@ Made by ``capture``; can be built by hand.
 
 from layerprune.graph.correspondence import counterparts
 from layerprune.graph.groups import Group, LayerInfo, Verdict, form_groups
-from layerprune.graph.layer_graph import Cut, Frame, Layer, LayerGraph, Read, Structure, Value
+from layerprune.graph.layer_graph import Frame, Layer, LayerGraph, Read, Structure, Value
+from layerprune.graph.liveness import Cut
 from layerprune.graph.op_kinds import kind_of_function, kind_of_module
 from layerprune.graph.value_locations import Call, Showings, calls_of
 

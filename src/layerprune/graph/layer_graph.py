@@ -1,14 +1,18 @@
-"""The layer graph: layers, the values between them, the module calls around them, and what dies without a value."""
+"""The layer graph: layers, the values between them, the module calls around them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
 import networkx as nx
 import torch
+
+from layerprune.graph.lint import lint
+from layerprune.graph.listing import listing
+from layerprune.graph.liveness import Cut, DeadLayers
 
 #: What one operand of a layer reads: one value, or several where a view was written through an alias in between.
 Read: TypeAlias = tuple[int, ...]
@@ -116,22 +120,6 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A change to what layers read, of which the graph can tell what dies.
-
-    Attributes:
-        substitutes: value → the earlier value that its readers read instead.
-        dropped: (merge layer, value) pairs: the merge no longer reads the value.
-        projected: substituted values of another form than their substitutes: who reads them, reads a projection of
-            these, which is folded into the readers' weights.
-    """
-
-    substitutes: Mapping[int, int] = field(default_factory=dict[int, int])
-    dropped: frozenset[tuple[int, int]] = frozenset()
-    projected: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
 class LayerGraph:
     """What one forward of a model does: layers are nodes, tensors are edges.
 
@@ -167,6 +155,56 @@ class LayerGraph:
     strays: frozenset[int] = frozenset()
     writes_arguments: bool = False
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """List the graph, one line a layer: number, name, kind and type, operands -> results, parameters, caller.
+
+        ``%3 2×8`` is value 3 of shape (2, 8), float32 unless a type follows; ``%1|%4`` is an operand that reads two
+        values, ``const`` one that is a parameter or a constant. Layers without a way to an output end in ``(dead)``,
+        those that read no input of the model in ``(constant)``.
+        """
+        return listing(self)
+
+    def to_networkx(self) -> nx.DiGraph[Any]:
+        """Return the graph for networkx: every layer, dead and constant ones included.
+
+        Returns:
+            Nodes are the layers' numbers, ``"in"`` (inputs and constants) and ``"out"``. A layer's node has ``name``,
+            ``kind``, ``type_name``, ``params`` (names), ``shapes`` (of its outputs), ``frame`` (number) and
+            ``is_live``. An edge has ``values``: the numbers of the values that its target reads of its source.
+        """
+        graph: nx.DiGraph[Any] = nx.DiGraph()
+        graph.add_nodes_from(("in", "out"))
+        for layer in self.layers:
+            graph.add_node(
+                layer.index,
+                name=layer.name,
+                kind=layer.kind,
+                type_name=layer.type_name,
+                params=layer.params,
+                shapes=tuple(self.values[value].shape for value in layer.outputs),
+                frame=layer.frame,
+                is_live=layer.index in self.live,
+            )
+        reads: list[tuple[Any, list[int]]] = [(layer.index, sorted(self.read_by(layer.index))) for layer in self.layers]
+        for target, values in [*reads, ("out", list(self.outputs))]:
+            for value in values:
+                made = self.values[value].layer
+                source = "in" if made < 0 else made
+                known = graph.edges[source, target]["values"] if graph.has_edge(source, target) else ()
+                graph.add_edge(source, target, values=(*known, value))
+        return graph
+
+    def lint(self) -> None:
+        """Check that the graph does not contradict itself.
+
+        Numbers name what exists, values are read after they are made and by layers that say so, calls are nested, tied
+        parameters are of one size, and ``live`` and ``readers`` follow from the operands.
+
+        Raises:
+            GraphError: something does not hold; the message names the layers, values and calls.
+        """
+        lint(self)
 
     @cached_property
     def readers(self) -> Mapping[int, tuple[int, ...]]:
@@ -253,7 +291,7 @@ class LayerGraph:
 
     def kills_any(self, cut: Cut, layers: Collection[int]) -> bool:
         """Tell whether some of the layers die once a cut is made; faster than :meth:`dead`, which finds all that do."""
-        return not _Reaper(self, cut, layers).run().isdisjoint(layers)
+        return not DeadLayers(self, cut, layers).find().isdisjoint(layers)
 
     def dead(self, cut: Cut) -> frozenset[int]:
         """Return the layers that no longer reach an output once a cut is made.
@@ -261,7 +299,7 @@ class LayerGraph:
         Only what lies around the cut is walked: a layer dies when the last live reader of its values has died, which in
         a graph without cycles is the same as no longer reaching an output.
         """
-        return _Reaper(self, cut).run()
+        return DeadLayers(self, cut).find()
 
     @cached_property
     def param_users(self) -> Mapping[int, tuple[int, ...]]:
@@ -338,62 +376,3 @@ class LayerGraph:
             name = "the model's input" if value.layer < 0 else f"'{self.layers[value.layer].name}'"
             parts.append(f"{name} {'×'.join(map(str, value.shape))}")
         return ", ".join(parts)
-
-
-class _Reaper:
-    """Counts live readers downwards from a cut; see :meth:`LayerGraph.dead`."""
-
-    def __init__(self, graph: LayerGraph, cut: Cut, until: Collection[int] = ()) -> None:
-        self.graph = graph
-        self.cut = cut
-        self.until = until
-        self.counts: dict[int, int] = {}
-        self.dead: set[int] = set()
-        self.outputs = frozenset(self.resolve(value) for value in graph.outputs)
-        self.pending: list[int] = []
-
-    def resolve(self, value: int) -> int:
-        while value in self.cut.substitutes:
-            value = self.cut.substitutes[value]
-        return value
-
-    def reads(self, layer: int) -> set[int]:
-        """What a layer reads once the cut is made."""
-        original = self.graph.read_by(layer)
-        dropped = self.cut.dropped
-        return {self.resolve(v) for v in original if not dropped or (layer, v) not in dropped}
-
-    def count(self, value: int) -> int:
-        if value not in self.counts:
-            self.counts[value] = len(self.graph.readers.get(value, ()))
-        return self.counts[value]
-
-    def run(self) -> frozenset[int]:
-        changed = {r for y in self.cut.substitutes for r in self.graph.readers.get(y, ())} | {
-            m for m, _ in self.cut.dropped
-        }
-        for layer in changed:
-            before, after = self.graph.read_by(layer), self.reads(layer)
-            for value in after - before:
-                self.counts[value] = self.count(value) + 1
-            for value in before - after:
-                self.counts[value] = self.count(value) - 1
-        self.pending = [v for v in [*self.cut.substitutes, *(v for _, v in self.cut.dropped)] if self.count(v) <= 0]
-        while self.pending:
-            self.retire(self.graph.values[self.pending.pop()].layer)
-        return frozenset(self.dead)
-
-    def retire(self, layer: int) -> None:
-        if layer < 0 or layer in self.dead or layer not in self.graph.live:
-            return
-        outputs = self.graph.layers[layer].outputs
-        if any(value in self.outputs or self.count(value) > 0 for value in outputs):
-            return
-        self.dead.add(layer)
-        if layer in self.until:
-            self.pending.clear()
-            return
-        for value in self.reads(layer):
-            self.counts[value] = self.count(value) - 1
-            if self.counts[value] <= 0:
-                self.pending.append(value)
