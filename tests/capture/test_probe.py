@@ -17,6 +17,7 @@ from layerprune.impact.estimators.gradient_taps import Taps
 from layerprune.impact.estimators.influence import score_influence
 from layerprune.impact.estimators.perturbations import Shift, Tensors, shifts_of
 from layerprune.inputs import as_inputs
+from layerprune.modules import CallKey
 from models.nets import Net, Photograph, linear, randomised, rows, tokens
 from oracle.simulation import located
 
@@ -50,7 +51,7 @@ def test_functions_are_watched_only_where_a_value_is_made_by_one():
     seen, observer = observed(model, x, ["add", "a.0"])
     with torch.no_grad():
         assert torch.equal(seen["add"], x + model.a(x))
-    assert set(observer.watchers[0].places.steps) == {("", 0)}
+    assert set(observer.watchers[0].places.steps) == {CallKey("")}
 
 
 def test_what_passes_between_functions_only_is_seen_as_it_is_made():

@@ -15,7 +15,7 @@ from layerprune.capture.sandbox import Shadow, fake_shadow, is_about_fakes, real
 from layerprune.errors import CaptureError, InputsError, ended_by
 from layerprune.graph import LayerGraph, Structure
 from layerprune.inputs import Inputs, describe, why_mismatched
-from layerprune.modules import buffers, named_parameters, parameters
+from layerprune.modules import CallKey, buffers, named_parameters, parameters
 
 
 def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[LayerGraph, Shadow]:
@@ -129,13 +129,13 @@ def record_training(shade: Shadow, graph: LayerGraph, inputs: Inputs) -> LayerGr
     return Builder(recorder, recording, []).build()
 
 
-def record_results(shade: Shadow, inputs: Inputs) -> Mapping[tuple[str, int], Structure]:
-    """Record what each call of a module returns on other inputs: (name, which call) → structure; empty if it raises."""
+def record_results(shade: Shadow, inputs: Inputs) -> Mapping[CallKey, Structure]:
+    """Record what each call of a module returns on other inputs: call → structure; empty if it raises."""
     try:
         _, recording = _run(shade, inputs)
     except Exception:  # the user's own forward, which need not take inputs of another size
         return {}
-    return {(call.fqn, call.call): call.result for call in recording.calls}
+    return {call.key: call.result for call in recording.calls}
 
 
 def _run(shade: Shadow, inputs: Inputs, holding: Holding | None = None) -> tuple[Recorder, Recording]:

@@ -7,18 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from layerprune.graph import Read, Structure, Value
+from layerprune.modules import CallKey
 
 
 @dataclass
 class Call:
-    """One call of a module (``function`` is None) or of a function directly in a module's forward."""
+    """One call of a module, or of a function directly in a module's forward."""
 
     index: int
-    fqn: str
-    call: int
+    key: CallKey
     parent: int
-    function: str | None = None
-    nth: int = 0
     start: int = 0
     operands: tuple[Read, ...] = ()
     literals: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})

@@ -108,15 +108,15 @@ class Builder:
             arguments = [(value,) for _, _, value in call.arguments]
             operands = tuple(dict.fromkeys([*arguments, *(r for r in reads if r)]))
             functions = tuple(call.functions) or tuple(op.name for op in ops if op.name != "alias")
-            module = self.modules[call.fqn]
+            module = self.modules[call.key.fqn]
             kind = kind_of_module(module, functions, len(self.data(arguments)), self.has_matrix(params, functions))
             return Layer(
                 index=index,
-                name=_numbered(call.fqn, call.call),
+                name=_numbered(call.key.fqn, call.key.call),
                 type_name=type(module).__name__,
                 kind=kind,
-                fqn=call.fqn,
-                call=call.call,
+                fqn=call.key.fqn,
+                call=call.key.call,
                 frame=leaf,
                 function=None,
                 nth=0,
@@ -147,7 +147,7 @@ class Builder:
         results = outputs
         if ops[0].function >= 0:
             call = self.recording.functions[ops[0].function]
-            name, nth, literals, results = str(call.function), call.nth, call.literals, call.results
+            name, nth, literals, results = call.key.function, call.key.nth, call.literals, call.results
             custom = call.custom
             extra = dict.fromkeys(r for op in ops for read in op.reads if (r := tuple(v for v in read if v not in own)))
             known = {v for read in call.operands for v in read}
@@ -159,14 +159,14 @@ class Builder:
             operands = tuple(tuple(v for v in read if v not in own) for read in ops[0].reads)
         kind = kind_of_function(name, len(self.data(list(operands))), self.has_matrix(params, (name,)))
         local = {0: name, -1: name}.get(nth, f"{name}_{nth if nth > 0 else -1 - nth}")
-        full = _numbered(f"{frame.fqn}.{local}" if frame.fqn else local, frame.call)
+        full = _numbered(f"{frame.key.fqn}.{local}" if frame.key.fqn else local, frame.key.call)
         return Layer(
             index=index,
             name=full,
             type_name=f"{custom}.{name}" if custom else name,
             kind=kind,
-            fqn=frame.fqn,
-            call=frame.call,
+            fqn=frame.key.fqn,
+            call=frame.key.call,
             frame=frame.index,
             function=name,
             nth=nth,
@@ -197,8 +197,8 @@ class Builder:
     def frame(self, call: Call) -> Frame:
         return Frame(
             call.index,
-            call.fqn,
-            call.call,
+            call.key.fqn,
+            call.key.call,
             call.parent,
             call.arguments,
             call.arity,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -11,9 +10,18 @@ from torch.overrides import _get_current_function_mode as get_current_function_m
 
 from layerprune.capture.sandbox import Shadow
 from layerprune.capture.trace_variants import MOST, Variant, Variants
-from layerprune.graph import Call, LayerGraph, Showings, calls_of
+from layerprune.graph import LayerGraph, Showings, calls_of
 from layerprune.inputs import Inputs
-from layerprune.modules import FunctionWatch, named_tensors, names_by_module, no_fast_path, watched
+from layerprune.modules import (
+    CallKey,
+    CallTracker,
+    FunctionWatch,
+    RunningCall,
+    named_tensors,
+    names_by_module,
+    no_fast_path,
+    watched,
+)
 from layerprune.tensors import flat_tensors, parts_of, tensors_in
 
 #: Gets a value's number, and its tensor in this run.
@@ -49,7 +57,7 @@ class Observer:
         self.shade = shade
         self.graph = graph
         self.values = sorted(set(values))
-        self.names = names_by_module(shade.model)
+        self.names = names_by_module(shade.model, only_first=True)
         self.constants = {id(tensor) for _, tensor in named_tensors(shade.model)}
         self.variants = variants if variants is not None else Variants()
         own = self._watching(graph, {value: value for value in self.values})
@@ -143,7 +151,7 @@ class Observer:
     def _watching(self, graph: LayerGraph, wanted: Mapping[int, int]) -> _Watcher:
         places = Showings.of(graph, calls_of(graph, self.shade.model, self.names), wanted)
         recorded = graph, {value: real for real, value in wanted.items()}
-        return _Watcher(places, recorded, {key: names[0] for key, names in self.names.items()}, self.constants)
+        return _Watcher(places, recorded, self.names, self.constants)
 
 
 class _Watcher:
@@ -152,7 +160,7 @@ class _Watcher:
     Args:
         places: where values show up.
         recorded: the layer graph that runs are held against, and value → its number in it.
-        names: first name of each module, by its id.
+        names: the first name of each module, by its id.
         constants: ids of parameters and buffers, which are no values.
     """
 
@@ -160,31 +168,30 @@ class _Watcher:
         self,
         places: Showings,
         recorded: tuple[LayerGraph, Mapping[int, int]],
-        names: Mapping[int, str],
+        names: Mapping[int, Sequence[str]],
         constants: set[int],
     ) -> None:
         self.places = places
         self.recorded = recorded
-        self.names = names
         self.constants = constants
         self.known: list[nn.Module] | None = None
         self.wrappers: dict[int, Callable[..., Any]] = {}
-        self.watch = FunctionWatch(self.call_function)
+        self.tracker = CallTracker(names, self.run_module, self.run_function)
+        self.watch = FunctionWatch(self.tracker.call_function)
         self.start(lambda value, tensor: None)
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
         """The modules whose calls have to be known: those of values, and those that watched ones call."""
         if self.known is None:
             wanted = {"", *self.places.counts, *self.places.callees}
-            self.known = [module for module in model.modules() if self.names[id(module)] in wanted]
+            self.known = [module for module in model.modules() if self.tracker.names[id(module)][0] in wanted]
         return self.known
 
     def start(self, see: See) -> set[int]:
         """Begin a run; returns what becomes the set of the values that were seen."""
         self.see = see
-        self.stack: list[_Open] = []
-        self.num_calls: dict[str, int] = {}
-        self.inside = False
+        self.tracker.reset()
+        self.steps: dict[RunningCall, _Steps] = {}
         self.seen: set[int] = set()
         return self.seen
 
@@ -193,126 +200,100 @@ class _Watcher:
             if tensor.dim() != len(self.places.shapes[value]):
                 raise _Differs
             self.seen.add(value)
-            inside, self.inside = self.inside, True  # what is done with it are no steps of the model's
-            try:
+            with self.tracker.uncounted():  # what is done with it are no steps of the model's
                 self.see(value, tensor)
-            finally:
-                self.inside = inside
 
     def check_counts(self) -> None:
         """At the end of a run, raise where a module was called less often than the layer graph says, and yet was."""
         for name, count in self.places.counts.items():
-            if 0 < self.num_calls.get(name, 0) < count:
+            if 0 < self.tracker.num_calls[name] < count:
                 raise _Differs
 
     def wrapped(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         if id(module) not in self.wrappers:
-            self.wrappers[id(module)] = self.wrap(self.names[id(module)], forward)
+            self.wrappers[id(module)] = self.tracker.wrap(module, forward)
         return self.wrappers[id(module)]
 
-    def wrap(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run_module(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module's forward, with functions watched where its steps are told."""
+        name, nth = call.key[:2]
         most = self.places.counts.get(name)
-        counts_only = name != "" and most is None
-
-        @functools.wraps(forward)
-        def observed(*args: Any, **kwargs: Any) -> Any:
-            # Not by its place among all calls: a mixture of experts calls others on other inputs.
-            nth = self.num_calls.get(name, 0)
-            if most is not None and nth >= most:
-                raise _Differs
-            self.num_calls[name] = nth + 1
-            if self.stack and self.stack[-1].steps is not None:
-                self.stack[-1].step(f":{name}")
-            off = get_current_function_mode() is self.watch  # if not, a mode of the user's own may lie on top of it
+        # Not by its place among all calls: a mixture of experts calls others on other inputs.
+        if most is not None and nth >= most:
+            raise _Differs
+        if call.parent is not None and call.parent in self.steps:
+            self.steps[call.parent].take(f":{name}")
+        off = get_current_function_mode() is self.watch  # if not, a mode of the user's own may lie on top of it
+        if off:
+            self.watch.__exit__(None, None, None)
+        try:
+            return forward(*args, **kwargs) if name and most is None else self.run(call, forward, args, kwargs)
+        finally:
             if off:
-                self.watch.__exit__(None, None, None)
-            try:
-                if counts_only:
-                    self.stack.append(_UNWATCHED)
-                    try:
-                        return forward(*args, **kwargs)
-                    finally:
-                        self.stack.pop()
-                return self.run((name, nth), forward, args, kwargs)
-            finally:
-                if off:
-                    self.watch.__enter__()
+                self.watch.__enter__()
 
-        return observed
-
-    def run(self, call: Call, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def run(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module's call, looking at what it takes, at what it returns, and at its steps where need be."""
         self.notice_arguments(call, args, kwargs)
-        steps = self.places.steps.get(call)
-        self.stack.append(_Open(call, steps))
-        try:
-            if steps is None:
+        steps = self.places.steps.get(call.key)
+        if steps is None:
+            out = forward(*args, **kwargs)
+        else:
+            own = self.steps[call] = _Steps(steps)
+            with self.watch:
                 out = forward(*args, **kwargs)
-            else:
-                with self.watch:
-                    out = forward(*args, **kwargs)
-                self.stack[-1].finish()
-        finally:
-            self.stack.pop()
-        if call in self.places.results:
-            found = _results(out, self.constants)
-            for place, value in self.places.results[call]:
-                self.notice(value, found[place] if place < len(found) else None)
+            own.finish()
+        if call.key in self.places.results:
+            self.notice_results(call.key, _results(out, self.constants))
         return out
 
-    def notice_arguments(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if self.places.inputs and not self.stack:
+    def notice_arguments(self, call: RunningCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if self.places.inputs and call.parent is None:
             tensors = tensors_in((args, kwargs))
             for place, value in self.places.inputs.items():
                 self.notice(value, tensors[place] if place < len(tensors) else None)
-        for position, keyword, value in self.places.arguments.get(call, ()):
+        for position, keyword, value in self.places.arguments.get(call.key, ()):
             given = kwargs.get(keyword) if keyword is not None else None
             if given is None and position is not None and position < len(args):
                 given = args[position]
             self.notice(value, given)
 
-    def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        frame = self.stack[-1]
-        if self.inside or frame.steps is None:
-            return func(*args, **kwargs)
-        nth = frame.step(name)
-        self.inside = True
-        try:
-            out = func(*args, **kwargs)
-        finally:
-            self.inside = False
-        for place, value in self.places.functions.get(frame.call, {}).get((name, nth), ()):
-            self.notice(value, list(flat_tensors(out))[place])
+    def notice_results(self, key: CallKey, found: Sequence[Tensor]) -> None:
+        for place, value in self.places.results.get(key, ()):
+            self.notice(value, found[place] if place < len(found) else None)
+
+    def run_function(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a function, which is a step where its call's are told."""
+        running = self.tracker.running
+        if running is not None and running in self.steps:
+            self.steps[running].take(key.function)
+        out = func(*args, **kwargs)
+        if key in self.places.results:
+            self.notice_results(key, flat_tensors(out))
         return out
 
 
-class _Open:
-    """A call that is running, and how far it has come in what it has to do."""
+class _Steps:
+    """What a call's forward has to call, and how far it has come.
 
-    __slots__ = ("call", "counts", "place", "steps")
+    Args:
+        names: functions and, behind a colon, modules; in order.
+    """
 
-    def __init__(self, call: Call, steps: tuple[str, ...] | None) -> None:
-        self.call = call
-        self.steps = steps
-        self.place = 0
-        self.counts: dict[str, int] = {}
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.num_taken = 0
 
-    def step(self, name: str) -> int:
-        """Take one step; returns which one of that name it is."""
-        steps = self.steps or ()
-        if self.place >= len(steps) or steps[self.place] != name:
+    def take(self, name: str) -> None:
+        """Take one step."""
+        if self.num_taken >= len(self.names) or self.names[self.num_taken] != name:
             raise _Differs
-        self.place += 1
-        nth = self.counts[name] = self.counts.get(name, -1) + 1
-        return nth
+        self.num_taken += 1
 
     def finish(self) -> None:
         """Raise where steps are missing at the end."""
-        if self.steps is not None and self.place < len(self.steps):
+        if self.num_taken < len(self.names):
             raise _Differs
-
-
-_UNWATCHED = _Open(("", -1), None)
 
 
 def _results(out: Any, constants: set[int]) -> list[Tensor]:

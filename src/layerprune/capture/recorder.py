@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -16,8 +15,10 @@ from layerprune.capture.implicit_inputs import Strays
 from layerprune.graph import Read, Value
 from layerprune.inputs import positional_names
 from layerprune.modules import (
+    CallTracker,
     FunctionWatch,
     OperationWatch,
+    RunningCall,
     StrongTensorKeys,
     WeakTensorKeys,
     hooks_watched,
@@ -27,7 +28,6 @@ from layerprune.modules import (
     own_tensors,
     parameters,
     storage_key,
-    watched,
 )
 from layerprune.stand_ins import MERGES, Dropped
 from layerprune.tensors import caller, custom_function, described, flat_tensors, tensors_in
@@ -84,11 +84,9 @@ class Recorder:
         self.data_values: set[int] = set()
         self.literals: set[int] = set()  # storages
         self.has_read_out = False  # whether Python knows values of the data: what it makes tensors of may be of them
-        self.stack: list[int] = []
+        self.tracker = CallTracker(self.names, self.run_module)
         self.function = -1
         self.strays = Strays()
-        self.call_counts: dict[str, int] = {}
-        self.function_counts: dict[tuple[int, str], int] = {}
 
     # ---- the run --------------------------------------------------------------------------------------------------
 
@@ -100,7 +98,7 @@ class Recorder:
                 self.data_values.add(value)
                 self.recording.inputs.append(value)
         with (
-            watched(self.model, self.wrap),
+            self.tracker.watching(self.model),
             hooks_watched(self.model, lambda module: self.recording.hooked.add(self.names[id(module)][0])),
             torch.no_grad(),
             OperationWatch(self.check_written, self.operation),
@@ -114,37 +112,34 @@ class Recorder:
             self.recording.outputs += [v for v in self.read(tensor) if v not in self.recording.outputs]
         return self.recording
 
-    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a module's forward so that its calls are known."""
+    def run_module(self, running: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module's forward, and write the call down."""
+        with self.tracker.outside():
+            call = self.begin(running, forward, args, kwargs)
+        self.stray(self.strays.enter((*args, *kwargs.values()), tensors_in((args, kwargs))))
+        try:
+            out = forward(*args, **kwargs)
+        except BaseException:  # which the caller may catch, and call something else
+            call.raised = True
+            self.strays.leave()
+            raise
+        self.stray(self.strays.read(tensors_in(out)))
+        if call.parent >= 0 and not call.has_data_calls:
+            out = self.separate(call.start, tensors_in((args, kwargs)), out)
+        self.strays.leave()
+        with self.tracker.outside():
+            self.returned(call, out, has_weights=bool(running.module._parameters))
+        return out
 
-        @functools.wraps(forward)
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            call = self.enter(module, forward, args, kwargs)
-            try:
-                out = forward(*args, **kwargs)
-            except BaseException:  # which the caller may catch, and call something else
-                call.raised = True
-                self.stack.pop()
-                self.strays.leave()
-                raise
-            return self.leave(call, (args, kwargs), out, has_weights=bool(module._parameters))
-
-        return recorded
-
-    def enter(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Call:
-        names = self.names[id(module)]
-        around = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
-        fqn = next((n for n in names if not around or n.startswith(around + ".")), names[0])
-        nth = self.call_counts[fqn] = self.call_counts.get(fqn, -1) + 1
-        call = Call(len(self.recording.calls), fqn, nth, self.stack[-1] if self.stack else -1)
+    def begin(self, running: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Call:
+        """Write down what a call takes."""
+        call = Call(running.index, running.key, self.tracker.index)
         call.start = len(self.recording.operations)
         call.arity = len(args) + len(kwargs)
         call.arguments = tuple(self.arguments(forward, args, kwargs))
-        if self.stack:
-            self.recording.calls[self.stack[-1]].steps.append(f":{names[0]}")
+        if call.parent >= 0:
+            self.recording.calls[call.parent].steps.append(f":{self.first_names[id(running.module)]}")
         self.recording.calls.append(call)
-        self.stack.append(call.index)
-        self.stray(self.strays.enter((*args, *kwargs.values()), tensors_in((args, kwargs))))
         return call
 
     def stray(self, tensors: Iterable[Tensor]) -> None:
@@ -165,12 +160,8 @@ class Recorder:
             if isinstance(value, Tensor) and len(read := self.read(value)) == 1:
                 yield (names.index(keyword) if keyword in names else None), keyword, read[0]
 
-    def leave(self, call: Call, arguments: Any, out: Any, *, has_weights: bool) -> Any:
-        self.stray(self.strays.read(tensors_in(out)))
-        if call.parent >= 0 and not call.has_data_calls:
-            out = self.separate(call.start, tensors_in(arguments), out)
-        self.stack.pop()
-        self.strays.leave()
+    def returned(self, call: Call, out: Any, *, has_weights: bool) -> None:
+        """Write down what a call has returned to the one around it."""
         self.strays.made(tensors_in(out))
         call.result, call.outputs = described(out, self.read)
         self.hold(tensors_in(out), has_weights)
@@ -179,7 +170,6 @@ class Recorder:
             self.holding.forget(inside - set(call.outputs))
         if call.parent >= 0 and any(v in self.data_values for v in call.outputs):
             self.recording.calls[call.parent].has_data_calls = True
-        return out
 
     def hold(self, tensors: Iterable[Tensor], is_asked_for: bool) -> None:
         """Hold what a call returns: all that may be asked for, of other things what lies in the same memory."""
@@ -240,11 +230,10 @@ class Recorder:
         written = self.writer.get(self.storage(tensor) if storage is None else storage)
         if value is None and id(tensor) not in self.param_names:
             if written is None:
-                frame = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
                 value = self.new_value(tensor, -2)
                 known = id(tensor) in self.attribute_ids or self.storage(tensor) in self.literals
                 if tensor.numel() > 1 and not known:  # a single number that was read is noted as such
-                    self.recording.constants.append(frame)
+                    self.recording.constants.append(self.tracker.fqn)
             else:
                 value = written
         if value is None:
@@ -276,12 +265,12 @@ class Recorder:
                     params.update(dict.fromkeys(self.param_sources[value]))
         index = len(recording.operations)
         op = Operation(
-            index, name, self.stack[-1] if self.stack else 0, self.function, tuple(reads), [], tuple(params), data,
+            index, name, max(self.tracker.index, 0), self.function, tuple(reads), [], tuple(params), data,
             frozenset(self.storage(t) for t in written),
         )  # fmt: skip
         recording.operations.append(op)
         if name in _SCALAR_READS and data:
-            recording.scalar_reads.append(recording.calls[op.frame].fqn)
+            recording.scalar_reads.append(self.tracker.fqn)
             self.has_read_out = True
         for tensor in [*written, *outputs] if written else outputs:
             is_written = any(tensor is t for t in written)
@@ -308,7 +297,7 @@ class Recorder:
 
     def nearest(self, names: list[str]) -> str:
         """Choose among a tied parameter's names the one below the running module."""
-        frame = self.recording.calls[self.stack[-1]].fqn if self.stack else ""
+        frame = self.tracker.fqn
         return next((n for n in names if not frame or n.startswith(frame + ".")), names[0])
 
     def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -316,13 +305,12 @@ class Recorder:
         if name in _READS_OUT:
             read = (self.value_of.get(tensor) for tensor in flat_tensors(args))
             self.has_read_out |= any(value in self.data_values for value in read)
-        if self.function >= 0 or not self.stack or name.startswith(_LITERAL):
+        if self.function >= 0 or self.tracker.running is None or name.startswith(_LITERAL):
             out = func(*args, **kwargs)
             self.strays.made(flat_tensors(out))
             return out
-        frame = self.recording.calls[self.stack[-1]]
-        nth = self.function_counts[(frame.index, name)] = self.function_counts.get((frame.index, name), -1) + 1
-        call = Call(len(self.recording.functions), frame.fqn, frame.call, frame.index, name, nth)
+        frame = self.recording.calls[self.tracker.index]
+        call = Call(len(self.recording.functions), self.tracker.count(name), frame.index)
         call.custom = custom_function()
         call.site = caller(self.first_names) if name in MERGES else ""
         self.recording.functions.append(call)
@@ -352,8 +340,8 @@ class Recorder:
 
     def query_shape(self, tensor: Tensor) -> None:
         """Write down that the running forward reads a tensor's shape."""
-        if self.stack and self.function < 0 and tensor in self.value_of:
-            self.recording.shape_reads.add((self.value_of[tensor], self.stack[-1]))
+        if self.tracker.running is not None and self.function < 0 and tensor in self.value_of:
+            self.recording.shape_reads.add((self.value_of[tensor], self.tracker.index))
 
     def settle(self, operands: list[Tensor], start: int) -> None:
         """After a write through a view (``y[:, :4] = b``) make the tensor itself stand for the written value."""

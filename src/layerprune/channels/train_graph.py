@@ -11,8 +11,9 @@ from layerprune.channels.propagate import ChannelTrace
 from layerprune.channels.rules import CannotSlice
 from layerprune.edits import Slice
 from layerprune.graph import Cut, LayerGraph
+from layerprune.modules import CallKey
 
-_Place = tuple[str, int, str, int, int]
+_Place = tuple[CallKey, int]
 
 
 class Companion:
@@ -53,11 +54,11 @@ class Companion:
         layers = {
             merge: self.training.values[self.value(self.graph.layers[merge].outputs[0])].layer for merge in merges
         }
-        gone = {_key(self.graph, index) for index in dead}
+        gone = {self.graph.layers[index].key for index in dead}
         trace = ChannelTrace(
             self.training,
             self.modules,
-            frozenset(i for i in range(len(self.training.layers)) if _key(self.training, i) in gone),
+            frozenset(layer.index for layer in self.training.layers if layer.key in gone),
             {over[y]: over[s] for y, s in cut.substitutes.items()},
         )
         found = trace.run((layers[merge], over[value]) for merge, value in cut.dropped)
@@ -76,14 +77,7 @@ class Companion:
         return there
 
 
-def _key(graph: LayerGraph, index: int) -> tuple[str, int, str, int]:
-    layer = graph.layers[index]
-    return layer.fqn, layer.call, layer.function or "", layer.nth
-
-
 def _place(graph: LayerGraph, value: int) -> _Place:
     index = graph.values[value].layer
-    if index < 0:
-        return "", 0, "", -1, graph.inputs.index(value) if value in graph.inputs else -1 - value
-    outputs = graph.layers[index].outputs
-    return *_key(graph, index), outputs.index(value) if value in outputs else -1 - value
+    key, among = (CallKey(""), graph.inputs) if index < 0 else (graph.layers[index].key, graph.layers[index].outputs)
+    return key, among.index(value) if value in among else -1 - value

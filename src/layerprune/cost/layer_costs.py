@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from layerprune.cost.sandbox_forward import on_shadow
 from layerprune.errors import CostError
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
-from layerprune.modules import FunctionWatch, names_by_module, watched
+from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
 
 _WHOLE = "Global"  # the counter's own name for all
 _ROUNDS = 5  # forwards that are timed
@@ -49,7 +48,7 @@ def tally_layers(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> tuple[M
         running = _Running(shade.model, graph)
         counter = FlopCounterMode(display=False, custom_mapping=dict(formulas()))
         counter.mod_tracker = running  # pyright: ignore[reportAttributeAccessIssue]  # asks it what is running
-        with watched(shade.model, running.wrap), shade.running(), FunctionWatch(running.call_function), counter:
+        with shade.running(), running.tracker.watching(shade.model), counter:
             shade.model(*given.args, **given.kwargs)
         sums = {name: sum(found.values()) / 2 for name, found in counter.get_flop_counts().items()}
         return {int(name): macs for name, macs in sums.items() if name.isdigit()}, int(sums.get(_WHOLE, 0))
@@ -81,7 +80,7 @@ def time_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
         running = _Timing(shade.model, graph)
         given = shade.adapt(inputs)
         try:
-            with watched(shade.model, running.wrap), shade.running(), FunctionWatch(running.call_function):
+            with shade.running(), running.tracker.watching(shade.model):
                 shade.model(*given.args, **given.kwargs)
         except Exception as error:  # the user's own forward
             raise CostError(f"the forward raised on the inputs ({inputs!r}): {short(error)}") from error
@@ -99,21 +98,8 @@ class _Running:
     """
 
     def __init__(self, model: nn.Module, graph: LayerGraph) -> None:
-        self.names = names_by_module(model)
-        self.frames: dict[tuple[str, int], int] = {}
-        calls: Counter[str] = Counter()
-        modules = dict(model.named_modules(remove_duplicate=False))
-        for frame in graph.frames:
-            name = self.names[id(modules[frame.fqn])][0]
-            self.frames[name, calls[name]] = frame.index
-            calls[name] += 1
-        self.modules = {layer.frame: layer.index for layer in graph.layers if layer.is_module}
-        self.functions = {
-            (layer.frame, layer.function, layer.nth): layer.index for layer in graph.layers if not layer.is_module
-        }
-        self.num_calls: Counter[str] = Counter()
-        self.num_functions: Counter[tuple[int, str]] = Counter()
-        self.stack: list[int] = []
+        self.tracker = CallTracker(names_by_module(model), self.run_module, self.run_function)
+        self.layers = {layer.key: layer.index for layer in graph.layers}
         self.layer: int | None = None
 
     def __enter__(self) -> _Running:
@@ -133,33 +119,11 @@ class _Running:
     def leave(self) -> None:
         self.layer = None
 
-    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        name = self.names[id(module)][0]
+    def run_module(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return self.run_function(call.key, forward, args, kwargs)
 
-        @functools.wraps(forward)
-        def followed(*args: Any, **kwargs: Any) -> Any:
-            frame = self.frames.get((name, self.num_calls[name]), -1)
-            self.num_calls[name] += 1
-            self.stack.append(frame)
-            layer = self.modules.get(frame)
-            begins = layer is not None and self.layer is None
-            if begins and layer is not None:
-                self.enter(layer)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self.stack.pop()
-                if begins:
-                    self.leave()
-
-        return followed
-
-    def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self.layer is not None or not self.stack:
-            return func(*args, **kwargs)
-        frame = self.stack[-1]
-        layer = self.functions.get((frame, name, self.num_functions[frame, name]))
-        self.num_functions[frame, name] += 1
+    def run_function(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        layer = self.layers.get(key) if self.layer is None else None
         if layer is None:
             return func(*args, **kwargs)
         self.enter(layer)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,7 @@ from layerprune.capture import Shadow
 from layerprune.cost.formulas import formulas
 from layerprune.cost.sandbox_forward import on_shadow, run
 from layerprune.inputs import Inputs
-from layerprune.modules import names_by_module, watched
+from layerprune.modules import CallTracker, names_by_module
 
 # Operations from elsewhere may hold products that nobody has told us of.
 _KNOWN = frozenset({"aten", "prim", "prims", "profiler", "higher_order"})
@@ -68,11 +66,11 @@ def macs_by_module(model: nn.Module, inputs: Inputs) -> Mapping[str, int]:
 
 
 def _tally(shade: Shadow, inputs: Inputs) -> Macs:
-    calls = _Calls(shade.model)
+    calls = _Calls(names_by_module(shade.model, only_first=True))
     foreign = _Foreign(formulas())
     counter = FlopCounterMode(display=False, custom_mapping=foreign.formulas)
     counter.mod_tracker = calls  # pyright: ignore[reportAttributeAccessIssue]  # torch's own names shared modules twice
-    with watched(shade.model, calls.wrap), shade.running(), foreign, counter:
+    with shade.running(), calls.watching(shade.model), foreign, counter:
         run(shade, inputs)
     sums = {name: sum(found.values()) // 2 for name, found in counter.get_flop_counts().items()}
     total = sums.pop(_WHOLE, 0)
@@ -82,16 +80,8 @@ def _tally(shade: Shadow, inputs: Inputs) -> Macs:
 _WHOLE = "Global"  # the counter's own name for all
 
 
-class _Calls:
-    """The modules whose forwards are running, in the form in which torch's counter asks for them.
-
-    Args:
-        model: the model that runs.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.names = names_by_module(model)
-        self.running: Counter[str] = Counter()
+class _Calls(CallTracker):
+    """The modules whose forwards are running, in the form in which torch's counter asks for them."""
 
     def __enter__(self) -> _Calls:
         return self
@@ -102,20 +92,7 @@ class _Calls:
     @property
     def parents(self) -> set[str]:
         """What an operation counts for."""
-        return {_WHOLE, *+self.running}
-
-    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        name = self.names[id(module)][0]
-
-        @functools.wraps(forward)
-        def followed(*args: Any, **kwargs: Any) -> Any:
-            self.running[name] += 1
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self.running[name] -= 1
-
-        return followed
+        return {_WHOLE} | ({call.key.fqn for call in self.running.outward()} if self.running else set())
 
 
 class _Foreign(TorchDispatchMode):

@@ -8,10 +8,9 @@ from layerprune.graph.groups import Group, LayerInfo, Verdict, form_groups
 from layerprune.graph.layer_graph import Frame, Layer, LayerGraph, Read, Structure, Value
 from layerprune.graph.liveness import Cut
 from layerprune.graph.op_kinds import kind_of_function, kind_of_module
-from layerprune.graph.value_locations import Call, Showings, calls_of
+from layerprune.graph.value_locations import Showings, calls_of
 
 __all__ = [
-    "Call",
     "Cut",
     "Frame",
     "Group",

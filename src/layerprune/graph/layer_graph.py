@@ -13,6 +13,7 @@ import torch
 from layerprune.graph.lint import lint
 from layerprune.graph.listing import listing
 from layerprune.graph.liveness import Cut, DeadLayers
+from layerprune.modules import CallKey
 
 #: What one operand of a layer reads: one value, or several where a view was written through an alias in between.
 Read: TypeAlias = tuple[int, ...]
@@ -90,6 +91,11 @@ class Layer:
         """Whether the layer is a module's call."""
         return self.function is None
 
+    @property
+    def key(self) -> CallKey:
+        """The call that the layer is."""
+        return CallKey(self.fqn, self.call, self.function or "", self.nth)
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -117,6 +123,11 @@ class Frame:
     outputs: tuple[int, ...]
     steps: tuple[str, ...] = ()
     raised: bool = False
+
+    @property
+    def key(self) -> CallKey:
+        """The call that the frame is."""
+        return CallKey(self.fqn, self.call)
 
 
 @dataclass(frozen=True)

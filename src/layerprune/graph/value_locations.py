@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import nn
 
 from layerprune.graph.layer_graph import LayerGraph
-
-Call: TypeAlias = tuple[str, int]
-"""One call of a module: the module's first name, and which call of it this is."""
+from layerprune.modules import CallKey
 
 
 @dataclass(frozen=True)
@@ -22,8 +20,7 @@ class Showings:
     Attributes:
         inputs: place among the tensors of the model's arguments → value.
         arguments: call → (position, keyword, value) of what it takes.
-        results: call → (place, value) of what it returns.
-        functions: call → (function, which call of it) → (place in its results, value) of what its forward makes.
+        results: call → (place, value) of what it returns; of functions, too.
         steps: call → what its forward has to call, in order.
         counts: module → how often it has to be called, if at all.
         callees: modules that are called by those whose steps are watched.
@@ -31,16 +28,15 @@ class Showings:
     """
 
     inputs: dict[int, int] = field(default_factory=dict[int, int])
-    arguments: dict[Call, list[tuple[int | None, str | None, int]]] = field(default_factory=dict[Any, Any])
-    results: dict[Call, list[tuple[int, int]]] = field(default_factory=dict[Any, Any])
-    functions: dict[Call, dict[tuple[str, int], list[tuple[int, int]]]] = field(default_factory=dict[Any, Any])
-    steps: dict[Call, tuple[str, ...]] = field(default_factory=dict[Any, Any])
+    arguments: dict[CallKey, list[tuple[int | None, str | None, int]]] = field(default_factory=dict[CallKey, Any])
+    results: dict[CallKey, list[tuple[int, int]]] = field(default_factory=dict[CallKey, Any])
+    steps: dict[CallKey, tuple[str, ...]] = field(default_factory=dict[CallKey, Any])
     counts: dict[str, int] = field(default_factory=dict[str, int])
     callees: set[str] = field(default_factory=set[str])
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict[int, Any])
 
     @classmethod
-    def of(cls, graph: LayerGraph, calls: Sequence[Call], wanted: Mapping[int, int]) -> Showings:
+    def of(cls, graph: LayerGraph, calls: Sequence[CallKey], wanted: Mapping[int, int]) -> Showings:
         """Find the places of values of a layer graph (→ the numbers that they are reported by)."""
         found = cls()
         taken = [(frame, argument) for frame in graph.frames for argument in frame.arguments if argument[2] in wanted]
@@ -59,22 +55,22 @@ class Showings:
                 call = calls[layer.frame]
                 found.steps[call] = graph.frames[layer.frame].steps
                 if layer.nth >= 0 and value in layer.results:
-                    made = found.functions.setdefault(call, {}).setdefault((layer.function, layer.nth), [])
-                    made.append((layer.results.index(value), number))
+                    key = call._replace(function=layer.function, nth=layer.nth)
+                    found.results.setdefault(key, []).append((layer.results.index(value), number))
         watched = {frame.index for frame in graph.frames if calls[frame.index] in found.steps}
-        found.callees.update(calls[frame.index][0] for frame in graph.frames if frame.parent in watched)
-        totals = Counter(name for name, _ in calls)
-        found.counts.update((name, totals[name]) for name, _ in (*found.arguments, *found.results, *found.steps))
+        found.callees.update(calls[frame.index].fqn for frame in graph.frames if frame.parent in watched)
+        totals = Counter(call.fqn for call in calls)
+        found.counts.update((key.fqn, totals[key.fqn]) for key in (*found.arguments, *found.results, *found.steps))
         return found
 
 
-def calls_of(graph: LayerGraph, model: nn.Module, names: Mapping[int, Sequence[str]]) -> list[Call]:
+def calls_of(graph: LayerGraph, model: nn.Module, names: Mapping[int, Sequence[str]]) -> list[CallKey]:
     """Each frame's call: the first name of its module, and which call of the module it is, under whatever name."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    counts: dict[str, int] = {}
-    found: list[Call] = []
+    counts: Counter[str] = Counter()
+    found: list[CallKey] = []
     for frame in graph.frames:
         name = names[id(modules[frame.fqn])][0]
-        found.append((name, counts.get(name, 0)))
-        counts[name] = counts.get(name, 0) + 1
+        found.append(CallKey(name, counts[name]))
+        counts[name] += 1
     return found

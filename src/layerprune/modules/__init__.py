@@ -3,10 +3,19 @@
 Works on ``nn.Module`` objects alone; recording and graphs come above.
 """
 
+from layerprune.modules.call_tracker import CallKey, CallTracker, RunningCall
 from layerprune.modules.external_state import Outside
-from layerprune.modules.fast_path import no_fast_path, nothing, unfuse
 from layerprune.modules.fingerprint import difference, structure
-from layerprune.modules.interpose import FunctionWatch, OperationWatch, hooks_watched, reached, watched
+from layerprune.modules.interpose import (
+    FunctionWatch,
+    OperationWatch,
+    hooks_watched,
+    no_fast_path,
+    nothing,
+    reached,
+    unfuse,
+    watched,
+)
 from layerprune.modules.parameters import buffers, named_buffers, named_parameters, parameters
 from layerprune.modules.snapshot import Attributes, Held
 from layerprune.modules.state import Condition
@@ -30,12 +39,15 @@ from layerprune.modules.undo import Journal, Undo, write
 
 __all__ = [
     "Attributes",
+    "CallKey",
+    "CallTracker",
     "Condition",
     "FunctionWatch",
     "Held",
     "Journal",
     "OperationWatch",
     "Outside",
+    "RunningCall",
     "StrongTensorKeys",
     "Tree",
     "Undo",

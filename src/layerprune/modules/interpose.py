@@ -1,4 +1,4 @@
-"""Watching: a model's functions, operations and module calls, as its forward runs."""
+"""Watching a model as its forward runs: functions, operations, module calls; torch's fused fast path kept off."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from layerprune.modules.undo import Journal
 from layerprune.tensors import flat_tensors, written_tensors
 
 # Attribute reads and queries that make no tensor.
@@ -125,6 +127,32 @@ def watched(
                 vars(module).pop("forward", None)
             else:
                 vars(module)["forward"] = forward
+
+
+@contextmanager
+def no_fast_path() -> Generator[None]:
+    """Keep torch's transformer modules from running as one fused operation, in which no value shows up."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def nothing() -> Tensor:
+    """What stands for a weight that is gone from a layer of :class:`torch.nn.TransformerEncoder`.
+
+    The encoder reads the weights of its first layer to decide whether it packs padded tokens into a nested tensor, of
+    which the padded ones come out as zeros. Any plain tensor lets it do so as before; it computes nothing with them.
+    """
+    with _disable_current_modes():
+        return torch.empty(0)
+
+
+def unfuse(layer: nn.TransformerEncoderLayer, journal: Journal) -> None:
+    """Keep a layer that has lost a part from running as one fused operation, which would use all its weights."""
+    journal.set(vars(layer), "activation_relu_or_gelu", 0)
 
 
 @contextmanager

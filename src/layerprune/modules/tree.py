@@ -89,10 +89,10 @@ def _hung(items: Iterable[tuple[str, nn.Module | None]]) -> list[tuple[str, int]
     return [(key, id(module)) for key, module in items]
 
 
-def names_by_module(model: nn.Module) -> dict[int, list[str]]:
-    """Map ``id(module)`` to all its dotted names, shortest way first as ``named_modules`` finds them."""
+def names_by_module(model: nn.Module, *, only_first: bool = False) -> dict[int, list[str]]:
+    """Map ``id(module)`` to all its dotted names, or only the first, in the order of ``named_modules``."""
     names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules(remove_duplicate=only_first):
         names.setdefault(id(module), []).append(name)
     return names
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerprune.capture import NAMED
-from layerprune.modules import FunctionWatch, names_by_module, watched
+from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
 from layerprune.stand_ins import STAND_INS, Dropped, SkipsDropped
 from layerprune.tensors import flat_tensors, tensors_in
 
@@ -87,7 +85,7 @@ def trace_flow(
     for place, tensor in enumerate(tensors_in((args, kwargs))):
         tracer.tags[tensor] = ("input", place)
         tracer.flow.data.add(("input", place))
-    with watched(model, tracer.wrap), FunctionWatch(tracer.call):
+    with tracer.calls.watching(model, [one for one in model.modules() if not isinstance(one, SkipsDropped)]):
         model(*args, **kwargs)
     return tracer.flow
 
@@ -104,59 +102,42 @@ class _FlowTracer:
         self.keep = keep
         self.earlier = WeakTensorKeyDictionary() if earlier is None else earlier
         self.flow = Flow()
-        self.names = {key: names[0] for key, names in names_by_module(model).items()}
+        names = names_by_module(model, only_first=True)
         for guard in (module for module in model.modules() if isinstance(module, SkipsDropped)):
-            self.names[id(guard.inner)] = self.names[id(guard)]
+            names[id(guard.inner)] = names[id(guard)]
+        self.calls = CallTracker(names, self.run_module, self.run_function)
         self.tags = self.flow.tags
         self.alive: list[Tensor] = []
         for name, tensor in _own(model):
             self.tags[tensor] = ("own", name)
-        self.stack: list[tuple[str, Counter[str]]] = []
+        self.paths: dict[RunningCall, str] = {}
         self.stand_ins: set[str] = set()
-        self.inside = False
 
-    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a module's forward so that it is known in which calls a function runs."""
-        if isinstance(module, SkipsDropped):
-            return forward
+    def run_module(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module's forward, and write down what it returns."""
+        path = ""
+        if call.parent is not None:
+            name = f"/{call.key.fqn}"
+            path = f"{self.paths[call.parent]}{name}#{call.parent.num_calls[name]}"
+            call.parent.num_calls[name] += 1
+        self.paths[call] = path
+        if isinstance(call.module, STAND_INS):
+            self.stand_ins.add(path)
+        out = forward(*args, **kwargs)
+        self.flow.returned[path] = tuple(self.tag(tensor) for tensor in leaves(out))
+        return out
 
-        @functools.wraps(forward)
-        def placed(*args: Any, **kwargs: Any) -> Any:
-            path = ""
-            if self.stack:
-                above, counts = self.stack[-1]
-                name = f"/{self.names[id(module)]}"
-                path = f"{above}{name}#{counts[name]}"
-                counts[name] += 1
-            if isinstance(module, STAND_INS):
-                self.stand_ins.add(path)
-            self.stack.append((path, Counter()))
-            try:
-                out = forward(*args, **kwargs)
-            finally:
-                self.stack.pop()
-            self.flow.returned[path] = tuple(self.tag(tensor) for tensor in leaves(out))
-            return out
-
-        return placed
-
-    def call(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def run_function(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function, and write down what it takes and makes."""
-        if self.inside or not self.stack:
-            return func(*args, **kwargs)
-        path, counts = self.stack[-1]
-        place = (path, name, counts[name])
-        counts[name] += 1
+        assert self.calls.running is not None
+        path, name = self.paths[self.calls.running], key.function
+        place = (path, name, key.nth)
         given = flat_tensors((args, kwargs))
         live = [tensor for tensor in given if not isinstance(tensor, Dropped)]
         operands = tuple(self.tag(tensor) for tensor in live)
         literals = _literals((args, kwargs))
         versions = _versions(live)
-        self.inside = True
-        try:
-            out = self.run(func, args, kwargs)
-        finally:
-            self.inside = False
+        out = self.run(func, args, kwargs)
         made = [tensor for tensor in flat_tensors(out) if not isinstance(tensor, Dropped)]
         joined = bool(operands and made) and name in ("cat", "concat", "concatenate")
         if path in self.stand_ins or (len(live) < len(given) and not joined):

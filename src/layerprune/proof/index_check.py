@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from layerprune.channels import Moved
-from layerprune.modules import FunctionWatch, names_by_module, watched
-
-_Place = tuple[str, int, str, int]
+from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
 
 
 @contextmanager
@@ -31,58 +27,29 @@ def rerunning(model: nn.Module, moved: Sequence[Moved]) -> Generator[list[str]]:
     if not moved:
         yield faults
         return
-    rerun = _Rerun(model, moved, faults)
-    with watched(model, rerun.wrap), FunctionWatch(rerun.call_function):
+    rerun = _Rerun(moved, faults)
+    with CallTracker(names_by_module(model), rerun.run_module, rerun.run_function).watching(model):
         yield faults
     faults += [f"'{m.layer.name}' does not run as it was recorded" for m in rerun.waiting.values()]
 
 
 class _Rerun:
-    def __init__(self, model: nn.Module, moved: Sequence[Moved], faults: list[str]) -> None:
-        self.waiting: dict[_Place, Moved] = {}
-        for m in moved:
-            self.waiting[m.layer.fqn, m.layer.call, m.layer.function or "", m.layer.nth] = m
+    def __init__(self, moved: Sequence[Moved], faults: list[str]) -> None:
+        self.waiting = {m.layer.key: m for m in moved}
         self.faults = faults
-        self.names = names_by_module(model)
-        self.calls: Counter[str] = Counter()
-        self.stack: list[tuple[str, int, Counter[str]]] = []
-        self.inside = False
 
-    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a module's forward so that it is known which call of it runs."""
+    def run_module(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module's forward; check it where it rearranges channels."""
+        self.check(call.key, forward, args, kwargs)
+        return forward(*args, **kwargs)
 
-        @functools.wraps(forward)
-        def placed(*args: Any, **kwargs: Any) -> Any:
-            around = self.stack[-1][0] if self.stack else ""
-            names = self.names[id(module)]
-            fqn = next((n for n in names if not around or n.startswith(around + ".")), names[0])
-            call = self.calls[fqn]
-            self.calls[fqn] += 1
-            self.check((fqn, call, "", 0), forward, args, kwargs)
-            self.stack.append((fqn, call, Counter()))
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self.stack.pop()
-
-        return placed
-
-    def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def run_function(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function; check it where it rearranges channels."""
-        if self.inside or not self.stack:
-            return func(*args, **kwargs)
-        fqn, call, counts = self.stack[-1]
-        nth = counts[name]
-        counts[name] += 1
-        self.inside = True
-        try:
-            self.check((fqn, call, name, nth), func, args, kwargs)
-            return func(*args, **kwargs)
-        finally:
-            self.inside = False
+        self.check(key, func, args, kwargs)
+        return func(*args, **kwargs)
 
-    def check(self, place: _Place, func: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        moved = self.waiting.pop(place, None)
+    def check(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        moved = self.waiting.pop(key, None)
         if moved is None:
             return
         if not args or not isinstance(args[0], Tensor):

@@ -28,12 +28,12 @@ class Sizes:
 
     def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs) -> None:
         self.moving: frozenset[str] = frozenset()
-        recorded = {(frame.fqn, frame.call): found for frame in graph.frames if (found := list(_numbers(frame.result)))}
+        recorded = {frame.key: found for frame in graph.frames if (found := list(_numbers(frame.result)))}
         larger = inputs.map(_larger)
         if recorded and any(a is not b for a, b in zip(larger.tensors(), inputs.tensors(), strict=True)):
             results = record_results(shade, larger)  # none where the model takes one size only
             self.moving = frozenset(
-                call[0]
+                call.fqn
                 for call, found in recorded.items()
                 if call in results and list(_numbers(results[call])) != found
             )

@@ -10,11 +10,8 @@ from functools import cached_property
 from torch import nn
 from torch.nn.modules import module as hooks
 
-from layerprune.graph import LayerGraph
-from layerprune.modules import Condition
-
-#: One call of a module: its id, and which call of it this is.
-Call = tuple[int, int]
+from layerprune.graph import LayerGraph, calls_of
+from layerprune.modules import Condition, names_by_module
 
 _PER_ELEMENT = 8  # multiply-accumulates that an elementwise function takes as long as
 
@@ -31,16 +28,13 @@ class Upstream:
         self.graph = graph
         self.inside = graph.layers_inside
         modules = dict(model.named_modules(remove_duplicate=False))
-        self.calls: dict[Call, int] = {}
+        self.names = names_by_module(model, only_first=True)
+        self.calls = {key: frame for frame, key in enumerate(calls_of(graph, model, self.names))}
+        self.module_of = {frame.index: modules[frame.fqn] for frame in graph.frames}  # whose call a frame is
         self.modules: dict[int, frozenset[int]] = {}  # those called in a frame, its own and what this holds included
-        counts: Counter[int] = Counter()
         for frame in graph.frames:
-            module = modules[frame.fqn]
-            self.calls[id(module), counts[id(module)]] = frame.index
-            counts[id(module)] += 1
-            self.modules[frame.index] = frozenset(map(id, module.modules()))
-        self.call_of = {frame: call for call, frame in self.calls.items()}
-        self.module_of = {id(module): module for module in modules.values()}
+            self.modules[frame.index] = frozenset(map(id, self.module_of[frame.index].modules()))
+        self.by_id = {id(module): module for module in modules.values()}
         for frame in reversed(graph.frames):
             if frame.parent >= 0:
                 self.modules[frame.parent] |= self.modules[frame.index]
@@ -56,7 +50,7 @@ class Upstream:
         seeds = {
             layer
             for frame in self.graph.frames
-            if self.call_of[frame.index][0] in differing
+            if id(self.module_of[frame.index]) in differing
             for layer in self.inside[frame.index]
         }
         reached = self.downstream(seeds)
@@ -99,13 +93,13 @@ class Upstream:
         """Whether a module that is called inside has hooks, which have to run; the call's own do in any case."""
         if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
             return True
-        own = self.call_of[frame][0]
-        inside = (self.module_of.get(one) for one in self.modules[frame] if one != own)
+        own = self.module_of[frame]
+        inside = (self.by_id.get(one) for one in self.modules[frame] if one != id(own))
         return any(one is not None and (one._forward_hooks or one._forward_pre_hooks) for one in inside)
 
     def watched(self, frames: Iterable[int]) -> list[nn.Module]:
         """The modules that are called in some frames."""
-        return [self.module_of[one] for one in dict.fromkeys(self.call_of[frame][0] for frame in frames)]
+        return list({id(module): module for module in map(self.module_of.__getitem__, frames)}.values())
 
     def chosen(self, wanted: Sequence[frozenset[int]], scale: float, most_bytes: int) -> frozenset[int]:
         """Choose whose outputs are kept: first those that save most work for their size.

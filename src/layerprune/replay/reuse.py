@@ -14,7 +14,6 @@ whole ones do, and all that is kept must still be as it was.
 
 from __future__ import annotations
 
-import functools
 import random
 import threading
 from collections import Counter
@@ -24,12 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerprune.capture import Shadow
 from layerprune.edits import Edit
 from layerprune.graph import LayerGraph
-from layerprune.modules import Condition, buffers, parameters, watched
+from layerprune.modules import CallTracker, Condition, RunningCall, buffers, parameters
 from layerprune.replay.cached_call import Leaf, NotPlain, Outcome
 from layerprune.replay.call_reachability import Upstream
 from layerprune.replay.policy import Ledger
@@ -110,7 +109,7 @@ class Handover:
         frames = self._chosen(sets, num_samples / self.num_samples)
         before = _drawn()
         keeper = _Keeper(self, frames)
-        with watched(self.shade.model, keeper.wrap, self.upstream.watched(frames)):
+        with keeper.tracker.watching(self.shade.model, self.upstream.watched(frames)):
             yield
         self.leaves = {}
         if _drawn() != before:
@@ -222,60 +221,58 @@ class Handover:
             yield
             return
         hander = _Hander(self, frozenset(frames))
-        with watched(self.shade.model, hander.wrap, self.upstream.watched(frames)):
+        with hander.tracker.watching(self.shade.model, self.upstream.watched(frames)):
             yield
         self.ledger.handed_on.update({frame: num * self.batch_size for frame, num in hander.handed_on.items()})
 
 
-class _Calls:
-    """Counts the calls of modules in one forward."""
+class _Replay:
+    """Knows which calls of one forward are frames of the layer graph."""
 
-    def __init__(self, handover: Handover) -> None:
+    def __init__(self, handover: Handover, frames: frozenset[int]) -> None:
         self.handover = handover
         self.upstream = handover.upstream
+        self.frames = frames
         self.thread = threading.get_ident()
-        self.counts: Counter[int] = Counter()
+        self.tracker = CallTracker(self.upstream.names, self.run)
 
-    def frame(self, module: nn.Module) -> int | None:
-        """Which call this is; None for one that the layer graph does not know, or of another thread."""
-        call = (id(module), self.counts[id(module)])
-        self.counts[id(module)] += 1
-        return self.upstream.calls.get(call) if threading.get_ident() == self.thread else None
+    def frame(self, call: RunningCall) -> int | None:
+        """The frame that a call is; None for one that is not looked at, or is made by another thread."""
+        frame = self.upstream.calls.get(call.key) if threading.get_ident() == self.thread else None
+        return frame if frame in self.frames else None
+
+    def run(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError
 
 
-class _Keeper(_Calls):
+class _Keeper(_Replay):
     """Keeps what calls take and return, as the original's forward makes them."""
 
     def __init__(self, handover: Handover, frames: frozenset[int]) -> None:
-        super().__init__(handover)
-        self.frames = frames
+        super().__init__(handover, frames)
         self.too_large: set[int] = set()
         self.num_bytes = 0
         self.memory: set[int] = set()
 
-    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(forward)
-        def kept(*args: Any, **kwargs: Any) -> Any:
-            frame = self.frame(module)
-            if frame not in self.frames or torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            try:
-                outcome = Outcome(args, kwargs, self.leaf)
-            except NotPlain:
-                return forward(*args, **kwargs)
-            out = forward(*args, **kwargs)
-            try:
-                outcome.finish(args, kwargs, out)
-            except NotPlain:
-                return out
-            if self.has_room(outcome):
-                self.handover.outcomes[frame] = outcome
-            else:
-                self.too_large.add(frame)
-                self.let_go(outcome)
+    def run(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        frame = self.frame(call)
+        if frame is None or torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        try:
+            outcome = Outcome(args, kwargs, self.leaf)
+        except NotPlain:
+            return forward(*args, **kwargs)
+        out = forward(*args, **kwargs)
+        try:
+            outcome.finish(args, kwargs, out)
+        except NotPlain:
             return out
-
-        return kept
+        if self.has_room(outcome):
+            self.handover.outcomes[frame] = outcome
+        else:
+            self.too_large.add(frame)
+            self.let_go(outcome)
+        return out
 
     def leaf(self, tensor: Tensor) -> Leaf:
         """The leaf of a tensor as it is now."""
@@ -301,35 +298,30 @@ class _Keeper(_Calls):
         return True
 
 
-class _Hander(_Calls):
+class _Hander(_Replay):
     """Hands on what was kept, for as long as calls take what they took."""
 
     def __init__(self, handover: Handover, frames: frozenset[int]) -> None:
-        super().__init__(handover)
-        self.frames = frames
+        super().__init__(handover, frames)
         self.differs = False
         self.handed_on: Counter[int] = Counter()
 
-    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(forward)
-        def handed(*args: Any, **kwargs: Any) -> Any:
-            frame = self.frame(module)
-            outcome = self.handover.outcomes.get(frame) if frame is not None and frame in self.frames else None
-            if frame is None or outcome is None or self.upstream.is_hooked(frame):
-                return forward(*args, **kwargs)
-            if not outcome.matches(args, kwargs, by_value=not self.differs):
-                # One that hands its argument on may differ by where this lies only.
-                self.differs = self.differs or not outcome.lies_in_arguments
-                return forward(*args, **kwargs)
-            if outcome.is_fresh:
-                self.handed_on[frame] += 1
-                return outcome.rebuilt()
-            out = forward(*args, **kwargs)  # an earlier set's forward has written into what was kept
-            if not outcome.renew(args, kwargs, out):
-                del self.handover.outcomes[frame]
-            return out
-
-        return handed
+    def run(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        frame = self.frame(call)
+        outcome = None if frame is None else self.handover.outcomes.get(frame)
+        if frame is None or outcome is None or self.upstream.is_hooked(frame):
+            return forward(*args, **kwargs)
+        if not outcome.matches(args, kwargs, by_value=not self.differs):
+            # One that hands its argument on may differ by where this lies only.
+            self.differs = self.differs or not outcome.lies_in_arguments
+            return forward(*args, **kwargs)
+        if outcome.is_fresh:
+            self.handed_on[frame] += 1
+            return outcome.rebuilt()
+        out = forward(*args, **kwargs)  # an earlier set's forward has written into what was kept
+        if not outcome.renew(args, kwargs, out):
+            del self.handover.outcomes[frame]
+        return out
 
 
 def _why_never(shade: Shadow, graph: LayerGraph) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.inputs import Inputs
-from layerprune.modules import names_by_module, watched
+from layerprune.modules import CallTracker, names_by_module
 from layerprune.tensors import tensors_in
 
 _WRITES = ("update", "update_conv_state", "update_recurrent_state")
@@ -79,7 +79,7 @@ def observe_cache(
         watch = _Watch(model)
         for cache in empty.values():
             watch.attach(cache)
-        with watched(model, watch.wrap):
+        with watch.tracker.watching(model):
             first = model(**{**inputs.kwargs, **empty, "use_cache": True})
             name = _cache_in(first)
             if name is None:
@@ -160,9 +160,7 @@ class _Watch:
     """Sees what modules do with the layers of a cache."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = names_by_module(model)
-        self.stack: list[str] = []
-        self.asking: list[nn.Module] = []
+        self.tracker = CallTracker(names_by_module(model, only_first=True))
         self.seen: list[Any] = []
         self.written: dict[tuple[int, int, bool], dict[str, None]] = {}
         self.read: list[tuple[tuple[int, int, bool], str, str, tuple[str, ...]]] = []
@@ -200,33 +198,20 @@ class _Watch:
             out = run(*args, **kwargs)
             if method == "has_previous_state" and (args or kwargs.get("layer_idx") is not None):
                 return out  # a layer asks about its own place
+            running = self.tracker.running
             if method in _WRITES:
-                self.written.setdefault((number, place, kind), {})[self.stack[-1]] = None
+                self.written.setdefault((number, place, kind), {})[self.tracker.fqn] = None
             elif not self.asks_own(place):
-                self.read.append(((number, place, kind), method, repr(out), tuple(self.stack)))
+                around = () if running is None else tuple(call.key.fqn for call in running.outward())
+                self.read.append(((number, place, kind), method, repr(out), around))
             return out
 
         return seen
 
     def asks_own(self, place: int) -> bool:
         """Whether the module that asks holds the very place: a cross-attention beside a self-attention that may go."""
-        held = vars(self.asking[-1]) if self.asking else {}
+        held = vars(self.tracker.running.module) if self.tracker.running is not None else {}
         return any(held.get(name) == place for name in PLACES)
-
-    def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        name = self.names[id(module)][0]
-
-        @functools.wraps(forward)
-        def followed(*args: Any, **kwargs: Any) -> Any:
-            self.stack.append(name)
-            self.asking.append(module)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self.asking.pop()
-                self.stack.pop()
-
-        return followed
 
     def use(self) -> CacheUse:
         writers = {where: tuple(names) for where, names in self.written.items()}

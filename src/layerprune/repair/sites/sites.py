@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,10 @@ from layerprune.adapters import owner_of
 from layerprune.edits import Edit, Shorten, name_before
 from layerprune.fitting import channel_dim, exact, has_free_bias, why_not_solvable
 from layerprune.graph import Layer, LayerGraph
+from layerprune.modules import CallKey
 from layerprune.repair.sites.linear_path import Guide, Way
 from layerprune.repair.sites.permutation import Moves
 from layerprune.repair.sites.token_norms import Norm, norm_of
-
-#: What makes a layer the same one in two models: its module, which call of it, and the function that it is, if one.
-_Key: TypeAlias = tuple[str, int, str | None, int]
 
 _NUMBERED = (nn.ModuleList, nn.Sequential)
 
@@ -186,7 +183,7 @@ class _Finder:
         self.guide = Guide(pruned, self.modules)
         self.shortens = shortens
         self.names: dict[str, str] = {}
-        self.same = {_key(layer, layer.fqn): layer for layer in original.layers}
+        self.same = {layer.key: layer for layer in original.layers}
         self.num_names: dict[int, int] = {}
         for number in pruned.param_ids.values():
             self.num_names[number] = self.num_names.get(number, 0) + 1
@@ -202,21 +199,21 @@ class _Finder:
 
     def same_of(self, layer: Layer) -> Layer | None:
         """The layer of the original that a layer of the pruned model is; None where there is none."""
-        return self.same.get(_key(layer, self.name_before(layer.fqn)))
+        return self.same.get(self.key_before(layer))
 
-    def name_before(self, name: str) -> str:
-        """A module's name in the original."""
-        if name not in self.names:
-            self.names[name] = name_before(name, self.shortens)
-        return self.names[name]
+    def key_before(self, layer: Layer) -> CallKey:
+        """The call that a layer was in the original."""
+        if layer.fqn not in self.names:
+            self.names[layer.fqn] = name_before(layer.fqn, self.shortens)
+        return layer.key._replace(fqn=self.names[layer.fqn])
 
-    def makers(self, graph: LayerGraph, read: Sequence[int]) -> list[_Key | None]:
+    def makers(self, graph: LayerGraph, read: Sequence[int]) -> list[CallKey | None]:
         """What made what an operand reads, by the names of the original."""
         makers = [graph.values[value].layer for value in read]
         layers = [graph.layers[maker] if maker >= 0 else None for maker in makers]
         if graph is self.original:
-            return [None if layer is None else _key(layer, layer.fqn) for layer in layers]
-        return [None if layer is None else _key(layer, self.name_before(layer.fqn)) for layer in layers]
+            return [None if layer is None else layer.key for layer in layers]
+        return [None if layer is None else self.key_before(layer) for layer in layers]
 
     def site(self, layer: Layer) -> Site | str:
         """The site that a transform is, or why it is none."""
@@ -318,7 +315,3 @@ class _Finder:
         if fitting:
             return "what reads its result reads different tensors in the original"
         return "no reader of its result reads a tensor of that shape in the original"
-
-
-def _key(layer: Layer, fqn: str) -> _Key:
-    return fqn, layer.call, layer.function, layer.nth
