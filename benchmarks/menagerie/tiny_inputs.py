@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from layerprune.adapters.transformers.example_inputs import example_inputs
+from layerprune.adapters.transformers.example_inputs import transformers_example_inputs
 from layerprune.inputs import Inputs, Sampler, infer_inputs
 from layerprune.tensors import tensors_in
 from menagerie.entry import Batch, NoVariant
@@ -43,8 +43,8 @@ def _template(model: nn.Module, variant: int) -> Fields:
 
 def _infer(model: nn.Module) -> Fields:
     """Find what the model takes: what the library infers, with smaller images first."""
-    small = (Inputs((), fields) for item in example_inputs(model) if (fields := _smaller(item.kwargs)))
-    proposals = chain(small, example_inputs(model))
+    small = (Inputs((), fields) for item in transformers_example_inputs(model) if (fields := _smaller(item.kwargs)))
+    proposals = chain(small, transformers_example_inputs(model))
     return infer_inputs(model, lambda inputs: attempt(model, inputs.kwargs), proposals).kwargs
 
 

@@ -21,7 +21,15 @@ from models.nets import linear, randomised, rows
 
 def removal(name, *dead):
     realisation = Realisation(Cut({}), (), (), frozenset(dead), frozenset(), ())
-    return Removal(name, "branch", (name,), Cut({}), realisation, 1)
+    return Removal(
+        name=name,
+        subject=(name,),
+        kind="branch",
+        groups=(name,),
+        cut=Cut({}),
+        realisation=realisation,
+        num_params=1,
+    )
 
 
 def subsets(num):

@@ -20,7 +20,7 @@ from layerprune.capture.first_capture import record_first
 from layerprune.capture.probe import Observer, See
 from layerprune.capture.recorder import ParameterWritten
 from layerprune.capture.sandbox import Shadow, fake_shadow, gradient_shadow, is_about_fakes, real_shadow, short
-from layerprune.capture.shape_cache import NAMED, FunctionMemo, Memo
+from layerprune.capture.shape_cache import NAMED, FunctionMemo, Memo, has_memo
 from layerprune.capture.trace_variants import Variants
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "fitting",
     "given_calibration",
     "gradient_shadow",
+    "has_memo",
     "is_about_fakes",
     "notes_of",
     "read_calibration",

@@ -31,6 +31,8 @@ _PURE = (
 )
 
 
+_MARK = "_answers_from_memo"
+
 #: What is known by its value.
 NAMED = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.Size)
 
@@ -63,7 +65,7 @@ class Memo:
             own = isinstance(module, _PURE) and type(module).__module__.startswith("torch.nn.")
             if (own or name in leaves) and not getattr(module, "inplace", False) and "forward" not in vars(module):
                 kind = (type(module), module.extra_repr()) if own else (id(module),)
-                vars(module)["forward"] = self.answering(kind, module, module.forward)
+                vars(module)["forward"] = _marked(self.answering(kind, module, module.forward))
 
     def attach_whole(self, model: nn.Module, names: Collection[str]) -> None:
         """Let modules with others inside answer as a whole, for as long as nothing inside them is edited.
@@ -74,7 +76,7 @@ class Memo:
         """
         for name, module in model.named_modules():
             if name in names and "forward" not in vars(module):
-                vars(module)["forward"] = self.answering_whole(name, module, module.forward)
+                vars(module)["forward"] = _marked(self.answering_whole(name, module, module.forward))
 
     def opening(self, names: Iterable[str]) -> None:
         """Have modules run that hold, or lie in, what is edited; all others may answer."""
@@ -141,6 +143,17 @@ class Memo:
         with _disable_current_modes():
             meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
             return FakeTensor(self.mode, meta, like.device)
+
+
+def has_memo(module: nn.Module) -> bool:
+    """Whether the forward that a module has of its own is the one that a :class:`Memo` has put there."""
+    return hasattr(vars(module).get("forward"), _MARK)
+
+
+def _marked(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a forward that a memo answers for; ``functools.wraps`` and copies of functions carry the mark along."""
+    setattr(forward, _MARK, True)
+    return forward
 
 
 class FunctionMemo:

@@ -12,6 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from layerprune.capture import has_memo
 from layerprune.edits import Fold
 from layerprune.graph import Layer
 from layerprune.modules import FunctionWatch, is_transposed
@@ -218,12 +219,7 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_pre_hooks) or ("forward" in vars(module) and not _answers(module))
-
-
-def _answers(module: nn.Module) -> bool:
-    """Whether a forward of the module's own is only the memo that proofs put there."""
-    return getattr(vars(module)["forward"], "__qualname__", "").startswith("Memo.")
+    return bool(module._forward_pre_hooks) or ("forward" in vars(module) and not has_memo(module))
 
 
 def _pads(layer: Layer) -> bool:

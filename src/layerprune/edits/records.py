@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from layerprune.graph import without_numbers
+
 
 class _Edit(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -16,6 +18,16 @@ class _Edit(BaseModel):
     @property
     def targets(self) -> tuple[str, ...]:
         """The names of the modules or parameters concerned."""
+        return (self.fqn,)
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What the same edit in another repeated block has in common with it: all but the numbers."""
+        return type(self), *(without_numbers(name) for name in self.named)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The names that tell it from other edits of its kind."""
         return (self.fqn,)
 
 
@@ -102,6 +114,10 @@ class Slice(_Edit):
     side: Literal["in", "channels"]
     dropped: tuple[tuple[int, int], ...]
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        return self.side, self.fqn
+
     def __str__(self) -> str:
         return f"slice {sum(b - a for a, b in self.dropped)} {self.side} of {self.fqn}"
 
@@ -146,6 +162,10 @@ class Fold(_Edit):
         """The weight's name in the model."""
         return self.fqn if self.function else f"{self.fqn}.weight"
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        return self.source, self.fqn
+
     def __str__(self) -> str:
         return f"fold a projection of {self.source} into {self.fqn}"
 
@@ -170,6 +190,10 @@ class Shorten(_Edit):
         """What the names of the elements begin with; nothing where the model is the container."""
         return f"{self.fqn}." if self.fqn else ""
 
+    @property
+    def form(self) -> tuple[object, ...]:
+        return *super().form, len(self.removed)
+
     def __str__(self) -> str:
         return f"take {', '.join(map(str, self.removed))} out of {self.fqn}"
 
@@ -179,6 +203,10 @@ class TakePlace(_Edit):
 
     kind: Literal["take_place"] = "take_place"
     of: str
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return self.fqn, self.of
 
     def __str__(self) -> str:
         return f"give {self.fqn} the cache place of {self.of}"

@@ -43,9 +43,9 @@ def spread(batch: Mapping[int, Realisation]) -> list[dict[int, Realisation]]:
 
 def _classes(batch: Mapping[int, Realisation]) -> list[list[int]]:
     """Sort removals by what they differ in other than numbers, as those of repeated blocks do."""
-    classes: dict[str, list[int]] = {}
+    classes: dict[tuple[object, ...], list[int]] = {}
     for i, realisation in batch.items():
-        classes.setdefault(_pattern(" ".join(map(str, realisation.edits))), []).append(i)
+        classes.setdefault(tuple(edit.form for edit in realisation.edits), []).append(i)
     return list(classes.values())
 
 

@@ -10,7 +10,7 @@ from layerprune.cost import params_taken
 from layerprune.edits import folds_of
 from layerprune.modules import clone
 from layerprune.proof.prover import Prover, Removal
-from layerprune.removals import CannotRealise, Realisation, join_cuts
+from layerprune.removals import CannotRealise, Realisation, join_cuts, key_of
 from layerprune.surgery import Folded, operate
 
 
@@ -56,7 +56,7 @@ class Joints:
         """
         picked = [self.removals[i] for i in chosen]
         cut = join_cuts([(r.cut, r.dead) for r in picked], self.prover.graph)
-        able = not any(r.name in self.prover.unshortened for r in picked)  # what failed alone fails together
+        able = not any(key_of(r.cut) in self.prover.unshortened for r in picked)  # what failed alone fails together
         joint = self.prover.realise(cut, shorten=shorten and able)
         if not all(r.dead <= joint.dead for r in picked):
             raise CannotRealise("what one of them removes, another one needs")

@@ -31,6 +31,7 @@ from layerprune.removals import (
     Realisation,
     Shortener,
     difference,
+    key_of,
     realise,
     side_by_side,
 )
@@ -38,12 +39,13 @@ from layerprune.stand_ins import Dropped, dropped_tensors, watching_merges
 from layerprune.surgery import applied, check_numbers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Removal:
     """A proven way to take one or several groups out.
 
     Attributes:
-        name: what is replaced by what.
+        name: what is replaced by what, for people.
+        subject: the layers and numbers that the name tells of.
         kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared``, ``block`` or ``projection``.
         groups: names of the groups that leave.
         cut: the substitution in the layer graph.
@@ -53,6 +55,7 @@ class Removal:
     """
 
     name: str
+    subject: tuple[str | int, ...]
     kind: str
     groups: tuple[str, ...]
     cut: Cut
@@ -102,7 +105,7 @@ class Prover:
         self.modules = dict(shade.model.named_modules(remove_duplicate=False))
         self.names = {key: names[0] for key, names in names_by_module(shade.model).items()}
         self.shortener = Shortener(graph, shade.model, self.modules, whole_only=whole_layers, renumber=renumber)
-        self.unshortened: set[str] = set()
+        self.unshortened: set[tuple[object, ...]] = set()  # keys of cuts
         self.notes: list[str] = []
         self.trials = Trials(shade)
         self.runs = [self.trials.make(False, inputs)]
@@ -201,9 +204,9 @@ class Prover:
         """What to try where a proof has failed: stand-ins instead of a shorter container, then the next candidate."""
         candidate, realisation = failed
         place = list(some).index(candidate)
-        if not realisation.stand_ins or self.shortener.must(realisation) or candidate.name in self.unshortened:
+        if not realisation.stand_ins or self.shortener.must(realisation) or key_of(candidate.cut) in self.unshortened:
             return some[place + 1 :]
-        self.unshortened.add(candidate.name)
+        self.unshortened.add(key_of(candidate.cut))
         return some[place:]
 
     def first_realised(
@@ -212,7 +215,7 @@ class Prover:
         for candidate in candidates:
             kept = [name for name in candidate.groups if name in forbidden]
             try:
-                found = self.realise(candidate.cut, shorten=candidate.name not in self.unshortened)
+                found = self.realise(candidate.cut, shorten=key_of(candidate.cut) not in self.unshortened)
                 if kept:  # only where nothing else stands in the way
                     raise CannotRealise(
                         f"leaves only together with '{kept[0]}', which {_as_clause(forbidden[kept[0]])}"
@@ -270,7 +273,15 @@ class Prover:
         for i in left:
             candidate, realisation = realised[i]
             size = params_taken(self.graph, self.modules, realisation).size(self.graph)
-            proven[i] = Removal(candidate.name, candidate.kind, candidate.groups, candidate.cut, realisation, size)
+            proven[i] = Removal(
+                name=candidate.name,
+                subject=candidate.subject,
+                kind=candidate.kind,
+                groups=candidate.groups,
+                cut=candidate.cut,
+                realisation=realisation,
+                num_params=size,
+            )
 
     def reason_against(
         self, realisations: Sequence[Realisation], runs: Sequence[Trial | None] | None = None

@@ -19,11 +19,11 @@ _NO_DATA = (
 )
 
 
-def by_impact(removal: Removal) -> tuple[bool, bool, float, int, str]:
+def by_impact(removal: Removal) -> tuple[bool, bool, float, int, tuple[str, ...]]:
     """Sort key: the least impact first, those that are not known last, and of these what needs data last."""
     unknown = isnan(removal.impact)
     impact = 0.0 if unknown else removal.impact
-    return unknown, unknown and removal.needs_calibration, impact, removal.num_params, removal.name
+    return unknown, unknown and removal.needs_calibration, impact, removal.num_params, tuple(map(str, removal.subject))
 
 
 def with_reasons(

@@ -4,7 +4,7 @@ Candidates are found on the graph, lowered to edits, and combined.
 """
 
 from layerprune.removals.cache_slots import CacheKeeper
-from layerprune.removals.candidates import GRANULARITIES, Candidate, find_candidates, why_not
+from layerprune.removals.candidates import GRANULARITIES, Candidate, find_candidates, key_of, why_not
 from layerprune.removals.combine import join_cuts, side_by_side
 from layerprune.removals.container_elements import without_argument
 from layerprune.removals.container_shortening import Shortener
@@ -25,6 +25,7 @@ __all__ = [
     "find_candidates",
     "find_projections",
     "join_cuts",
+    "key_of",
     "merge_of",
     "realise",
     "side_by_side",

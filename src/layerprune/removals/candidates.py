@@ -21,12 +21,13 @@ _CUTTING = frozenset({"split", "reshape", "activation", "dropout"})
 _LOOK_BACK = 400
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A substitution that would take at least one whole group out, not yet realised nor proven.
 
     Attributes:
-        name: what is replaced by what, unique among a model's candidates.
+        name: what is replaced by what, for people; unique among a model's candidates.
+        subject: the layers and numbers that the name tells of: removals of repeated blocks are compared by them.
         kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared`` or ``block``: the row of the removal
             table.
         cut: the change to the layer graph.
@@ -36,6 +37,7 @@ class Candidate:
     """
 
     name: str
+    subject: tuple[str | int, ...]
     kind: str
     cut: Cut
     dead: frozenset[int]
@@ -112,9 +114,9 @@ class _Finder:
             if candidate is not None:
                 yield (candidate,)
 
-    def candidate(self, kind: str, cut: Cut, name: str, *, waits: bool = False) -> Candidate | None:
-        """Make a candidate of a cut, if it is new and takes a whole group out."""
-        if self.is_known(cut):
+    def candidate(self, kind: str, cut: Cut, name: str, *subject: str | int, waits: bool = False) -> Candidate | None:
+        """Make a candidate of a cut, if it is new and takes a whole group out; its name is filled in by its subject."""
+        if key_of(cut) in self.seen:
             return None
         dead = self.graph.dead(cut)
         leaving = {self.leads[i].name: self.leads[i] for i in sorted(dead) if i in self.leads}
@@ -122,12 +124,16 @@ class _Finder:
         if not gone:
             self.partial += [(kind, cut, dead)] if leaving else []
             return None
-        self.seen.add(_key(cut))
-        return Candidate(name, kind, cut, dead, tuple(gone), waits)
-
-    def is_known(self, cut: Cut) -> bool:
-        """Whether a cut is a candidate already."""
-        return _key(cut) in self.seen
+        self.seen.add(key_of(cut))
+        return Candidate(
+            name=name.format(*subject),
+            subject=subject,
+            kind=kind,
+            cut=cut,
+            dead=dead,
+            groups=tuple(gone),
+            waits=waits,
+        )
 
     # ---- rows of the removal table --------------------------------------------------------------------------------
 
@@ -138,14 +144,15 @@ class _Finder:
             if kind in ("add", "mul"):
                 for kept in self.keepable(layer):
                     others = [read[0] for read in layer.operands if read and read != (kept,)]
-                    name = f"{layer.name} without {self.graph.name_of(others[0]) if others else 'its parameter'}"
+                    what = self.graph.name_of(others[0]) if others else "its parameter"
                     cut = Cut({layer.outputs[0]: kept})
-                    yield self.candidate("gate" if kind == "mul" else "branch", cut, name)
+                    yield self.candidate("gate" if kind == "mul" else "branch", cut, "{} without {}", layer.name, what)
             elif kind == "cat" and len(layer.operands) > 1:
                 for read in dict.fromkeys(layer.operands):
                     if len(read) == 1 and len({*layer.operands}) > 1:
                         cut = Cut(dropped=frozenset({(layer.index, read[0])}))
-                        yield self.candidate("concat", cut, f"{layer.name} without {self.graph.name_of(read[0])}")
+                        what = self.graph.name_of(read[0])
+                        yield self.candidate("concat", cut, "{} without {}", layer.name, what)
 
     def several(self) -> Iterator[Candidate | None]:
         """Drop a tensor from every merge that reads it, or pieces of it, where several do and nothing else does."""
@@ -170,7 +177,7 @@ class _Finder:
                 num = len(substitutes) + len({merge for merge, _ in dropped})
                 if num > 1:
                     cut = Cut(substitutes, frozenset(dropped))
-                    yield self.candidate("several", cut, f"{num} merges without {self.graph.name_of(value)}")
+                    yield self.candidate("several", cut, "{} merges without {}", num, self.graph.name_of(value))
 
     def is_cut_up(self, readers: Sequence[int]) -> bool:
         """Whether the one layer that reads a value makes pieces of it."""
@@ -190,18 +197,22 @@ class _Finder:
     def blocks(self) -> Iterator[Candidate | None]:
         """Let an element of a container hand on its inputs, in place of all that it returns to others."""
         for element in elements(self.graph, self.modules):
-            name = f"{_call_name(element.frame.fqn, element.frame.call)} by its input"
-            yield self.candidate("block", element.cut, name + "s" * (len(element.cut.substitutes) > 1))
+            name = _call_name(element.frame.fqn, element.frame.call)
+            plural = "s" if len(element.cut.substitutes) > 1 else ""
+            yield self.candidate("block", element.cut, "{} by its input{}", name, plural)
 
     def shared(self) -> Iterator[Candidate | None]:
         """Take a module that is called several times out at every call, each time in the smallest way.
 
         That is with the whole branches that it lies on, and then in whatever way is smaller.
         """
-        yield from self.at_all_calls([part for part in self.partial if part[0] != "bypass"], "with its branches")
-        yield from self.at_all_calls(self.partial, "by itself")
+        yield from self.at_all_calls([part for part in self.partial if part[0] != "bypass"], waits=False)
+        yield from self.at_all_calls(self.partial, waits=True)
 
-    def at_all_calls(self, partial: Iterable[tuple[str, Cut, frozenset[int]]], how: str) -> Iterator[Candidate | None]:
+    def at_all_calls(
+        self, partial: Iterable[tuple[str, Cut, frozenset[int]]], *, waits: bool
+    ) -> Iterator[Candidate | None]:
+        how = "by itself" if waits else "with its branches"
         ways: dict[int, tuple[Cut, frozenset[int]]] = {}
         for _, cut, dead in partial:
             for call in dead & self.leads.keys():
@@ -214,8 +225,8 @@ class _Finder:
             substitutes = {y: s for cut in cuts for y, s in cut.substitutes.items()}
             if all(substitutes[y] == s for cut in cuts for y, s in cut.substitutes.items()):
                 joint = Cut(substitutes, frozenset(pair for cut in cuts for pair in cut.dropped))
-                name = f"{group.name} {how} at all its {len(group.calls)} calls"
-                yield self.candidate("shared", joint, name, waits=how == "by itself")
+                name = "{} {} at all its {} calls"
+                yield self.candidate("shared", joint, name, group.name, how, len(group.calls), waits=waits)
 
     def bypasses(self) -> Iterator[tuple[Candidate, ...]]:
         """Replace a layer's value by the nearest tensor of its shape that dominates it; a group's latest first."""
@@ -242,9 +253,9 @@ class _Finder:
                 for substitute in self.graph.layers[dominator].outputs if dominator >= 0 else self.graph.inputs:
                     if self.alike(substitute, value):
                         cut = Cut({value: substitute})
-                        name = f"{layer.name} by {self.graph.name_of(substitute)}"
-                        found = self.candidate("bypass", cut, name, waits=True)
-                        if found is not None or self.is_known(cut):
+                        what = self.graph.name_of(substitute)
+                        found = self.candidate("bypass", cut, "{} by {}", layer.name, what, waits=True)
+                        if found is not None or key_of(cut) in self.seen:
                             return found
         return None
 
@@ -273,7 +284,8 @@ class _Finder:
         return alike(self.graph, one, other)
 
 
-def _key(cut: Cut) -> tuple[object, ...]:
+def key_of(cut: Cut) -> tuple[object, ...]:
+    """What tells a cut from a model's others; hashable."""
     return tuple(sorted(cut.substitutes.items())), tuple(sorted(cut.dropped))
 
 

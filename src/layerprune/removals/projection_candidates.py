@@ -162,5 +162,6 @@ class _Finder:
         except CannotFold as error:
             self.reason = self.reason or str(error)
             return None
-        name = f"{self.graph.name_of(point)} projected from {self.graph.name_of(source)}"
-        return Candidate(name, "projection", cut, dead, gone)
+        subject = self.graph.name_of(point), self.graph.name_of(source)
+        name = "{} projected from {}".format(*subject)
+        return Candidate(name=name, subject=subject, kind="projection", cut=cut, dead=dead, groups=gone)

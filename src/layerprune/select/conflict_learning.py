@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeAlias
 
+from layerprune.graph import numbers_in, without_numbers
 from layerprune.proof import Removal
 from layerprune.removals import CannotRealise
 from layerprune.select.constraints import Ban
 
 _SAMPLES = 3
-_NUMBER = re.compile(r"\d+")
 
 #: Whether removals can be made together.
 Holds: TypeAlias = Callable[[Sequence[int]], bool]
@@ -77,16 +76,16 @@ def find_family(core: Sequence[int], removals: Sequence[Removal], holds: Holds) 
     return family if len(members) > len(moved) and _is_borne_out(family, holds) else None
 
 
-def kind(removal: Removal) -> str:
-    """A removal's name without its numbers."""
-    return _NUMBER.sub("#", removal.name)
+def kind(removal: Removal) -> tuple[str, ...]:
+    """What removals of repeated blocks have in common: how, and at which layers but for their numbers."""
+    return removal.kind, *(without_numbers(str(part)) for part in removal.subject)
 
 
 def _without(some: Sequence[int], one: int) -> list[int]:
     return [i for i in some if i != one]
 
 
-def _outside(name: str, core: Sequence[int], removals: Sequence[Removal]) -> list[int]:
+def _outside(name: tuple[str, ...], core: Sequence[int], removals: Sequence[Removal]) -> list[int]:
     """Removals of a kind that are not in a set, and kill no layer that it kills, or one of them before."""
     taken = {layer for i in core for layer in removals[i].dead}
     found: list[int] = []
@@ -108,7 +107,6 @@ def _is_borne_out(family: Family, holds: Holds) -> bool:
 
 
 _ALIKE = 4
-_NUMBER = re.compile(r"\d+")
 
 
 class Culprits:
@@ -211,9 +209,9 @@ class Culprits:
         return min(one) <= max(other) + 50 and min(other) <= max(one) + 50
 
     def pattern(self, pair: tuple[int, ...]) -> tuple[object, ...]:
-        """Two removals' names, with the numbers of the second counted from those of the first."""
+        """Two removals' layers, with the numbers in the names of the second counted from those of the first."""
         one, other = (self.removals[i] for i in sorted(pair))
-        first, second = ([int(n) for n in _NUMBER.findall(each.name)] for each in (one, other))
+        first, second = (numbers_in(each.subject) for each in (one, other))
         steps = [b - first[min(i, len(first) - 1)] if first else b for i, b in enumerate(second)]
         within = [b - first[0] for b in first]
         return *map(kind, (one, other)), tuple(within), tuple(steps)
