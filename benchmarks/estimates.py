@@ -25,13 +25,13 @@ from torch.nn import functional as F
 
 from impact import NUM_HELD_OUT, console, rank
 from layerprune import UniversalLayerPruner
-from layerprune.capture import Loss, Observer, gradient_shadow, read_calibration
+from layerprune.capture import Loss, Probe, gradient_sandbox, read_calibration
 from layerprune.fidelity import Harm
-from layerprune.impact import Scene
+from layerprune.impact import ScoringContext
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.estimators.loss import loss_on
 from layerprune.impact.estimators.output_change import _pull
-from layerprune.impact.estimators.perturbations import Shift, Tensors, shifts_of
+from layerprune.impact.estimators.perturbations import Perturbation, Tensors, perturbations_of
 
 #: name → what it makes of the statistics of :func:`statistics`, each ``(removal, sample)`` of one direction
 OF_OUTPUT: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {
@@ -74,7 +74,7 @@ def compare(of: Subject, num_directions: int, *, with_loss: bool) -> None:
         data = list(zip(data, of.calibration_targets, strict=True))
         held_out = list(zip(held_out, of.held_out_targets, strict=False))
     pruner = UniversalLayerPruner(of.model, example_inputs=of.calibration[0], criterion="magnitude")
-    scene = Scene(of.model, pruner.graph, pruner.removals, read_calibration(data, of.model, loss), loss=loss)
+    scene = ScoringContext(of.model, pruner.graph, pruner.removals, read_calibration(data, of.model, loss), loss=loss)
     harm = None if loss else Harm(of.kind)
     truth = score_ablation(replace(scene, batches=read_calibration(held_out, of.model, loss)), harm).impacts
     found = statistics(scene, harm, num_directions)
@@ -101,18 +101,18 @@ def loss_of(of: Subject) -> Loss:
     return loss
 
 
-def statistics(scene: Scene, harm: Harm | None, num_directions: int) -> dict[str, np.ndarray]:
+def statistics(scene: ScoringContext, harm: Harm | None, num_directions: int) -> dict[str, np.ndarray]:
     """Products of gradients and changes, summed in several ways; ``(direction, removal, sample)`` each."""
-    shade = gradient_shadow(scene.model)
-    shifts = [shifts_of(scene.graph, removal)[0] for removal in scene.removals]
+    shade = gradient_sandbox(scene.model)
+    shifts = [perturbations_of(scene.graph, removal)[0] for removal in scene.removals]
     tensors = Tensors(scene.graph, shifts)
-    observer = Observer(shade, scene.graph, tensors.wanted)
+    observer = Probe(shade, scene.graph, tensors.wanted)
     generator = torch.Generator().manual_seed(scene.seed)
     rows: dict[str, list[np.ndarray]] = {}
     for batch in scene.batches:
         ends: dict[int, Any] = {}
-        kept: dict[int, list[tuple[Shift, Tensor, Tensor]]] = {}
-        found: dict[tuple[Shift, str], list[Tensor]] = {}
+        kept: dict[int, list[tuple[Perturbation, Tensor, Tensor]]] = {}
+        found: dict[tuple[Perturbation, str], list[Tensor]] = {}
         remember = tensors.seeing(lambda s, m, o, kept=kept: kept.setdefault(s.moved, []).append((s, m, o)))
 
         def see(value: int, tensor: Tensor, ends=ends, kept=kept, found=found, remember=remember, batch=batch) -> None:
@@ -140,7 +140,7 @@ def statistics(scene: Scene, harm: Harm | None, num_directions: int) -> dict[str
     return {key: np.concatenate(each, axis=2) for key, each in rows.items()}
 
 
-def summed(gradient: Tensor, moved: Tensor, shift: Shift, other: Tensor, num: int) -> dict[str, Tensor]:
+def summed(gradient: Tensor, moved: Tensor, shift: Perturbation, other: Tensor, num: int) -> dict[str, Tensor]:
     """What one gradient and one change give, a number for each sample."""
     new = moved - other if shift.lost else other
     part = gradient.detach() * (new - moved)

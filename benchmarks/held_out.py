@@ -10,7 +10,7 @@ from layerprune import UniversalLayerPruner
 from layerprune.capture import Batch, read_calibration
 from layerprune.edits import Edit
 from layerprune.fidelity import Harm
-from layerprune.impact import Evidence, Scene, ablate
+from layerprune.impact import Evidence, ScoringContext, ablate
 
 NUM_DRAWS = 10_000
 LEVEL = 95  # %
@@ -40,7 +40,7 @@ class HeldOut:
         return found.change[:, 0], found.size[:, 0]
 
     def _made(self, edits: Sequence[Edit], batches: Sequence[Batch]) -> Evidence:
-        return ablate(Scene(self.pruner._original, self.pruner.graph, [], batches), [edits], self.harm)
+        return ablate(ScoringContext(self.pruner._original, self.pruner.graph, [], batches), [edits], self.harm)
 
 
 def samples_of(batch: Batch) -> list[Batch]:

@@ -34,18 +34,18 @@ from scipy.stats import spearmanr
 from subjects import SUBJECTS, Subject, subject
 
 from layerprune import UniversalLayerPruner
-from layerprune.capture import Batch, Observer, Variants, read_calibration, real_shadow
+from layerprune.capture import Batch, Probe, Variants, read_calibration, real_sandbox
 from layerprune.cost.layer_costs import macs_by_layer
 from layerprune.edits import Edit
 from layerprune.fidelity import Harm, Kind
-from layerprune.impact import FINAL, Evidence, Scene, ablate, score_output_change
+from layerprune.impact import FINAL, Evidence, ScoringContext, ablate, score_output_change
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.estimators.influence import score_influence
 from layerprune.impact.estimators.magnitude import score_magnitude
-from layerprune.impact.estimators.perturbations import Shift, Tensors, shifts_of
+from layerprune.impact.estimators.perturbations import Perturbation, Tensors, perturbations_of
 from layerprune.impact.shortlist import score_shortlist
-from layerprune.removals import CannotRealise
-from layerprune.replay import Ledger
+from layerprune.removals import CannotLower
+from layerprune.replay import ReusePolicy
 from layerprune.select.conflicts import conflicts
 
 NUM_SETS = 200
@@ -97,7 +97,7 @@ def measure(of: Subject, num_sets: int) -> dict[str, dict[str, float]]:
     held_out = read_calibration(of.held_out[:NUM_HELD_OUT], of.model)
     pruner = UniversalLayerPruner(of.model, example_inputs=of.calibration[0])
     harm = Harm(of.kind)
-    scene = Scene(of.model, pruner.graph, pruner.removals, calibration)
+    scene = ScoringContext(of.model, pruner.graph, pruner.removals, calibration)
     truth = score_ablation(replace(scene, batches=held_out), harm).impacts
     sets, edits = joint_sets(pruner, num_sets)
     together = ablate(replace(scene, batches=held_out), edits, harm).impacts
@@ -125,7 +125,7 @@ def measure(of: Subject, num_sets: int) -> dict[str, dict[str, float]]:
     return figures
 
 
-def predictions(scene: Scene, harm: Harm) -> list[Prediction]:
+def predictions(scene: ScoringContext, harm: Harm) -> list[Prediction]:
     """Every criterion on the same calibration data, and how many plain forwards each takes."""
     one = replace(scene, batches=scene.batches[:1])
     plain = timed(lambda: ablate(scene, [], harm))[1]
@@ -142,17 +142,19 @@ def predictions(scene: Scene, harm: Harm) -> list[Prediction]:
     return [made(name, run, plain) for name, run in criteria.items()]
 
 
-def score_block_influence(scene: Scene) -> Evidence:
+def score_block_influence(scene: ScoringContext) -> Evidence:
     """ShortGPT's measure (arXiv 2403.03853, section 3.2) of any removal: 1 - cosine, by tokens, pixels or samples."""
-    shade = real_shadow(scene.model)
-    shifts = [shifts_of(scene.graph, removal)[0] for removal in scene.removals]
+    shade = real_sandbox(scene.model)
+    shifts = [perturbations_of(scene.graph, removal)[0] for removal in scene.removals]
     tensors = Tensors(scene.graph, shifts)
-    observer = Observer(shade, scene.graph, tensors.wanted)
+    observer = Probe(shade, scene.graph, tensors.wanted)
     rows: list[list[float]] = []
     for batch in scene.batches:
-        found: dict[Shift, float] = {}
+        found: dict[Perturbation, float] = {}
 
-        def compare(shift: Shift, moved: torch.Tensor, other: torch.Tensor, found: dict[Shift, float] = found) -> None:
+        def compare(
+            shift: Perturbation, moved: torch.Tensor, other: torch.Tensor, found: dict[Perturbation, float] = found
+        ) -> None:
             assert shift.place is None, "no subject has a concat"
             new = moved - other if shift.lost else other
             cosines = torch.cosine_similarity(moved, new, dim=1 if moved.dim() == 4 else -1)
@@ -204,10 +206,10 @@ def costs(model: torch.nn.Module, batches: Sequence[Batch], harm: Harm) -> tuple
     A first pass finds out, and a later one knows, what real forwards do where the layer graph says otherwise.
     """
     pruner = UniversalLayerPruner(model, example_inputs=batches[0].inputs, criterion="magnitude")
-    scene = Scene(model, pruner.graph, pruner.removals, batches)
+    scene = ScoringContext(model, pruner.graph, pruner.removals, batches)
     one = replace(scene, batches=batches[:1])
 
-    def forward(scene: Scene = scene) -> None:
+    def forward(scene: ScoringContext = scene) -> None:
         with torch.no_grad():
             for batch in scene.batches:
                 model(*batch.inputs.args, **batch.inputs.kwargs)
@@ -254,7 +256,7 @@ def resumed(names: Sequence[str]) -> dict[str, dict[str, float]]:
         pruner = UniversalLayerPruner(
             of.model, example_inputs=batches[0].inputs, criterion="magnitude", projections=False
         )
-        scene = Scene(of.model, pruner.graph, pruner.removals, batches)
+        scene = ScoringContext(of.model, pruner.graph, pruner.removals, batches)
         figures[name] = dict(zip(columns, against_whole(scene, Harm(of.kind)), strict=True))
         table.add_row(name, str(len(scene.removals)), *[f"{figure:.2f}" for figure in figures[name].values()])
     console.print(table)
@@ -265,14 +267,14 @@ def resumed(names: Sequence[str]) -> dict[str, dict[str, float]]:
     return figures
 
 
-def against_whole(scene: Scene, harm: Harm) -> tuple[float, float, float, float, float]:
+def against_whole(scene: ScoringContext, harm: Harm) -> tuple[float, float, float, float, float]:
     """Ratios of time, work and memory, as :func:`resumed` prints them; impacts must be the same to the bit."""
 
-    def whole(scene: Scene) -> Evidence:
-        return score_ablation(replace(scene, ledger=Ledger("whole forwards are measured")), harm)
+    def whole(scene: ScoringContext) -> Evidence:
+        return score_ablation(replace(scene, reuse_policy=ReusePolicy("whole forwards are measured")), harm)
 
-    def going_on(scene: Scene) -> Evidence:
-        return score_ablation(replace(scene, ledger=Ledger()), harm)
+    def going_on(scene: ScoringContext) -> Evidence:
+        return score_ablation(replace(scene, reuse_policy=ReusePolicy()), harm)
 
     ratios: list[float] = []
     for some in (scene, replace(scene, batches=scene.batches[:1])):
@@ -283,10 +285,10 @@ def against_whole(scene: Scene, harm: Harm) -> tuple[float, float, float, float,
         )
         assert (old.change == new.change).all(), "not the same bits"
         ratios.append(now / before)
-    one, ledger = replace(scene, batches=scene.batches[:1]), Ledger(is_trusted=True)
-    score_ablation(replace(one, ledger=ledger), harm)
+    one, reuse_policy = replace(scene, batches=scene.batches[:1]), ReusePolicy(is_trusted=True)
+    score_ablation(replace(one, reuse_policy=reuse_policy), harm)
     macs = macs_by_layer(scene.model, scene.graph, one.batches[0].inputs)
-    handed = sum(n * macs.get(i, 0) for f, n in ledger.handed_on.items() for i in scene.graph.layers_inside[f])
+    handed = sum(n * macs.get(i, 0) for f, n in reuse_policy.handed_on.items() for i in scene.graph.layers_inside[f])
     work = 1 - handed / one.batches[0].num_samples / sum(macs.values()) / (1 + len(scene.removals))
 
     def kept() -> list[torch.Tensor]:
@@ -372,7 +374,7 @@ def joint_sets(pruner: UniversalLayerPruner, num_sets: int) -> tuple[list[tuple[
             continue
         try:
             edits.append(pruner._planner.joints.proven(some).edits)
-        except CannotRealise:
+        except CannotLower:
             continue
         sets.append(some)
     return sets, edits

@@ -30,18 +30,18 @@ import repair as benchmark
 from layerprune import PruningPlan
 from layerprune.repair import closed_form, refit, repair
 from layerprune.repair import solver as solving
-from layerprune.repair.stream.model_run import Side
+from layerprune.repair.stream.model_run import ModelRun
 
 #: What is timed: owner, function, part.
 PARTS = (
-    (Side, "next", "both models"),
-    (Side, "finish", "both models"),
+    (ModelRun, "next", "both models"),
+    (ModelRun, "finish", "both models"),
     (solving.Change, "make", "changes"),
     (closed_form, "judge", "verdict"),
     (solving.Solver, "moved", "distances"),
     (solving.Solver, "sums", "sums"),
     (solving.Solver, "fit", "solves"),
-    (closed_form.Mender, "__init__", "recording"),
+    (closed_form.ClosedFormRepair, "__init__", "recording"),
     (closed_form, "_side", "recording"),
     (closed_form, "find_sites", "sites"),
     (refit, "Walk", "shadows"),

@@ -123,13 +123,13 @@ def measure(name: str, task: str, way: str, num_samples: int) -> dict[str, Any]:
 
 def run_all() -> None:
     """Have every call run, whatever it takes: in ablations, in the pruned model of a repair, in proofs on fakes."""
-    from layerprune.capture.shape_cache import Memo
+    from layerprune.capture.shape_cache import ShapeCache
     from layerprune.repair import refit
     from layerprune.replay import reuse
 
     reuse._why_never = lambda *_: "whole forwards are measured"
     refit.prefix = lambda *_, **__: ()
-    Memo.attach_whole = lambda *_: None
+    ShapeCache.attach_whole = lambda *_: None
 
 
 def build(name: str, num_samples: int) -> tuple[Any, list[Any]]:

@@ -40,7 +40,7 @@ from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
 from layerprune.cost.layer_costs import macs_by_layer
 from layerprune.fidelity import Harm
-from layerprune.impact import Evidence, Scene, register_criterion
+from layerprune.impact import Evidence, ScoringContext, register_criterion
 from layerprune.inputs import Inputs
 from layerprune.select import select
 from layerprune.tensors import tensors_in
@@ -208,12 +208,12 @@ def choices(of: Subject, method: Method, caps: Sequence[float], held_out: HeldOu
     for cap in caps:
         rows: list[tuple[float, float, float, float]] = []
         for pruner, before in pruners:
-            ledger = pruner._planner.scored.scene.ledger
-            scored = ledger.handed_on.copy()
+            reuse_policy = pruner._planner.scored.scene.reuse_policy
+            scored = reuse_policy.handed_on.copy()
             with counted(of) as forwards:
                 plan = pruner.plan(max_param_reduction=cap, strategy=method.strategy)
-            saved = sum(num * shares.get(frame, 0.0) for frame, num in ledger.handed_on.items()) / samples_of(of)
-            ledger.handed_on = scored
+            saved = sum(num * shares.get(frame, 0.0) for frame, num in reuse_policy.handed_on.items()) / samples_of(of)
+            reuse_policy.handed_on = scored
             num = before + forwards[0]
             rows.append((held_out.harm_of(plan.edits), plan.reduction, num, num - saved))
         keys = ("harm", "reduction", "forwards", "whole")
@@ -259,7 +259,7 @@ def samples_of(of: Subject) -> int:
     return read_calibration(of.calibration[:1], of.model)[0].num_samples
 
 
-def score_random(scene: Scene) -> Evidence:
+def score_random(scene: ScoringContext) -> Evidence:
     """Impacts by chance."""
     change = np.random.default_rng(scene.seed).random((1, len(scene.removals)))
     return Evidence(change, np.ones_like(change), 1.0, "random")

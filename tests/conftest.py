@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is importe
 import pytest
 import torch
 
-from layerprune.capture.graph_builder import Builder
+from layerprune.capture.graph_builder import GraphBuilder
 from torchvision_ops import declare_missing_ops
 
 declare_missing_ops()
@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session", autouse=True)
 def every_recorded_graph_is_consistent():
-    build = Builder.build
+    build = GraphBuilder.build
 
     def checked(builder):
         graph = build(builder)
@@ -25,5 +25,5 @@ def every_recorded_graph_is_consistent():
         return graph
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Builder, "build", checked)
+        patch.setattr(GraphBuilder, "build", checked)
         yield

@@ -37,7 +37,7 @@ def removable_share(pruner: UniversalLayerPruner) -> float | None:
     graph = pruner.graph
     aside = _aside(pruner)
     modules = dict(pruner.model.named_modules(remove_duplicate=False))
-    taken = [params_taken(graph, modules, removal.realisation) for removal in pruner.removals]
+    taken = [params_taken(graph, modules, removal.lowering) for removal in pruner.removals]
     counted = [
         replace(some, whole=some.whole - aside, parts={p: part for p, part in some.parts.items() if p not in aside})
         for some in taken

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerprune.capture import Shadow
+from layerprune.capture import Sandbox
 from layerprune.graph import Group, LayerGraph, form_groups
 from layerprune.inputs import Inputs
 from layerprune.proof import Prover, Removal, why_critical
@@ -30,7 +30,7 @@ class Discovery:
 
 
 def discover(
-    shadow: Shadow,
+    sandbox: Sandbox,
     graph: LayerGraph,
     inputs: Inputs,
     *,
@@ -43,7 +43,7 @@ def discover(
     """Form the groups, find candidates that take them out, and prove these.
 
     Args:
-        shadow: a copy of the model to prove on.
+        sandbox: a copy of the model to prove on.
         graph: the model's layer graph.
         inputs: the example inputs.
         protect: patterns of dotted names that stay.
@@ -53,7 +53,7 @@ def discover(
         renumber: whether elements leave the containers of any model, not of transformers models alone.
     """
     formed = form_groups(graph)
-    prover = Prover(shadow, graph, inputs, whole_layers=granularity == "block", renumber=renumber)
+    prover = Prover(sandbox, graph, inputs, whole_layers=granularity == "block", renumber=renumber)
     candidates = find_candidates(
         graph, formed, prover.modules, protect=protect, protect_io=protect_io, granularity=granularity
     )

@@ -12,10 +12,10 @@ from torch import nn
 from layerprune.capture import Batch, finite_ones, require_finite, spoilt_inputs
 from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError, RepairError
-from layerprune.fidelity import Harm, Held, Kind, Verdict, harm_named, held_by, hold_out_of
+from layerprune.fidelity import Harm, HeldOut, HeldOutVerdict, Kind, harm_named, held_by, hold_out_of
 from layerprune.fitting import ProjectionReport, fold_into
 from layerprune.graph import LayerGraph
-from layerprune.modules import Journal, named_buffers, named_parameters, write
+from layerprune.modules import UndoLog, named_buffers, named_parameters, write
 from layerprune.plan import PruningPlan
 from layerprune.repair import MEMORY_BYTES, RepairReport
 from layerprune.repair import repair as mend
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Carried:
+class ExecutedPlan:
     """A plan carried out.
 
     Attributes:
@@ -47,7 +47,7 @@ def carry_out(
     how: str | None,
     inplace: bool,
     kind: Kind | None = None,
-) -> Carried:
+) -> ExecutedPlan:
     """Carry a plan out, fit its projections, and repair what is left.
 
     All of it happens on a copy; only what is done goes into the user's model. Weights are fitted, and their settings
@@ -74,7 +74,7 @@ def carry_out(
             "an iterable of batches, and give it the plan"
         )
     if batches is None or not plan.edits or not (folds or how):
-        return Carried(plan.apply(original, inplace=inplace))
+        return ExecutedPlan(plan.apply(original, inplace=inplace))
     pruned = plan.apply(original, weights_follow=True)
     written = graph.written_params
     require_finite(original, batches, spoilt_inputs(batches), written=written)
@@ -93,21 +93,21 @@ def carry_out(
     elif fitted is not None:
         fitted = replace(fitted, verdict=verdict, notes=(*fitted.notes, *said))
     if not inplace:
-        return Carried(pruned, fitted, report)
+        return ExecutedPlan(pruned, fitted, report)
     _carry_over(plan, original, pruned if folds or (report is not None and report.kept) else None)
-    return Carried(original, fitted, report)
+    return ExecutedPlan(original, fitted, report)
 
 
 def _carry_over(plan: PruningPlan, original: nn.Module, pruned: nn.Module | None) -> None:
     """Carry a plan out on the user's model, and write the weights of a pruned copy into it if one is given."""
-    journal = Journal()
+    undo_log = UndoLog()
     try:
-        plan.carry_out(original, journal)
+        plan.carry_out(original, undo_log)
         if pruned is not None:
             tensors = chain(named_parameters(pruned), named_buffers(pruned))
             write(original, {name: tensor.detach() for name, tensor in tensors})
     except BaseException:  # Ctrl-C, too: the model is as it was, or done
-        journal.take_back()
+        undo_log.take_back()
         raise
 
 
@@ -121,15 +121,15 @@ class _Judge:
     harm: Harm | None
     written: Collection[str]
 
-    def held(self) -> Held | None:
+    def held(self) -> HeldOut | None:
         """How far it is from the original; None where nothing is held out or can be compared."""
         if not self.held_out:
             return None
         return held_by(self.original, self.pruned, self.held_out, self.harm, written=self.written)
 
     def verdict(
-        self, before: Held | None, report: RepairReport | None, num_fitted: int
-    ) -> tuple[Verdict | None, tuple[str, ...]]:
+        self, before: HeldOut | None, report: RepairReport | None, num_fitted: int
+    ) -> tuple[HeldOutVerdict | None, tuple[str, ...]]:
         """The verdict after a repair, and what the user should know about it."""
         if not self.held_out:
             return None, ("no held-out verdict: the calibration data cannot be cut; pass four batches or more",)
@@ -137,7 +137,7 @@ class _Judge:
         after = self.held() if is_changed else before
         if before is None or after is None:
             return None, ()
-        found = Verdict(before, after, num_fitted, float("nan") if report is None else report.after)
+        found = HeldOutVerdict(before, after, num_fitted, float("nan") if report is None else report.after)
         return found, found.notes
 
 

@@ -24,7 +24,7 @@ from layerprune.report import (
     screen_lines,
     summary_text,
 )
-from layerprune.select import Limit, Programme, Search, alone, amount, bans_of
+from layerprune.select import Limit, Milp, Search, alone, amount, exclusions_of
 
 _GAP = 0.05  # of the impacts that certain shares cost: dense graphs take seconds for the last of it
 _ROUNDS = 10  # sets that may be proven, for what can leave at all
@@ -102,7 +102,7 @@ class Overview:
 
     def macs(self, removal: Removal) -> float | None:
         """How many multiply-accumulates a removal saves; None where they could not be counted."""
-        return None if self.totals.macs is None else self.planner.meter.macs_taken(removal.realisation)
+        return None if self.totals.macs is None else self.planner.meter.macs_taken(removal.lowering)
 
     def best(self, name: str) -> Removal:
         """The least-impact removal that takes a group out."""
@@ -178,7 +178,7 @@ class Overview:
             return "Calibration data would open no other group"
         everything = [*scored.removals, *scored.unfitted]
         pieces = self.planner.meter.of(everything).param_pieces
-        chosen = Programme(len(everything)).most(pieces, [], bans_of(self.graph, everything))
+        chosen = Milp(len(everything)).most(pieces, [], exclusions_of(self.graph, everything))
         share = amount(pieces, chosen) / max(self.graph.num_params, 1)
         return f"Calibration data would open {_count(num)}: up to {share:.1%} could leave"
 

@@ -29,12 +29,23 @@ from layerprune.impact import (
 )
 from layerprune.modules import fingerprint, structure
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
-from layerprune.proof import Joints
-from layerprune.removals import CannotRealise
-from layerprune.repair import Mender
+from layerprune.proof import JointRemovals
+from layerprune.removals import CannotLower
+from layerprune.repair import ClosedFormRepair
 from layerprune.report import cap_note, is_short, why_nothing
 from layerprune.scoring import Scored
-from layerprune.select import BY_SUMS, SLACK, Budgets, Effort, Meter, Problem, Resource, Selection, frontier, select
+from layerprune.select import (
+    BY_SUMS,
+    SLACK,
+    Budgets,
+    Effort,
+    Problem,
+    Resource,
+    ResourceMeter,
+    Selection,
+    frontier,
+    select,
+)
 
 _NOBODY_NAMED = "groups= names no group, so nothing is removed: name at least one, or give a budget"
 _SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
@@ -60,8 +71,8 @@ class Planner:
         graph: LayerGraph,
         groups: Sequence[Group],
         scored: Scored,
-        joints: Joints,
-        meter: Meter,
+        joints: JointRemovals,
+        meter: ResourceMeter,
         granularity: str,
         seed: int,
     ) -> None:
@@ -106,7 +117,7 @@ class Planner:
             self.scored.removals,
             resources,
             self.joints.proven,
-            self.joints.realise,
+            self.joints.lower_removal,
             self.harm if self.scored.scene is not None else None,
             self._pairs() if strategy == "quadratic" else None,
             self._drawn,
@@ -123,12 +134,12 @@ class Planner:
         )
 
     @cached_property
-    def _mender(self) -> Mender | None:
+    def _mender(self) -> ClosedFormRepair | None:
         """Repairs what is left of the model; None without calibration data."""
         scene = self.scored.scene
         if scene is None or not self.scored.has_data:
             return None
-        return Mender(self.model, [batch.inputs for batch in hold_out(scene.batches)[0]], harm=scene.harm)
+        return ClosedFormRepair(self.model, [batch.inputs for batch in hold_out(scene.batches)[0]], harm=scene.harm)
 
     def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""
@@ -160,7 +171,7 @@ class Planner:
     def noise(self) -> float:
         """The standard deviation of what a first look finds, relative to it, as single removals tell."""
         scene, evidence = self.scored.scene, self.scored.evidence
-        return 0.0 if scene is None or evidence is None else evidence.noise / scene.ledger.share**0.5
+        return 0.0 if scene is None or evidence is None else evidence.noise / scene.reuse_policy.share**0.5
 
     @cached_property
     def effort(self) -> Effort | None:
@@ -172,7 +183,7 @@ class Planner:
         if scene is None or evidence is None or not self.scored.has_data:
             return None
         spent = 0.0 if evidence.looked_at is None else float(evidence.looked_at.sum())
-        return Effort(len(scene.batches), scene.ledger.share, spent)
+        return Effort(len(scene.batches), scene.reuse_policy.share, spent)
 
     def best(self, sets: Sequence[Sequence[int]], handicaps: np.ndarray, first: int, final: float) -> int:
         """Which of several sets does least to the output when they are made, times its handicap, as a race tells."""
@@ -186,7 +197,7 @@ class Planner:
         assert self.scored.scene is not None
         edits: dict[int, Sequence[Edit]] = {}
         for place, some in enumerate(sets):
-            with suppress(CannotRealise):
+            with suppress(CannotLower):
                 edits[place] = self.joints.likely(some).edits
         impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets))
         if edits:
@@ -244,8 +255,8 @@ class Planner:
             return self.record(Selection((), "named", notes=(_NOBODY_NAMED,)), None, [_NOBODY_NAMED, *notes])
         try:
             if reason := self.joints.why_no_smaller(chosen):
-                raise CannotRealise(reason)
-        except CannotRealise as error:
+                raise CannotLower(reason)
+        except CannotLower as error:
             names = ", ".join(f"'{name}'" for i in chosen for name in self.scored.removals[i].groups)
             raise CriticalGroupError(f"{names} cannot all be removed together: {error}") from error
         return self.record(Selection(tuple(chosen), "named"), None, notes)
@@ -326,7 +337,7 @@ class Planner:
             recurrence=selection.recurrence[place] if selection.recurrence else None,
             needs_calibration=removal.needs_calibration,
             kept=tuple(layers[i].name for i in members if i not in removal.dead),
-            leftovers=tuple(layers[i].name for i in removal.realisation.leftovers),
+            leftovers=tuple(layers[i].name for i in removal.lowering.leftovers),
         )
 
     def _together(self, chosen: Sequence[int]) -> float | None:
@@ -385,6 +396,5 @@ def params_in(graph: LayerGraph, groups: Iterable[Group]) -> int:
 
 def _is_ours(edit: Edit) -> bool:
     """Whether an edit leaves a module of layerprune's in the model."""
-    return edit.kind not in ("delete", "slice", "fold", "shorten", "take_place") and not (
-        isinstance(edit, Pass) and edit.is_identity
-    )
+    plain = edit.kind in ("delete", "slice", "fold", "shorten", "take_place")
+    return not plain and not (isinstance(edit, Pass) and edit.is_identity)

@@ -14,20 +14,20 @@ from layerprune.checkpoint import save_pruned
 from layerprune.cost import Saving, measure, saved
 from layerprune.discovery import discover
 from layerprune.distillation import Distillation, distill
-from layerprune.environment import taking_turns
+from layerprune.environment import holding_process_lock
 from layerprune.errors import BudgetError, LayerPruneWarning, PlanError, ShortfallWarning, warn
 from layerprune.execute import carry_out, check_way
 from layerprune.fidelity import Kind, harm_named
 from layerprune.fitting import ProjectionReport
 from layerprune.graph import Group, LayerInfo
-from layerprune.impact import Scene, criterion_of
+from layerprune.impact import ScoringContext, criterion_of
 from layerprune.modules import check_supported, unwrap
 from layerprune.options import Protected, checked_seed, patterns_of
 from layerprune.overview import Overview
 from layerprune.plan import FrontierPoint, PlanGiven, PruningPlan, plan_of
 from layerprune.planner import Planner
 from layerprune.proof import (
-    Joints,
+    JointRemovals,
     Prover,
     Removal,
     UnusedModule,
@@ -41,10 +41,10 @@ from layerprune.removals import GRANULARITIES
 from layerprune.repair import RepairReport
 from layerprune.report import plan_text, terminal_width
 from layerprune.scoring import Scored, score_removals
-from layerprune.select import SLACK, Budgets, Meter, Named, check_share, removals_for
+from layerprune.select import SLACK, Budgets, Named, ResourceMeter, check_share, removals_for
 
 
-@taking_turns(but=("distill", "save"))
+@holding_process_lock(but=("distill", "save"))
 class UniversalLayerPruner:
     """Finds what can be removed from a model, shows it, and removes it within a budget.
 
@@ -139,7 +139,9 @@ class UniversalLayerPruner:
     @cached_property
     def _scored(self) -> Scored:
         """The removals with their impacts."""
-        scene = Scene(self._original, self.graph, self._found.removals, (), self._seed, self._loss, harm=self._harm)
+        scene = ScoringContext(
+            self._original, self.graph, self._found.removals, (), self._seed, self._loss, harm=self._harm
+        )
         return score_removals(scene, self.inputs, self._batches, self._criterion, self._progress)
 
     @property
@@ -264,8 +266,8 @@ class UniversalLayerPruner:
     @cached_property
     def _planner(self) -> Planner:
         scored, original = self._scored, self._original
-        joints = Joints(self._prover, scored.removals, original)
-        meter = Meter(original, self.graph, self.inputs, joints, scored.removals)
+        joints = JointRemovals(self._prover, scored.removals, original)
+        meter = ResourceMeter(original, self.graph, self.inputs, joints, scored.removals)
         return Planner(original, self.graph, self.groups, scored, joints, meter, self.granularity, self._seed)
 
     def saving(self, plan: PlanGiven) -> Saving:

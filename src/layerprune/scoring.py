@@ -13,15 +13,24 @@ from layerprune.capture import (
     about_calibration,
     finite_ones,
     first_not_finite,
-    real_shadow,
+    real_sandbox,
     require_finite,
     spoilt_inputs,
 )
 from layerprune.edits import Edit
-from layerprune.environment import shown
+from layerprune.environment import progress_bar
 from layerprune.errors import CalibrationError
 from layerprune.fitting import fold_alone
-from layerprune.impact import Criterion, Crossed, Evidence, Scene, cut_in_two, fit_crosswise, missed_crosswise, score
+from layerprune.impact import (
+    Criterion,
+    CrossFit,
+    Evidence,
+    ScoringContext,
+    cut_in_two,
+    fit_crosswise,
+    missed_crosswise,
+    score,
+)
 from layerprune.inputs import Inputs
 from layerprune.modules import names_with_nan, parameters
 from layerprune.proof import Removal
@@ -45,7 +54,7 @@ class Scored:
 
     removals: Sequence[Removal]
     evidence: Evidence | None
-    scene: Scene | None
+    scene: ScoringContext | None
     has_data: bool
     unit: str
     notes: tuple[str, ...] = ()
@@ -56,14 +65,14 @@ class Scored:
 class _Measured:
     """What was measured, on what, and with which projections."""
 
-    scene: Scene
-    crossed: Crossed
+    scene: ScoringContext
+    crossed: CrossFit
     evidence: Evidence
     notes: tuple[str, ...] = ()
 
 
 def score_removals(
-    scene: Scene, inputs: Inputs, batches: Sequence[Batch] | None, criterion: Criterion, progress: bool | None
+    scene: ScoringContext, inputs: Inputs, batches: Sequence[Batch] | None, criterion: Criterion, progress: bool | None
 ) -> Scored:
     """Measure the impacts of removals, those of projections as they are fitted to the data.
 
@@ -103,7 +112,7 @@ def score_removals(
     return Scored(scored, evidence, scene, batches is not None, unit, tuple(notes), unfitted)
 
 
-def _measured(scene: Scene, criterion: Criterion, progress: bool | None) -> _Measured:
+def _measured(scene: ScoringContext, criterion: Criterion, progress: bool | None) -> _Measured:
     """Fit projections and measure; batches of which the model as it is makes no numbers are left out, with a note.
 
     Raises:
@@ -132,21 +141,21 @@ def _measured(scene: Scene, criterion: Criterion, progress: bool | None) -> _Mea
     return found
 
 
-def _once(scene: Scene, criterion: Criterion, progress: bool | None) -> _Measured:
+def _once(scene: ScoringContext, criterion: Criterion, progress: bool | None) -> _Measured:
     scene, crossed = _with_projections(scene)
-    with shown("measuring impacts", progress) as told:
+    with progress_bar("measuring impacts", progress) as told:
         return _Measured(scene, crossed, score(replace(scene, progress=told), criterion))
 
 
-def _about_example(scene: Scene) -> list[str]:
+def _about_example(scene: ScoringContext) -> list[str]:
     """Say where the example inputs make values that are not finite."""
-    found = first_not_finite(real_shadow(scene.model, written=scene.graph.written_params), scene.batches[0])
+    found = first_not_finite(real_sandbox(scene.model, written=scene.graph.written_params), scene.batches[0])
     return [f"the output on the example inputs is not finite, and impacts mean nothing: {found}"] if found else []
 
 
-def _with_projections(scene: Scene) -> tuple[Scene, Crossed]:
+def _with_projections(scene: ScoringContext) -> tuple[ScoringContext, CrossFit]:
     """A scene that knows the projections of its removals, each fitted as if it was made alone, crosswise."""
-    crossed, model, written = Crossed(), scene.model, scene.graph.written_params
+    crossed, model, written = CrossFit(), scene.model, scene.graph.written_params
     sets = [removal.edits for removal in scene.removals if removal.needs_calibration]
     batches = cut_in_two(model, scene.batches, written=written) if sets else scene.batches
     if sets:

@@ -63,11 +63,9 @@ def floor_of(module: str) -> str:
 
 @cache
 def offered(folder: str) -> frozenset[str]:
-    """The names that a folder's ``__all__`` lists."""
-    for node in ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return frozenset(ast.literal_eval(node.value))
-    return frozenset()
+    """The names that a folder's ``__init__`` imports for others."""
+    tree = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))
+    return frozenset(alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names)
 
 
 def faults(source: str, module: str, modules: frozenset[str]) -> list[str]:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from layerprune.capture import Holding, record_real
+from layerprune.capture import ActivationStore, record_real
 from layerprune.inputs import as_inputs
 from layerprune.modules import WeakTensorKeys
 from models.nets import Net, linear, randomised, rows, run
@@ -21,7 +21,7 @@ class Scaled(nn.Module):
 
 
 def held(model, x, most_bytes=2**20):
-    holding = Holding(most_bytes)
+    holding = ActivationStore(most_bytes)
     graph, _ = record_real(model, as_inputs(x), holding)
     named = {graph.layers[graph.values[value].layer].name: tensor for value, tensor in holding.tensors.items()}
     return holding, named

@@ -9,13 +9,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from layerprune import UniversalLayerPruner
-from layerprune.capture import Observer, read_calibration, real_shadow
+from layerprune.capture import Probe, read_calibration, real_sandbox
 from layerprune.capture.capture import record
 from layerprune.fidelity import norm
-from layerprune.impact import Scene, score_output_change
-from layerprune.impact.estimators.gradient_taps import Taps
+from layerprune.impact import ScoringContext, score_output_change
+from layerprune.impact.estimators.gradient_taps import GradientTaps
 from layerprune.impact.estimators.influence import score_influence
-from layerprune.impact.estimators.perturbations import Shift, Tensors, shifts_of
+from layerprune.impact.estimators.perturbations import Perturbation, Tensors, perturbations_of
 from layerprune.inputs import as_inputs
 from layerprune.modules import CallKey
 from models.nets import Net, Photograph, linear, randomised, rows, tokens
@@ -34,7 +34,7 @@ def observed(model, x, names, **options):
         seen.clear()
         return lambda value, tensor: seen.setdefault(value, tensor.detach().clone())
 
-    observer = Observer(real_shadow(model), graph, values.values())
+    observer = Probe(real_sandbox(model), graph, values.values())
     found = observer.run(inputs, begin, **options)
     assert found == set(seen)
     return {name: seen.get(value) for name, value in values.items()}, observer
@@ -125,7 +125,7 @@ def test_two_tensors_are_compared_whichever_comes_first(order):
     model = randomised(Net(lambda net, x: net.b(net.a(x)), a=linear(), b=linear()))
     graph, _ = record(model, as_inputs(rows()))
     numbers = [graph.inputs[0], graph.layers[0].outputs[0]]
-    shift = Shift(moved=numbers[1], other=numbers[0])
+    shift = Perturbation(moved=numbers[1], other=numbers[0])
     found = []
     see = Tensors(graph, [shift]).seeing(lambda *compared: found.append(compared))
     for place in order:
@@ -147,13 +147,13 @@ def test_a_tensor_that_is_written_into_later_is_compared_as_it_was(keeps):
     model = randomised(Net(forward, **{name: linear() for name in ("stem", "a", "b", "head")}))
     graph, _ = record(model, as_inputs(rows()))
     by_name = {layer.name: layer.outputs[0] for layer in graph.layers}
-    tensors = Tensors(graph, [Shift(by_name["a"], by_name["stem"]), Shift(by_name["b"], by_name["a"])])
+    tensors = Tensors(graph, [Perturbation(by_name["a"], by_name["stem"]), Perturbation(by_name["b"], by_name["a"])])
     found = []
 
     def compare(_shift, moved, other):
         found.append((moved, other) if keeps else (moved.clone(), other.clone()))
 
-    observer = Observer(real_shadow(model), graph, tensors.wanted)
+    observer = Probe(real_sandbox(model), graph, tensors.wanted)
     observer.run(as_inputs(rows()), lambda: tensors.seeing(compare, keeps=keeps))
     with torch.no_grad():
         x = model.stem(rows())
@@ -168,7 +168,7 @@ def test_a_tensor_is_copied_only_for_who_keeps_it_or_for_what_is_still_to_come()
     model = randomised(Net(lambda net, x: net.b(torch.relu_(net.a(x))), a=linear(), b=linear()))
     graph, _ = record(model, as_inputs(rows()))
     by_name = {layer.name: layer.outputs[0] for layer in graph.layers}
-    once, later = Shift(by_name["a"], graph.inputs[0]), Shift(by_name["b"], by_name["a"])
+    once, later = Perturbation(by_name["a"], graph.inputs[0]), Perturbation(by_name["b"], by_name["a"])
     x, y, z = rows(seed=0), rows(seed=1), rows(seed=2)
 
     def compared(shifts, **options):
@@ -201,7 +201,7 @@ def test_a_norm_is_that_of_all_elements(shape, dtype):
 
 def scene_of(model, batches):
     pruner = UniversalLayerPruner(model, example_inputs=batches[0])
-    return Scene(model, pruner.graph, pruner.removals, read_calibration(batches, model))
+    return ScoringContext(model, pruner.graph, pruner.removals, read_calibration(batches, model))
 
 
 def test_gradients_come_in_through_the_first_layer_alone():
@@ -211,7 +211,7 @@ def test_gradients_come_in_through_the_first_layer_alone():
 
     model = randomised(Net(forward, **{name: linear() for name in ("stem", "a", "b", "head")}))
     scene = scene_of(model, [rows()])
-    taps = Taps(scene)
+    taps = GradientTaps(scene)
     asking = {name for name, p in taps.shade.model.named_parameters() if p.requires_grad}
     assert asking == {"stem.weight", "stem.bias"}
     assert not any(math.isnan(impact) for impact in score_output_change(scene).impacts)
@@ -306,7 +306,7 @@ def test_a_loop_that_runs_longer_than_it_was_recorded_is_seen_where_that_is_cert
     ones = torch.ones(4, 8)
     graph, _ = record(model, as_inputs(4 * ones))  # one round
     value = {layer.name: layer.outputs[0] for layer in graph.layers if layer.outputs}
-    observer = Observer(real_shadow(model), graph, [value["block"], value["add"], value["head"]])
+    observer = Probe(real_sandbox(model), graph, [value["block"], value["add"], value["head"]])
     seen = {}
 
     def begin():
@@ -347,7 +347,7 @@ def test_a_part_is_told_by_its_place_even_where_nobody_reads_the_first():
     graph, _ = record(model, as_inputs(rows()))
     layer = next(layer for layer in graph.layers if layer.function == "chunk")
     seen = {}
-    Observer(real_shadow(model), graph, layer.outputs).run(as_inputs(rows()), lambda: seen.__setitem__)
+    Probe(real_sandbox(model), graph, layer.outputs).run(as_inputs(rows()), lambda: seen.__setitem__)
     parts = model.a(rows()).chunk(3, dim=-1)
     assert [torch.equal(seen[value], part) for value, part in zip(layer.outputs, parts[1:], strict=True)] == [True] * 2
 
@@ -381,7 +381,7 @@ def test_inputs_are_told_by_their_names_in_whatever_order_they_come():
     given = {"x": rows(seed=0), "y": rows(seed=1)}
     graph, _ = record(model, as_inputs(given))
     seen = {}
-    observer = Observer(real_shadow(model), graph, graph.inputs)
+    observer = Probe(real_sandbox(model), graph, graph.inputs)
     observer.run(as_inputs(dict(reversed(given.items()))), lambda: seen.__setitem__)
     assert torch.equal(seen[graph.inputs[0]], given["x"])
     assert torch.equal(seen[graph.inputs[1]], given["y"])
@@ -393,15 +393,15 @@ def test_every_tensor_that_a_removal_moves_is_the_one_that_the_simulation_finds(
     from models.families import build  # imports transformers
 
     pruner = UniversalLayerPruner(build(family), criterion="magnitude")
-    shade = real_shadow(pruner.model)
-    wanted = Tensors(pruner.graph, [s for r in pruner.removals for s in shifts_of(pruner.graph, r)]).wanted
+    shade = real_sandbox(pruner.model)
+    wanted = Tensors(pruner.graph, [s for r in pruner.removals for s in perturbations_of(pruner.graph, r)]).wanted
     seen = {}
 
     def begin():
         seen.clear()
         return lambda value, tensor: seen.setdefault(value, tensor.clone())
 
-    found = Observer(shade, pruner.graph, wanted).run(pruner.inputs, begin)
+    found = Probe(shade, pruner.graph, wanted).run(pruner.inputs, begin)
     truth = located(shade.model, pruner.graph, wanted, **pruner.inputs.kwargs)
     assert found == set(truth) == set(wanted)
     for value in wanted:

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from layerprune.capture import Memo
+from layerprune.capture import ShapeCache
 
 
 @pytest.fixture
 def memo():
-    return Memo(FakeTensorMode())
+    return ShapeCache(FakeTensorMode())
 
 
 def fake(memo, *shape, dtype=torch.float32):

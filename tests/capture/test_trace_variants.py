@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from layerprune.capture import Observer, Variants, real_shadow
+from layerprune.capture import Probe, Variants, real_sandbox
 from layerprune.capture import trace_variants as module
 from layerprune.capture.capture import record
 from layerprune.capture.trace_variants import MOST
@@ -50,7 +50,7 @@ def watching(model, variants, graph=None):
     """An observer of the sum that counts, and what it shows: a function of the inputs."""
     graph = graph or record(model, as_inputs(rows()))[0]
     value = next(layer.outputs[0] for layer in graph.layers if layer.function == "add")
-    observer = Observer(real_shadow(model), graph, [value], variants)
+    observer = Probe(real_sandbox(model), graph, [value], variants)
 
     def look(x):
         seen = {}
@@ -112,7 +112,7 @@ def test_steps_of_each_sample_are_not_missed_for_having_recorded_few():
     graph, _ = record(model, as_inputs(rows()))
     wanted = {layer.outputs[0] for layer in graph.layers if layer.function == "mul"}
     assert len(wanted) == 4
-    observer = Observer(real_shadow(model), graph, wanted)
+    observer = Probe(real_sandbox(model), graph, wanted)
     assert observer.run(as_inputs(rows()), lambda: lambda value, tensor: None) == wanted
 
 
@@ -150,7 +150,7 @@ def test_a_run_that_does_less_is_seen_whole_again_after_one_that_did_more(record
     wanted = {layer.outputs[0] for layer in graph.layers if layer.name in ("block", "add", "head")}
     known = Variants()
     for _ in range(2):
-        observer = Observer(real_shadow(model), graph, wanted, known)
+        observer = Probe(real_sandbox(model), graph, wanted, known)
         assert observer.run(as_inputs(0.5 * torch.ones(4, 8)), lambda: lambda value, tensor: None) < wanted
         assert observer.run(as_inputs(2 * torch.ones(4, 8)), lambda: lambda value, tensor: None) == wanted
     assert recorded == [2, 4]  # of few samples not all is certain, which all of them might have told

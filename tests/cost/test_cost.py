@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner, applied
-from layerprune.capture import real_shadow
+from layerprune.capture import real_sandbox
 from layerprune.cost import (
     Latency,
     activation_peak_bytes,
@@ -274,7 +274,7 @@ def test_a_view_holds_what_it_looks_at(part: Callable[[Tensor], Tensor], peak: i
 
 def test_fake_tensors_live_as_long_as_real_ones() -> None:
     model, inputs = ExampleModel(), given(torch.randn(2, 3, 32, 32))
-    shade = real_shadow(model)
+    shade = real_sandbox(model)
     assert activation_peak_bytes(model, inputs) == _peak(shade, shade.adapt(inputs)) > 0
 
 

@@ -19,9 +19,9 @@ from layerprune import UniversalLayerPruner, distill
 from layerprune.capture import read_calibration
 from layerprune.checkpoint import write_record, write_tensors
 from layerprune.distillation import Recipe
-from layerprune.distillation.hidden_matching import find_matches, side_of
-from layerprune.distillation.losses import distance, divergence, likeliest, loss_of_values
-from layerprune.distillation.training_state import Course
+from layerprune.distillation.hidden_matching import find_matches, hidden_states_of
+from layerprune.distillation.losses import distance, divergence, loss_of_values, top_logits
+from layerprune.distillation.training_state import TrainingState
 from layerprune.errors import CalibrationError, DistillationError
 from layerprune.fidelity import compare
 from models.nets import Net, Photograph, conv, copy_of, image, linear, randomised, rows, same_bits, tokens
@@ -136,7 +136,7 @@ def test_a_model_that_does_not_come_nearer_stays_as_it_was():
 def test_a_tensor_is_matched_with_what_its_readers_read_in_the_original():
     original, pruned = pair()
     (batch,) = read_calibration(BATCHES[:1], original)
-    sides = side_of(original, batch, copied=False), side_of(pruned, batch, copied=True)
+    sides = hidden_states_of(original, batch, copied=False), hidden_states_of(pruned, batch, copied=True)
     matches = find_matches(*sides, (), None)
     assert [match.names for match in matches] == [("blocks.0",), ("blocks.2",), ("blocks.3",)]
     assert sum(match.weight for match in matches) == pytest.approx(1)
@@ -184,7 +184,7 @@ def test_the_divergence_is_that_of_the_softmax_and_counts_no_padding():
 
 def test_with_the_likeliest_tokens_the_others_are_taken_together():
     logits = torch.tensor([[[2.0, 1.0, 0.0, -1.0]]])
-    found = likeliest(logits, 2, 1.0)
+    found = top_logits(logits, 2, 1.0)
     p = logits.softmax(-1)[0, 0]
     assert found.classes.tolist() == [[[0, 1]]]
     assert found.log_probs.exp()[0, 0].tolist() == pytest.approx([float(p[0]), float(p[1]), float(p[2] + p[3])])
@@ -384,9 +384,9 @@ def test_a_loss_that_rises_far_above_its_start_stops_it():
     report = distill(original, pruned, BATCHES, held_out=OTHERS, num_epochs=20, learning_rate=3.0, patience=99)
     assert report.stopped.startswith("the loss diverged")
     assert error(pruned, original) <= start
-    course = Course(losses=[1.0] * 10 + [11.0] * 10)
+    course = TrainingState(losses=[1.0] * 10 + [11.0] * 10)
     assert course.has_diverged()
-    assert not Course(losses=[1.0] * 10 + [9.0] * 10).has_diverged()
+    assert not TrainingState(losses=[1.0] * 10 + [9.0] * 10).has_diverged()
 
 
 def interrupt(model, step):

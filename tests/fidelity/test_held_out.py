@@ -6,7 +6,7 @@ from torch import nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
-from layerprune.fidelity import Harm, Held, Verdict, compare, held_by, hold_out, hold_out_of
+from layerprune.fidelity import Harm, HeldOut, HeldOutVerdict, compare, held_by, hold_out, hold_out_of
 from models.nets import Damped, Net, linear, randomised, rows, same_bits
 
 BATCHES = [rows(32, seed=seed) for seed in range(8)]
@@ -168,8 +168,10 @@ def test_a_batch_stays_whole_where_the_model_takes_no_part_of_it():
 
 
 def test_a_repair_that_is_worse_on_held_out_data_and_an_output_that_is_no_number_are_said():
-    good, bad = (Held(harm, 1 - harm, "values", "squared relative L2 change of the output", 64) for harm in (0.1, 0.4))
-    assert "worse than without the repair" in Verdict(good, bad, 192).notes[0]
-    assert Verdict(bad, good, 192).notes == ()
-    lost = Held(float("nan"), 0.0, "values", "", 64)
-    assert "not known" in str(Verdict(good, lost, 192))
+    good, bad = (
+        HeldOut(harm, 1 - harm, "values", "squared relative L2 change of the output", 64) for harm in (0.1, 0.4)
+    )
+    assert "worse than without the repair" in HeldOutVerdict(good, bad, 192).notes[0]
+    assert HeldOutVerdict(bad, good, 192).notes == ()
+    lost = HeldOut(float("nan"), 0.0, "values", "", 64)
+    assert "not known" in str(HeldOutVerdict(good, lost, 192))

@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
 from layerprune.cost.memory import _Lifetimes
-from layerprune.impact import Scene
-from layerprune.impact.estimators.gradient_taps import Taps
+from layerprune.impact import ScoringContext
+from layerprune.impact.estimators.gradient_taps import GradientTaps
 from models.nets import Net, conv, image, linear, randomised, rows
 
 EXACT, HALF = 2e-6, 4e-3  # relative, of sums of squares: float32's rounding, and twice that of 8 bits
@@ -17,7 +17,7 @@ EXACT, HALF = 2e-6, 4e-3  # relative, of sums of squares: float32's rounding, an
 
 def taps_of(model, batch):
     pruner = UniversalLayerPruner(model, example_inputs=batch, criterion="magnitude")
-    return Taps(Scene(model, pruner.graph, pruner.removals, read_calibration([batch], model))), pruner
+    return GradientTaps(ScoringContext(model, pruner.graph, pruner.removals, read_calibration([batch], model))), pruner
 
 
 def squares_of(model, batch, direction, chosen=lambda removal: removal.kind == "branch"):

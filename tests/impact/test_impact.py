@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
 from layerprune.errors import CalibrationError, UnknownNameError
-from layerprune.impact import Evidence, Scene, register_criterion, score_output_change
+from layerprune.impact import Evidence, ScoringContext, register_criterion, score_output_change
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.estimators.influence import score_influence
 from layerprune.impact.estimators.magnitude import score_magnitude
@@ -20,7 +20,7 @@ from models.nets import Net, conv, copy_of, image, linear, parameter, randomised
 
 def scene_of(model, batches, **options):
     pruner = UniversalLayerPruner(model, example_inputs=batches[0])
-    return Scene(model, pruner.graph, pruner.removals, read_calibration(batches, model), **options), pruner
+    return ScoringContext(model, pruner.graph, pruner.removals, read_calibration(batches, model), **options), pruner
 
 
 def branches(activation=lambda x: x):
@@ -263,7 +263,7 @@ def test_few_samples_and_a_single_batch_are_said():
 
 
 def test_a_criterion_of_ones_own_scores():
-    def by_place(scene: Scene) -> Evidence:
+    def by_place(scene: ScoringContext) -> Evidence:
         change = torch.arange(len(scene.removals), dtype=torch.float64).numpy()[None]
         return Evidence(change, change * 0 + 1, 1.0, "place")
 
@@ -372,7 +372,7 @@ def test_a_batch_with_other_experts_is_measured_at_the_right_layers():
         assert float(model.stem(first).sum()) * float(model.stem(other).sum()) < 0
     pruner = UniversalLayerPruner(model, example_inputs=first)
     index = next(i for i, r in enumerate(pruner.removals) if r.kind == "branch" and "c" in r.groups)
-    scene = Scene(model, pruner.graph, [pruner.removals[index]], read_calibration([other], model))
+    scene = ScoringContext(model, pruner.graph, [pruner.removals[index]], read_calibration([other], model))
     with torch.no_grad():
         x = model.stem(other)
         x = x + (model.a(x) if float(x.sum()) > 0 else model.b(x))

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
 from layerprune.errors import CalibrationError
-from layerprune.impact import Scene
+from layerprune.impact import ScoringContext
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.estimators.loss import score_loss
 from models.nets import Net, Photograph, linear, randomised, rows
@@ -117,7 +117,7 @@ def test_a_loss_leaves_the_model_and_the_generator_as_they_are(score):
     before = Photograph(model)
     pruner = UniversalLayerPruner(model, calibration=PAIRS, loss=shortfall)
     batches = read_calibration(PAIRS, model, shortfall)
-    scene = Scene(model, pruner.graph, pruner.removals, batches, loss=shortfall)
+    scene = ScoringContext(model, pruner.graph, pruner.removals, batches, loss=shortfall)
     assert score(scene).impacts.tolist() == score(scene).impacts.tolist()
     assert Photograph(model) == before
     assert all(p.grad is None for p in model.parameters())

@@ -11,7 +11,7 @@ from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
 from layerprune.impact import (
     Evidence,
-    Scene,
+    ScoringContext,
     ablate,
     all_of_them,
     counted,
@@ -42,7 +42,7 @@ def scene_of(batches, seed=0):
             for p in getattr(model, name).parameters():
                 p.mul_(0.02 * 2.5**number)
     pruner = UniversalLayerPruner(model, example_inputs=batches[0])
-    return Scene(model, pruner.graph, pruner.removals, read_calibration(batches, model), seed)
+    return ScoringContext(model, pruner.graph, pruner.removals, read_calibration(batches, model), seed)
 
 
 def edits_of(scene):

@@ -15,9 +15,9 @@ from layerprune.fidelity import Harm
 from layerprune.impact import Evidence, ablate, ends, first_only
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.racing import contenders
-from layerprune.impact.subbatches import PARTS, Round, adds_up, cut, fewest_samples, whole
+from layerprune.impact.subbatches import PARTS, SubBatch, adds_up, cut, fewest_samples, whole
 from layerprune.inputs import Inputs
-from layerprune.replay import Ledger
+from layerprune.replay import ReusePolicy
 from models.nets import rows
 
 BATCHES = [rows(32, seed=seed).double() for seed in range(1, 4)]
@@ -96,14 +96,14 @@ def test_losses_tell_where_the_whole_has_their_mean():
 
 def measured_in_parts(scene):
     found = ablate(scene, edits_of(scene), rule=every_round)
-    return found, scene.ledger
+    return found, scene.reuse_policy
 
 
 def test_in_parts_the_divergence_is_that_of_whole_batches():
     scene = scene_of(BATCHES)
     found = ablate(scene, edits_of(scene), Harm("distribution"), rule=every_round)
-    truth = score_ablation(replace(scene, ledger=Ledger()), Harm("distribution"))
-    assert (scene.ledger.fewest, scene.ledger.share) == (8, 0.25)
+    truth = score_ablation(replace(scene, reuse_policy=ReusePolicy()), Harm("distribution"))
+    assert (scene.reuse_policy.fewest, scene.reuse_policy.share) == (8, 0.25)
     assert found.change == pytest.approx(truth.change)
     assert found.size == pytest.approx(truth.size)
     assert (found.looked_at == 1).all()
@@ -112,8 +112,8 @@ def test_in_parts_the_divergence_is_that_of_whole_batches():
 def test_in_parts_a_relative_change_is_the_mean_of_the_parts():
     scene = scene_of(BATCHES)
     found, _ = measured_in_parts(scene)
-    parts = [one.batch for one in cut([Round(row, batch) for row, batch in enumerate(scene.batches)], 8)]
-    truth = score_ablation(replace(scene, batches=parts, ledger=Ledger()))
+    parts = [one.batch for one in cut([SubBatch(row, batch) for row, batch in enumerate(scene.batches)], 8)]
+    truth = score_ablation(replace(scene, batches=parts, reuse_policy=ReusePolicy()))
     assert found.change == pytest.approx(truth.change.reshape(PARTS, len(BATCHES), -1).sum(0))
     assert found.size == pytest.approx(truth.size.reshape(PARTS, len(BATCHES), -1).sum(0))
 
@@ -126,8 +126,8 @@ def test_samples_that_know_of_each_other_are_not_torn_apart():
         return plain(x) - plain(x).mean(0)
 
     scene.model.forward = together
-    found, ledger = measured_in_parts(scene)
-    assert ledger.fewest == 0
+    found, reuse_policy = measured_in_parts(scene)
+    assert reuse_policy.fewest == 0
     assert found.change.tolist() == score_ablation(scene).change.tolist()
 
 
@@ -139,17 +139,17 @@ def test_steps_of_a_sequence_are_not_taken_for_samples():
         return plain(x).cumsum(0)  # of the first steps it makes the same without the later ones
 
     scene.model.forward = causal
-    found, ledger = measured_in_parts(scene)
-    assert ledger.fewest == 0
+    found, reuse_policy = measured_in_parts(scene)
+    assert reuse_policy.fewest == 0
     assert found.change.tolist() == score_ablation(scene).change.tolist()
 
 
 def test_a_last_batch_of_few_samples_does_not_keep_the_others_whole():
     scene = scene_of([*BATCHES, rows(3, seed=4).double()])
     for seed in range(4):  # it comes first for one of them
-        each = replace(scene, seed=seed, ledger=Ledger())
+        each = replace(scene, seed=seed, reuse_policy=ReusePolicy())
         found = ablate(each, edits_of(each), rule=every_round)
-        assert each.ledger.fewest == 8
+        assert each.reuse_policy.fewest == 8
         assert (found.looked_at == 1).all()
 
 
@@ -161,8 +161,8 @@ def test_a_model_that_takes_no_other_batch_size_gets_whole_batches():
         return plain(x.reshape(32, -1))
 
     scene.model.forward = at_once
-    found, ledger = measured_in_parts(scene)
-    assert ledger.fewest == 0
+    found, reuse_policy = measured_in_parts(scene)
+    assert reuse_policy.fewest == 0
     assert found.change.tolist() == score_ablation(scene).change.tolist()
 
 
@@ -174,9 +174,9 @@ def test_of_losses_only_means_are_measured_in_parts(reduction, can_be_cut):
     pairs = [(x, torch.roll(x, 1, 1)) for x in BATCHES]
     scene = scene_of(BATCHES)
     scene = replace(scene, batches=read_calibration(pairs, scene.model, loss), loss=loss)
-    found, ledger = measured_in_parts(scene)
-    assert bool(ledger.fewest) is can_be_cut
-    assert found.impacts == pytest.approx(score_ablation(replace(scene, ledger=Ledger())).impacts)
+    found, reuse_policy = measured_in_parts(scene)
+    assert bool(reuse_policy.fewest) is can_be_cut
+    assert found.impacts == pytest.approx(score_ablation(replace(scene, reuse_policy=ReusePolicy())).impacts)
 
 
 def test_a_first_look_is_at_a_quarter_of_one_batch():
@@ -185,7 +185,7 @@ def test_a_first_look_is_at_a_quarter_of_one_batch():
     assert found.looked_at is not None
     assert sorted(found.looked_at[:, 0].tolist()) == [0.0, 0.0, 0.25]
     row = int(found.looked_at[:, 0].argmax())
-    part = replace(scene, batches=[scene.batches[row].samples(0, 8)], ledger=Ledger())
+    part = replace(scene, batches=[scene.batches[row].samples(0, 8)], reuse_policy=ReusePolicy())
     assert found.impacts == pytest.approx(score_ablation(part).impacts)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner
-from layerprune.select.conflict_learning import Culprits
+from layerprune.select.conflict_learning import ConflictLearner
 from models.nets import close, linear, randomised, rows, run
 
 
@@ -58,7 +58,7 @@ def test_of_what_is_left_after_all_have_failed_nothing_more_is_asked() -> None:
     def fails(some: object) -> None:
         raise AssertionError("nothing is to be proven")
 
-    assert Culprits([], fails, fails).holds(())
+    assert ConflictLearner([], fails, fails).holds(())
 
 
 def test_impacts_by_making_removals_see_the_modules_that_run() -> None:

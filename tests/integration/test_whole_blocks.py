@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 
 from layerprune import UniversalLayerPruner, load_pruned
 from layerprune.adapters.transformers.reference_diff import Shortened, unlike
-from layerprune.adapters.transformers.reference_model import Twin
+from layerprune.adapters.transformers.reference_model import ReferenceModel
 from layerprune.edits import Shorten, TakePlace, name_before
 from layerprune.errors import PlanError, SurgeryError
 from layerprune.plan import PruningPlan
@@ -237,10 +237,10 @@ class PairsConfig:
         return ["local", "global"] * (self.num_layers // 2)
 
 
-def twin_with(config: PairsConfig) -> Twin:
+def twin_with(config: PairsConfig) -> ReferenceModel:
     model = nn.Module()
     model.config = config
-    return Twin(model, {})
+    return ReferenceModel(model, {})
 
 
 LAST_OF_FOUR = Shortened(removed={"layers": (3,)}, sizes={"layers": 4})

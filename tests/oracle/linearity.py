@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import Observer, real_shadow, record_on
+from layerprune.capture import Probe, real_sandbox, record_on
 from layerprune.fitting import as_weight, matrix_of, rows_of
 from layerprune.inputs import as_inputs
 from layerprune.repair import Site, find_sites
@@ -21,13 +21,13 @@ def faults(model: nn.Module, inputs: Any) -> tuple[list[str], list[Site], int]:
     against the change of the matrix times the rows that the transform reads.
     """
     given = as_inputs(inputs)
-    graph = record_on(real_shadow(model), given)
+    graph = record_on(real_sandbox(model), given)
     sites = find_sites(graph, graph, model)[0]
     draw = torch.Generator().manual_seed(0)
     wrong: list[str] = []
     claimed: list[Site] = []
     for site in sites:
-        shade = real_shadow(model, written={f"{site.name}.{key}" for key in ("weight", "bias")})
+        shade = real_sandbox(model, written={f"{site.name}.{key}" for key in ("weight", "bias")})
         module = shade.model.get_submodule(site.name)
         matrix, before, change = matrix_of(module), {}, {}
 
@@ -44,7 +44,7 @@ def faults(model: nn.Module, inputs: Any) -> tuple[list[str], list[Site], int]:
         passed = site.passed
         linear = site.reached if passed is None else passed.inner
         wanted = {site.source, site.reached, linear}
-        if Observer(shade, graph, wanted).run(given, keep(before)) != wanted:
+        if Probe(shade, graph, wanted).run(given, keep(before)) != wanted:
             continue  # a tensor within a fused operation: no repair would see it, either
         claimed.append(site)
         moved = torch.randn(matrix.shape, generator=draw, dtype=torch.float64)
@@ -54,7 +54,7 @@ def faults(model: nn.Module, inputs: Any) -> tuple[list[str], list[Site], int]:
             if module.bias is not None:
                 constant = torch.randn(constant.shape, generator=draw, dtype=torch.float64)
                 module.bias.add_(constant.flatten())
-        Observer(shade, graph, wanted).run(given, keep(change))
+        Probe(shade, graph, wanted).run(given, keep(change))
         scale = site.scale(shade.model)
         if not torch.equal(before[site.source], change[site.source]):
             wrong.append(f"{site.name} reads its own output")

@@ -24,8 +24,8 @@ from layerprune.errors import CriticalGroupError, DroppedTensorError
 from layerprune.graph import Cut
 from layerprune.plan import PruningPlan
 from layerprune.proof import Removal
-from layerprune.removals import realise
-from layerprune.removals.lowering import CannotRealise
+from layerprune.removals import lower_removal
+from layerprune.removals.lowering import CannotLower
 from layerprune.surgery import applied
 from oracle.checks import MOVED, TOLERANCE, Batch, Oracle, distance, num_params, run
 from oracle.random_nets import THEMES, nets, randomise
@@ -378,9 +378,9 @@ def test_values_that_one_module_returns_can_be_substituted_together() -> None:
     cut = Cut({made["two.f"]: made["stem"], made["two.g"]: made["stem"]})
     modules = dict(oracle.model.named_modules())
     try:
-        with applied(oracle.model, realise(graph, modules, cut).edits):
+        with applied(oracle.model, lower_removal(graph, modules, cut).edits):
             pruned = run(oracle.model, oracle.fresh)
-    except (CannotRealise, DroppedTensorError):
+    except (CannotLower, DroppedTensorError):
         return  # an honest refusal
     assert distance(pruned, simulate(oracle.model, graph, cut, *oracle.fresh[0])) <= TOLERANCE
 

@@ -61,13 +61,13 @@ def pruner_of(model: nn.Module, **options: bool) -> UniversalLayerPruner:
     return UniversalLayerPruner(model, example_inputs=rows(), granularity="block", **options)
 
 
-GONE = ["blocks.1.up", "blocks.2.up"]
+REMOVED_VALUE = ["blocks.1.up", "blocks.2.up"]
 
 
 def test_the_smaller_class_loads_what_is_left() -> None:
     model = randomised(Deep())
     pruner = pruner_of(model, renumber=True)
-    plan = pruner.plan(groups=GONE)
+    plan = pruner.plan(groups=REMOVED_VALUE)
     assert plan.edits == (Shorten(fqn="blocks", removed=(1, 2)),)
     assert not plan.needs_layerprune
     pruned = pruner.prune(plan=plan)
@@ -80,7 +80,7 @@ def test_the_smaller_class_loads_what_is_left() -> None:
 
 
 def test_without_the_request_names_stay() -> None:
-    pruned = pruner_of(randomised(Deep())).prune(groups=GONE)
+    pruned = pruner_of(randomised(Deep())).prune(groups=REMOVED_VALUE)
     assert "blocks.3.up.weight" in pruned.state_dict()
     assert len(pruned.blocks) == 4
 
@@ -88,7 +88,7 @@ def test_without_the_request_names_stay() -> None:
 @pytest.mark.parametrize("cls", [Placed, Indexed])
 def test_where_the_forward_counts_places_stand_ins_stay(cls: type[Deep]) -> None:
     model = randomised(cls())
-    pruned = pruner_of(model, renumber=True).prune(groups=GONE)
+    pruned = pruner_of(model, renumber=True).prune(groups=REMOVED_VALUE)
     assert len(pruned.blocks) == 4
     kept = {0: model.blocks[0], 3: model.blocks[3]}
     with torch.no_grad():
@@ -119,10 +119,10 @@ def module_is(one: nn.Module, other: nn.Module) -> bool:
 def test_it_is_saved_loaded_and_replayed(tmp_path: Path) -> None:
     model = randomised(Deep())
     pruner = pruner_of(model, renumber=True)
-    pruned = pruner.prune(groups=GONE)
+    pruned = pruner.prune(groups=REMOVED_VALUE)
     pruner.save(tmp_path / "small")
     assert torch.equal(run(load_pruned(tmp_path / "small", factory=Deep).eval(), rows()), run(pruned, rows()))
-    plan = PruningPlan.from_json(pruner.plan(groups=GONE).to_json())
+    plan = PruningPlan.from_json(pruner.plan(groups=REMOVED_VALUE).to_json())
     assert torch.equal(run(plan.apply(model), rows()), run(pruned, rows()))
 
 

@@ -19,7 +19,7 @@ from layerprune.edits import Fold, folds_of
 from layerprune.errors import CalibrationError, CriticalGroupError, PlanError
 from layerprune.fitting import Projections, fold_alone, fold_into
 from layerprune.fitting.projection_fit import Fitted
-from layerprune.impact import Crossed, cut_in_two
+from layerprune.impact import CrossFit, cut_in_two
 from layerprune.plan import PruningPlan
 from layerprune.plan.plan import SCHEMA
 from layerprune.proof import Removal
@@ -757,8 +757,8 @@ def test_a_single_batch_is_cut_so_that_projections_are_judged_on_the_other_half(
     (whole,) = read_calibration([rows(1)], chain())
     assert list(cut_in_two(chain(), [whole])) == [whole]
     fit = Projections((Fitted("y", "x", ("z",), 0.1, 1.0, 8, 4),))
-    assert "may be far too low" in Crossed((fit,)).notes[-1]
-    assert Crossed((fit, fit)).notes == ()
+    assert "may be far too low" in CrossFit((fit,)).notes[-1]
+    assert CrossFit((fit, fit)).notes == ()
 
 
 def test_a_criterion_that_knows_no_projection_says_so() -> None:

@@ -20,8 +20,8 @@ from layerprune.errors import BudgetError, CriticalGroupError, UnknownNameError
 from layerprune.graph import Cut
 from layerprune.inputs import as_inputs
 from layerprune.plan import PruningPlan
-from layerprune.removals import realise
-from layerprune.removals.lowering import CannotRealise
+from layerprune.removals import lower_removal
+from layerprune.removals.lowering import CannotLower
 from layerprune.removals.protection import HEAD, STEM
 from layerprune.surgery import operate
 from models.nets import Net, close, conv, copy_of, image, linear, parameter, randomised, rows, run, tokens
@@ -628,8 +628,8 @@ def test_what_a_forward_does_between_a_tensor_and_its_substitute_is_the_reason()
     model = Net(lambda n, x: n.h(n.up(y := n.s(x), n.deep(y))), s=conv(3, 4), deep=conv(4), up=stage, h=conv(4, 2))
     graph = capture(model, as_inputs(image()))
     made = {layer.name: layer.outputs[0] for layer in graph.layers}
-    with pytest.raises(CannotRealise, match=r"where 'up\.body\.1' .* is read: the forward of 'up' calls 'cat' in betw"):
-        realise(graph, dict(model.named_modules()), Cut({made["up.body.1"]: made["s"]}))
+    with pytest.raises(CannotLower, match=r"where 'up\.body\.1' .* is read: the forward of 'up' calls 'cat' in betw"):
+        lower_removal(graph, dict(model.named_modules()), Cut({made["up.body.1"]: made["s"]}))
 
 
 @pytest.mark.parametrize(("hidden", "why"), [(7, "the forward of the model calls 'pad_packed_"), (6, "part of an arg")])

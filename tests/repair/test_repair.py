@@ -11,7 +11,7 @@ from layerprune.fitting import STRENGTHS, Gram, Sums, add_output, as_weight, fit
 from layerprune.inputs import as_inputs
 from layerprune.modules import write
 from layerprune.repair import closed_form, find_sites, repair, untie
-from layerprune.repair.verdict import Verdict
+from layerprune.repair.verdict import RepairVerdict
 from models.nets import (
     Net,
     Photograph,
@@ -352,7 +352,7 @@ def test_new_weights_that_make_the_output_worse_are_not_written(monkeypatch, aft
     model = branched(torch.relu)
     pruned, edits = without(model, "branch", BATCHES[0])
     before = Photograph(pruned)
-    monkeypatch.setattr(closed_form, "judge", lambda *_: Verdict(1.0, after, "harm"))
+    monkeypatch.setattr(closed_form, "judge", lambda *_: RepairVerdict(1.0, after, "harm"))
     report = repair(model, pruned, BATCHES, edits=edits)
     assert not report.kept
     assert report.num_kept == 0

@@ -108,8 +108,8 @@ def _padded():
 def test_forwards_run_on_with_the_new_weights_themselves(monkeypatch):
     """Where all is solved ahead, what the waiting forward returns are the bits of the repaired model."""
     found = []
-    real = closed_form.Mender._judged
-    monkeypatch.setattr(closed_form.Mender, "_judged", lambda *args: found.append(real(*args)) or found[-1])
+    real = closed_form.ClosedFormRepair._judged
+    monkeypatch.setattr(closed_form.ClosedFormRepair, "_judged", lambda *args: found.append(real(*args)) or found[-1])
 
     def forward(net, x):
         return net.head(torch.tanh(net.middle(torch.tanh(net.branch(torch.relu(net.stem(x)))))))

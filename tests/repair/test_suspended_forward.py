@@ -8,11 +8,11 @@ import torch
 from test_repair import BATCHES, branched, without
 from torch import nn
 
-from layerprune.capture import Holding, capture, real_shadow, record_on
+from layerprune.capture import ActivationStore, capture, real_sandbox, record_on
 from layerprune.inputs import as_inputs
 from layerprune.repair import Site, closed_form, find_sites, refit, repair
-from layerprune.repair.stream.model_run import Side
-from layerprune.repair.stream.suspended_forward import Lane, closing
+from layerprune.repair.stream.model_run import ModelRun
+from layerprune.repair.stream.suspended_forward import SuspendedForward, closing
 from models.nets import Net, Photograph, copy_of, linear, randomised, rows, run, same_bits
 
 
@@ -23,7 +23,7 @@ def value_of(graph, name):
 
 def lane_of(model, x, *names):
     graph = capture(model, as_inputs(x))
-    return Lane(real_shadow(model), graph, {value_of(graph, name) for name in names}, as_inputs(x)), graph
+    return SuspendedForward(real_sandbox(model), graph, {value_of(graph, name) for name in names}, as_inputs(x)), graph
 
 
 def sums(net, x):
@@ -37,7 +37,7 @@ def test_what_is_written_into_a_tensor_is_what_all_its_readers_read():
     model, x = randomised(Net(sums, stem=linear(), head=linear())), rows(4)
     graph = capture(model, as_inputs(x))
     total = value_of(graph, "add")
-    lane = Lane(real_shadow(model), graph, {total, value_of(graph, "head")}, as_inputs(x))
+    lane = SuspendedForward(real_sandbox(model), graph, {total, value_of(graph, "head")}, as_inputs(x))
     value, tensor = lane.next()
     assert value == total
     with torch.no_grad():
@@ -54,9 +54,9 @@ def test_a_lane_ends_where_the_forward_takes_other_steps_than_those_that_were_re
         return y * 2 if bool((x > 1e6).any()) else y + 1
 
     model = randomised(Net(forward, stem=linear(), head=linear()))
-    graph = record_on(real_shadow(model), as_inputs(rows(4)))
+    graph = record_on(real_sandbox(model), as_inputs(rows(4)))
     values = {value_of(graph, name) for name in ("stem", "add")}
-    lane = Lane(real_shadow(model), graph, values, as_inputs(rows(4) * 1e9))
+    lane = SuspendedForward(real_sandbox(model), graph, values, as_inputs(rows(4) * 1e9))
     with closing([lane]):
         assert lane.next()[0] == value_of(graph, "stem")
         assert lane.next() is None
@@ -64,18 +64,18 @@ def test_a_lane_ends_where_the_forward_takes_other_steps_than_those_that_were_re
 
 def test_lanes_take_turns_and_stop_where_they_are_told():
     model = randomised(Net(sums, stem=linear(), head=linear()))
-    lanes = [lane_of(model, rows(4, seed=seed), "stem", "head")[0] for seed in range(3)]
+    suspended_forwards = [lane_of(model, rows(4, seed=seed), "stem", "head")[0] for seed in range(3)]
     others = set(threading.enumerate())
-    with closing(lanes):
-        stems = [lane.next()[1].clone() for lane in lanes]
+    with closing(suspended_forwards):
+        stems = [lane.next()[1].clone() for lane in suspended_forwards]
         for seed, stem in enumerate(stems):
             assert torch.equal(stem, run(model.stem, rows(4, seed=seed)))
-        assert lanes[1].next() is not None
-        assert lanes[1].next() is None
-        assert lanes[1].next() is None
+        assert suspended_forwards[1].next() is not None
+        assert suspended_forwards[1].next() is None
+        assert suspended_forwards[1].next() is None
         assert len(set(threading.enumerate()) - others) >= 2, "two wait"
     assert set(threading.enumerate()) <= others
-    assert lanes[0].next() is None
+    assert suspended_forwards[0].next() is None
 
 
 def test_a_lane_does_not_stop_where_it_is_told_to_go_by_and_shows_in_its_own_thread_what_is_there():
@@ -90,7 +90,7 @@ def test_a_lane_does_not_stop_where_it_is_told_to_go_by_and_shows_in_its_own_thr
         by[value] = tensor.detach().clone(), threading.current_thread()
         return True
 
-    lane = Lane(real_shadow(model), graph, {stem, total, head}, as_inputs(x), passes=passes)
+    lane = SuspendedForward(real_sandbox(model), graph, {stem, total, head}, as_inputs(x), passes=passes)
     with closing([lane]):
         assert lane.next()[0] == total
         assert by.keys() == {stem}
@@ -104,14 +104,16 @@ def test_a_lane_that_may_goes_on_to_the_end_for_the_output():
     model, x = randomised(Net(sums, stem=linear(), head=linear())), rows(4)
     graph = capture(model, as_inputs(x))
     for num_stops in (1, 2):
-        lane = Lane(real_shadow(model), graph, {value_of(graph, n) for n in ("stem", "add")}, as_inputs(x), to_end=True)
+        lane = SuspendedForward(
+            real_sandbox(model), graph, {value_of(graph, n) for n in ("stem", "add")}, as_inputs(x), to_end=True
+        )
         with closing([lane]):
             for _ in range(num_stops):
                 assert lane.next() is not None
             assert lane.output is None
             lane.finish()
             assert torch.equal(lane.output, run(model, x))
-    never = Lane(real_shadow(model), graph, {value_of(graph, "stem")}, as_inputs(x), to_end=True)
+    never = SuspendedForward(real_sandbox(model), graph, {value_of(graph, "stem")}, as_inputs(x), to_end=True)
     never.finish()
     assert never.output is None
 
@@ -124,9 +126,9 @@ def test_what_a_forward_raises_comes_out_where_it_is_asked_for_the_next_value():
         return net.head(x)
 
     model = randomised(Net(forward, stem=linear(), head=linear()))
-    graph = record_on(real_shadow(model), as_inputs(rows(4)))
+    graph = record_on(real_sandbox(model), as_inputs(rows(4)))
     values = {value_of(graph, "stem"), value_of(graph, "head")}
-    lane = Lane(real_shadow(model), graph, values, as_inputs(rows(4) * 1e9))
+    lane = SuspendedForward(real_sandbox(model), graph, values, as_inputs(rows(4) * 1e9))
     with closing([lane]):
         assert lane.next() is not None
         with pytest.raises(ValueError, match="too large"):
@@ -216,21 +218,23 @@ def test_the_verdict_knows_outputs_from_recordings_and_the_originals_where_its_f
 @pytest.mark.parametrize("last", [None, 1])
 def test_the_batch_that_is_recorded_does_not_run_again_in_the_original(monkeypatch, last):
     """It is a batch that is judged by, unless that holds another number of samples than the first."""
-    lanes = []
-    lane = Side.lane
+    suspended_forwards = []
+    lane = ModelRun.lane
 
     def counted(side, batch, values, shade=None, **options):
-        lanes.append((side.model is model, [one is batch.inputs.args[0] for one in batches].index(True)))
+        suspended_forwards.append((side.model is model, [one is batch.inputs.args[0] for one in batches].index(True)))
         return lane(side, batch, values, shade, **options)
 
-    monkeypatch.setattr(Side, "lane", counted)
+    monkeypatch.setattr(ModelRun, "lane", counted)
     model = branched(torch.relu)
     batches = [*BATCHES[:3], BATCHES[3][:last]]
     pruned, edits = without(model, "branch", BATCHES[0])
     assert repair(model, pruned, batches, edits=edits).num_forwards == (1, 1)
     recorded = 0 if last else 3
-    assert sorted(number for is_original, number in lanes if is_original) == [n for n in range(4) if n != recorded]
-    assert sorted(number for is_original, number in lanes if not is_original) == [0, 1, 2, 3]
+    assert sorted(number for is_original, number in suspended_forwards if is_original) == [
+        n for n in range(4) if n != recorded
+    ]
+    assert sorted(number for is_original, number in suspended_forwards if not is_original) == [0, 1, 2, 3]
 
 
 def test_what_is_held_is_as_it_was_when_a_later_layer_has_written_into_it():
@@ -249,7 +253,7 @@ def test_what_is_held_is_as_it_was_when_a_later_layer_has_written_into_it():
     anew = copy_of(pruned)
     repair(model, pruned, BATCHES, edits=edits)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Holding, "keep", lambda *_, **__: None)
+        patch.setattr(ActivationStore, "keep", lambda *_, **__: None)
         repair(model, anew, BATCHES, edits=edits)
     assert same_bits(pruned, anew)
 
@@ -258,10 +262,10 @@ def test_the_bytes_that_a_forward_holds_are_those_of_what_is_still_read():
     """Through a chain two tensors at a time; a shortcut holds a third."""
     chain = nn.Sequential(linear(), nn.ReLU(), linear(), nn.ReLU())
     graph = capture(chain, as_inputs(rows(4)))
-    assert Side(chain, real_shadow(chain), graph).live_bytes == 2 * 4 * 8 * 4
+    assert ModelRun(chain, real_sandbox(chain), graph).live_bytes == 2 * 4 * 8 * 4
     shortcut = randomised(Net(lambda net, x: x + net.head(torch.relu(net.stem(x))), stem=linear(), head=linear()))
     graph = capture(shortcut, as_inputs(rows(4)))
-    assert Side(shortcut, real_shadow(shortcut), graph).live_bytes == 3 * 4 * 8 * 4
+    assert ModelRun(shortcut, real_sandbox(shortcut), graph).live_bytes == 3 * 4 * 8 * 4
 
 
 @pytest.mark.parametrize("when", ["solving", "running"])
@@ -270,7 +274,7 @@ def test_an_interrupt_leaves_the_unrepaired_model_and_no_thread(monkeypatch, whe
     pruned, edits = without(model, "branch", BATCHES[0])
     before, rng, fast = Photograph(pruned), torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
     threads = set(threading.enumerate())
-    where = {"solving": (refit.Solver, "change"), "running": (refit.Walk, "views")}[when]
+    where = {"solving": (refit.Solver, "change"), "running": (refit.Lockstep, "views")}[when]
     calls = []
     real = getattr(*where)
 

@@ -5,7 +5,7 @@ import torch
 from test_repair import BATCHES, without
 from torch import nn
 
-from layerprune.capture import Holding, Shared, read_calibration, real_shadow, record_real
+from layerprune.capture import ActivationStore, Shared, read_calibration, real_sandbox, record_real
 from layerprune.inputs import as_inputs
 from layerprune.modules import no_fast_path
 from layerprune.repair import closed_form, refit, repair
@@ -194,20 +194,20 @@ def test_only_what_is_the_same_up_to_the_first_difference_is_shared():
     other = copy_of(model)
     with torch.no_grad():
         other[1].weight[0] += 1
-    held = Holding(2**20)
+    held = ActivationStore(2**20)
     graph, _ = record_real(model, as_inputs(BATCHES[0]), held)
     shared = Shared(held)
     record_real(other, as_inputs(BATCHES[0]), shared)
     assert [graph.name_of(value) for value in shared.values] == ["0"]
     assert torch.equal(shared.output, run(other, BATCHES[0]))
-    nothing = Shared(Holding(0))
+    nothing = Shared(ActivationStore(0))
     record_real(copy_of(model), as_inputs(BATCHES[0]), nothing)
     assert not nothing.values
 
 
 def test_calls_run_where_something_of_what_they_return_is_not_known():
     model = randomised(nn.Sequential(linear(), linear()))
-    shade = real_shadow(model)
+    shade = real_sandbox(model)
     graph, _ = record_real(model, as_inputs(BATCHES[0]))
     (frame,) = [frame for frame in graph.frames if frame.fqn == "0"]
     (value,) = frame.outputs
@@ -226,7 +226,7 @@ def test_calls_run_where_something_of_what_they_return_is_not_known():
 def test_a_mended_output_counts_where_the_repaired_model_confirms_it(off, num_rows):
     model = randomised(nn.Sequential(Counted(8, 8), linear()))
     batch = read_calibration([rows(8)], model)[0]
-    shade = real_shadow(model)
+    shade = real_sandbox(model)
     graph, _ = record_real(model, batch.inputs)
     with torch.no_grad(), no_fast_path():
         out = model(rows(8))
@@ -248,14 +248,14 @@ def test_the_verdict_does_not_trust_a_mended_forward_that_went_wrong(monkeypatch
     right = repair(model, pruned, BATCHES, edits=edits)
     assert found == [5]
     found.clear()
-    waits = closed_form.Mender._judged
+    waits = closed_form.ClosedFormRepair._judged
 
     def wrong(*args):
         one = waits(*args)
         one.mended.add_(0.1)
         return one
 
-    monkeypatch.setattr(closed_form.Mender, "_judged", wrong)
+    monkeypatch.setattr(closed_form.ClosedFormRepair, "_judged", wrong)
     assert repair(model, broken, BATCHES, edits=edits).after == pytest.approx(right.after, rel=1e-4)
     assert found == [5, 40]
 

@@ -19,10 +19,10 @@ from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
 from layerprune.edits import Pass
 from layerprune.errors import DroppedTensorError
-from layerprune.impact import Evidence, Scene, ablate
-from layerprune.removals import CannotRealise
-from layerprune.replay import Ledger
-from layerprune.replay import reuse as handover
+from layerprune.impact import Evidence, ScoringContext, ablate
+from layerprune.removals import CannotLower
+from layerprune.replay import ReusePolicy
+from layerprune.replay import reuse as output_reuse
 from layerprune.replay.cached_call import Leaf, NotPlain, Outcome
 from models.nets import Net, linear, randomised, rows
 from oracle.random_nets import THEMES, nets
@@ -31,20 +31,20 @@ NAMES = ("a", "b", "c", "d", "e", "f", "g")
 _SEEDS = (1, 2, 3)
 
 
-def scene_of(model: nn.Module, batches: Sequence[Any], **more: Any) -> Scene:
+def scene_of(model: nn.Module, batches: Sequence[Any], **more: Any) -> ScoringContext:
     loss = more.get("loss")
     pruner = UniversalLayerPruner(model, example_inputs=more.pop("example", batches[0]), criterion="magnitude")
     removals = [removal for removal in pruner.removals if not removal.needs_calibration]
-    return Scene(pruner._original, pruner.graph, removals, read_calibration(batches, model, loss), **more)
+    return ScoringContext(pruner._original, pruner.graph, removals, read_calibration(batches, model, loss), **more)
 
 
-def both(scene: Scene, sets: Sequence[Any] | None = None) -> tuple[Evidence, Evidence, Ledger]:
+def both(scene: ScoringContext, sets: Sequence[Any] | None = None) -> tuple[Evidence, Evidence, ReusePolicy]:
     """Ablation by whole forwards and by such as go on, and what the latter has written down."""
     sets = [removal.edits for removal in scene.removals] if sets is None else sets
-    assert len(sets) >= handover.FEWEST, "a test of nothing"
-    whole = ablate(replace(scene, ledger=Ledger("whole ones were asked for")), sets)
-    ledger = Ledger()
-    return whole, ablate(replace(scene, ledger=ledger), sets), ledger
+    assert len(sets) >= output_reuse.FEWEST, "a test of nothing"
+    whole = ablate(replace(scene, reuse_policy=ReusePolicy("whole ones were asked for")), sets)
+    reuse_policy = ReusePolicy()
+    return whole, ablate(replace(scene, reuse_policy=reuse_policy), sets), reuse_policy
 
 
 def assert_same(whole: Evidence, other: Evidence) -> None:
@@ -71,10 +71,10 @@ BATCHES = [rows(5, seed=seed) for seed in _SEEDS]
 
 def test_of_seven_branches_those_before_the_removed_one_are_not_run_again():
     scene = scene_of(chain(), BATCHES[:1])
-    whole, found, ledger = both(scene)
+    whole, found, reuse_policy = both(scene)
     assert_same(whole, found)
-    assert (ledger.doubt, ledger.is_trusted) == ("", True)
-    calls = {scene.graph.frames[frame].fqn: num / 5 for frame, num in ledger.handed_on.items()}  # 5 samples
+    assert (reuse_policy.doubt, reuse_policy.is_trusted) == ("", True)
+    calls = {scene.graph.frames[frame].fqn: num / 5 for frame, num in reuse_policy.handed_on.items()}  # 5 samples
     # In order: by the seven removals, and by three forwards of the untouched model: outermost, innermost, half of them.
     # The last branch and the head come after all that some removal changes, and are not kept.
     assert calls == {"stem": 7 + 3, "a": 6 + 3, "b": 5 + 3, "c": 4 + 2, "d": 3 + 2, "e": 2 + 2, "f": 1 + 2}
@@ -138,10 +138,10 @@ def test_hand_made_nets_that_may_be_handed_on():
         "gate": (chain(lambda net, branch, x: x * torch.sigmoid(branch(x))), BATCHES),
     }
     for name, (model, batches) in cases.items():
-        whole, found, ledger = both(scene_of(model, batches))
+        whole, found, reuse_policy = both(scene_of(model, batches))
         assert_same(whole, found)
-        assert ledger.is_trusted, f"{name}: {ledger.doubt}"
-        assert sum(ledger.handed_on.values()) > 3, name
+        assert reuse_policy.is_trusted, f"{name}: {reuse_policy.doubt}"
+        assert sum(reuse_policy.handed_on.values()) > 3, name
 
 
 class Writer(nn.Module):
@@ -160,12 +160,12 @@ class Writer(nn.Module):
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_module_that_writes_into_its_argument_is_run(hidden: bool):
     model = chain(lambda net, branch, x: branch(net.pre(x)) + x, lambda: Writer(hidden), pre=linear())
-    whole, found, ledger = both(scene_of(model, BATCHES))
+    whole, found, reuse_policy = both(scene_of(model, BATCHES))
     assert_same(whole, found)
     if hidden:  # nothing counts these writes, so that the checks have to find them
-        assert ledger.doubt
+        assert reuse_policy.doubt
     else:
-        assert ledger.is_trusted
+        assert reuse_policy.is_trusted
 
 
 def test_a_list_that_modules_add_to_is_not_handed_on():
@@ -177,11 +177,11 @@ def test_a_list_that_modules_add_to_is_not_handed_on():
 
     model = randomised(Net(forward, stem=linear(), **{name: Dense() for name in NAMES}, head=linear())).eval()
     scene = scene_of(model, BATCHES)
-    whole, found, ledger = both(scene)
+    whole, found, reuse_policy = both(scene)
     assert_same(whole, found)
-    names = {scene.graph.frames[frame].fqn for frame in ledger.handed_on}
+    names = {scene.graph.frames[frame].fqn for frame in reuse_policy.handed_on}
     assert names.isdisjoint(NAMES)
-    assert ledger.is_trusted
+    assert reuse_policy.is_trusted
 
 
 class Cache:
@@ -212,9 +212,9 @@ def test_a_module_that_takes_a_cache_is_run_and_what_it_calls_is_handed_on():
 
     model = randomised(Net(forward, stem=linear(), **{name: Remembering() for name in NAMES}, head=linear())).eval()
     scene = scene_of(model, BATCHES)
-    whole, found, ledger = both(scene)
+    whole, found, reuse_policy = both(scene)
     assert_same(whole, found)
-    names = {scene.graph.frames[frame].fqn for frame in ledger.handed_on}
+    names = {scene.graph.frames[frame].fqn for frame in reuse_policy.handed_on}
     assert "a.layer" in names
     assert names.isdisjoint(NAMES)
 
@@ -242,9 +242,9 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("where", ["attribute", "list", "buffer"])
 def test_a_model_that_counts_its_calls_runs_whole(where: str):
     scene = scene_of(chain(make=lambda: Counting(where)), BATCHES)
-    whole, found, ledger = both(scene)
+    whole, found, reuse_policy = both(scene)
     assert_same(whole, found)
-    assert not ledger.handed_on
+    assert not reuse_policy.handed_on
 
 
 def test_a_cache_that_is_filled_by_the_first_forward_is_no_state():
@@ -253,17 +253,17 @@ def test_a_cache_that_is_filled_by_the_first_forward_is_no_state():
             object.__setattr__(net, "table", torch.arange(8.0) / 8)
         return x + net.table * branch(x)
 
-    whole, found, ledger = both(scene_of(chain(scaled), BATCHES))
+    whole, found, reuse_policy = both(scene_of(chain(scaled), BATCHES))
     assert_same(whole, found)
-    assert ledger.is_trusted
+    assert reuse_policy.is_trusted
 
 
 def test_a_forward_that_draws_runs_whole():
     model = chain(lambda net, branch, x: x + branch(x) + 0.01 * torch.rand_like(x))
-    whole, found, ledger = both(scene_of(model, BATCHES))
+    whole, found, reuse_policy = both(scene_of(model, BATCHES))
     assert_same(whole, found)
-    assert ledger.doubt == "the forward draws random numbers"
-    assert not ledger.handed_on
+    assert reuse_policy.doubt == "the forward draws random numbers"
+    assert not reuse_policy.handed_on
 
 
 _REGISTER: dict[str, Tensor] = {}
@@ -292,9 +292,9 @@ def test_what_modules_hand_over_in_globals_is_found_by_the_checks():
         return net.head(x)
 
     model = randomised(Net(forward, stem=linear(), **{name: Telling() for name in NAMES}, head=linear())).eval()
-    whole, found, ledger = both(scene_of(model, BATCHES))
+    whole, found, reuse_policy = both(scene_of(model, BATCHES))
     assert_same(whole, found)
-    assert ledger.doubt
+    assert reuse_policy.doubt
 
 
 _FIRED = np.zeros(1, int)  # a list would be put back after each forward
@@ -312,15 +312,15 @@ def test_hooks_run_in_each_forward():
     scene = scene_of(model, BATCHES)
     sets = [removal.edits for removal in scene.removals]
     counts: list[int] = []
-    for ledger in (
-        Ledger("whole ones were asked for"),
-        Ledger(is_trusted=True),
+    for reuse_policy in (
+        ReusePolicy("whole ones were asked for"),
+        ReusePolicy(is_trusted=True),
     ):  # trusted: no more forwards for checks
         _FIRED[0] = 0
-        found = ablate(replace(scene, ledger=ledger), sets)
+        found = ablate(replace(scene, reuse_policy=reuse_policy), sets)
         counts.append(int(_FIRED[0]))
     assert counts[0] == counts[1] == 2 * len(BATCHES) * (7 + sum(7 - fired_less(some) for some in sets))
-    names = {scene.graph.frames[frame].fqn for frame in ledger.handed_on}
+    names = {scene.graph.frames[frame].fqn for frame in reuse_policy.handed_on}
     assert "a.0" in names
     assert names.isdisjoint(NAMES)
     assert np.isfinite(found.change).all()
@@ -344,10 +344,10 @@ def test_a_loss_that_calls_the_model_twice_and_reads_a_hook_gets_the_same():
 
     pairs = [(batch, rows(5, seed=7)) for batch in BATCHES]
     model = chain(make=lambda: nn.Sequential(linear(), nn.Tanh()))
-    whole, found, ledger = both(scene_of(model, pairs, loss=loss, example=BATCHES[0]))
+    whole, found, reuse_policy = both(scene_of(model, pairs, loss=loss, example=BATCHES[0]))
     assert_same(whole, found)
-    assert ledger.is_trusted
-    assert ledger.handed_on
+    assert reuse_policy.is_trusted
+    assert reuse_policy.handed_on
 
 
 def test_a_loss_with_gradients_inside_runs_whole():
@@ -358,15 +358,15 @@ def test_a_loss_with_gradients_inside_runs_whole():
         return slope.square().mean()
 
     pairs = [(batch, batch) for batch in BATCHES]
-    whole, found, ledger = both(scene_of(chain(), pairs, loss=loss, example=BATCHES[0]))
+    whole, found, reuse_policy = both(scene_of(chain(), pairs, loss=loss, example=BATCHES[0]))
     assert_same(whole, found)
-    assert not ledger.handed_on
+    assert not reuse_policy.handed_on
 
 
 def test_what_would_take_too_much_memory_is_computed_again(monkeypatch: pytest.MonkeyPatch):
     scene = scene_of(chain(), BATCHES)
     _, _, free = both(scene)
-    monkeypatch.setattr(handover, "MOST_BYTES", 3 * BATCHES[0].nbytes)
+    monkeypatch.setattr(output_reuse, "MOST_BYTES", 3 * BATCHES[0].nbytes)
     whole, found, tight = both(scene)
     assert_same(whole, found)
     assert 0 < sum(tight.handed_on.values()) < sum(free.handed_on.values())
@@ -416,14 +416,14 @@ def test_random_nets_give_the_same_bits(theme: str):
         for _ in range(6 if len(removals) > 1 else 0):
             try:
                 sets.append(pruner._planner.joints.proven(sorted(draw.sample(range(len(removals)), 2))).edits)
-            except CannotRealise:
+            except CannotLower:
                 continue
-        sets = sets * (1 + handover.FEWEST) if 0 < len(sets) < handover.FEWEST else sets
+        sets = sets * (1 + output_reuse.FEWEST) if 0 < len(sets) < output_reuse.FEWEST else sets
         if sets:
-            scene = Scene(pruner._original, pruner.graph, [], read_calibration(batches, model))
-            whole, found, ledger = both(scene, sets)
+            scene = ScoringContext(pruner._original, pruner.graph, [], read_calibration(batches, model))
+            whole, found, reuse_policy = both(scene, sets)
             assert_same(whole, found)
-            assert ledger.is_trusted or not ledger.handed_on, ledger.doubt
+            assert reuse_policy.is_trusted or not reuse_policy.handed_on, reuse_policy.doubt
 
     check()
 
@@ -443,10 +443,10 @@ def test_families_give_the_same_bits(family: str):
 
     model = build(family)
     batches = [inputs_for(model, seed) for seed in _SEEDS[:2]]
-    whole, found, ledger = both(scene_of(model, batches))
+    whole, found, reuse_policy = both(scene_of(model, batches))
     assert_same(whole, found)
-    assert ledger.is_trusted, ledger.doubt
-    assert ledger.handed_on
+    assert reuse_policy.is_trusted, reuse_policy.doubt
+    assert reuse_policy.handed_on
 
 
 class Once(nn.Module):
@@ -472,9 +472,9 @@ def test_a_forward_that_raises_only_where_it_is_handed_something_is_run_whole():
         return net.head(x)
 
     model = randomised(Net(forward, stem=Once(), **{name: Once() for name in NAMES}, head=linear())).eval()
-    whole, found, ledger = both(scene_of(model, BATCHES))
+    whole, found, reuse_policy = both(scene_of(model, BATCHES))
     assert_same(whole, found)
-    assert ledger.doubt
+    assert reuse_policy.doubt
 
 
 def test_an_edited_model_that_raises_does_so_in_a_whole_forward_too():
@@ -482,4 +482,4 @@ def test_an_edited_model_that_raises_does_so_in_a_whole_forward_too():
     sets = [removal.edits for removal in scene.removals]
     bad = Pass(fqn="g", position=3, keyword=None)
     with pytest.raises(DroppedTensorError, match="called without argument 3"):
-        ablate(replace(scene, ledger=Ledger(is_trusted=True)), [*sets, (bad,)])
+        ablate(replace(scene, reuse_policy=ReusePolicy(is_trusted=True)), [*sets, (bad,)])

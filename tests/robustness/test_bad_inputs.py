@@ -149,10 +149,10 @@ CASES: Mapping[str, Case] = {
 def test_matrix(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     done = list(STAGES)[: list(STAGES).index(case.stage) if case.stage else None]
-    assert Walk(case, tmp_path / "artefact").go() == done
+    assert Lockstep(case, tmp_path / "artefact").go() == done
 
 
-class Walk:
+class Lockstep:
     """One case's way through the stages."""
 
     def __init__(self, case: Case, folder: Path) -> None:
@@ -279,11 +279,11 @@ INTERRUPTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "recording an operation": ("layerprune.capture.recorder.Recorder.operation", (1, 5)),
     "building the graph": ("layerprune.capture.graph_builder.Builder.layer", (1,)),
     "grouping": ("layerprune.graph.groups.lead_name", (2,)),
-    "realising": ("layerprune.removals.lowering._Realiser.run", (1, 2)),
+    "realising": ("layerprune.removals.lowering._Lowerer.run", (1, 2)),
     "proving": ("layerprune.proof.prover.Prover.check_run", (1, 2)),
     "scoring": ("layerprune.scoring.score", (1,)),
     "ablating": ("layerprune.impact.ablation._run", (1, 3)),
-    "selecting": ("layerprune.select.milp.Programme.run", (1,)),
+    "selecting": ("layerprune.select.milp.Milp.run", (1,)),
     "operating": ("layerprune.surgery.apply._carry_out", (1, 2, 3)),
     "copying what is left": ("layerprune.plan.plan.own", (1, 3)),
     "recording for a repair": ("layerprune.repair.closed_form.record_real", (1, 2)),

@@ -11,23 +11,23 @@ from torch import nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.graph import Cut
-from layerprune.proof import Joints, Removal
-from layerprune.removals import CannotRealise, Realisation
-from layerprune.select import Limit, Programme
-from layerprune.select.conflict_learning import Culprits
-from layerprune.select.constraints import Ban
+from layerprune.proof import JointRemovals, Removal
+from layerprune.removals import CannotLower, Lowering
+from layerprune.select import Limit, Milp
+from layerprune.select.conflict_learning import ConflictLearner
+from layerprune.select.constraints import Exclusion
 from models.nets import linear, randomised, rows
 
 
 def removal(name, *dead):
-    realisation = Realisation(Cut({}), (), (), frozenset(dead), frozenset(), ())
+    lowering = Lowering(Cut({}), (), (), frozenset(dead), frozenset(), ())
     return Removal(
         name=name,
         subject=(name,),
         kind="branch",
         groups=(name,),
         cut=Cut({}),
-        realisation=realisation,
+        lowering=lowering,
         num_params=1,
     )
 
@@ -43,9 +43,9 @@ def culprits_of(removals, fails, *, in_runs=False):
     def judge(some):
         asked.append(tuple(some))
         if fails(set(some)):
-            raise CannotRealise("by the rule")
+            raise CannotLower("by the rule")
 
-    return Culprits(removals, judge, (lambda some: None) if in_runs else judge), asked
+    return ConflictLearner(removals, judge, (lambda some: None) if in_runs else judge), asked
 
 
 def dead_of(removals, some):
@@ -56,23 +56,23 @@ def dead_of(removals, some):
 
 
 def test_a_ban_of_a_set_forbids_that_set_and_all_that_hold_it():
-    ban = Ban.of((3, 1))
+    ban = Exclusion.of((3, 1))
     assert ban.alternatives == ((1,), (3,))
     assert ban.forbids({1, 2, 3})
     assert not ban.forbids({1, 2})
 
 
 def test_a_ban_forbids_one_of_each_list():
-    ban = Ban(((0, 1), (2, 3)))
+    ban = Exclusion(((0, 1), (2, 3)))
     assert [some for some in subsets(4) if len(some) == 2 and ban.forbids(some)] == [(0, 2), (0, 3), (1, 2), (1, 3)]
 
 
 def test_a_removal_that_stands_in_every_list_is_forbidden_alone():
-    assert Ban(((0, 1), (0, 2))).forbids({0})
+    assert Exclusion(((0, 1), (0, 2))).forbids({0})
 
 
 def test_of_a_family_too_many_are_forbidden_where_one_of_each_other_list_goes():
-    ban = Ban(((4,),), ((0,), (1, 2), (3,)), 2)
+    ban = Exclusion(((4,),), ((0,), (1, 2), (3,)), 2)
     assert ban.forbids({4, 0, 2})
     assert not ban.forbids({4, 1, 2})
     assert not ban.forbids({0, 1, 3})
@@ -81,16 +81,16 @@ def test_of_a_family_too_many_are_forbidden_where_one_of_each_other_list_goes():
 @pytest.mark.parametrize(
     "bans",
     [
-        [Ban.of((0, 1)), Ban.of((2, 3, 4))],
-        [Ban(((0, 1), (2, 3), (4,)))],
-        [Ban(((0, 1), (1, 2), (3, 4)))],
-        [Ban((), ((0,), (1,), (2, 3), (3, 4)), 3)],
-        [Ban(((4,),), ((0, 1), (1, 2), (3,)), 2), Ban.of((0, 3))],
-        [Ban(((0, 1), (2, 3))), Ban(((0, 1), (2, 3), (4,), (0, 2))), Ban(((0, 1), (0, 1), (4,)))],
+        [Exclusion.of((0, 1)), Exclusion.of((2, 3, 4))],
+        [Exclusion(((0, 1), (2, 3), (4,)))],
+        [Exclusion(((0, 1), (1, 2), (3, 4)))],
+        [Exclusion((), ((0,), (1,), (2, 3), (3, 4)), 3)],
+        [Exclusion(((4,),), ((0, 1), (1, 2), (3,)), 2), Exclusion.of((0, 3))],
+        [Exclusion(((0, 1), (2, 3))), Exclusion(((0, 1), (2, 3), (4,), (0, 2))), Exclusion(((0, 1), (0, 1), (4,)))],
     ],
 )
 def test_the_programme_finds_exactly_the_sets_that_are_not_forbidden(bans):
-    programme = Programme(5)
+    programme = Milp(5)
     for some in subsets(5):
         pieces = {(i,): 1.0 if i in some else 100.0 for i in range(5)}  # within the cap nothing but the set fits
         forbidden = any(ban.forbids(some) for ban in bans)
@@ -105,16 +105,16 @@ def test_the_programme_finds_exactly_the_sets_that_are_not_forbidden(bans):
 def test_the_sets_found_fail_and_their_parts_hold(in_runs):
     some = [removal(f"layer{'abcdefgh'[i]}", 100 * i) for i in range(8)]
     bad = [{1, 4}, {2, 5, 7}, {6}]
-    culprits, _ = culprits_of(some, lambda s: any(b <= s for b in bad), in_runs=in_runs)
-    bans = culprits.among(range(8))
+    conflict_learner, _ = culprits_of(some, lambda s: any(b <= s for b in bad), in_runs=in_runs)
+    bans = conflict_learner.among(range(8))
     assert {frozenset(i for each in ban.alternatives for i in each) for ban in bans} == {frozenset(b) for b in bad}
     assert not any(ban.forbids(set(range(8)) - {4, 7, 6}) for ban in bans)
 
 
 def test_a_core_among_many_takes_few_questions():
     some = [removal(f"r{i}", 100 * i) for i in range(256)]
-    culprits, asked = culprits_of(some, lambda s: {17, 200} <= s)
-    assert culprits.among(range(256))[0] == Ban.of((17, 200))
+    conflict_learner, asked = culprits_of(some, lambda s: {17, 200} <= s)
+    assert conflict_learner.among(range(256))[0] == Exclusion.of((17, 200))
     assert len(asked) < 40
 
 
@@ -152,10 +152,10 @@ def missed_attention(removals):
 def test_one_ban_forbids_every_way_to_lose_all_that_must_not_go_together(start, in_runs):
     removals = ways()
     fails = no_attention_left(removals)
-    culprits, asked = culprits_of(removals, fails, in_runs=in_runs)
+    conflict_learner, asked = culprits_of(removals, fails, in_runs=in_runs)
     block = [(start >> i) & 1 for i in range(NUM)]  # which leave as blocks, in the set that fails first
     chosen = [3 * i + 2 * block[i] for i in range(NUM)] + [1, 4]
-    (ban,) = culprits.among(chosen)
+    (ban,) = conflict_learner.among(chosen)
     for some in subsets(len(removals)):
         if not any({3 * i + 2} & set(some) and {3 * i, 3 * i + 1} & set(some) for i in range(NUM)):
             assert ban.forbids(some) == fails(set(some))
@@ -166,8 +166,8 @@ def test_what_failed_is_forbidden_even_where_a_weaker_set_is_banned_in_its_place
     removals = ways(3)
     (a0, b0), (a1, b1), (a2, b2) = ((3 * i, 3 * i + 2) for i in range(3))
     bad = [{b0, b1, b2}, {a0, b1, b2}, {a0, a1, b2}, {a0, a1, a2}]  # block 0 is no substitute for attention 0
-    culprits, _ = culprits_of(removals, lambda some: any(each <= some for each in bad))
-    assert any(ban.forbids((b0, b1, b2)) for ban in culprits.among((b0, b1, b2)))
+    conflict_learner, _ = culprits_of(removals, lambda some: any(each <= some for each in bad))
+    assert any(ban.forbids((b0, b1, b2)) for ban in conflict_learner.among((b0, b1, b2)))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -175,19 +175,19 @@ def test_whatever_fails_is_forbidden_by_what_it_taught(seed):
     draw = random.Random(seed)
     removals = ways()
     bad = [set(draw.sample(range(len(removals)), draw.randint(2, 5))) for _ in range(6)]
-    culprits, _ = culprits_of(removals, lambda some: any(b <= some for b in bad))
+    conflict_learner, _ = culprits_of(removals, lambda some: any(b <= some for b in bad))
     chosen = sorted(set().union(*draw.sample(bad, 2)))
-    assert any(ban.forbids(chosen) for ban in culprits.among(chosen))
+    assert any(ban.forbids(chosen) for ban in conflict_learner.among(chosen))
 
 
 def test_a_mixture_is_banned_and_what_holds_without_any_of_its_kind_is_not():
     removals = ways()
     fails = missed_attention(removals)
-    culprits, _ = culprits_of(removals, fails)
+    conflict_learner, _ = culprits_of(removals, fails)
     attention = [3 * i for i in range(NUM)]
     blocks = [3 * i + 2 for i in range(NUM)]
     assert not fails(set(blocks))
-    (ban,) = culprits.among(attention)
+    (ban,) = conflict_learner.among(attention)
     for mixture in product(*zip(attention, blocks, strict=True)):
         assert ban.forbids(mixture) == fails(set(mixture))
 
@@ -195,8 +195,10 @@ def test_a_mixture_is_banned_and_what_holds_without_any_of_its_kind_is_not():
 def test_a_larger_removal_that_would_hold_in_a_members_place_is_no_alternative():
     removals = [*ways(), removal("all but the second's", *range(3), *range(6, 9))]
     fails = no_attention_left(removals)
-    culprits, _ = culprits_of(removals, lambda some: fails(some) and 5 not in some)  # block1 brings one of its own
-    (ban,) = culprits.among([3 * i for i in range(NUM)])
+    conflict_learner, _ = culprits_of(
+        removals, lambda some: fails(some) and 5 not in some
+    )  # block1 brings one of its own
+    (ban,) = conflict_learner.among([3 * i for i in range(NUM)])
     assert ban.forbids([0, 3, 6, 9, 12])
     assert ban.forbids([2, 3, 8, 9, 14])
     assert not ban.forbids([2, 5, 8, 9, 14])
@@ -205,8 +207,8 @@ def test_a_larger_removal_that_would_hold_in_a_members_place_is_no_alternative()
 def test_a_removal_that_stands_for_two_members_stands_in_both_lists():
     removals = [*ways(), removal("blocks 0 and 1", *range(6))]
     fails = no_attention_left(removals)
-    culprits, _ = culprits_of(removals, fails)
-    (ban,) = culprits.among([3 * i for i in range(NUM)])
+    conflict_learner, _ = culprits_of(removals, fails)
+    (ban,) = conflict_learner.among([3 * i for i in range(NUM)])
     assert ban.forbids([15, 6, 9, 12])
     assert not ban.forbids([15, 6, 9])
 
@@ -214,8 +216,8 @@ def test_a_removal_that_stands_for_two_members_stands_in_both_lists():
 def test_what_fails_for_another_reason_is_no_alternative():
     removals = ways()
     fails = no_attention_left(removals)
-    culprits, _ = culprits_of(removals, lambda some: fails(some) or {2, 3} <= some)  # block0 hates attention1
-    bans = culprits.among([3 * i for i in range(NUM)])
+    conflict_learner, _ = culprits_of(removals, lambda some: fails(some) or {2, 3} <= some)  # block0 hates attention1
+    bans = conflict_learner.among([3 * i for i in range(NUM)])
     assert not any(ban.forbids([2, 6, 9, 12]) for ban in bans)
     assert not any(ban.forbids([2, 5, 8, 9]) for ban in bans)
 
@@ -248,8 +250,8 @@ def too_many_attentions(removals, num, *needed):
 def test_one_ban_forbids_every_way_to_lose_too_many_of_a_kind(num, chosen, in_runs):
     removals = ways()
     fails = too_many_attentions(removals, num)
-    culprits, asked = culprits_of(removals, fails, in_runs=in_runs)
-    (ban,) = culprits.among(chosen)
+    conflict_learner, asked = culprits_of(removals, fails, in_runs=in_runs)
+    (ban,) = conflict_learner.among(chosen)
     for some in subsets(len(removals)):
         assert ban.forbids(some) == fails(set(some))
     assert len(asked) < 100
@@ -258,16 +260,16 @@ def test_one_ban_forbids_every_way_to_lose_too_many_of_a_kind(num, chosen, in_ru
 def test_a_set_of_many_more_than_too_many_teaches_one_ban():
     removals = ways(9)
     attentions = {3 * i for i in range(9)}
-    culprits, _ = culprits_of(removals, lambda some: len(attentions & dead_of(removals, some)) >= 3)
-    (ban,) = culprits.among(sorted(attentions))
-    assert ban == Ban((), tuple((i, i + 2) for i in sorted(attentions)), 3)
+    conflict_learner, _ = culprits_of(removals, lambda some: len(attentions & dead_of(removals, some)) >= 3)
+    (ban,) = conflict_learner.among(sorted(attentions))
+    assert ban == Exclusion((), tuple((i, i + 2) for i in sorted(attentions)), 3)
 
 
 def test_what_has_to_go_besides_is_no_member_of_the_family():
     removals = [*ways(), removal("cache", 3 * NUM)]
     fails = too_many_attentions(removals, 3, 3 * NUM)
-    culprits, _ = culprits_of(removals, fails)
-    (ban,) = culprits.among([3, 5, 6, 9, 15])
+    conflict_learner, _ = culprits_of(removals, fails)
+    (ban,) = conflict_learner.among([3, 5, 6, 9, 15])
     for some in subsets(len(removals)):
         assert ban.forbids(some) == fails(set(some))
 
@@ -275,8 +277,8 @@ def test_what_has_to_go_besides_is_no_member_of_the_family():
 def test_one_of_a_kind_that_is_needed_for_the_others_to_matter_is_no_member_of_their_family():
     removals = ways()
     fails = too_many_attentions(removals, 3, 0)
-    culprits, _ = culprits_of(removals, fails)
-    (ban,) = culprits.among([0, 3, 9])
+    conflict_learner, _ = culprits_of(removals, fails)
+    (ban,) = conflict_learner.among([0, 3, 9])
     for some in subsets(len(removals)):
         assert ban.forbids(some) == fails(set(some))
 
@@ -284,8 +286,8 @@ def test_one_of_a_kind_that_is_needed_for_the_others_to_matter_is_no_member_of_t
 def test_sets_of_a_kind_that_hold_are_not_forbidden_by_one_that_fails():
     removals = ways(8)
     runs = [{3 * i, 3 * i + 3, 3 * i + 6} for i in range(6)]  # three attentions one after the other
-    culprits, _ = culprits_of(removals, lambda some: any(run <= dead_of(removals, some) for run in runs))
-    (ban,) = culprits.among([3, 6, 9])
+    conflict_learner, _ = culprits_of(removals, lambda some: any(run <= dead_of(removals, some) for run in runs))
+    (ban,) = conflict_learner.among([3, 6, 9])
     attentions = [3 * i for i in range(8)]
     assert {some for some in combinations(attentions, 3) if ban.forbids(some)} == {(3, 6, 9)}
 
@@ -293,8 +295,10 @@ def test_sets_of_a_kind_that_hold_are_not_forbidden_by_one_that_fails():
 def test_blocks_are_no_family_of_what_only_attentions_do():
     removals = ways()
     attentions = {3 * i for i in range(NUM)}
-    culprits, _ = culprits_of(removals, lambda some: len(attentions & some) >= 3)  # blocks bring what attentions lack
-    (ban,) = culprits.among([0, 3, 6])
+    conflict_learner, _ = culprits_of(
+        removals, lambda some: len(attentions & some) >= 3
+    )  # blocks bring what attentions lack
+    (ban,) = conflict_learner.among([0, 3, 6])
     for some in subsets(len(removals)):
         assert ban.forbids(some) == (len(attentions & set(some)) >= 3)
 
@@ -302,17 +306,17 @@ def test_blocks_are_no_family_of_what_only_attentions_do():
 def test_one_of_a_kind_that_fails_with_a_member_for_another_reason_is_no_member():
     removals = ways()
     kin = {0, 3, 6, 9}
-    culprits, _ = culprits_of(removals, lambda some: len(kin & some) >= 3 or {6, 12} <= some)
-    (ban,) = culprits.among([3, 6, 9])
-    assert ban == Ban((), tuple((i,) for i in sorted(kin)), 3)
+    conflict_learner, _ = culprits_of(removals, lambda some: len(kin & some) >= 3 or {6, 12} <= some)
+    (ban,) = conflict_learner.among([3, 6, 9])
+    assert ban == Exclusion((), tuple((i,) for i in sorted(kin)), 3)
 
 
 def test_a_weaker_removal_that_fails_with_fewer_takes_no_place():
     removals = ways()
     blocks = {3 * i + 2 for i in range(NUM)}
-    culprits, _ = culprits_of(removals, lambda some: len(blocks & some) >= 3 or {2, 3} <= some)
-    (ban,) = culprits.among([2, 5, 8])
-    assert ban == Ban((), tuple((i,) for i in sorted(blocks)), 3)
+    conflict_learner, _ = culprits_of(removals, lambda some: len(blocks & some) >= 3 or {2, 3} <= some)
+    (ban,) = conflict_learner.among([2, 5, 8])
+    assert ban == Exclusion((), tuple((i,) for i in sorted(blocks)), 3)
 
 
 def test_a_set_that_cannot_be_realised_is_dealt_with_before_what_is_left_of_it_is_run():
@@ -322,16 +326,16 @@ def test_a_set_that_cannot_be_realised_is_dealt_with_before_what_is_left_of_it_i
     def run(some):
         ran.append(some)
         if {2, 3} <= set(some):
-            raise CannotRealise("in a run")
+            raise CannotLower("in a run")
 
-    def realise(some):
+    def lower_removal(some):
         if {0, 1} <= set(some):
-            raise CannotRealise("at once")
+            raise CannotLower("at once")
 
-    culprits = Culprits(some, run, realise)
-    assert culprits.among(range(4)) == [Ban.of((0, 1))]
+    conflict_learner = ConflictLearner(some, run, lower_removal)
+    assert conflict_learner.among(range(4)) == [Exclusion.of((0, 1))]
     assert not ran
-    assert culprits.among((0, 2, 3)) == [Ban.of((2, 3))]
+    assert conflict_learner.among((0, 2, 3)) == [Exclusion.of((2, 3))]
 
 
 # ---- in a selection -------------------------------------------------------------------------------------------------
@@ -358,7 +362,7 @@ def test_where_one_layer_of_a_kind_must_stay_the_choice_is_the_best_of_all_sets_
     def check(some):
         asked.append(some)
         if mixers <= dead_of(pruner.removals, some):
-            raise CannotRealise("one must stay")
+            raise CannotLower("one must stay")
         return proven(pruner)(some)
 
     impacts = [0.1 + 0.01 * i for i in range(9)]
@@ -379,7 +383,7 @@ def test_where_three_of_a_kind_must_stay_whichever_the_choice_is_the_best_after_
     def check(some):
         asked.append(some)
         if len(some) > 4:
-            raise CannotRealise("three must stay")
+            raise CannotLower("three must stay")
         return proven(pruner)(some)
 
     problem = problem_of(pruner, [0.1 + 0.01 * i for i in range(7)], prove=check)
@@ -401,16 +405,16 @@ def test_a_plan_of_a_model_of_which_two_layers_must_stay_fails_once_at_the_most(
     torch.manual_seed(0)
     model = transformers.ZambaForCausalLM(config).eval()
     pruner = UniversalLayerPruner(model, example_inputs={"input_ids": torch.tensor([[1, 2]])})
-    failed, prove = [], Joints.proven
+    failed, prove = [], JointRemovals.proven
 
     def watched(self, chosen):
         try:
             return prove(self, chosen)
-        except CannotRealise:
+        except CannotLower:
             failed.append(tuple(chosen))
             raise
 
-    monkeypatch.setattr(Joints, "proven", watched)
+    monkeypatch.setattr(JointRemovals, "proven", watched)
     plan = pruner.plan(max_param_reduction=0.6)
     assert 0.54 <= plan.reduction <= 0.6
     assert len(failed) == 1  # all sets of too many are learnt from the first

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 from layerprune.graph import Cut
-from layerprune.select.conflicts import bans_of, conflicts
-from layerprune.select.constraints import Ban
+from layerprune.select.conflicts import conflicts, exclusions_of
+from layerprune.select.constraints import Exclusion
 from models.hand_built import GraphBuilder
 
 
@@ -64,8 +64,8 @@ def test_branches_of_a_concat_may_go_as_long_as_one_is_left():
     graph, cat, operands = branches(3)
     drops = [Cut(dropped=frozenset({(cat, value)})) for value in operands]
     assert conflicts(graph, removals(graph, *drops)) == []
-    (ban,) = bans_of(graph, removals(graph, *drops))
-    assert ban == Ban(((0,), (1,), (2,)))
+    (ban,) = exclusions_of(graph, removals(graph, *drops))
+    assert ban == Exclusion(((0,), (1,), (2,)))
     assert ban.forbids([0, 1, 2])
     assert not ban.forbids([0, 1])
 
@@ -73,8 +73,8 @@ def test_branches_of_a_concat_may_go_as_long_as_one_is_left():
 def test_a_branch_that_two_removals_drop_is_one_alternative_of_the_ban():
     graph, cat, (a, b, c) = branches(3)
     cuts = [Cut(dropped=frozenset({(cat, value) for value in some})) for some in ((a,), (b,), (c,), (a, b))]
-    bans = bans_of(graph, removals(graph, *cuts))
-    assert Ban(((0, 3), (1, 3), (2,))) in bans
+    bans = exclusions_of(graph, removals(graph, *cuts))
+    assert Exclusion(((0, 3), (1, 3), (2,))) in bans
     assert {ban.alternatives for ban in bans if len(ban.alternatives) == 2} >= {((0,), (3,)), ((2,), (3,))}
 
 

@@ -13,9 +13,9 @@ from layerprune import UniversalLayerPruner
 from layerprune.edits import folds_of
 from layerprune.errors import CriticalGroupError
 from layerprune.modules import num_params
-from layerprune.removals import CannotRealise
-from layerprune.select import SLACK, Budgets, amount, bans_of, select
-from layerprune.select.interactions import with_company
+from layerprune.removals import CannotLower
+from layerprune.select import SLACK, Budgets, amount, exclusions_of, select
+from layerprune.select.interactions import with_interactions
 from models.nets import Net, conv, image, linear, randomised, rows
 
 
@@ -86,7 +86,7 @@ def subject(name):
         for some in combinations(range(len(pruner.removals)), num):
             try:
                 left = num_params(joints.without(some))
-            except CannotRealise:
+            except CannotLower:
                 continue
             sizes[some] = num_params(model) - left
     return pruner, sizes
@@ -97,7 +97,7 @@ def test_what_the_programme_counts_for_a_set_is_what_leaves_with_it(name):
     pruner, sizes = subject(name)
     pieces = pruner._planner.meter.param_pieces
     assert pruner._planner.meter._companies
-    bans = bans_of(pruner.graph, pruner.removals)  # of sets that are the same as a smaller one
+    bans = exclusions_of(pruner.graph, pruner.removals)  # of sets that are the same as a smaller one
     for some, size in sizes.items():
         if not any(ban.forbids(some) for ban in bans):
             assert amount(pieces, some) == pytest.approx(size), some
@@ -107,7 +107,7 @@ def test_what_the_programme_counts_for_a_set_is_what_leaves_with_it(name):
 def test_so_it_is_with_multiply_accumulates(name):
     pruner, sizes = subject(name)
     macs = pruner._planner.meter.macs(1.0, True)
-    bans = bans_of(pruner.graph, pruner.removals)
+    bans = exclusions_of(pruner.graph, pruner.removals)
     for some in sizes:
         if not any(ban.forbids(some) for ban in bans):
             assert amount(macs.pieces, some) == pytest.approx(macs.measure(some)), some
@@ -118,7 +118,7 @@ def test_no_set_is_banned_that_could_be_made_and_is_not_the_same_as_a_smaller_on
     pruner, sizes = subject(name)
     joints = pruner._planner.joints
     dead = {some: joints.proven(some).dead for some in sizes if some}
-    for ban in bans_of(pruner.graph, pruner.removals):
+    for ban in exclusions_of(pruner.graph, pruner.removals):
         for some in dead:
             if ban.forbids(some):
                 assert any(set(less) < set(some) and dead[less] == dead[some] for less in dead), some
@@ -177,7 +177,7 @@ def test_a_projection_whose_reader_also_leaves_is_read_by_the_next_one():
 def test_more_than_the_parts_is_written_in_pieces_by_inclusion_and_exclusion():
     alone = {(0,): 5.0, (1,): 7.0, (2,): 1.0}
     true = {(0, 1): 10.0, (0, 1, 2): 20.0}
-    found = with_company(alone, list(true), lambda some: true[some])
+    found = with_interactions(alone, list(true), lambda some: true[some])
     for some, size in [((0,), 5), ((1,), 7), ((2,), 1), ((0, 2), 6), ((1, 2), 8), ((0, 1), 10), ((0, 1, 2), 20)]:
         assert amount(found, some) == size
 
@@ -189,5 +189,5 @@ def test_sets_that_hold_one_that_fails_are_not_asked_for():
         asked.append(some)
         return None if some == (0, 1) else 3.0
 
-    assert with_company({(0,): 1.0, (1,): 1.0, (2,): 1.0}, [(0, 1), (1, 2), (0, 1, 2)], size_of)[(1, 2)] == -1.0
+    assert with_interactions({(0,): 1.0, (1,): 1.0, (2,): 1.0}, [(0, 1), (1, 2), (0, 1, 2)], size_of)[(1, 2)] == -1.0
     assert asked == [(0, 1), (1, 2)]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from layerprune.select import Limit
-from layerprune.select.constraints import Ban
-from layerprune.select.local_search import Swaps
+from layerprune.select.constraints import Exclusion
+from layerprune.select.local_search import LocalSearch
 
 
 def random_problem(seed, *, pairs):
@@ -41,7 +41,7 @@ def test_swaps_end_in_a_valid_set_that_is_mostly_the_best(pairs):
         low, high = 0.35 * sum(bundles.values()), 0.5 * sum(bundles.values())
         every = sorted(valid_sets(costs, bundles, banned, low, high))
         start = every[-1]
-        swaps = Swaps(costs, [Limit(bundles, low, high)], [Ban.of(bad) for bad in banned])
+        swaps = LocalSearch(costs, [Limit(bundles, low, high)], [Exclusion.of(bad) for bad in banned])
         found = tuple(swaps.improve(start[1]))
         at = dict((some, cost) for cost, some in every)
         assert found in at, "not a valid set"
@@ -52,29 +52,29 @@ def test_swaps_end_in_a_valid_set_that_is_mostly_the_best(pairs):
 
 
 def test_a_set_costs_the_block_that_it_spans_and_takes_shared_pieces_once():
-    swaps = Swaps(np.array([[1.0, 0.25], [0.25, 2.0]]), [Limit({(0,): 3.0, (0, 1): 5.0}, low=6, high=7.5)], [])
+    swaps = LocalSearch(np.array([[1.0, 0.25], [0.25, 2.0]]), [Limit({(0,): 3.0, (0, 1): 5.0}, low=6, high=7.5)], [])
     assert swaps.cost((0, 1)) == pytest.approx(3.5)
     assert [swaps.fits(some) for some in ((0,), (1,), (0, 1), ())] == [False, False, False, False]
-    assert Swaps(np.array([1.0, 2.0]), [Limit({(0,): 3.0, (0, 1): 5.0}, low=5, high=5)], []).fits((1,))
+    assert LocalSearch(np.array([1.0, 2.0]), [Limit({(0,): 3.0, (0, 1): 5.0}, low=5, high=5)], []).fits((1,))
 
 
 def test_a_set_without_better_neighbours_stays():
     limits = [Limit({(0,): 5.0, (1,): 5.0}, 5, 10)]
-    swaps = Swaps(np.array([1.0, 2.0]), limits, [Ban.of((0, 1))])
+    swaps = LocalSearch(np.array([1.0, 2.0]), limits, [Exclusion.of((0, 1))])
     assert swaps.improve((0,)) == [0]
     assert swaps.improve((1,)) == [0]
 
 
 def test_of_groups_that_exclude_each_other_not_every_one_may_have_a_member():
     limits = [Limit({(i,): 1.0 for i in range(4)}, 1, 4)]
-    swaps = Swaps(np.zeros(4), limits, [Ban(((0, 1), (2, 3)))])
+    swaps = LocalSearch(np.zeros(4), limits, [Exclusion(((0, 1), (2, 3)))])
     assert swaps.entries((0,))[0].tolist() == [False, True, False, False]
     assert swaps.entries((3,))[0].tolist() == [False, False, True, False]
 
 
 def test_of_a_family_too_many_may_not_join_where_one_of_the_other_lists_is_chosen():
     limits = [Limit({(i,): 1.0 for i in range(5)}, 1, 5)]
-    swaps = Swaps(np.zeros(5), limits, [Ban(((4,),), ((0, 1), (2,), (3,)), 2)])
+    swaps = LocalSearch(np.zeros(5), limits, [Exclusion(((4,),), ((0, 1), (2,), (3,)), 2)])
     assert swaps.entries((0, 4))[0].tolist() == [False, True, False, False, False]
     assert swaps.entries((0, 2))[0].tolist() == [False, True, False, True, False]
     assert swaps.entries((2,))[0].tolist() == [True, True, False, True, True]
@@ -82,4 +82,4 @@ def test_of_a_family_too_many_may_not_join_where_one_of_the_other_lists_is_chose
 
 def test_several_limits_hold_at_once():
     limits = [Limit({(0,): 4.0, (1,): 4.0, (2,): 1.0}, 4, 5), Limit({(0,): 9.0, (1,): 2.0, (2,): 2.0}, 0, 4)]
-    assert Swaps(np.array([1.0, 2.0, 1.0]), limits, []).improve((1, 2)) == [1]
+    assert LocalSearch(np.array([1.0, 2.0, 1.0]), limits, []).improve((1, 2)) == [1]

@@ -11,8 +11,8 @@ from torch import nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.cost import bundles, params_taken
-from layerprune.proof import Joints
-from layerprune.removals.lowering import CannotRealise
+from layerprune.proof import JointRemovals
+from layerprune.removals.lowering import CannotLower
 from layerprune.select import MORE_SLACK, SLACK, Problem, Resource, select
 from layerprune.select.conflicts import conflicts
 from layerprune.select.strategies.exact import WORTH
@@ -45,15 +45,15 @@ def problem_of(pruner, impacts, forbidden=(), prove=None):
 
     def holds(some):
         if any(set(bad) <= set(some) for bad in forbidden):
-            raise CannotRealise("forbidden")
+            raise CannotLower("forbidden")
 
     return Problem(pruner.graph, removals, [], prove or holds)
 
 
 def params_of(pruner, cap):
     """The budget of parameters, counted without the library's bundles."""
-    joints = Joints(pruner._prover, pruner.removals, pruner._original)
-    taken = [params_taken(pruner.graph, pruner._prover.modules, r.realisation) for r in pruner.removals]
+    joints = JointRemovals(pruner._prover, pruner.removals, pruner._original)
+    taken = [params_taken(pruner.graph, pruner._prover.modules, r.lowering) for r in pruner.removals]
     return Resource(
         "parameters",
         bundles(pruner.graph.size_of_param, taken),
@@ -76,7 +76,7 @@ def size_of(pruner, selection):
 
 def proven(pruner):
     """The check that a plan makes: realised and run."""
-    return Joints(pruner._prover, pruner.removals, pruner._original).proven
+    return JointRemovals(pruner._prover, pruner.removals, pruner._original).proven
 
 
 def every_valid_set(pruner, problem):
@@ -89,7 +89,7 @@ def every_valid_set(pruner, problem):
                 if some:
                     problem.prove(some)
                 num_params = count(some)
-            except CannotRealise:
+            except CannotLower:
                 continue
             found[some] = (num_params, sum(problem.removals[i].impact for i in some))
     return found

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from layerprune import UniversalLayerPruner
 from layerprune.errors import DroppedTensorError
 from layerprune.stand_ins import (
-    Dropped,
     DroppedBranch,
+    DroppedTensor,
     PassThrough,
     SkipsDropped,
     dropped,
@@ -64,7 +64,7 @@ def test_a_concat_joins_the_others(cat):
 
 def test_a_concat_of_dropped_tensors_only_is_dropped():
     token = dropped(["cat"])
-    assert isinstance(torch.cat([token, token], 1), Dropped)
+    assert isinstance(torch.cat([token, token], 1), DroppedTensor)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_a_transform_whose_weight_is_dropped_hands_its_input_on(function):
 
 def test_a_sum_of_two_dropped_tensors_is_dropped():
     token = dropped(["add"])
-    assert isinstance(token + token, Dropped)
-    assert isinstance(token + 1, Dropped)
-    assert isinstance(2 * dropped(["mul"]), Dropped)
+    assert isinstance(token + token, DroppedTensor)
+    assert isinstance(token + 1, DroppedTensor)
+    assert isinstance(2 * dropped(["mul"]), DroppedTensor)
 
 
 def test_the_left_side_of_a_subtraction_cannot_be_dropped():
@@ -178,7 +178,7 @@ def test_an_out_argument_cannot_take_it():
 )
 def test_any_other_function_of_it_is_dropped_too_and_keeps_its_kinds(function):
     token = function(dropped(["add"]))
-    assert isinstance(token, Dropped)
+    assert isinstance(token, DroppedTensor)
     assert token.merges == {"add"}
     x = rows()
     assert x + token is x
@@ -209,7 +209,7 @@ def test_functions_that_return_several_tensors_return_several_dropped_ones():
     ):
         assert isinstance(pieces, tuple)
         assert len(pieces) == number
-        assert all(isinstance(piece, Dropped) for piece in pieces)
+        assert all(isinstance(piece, DroppedTensor) for piece in pieces)
 
 
 @pytest.mark.parametrize("module", [nn.BatchNorm1d(8), nn.MultiheadAttention(8, 2), nn.LSTM(8, 8)])
@@ -282,7 +282,7 @@ def test_the_error_names_what_was_read():
 
 @pytest.mark.parametrize("cast", [lambda d: d.bool(), lambda d: d.int(), lambda d: d.float(), lambda d: d.long()])
 def test_a_cast_is_no_truth_value(cast):
-    assert isinstance(Net(lambda net, d: cast(d))(dropped(ALL)), Dropped)
+    assert isinstance(Net(lambda net, d: cast(d))(dropped(ALL)), DroppedTensor)
 
 
 # ---- as an object ----------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_it_survives_a_copy_with_its_kinds(again):
     branch = DroppedBranch(["add"], {"tuple": ["tensor", {"value": None}]}, copies=True)
     token, nothing = again(branch)(rows())
     assert nothing is None
-    assert isinstance(token, Dropped)
+    assert isinstance(token, DroppedTensor)
     assert (token.merges, token.copies) == ({"add"}, True)
     x = rows()
     assert torch.equal(x + token, x)
@@ -351,7 +351,7 @@ def test_a_pass_through_hands_on_the_argument_by_position_or_keyword():
     assert PassThrough(None, "hidden")(hidden=y) is y
     out = PassThrough(0, None, {"tuple": ["argument", "tensor"]})(x)
     assert out[0] is x
-    assert isinstance(out[1], Dropped)
+    assert isinstance(out[1], DroppedTensor)
 
 
 def test_a_pass_through_that_copies_spares_its_argument():

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layerprune.edits import Drop, Pass
 from layerprune.errors import DroppedTensorError
-from layerprune.stand_ins import Dropped, DroppedBranch, dropped
+from layerprune.stand_ins import DroppedBranch, DroppedTensor, dropped
 from layerprune.surgery import applied, operate
 from models.nets import Net, linear, rows, run
 
@@ -62,7 +62,7 @@ class Watch:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         for tensor in each((args, out)):
             look(tensor)
-            self.num += isinstance(tensor, Dropped)
+            self.num += isinstance(tensor, DroppedTensor)
 
     def method(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         self(module, args, out)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from layerprune import UniversalLayerPruner
 from layerprune.edits import Drop, Pass
 from layerprune.errors import CaptureError, DroppedTensorError
-from layerprune.stand_ins import GONE, DroppedBranch
-from layerprune.stand_ins.removed_attributes import Husk
+from layerprune.stand_ins import REMOVED_VALUE, DroppedBranch
+from layerprune.stand_ins.removed_attributes import RemovedModule
 from layerprune.surgery import applied
 from models.nets import Net, linear, randomised, rows, run, tokens
 
@@ -168,8 +168,8 @@ def test_husks_are_copied_and_pickled_and_hold_no_parameters() -> None:
         assert list(model.state_dict()) == []
         for again in (copy.deepcopy(model.branch), pickle.loads(pickle.dumps(model.branch))):
             part = getattr(again, "0")
-            assert isinstance(part, Husk)
-            assert part.weight is GONE
+            assert isinstance(part, RemovedModule)
+            assert part.weight is REMOVED_VALUE
             assert part.out_features == 8
 
 
@@ -196,7 +196,7 @@ def test_what_holds_husks_is_scored_pruned_and_repaired_again() -> None:
     first = UniversalLayerPruner(model, calibration=batches)
     whole = next(r for r in first.removals if {*r.groups} == {"branches.2.0", "branches.2.2"})
     pruned = first.prune(groups=[whole])
-    assert any(isinstance(held, Husk) for module in pruned.modules() for held in vars(module).values())
+    assert any(isinstance(held, RemovedModule) for module in pruned.modules() for held in vars(module).values())
     second = UniversalLayerPruner(pruned, calibration=batches)
     smaller = second.prune(max_param_reduction=0.3)
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in pruned.parameters())

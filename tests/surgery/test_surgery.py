@@ -13,8 +13,8 @@ from layerprune import UniversalLayerPruner, applied
 from layerprune.adapters.transformers import stack_shortening as stacks
 from layerprune.edits import Delete, Drop, DropParameter, Guard, Pass, Slice, kept_ranges, ranges
 from layerprune.errors import LayerPruneError, SurgeryError
-from layerprune.modules import undo as journal
-from layerprune.stand_ins import Dropped, DroppedBranch, PassThrough, SkipsDropped
+from layerprune.modules import undo as undo_log
+from layerprune.stand_ins import DroppedBranch, DroppedTensor, PassThrough, SkipsDropped
 from layerprune.surgery import apply as surgery
 from layerprune.surgery import fold_weights as projection
 from layerprune.surgery import operate
@@ -35,7 +35,7 @@ from models.nets import (
     tokens,
 )
 
-AT_WORK = {module.__file__ for module in (surgery, journal, projection, stacks)}
+AT_WORK = {module.__file__ for module in (surgery, undo_log, projection, stacks)}
 
 
 def residual():
@@ -606,7 +606,7 @@ def test_an_edit_at_work_leaves_no_dropped_tensor_in_the_output():
     model = randomised(residual())
     pruned = UniversalLayerPruner(model, example_inputs=rows()).prune(groups=["a"])
     out = run(pruned, rows())
-    assert not isinstance(out, Dropped)
+    assert not isinstance(out, DroppedTensor)
     assert out.shape == (4, 8)
 
 

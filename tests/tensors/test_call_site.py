@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner
-from layerprune.removals import CannotRealise
-from layerprune.removals.lowering import _Realiser
+from layerprune.removals import CannotLower
+from layerprune.removals.lowering import _Lowerer
 from layerprune.tensors import caller
 from oracle.test_removals_by_oracle import GivenBack
 
@@ -106,8 +106,8 @@ def test_a_sum_in_a_function_that_gets_the_module_is_the_same_without_that() -> 
 
 def test_a_merge_elsewhere_does_not_make_up_for_one_that_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With this, a realisation is wrong as one once was: of two sums the number is right, and one is another."""
-    monkeypatch.setattr(_Realiser, "is_replaced_outside", lambda self, value, frame: False)
+    monkeypatch.setattr(_Lowerer, "is_replaced_outside", lambda self, value, frame: False)
     pruner = UniversalLayerPruner(GivenBack(), example_inputs=torch.randn(2, 4))
     assert [removal.groups for removal in pruner.removals] == [("f",), ("block.f",)]
-    with pytest.raises(CannotRealise, match="meets a sum that is no part of this removal"):
+    with pytest.raises(CannotLower, match="meets a sum that is no part of this removal"):
         pruner._planner.joints.proven([0, 1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from layerprune import PruningPlan, UniversalLayerPruner
 from layerprune.errors import DroppedTensorError, PlanError
-from layerprune.stand_ins import Dropped, dropped
+from layerprune.stand_ins import DroppedTensor, dropped
 from layerprune.tensors import build, described, parts_of
 from models.nets import linear, randomised, rows, run, tokens
 
@@ -96,9 +96,9 @@ def test_an_attention_that_returns_a_record_leaves_as_a_whole(form: str) -> None
     assert torch.allclose(run(small, tokens(3)), expected, atol=1e-6)
     MADE.clear()
     out, record = small.layers[0](tokens())
-    assert isinstance(out, Dropped)
+    assert isinstance(out, DroppedTensor)
     assert type(record).__name__ == {"dataclass": "Seen", "frozen": "Frozen", "named": "Pair"}[form]
-    assert isinstance(record.scores, Dropped)
+    assert isinstance(record.scores, DroppedTensor)
     assert MADE == []  # no code of the class runs
 
 

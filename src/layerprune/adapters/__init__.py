@@ -3,6 +3,7 @@
 The core works without these libraries; nothing here imports them before a model of theirs is seen.
 """
 
+# pyright: reportUnusedImport=false
 from layerprune.adapters.timm import timm_example_inputs
 from layerprune.adapters.timm_features import feature_info_changes
 from layerprune.adapters.transformers.example_inputs import (
@@ -23,25 +24,3 @@ from layerprune.adapters.transformers.kv_cache import (
 )
 from layerprune.adapters.transformers.reference_model import owner_of
 from layerprune.adapters.transformers.stack_shortening import Stack, shorten_stacks, stacks_by_owner
-
-__all__ = [
-    "PLACES",
-    "CacheUse",
-    "Stack",
-    "builds_from_config",
-    "by_name",
-    "cache_growth",
-    "check_generation_config",
-    "feature_info_changes",
-    "generates",
-    "generation_config_changes",
-    "may_cache",
-    "observe_cache",
-    "owner_of",
-    "settle_config",
-    "shorten_stacks",
-    "stacks_by_owner",
-    "timm_example_inputs",
-    "transformers_example_inputs",
-    "untie_in_config",
-]

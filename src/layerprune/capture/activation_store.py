@@ -12,7 +12,7 @@ from layerprune.modules import storage_key
 from layerprune.tensors import same_tensor
 
 
-class Holding:
+class ActivationStore:
     """What modules with weights return, sums, and views of these, each as it was then, whatever is written there later.
 
     That is what a transform feeds, nearly always; to hold all that a forward makes takes longer than a good part of
@@ -75,7 +75,7 @@ class Holding:
                 self.keep(value, copy)
 
 
-class Shared(Holding):
+class Shared(ActivationStore):
     """What a recorded forward makes just as another model's has made it of the same inputs, up to the first difference.
 
     Nothing is held for that.
@@ -87,7 +87,7 @@ class Shared(Holding):
         values: the values that are known to be the same: they have the same numbers, and the same bits.
     """
 
-    def __init__(self, other: Holding) -> None:
+    def __init__(self, other: ActivationStore) -> None:
         self.other = other
         self.values: set[int] = set()
         super().__init__(0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from layerprune.capture.sandbox import Shadow, real_shadow, runs_on
+from layerprune.capture.sandbox import Sandbox, real_sandbox, runs_on
 from layerprune.errors import CalibrationError, InputsError, ended_by
 from layerprune.inputs import ArgumentReader, Inputs, describe, why_mismatched
 from layerprune.modules import parameters
@@ -99,7 +99,7 @@ def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = 
             f"calibration is a {type(data).__name__}; give an iterable of batches, as [batch] for a single one{loader}"
         )
     device = next((p.device for p in parameters(model) if not p.is_meta), torch.device("cpu"))
-    shade = None if loss is None else real_shadow(model)
+    shade = None if loss is None else real_sandbox(model)
     reader = ArgumentReader(model, lambda inputs: runs_on(model, inputs))
     items: list[Any] = []
     batches: list[Batch] = []
@@ -133,7 +133,7 @@ class _Called(BaseException):
     """Stops a loss where it calls the model; no Exception, which the loss may catch."""
 
 
-def _asked_for(loss: Loss, shade: Shadow, item: Any) -> Inputs:
+def _asked_for(loss: Loss, shade: Sandbox, item: Any) -> Inputs:
     """The arguments with which a loss calls the model on an item; the call itself is not made."""
     calls: list[Inputs] = []
 

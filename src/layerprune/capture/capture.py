@@ -7,23 +7,23 @@ from contextlib import nullcontext
 
 from torch import nn
 
-from layerprune.capture.activation_store import Holding
+from layerprune.capture.activation_store import ActivationStore
 from layerprune.capture.events import Recording
-from layerprune.capture.graph_builder import Builder
+from layerprune.capture.graph_builder import GraphBuilder
 from layerprune.capture.recorder import ParameterWritten, Recorder
-from layerprune.capture.sandbox import Shadow, fake_shadow, is_about_fakes, real_shadow, short, why_not
+from layerprune.capture.sandbox import Sandbox, fake_sandbox, is_about_fakes, real_sandbox, short, why_not
 from layerprune.errors import CaptureError, InputsError, ended_by
 from layerprune.graph import LayerGraph, Structure
 from layerprune.inputs import Inputs, describe, why_mismatched
 from layerprune.modules import CallKey, buffers, named_parameters, parameters
 
 
-def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[LayerGraph, Shadow]:
+def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[LayerGraph, Sandbox]:
     """Record one forward of a model; see :func:`capture`. Returns the shadow that it ran on, too.
 
     Inputs that are a guess get a real forward only where the failure is about fake tensors, not where they do not fit.
     """
-    shade = fake_shadow(model)
+    shade = fake_sandbox(model)
     notes: list[str] = []
     try:
         recorder, recording = _run(shade, inputs)
@@ -36,17 +36,17 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
         shade = _real(model, inputs, error, recorder.recording.written_params)
         notes.append(f"proven on real tensors, because fake ones failed ({short(error)})")
     notes += [] if shade.outside is None else shade.outside.notes
-    return Builder(recorder, recording, notes).build(), shade
+    return GraphBuilder(recorder, recording, notes).build(), shade
 
 
-def _real(model: nn.Module, inputs: Inputs, error: Exception, written: Collection[str]) -> Shadow:
+def _real(model: nn.Module, inputs: Inputs, error: Exception, written: Collection[str]) -> Sandbox:
     """A shadow on which the forward runs with real values, where there are any."""
     if any(tensor.is_meta for tensor in [*parameters(model), *buffers(model)]):
         raise CaptureError(
             f"{type(model).__name__}.forward was recorded, and does not run on fake tensors ({short(error)}): "
             "give it real weights, in place of those on the meta device"
         ) from error
-    return real_shadow(model, written=written)
+    return real_sandbox(model, written=written)
 
 
 def capture(model: nn.Module, inputs: Inputs) -> LayerGraph:
@@ -69,17 +69,17 @@ def capture(model: nn.Module, inputs: Inputs) -> LayerGraph:
     return record(model, inputs)[0]
 
 
-def record_on(shade: Shadow, inputs: Inputs) -> LayerGraph:
+def record_on(shade: Sandbox, inputs: Inputs) -> LayerGraph:
     """Record one forward on a shadow that is there already; on a real one, just what real forwards do.
 
     What libraries do on fake tensors differs now and then, in how often they look at a mask: who observes real forwards
     has to count as they do.
     """
     recorder, recording = _run(shade, inputs)
-    return Builder(recorder, recording, []).build()
+    return GraphBuilder(recorder, recording, []).build()
 
 
-def record_real(model: nn.Module, inputs: Inputs, holding: Holding | None = None) -> tuple[LayerGraph, Shadow]:
+def record_real(model: nn.Module, inputs: Inputs, holding: ActivationStore | None = None) -> tuple[LayerGraph, Sandbox]:
     """Record one forward on a real shadow that shares the model's parameters, but for those that it writes into.
 
     Args:
@@ -95,18 +95,18 @@ def record_real(model: nn.Module, inputs: Inputs, holding: Holding | None = None
         CaptureError: the forward runs, and cannot be recorded.
     """
     no_values = CaptureError("parameters on the meta device have no values")
-    shade = real_shadow(model)
+    shade = real_sandbox(model)
     try:
         recorder, recording = _record_really(model, shade, inputs, no_values, holding)
     except ParameterWritten:
-        shade = real_shadow(model, written=capture(model, inputs).written_params)
+        shade = real_sandbox(model, written=capture(model, inputs).written_params)
         if holding is not None:
             holding.clear()
         recorder, recording = _record_really(model, shade, inputs, no_values, holding)
-    return Builder(recorder, recording, []).build(), shade
+    return GraphBuilder(recorder, recording, []).build(), shade
 
 
-def record_training(shade: Shadow, graph: LayerGraph, inputs: Inputs) -> LayerGraph | None:
+def record_training(shade: Sandbox, graph: LayerGraph, inputs: Inputs) -> LayerGraph | None:
     """Record a forward in train mode, of a model that holds parameters which its eval mode never uses.
 
     Args:
@@ -126,10 +126,10 @@ def record_training(shade: Shadow, graph: LayerGraph, inputs: Inputs) -> LayerGr
         return None
     finally:
         shade.model.eval()
-    return Builder(recorder, recording, []).build()
+    return GraphBuilder(recorder, recording, []).build()
 
 
-def record_results(shade: Shadow, inputs: Inputs) -> Mapping[CallKey, Structure]:
+def record_results(shade: Sandbox, inputs: Inputs) -> Mapping[CallKey, Structure]:
     """Record what each call of a module returns on other inputs: call → structure; empty if it raises."""
     try:
         _, recording = _run(shade, inputs)
@@ -138,7 +138,7 @@ def record_results(shade: Shadow, inputs: Inputs) -> Mapping[CallKey, Structure]
     return {call.key: call.result for call in recording.calls}
 
 
-def _run(shade: Shadow, inputs: Inputs, holding: Holding | None = None) -> tuple[Recorder, Recording]:
+def _run(shade: Sandbox, inputs: Inputs, holding: ActivationStore | None = None) -> tuple[Recorder, Recording]:
     adapted = shade.adapt(inputs)
     recorder = Recorder(shade.model, keep=shade.mode is not None, guard=shade.shares, holding=holding)
     looking = nullcontext() if shade.outside is None else shade.outside.watched(shade.model)
@@ -148,19 +148,19 @@ def _run(shade: Shadow, inputs: Inputs, holding: Holding | None = None) -> tuple
 
 def _record_otherwise(
     model: nn.Module, inputs: Inputs, error: Exception, notes: list[str]
-) -> tuple[Shadow, Recorder, Recording]:
+) -> tuple[Sandbox, Recorder, Recording]:
     """Record a forward that wants values: those of integers are known on fake runs, too; others on real ones only."""
     if is_about_fakes(error):
-        shade = fake_shadow(model, integers=True)
+        shade = fake_sandbox(model, integers=True)
         try:
             return shade, *_run(shade, inputs)
         except Exception as another:
             error = another
-    shade = real_shadow(model)
+    shade = real_sandbox(model)
     try:
         recorder, recording = _record_really(model, shade, inputs, error)
     except ParameterWritten:
-        shade = real_shadow(model, written=[name for name, _ in named_parameters(model, every_name=True)])
+        shade = real_sandbox(model, written=[name for name, _ in named_parameters(model, every_name=True)])
         recorder, recording = _record_really(model, shade, inputs, error)
     notes.append(
         f"recorded on real tensors, because fake ones failed ({short(error)}): "
@@ -170,7 +170,7 @@ def _record_otherwise(
 
 
 def _record_really(
-    model: nn.Module, shade: Shadow, inputs: Inputs, fake_error: Exception, holding: Holding | None = None
+    model: nn.Module, shade: Sandbox, inputs: Inputs, fake_error: Exception, holding: ActivationStore | None = None
 ) -> tuple[Recorder, Recording]:
     if any(tensor.is_meta for tensor in [*parameters(model), *buffers(model)]):
         raise _misfit(model, inputs, fake_error) from fake_error

@@ -63,5 +63,5 @@ class Recording:
         self.shape_reads: set[tuple[int, int]] = set()
         self.written_params: set[str] = set()
         self.hooked: set[str] = set()
-        self.strays: set[int] = set()
+        self.implicit_inputs: set[int] = set()
         self.writes_arguments = False

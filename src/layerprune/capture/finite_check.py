@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.capture.calibration import Batch
-from layerprune.capture.sandbox import Shadow, real_shadow
+from layerprune.capture.sandbox import Sandbox, real_sandbox
 from layerprune.errors import NotFiniteError
 from layerprune.modules import no_fast_path
-from layerprune.stand_ins import Dropped
+from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import tensors_in
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -74,14 +74,14 @@ def _spoilt_outputs(
     model: nn.Module, batches: Sequence[Batch], numbers: Iterable[int], written: Collection[str], *, strict: bool
 ) -> Iterator[tuple[int, str]]:
     """The batches of which a model makes an output that is not finite, and the first layer that does."""
-    shade: Shadow | None = None
+    shade: Sandbox | None = None
     for number in numbers:
-        shade = shade or real_shadow(model, written=written)
+        shade = shade or real_sandbox(model, written=written)
         if found := first_not_finite(shade, batches[number], strict=strict):
             yield number, found
 
 
-def first_not_finite(shade: Shadow, batch: Batch, *, strict: bool = False) -> str:
+def first_not_finite(shade: Sandbox, batch: Batch, *, strict: bool = False) -> str:
     """The first layer that feeds NaN or infinite values, and why; empty where the output is finite, or none comes.
 
     Args:
@@ -137,7 +137,11 @@ def _why(name: str, module: nn.Module, batch: Batch, out: Any) -> str:
 def _spoilt(tensors: Iterable[Tensor], *, strict: bool = False) -> str:
     """What some tensors hold beside numbers: ``NaN`` or ``infinite values``; empty where that is nothing."""
     for tensor in tensors:
-        if isinstance(tensor, Dropped) or tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        if (
+            isinstance(tensor, DroppedTensor)
+            or tensor.is_meta
+            or not (tensor.is_floating_point() or tensor.is_complex())
+        ):
             continue
         try:
             if bool(tensor.isnan().any()):

@@ -11,14 +11,14 @@ from torch import nn
 from layerprune.adapters import timm_example_inputs, transformers_example_inputs
 from layerprune.capture.calibration import Batch, fitting
 from layerprune.capture.capture import record
-from layerprune.capture.sandbox import Shadow, runs_on
+from layerprune.capture.sandbox import Sandbox, runs_on
 from layerprune.errors import InputsError, UnsupportedModelError
 from layerprune.graph import LayerGraph
 from layerprune.inputs import ArgumentReader, Inputs, describe, infer_inputs
 from layerprune.modules import parameters
 
 
-def record_first(model: nn.Module, given: Any, batches: Sequence[Batch] | None) -> tuple[Inputs, LayerGraph, Shadow]:
+def record_first(model: nn.Module, given: Any, batches: Sequence[Batch] | None) -> tuple[Inputs, LayerGraph, Sandbox]:
     """Find inputs that a model takes, and record it on them.
 
     Args:
@@ -46,7 +46,7 @@ def record_first(model: nn.Module, given: Any, batches: Sequence[Batch] | None) 
             return batches[0].inputs, *record(model, batches[0].inputs)
     if not any(True for _ in parameters(model)):
         raise UnsupportedModelError("the model has no parameters: there is nothing to remove")
-    recorded: list[tuple[LayerGraph, Shadow]] = []
+    recorded: list[tuple[LayerGraph, Sandbox]] = []
 
     def attempt(inputs: Inputs) -> Exception | None:
         try:

@@ -12,7 +12,7 @@ from layerprune.graph import Frame, Layer, LayerGraph, Read, Value, kind_of_func
 from layerprune.modules import named_parameters, names_by_module
 
 
-class Builder:
+class GraphBuilder:
     """Contracts a recording's operations into layers."""
 
     def __init__(self, recorder: Recorder, recording: Recording, notes: list[str]) -> None:
@@ -55,7 +55,7 @@ class Builder:
             shape_reads=frozenset(self.recording.shape_reads),
             written_params=frozenset(self.recording.written_params),
             hooked=frozenset(self.recording.hooked),
-            strays=frozenset(self.recording.strays),
+            implicit_inputs=frozenset(self.recording.implicit_inputs),
             writes_arguments=self.recording.writes_arguments,
             notes=tuple(self.notes),
         )

@@ -14,7 +14,7 @@ _STILL = (int, float, complex, str, bytes, type(None), tuple, frozenset, type, T
 _CONTAINERS = (list, dict, set, deque)
 
 
-class Strays:
+class ImplicitInputs:
     """Knows which tensors each running forward was handed: its arguments, and what the calls that it made returned.
 
     All else came by the way: by a hook, an attribute, or a list or context that modules share. Tensors are known by

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode as get_current_function_mode
 
-from layerprune.capture.sandbox import Shadow
+from layerprune.capture.sandbox import Sandbox
 from layerprune.capture.trace_variants import MOST, Variant, Variants
-from layerprune.graph import LayerGraph, Showings, calls_of
+from layerprune.graph import LayerGraph, ValueLocations, calls_of
 from layerprune.inputs import Inputs
 from layerprune.modules import (
     CallKey,
@@ -32,7 +32,7 @@ class _Differs(BaseException):
     """A run is not what the layer graph says. No Exception, which a model's own forward might catch."""
 
 
-class Observer:
+class Probe:
     """Hands chosen values of a model over as its forward comes to them.
 
     Where a value is made by a function, all that the module calls in whose forward that is must be what the layer graph
@@ -52,7 +52,7 @@ class Observer:
     """
 
     def __init__(
-        self, shade: Shadow, graph: LayerGraph, values: Iterable[int], variants: Variants | None = None
+        self, shade: Sandbox, graph: LayerGraph, values: Iterable[int], variants: Variants | None = None
     ) -> None:
         self.shade = shade
         self.graph = graph
@@ -149,7 +149,7 @@ class Observer:
         return self._watching(variant.graph, wanted)
 
     def _watching(self, graph: LayerGraph, wanted: Mapping[int, int]) -> _Watcher:
-        places = Showings.of(graph, calls_of(graph, self.shade.model, self.names), wanted)
+        places = ValueLocations.of(graph, calls_of(graph, self.shade.model, self.names), wanted)
         recorded = graph, {value: real for real, value in wanted.items()}
         return _Watcher(places, recorded, self.names, self.constants)
 
@@ -166,7 +166,7 @@ class _Watcher:
 
     def __init__(
         self,
-        places: Showings,
+        places: ValueLocations,
         recorded: tuple[LayerGraph, Mapping[int, int]],
         names: Mapping[int, Sequence[str]],
         constants: set[int],

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from layerprune.capture.activation_store import Holding
+from layerprune.capture.activation_store import ActivationStore
 from layerprune.capture.events import Call, Operation, Recording
-from layerprune.capture.implicit_inputs import Strays
+from layerprune.capture.implicit_inputs import ImplicitInputs
 from layerprune.graph import Read, Value
 from layerprune.inputs import positional_names
 from layerprune.modules import (
@@ -29,7 +29,7 @@ from layerprune.modules import (
     parameters,
     storage_key,
 )
-from layerprune.stand_ins import MERGES, Dropped
+from layerprune.stand_ins import MERGES, DroppedTensor
 from layerprune.tensors import caller, custom_function, described, flat_tensors, tensors_in
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
@@ -59,7 +59,9 @@ class Recorder:
         holding: gets what calls return, and the output; None where nobody asks for it.
     """
 
-    def __init__(self, model: nn.Module, *, keep: bool, guard: bool = False, holding: Holding | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, *, keep: bool, guard: bool = False, holding: ActivationStore | None = None
+    ) -> None:
         self.model = model
         self.guard = guard
         self.holding = holding
@@ -86,7 +88,7 @@ class Recorder:
         self.has_read_out = False  # whether Python knows values of the data: what it makes tensors of may be of them
         self.tracker = CallTracker(self.names, self.run_module)
         self.function = -1
-        self.strays = Strays()
+        self.implicit_inputs = ImplicitInputs()
 
     # ---- the run --------------------------------------------------------------------------------------------------
 
@@ -105,7 +107,7 @@ class Recorder:
             FunctionWatch(self.call_function, self.query_shape),
         ):
             out = self.model(*args, **kwargs)
-        self.recording.writes_arguments = self.strays.has_written
+        self.recording.writes_arguments = self.implicit_inputs.has_written
         if self.holding is not None:
             self.holding.output = out
         for tensor in tensors_in(out):
@@ -116,17 +118,17 @@ class Recorder:
         """Run a module's forward, and write the call down."""
         with self.tracker.outside():
             call = self.begin(running, forward, args, kwargs)
-        self.stray(self.strays.enter((*args, *kwargs.values()), tensors_in((args, kwargs))))
+        self.stray(self.implicit_inputs.enter((*args, *kwargs.values()), tensors_in((args, kwargs))))
         try:
             out = forward(*args, **kwargs)
         except BaseException:  # which the caller may catch, and call something else
             call.raised = True
-            self.strays.leave()
+            self.implicit_inputs.leave()
             raise
-        self.stray(self.strays.read(tensors_in(out)))
+        self.stray(self.implicit_inputs.read(tensors_in(out)))
         if call.parent >= 0 and not call.has_data_calls:
             out = self.separate(call.start, tensors_in((args, kwargs)), out)
-        self.strays.leave()
+        self.implicit_inputs.leave()
         with self.tracker.outside():
             self.returned(call, out, has_weights=bool(running.module._parameters))
         return out
@@ -145,9 +147,11 @@ class Recorder:
     def stray(self, tensors: Iterable[Tensor]) -> None:
         """Write down the data that came to the running forward by the way."""
         found = {
-            self.value_of.get(t) for t in tensors if id(t) not in self.attribute_ids and not isinstance(t, Dropped)
+            self.value_of.get(t)
+            for t in tensors
+            if id(t) not in self.attribute_ids and not isinstance(t, DroppedTensor)
         }
-        self.recording.strays |= cast("set[int]", found & self.data_values)
+        self.recording.implicit_inputs |= cast("set[int]", found & self.data_values)
 
     def arguments(
         self, forward: Callable[..., Any], args: Any, kwargs: Any
@@ -162,7 +166,7 @@ class Recorder:
 
     def returned(self, call: Call, out: Any, *, has_weights: bool) -> None:
         """Write down what a call has returned to the one around it."""
-        self.strays.made(tensors_in(out))
+        self.implicit_inputs.made(tensors_in(out))
         call.result, call.outputs = described(out, self.read)
         self.hold(tensors_in(out), has_weights)
         if self.holding is not None and call.parent >= 0 and not call.has_data_calls:
@@ -187,7 +191,7 @@ class Recorder:
 
         What an earlier surgery left stays what it is: it is no value, and an alias of it would be a tensor like others.
         """
-        if isinstance(out, Tensor) and not isinstance(out, Dropped) and any(out is t for t in operands):
+        if isinstance(out, Tensor) and not isinstance(out, DroppedTensor) and any(out is t for t in operands):
             storage = self.storage(out)
             if not any(storage in op.writes for op in self.recording.operations[start:]):
                 with torch._C.DisableTorchFunction():  # our own, not the model's
@@ -224,7 +228,9 @@ class Recorder:
 
     def read(self, tensor: Tensor, storage: int | None = None) -> Read:
         """The values a tensor stands for now: the one it was made as, and a later write through an alias of it."""
-        if type(tensor) is not Tensor and isinstance(tensor, Dropped):  # an earlier surgery left it; it carries nothing
+        if type(tensor) is not Tensor and isinstance(
+            tensor, DroppedTensor
+        ):  # an earlier surgery left it; it carries nothing
             return ()
         value = self.value_of.get(tensor)
         written = self.writer.get(self.storage(tensor) if storage is None else storage)
@@ -307,7 +313,7 @@ class Recorder:
             self.has_read_out |= any(value in self.data_values for value in read)
         if self.function >= 0 or self.tracker.running is None or name.startswith(_LITERAL):
             out = func(*args, **kwargs)
-            self.strays.made(flat_tensors(out))
+            self.implicit_inputs.made(flat_tensors(out))
             return out
         frame = self.recording.calls[self.tracker.index]
         call = Call(len(self.recording.functions), self.tracker.count(name), frame.index)
@@ -322,7 +328,7 @@ class Recorder:
             {k: _literal(v, operands) for k, v in kwargs.items()},
         )
         call.operands = tuple(self.read(t) for t in operands)
-        self.stray(self.strays.read(operands))
+        self.stray(self.implicit_inputs.read(operands))
         start = len(self.recording.operations)
         self.function = call.index
         try:
@@ -331,7 +337,7 @@ class Recorder:
         finally:
             self.function = -1
         self.settle(operands, start)
-        self.strays.made(flat_tensors(out))
+        self.implicit_inputs.made(flat_tensors(out))
         if isinstance(out, Tensor):
             call.outputs = self.read(out)
         self.hold(flat_tensors(out), name in _SUMS)
@@ -370,7 +376,7 @@ class Recorder:
 def _literal(value: Any, operands: list[Tensor]) -> Any:
     """Keep a function's argument without its tensors, which are collected in order."""
     if isinstance(value, Tensor):
-        if not isinstance(value, Dropped):
+        if not isinstance(value, DroppedTensor):
             operands.append(value)
         return None
     if isinstance(value, (list, tuple)):

@@ -24,12 +24,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.adapters import settle_config
 from layerprune.inputs import Inputs
-from layerprune.modules import Attributes, Outside, Tree, clone, named_parameters
+from layerprune.modules import AttributeSnapshot, ExternalState, Tree, clone, named_parameters
 from layerprune.tensors import KeepsIntegers, holds_values
 
 
 @dataclass(frozen=True)
-class Shadow:
+class Sandbox:
     """A copy of a model in eval mode, for running its forward.
 
     Attributes:
@@ -44,10 +44,10 @@ class Shadow:
 
     model: nn.Module
     mode: FakeTensorMode | None
-    start: Attributes
+    start: AttributeSnapshot
     integers: bool = False
     shares: bool = False
-    outside: Outside | None = None
+    outside: ExternalState | None = None
 
     @contextlib.contextmanager
     def running(self, *, grad: bool = False) -> Generator[None]:
@@ -85,7 +85,7 @@ class Shadow:
         return _fake(tensor, self.mode)
 
 
-def fake_shadow(model: nn.Module, *, integers: bool = False) -> Shadow:
+def fake_sandbox(model: nn.Module, *, integers: bool = False) -> Sandbox:
     """Copy a model with fake parameters and buffers; the model is not touched.
 
     Args:
@@ -93,13 +93,13 @@ def fake_shadow(model: nn.Module, *, integers: bool = False) -> Shadow:
         integers: let integers, buffers and inputs, keep their values; see :class:`KeepsIntegers`.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    shade = Shadow(model, mode, Attributes(nn.Module()), integers)
+    shade = Sandbox(model, mode, AttributeSnapshot(nn.Module()), integers)
     copy = clone(model, shade.convert, apart=True)
     _settle(copy)
-    return replace(shade, model=copy, start=Attributes(copy), outside=Outside(copy))
+    return replace(shade, model=copy, start=AttributeSnapshot(copy), outside=ExternalState(copy))
 
 
-def real_shadow(model: nn.Module, *, written: Collection[str] = ()) -> Shadow:
+def real_sandbox(model: nn.Module, *, written: Collection[str] = ()) -> Sandbox:
     """Copy a model's structure and buffers; the parameters are the model's own.
 
     Args:
@@ -109,7 +109,7 @@ def real_shadow(model: nn.Module, *, written: Collection[str] = ()) -> Shadow:
     return _sharing(model, written, lambda values, old: nn.Parameter(values, old.requires_grad), shares=not written)
 
 
-def gradient_shadow(model: nn.Module, *, written: Collection[str] = ()) -> Shadow:
+def gradient_sandbox(model: nn.Module, *, written: Collection[str] = ()) -> Sandbox:
     """Copy a model for a backward: its parameters share the memory of the model's, not their gradients.
 
     All of them ask for gradients, so that the values that they lead to do, whatever is frozen in the user's model.
@@ -131,7 +131,7 @@ def _sharing(
     make: Callable[[Tensor, nn.Parameter], nn.Parameter],
     *,
     shares: bool = False,
-) -> Shadow:
+) -> Sandbox:
     """Copy buffers, and make parameters of the model's own values or, where the forward writes into them, of copies."""
     own = {id(p) for name, p in named_parameters(model, every_name=True) if name in written}
 
@@ -144,7 +144,7 @@ def _sharing(
 
     copy = clone(model, convert, apart=True)
     _settle(copy)
-    return Shadow(copy, None, Attributes(copy), shares=shares, outside=Outside(copy))
+    return Sandbox(copy, None, AttributeSnapshot(copy), shares=shares, outside=ExternalState(copy))
 
 
 def _settle(model: nn.Module) -> None:
@@ -152,7 +152,7 @@ def _settle(model: nn.Module) -> None:
     settle_config(model)
 
 
-def why_not(shade: Shadow, inputs: Inputs) -> Exception | None:
+def why_not(shade: Sandbox, inputs: Inputs) -> Exception | None:
     """What the forward raises on some inputs, with nobody watching; None if it runs."""
     adapted = shade.adapt(inputs)
     try:
@@ -165,10 +165,10 @@ def why_not(shade: Shadow, inputs: Inputs) -> Exception | None:
 
 def runs_on(model: nn.Module, inputs: Inputs) -> bool:
     """Whether a model's forward takes some inputs: tried on fake tensors, and on real ones where those do not tell."""
-    error = why_not(fake_shadow(model), inputs)
+    error = why_not(fake_sandbox(model), inputs)
     if error is not None and is_about_fakes(error):
         every = [name for name, _ in named_parameters(model, every_name=True)]
-        error = why_not(real_shadow(model, written=every), inputs)
+        error = why_not(real_sandbox(model, written=every), inputs)
     return error is None
 
 

@@ -40,7 +40,7 @@ NAMED = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, 
 Observer = Callable[[nn.Module, Tensor, Callable[[Tensor], Any], Callable[..., Any]], Any]
 
 
-class Memo:
+class ShapeCache:
     """Remembers, per kind of layer and shape of input, the shape of the output of fake forwards.
 
     Args:
@@ -52,7 +52,7 @@ class Memo:
         self.known: dict[tuple[Any, ...], Any] = {}
         self.open: frozenset[str] = frozenset()
         self.observer: Observer | None = None
-        self.functions = FunctionMemo(self.fake)
+        self.functions = FunctionShapeCache(self.fake)
 
     def attach(self, model: nn.Module, leaves: Collection[str]) -> None:
         """Let the layers of a shadow answer from the memo. Edited layers are other layers: their shapes tell.
@@ -146,7 +146,7 @@ class Memo:
 
 
 def has_memo(module: nn.Module) -> bool:
-    """Whether the forward that a module has of its own is the one that a :class:`Memo` has put there."""
+    """Whether the forward that a module has of its own is the one that a :class:`ShapeCache` has put there."""
     return hasattr(vars(module).get("forward"), _MARK)
 
 
@@ -156,7 +156,7 @@ def _marked(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-class FunctionMemo:
+class FunctionShapeCache:
     """Remembers, per function and form of its arguments, its result's form: for fake runs of which only shapes count.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from layerprune.capture.capture import record_on
-from layerprune.capture.sandbox import Shadow
+from layerprune.capture.sandbox import Sandbox
 from layerprune.graph import LayerGraph, counterparts
 from layerprune.inputs import Inputs
 
@@ -50,7 +50,7 @@ class Variants:
         """Remember a variant, as a run has followed it."""
         self._known = [variant, *self._known][:MOST]
 
-    def recorded(self, graph: LayerGraph, shade: Shadow, inputs: Inputs) -> Iterator[Variant]:
+    def recorded(self, graph: LayerGraph, shade: Sandbox, inputs: Inputs) -> Iterator[Variant]:
         """Record a run, first with few samples, which is mostly as good and far cheaper, and then as it is.
 
         Nothing comes of what cannot be recorded.
@@ -67,7 +67,7 @@ class Variants:
         yield from _recorded(graph, shade, inputs, is_of_few=False)
 
 
-def _recorded(graph: LayerGraph, shade: Shadow, inputs: Inputs, *, is_of_few: bool) -> Iterator[Variant]:
+def _recorded(graph: LayerGraph, shade: Sandbox, inputs: Inputs, *, is_of_few: bool) -> Iterator[Variant]:
     try:
         found = record_on(shade, inputs)
     except Exception:  # it ran unrecorded; what cannot be recorded is not seen

@@ -14,7 +14,7 @@ from layerprune.errors import SurgeryError
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorSlice:
     """What a tensor loses.
 
     Attributes:
@@ -58,7 +58,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Loss:
+class ChannelLoss:
     """What a layer loses.
 
     Attributes:
@@ -66,11 +66,11 @@ class Loss:
         counts: attribute → by how much it shrinks.
     """
 
-    pieces: Mapping[str, Piece]
+    pieces: Mapping[str, TensorSlice]
     counts: Mapping[str, int]
 
 
-def loss_of(module: nn.Module, edit: Slice) -> Loss:
+def channel_loss_of(module: nn.Module, edit: Slice) -> ChannelLoss:
     """Tell which tensors and counts of a layer shrink.
 
     Raises:
@@ -78,27 +78,27 @@ def loss_of(module: nn.Module, edit: Slice) -> Loss:
     """
     gone = sum(last - first for first, last in edit.dropped)
     if isinstance(module, nn.Linear) and edit.side == "in":
-        return Loss({"weight": Piece(1, edit.dropped)}, {"in_features": gone})
+        return ChannelLoss({"weight": TensorSlice(1, edit.dropped)}, {"in_features": gone})
     if isinstance(module, nn.modules.conv._ConvNd):
         return _conv_loss(module, edit, gone)
     if isinstance(module, nn.modules.batchnorm._NormBase):
         names = ("weight", "bias", "running_mean", "running_var")
-        return Loss({name: Piece(0, edit.dropped) for name in names}, {"num_features": gone})
+        return ChannelLoss({name: TensorSlice(0, edit.dropped) for name in names}, {"num_features": gone})
     if isinstance(module, nn.GroupNorm):
         whole = _whole_groups(edit, module.num_channels // module.num_groups, module.num_groups)
         counts = {"num_channels": gone, "num_groups": sum(b - a for a, b in whole)}
-        return Loss({name: Piece(0, edit.dropped) for name in ("weight", "bias")}, counts)
+        return ChannelLoss({name: TensorSlice(0, edit.dropped) for name in ("weight", "bias")}, counts)
     if isinstance(module, nn.PReLU):
-        return Loss({"weight": Piece(0, edit.dropped)}, {"num_parameters": gone})
+        return ChannelLoss({"weight": TensorSlice(0, edit.dropped)}, {"num_parameters": gone})
     raise SurgeryError(f"cannot {edit}: nothing is known of the channels of a {type(module).__name__}")
 
 
-def _conv_loss(module: nn.modules.conv._ConvNd, edit: Slice, gone: int) -> Loss:
+def _conv_loss(module: nn.modules.conv._ConvNd, edit: Slice, gone: int) -> ChannelLoss:
     if edit.side == "in":
         if module.transposed and module.groups > 1:
             raise SurgeryError(f"cannot {edit}: its groups would become uneven")
-        return Loss(
-            {"weight": Piece(0 if module.transposed else 1, edit.dropped, module.groups)}, {"in_channels": gone}
+        return ChannelLoss(
+            {"weight": TensorSlice(0 if module.transposed else 1, edit.dropped, module.groups)}, {"in_channels": gone}
         )
     each, makes = module.in_channels // module.groups, module.out_channels // module.groups
     groups = _whole_groups(edit, each, module.groups)
@@ -106,7 +106,7 @@ def _conv_loss(module: nn.modules.conv._ConvNd, edit: Slice, gone: int) -> Loss:
     lost = sum(b - a for a, b in groups)
     weight = edit.dropped if module.transposed else made
     counts = {"in_channels": gone, "out_channels": lost * makes, "groups": lost}
-    return Loss({"weight": Piece(0, weight), "bias": Piece(0, made)}, counts)
+    return ChannelLoss({"weight": TensorSlice(0, weight), "bias": TensorSlice(0, made)}, counts)
 
 
 def _whole_groups(edit: Slice, each: int, num_groups: int) -> Ranges:
@@ -119,7 +119,7 @@ def _whole_groups(edit: Slice, each: int, num_groups: int) -> Ranges:
 def price_of(module: nn.Module, edit: Slice) -> dict[str, tuple[int, Ranges]]:
     """Price a slice: parameter → (elements per unit, half-open ranges of units), in units that all its slices share."""
     found: dict[str, tuple[int, Ranges]] = {}
-    for name, piece in loss_of(module, edit).pieces.items():
+    for name, piece in channel_loss_of(module, edit).pieces.items():
         parameter = module._parameters.get(name)
         if parameter is None:
             continue

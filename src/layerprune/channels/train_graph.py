@@ -16,7 +16,7 @@ from layerprune.modules import CallKey
 _Place = tuple[CallKey, int]
 
 
-class Companion:
+class TrainGraph:
     """The layer graph of a model in train mode, beside the one in eval mode.
 
     Auxiliary heads read tensors of the network and run in training only: the recorded forward does not know them.

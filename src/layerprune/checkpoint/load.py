@@ -24,7 +24,7 @@ from layerprune.checkpoint.weights import Weights, entries_of
 from layerprune.errors import CheckpointError, PlanError, ended_by
 from layerprune.modules import clone, named_tensors, num_params, own, unwrap
 from layerprune.plan import PruningPlan, plans_of
-from layerprune.stand_ins import Dropped
+from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import tensors_in
 
 Factory = Callable[[], nn.Module]
@@ -246,7 +246,7 @@ def _part(model: nn.Module, place: str) -> nn.Module:
 def _without_values(model: nn.Module) -> str | None:
     """The first module that holds a tensor on the meta device, at any depth of its attributes."""
     for name, module in model.named_modules():
-        if any(not isinstance(tensor, Dropped) and tensor.is_meta for tensor in tensors_in(vars(module))):
+        if any(not isinstance(tensor, DroppedTensor) and tensor.is_meta for tensor in tensors_in(vars(module))):
             return name or type(module).__name__
     return None
 

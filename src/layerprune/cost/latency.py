@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from layerprune.capture import Shadow, short
+from layerprune.capture import Sandbox, short
 from layerprune.errors import CostError
 from layerprune.inputs import Inputs
-from layerprune.modules import Attributes, buffers, clone, parameters, unwrap
+from layerprune.modules import AttributeSnapshot, buffers, clone, parameters, unwrap
 
 _DRAWS = 2000  # bootstrap samples
 _BLOCK_S = 0.05  # what one timing should take at least: timers and schedulers are coarser than small models
@@ -150,7 +150,7 @@ class _Timed:
     def __init__(self, name: str, model: nn.Module, inputs: Inputs) -> None:
         copy = clone(unwrap(model), lambda t: t if isinstance(t, nn.Parameter) else t.detach().clone())
         # Not settled as other shadows are: experts run as they will.
-        self.shade = Shadow(copy.eval(), None, Attributes(copy))
+        self.shade = Sandbox(copy.eval(), None, AttributeSnapshot(copy))
         given = self.shade.adapt(inputs)
         # A forward may write into a list that it is given; copying one takes no time that counts, beside a forward.
         plain = all(isinstance(value, Tensor) for value in (*given.args, *given.kwargs.values()))

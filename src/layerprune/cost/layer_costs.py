@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layerprune.capture import Shadow, real_shadow, short
+from layerprune.capture import Sandbox, real_sandbox, short
 from layerprune.cost.formulas import formulas
-from layerprune.cost.sandbox_forward import on_shadow
+from layerprune.cost.sandbox_forward import on_sandbox
 from layerprune.errors import CostError
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
@@ -44,7 +44,7 @@ def macs_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
 def tally_layers(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> tuple[Mapping[int, float], int]:
     """Count as :func:`macs_by_layer` does, and those of the whole forward, what runs in no layer included."""
 
-    def tally(shade: Shadow, given: Inputs) -> tuple[dict[int, float], int]:
+    def tally(shade: Sandbox, given: Inputs) -> tuple[dict[int, float], int]:
         running = _Running(shade.model, graph)
         counter = FlopCounterMode(display=False, custom_mapping=dict(formulas()))
         counter.mod_tracker = running  # pyright: ignore[reportAttributeAccessIssue]  # asks it what is running
@@ -53,7 +53,7 @@ def tally_layers(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> tuple[M
         sums = {name: sum(found.values()) / 2 for name, found in counter.get_flop_counts().items()}
         return {int(name): macs for name, macs in sums.items() if name.isdigit()}, int(sums.get(_WHOLE, 0))
 
-    return on_shadow(model, inputs, tally)
+    return on_sandbox(model, inputs, tally)
 
 
 def time_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mapping[int, float]:
@@ -74,7 +74,7 @@ def time_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
     Raises:
         CostError: the forward raises on these inputs.
     """
-    shade = real_shadow(model, written=graph.written_params)
+    shade = real_sandbox(model, written=graph.written_params)
     times: dict[int, list[float]] = {}
     for _ in range(_ROUNDS):
         running = _Timing(shade.model, graph)

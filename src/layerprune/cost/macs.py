@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from layerprune.capture import Shadow
+from layerprune.capture import Sandbox
 from layerprune.cost.formulas import formulas
-from layerprune.cost.sandbox_forward import on_shadow, run
+from layerprune.cost.sandbox_forward import on_sandbox, run
 from layerprune.inputs import Inputs
 from layerprune.modules import CallTracker, names_by_module
 
@@ -52,7 +52,7 @@ def tally_macs(model: nn.Module, inputs: Inputs) -> Macs:
     Raises:
         CostError: the forward raises on these inputs.
     """
-    return on_shadow(model, inputs, _tally)
+    return on_sandbox(model, inputs, _tally)
 
 
 def count_macs(model: nn.Module, inputs: Inputs) -> int:
@@ -65,7 +65,7 @@ def macs_by_module(model: nn.Module, inputs: Inputs) -> Mapping[str, int]:
     return tally_macs(model, inputs).by_module
 
 
-def _tally(shade: Shadow, inputs: Inputs) -> Macs:
+def _tally(shade: Sandbox, inputs: Inputs) -> Macs:
     calls = _Calls(names_by_module(shade.model, only_first=True))
     foreign = _Foreign(formulas())
     counter = FlopCounterMode(display=False, custom_mapping=foreign.formulas)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from layerprune.adapters import by_name, cache_growth, generates, may_cache
-from layerprune.capture import Shadow
-from layerprune.cost.sandbox_forward import on_shadow, run
+from layerprune.capture import Sandbox
+from layerprune.cost.sandbox_forward import on_sandbox, run
 from layerprune.inputs import Inputs
 from layerprune.modules import buffers, parameters
 from layerprune.tensors import flat_tensors
@@ -51,10 +51,10 @@ def activation_peak_bytes(model: nn.Module, inputs: Inputs) -> int:
     Raises:
         CostError: the forward raises on these inputs.
     """
-    return on_shadow(model, inputs, _peak)
+    return on_sandbox(model, inputs, _peak)
 
 
-def _peak(shade: Shadow, inputs: Inputs) -> int:
+def _peak(shade: Sandbox, inputs: Inputs) -> int:
     tracker = _Lifetimes()
     with shade.running(), tracker:
         run(shade, inputs)
@@ -132,9 +132,9 @@ def kv_cache_bytes_per_token(model: nn.Module, inputs: Inputs) -> int | None:
     if named is None or not may_cache(model, named):
         return None
 
-    def grown(shade: Shadow, inputs: Inputs) -> int | None:
+    def grown(shade: Sandbox, inputs: Inputs) -> int | None:
         return cache_growth(shade.model, inputs, shade.running, prepared=generates(shade.model))
 
-    growth = on_shadow(model, named, grown)
+    growth = on_sandbox(model, named, grown)
     tokens = named.kwargs.get("decoder_input_ids", named.kwargs.get("input_ids"))
     return None if growth is None else growth // tokens.shape[0]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.overrides import BaseTorchFunctionMode
 
-from layerprune.capture import Shadow, fake_shadow, is_about_fakes, real_shadow, short
+from layerprune.capture import Sandbox, fake_sandbox, is_about_fakes, real_sandbox, short
 from layerprune.errors import CostError
 from layerprune.inputs import Inputs
 from layerprune.modules import buffers, parameters
@@ -17,7 +17,7 @@ from layerprune.modules import buffers, parameters
 _T = TypeVar("_T")
 
 
-def on_shadow(model: nn.Module, inputs: Inputs, measure: Callable[[Shadow, Inputs], _T]) -> _T:
+def on_sandbox(model: nn.Module, inputs: Inputs, measure: Callable[[Sandbox, Inputs], _T]) -> _T:
     """Measure on a shadow of a model, with inputs that it takes; the model is not touched.
 
     Args:
@@ -33,12 +33,12 @@ def on_shadow(model: nn.Module, inputs: Inputs, measure: Callable[[Shadow, Input
         CostError: the forward raises, on real tensors as well, or needs these on the meta device.
     """
     try:
-        return measure(*_fresh(fake_shadow(model), inputs))
+        return measure(*_fresh(fake_sandbox(model), inputs))
     except Exception as error:  # the user's own forward: anything may come
         failure = error
     if is_about_fakes(failure):
         try:
-            return measure(*_fresh(fake_shadow(model, integers=True), inputs))
+            return measure(*_fresh(fake_sandbox(model, integers=True), inputs))
         except Exception as error:
             failure = error
     name = type(model).__name__
@@ -48,12 +48,12 @@ def on_shadow(model: nn.Module, inputs: Inputs, measure: Callable[[Shadow, Input
             "load the model to the CPU or a GPU first"
         ) from failure
     try:
-        return measure(*_fresh(real_shadow(model), inputs))
+        return measure(*_fresh(real_sandbox(model), inputs))
     except Exception as error:
         raise CostError(f"{name}.forward raised on the inputs ({inputs!r}): {short(error)}") from error
 
 
-def run(shade: Shadow, inputs: Inputs) -> Any:
+def run(shade: Sandbox, inputs: Inputs) -> Any:
     """Run the forward of a shadow that is running, on inputs adapted to it.
 
     Modules take no fused fast paths: on fake tensors these would run for real, on zeros, and hide what they compute.
@@ -62,5 +62,5 @@ def run(shade: Shadow, inputs: Inputs) -> Any:
         return shade.model(*inputs.args, **inputs.kwargs)
 
 
-def _fresh(shade: Shadow, inputs: Inputs) -> tuple[Shadow, Inputs]:
+def _fresh(shade: Sandbox, inputs: Inputs) -> tuple[Sandbox, Inputs]:
     return shade, shade.adapt(inputs)

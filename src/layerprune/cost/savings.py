@@ -8,14 +8,14 @@ from itertools import pairwise
 
 from torch import nn
 
-from layerprune.channels import loss_of, price_of, reader_for
+from layerprune.channels import channel_loss_of, price_of, reader_for
 from layerprune.edits import Fold, Ranges, Slice, folds_of, is_under, taken_out
 from layerprune.graph import LayerGraph
-from layerprune.removals import Realisation
+from layerprune.removals import Lowering
 
 
 @dataclass(frozen=True)
-class Taken:
+class Savings:
     """The parameters that a removal takes, or the layers whose cost it saves.
 
     Attributes:
@@ -42,71 +42,71 @@ class Taken:
         return sum(sizes[number] for number in self.whole) + pieces - sum(self.growth.values())
 
 
-def params_gone(graph: LayerGraph, realisation: Realisation) -> frozenset[int]:
+def params_gone(graph: LayerGraph, lowering: Lowering) -> frozenset[int]:
     """Tell which parameters leave whole.
 
     Those that the recorded forward never used (an unused bias, an auxiliary weight) go with the modules that hold them,
     where no other module does.
     """
-    removed = graph.all_names(taken_out(realisation.edits))
+    removed = graph.all_names(taken_out(lowering.edits))
     if not removed:
-        return realisation.params
+        return lowering.params
     held = {number for name, number in graph.param_ids.items() if not is_under(name, removed)}
     unused = (n for n in graph.param_ids.values() if n not in graph.param_users and n not in held)
-    return realisation.params | frozenset(unused)
+    return lowering.params | frozenset(unused)
 
 
-def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation) -> Taken:
+def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], lowering: Lowering) -> Savings:
     """Tell what a realisation removes; tied parameters are one."""
-    whole = params_gone(graph, realisation)
+    whole = params_gone(graph, lowering)
     parts = {
         graph.param_ids[f"{edit.fqn}.{name}"]: price
-        for edit in realisation.edits
+        for edit in lowering.edits
         if isinstance(edit, Slice)
         for name, price in price_of(modules[edit.fqn], edit).items()
         if graph.param_ids[f"{edit.fqn}.{name}"] not in whole
     }
-    folds: list[Fold] = folds_of(realisation.edits)
+    folds: list[Fold] = folds_of(lowering.edits)
     readers = [reader_for(modules[edit.owner], edit) for edit in folds]
     grown: dict[int, float] = {
         graph.param_ids[edit.weight_fqn]: reader.growth(edit.num_in)
         for edit, reader in zip(folds, readers, strict=True)
     }
-    return Taken(whole, parts, grown)
+    return Savings(whole, parts, grown)
 
 
 def layers_taken(
-    graph: LayerGraph, modules: Mapping[str, nn.Module], realisation: Realisation, costs: Mapping[int, float]
-) -> Taken:
+    graph: LayerGraph, modules: Mapping[str, nn.Module], lowering: Lowering, costs: Mapping[int, float]
+) -> Savings:
     """Tell of which layers a realisation saves the cost: of dead ones whole, of sliced ones by channel.
 
     Args:
         graph: the layer graph.
         modules: the model's modules by name.
-        realisation: the removal.
+        lowering: the removal.
         costs: layer → what it costs; layers that cost nothing may be left out.
     """
     parts: dict[int, tuple[float, Ranges]] = {}
-    for edit in realisation.edits:
+    for edit in lowering.edits:
         if isinstance(edit, Slice):
             module = modules[edit.fqn]
-            counts = loss_of(module, edit).counts
+            counts = channel_loss_of(module, edit).counts
             width = int(getattr(module, next(iter(counts)))) if counts else 0
             for frame in graph.calls.get(edit.fqn, ()):
                 for layer in graph.layers_inside[frame]:
-                    if layer in costs and layer not in realisation.dead and width:
+                    if layer in costs and layer not in lowering.dead and width:
                         parts[layer] = costs[layer] / width, edit.dropped
     grown = {
         layer: costs[layer] * reader.growth(edit.num_in) / reader.tensor.numel()
-        for edit in folds_of(realisation.edits)
+        for edit in folds_of(lowering.edits)
         for reader in [reader_for(modules[edit.owner], edit)]
         for layer in graph.param_users[graph.param_ids[edit.weight_fqn]]
-        if layer in costs and layer not in realisation.dead
+        if layer in costs and layer not in lowering.dead
     }
-    return Taken(frozenset(realisation.dead & costs.keys()), parts, grown)
+    return Savings(frozenset(lowering.dead & costs.keys()), parts, grown)
 
 
-def bundles(sizes: Mapping[int, float], some: Iterable[Taken]) -> dict[tuple[int, ...], float]:
+def bundles(sizes: Mapping[int, float], some: Iterable[Savings]) -> dict[tuple[int, ...], float]:
     """Split what removals take into pieces that are taken together.
 
     Args:

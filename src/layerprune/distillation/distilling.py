@@ -13,12 +13,12 @@ from layerprune.checkpoint import digest
 from layerprune.distillation.accelerator import accelerating
 from layerprune.distillation.recipe import recipe_of
 from layerprune.distillation.report import Distillation
-from layerprune.distillation.setup import Task, task_of, weights_of
+from layerprune.distillation.setup import DistillationSetup, setup_of, weights_of
 from layerprune.distillation.snapshots import Snapshots
 from layerprune.distillation.trainer import Trainer
-from layerprune.distillation.training_state import Course
+from layerprune.distillation.training_state import TrainingState
 from layerprune.edits import Edit
-from layerprune.environment import shown
+from layerprune.environment import progress_bar
 from layerprune.fidelity import Kind
 from layerprune.modules import named_parameters, unwrap, write
 
@@ -79,13 +79,13 @@ def distill(
         CalibrationError: the data are empty, do not fit either model, or make values that are not finite.
     """
     recipe = recipe_of(settings)
-    task = task_of(unwrap(original), unwrap(pruned), data, held_out, recipe, edits, kind)
+    task = setup_of(unwrap(original), unwrap(pruned), data, held_out, recipe, edits, kind)
     folder, cache = (None if path is None else Path(path) for path in (checkpoint, cache_folder))
     return _trained(task, recipe.mixed_precision, folder, cache_bytes, cache, progress)
 
 
 def _trained(
-    task: Task,
+    task: DistillationSetup,
     mixed_precision: str,
     checkpoint: Path | None,
     cache_bytes: int,
@@ -97,12 +97,12 @@ def _trained(
         snapshots = None if checkpoint is None else Snapshots(checkpoint, task.key(), weights_of(task.pruned))
         found = None if snapshots is None else snapshots.load()
         trainer = task.trainer(tools, found, cache_bytes, cache_folder)
-        course = Course() if found is None else trainer.resume(found)
+        course = TrainingState() if found is None else trainer.resume(found)
         since = [] if found is None else [f"went on from step {len(course.losses):,}, from {checkpoint}"]
         if snapshots is not None and found is None:
             snapshots.begin({name: parameter.detach() for name, parameter in named_parameters(task.pruned)})
         try:
-            with shown("distilling", progress) as told:
+            with progress_bar("distilling", progress) as told:
                 trainer.run(course, lambda: None if snapshots is None else trainer.save(snapshots, course), told)
         except KeyboardInterrupt:
             _hand_over(trainer, course, task.pruned, snapshots)
@@ -111,7 +111,7 @@ def _trained(
     return _report(trainer, course, [*task.notes, *since])
 
 
-def _hand_over(trainer: Trainer, course: Course, pruned: nn.Module, snapshots: Snapshots | None) -> None:
+def _hand_over(trainer: Trainer, course: TrainingState, pruned: nn.Module, snapshots: Snapshots | None) -> None:
     """Write the best weights so far into the pruned model, all or none."""
     if not course.best:
         return
@@ -123,7 +123,7 @@ def _hand_over(trainer: Trainer, course: Course, pruned: nn.Module, snapshots: S
     write(pruned, values)
 
 
-def _report(trainer: Trainer, course: Course, notes: Sequence[str]) -> Distillation:
+def _report(trainer: Trainer, course: TrainingState, notes: Sequence[str]) -> Distillation:
     repeated = len(trainer.teacher.repeated)
     more = list(notes)
     if repeated:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from layerprune.capture import Batch, Shadow, capture, real_shadow, record_on
+from layerprune.capture import Batch, Sandbox, capture, real_sandbox, record_on
 from layerprune.edits import Edit
 from layerprune.errors import DistillationError
 from layerprune.graph import LayerGraph
@@ -17,7 +17,7 @@ from layerprune.repair import Site, find_sites, renumbered
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class HiddenStates:
     """One of the two models, as it runs.
 
     Attributes:
@@ -25,7 +25,7 @@ class Side:
         graph: its layer graph, recorded on real data.
     """
 
-    shade: Shadow
+    shade: Sandbox
     graph: LayerGraph
 
 
@@ -46,7 +46,7 @@ class Match:
     weight: float
 
 
-def side_of(model: nn.Module, batch: Batch, *, copied: bool) -> Side:
+def hidden_states_of(model: nn.Module, batch: Batch, *, copied: bool) -> HiddenStates:
     """Record a model as it runs on real data.
 
     Args:
@@ -55,14 +55,14 @@ def side_of(model: nn.Module, batch: Batch, *, copied: bool) -> Side:
         copied: whether the shadow gets parameters of its own, which may be trained; if not, it shares the model's.
     """
     every = [name for name, _ in named_parameters(model, every_name=True)]
-    shade = real_shadow(model, written=every if copied else capture(model, batch.inputs).written_params)
+    shade = real_sandbox(model, written=every if copied else capture(model, batch.inputs).written_params)
     graph = record_on(shade, batch.inputs)
     # Training is a use of the model, not a look at it: what its forwards count or log elsewhere stays.
-    return Side(replace(shade, outside=None) if copied else shade, graph)
+    return HiddenStates(replace(shade, outside=None) if copied else shade, graph)
 
 
 def find_matches(
-    teacher: Side, student: Side, edits: Sequence[Edit], patterns: Mapping[str, float] | None
+    teacher: HiddenStates, student: HiddenStates, edits: Sequence[Edit], patterns: Mapping[str, float] | None
 ) -> tuple[Match, ...]:
     """Match the tensors that surviving transforms feed with what their readers read in the original.
 

@@ -15,7 +15,7 @@ from layerprune.fidelity import Kind, class_dim
 
 
 @dataclass(frozen=True, eq=False)
-class Likeliest:
+class TopLogits:
     """The most likely classes of predictions, and all others taken together.
 
     Attributes:
@@ -27,11 +27,11 @@ class Likeliest:
     log_probs: Tensor
 
 
-def likeliest(logits: Tensor, count: int, temperature: float) -> Likeliest:
+def top_logits(logits: Tensor, count: int, temperature: float) -> TopLogits:
     """Keep the most likely classes of logits, ``(…, class)``, fewer than all, with their share of all probability."""
     log_probs = _log_probs(logits, temperature, -1)
     classes = log_probs.topk(count, -1).indices
-    return Likeliest(classes, _among(log_probs, classes))
+    return TopLogits(classes, _among(log_probs, classes))
 
 
 def _among(log_probs: Tensor, classes: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def _precise(tensor: Tensor) -> Tensor:
 
 
 def loss_of_output(
-    kind: Kind, outputs: Sequence[Tensor], wanted: Sequence[Tensor | Likeliest], mask: Tensor | None, recipe: Recipe
+    kind: Kind, outputs: Sequence[Tensor], wanted: Sequence[Tensor | TopLogits], mask: Tensor | None, recipe: Recipe
 ) -> Tensor:
     """The loss of an output.
 
@@ -69,7 +69,7 @@ def loss_of_output(
     return torch.stack([loss_of_values(x, y, mask) for x, y in pairs]).mean()
 
 
-def divergence(logits: Tensor, wanted: Tensor | Likeliest, mask: Tensor | None, temperature: float = 1.0) -> Tensor:
+def divergence(logits: Tensor, wanted: Tensor | TopLogits, mask: Tensor | None, temperature: float = 1.0) -> Tensor:
     """KL divergence of logits from the original's, averaged over the predictions that count.
 
     Args:
@@ -81,7 +81,7 @@ def divergence(logits: Tensor, wanted: Tensor | Likeliest, mask: Tensor | None, 
     """
     dim = class_dim(logits)
     found = _log_probs(logits, temperature, dim)
-    if isinstance(wanted, Likeliest):
+    if isinstance(wanted, TopLogits):
         found, target = _among(found, wanted.classes), wanted.log_probs
     else:
         target = _log_probs(wanted, temperature, dim)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from layerprune.capture import Batch, fitting, notes_of, read_calibration
 from layerprune.checkpoint import digest
 from layerprune.distillation.accelerator import Accelerating
-from layerprune.distillation.hidden_matching import Match, Side, find_matches, side_of
-from layerprune.distillation.losses import Likeliest, likeliest
+from layerprune.distillation.hidden_matching import HiddenStates, Match, find_matches, hidden_states_of
+from layerprune.distillation.losses import TopLogits, top_logits
 from layerprune.distillation.recipe import Recipe
 from layerprune.distillation.snapshots import Snapshot
 from layerprune.distillation.student import Student
@@ -32,7 +32,7 @@ _EVERY = 8  # of so many batches one is held out
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class DistillationSetup:
     """What a distillation works on.
 
     Attributes:
@@ -50,8 +50,8 @@ class Task:
 
     original: nn.Module
     pruned: nn.Module
-    teacher: Side
-    student: Side
+    teacher: HiddenStates
+    student: HiddenStates
     batches: Sequence[Batch]
     held_out: Sequence[int]
     recipe: Recipe
@@ -114,18 +114,18 @@ class Task:
         # What is held out can be judged with all logits only, and with nothing else.
         looked_at = frozenset(self.held_out if len(self.batches) > 1 else ())
 
-        def outputs(number: int, out: Any) -> Sequence[Tensor | Likeliest]:
+        def outputs(number: int, out: Any) -> Sequence[Tensor | TopLogits]:
             tensors = self.harm.outputs(out)
             count = self.recipe.num_compared(tensors[0].shape[-1])
             if self.harm.kind == "values" or number in looked_at or tensors[0].dim() != 3:
                 return tensors
             whole = count >= tensors[0].shape[-1]
-            return tensors if whole else [likeliest(tensors[0], count, self.recipe.temperature)]
+            return tensors if whole else [top_logits(tensors[0], count, self.recipe.temperature)]
 
         return Teacher(self.teacher, values, outputs, looked_at, cache_bytes, folder)
 
 
-def task_of(
+def setup_of(
     original: nn.Module,
     pruned: nn.Module,
     data: Iterable[Any],
@@ -133,7 +133,7 @@ def task_of(
     recipe: Recipe,
     edits: Sequence[Edit] | None,
     kind: Kind | None,
-) -> Task:
+) -> DistillationSetup:
     """Read the data, and record both models on them.
 
     Raises:
@@ -157,7 +157,10 @@ def task_of(
         places, notes = range(len(batches), len(batches) + len(more := read_calibration(held_out, original))), ()
         batches += more
     with fitting(original, batches[0].inputs):
-        teacher, student = side_of(original, batches[0], copied=False), side_of(pruned, batches[0], copied=True)
+        teacher, student = (
+            hidden_states_of(original, batches[0], copied=False),
+            hidden_states_of(pruned, batches[0], copied=True),
+        )
     inputs = teacher.shade.adapt(batches[0].inputs)
     with teacher.shade.running():
         out = teacher.shade.model(*inputs.args, **inputs.kwargs)
@@ -165,7 +168,7 @@ def task_of(
     if not harm.outputs(out):
         raise DistillationError("the original returns no tensor of floating point: there is nothing to learn from")
     notes = (*notes_of(batches), *notes)
-    return Task(original, pruned, teacher, student, batches, places, recipe, tuple(edits), harm, notes)
+    return DistillationSetup(original, pruned, teacher, student, batches, places, recipe, tuple(edits), harm, notes)
 
 
 def _edits_between(original: nn.Module, pruned: nn.Module) -> tuple[Edit, ...]:

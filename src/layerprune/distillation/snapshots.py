@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from layerprune.checkpoint import write_record, write_tensors
-from layerprune.distillation.training_state import Course
+from layerprune.distillation.training_state import TrainingState
 from layerprune.errors import DistillationError
 
 _RECORD = "training.json"
@@ -33,7 +33,7 @@ class Snapshot:
         scaler: of what scales gradients.
     """
 
-    course: Course
+    course: TrainingState
     state: Mapping[str, Tensor]
     start: Mapping[str, Tensor]
     optimizer: Mapping[int, Mapping[str, Tensor]]
@@ -107,7 +107,7 @@ class Snapshots:
                 optimizer.setdefault(int(number), {})[key] = tensor
             else:
                 parts[what][rest] = tensor
-        course = Course.of(record["course"], parts["best"])
+        course = TrainingState.of(record["course"], parts["best"])
         start = load_file(self.folder / "start.safetensors")
         return Snapshot(course, parts["state"], start, optimizer, record["scaler"])
 
@@ -116,7 +116,11 @@ class Snapshots:
         write_tensors(self.folder / "start.safetensors", start)
 
     def save(
-        self, course: Course, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Mapping[str, Any]
+        self,
+        course: TrainingState,
+        state: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        scaler: Mapping[str, Any],
     ) -> None:
         """Write a training as it is now."""
         tensors = {f"state/{name}": tensor for name, tensor in state.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerprune.distillation.hidden_matching import Side
+from layerprune.distillation.hidden_matching import HiddenStates
 from layerprune.environment import extra
 from layerprune.errors import DistillationError
 from layerprune.modules import named_parameters
@@ -30,7 +30,7 @@ class Student:
         DistillationError: there is nothing to train, or peft is not installed.
     """
 
-    def __init__(self, side: Side, transforms: Iterable[str], lora_rank: int, seed: int) -> None:
+    def __init__(self, side: HiddenStates, transforms: Iterable[str], lora_rank: int, seed: int) -> None:
         self.side = side
         self.model = side.shade.model
         self.adapted: tuple[str, ...] = ()

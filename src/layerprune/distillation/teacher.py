@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from layerprune.capture import Batch, Observer, See
+from layerprune.capture import Batch, Probe, See
 from layerprune.checkpoint import write_tensors
-from layerprune.distillation.hidden_matching import Side
-from layerprune.distillation.losses import Likeliest
+from layerprune.distillation.hidden_matching import HiddenStates
+from layerprune.distillation.losses import TopLogits
 from layerprune.errors import CalibrationError, ended_by
 from layerprune.inputs import describe
 from layerprune.modules import parameters
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TeacherOutput:
     """What the original makes of a batch.
 
     Attributes:
@@ -29,24 +29,24 @@ class Lesson:
         hidden: by value of its graph.
     """
 
-    outputs: tuple[Tensor | Likeliest, ...]
+    outputs: tuple[Tensor | TopLogits, ...]
     hidden: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def flat(self) -> dict[str, Tensor]:
         """All tensors by name."""
         found = {f"hidden.{value}": tensor for value, tensor in self.hidden.items()}
         for place, one in enumerate(self.outputs):
-            if isinstance(one, Likeliest):
+            if isinstance(one, TopLogits):
                 found |= {f"classes.{place}": one.classes, f"log_probs.{place}": one.log_probs}
             else:
                 found[f"output.{place}"] = one
         return found
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Lesson:
+    def of(cls, tensors: Mapping[str, Tensor]) -> TeacherOutput:
         """Read what :meth:`flat` gave."""
         hidden: dict[int, Tensor] = {}
-        outputs: dict[int, Tensor | Likeliest] = {}
+        outputs: dict[int, Tensor | TopLogits] = {}
         for name, tensor in tensors.items():
             what, _, number = name.partition(".")
             if what == "hidden":
@@ -54,12 +54,12 @@ class Lesson:
             elif what == "output":
                 outputs[int(number)] = tensor
             elif what == "classes":
-                outputs[int(number)] = Likeliest(tensor, tensors[f"log_probs.{number}"])
+                outputs[int(number)] = TopLogits(tensor, tensors[f"log_probs.{number}"])
         return cls(tuple(outputs[place] for place in sorted(outputs)), hidden)
 
-    def on(self, device: torch.device) -> Lesson:
+    def on(self, device: torch.device) -> TeacherOutput:
         """The same on a device."""
-        return Lesson.of({name: tensor.to(device) for name, tensor in self.flat().items()})
+        return TeacherOutput.of({name: tensor.to(device) for name, tensor in self.flat().items()})
 
     @property
     def num_bytes(self) -> int:
@@ -81,25 +81,25 @@ class Teacher:
 
     def __init__(
         self,
-        side: Side,
+        side: HiddenStates,
         values: Iterable[int],
-        outputs: Callable[[int, Any], Sequence[Tensor | Likeliest]],
+        outputs: Callable[[int, Any], Sequence[Tensor | TopLogits]],
         bare: Collection[int],
         memory_bytes: int,
         folder: Path | None = None,
     ) -> None:
         self.side = side
-        self.observer = Observer(side.shade, side.graph, values)
+        self.observer = Probe(side.shade, side.graph, values)
         self.outputs = outputs
         self.device = next(parameters(side.shade.model)).device
         self.bare = bare
         self.memory_bytes = memory_bytes
         self.folder = folder
-        self.kept: dict[int, Lesson] = {}
+        self.kept: dict[int, TeacherOutput] = {}
         self.kept_bytes = 0
         self.repeated: set[int] = set()
 
-    def lesson(self, number: int, batch: Batch) -> Lesson:
+    def lesson(self, number: int, batch: Batch) -> TeacherOutput:
         """What the original makes of a batch, which is known by its number.
 
         Raises:
@@ -109,7 +109,7 @@ class Teacher:
             return self.kept[number].on(self.device)
         file = None if self.folder is None else self.folder / f"{number:06d}.safetensors"
         if file is not None and file.exists():
-            return Lesson.of(load_file(file)).on(self.device)
+            return TeacherOutput.of(load_file(file)).on(self.device)
         made = self.make(number, batch)
         size = made.num_bytes
         if self.kept_bytes + size <= self.memory_bytes:
@@ -121,7 +121,7 @@ class Teacher:
             self.repeated.add(number)
         return made
 
-    def make(self, number: int, batch: Batch) -> Lesson:
+    def make(self, number: int, batch: Batch) -> TeacherOutput:
         hidden: dict[int, Tensor] = {}
         outs: list[Any] = []  # of each try; the last one counts
 
@@ -141,7 +141,7 @@ class Teacher:
         except Exception as error:  # the user's own forward
             what = f"batch {number} ({describe(batch.inputs)}) is not what the forward takes: the original raised on it"
             raise CalibrationError(ended_by(what, error)) from error
-        made = Lesson(tuple(self.outputs(number, outs[-1])), {} if number in self.bare else hidden)
+        made = TeacherOutput(tuple(self.outputs(number, outs[-1])), {} if number in self.bare else hidden)
         for name, tensor in made.flat().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CalibrationError(

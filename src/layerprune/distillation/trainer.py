@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerprune.capture import Batch, Observer, See, short
+from layerprune.capture import Batch, Probe, See, short
 from layerprune.distillation.accelerator import Accelerating
 from layerprune.distillation.hidden_matching import Match
 from layerprune.distillation.losses import loss_of_hidden, loss_of_output
 from layerprune.distillation.recipe import Recipe
 from layerprune.distillation.snapshots import Snapshot, Snapshots
 from layerprune.distillation.student import Student
-from layerprune.distillation.teacher import Lesson, Teacher
-from layerprune.distillation.training_state import Course
-from layerprune.environment import Told
+from layerprune.distillation.teacher import Teacher, TeacherOutput
+from layerprune.distillation.training_state import TrainingState
+from layerprune.environment import ProgressMessage
 from layerprune.errors import DistillationError
 from layerprune.fidelity import Harm
 
@@ -60,7 +60,7 @@ class Trainer:
         # One batch is trained on and looked at.
         self.places = [place for place in range(len(batches)) if place not in held_out or len(batches) == 1]
         self.num_steps = recipe.num_epochs * len(self.places)
-        self.observer = Observer(student.side.shade, student.side.graph, [match.student for match in matches])
+        self.observer = Probe(student.side.shade, student.side.graph, [match.student for match in matches])
         self.optimizer = tools.optimizer(
             torch.optim.AdamW(list(student.trained.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         )
@@ -73,7 +73,7 @@ class Trainer:
         draw = torch.Generator().manual_seed(self.recipe.seed + epoch)
         return self.places[int(torch.randperm(len(self.places), generator=draw)[within])]
 
-    def run(self, course: Course, save: Callable[[], object], told: Told) -> None:
+    def run(self, course: TrainingState, save: Callable[[], object], told: ProgressMessage) -> None:
         """Go on from where a course is, to its end.
 
         Args:
@@ -106,11 +106,11 @@ class Trainer:
                 course.seconds = time.perf_counter() - since
                 save()
 
-    def save(self, snapshots: Snapshots, course: Course) -> None:
+    def save(self, snapshots: Snapshots, course: TrainingState) -> None:
         """Write a checkpoint."""
         snapshots.save(course, self.student.state(), self.optimizer, self.tools.scaler)
 
-    def resume(self, snapshot: Snapshot) -> Course:
+    def resume(self, snapshot: Snapshot) -> TrainingState:
         """Take student and optimizer to where a checkpoint was written, and return the course."""
         self.student.load(snapshot.state)
         state = self.optimizer.state_dict()
@@ -119,7 +119,7 @@ class Trainer:
         self.tools.scaler = dict(snapshot.scaler)
         return snapshot.course
 
-    def step(self, step: int, course: Course) -> bool:
+    def step(self, step: int, course: TrainingState) -> bool:
         """Take one step, and say whether loss and gradients were finite; if not, nothing was changed."""
         place = self.place(step)
         batch = self.batches[place]
@@ -169,7 +169,7 @@ class Trainer:
                 f"the pruned model raised on batch {place} ({batch.inputs!r}) while it was trained: {short(error)}"
             ) from error
 
-    def loss(self, out: Any, found: dict[int, Tensor], lesson: Lesson, batch: Batch) -> Tensor:
+    def loss(self, out: Any, found: dict[int, Tensor], lesson: TeacherOutput, batch: Batch) -> Tensor:
         """The weighted sum of the output's and the hidden states' losses."""
         parts: list[Tensor] = []
         if self.recipe.output_weight:
@@ -184,7 +184,7 @@ class Trainer:
             raise DistillationError("no hidden state was seen in both models; give output_weight= above 0")
         return torch.stack(parts).sum()
 
-    def outputs(self, out: Any, lesson: Lesson) -> list[Tensor]:
+    def outputs(self, out: Any, lesson: TeacherOutput) -> list[Tensor]:
         """The tensors of an output that are compared."""
         found = self.harm.outputs(out)
         if len(found) != len(lesson.outputs):
@@ -219,7 +219,7 @@ class Trainer:
         return change / size
 
 
-def _said(course: Course) -> str:
+def _said(course: TrainingState) -> str:
     """What the bar says beside the steps."""
     if not course.losses:
         return ""

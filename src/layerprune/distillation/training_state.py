@@ -14,7 +14,7 @@ _WINDOW = 10  # steps whose mean is compared with it
 
 
 @dataclass(eq=False)
-class Course:
+class TrainingState:
     """How far a training is. All of it is in a checkpoint.
 
     Attributes:
@@ -60,7 +60,7 @@ class Course:
         return {"losses": list(self.losses), "looks": looks, "seconds": self.seconds, "stopped": self.stopped}
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], best: Mapping[str, Tensor]) -> Course:
+    def of(cls, record: Mapping[str, Any], best: Mapping[str, Tensor]) -> TrainingState:
         """Read what :meth:`record` gave."""
         looks = [(int(step), math.inf if harm is None else float(harm)) for step, harm in record["looks"]]
         return cls([float(loss) for loss in record["losses"]], looks, best, record["seconds"], record["stopped"])

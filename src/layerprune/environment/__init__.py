@@ -3,16 +3,8 @@
 Imports nothing else of layerprune but the errors.
 """
 
+# pyright: reportUnusedImport=false
 from layerprune.environment.extras import extra
 from layerprune.environment.packages import how_to_install, how_to_match_torchvision
-from layerprune.environment.process_lock import taking_turns
-from layerprune.environment.progress import Told, shown
-
-__all__ = [
-    "Told",
-    "extra",
-    "how_to_install",
-    "how_to_match_torchvision",
-    "shown",
-    "taking_turns",
-]
+from layerprune.environment.process_lock import holding_process_lock
+from layerprune.environment.progress import ProgressMessage, progress_bar

@@ -17,7 +17,7 @@ Class = TypeVar("Class", bound=type)
 _TURN = threading.RLock()
 
 
-def taking_turns(*, but: Sequence[str] = ()) -> Callable[[Class], Class]:
+def holding_process_lock(*, but: Sequence[str] = ()) -> Callable[[Class], Class]:
     """Let one thread at a time into what is public of a class's instances, of all of them: methods and properties.
 
     Args:

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Told(Protocol):
+class ProgressMessage(Protocol):
     """Told how many steps of how many are done, and what else is worth a look meanwhile."""
 
     def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
 
 
 @contextmanager
-def shown(what: str, wanted: bool | None) -> Generator[Told]:
+def progress_bar(what: str, wanted: bool | None) -> Generator[ProgressMessage]:
     """Show a bar on standard error while something runs, and take it off again.
 
     Args:

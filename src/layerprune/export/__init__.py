@@ -1,8 +1,4 @@
 """Pruned models in formats of other libraries."""
 
+# pyright: reportUnusedImport=false
 from layerprune.export.onnx import OnnxFile, export_onnx
-
-__all__ = [
-    "OnnxFile",
-    "export_onnx",
-]

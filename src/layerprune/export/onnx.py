@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from layerprune.capture import Shadow, real_shadow
+from layerprune.capture import Sandbox, real_sandbox
 from layerprune.environment import how_to_install
 from layerprune.errors import ExportError
 from layerprune.inputs import Inputs, as_inputs
@@ -73,7 +73,7 @@ def export_onnx(
     if missing:
         raise ExportError(f"ONNX export needs {', '.join(missing)}; run: {how_to_install(*missing)}")
     inputs = as_inputs(example_inputs)
-    shade = real_shadow(unwrap(model))
+    shade = real_sandbox(unwrap(model))
     name = type(shade.model).__name__
     batches = [inputs]
     if dynamic_batch:
@@ -111,7 +111,7 @@ def _dynamic_shapes(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     return tree_map(free, dict(bound.arguments))
 
 
-def _difference(shade: Shadow, program: Any, inputs: Inputs, tolerance: float) -> float:
+def _difference(shade: Sandbox, program: Any, inputs: Inputs, tolerance: float) -> float:
     """The largest relative difference of what the program returns to what the model does."""
     own, name = shade.adapt(inputs), type(shade.model).__name__
     with shade.running():

@@ -1,25 +1,7 @@
 """How far the outputs of one model are from those of another model, on data."""
 
+# pyright: reportUnusedImport=false
 from layerprune.fidelity.compare import compare
 from layerprune.fidelity.divergence import Harm, Kind, class_dim, harm_named, harm_of, masked, norm, square
-from layerprune.fidelity.held_out import Held, Verdict, held_by, hold_out, hold_out_of
+from layerprune.fidelity.held_out import HeldOut, HeldOutVerdict, held_by, hold_out, hold_out_of
 from layerprune.fidelity.report import Estimate, Fidelity
-
-__all__ = [
-    "Estimate",
-    "Fidelity",
-    "Harm",
-    "Held",
-    "Kind",
-    "Verdict",
-    "class_dim",
-    "compare",
-    "harm_named",
-    "harm_of",
-    "held_by",
-    "hold_out",
-    "hold_out_of",
-    "masked",
-    "norm",
-    "square",
-]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import Batch, Shadow, notes_of, read_calibration, real_shadow
+from layerprune.capture import Batch, Sandbox, notes_of, read_calibration, real_sandbox
 from layerprune.cost import Latency, Saving, compare_latency, measure, saved
 from layerprune.errors import FidelityError, ended_by
 from layerprune.fidelity.divergence import Harm, Kind, harm_named, harm_of
@@ -58,7 +58,7 @@ def compare(
     """
     original, pruned = unwrap(original), unwrap(pruned)
     read = read_calibration(batches, original)
-    shades = real_shadow(original), real_shadow(pruned)
+    shades = real_sandbox(original), real_sandbox(pruned)
     comparison = _Comparison(original, shades, metric, harm_named(kind))
     comparison.notes += notes_of(read)
     for number, batch in enumerate(read):
@@ -74,7 +74,7 @@ class _Comparison:
     """Collects measures of each sample, batch by batch."""
 
     def __init__(
-        self, original: nn.Module, shades: tuple[Shadow, Shadow], metric: Metric | None, harm: Harm | None
+        self, original: nn.Module, shades: tuple[Sandbox, Sandbox], metric: Metric | None, harm: Harm | None
     ) -> None:
         self.model = original
         self.shades = shades

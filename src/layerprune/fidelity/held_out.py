@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.capture import FEW_SAMPLES, Batch, Shadow, real_shadow, short
+from layerprune.capture import FEW_SAMPLES, Batch, Sandbox, real_sandbox, short
 from layerprune.errors import CalibrationError
 from layerprune.fidelity.divergence import Harm, class_dim, harm_of
 from layerprune.modules import no_fast_path
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOut:
     """How far a pruned model is from the original on held-out data.
 
     Attributes:
@@ -36,7 +36,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HeldOutVerdict:
     """What is kept on data that no weight was fitted on, and on which none of the fits' settings was chosen.
 
     Attributes:
@@ -46,8 +46,8 @@ class Verdict:
         on_fitted: harm of what comes out on the data of the fit; nan where it was not measured.
     """
 
-    before: Held
-    after: Held
+    before: HeldOut
+    after: HeldOut
     num_fitted: int
     on_fitted: float = math.nan
 
@@ -114,7 +114,7 @@ def hold_out_of(
     """As :func:`hold_out`, but a batch stays whole where the model does not run on a part of it."""
     kept, held = hold_out(batches, share)
     parts = [batch for batch in (*kept, *held) if not any(batch is one for one in batches)]
-    shade = real_shadow(model, written=written) if parts else None
+    shade = real_sandbox(model, written=written) if parts else None
     try:
         for part in parts:
             assert shade is not None
@@ -131,7 +131,7 @@ def held_by(
     harm: Harm | None,
     *,
     written: Collection[str] = (),
-) -> Held | None:
+) -> HeldOut | None:
     """Hold a pruned model's output against the original's; None where there is nothing to compare.
 
     Args:
@@ -144,7 +144,7 @@ def held_by(
     Raises:
         CalibrationError: a forward raises.
     """
-    shades = [real_shadow(model, written=written) for model in (original, pruned)]
+    shades = [real_sandbox(model, written=written) for model in (original, pruned)]
     change = size = same = counted = 0.0
     for number, batch in enumerate(batches):
         outs = [_output(shade, batch, number) for shade in shades]
@@ -161,7 +161,7 @@ def held_by(
         return None
     left = change / size
     kept = same / counted if harm.kind == "distribution" and counted else max(0.0, 1 - left)
-    return Held(left, kept, harm.kind, harm.unit, sum(batch.num_samples for batch in batches))
+    return HeldOut(left, kept, harm.kind, harm.unit, sum(batch.num_samples for batch in batches))
 
 
 def _same_class(original: Tensor, other: Tensor, mask: Tensor | None) -> tuple[float, float]:
@@ -173,7 +173,7 @@ def _same_class(original: Tensor, other: Tensor, mask: Tensor | None) -> tuple[f
     return float(same.sum()), float(same.numel())
 
 
-def _output(shade: Shadow, batch: Batch, number: int) -> Any:
+def _output(shade: Sandbox, batch: Batch, number: int) -> Any:
     inputs = shade.adapt(batch.inputs)
     try:
         with shade.running(), no_fast_path():

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from layerprune.capture import Batch, Shadow
+from layerprune.capture import Batch, Sandbox
 from layerprune.inputs import Inputs
 
 
@@ -42,7 +42,7 @@ def tokens_of(batch: Batch, logits: Tensor) -> Tokens | None:
     return Tokens(held, keyword) if held.shape[1] > 1 else None
 
 
-def is_causal(shade: Shadow, batch: Batch, tokens: Tokens, logits: Tensor) -> bool:
+def is_causal(shade: Sandbox, batch: Batch, tokens: Tokens, logits: Tensor) -> bool:
     """Whether predictions hang on earlier tokens only: another last token leaves the logits before it as they are."""
     other = tokens.ids.clone()
     other[:, -1] = tokens.ids[:, -2]
@@ -52,7 +52,7 @@ def is_causal(shade: Shadow, batch: Batch, tokens: Tokens, logits: Tensor) -> bo
     return bool(torch.allclose(found, logits[:, :-1], rtol=1e-3, atol=1e-3))
 
 
-def generations(shades: tuple[Shadow, Shadow], tokens: Tokens, mask: Tensor | None, count: int) -> list[Tensor]:
+def generations(shades: tuple[Sandbox, Sandbox], tokens: Tokens, mask: Tensor | None, count: int) -> list[Tensor]:
     """Let models go on greedily from the first halves of the sequences that have no padding there.
 
     Returns:
@@ -70,7 +70,7 @@ def generations(shades: tuple[Shadow, Shadow], tokens: Tokens, mask: Tensor | No
     return found
 
 
-def run(shade: Shadow, inputs: Inputs) -> Any:
+def run(shade: Sandbox, inputs: Inputs) -> Any:
     """Run a shadow's forward."""
     adapted = shade.adapt(inputs)
     with shade.running():

@@ -11,7 +11,7 @@ from layerprune.fitting.ridge import STRENGTHS
 
 
 @dataclass(frozen=True, eq=False)
-class RowFit:
+class DualFit:
     """``wanted ≈ (read - read_mean) · readᵀ-combination``: a matrix of the rank of the rows, in two factors.
 
     Attributes:
@@ -29,7 +29,7 @@ class RowFit:
     left_over: float
 
 
-class Rows:
+class DualRidge:
     """The rows of a fit, kept: with N of them it takes N × N numbers, whatever the number of inputs.
 
     The answer is that of :class:`Sums` (the dual of ridge regression, Saunders et al., 1998).
@@ -57,7 +57,7 @@ class Rows:
         self.held_out += [held_out] * len(read)
         self.num_bytes += 8 * (read.numel() + wanted.numel())
 
-    def fit(self) -> RowFit | None:
+    def fit(self) -> DualFit | None:
         """Fit on some rows, choose the strength on the held-out ones, and fit on all; None where nothing helps."""
         read, wanted = torch.cat(self.read), torch.cat(self.wanted)
         mask = torch.tensor(self.held_out, device=read.device)
@@ -79,7 +79,7 @@ class Rows:
         left = both.solve(best[1]).T
         right = both.read
         constant = both.wanted_mean - left @ (right @ both.read_mean) if self.bias else None
-        return RowFit(left, right, constant, best[1], best[0] / size)
+        return DualFit(left, right, constant, best[1], best[0] / size)
 
 
 class _Dual:

@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import Batch, Shadow, real_shadow
+from layerprune.capture import Batch, Sandbox, real_sandbox
 from layerprune.edits import Edit, Fold, folds_of
 from layerprune.errors import CalibrationError
-from layerprune.fitting.input_probe import Reads, named
+from layerprune.fitting.input_probe import InputProbe, named
 from layerprune.fitting.layer_matrix import exact
-from layerprune.fitting.projection_fit import Fitter, Projections, TooLarge
+from layerprune.fitting.projection_fit import ProjectionFitter, Projections, TooLarge
 from layerprune.modules import write
 from layerprune.surgery import applied
 
@@ -45,8 +45,8 @@ def fold_into(
     """
     if not folds_of(edits):
         return Projections()
-    before, after = real_shadow(original, written=written), real_shadow(pruned, written=written)
-    side = Reads.of(after, edits)
+    before, after = real_sandbox(original, written=written), real_sandbox(pruned, written=written)
+    side = InputProbe.of(after, edits)
     found = _front_to_back(before, side, edits, batches, memory_bytes)
     values = {name: new for edit, held in found.weights.items() for name, new in named(edit, held).items()}
     _check_range(values)
@@ -83,26 +83,26 @@ def fold_alone(
     Raises:
         CalibrationError: a batch does not run.
     """
-    before, after = real_shadow(model, written=written), real_shadow(model, written=written)
+    before, after = real_sandbox(model, written=written), real_sandbox(model, written=written)
     found: list[Projections] = []
     for edits in sets:
         if not folds_of(edits):
             continue
         try:
             with applied(after.model, edits):
-                found.append(_front_to_back(before, Reads.of(after, edits), edits, batches, memory_bytes))
+                found.append(_front_to_back(before, InputProbe.of(after, edits), edits, batches, memory_bytes))
         except TooLarge as error:
             found.append(Projections(notes=(str(error),)))
     return _together(found)
 
 
 def _front_to_back(
-    original: Shadow, side: Reads, edits: Sequence[Edit], batches: Sequence[Batch], memory_bytes: int
+    original: Sandbox, side: InputProbe, edits: Sequence[Edit], batches: Sequence[Batch], memory_bytes: int
 ) -> Projections:
     """Fit all projections of a pruned shadow, and put each into it before the next."""
     found: list[Projections] = []
     for some in _stages(side, batches[0], folds_of(edits)):
-        found.append(Fitter(original, side, some, memory_bytes).fit(batches))
+        found.append(ProjectionFitter(original, side, some, memory_bytes).fit(batches))
         for edit, values in found[-1].weights.items():
             side.put(edit, values)
     return _together(found)
@@ -131,12 +131,12 @@ def missed_by(
     folds = folds_of(edits)
     if not folds or not all(edit in found.matrices for edit in folds):
         return None
-    before, after = real_shadow(model, written=written), real_shadow(model, written=written)
+    before, after = real_sandbox(model, written=written), real_sandbox(model, written=written)
     pairs = [(0.0, 0.0)] * len(batches)
     with applied(after.model, edits, found.weights):
-        side = Reads.of(after, edits)
+        side = InputProbe.of(after, edits)
         for some in _by_value(folds):
-            fitter = Fitter(before, side, some, 0)
+            fitter = ProjectionFitter(before, side, some, 0)
             for number, batch in enumerate(batches):
                 read, wanted = (rows.to(exact(rows)) for rows in fitter.rows(batch))
                 error = wanted - found.matrices[some[0]].of(read)
@@ -162,7 +162,7 @@ def _by_value(folds: Sequence[Fold]) -> list[list[Fold]]:
     return list(found.values())
 
 
-def _stages(side: Reads, batch: Batch, folds: Sequence[Fold]) -> list[list[Fold]]:
+def _stages(side: InputProbe, batch: Batch, folds: Sequence[Fold]) -> list[list[Fold]]:
     """The projections in the order in which the pruned model comes to them."""
     order = list(side.see(batch, folds))
     return sorted(_by_value(folds), key=lambda some: order.index(some[0]))

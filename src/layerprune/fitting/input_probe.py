@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import Batch, Shadow
+from layerprune.capture import Batch, Sandbox
 from layerprune.channels import watching_functions
 from layerprune.edits import Edit, Fold, Shorten, name_before
 from layerprune.errors import CalibrationError, ended_by
@@ -23,14 +23,14 @@ class _Enough(BaseException):
 
 
 @dataclass(frozen=True, eq=False)
-class Reads:
+class InputProbe:
     """One of two models, and what its modules are called where surgery gave them other names."""
 
-    shade: Shadow
+    shade: Sandbox
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
-    def of(cls, shade: Shadow, edits: Sequence[Edit]) -> Reads:
+    def of(cls, shade: Sandbox, edits: Sequence[Edit]) -> InputProbe:
         """A shadow on which edits have been made."""
         shortens = [edit for edit in edits if isinstance(edit, Shorten)]
         names = {name_before(name, shortens): name for name, _ in shade.model.named_modules()} if shortens else {}

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from layerprune.capture import Batch, Shadow
+from layerprune.capture import Batch, Sandbox
 from layerprune.channels import reader_for
 from layerprune.edits import Fold
 from layerprune.errors import CalibrationError, NotFiniteError
-from layerprune.fidelity import Verdict
-from layerprune.fitting.dual_ridge import Rows
-from layerprune.fitting.input_probe import Reads
+from layerprune.fidelity import HeldOutVerdict
+from layerprune.fitting.dual_ridge import DualRidge
+from layerprune.fitting.input_probe import InputProbe
 from layerprune.fitting.layer_matrix import exact
 from layerprune.fitting.ridge import Gram, Sums, fit
 from layerprune.surgery import Folded, Projection, folded
@@ -99,7 +99,7 @@ class ProjectionReport:
 
     fitted: tuple[Fitted, ...] = ()
     notes: tuple[str, ...] = ()
-    verdict: Verdict | None = None
+    verdict: HeldOutVerdict | None = None
 
     def __str__(self) -> str:
         lines = [f"{len(self.fitted)} projections fitted and folded", *(f"  {one}" for one in self.fitted)]
@@ -111,11 +111,11 @@ class TooLarge(CalibrationError):
     """A fit takes more memory than allowed."""
 
 
-class Fitter:
+class ProjectionFitter:
     """Fits the projection that some transforms, which read the same tensor, take in."""
 
-    def __init__(self, original: Shadow, pruned: Reads, folds: Sequence[Fold], memory_bytes: int) -> None:
-        self.original = Reads(original)
+    def __init__(self, original: Sandbox, pruned: InputProbe, folds: Sequence[Fold], memory_bytes: int) -> None:
+        self.original = InputProbe(original)
         self.pruned = pruned
         self.folds = folds
         self.memory_bytes = memory_bytes
@@ -204,7 +204,7 @@ class Fitter:
         )
 
     def by_rows(self, batches: Sequence[Batch]) -> tuple[Projection, Fitted]:
-        rows = Rows(bias=self.bias)
+        rows = DualRidge(bias=self.bias)
         for read, wanted, held_out in self.parts(batches):
             rows.add(read, wanted, held_out=held_out)
             need = 3 * rows.num_bytes + 4 * 8 * rows.num_rows**2

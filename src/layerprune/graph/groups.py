@@ -9,7 +9,7 @@ from layerprune.errors import UnsupportedModelError
 from layerprune.graph.layer_graph import LayerGraph
 
 GROUP_TYPES = ("transform_unit", "parallel_branch", "complex")
-Verdict = Literal["removable", "with_calibration", "critical"]
+GroupVerdict = Literal["removable", "with_calibration", "critical"]
 _PLAIN_KINDS = frozenset({"transform", "normalization", "activation", "pooling", "dropout"})
 
 
@@ -77,7 +77,7 @@ class Group:
         return self.lead_transform.name
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> GroupVerdict:
         """``removable`` now, ``with_calibration`` data only, or ``critical``."""
         if self.can_remove:
             return "removable"

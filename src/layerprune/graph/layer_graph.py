@@ -146,7 +146,7 @@ class LayerGraph:
         shape_reads: (value, frame) where a forward reads a value's shape.
         written_params: names of parameters that the forward writes into.
         hooked: first names of modules whose forward hook replaces what they take or return, or keeps it for others.
-        strays: values that a forward reads, or returns, though no call has handed them to it: they came by a hook, an
+        implicit_inputs: values that a forward reads, or returns, though no call has handed them to it: by a hook, an
             attribute, or a list or context that modules share.
         writes_arguments: whether a module's call changes a list or an object that it is given.
         notes: what the user should know about the recording.
@@ -163,7 +163,7 @@ class LayerGraph:
     shape_reads: frozenset[tuple[int, int]] = frozenset()
     written_params: frozenset[str] = frozenset()
     hooked: frozenset[str] = frozenset()
-    strays: frozenset[int] = frozenset()
+    implicit_inputs: frozenset[int] = frozenset()
     writes_arguments: bool = False
     notes: tuple[str, ...] = ()
 

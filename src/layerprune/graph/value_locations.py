@@ -14,7 +14,7 @@ from layerprune.modules import CallKey
 
 
 @dataclass(frozen=True)
-class Showings:
+class ValueLocations:
     """Where values show up, and what has to be as in the recording for that; values by the numbers that users know.
 
     Attributes:
@@ -36,7 +36,7 @@ class Showings:
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict[int, Any])
 
     @classmethod
-    def of(cls, graph: LayerGraph, calls: Sequence[CallKey], wanted: Mapping[int, int]) -> Showings:
+    def of(cls, graph: LayerGraph, calls: Sequence[CallKey], wanted: Mapping[int, int]) -> ValueLocations:
         """Find the places of values of a layer graph (→ the numbers that they are reported by)."""
         found = cls()
         taken = [(frame, argument) for frame in graph.frames for argument in frame.arguments if argument[2] in wanted]

@@ -1,8 +1,9 @@
 """What each removal costs in quality, measured or estimated by one of several criteria."""
 
+# pyright: reportUnusedImport=false
 from layerprune.impact.ablation import ablate
 from layerprune.impact.criteria import Criterion, criterion_of, register_criterion, score
-from layerprune.impact.cross_fit import Crossed, Refits, cut_in_two, fit_crosswise, missed_crosswise
+from layerprune.impact.cross_fit import CrossFit, Refits, cut_in_two, fit_crosswise, missed_crosswise
 from layerprune.impact.estimators.output_change import score_output_change
 from layerprune.impact.intervals import impact_intervals
 from layerprune.impact.racing import (
@@ -16,32 +17,5 @@ from layerprune.impact.racing import (
     handicapped,
     winner,
 )
-from layerprune.impact.scores import Evidence, Scene
+from layerprune.impact.scores import Evidence, ScoringContext
 from layerprune.impact.subbatches import ends
-
-__all__ = [
-    "FINAL",
-    "Criterion",
-    "Crossed",
-    "Evidence",
-    "Refits",
-    "Rule",
-    "Scene",
-    "ablate",
-    "all_of_them",
-    "counted",
-    "criterion_of",
-    "cut_in_two",
-    "ends",
-    "first_only",
-    "fit_crosswise",
-    "going_on_of",
-    "halving",
-    "handicapped",
-    "impact_intervals",
-    "missed_crosswise",
-    "register_criterion",
-    "score",
-    "score_output_change",
-    "winner",
-]

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from layerprune.capture import Batch, Loss, Shadow, real_shadow
+from layerprune.capture import Batch, Loss, Sandbox, real_sandbox
 from layerprune.edits import Edit, folds_of
 from layerprune.errors import CalibrationError
 from layerprune.fidelity import Harm, harm_of
 from layerprune.impact.estimators.loss import UNIT, check_finite, loss_on, number_of
 from layerprune.impact.racing import Rule, all_of_them
-from layerprune.impact.scores import Evidence, Scene, Units, about_harm
-from layerprune.impact.subbatches import Round, adds_up, cut, ends, fewest_samples, whole
-from layerprune.replay import Handover, Unsure
+from layerprune.impact.scores import Evidence, ScoringContext, Units, about_harm
+from layerprune.impact.subbatches import SubBatch, adds_up, cut, ends, fewest_samples, whole
+from layerprune.replay import OutputReuse, Unsure
 from layerprune.surgery import Folded, applied
 from layerprune.tensors import same_tensor, tensors_by_place
 
 
-def score_ablation(scene: Scene, harm: Harm | None = None) -> Evidence:
+def score_ablation(scene: ScoringContext, harm: Harm | None = None) -> Evidence:
     """Make each removal, run, compare with what the original does, and undo it; one pass per removal.
 
     Compared are the outputs or, where the user gave a loss, the losses: then the impact is by how much this grows, and
@@ -34,7 +34,7 @@ def score_ablation(scene: Scene, harm: Harm | None = None) -> Evidence:
 
 
 def ablate(
-    scene: Scene,
+    scene: ScoringContext,
     sets: Sequence[Sequence[Edit]],
     harm: Harm | None = None,
     *,
@@ -71,12 +71,18 @@ class _Ablation:
     """
 
     def __init__(
-        self, scene: Scene, sets: Sequence[Sequence[Edit]], harm: Harm | None, weights: Sequence[Sequence[Folded]]
+        self,
+        scene: ScoringContext,
+        sets: Sequence[Sequence[Edit]],
+        harm: Harm | None,
+        weights: Sequence[Sequence[Folded]],
     ) -> None:
         self.scene, self.sets, self.weights = scene, sets, weights
-        self.shade = real_shadow(scene.model, written=scene.graph.written_params)
+        self.shade = real_sandbox(scene.model, written=scene.graph.written_params)
         self.by = _ByOutput(harm or scene.harm) if harm is not None or scene.loss is None else _ByLoss(scene.loss)
-        self.handover = Handover(self.shade, scene.graph, sets, [held[0] for held in weights], scene.ledger)
+        self.output_reuse = OutputReuse(
+            self.shade, scene.graph, sets, [held[0] for held in weights], scene.reuse_policy
+        )
         self.num = len(scene.batches) * len(sets)
 
     def run(self, rule: Rule) -> Evidence:
@@ -117,16 +123,16 @@ class _Ablation:
         unit = f"{self.by.unit}, by ablation"
         return Evidence(change, size, 1.0, unit, notes, None, looked_at=looked_at, is_ablation=True, units=units)
 
-    def rounds(self, *, in_parts: bool) -> list[Round]:
+    def rounds(self, *, in_parts: bool) -> list[SubBatch]:
         """What to look at one after the other."""
-        found, ledger = whole(self.scene.batches, self.scene.seed), self.scene.ledger
-        if in_parts and ledger.fewest is None:
-            ledger.fewest = self.fewest(max(found, key=lambda one: one.batch.num_samples))
-        parts = cut(found, ledger.fewest) if in_parts and ledger.fewest else found
-        ledger.share = parts[0].share if in_parts else ledger.share
+        found, reuse_policy = whole(self.scene.batches, self.scene.seed), self.scene.reuse_policy
+        if in_parts and reuse_policy.fewest is None:
+            reuse_policy.fewest = self.fewest(max(found, key=lambda one: one.batch.num_samples))
+        parts = cut(found, reuse_policy.fewest) if in_parts and reuse_policy.fewest else found
+        reuse_policy.share = parts[0].share if in_parts else reuse_policy.share
         return parts
 
-    def fewest(self, one: Round) -> int:
+    def fewest(self, one: SubBatch) -> int:
         """How many samples a part of a batch has to have to tell what the batch does; 0 where no part does."""
         try:
             with self.shade.running():
@@ -134,7 +140,7 @@ class _Ablation:
         except Exception:  # the model's own, which may want the whole batch; on that it raises again
             return 0
 
-    def measure(self, one: Round, columns: Sequence[int], done: float) -> Units:
+    def measure(self, one: SubBatch, columns: Sequence[int], done: float) -> Units:
         """Run the original on a batch or a part of it, then sets.
 
         Args:
@@ -145,20 +151,20 @@ class _Ablation:
         Returns:
             What was found, with a column for each set.
         """
-        batch, handover = one.batch, self.handover
-        with self.shade.running(), handover.keeping(columns, batch.num_samples):
+        batch, output_reuse = one.batch, self.output_reuse
+        with self.shade.running(), output_reuse.keeping(columns, batch.num_samples):
             self.by.start(self.shade, batch, one.row)
-        self.by.original = handover.own(self.by.original)
-        handover.check(columns, batch.num_samples, lambda: self.by.is_same(self.shade, batch))
+        self.by.original = output_reuse.own(self.by.original)
+        output_reuse.check(columns, batch.num_samples, lambda: self.by.is_same(self.shade, batch))
         found: dict[int, np.ndarray] = {}
         for column in columns:
             found[column] = self.made(one, column)
-            handover.settle()
+            output_reuse.settle()
             self.scene.progress(int(done * len(self.sets) + one.share * (column + 1)), self.num)
-        probe = handover.probe(columns)
+        probe = output_reuse.probe(columns)
         if probe is not None:
             again = self.made(one, probe, whole=True)
-            handover.confirm(bool(np.array_equal(again, found[probe], equal_nan=True)))
+            output_reuse.confirm(bool(np.array_equal(again, found[probe], equal_nan=True)))
         num = min((each.shape[1] for each in found.values()), default=1)
         is_apart = all(each.shape[1] == num for each in found.values())
         both = np.zeros((2, num if is_apart else 1, len(self.sets)))
@@ -166,18 +172,18 @@ class _Ablation:
             both[:, :, column] = each if is_apart else each.sum(1, keepdims=True)
         return Units(both[0], both[1], np.full(both.shape[1], one.row))
 
-    def made(self, one: Round, column: int, *, whole: bool = False) -> np.ndarray:
+    def made(self, one: SubBatch, column: int, *, whole: bool = False) -> np.ndarray:
         """What a set changes on a batch, with the fit of its projections that has not seen it: ``(2, sample)``."""
         batch, fits = one.batch, self.weights[column]
         with applied(self.shade.model, self.sets[column], fits[one.row % len(fits)]), self.shade.running():
-            if whole or not self.handover.outcomes:
+            if whole or not self.output_reuse.outcomes:
                 return self.by.compare(self.shade, batch)
             try:
-                with self.handover.handing_on(column):
+                with self.output_reuse.handing_on(column):
                     return self.by.compare(self.shade, batch)
             except Exception:  # the model's own, which a whole forward raises as well
                 self.by.compare(self.shade, batch)
-                self.handover.doubt("an edited model raises only where it goes on from what was kept")
+                self.output_reuse.doubt("an edited model raises only where it goes on from what was kept")
                 raise Unsure from None
 
 
@@ -196,15 +202,15 @@ class _ByOutput:
     def unit(self) -> str:
         return self.harm.unit if self.harm else ""
 
-    def start(self, shade: Shadow, batch: Batch, _row: int) -> None:
+    def start(self, shade: Sandbox, batch: Batch, _row: int) -> None:
         self.original = _run(shade, batch)
         self.harm = self.harm or harm_of(shade.model, self.original)
 
-    def compare(self, shade: Shadow, batch: Batch) -> np.ndarray:
+    def compare(self, shade: Sandbox, batch: Batch) -> np.ndarray:
         assert self.harm is not None
         return self.harm.by_sample(self.original, _run(shade, batch), batch.mask, batch.num_samples)
 
-    def fewest(self, shade: Shadow, one: Round) -> int:
+    def fewest(self, shade: Sandbox, one: SubBatch) -> int:
         """How many samples a part has to have, if the model makes of a part what it makes of it in the whole."""
         out = _run(shade, one.batch)
         harm = self.harm or harm_of(shade.model, out)
@@ -213,7 +219,7 @@ class _ByOutput:
         is_part = part.share < 1 and ends(harm.outputs(_run(shade, part.batch)), harm.outputs(out))
         return fewest if is_part else 0
 
-    def is_same(self, shade: Shadow, batch: Batch) -> bool:
+    def is_same(self, shade: Sandbox, batch: Batch) -> bool:
         """Whether the model gives the same bits again."""
         pairs = tensors_by_place(self.original), tensors_by_place(_run(shade, batch))
         return len(pairs[0]) == len(pairs[1]) and all(map(same_tensor, *pairs))
@@ -229,15 +235,15 @@ class _ByLoss:
         self.loss = loss
         self.original = 0.0
 
-    def start(self, shade: Shadow, batch: Batch, row: int) -> None:
+    def start(self, shade: Sandbox, batch: Batch, row: int) -> None:
         self.original = number_of(loss_on(self.loss, shade.model, batch))
         check_finite(self.original, row)
 
-    def compare(self, shade: Shadow, batch: Batch) -> np.ndarray:
+    def compare(self, shade: Sandbox, batch: Batch) -> np.ndarray:
         change = number_of(loss_on(self.loss, shade.model, batch)) - self.original
         return np.array([[batch.num_samples * change], [float(batch.num_samples)]])
 
-    def fewest(self, shade: Shadow, one: Round) -> int:
+    def fewest(self, shade: Sandbox, one: SubBatch) -> int:
         """How many samples a part has to have, if the loss on a batch is the mean of those on its parts."""
         fewest = fewest_samples(1)
         parts = cut([one], fewest)
@@ -245,11 +251,11 @@ class _ByLoss:
         is_mean = len(parts) > 1 and adds_up(losses, number_of(loss_on(self.loss, shade.model, one.batch)))
         return fewest if is_mean else 0
 
-    def is_same(self, shade: Shadow, batch: Batch) -> bool:
+    def is_same(self, shade: Sandbox, batch: Batch) -> bool:
         """Whether the model gives the same loss again."""
         return number_of(loss_on(self.loss, shade.model, batch)) == self.original
 
 
-def _run(shade: Shadow, batch: Batch) -> Any:
+def _run(shade: Sandbox, batch: Batch) -> Any:
     inputs = shade.adapt(batch.inputs)
     return shade.model(*inputs.args, **inputs.kwargs)

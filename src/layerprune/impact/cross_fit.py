@@ -11,14 +11,14 @@ from layerprune.capture import Batch
 from layerprune.edits import Edit, folds_of
 from layerprune.fidelity import hold_out_of
 from layerprune.fitting import Projections, fold_alone, missed_by
-from layerprune.impact.scores import Scene
+from layerprune.impact.scores import ScoringContext
 from layerprune.surgery import Folded
 
 _MOST_BYTES = 2**30  # of the weights of sets that fold projections
 
 
 @dataclass(frozen=True, eq=False)
-class Crossed:
+class CrossFit:
     """Fits of the same projections, of which each batch is judged by the one that has not seen it.
 
     Attributes:
@@ -68,7 +68,7 @@ def fit_crosswise(
     *,
     memory_bytes: int,
     written: Collection[str] = (),
-) -> Crossed:
+) -> CrossFit:
     """Fit the projections of several sets of edits, each as if it was made alone, on either half of the batches.
 
     Args:
@@ -83,7 +83,7 @@ def fit_crosswise(
     """
     known = list(sets)
     fits = [fold_alone(model, known, some, memory_bytes=memory_bytes, written=written) for some in halves(batches)]
-    return Crossed(tuple(fits))
+    return CrossFit(tuple(fits))
 
 
 class Refits:
@@ -94,14 +94,14 @@ class Refits:
         alone: the edits of these.
     """
 
-    def __init__(self, scene: Scene, alone: Collection[Sequence[Edit]]) -> None:
+    def __init__(self, scene: ScoringContext, alone: Collection[Sequence[Edit]]) -> None:
         self.scene = scene
         self.alone = frozenset(map(tuple, alone))
         self.known: dict[tuple[Edit, ...], Sequence[Folded]] = {}
         self.num_bytes = 0
 
     def of(self, edits: Sequence[Edit]) -> Sequence[Folded]:
-        """What projections make of the transforms of a set, by several fits as :attr:`Crossed.weights` has them."""
+        """What projections make of the transforms of a set, by several fits as :attr:`CrossFit.weights` has them."""
         key = tuple(edits)
         if not folds_of(edits) or key in self.alone:
             return self.scene.folded
@@ -116,7 +116,7 @@ def missed_crosswise(
     model: nn.Module,
     edits: Sequence[Edit],
     batches: Sequence[Batch],
-    crossed: Crossed,
+    crossed: CrossFit,
     *,
     written: Collection[str] = (),
 ) -> list[tuple[float, float]] | None:

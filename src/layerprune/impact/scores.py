@@ -16,7 +16,7 @@ from layerprune.fidelity import Harm
 from layerprune.graph import LayerGraph
 from layerprune.inputs import describe, why_mismatched
 from layerprune.proof import Removal
-from layerprune.replay import Ledger
+from layerprune.replay import ReusePolicy
 from layerprune.surgery import Folded
 
 _RESAMPLES = 200
@@ -24,7 +24,7 @@ _NAMED = 5  # removals, in a note
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class ScoringContext:
     """What a criterion may look at.
 
     Attributes:
@@ -41,7 +41,7 @@ class Scene:
         harm: how outputs are compared; told from the model and its output if None.
         missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
             and the squared size; None where they were not fitted.
-        ledger: whether ablations may hand outputs of the original's forward on, and what that has saved.
+        reuse_policy: whether ablations may hand outputs of the original's forward on, and what that has saved.
         variants: what the model's forward did on real data, where that is not what the layer graph says.
     """
 
@@ -56,7 +56,7 @@ class Scene:
     fit: Callable[[Sequence[Edit], Sequence[Batch]], Folded] = lambda edits, batches: {}
     harm: Harm | None = None
     missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
-    ledger: Ledger = field(default_factory=Ledger)
+    reuse_policy: ReusePolicy = field(default_factory=ReusePolicy)
     variants: Variants = field(default_factory=Variants)
 
     @contextmanager
@@ -181,7 +181,7 @@ class Evidence:
             return np.where(np.isinf(change) | np.isinf(size), np.nan, ratio) ** self.power
 
 
-def about_harm(scene: Scene, harm: Harm | None) -> tuple[str, ...]:
+def about_harm(scene: ScoringContext, harm: Harm | None) -> tuple[str, ...]:
     """Say of what may be logits, and is compared as plain numbers, how to have it compared as logits."""
     outputs = scene.graph.outputs
     if harm is None or harm.kind == "distribution" or len(outputs) != 1:

@@ -11,7 +11,7 @@ from layerprune.fidelity import Harm
 from layerprune.impact.ablation import ablate
 from layerprune.impact.estimators.output_change import score_output_change
 from layerprune.impact.racing import contenders
-from layerprune.impact.scores import Evidence, Scene
+from layerprune.impact.scores import Evidence, ScoringContext
 
 #: So many removals are all made and measured; of more the estimate chooses half, and this many at least.
 LONGEST = 256
@@ -24,7 +24,7 @@ _ENOUGH = 8  # points, to fit a line through
 _PASS = 3  # forwards that a forward and a backward take as long as
 
 
-def score_shortlist(scene: Scene, harm: Harm | None = None) -> Evidence:
+def score_shortlist(scene: ScoringContext, harm: Harm | None = None) -> Evidence:
     """Measure the removals that may be worth it by ablation, and estimate the others.
 
     Up to :data:`LONGEST` removals are all measured. Of more, the estimate of the output's change chooses those of least
@@ -59,7 +59,7 @@ def score_shortlist(scene: Scene, harm: Harm | None = None) -> Evidence:
     return Evidence(change, size, truth.power, truth.unit, notes, is_ablation=True, units=units)
 
 
-def _telling(scene: Scene, before: int, weight: int, total: int) -> Callable[[int, int], None]:
+def _telling(scene: ScoringContext, before: int, weight: int, total: int) -> Callable[[int, int], None]:
     """Report the progress of a part as that of the whole."""
 
     def tell(done: int, _of: int) -> None:
@@ -68,7 +68,7 @@ def _telling(scene: Scene, before: int, weight: int, total: int) -> Callable[[in
     return tell
 
 
-def _measured(scene: Scene, harm: Harm | None) -> Evidence:
+def _measured(scene: ScoringContext, harm: Harm | None) -> Evidence:
     """Ablation, on as many batches as it takes to choose by."""
     found = ablate(scene, [removal.edits for removal in scene.removals], harm, rule=contenders(PRECISION))
     num = len(scene.batches)

@@ -25,7 +25,7 @@ _ROUNDINGS = 8  # of what has few bits
 
 
 @dataclass(frozen=True, eq=False)
-class Round:
+class SubBatch:
     """What is looked at at a time.
 
     Attributes:
@@ -39,9 +39,9 @@ class Round:
     share: float = 1.0
 
 
-def whole(batches: Sequence[Batch], seed: int) -> list[Round]:
+def whole(batches: Sequence[Batch], seed: int) -> list[SubBatch]:
     """One round for each batch, in an order drawn from a seed, as data may be sorted."""
-    return [Round(int(row), batches[row]) for row in np.random.default_rng(seed).permutation(len(batches))]
+    return [SubBatch(int(row), batches[row]) for row in np.random.default_rng(seed).permutation(len(batches))]
 
 
 def fewest_samples(predictions_per_sample: float) -> int:
@@ -49,7 +49,7 @@ def fewest_samples(predictions_per_sample: float) -> int:
     return max(FEWEST_SAMPLES, math.ceil(FEWEST_PREDICTIONS / max(predictions_per_sample, 1.0)))
 
 
-def cut(rounds: Sequence[Round], fewest: int) -> list[Round]:
+def cut(rounds: Sequence[SubBatch], fewest: int) -> list[SubBatch]:
     """The same in parts: first one of each batch, then another of each, so that batch and batch are soon compared.
 
     Args:
@@ -74,7 +74,7 @@ def adds_up(parts: Sequence[tuple[float, float]], whole: float) -> bool:
     return abs(mean - whole) <= _CLOSE * max(abs(whole), *(abs(loss) for loss, _ in parts))
 
 
-def _parts(one: Round, fewest: int) -> Iterator[Round]:
+def _parts(one: SubBatch, fewest: int) -> Iterator[SubBatch]:
     """A batch in parts; as it is, where it has few samples, or none can be told."""
     size = one.batch.num_samples
     bounds = np.linspace(0, size, max(1, min(PARTS, size // fewest)) + 1).astype(int).tolist()
@@ -83,7 +83,7 @@ def _parts(one: Round, fewest: int) -> Iterator[Round]:
         if some is None:
             yield one
             return
-        yield Round(one.row, some, (stop - start) / size)
+        yield SubBatch(one.row, some, (stop - start) / size)
 
 
 def _is_end(part: Tensor, whole: Tensor) -> bool:

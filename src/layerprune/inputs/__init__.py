@@ -1,16 +1,6 @@
 """Example inputs: what the user gave brought to the arguments of a forward, or inferred from the model's layers."""
 
+# pyright: reportUnusedImport=false
 from layerprune.inputs.arguments import ArgumentReader
 from layerprune.inputs.example_inputs import Inputs, Sampler, as_inputs, describe, infer_inputs, why_mismatched
 from layerprune.inputs.signature import positional_names
-
-__all__ = [
-    "ArgumentReader",
-    "Inputs",
-    "Sampler",
-    "as_inputs",
-    "describe",
-    "infer_inputs",
-    "positional_names",
-    "why_mismatched",
-]

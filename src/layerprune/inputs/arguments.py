@@ -59,10 +59,10 @@ class ArgumentReader:
             return ways[0]
         key = _form(item)
         if key not in self._chosen:
-            likeliest = next(number for number, (_, is_likely) in enumerate(self._ways(item, by_hand)) if is_likely)
+            top_logits = next(number for number, (_, is_likely) in enumerate(self._ways(item, by_hand)) if is_likely)
             # Where none runs, the error of the likeliest tells what is wrong; as the only one left it needs no trial.
-            tried = ways if likeliest < len(ways) - 1 else ways[:-1]
-            self._chosen[key] = next((number for number, way in enumerate(tried) if self._runs(way)), likeliest)
+            tried = ways if top_logits < len(ways) - 1 else ways[:-1]
+            self._chosen[key] = next((number for number, way in enumerate(tried) if self._runs(way)), top_logits)
         return ways[min(self._chosen[key], len(ways) - 1)]
 
     def _tensor(self, array: np.ndarray) -> Any:

@@ -3,8 +3,9 @@
 Works on ``nn.Module`` objects alone; recording and graphs come above.
 """
 
+# pyright: reportUnusedImport=false
 from layerprune.modules.call_tracker import CallKey, CallTracker, RunningCall
-from layerprune.modules.external_state import Outside
+from layerprune.modules.external_state import ExternalState
 from layerprune.modules.fingerprint import difference, structure
 from layerprune.modules.interpose import (
     FunctionWatch,
@@ -17,8 +18,8 @@ from layerprune.modules.interpose import (
     watched,
 )
 from layerprune.modules.parameters import buffers, named_buffers, named_parameters, parameters
-from layerprune.modules.snapshot import Attributes, Held
-from layerprune.modules.state import Condition
+from layerprune.modules.snapshot import AttributeSnapshot, Held
+from layerprune.modules.state import ModelState
 from layerprune.modules.supported import check_supported
 from layerprune.modules.tensor_keys import StrongTensorKeys, WeakTensorKeys, storage_key
 from layerprune.modules.tree import (
@@ -35,47 +36,4 @@ from layerprune.modules.tree import (
     slots,
     unwrap,
 )
-from layerprune.modules.undo import Journal, Undo, write
-
-__all__ = [
-    "Attributes",
-    "CallKey",
-    "CallTracker",
-    "Condition",
-    "FunctionWatch",
-    "Held",
-    "Journal",
-    "OperationWatch",
-    "Outside",
-    "RunningCall",
-    "StrongTensorKeys",
-    "Tree",
-    "Undo",
-    "WeakTensorKeys",
-    "buffers",
-    "check_supported",
-    "clone",
-    "difference",
-    "fingerprint",
-    "hooks_watched",
-    "is_transposed",
-    "named_buffers",
-    "named_parameters",
-    "named_tensors",
-    "names_by_module",
-    "names_with_nan",
-    "no_fast_path",
-    "nothing",
-    "num_params",
-    "own",
-    "own_tensors",
-    "parameters",
-    "reached",
-    "slots",
-    "storage_key",
-    "structure",
-    "unfuse",
-    "unwrap",
-    "watched",
-    "write",
-]
+from layerprune.modules.undo import Undo, UndoLog, write

@@ -44,7 +44,7 @@ _MANY = 128  # entries: such containers are not looked into while a forward runs
 _running = 0
 
 
-class Outside:
+class ExternalState:
     """What the forwards of a model may change beside its parameters and plain attributes.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from layerprune.modules.undo import Journal
+from layerprune.modules.undo import UndoLog
 from layerprune.tensors import flat_tensors, written_tensors
 
 # Attribute reads and queries that make no tensor.
@@ -150,9 +150,9 @@ def nothing() -> Tensor:
         return torch.empty(0)
 
 
-def unfuse(layer: nn.TransformerEncoderLayer, journal: Journal) -> None:
+def unfuse(layer: nn.TransformerEncoderLayer, undo_log: UndoLog) -> None:
     """Keep a layer that has lost a part from running as one fused operation, which would use all its weights."""
-    journal.set(vars(layer), "activation_relu_or_gelu", 0)
+    undo_log.set(vars(layer), "activation_relu_or_gelu", 0)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ _HOOKS = (
 )
 
 
-class Attributes:
+class AttributeSnapshot:
     """The plain attributes of a model's modules at some moment, but for ``training``, and their hooks.
 
     A forward may install hooks and write a flag that they are there, as those of transformers do which are asked for

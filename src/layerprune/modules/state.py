@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerprune.stand_ins import Dropped
+from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import attributes_of
 
 # Values without parts, compared as such.
@@ -36,7 +36,7 @@ _EMPTY = (dict, OrderedDict, list, set)  # exact types: whether one is still emp
 _MOST = 500_000  # objects: a model that holds a data set is not looked through
 
 
-class Condition:
+class ModelState:
     """What a model's modules hold, at some moment: attributes down through containers, plain objects and closures.
 
     Tensors are known by their version counters, all else by identity or, where it has no parts, by value. What lies in
@@ -138,7 +138,7 @@ class Condition:
         yield from _fixed(owner)
 
     def _parts_of_tensor(self, tensor: Tensor) -> Iterator[Any]:
-        if isinstance(tensor, Dropped):  # what an earlier surgery left holds nothing, and stays as it is
+        if isinstance(tensor, DroppedTensor):  # what an earlier surgery left holds nothing, and stays as it is
             return
         if tensor.is_inference():
             self.unseen = self.unseen or "the model holds a tensor made in inference mode, which counts no writes"

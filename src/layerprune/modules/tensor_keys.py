@@ -6,12 +6,12 @@ import weakref
 
 from torch import Tensor
 
-from layerprune.stand_ins import Dropped
+from layerprune.stand_ins import DroppedTensor
 
 
 def storage_key(tensor: Tensor) -> int:
     """What names a tensor's memory as long as it lives; tensors without any (sparse, opaque) count as their own."""
-    if type(tensor) is not Tensor and isinstance(tensor, Dropped):  # what an earlier surgery left
+    if type(tensor) is not Tensor and isinstance(tensor, DroppedTensor):  # what an earlier surgery left
         return -id(tensor)
     try:
         return tensor.untyped_storage()._cdata

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from layerprune.modules.clone import ATOMS, PLAIN_TYPES, Copier
 from layerprune.modules.parameters import named_parameters, parameters
 from layerprune.modules.supported import check_module
-from layerprune.stand_ins import Dropped
+from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import is_wrapped
 
 
@@ -162,7 +162,7 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool 
     for module in modules:
         for tensor in own_tensors(module):
             if id(tensor) not in memo:
-                memo[id(tensor)] = tensor if isinstance(tensor, Dropped) else convert(tensor)
+                memo[id(tensor)] = tensor if isinstance(tensor, DroppedTensor) else convert(tensor)
     functions: list[tuple[dict[str, Any], str, Any]] = []  # last: they may hold what other attributes do
     for module in modules:
         shell = vars(memo[id(module)])

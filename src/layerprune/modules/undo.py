@@ -13,7 +13,7 @@ Undo = Callable[[], None]
 _ABSENT = object()
 
 
-class Journal:
+class UndoLog:
     """Knows how to take back what edits have changed.
 
     A Ctrl-C may come between any two steps of Python. So each change is written down first: what has not been made by

@@ -1,5 +1,6 @@
 """The pruning plan: a plain record of what goes, which is saved as JSON and carried out on another copy."""
 
+# pyright: reportUnusedImport=false
 from layerprune.plan.plan import (
     FrontierPoint,
     PlanGiven,
@@ -11,15 +12,3 @@ from layerprune.plan.plan import (
     plan_of,
     plans_of,
 )
-
-__all__ = [
-    "FrontierPoint",
-    "PlanGiven",
-    "PlannedFigure",
-    "PlannedRemoval",
-    "PruningPlan",
-    "json_safe",
-    "placed_plans",
-    "plan_of",
-    "plans_of",
-]

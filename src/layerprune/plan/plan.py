@@ -17,7 +17,7 @@ from torch import nn
 from layerprune.channels import CannotFold, reader_for
 from layerprune.edits import Edit, folds_of, why_malformed
 from layerprune.errors import PlanError, SurgeryError
-from layerprune.modules import Journal, clone, difference, fingerprint, num_params, own, structure, unwrap
+from layerprune.modules import UndoLog, clone, difference, fingerprint, num_params, own, structure, unwrap
 from layerprune.plan.provenance import entries_of, record
 from layerprune.surgery import check_numbers, cover, operate, rebuilders
 
@@ -240,39 +240,39 @@ class PruningPlan(BaseModel):
             )
         # The copy shares its tensors until the edits are made: what goes is never copied.
         target = model if inplace else clone(model, lambda tensor: tensor)
-        journal = Journal()
+        undo_log = UndoLog()
         try:
-            self.carry_out(target, journal)
+            self.carry_out(target, undo_log)
             return target if inplace else clone(target, own)
         except BaseException:  # Ctrl-C, too: the model is as it was, or done
-            journal.take_back()
+            undo_log.take_back()
             raise
 
-    def carry_out(self, model: nn.Module, journal: Journal | None = None) -> None:
+    def carry_out(self, model: nn.Module, undo_log: UndoLog | None = None) -> None:
         """Make the plan's edits on a model that it was checked with, in place; the model remembers the plan.
 
         Methods of its classes that would save what they build again otherwise are refused from then on.
 
         Args:
             model: the model.
-            journal: what is changed is written down in it; whoever gives one may take it back.
+            undo_log: what is changed is written down in it; whoever gives one may take it back.
 
         Raises:
             PlanError: the edits do not fit, or leave another number of parameters. The model is as it was.
         """
         self._check_folds(model)
-        journal = Journal() if journal is None else journal
+        undo_log = UndoLog() if undo_log is None else undo_log
         entries, places = entries_of(model), rebuilders(model)
         try:
             check_numbers(model, self.edits)
-            operate(model, self.edits, journal=journal)
+            operate(model, self.edits, undo_log=undo_log)
         except SurgeryError as error:
             raise PlanError(f"the plan's edits do not fit this {type(model).__name__}: {error}") from error
         if (found := num_params(model)) != self.num_params_after:
-            journal.take_back()
+            undo_log.take_back()
             raise PlanError(f"the plan promises {self.num_params_after:,} parameters, but its edits leave {found:,}")
-        cover(model, places, self.edits, journal)
-        record(model, (*entries, ("", self.to_json())), journal)
+        cover(model, places, self.edits, undo_log)
+        record(model, (*entries, ("", self.to_json())), undo_log)
 
     def _check_folds(self, model: nn.Module) -> None:
         """Refuse a weight that no removal would leave, before memory is taken for it."""

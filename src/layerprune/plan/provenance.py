@@ -11,7 +11,7 @@ from typing import cast
 
 from torch import nn
 
-from layerprune.modules import Journal
+from layerprune.modules import UndoLog
 
 #: The attribute that holds the record.
 ATTRIBUTE = "_layerprune_plans"
@@ -38,6 +38,6 @@ def entries_of(model: nn.Module) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-def record(model: nn.Module, entries: tuple[Entry, ...], journal: Journal) -> None:
+def record(model: nn.Module, entries: tuple[Entry, ...], undo_log: UndoLog) -> None:
     """Keep the plans that made a model."""
-    journal.set(vars(model), ATTRIBUTE, entries)
+    undo_log.set(vars(model), ATTRIBUTE, entries)

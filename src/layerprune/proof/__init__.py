@@ -1,20 +1,7 @@
 """A removal is proven by carrying it out on a copy of the model and comparing what runs with what should run."""
 
-from layerprune.proof.joint import Joints
+# pyright: reportUnusedImport=false
+from layerprune.proof.joint import JointRemovals
 from layerprune.proof.prover import Prover, Removal
 from layerprune.proof.unused_modules import UnusedModule, find_unused, plan_unused, unused_note
 from layerprune.proof.verdicts import about_calls, by_impact, why_critical, with_reasons
-
-__all__ = [
-    "Joints",
-    "Prover",
-    "Removal",
-    "UnusedModule",
-    "about_calls",
-    "by_impact",
-    "find_unused",
-    "plan_unused",
-    "unused_note",
-    "why_critical",
-    "with_reasons",
-]

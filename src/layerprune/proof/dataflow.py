@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerprune.capture import NAMED
 from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
-from layerprune.stand_ins import STAND_INS, Dropped, SkipsDropped
+from layerprune.stand_ins import STAND_INS, DroppedTensor, SkipsDropped
 from layerprune.tensors import flat_tensors, tensors_in
 
 #: Which step: the calls around it from the model's own downwards, the function's name, and which call of it this is.
@@ -24,7 +24,7 @@ _EARLIER = "earlier"
 
 
 @dataclass(frozen=True)
-class Step:
+class DataflowStep:
     """One function call.
 
     Attributes:
@@ -39,7 +39,7 @@ class Step:
 
 
 @dataclass
-class Flow:
+class Dataflow:
     """What one forward did.
 
     Attributes:
@@ -50,7 +50,7 @@ class Flow:
         tags: where each tensor comes from that is still alive.
     """
 
-    steps: dict[Place, Step] = field(default_factory=dict[Place, Step])
+    steps: dict[Place, DataflowStep] = field(default_factory=dict[Place, DataflowStep])
     returned: dict[str, tuple[Tag, ...]] = field(default_factory=dict[str, "tuple[Tag, ...]"])
     data: set[Tag] = field(default_factory=set[Tag])
     kept: list[Tensor] = field(default_factory=list[Tensor])
@@ -62,15 +62,15 @@ def is_outside(tag: Tag) -> bool:
     return tag[0] in (_OUTSIDE, _EARLIER)
 
 
-def trace_flow(
+def trace_dataflow(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     run: Callable[[Callable[..., Any], Any, Any], Any],
     *,
     keep: bool,
-    before: Flow | None = None,
-) -> Flow:
+    before: Dataflow | None = None,
+) -> Dataflow:
     """Run a model once, and write down what it does.
 
     Args:
@@ -101,7 +101,7 @@ class _FlowTracer:
         self.run = run
         self.keep = keep
         self.earlier = WeakTensorKeyDictionary() if earlier is None else earlier
-        self.flow = Flow()
+        self.flow = Dataflow()
         names = names_by_module(model, only_first=True)
         for guard in (module for module in model.modules() if isinstance(module, SkipsDropped)):
             names[id(guard.inner)] = names[id(guard)]
@@ -133,12 +133,12 @@ class _FlowTracer:
         path, name = self.paths[self.calls.running], key.function
         place = (path, name, key.nth)
         given = flat_tensors((args, kwargs))
-        live = [tensor for tensor in given if not isinstance(tensor, Dropped)]
+        live = [tensor for tensor in given if not isinstance(tensor, DroppedTensor)]
         operands = tuple(self.tag(tensor) for tensor in live)
         literals = _literals((args, kwargs))
         versions = _versions(live)
         out = self.run(func, args, kwargs)
-        made = [tensor for tensor in flat_tensors(out) if not isinstance(tensor, Dropped)]
+        made = [tensor for tensor in flat_tensors(out) if not isinstance(tensor, DroppedTensor)]
         joined = bool(operands and made) and name in ("cat", "concat", "concatenate")
         if path in self.stand_ins or (len(live) < len(given) and not joined):
             for tensor in made:  # a stand-in hands on or copies what it gets, a merge what is left of its operands
@@ -153,7 +153,7 @@ class _FlowTracer:
                 self.tags[tensor] = tag = (place, number)
                 self.flow.data |= {tag} if is_data else set()
             self.alive += [tensor] if self.keep else []
-        self.flow.steps[place] = Step(operands, literals, tuple(self.tag(tensor) for tensor in made))
+        self.flow.steps[place] = DataflowStep(operands, literals, tuple(self.tag(tensor) for tensor in made))
         return out
 
     def tag(self, tensor: Tensor) -> Tag:

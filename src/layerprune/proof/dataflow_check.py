@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerprune.capture import Memo, Shadow, short
+from layerprune.capture import Sandbox, ShapeCache, short
 from layerprune.edits import Fold, Slice, taken_out
 from layerprune.errors import LayerPruneError
 from layerprune.graph import Cut, LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import names_by_module
-from layerprune.proof.dataflow import Flow, Place, Step, Tag, is_outside, trace_flow
-from layerprune.removals import CannotRealise, Realisation, merge_of
+from layerprune.proof.dataflow import Dataflow, DataflowStep, Place, Tag, is_outside, trace_dataflow
+from layerprune.removals import CannotLower, Lowering, merge_of
 from layerprune.surgery import applied
 
 _CALLS = 2
 _OUTPUT: Place = ("", "return", 0)
 
 
-class FlowCheck:
+class DataflowCheck:
     """Compares an edited shadow's forward with what the layer graph says that it does.
 
     Args:
@@ -44,14 +44,14 @@ class FlowCheck:
         memo: answers for functions on fakes; None where the shadow runs on real tensors.
     """
 
-    def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs) -> None:
+    def __init__(self, shade: Sandbox, graph: LayerGraph, inputs: Inputs) -> None:
         self.shade = shade
         self.graph = graph
         self.inputs = inputs
-        self.memo: Memo | None = None
-        self.is_wanted = bool(graph.strays) or graph.writes_arguments or _reports(shade)
+        self.memo: ShapeCache | None = None
+        self.is_wanted = bool(graph.implicit_inputs) or graph.writes_arguments or _reports(shade)
 
-    def check(self, joint: Realisation) -> None:
+    def check(self, joint: Lowering) -> None:
         """Check that what is left of the model does what it did.
 
         Raises:
@@ -63,17 +63,17 @@ class FlowCheck:
         try:
             with applied(self.shade.model, joint.stand_ins or joint.edits):
                 flows = self.flows()
-        except (CannotRealise, LayerPruneError):
+        except (CannotLower, LayerPruneError):
             raise
         except Exception as error:  # the user's forward on what is left of the model: anything may come
-            raise CannotRealise(
+            raise CannotLower(
                 f"the forward fails without it, at its second call at the latest: {short(error)}"
             ) from error
         for before, after in zip(whole, flows, strict=True):
             expected.compare(before, after)
 
     @cached_property
-    def whole(self) -> Sequence[Flow]:
+    def whole(self) -> Sequence[Dataflow]:
         """What the untouched model does."""
         return self.flows()
 
@@ -86,7 +86,7 @@ class FlowCheck:
             place for place, step in other.steps.items() if steps.get(place, step).literals != step.literals
         )
 
-    def flows(self, calls: int = _CALLS, seed: int | None = None) -> list[Flow]:
+    def flows(self, calls: int = _CALLS, seed: int | None = None) -> list[Dataflow]:
         """Run the shadow as it is now some times, without putting anything back in between."""
         model, keep = self.shade.model, self.memo is not None
         run = _run if self.memo is None else self.memo.functions.result
@@ -98,11 +98,11 @@ class FlowCheck:
                     random.seed(seed)
                     np.random.seed(seed)
                     torch.manual_seed(seed)
-                found: list[Flow] = []
+                found: list[Dataflow] = []
                 for _ in range(calls):
                     given = self.shade.renew(self.inputs)
                     before = found[-1] if found else None
-                    found.append(trace_flow(model, given.args, given.kwargs, run, keep=keep, before=before))
+                    found.append(trace_dataflow(model, given.args, given.kwargs, run, keep=keep, before=before))
                 return found
         finally:
             if self.memo is not None:
@@ -169,7 +169,7 @@ class FlowCheck:
 class _Expected:
     """What a realisation makes of the untouched model's steps."""
 
-    def __init__(self, check: FlowCheck, joint: Realisation) -> None:
+    def __init__(self, check: DataflowCheck, joint: Lowering) -> None:
         self.owner = check
         self.graph = check.graph
         self.joint = joint
@@ -191,7 +191,7 @@ class _Expected:
             while s in cut.substitutes:
                 s = cut.substitutes[s]
             if y not in tags or s not in tags:
-                raise CannotRealise(f"whether {self.graph.describe([y])} is read only by calls cannot be told")
+                raise CannotLower(f"whether {self.graph.describe([y])} is read only by calls cannot be told")
             found[tags[y]] = found.get(tags[y], frozenset()) | {tags[s]}
         for value, tag in tags.items():
             read = any(reader not in self.gone for reader in self.graph.readers.get(value, ()))
@@ -205,7 +205,7 @@ class _Expected:
                 stack += further
         return found
 
-    def compare(self, before: Flow, after: Flow) -> None:
+    def compare(self, before: Dataflow, after: Dataflow) -> None:
         """Hold what the edited model does against what the untouched one does in the same call."""
         for place, step in before.steps.items():
             index = self.owner.layer_at(place)
@@ -215,32 +215,34 @@ class _Expected:
             if found is not None:
                 self.compare_steps(place, index, (before, step), (after, found))
             elif any(tag in before.data for tag in step.operands) and merge_of(self.graph.layers[index]) != "cat":
-                raise CannotRealise(f"'{self.graph.layers[index].name}' would no longer run: {_WHY}")
+                raise CannotLower(f"'{self.graph.layers[index].name}' would no longer run: {_WHY}")
         for place, step in after.steps.items():
             is_new = place not in before.steps and any(tag in after.data for tag in step.operands)
             if is_new and not any(name in place[0] for name in self.out):
-                raise CannotRealise(f"the forward would call '{place[1]}' where it does not: {_WHY}")
+                raise CannotLower(f"the forward would call '{place[1]}' where it does not: {_WHY}")
         self.compare_outputs((before, before.returned.get("", ())), (after, after.returned.get("", ())))
 
-    def compare_steps(self, place: Place, index: int, before: tuple[Flow, Step], after: tuple[Flow, Step]) -> None:
+    def compare_steps(
+        self, place: Place, index: int, before: tuple[Dataflow, DataflowStep], after: tuple[Dataflow, DataflowStep]
+    ) -> None:
         dropped = self.dropped.get(index, ())
         wanted = [tag for tag in before[1].operands if tag not in dropped]
         name = self.graph.layers[index].name
         if len(wanted) != len(after[1].operands) or not all(
             self.fits(tag, before[0], found, after[0]) for tag, found in zip(wanted, after[1].operands, strict=True)
         ):
-            raise CannotRealise(f"'{name}' would read another tensor than now: {_WHY}")
+            raise CannotLower(f"'{name}' would read another tensor than now: {_WHY}")
         if not self.resized and before[1].literals != after[1].literals and place not in self.owner.drawn:
-            raise CannotRealise(f"'{name}' would compute with other numbers than now: {_WHY}")
+            raise CannotLower(f"'{name}' would compute with other numbers than now: {_WHY}")
 
-    def compare_outputs(self, before: tuple[Flow, Sequence[Tag]], after: tuple[Flow, Sequence[Tag]]) -> None:
+    def compare_outputs(self, before: tuple[Dataflow, Sequence[Tag]], after: tuple[Dataflow, Sequence[Tag]]) -> None:
         same = len(before[1]) == len(after[1])
         if not same or not all(
             self.fits(tag, before[0], found, after[0]) for tag, found in zip(before[1], after[1], strict=True)
         ):
-            raise CannotRealise(f"the model would return another tensor than now: {_WHY}")
+            raise CannotLower(f"the model would return another tensor than now: {_WHY}")
 
-    def fits(self, wanted: Tag, before: Flow, found: Tag, after: Flow) -> bool:
+    def fits(self, wanted: Tag, before: Dataflow, found: Tag, after: Dataflow) -> bool:
         """Whether a tensor is the one that is expected; of what depends on no input it may be made anew or kept."""
         if is_outside(wanted) != is_outside(found):
             return not (wanted in before.data or found in after.data)
@@ -250,7 +252,7 @@ class _Expected:
 _WHY = "layers report to, or take from, something that they share, and each one behind would have another place there"
 
 
-def _reports(shade: Shadow) -> bool:
+def _reports(shade: Sandbox) -> bool:
     """Whether a forward has hooks, takes items of sequences or changes what lies outside of its modules."""
     hooked = any(one._forward_hooks or one._forward_pre_hooks for one in shade.model.modules())
     return hooked or (shade.outside is not None and (shade.outside.has_sequences or shade.outside.has_changed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from layerprune.removals import Realisation
+from layerprune.removals import Lowering
 
 # How many removals that differ in numbers only have to fail for the same reason before the rest counts as failed.
 _SAMPLES = 3
@@ -13,10 +13,10 @@ _SAMPLES = 3
 _PARTS = 3
 
 #: Carries removals out together, and says what is wrong with the result; None if nothing is.
-ReasonAgainst = Callable[[Sequence[Realisation]], str | None]
+ReasonAgainst = Callable[[Sequence[Lowering]], str | None]
 
 
-def failures(batch: Mapping[int, Realisation], reason_against: ReasonAgainst) -> dict[int, str]:
+def failures(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> dict[int, str]:
     """Which removals of a batch fail, and why; found by halving."""
     reason = reason_against(list(batch.values())) if batch else None
     if reason is None:
@@ -32,24 +32,24 @@ def failures(batch: Mapping[int, Realisation], reason_against: ReasonAgainst) ->
     return found
 
 
-def spread(batch: Mapping[int, Realisation]) -> list[dict[int, Realisation]]:
+def spread(batch: Mapping[int, Lowering]) -> list[dict[int, Lowering]]:
     """Spread a batch so that of removals that are alike some are left out, to show what the others do to them."""
-    parts: list[dict[int, Realisation]] = [{} for _ in range(_PARTS)]
+    parts: list[dict[int, Lowering]] = [{} for _ in range(_PARTS)]
     for some in _classes(batch):
         for number, i in enumerate(some):
             parts[number % _PARTS][i] = batch[i]
     return [part for part in parts if part]
 
 
-def _classes(batch: Mapping[int, Realisation]) -> list[list[int]]:
+def _classes(batch: Mapping[int, Lowering]) -> list[list[int]]:
     """Sort removals by what they differ in other than numbers, as those of repeated blocks do."""
     classes: dict[tuple[object, ...], list[int]] = {}
-    for i, realisation in batch.items():
-        classes.setdefault(tuple(edit.form for edit in realisation.edits), []).append(i)
+    for i, lowering in batch.items():
+        classes.setdefault(tuple(edit.form for edit in lowering.edits), []).append(i)
     return list(classes.values())
 
 
-def _failures_alike(batch: Mapping[int, Realisation], reason_against: ReasonAgainst) -> dict[int, str]:
+def _failures_alike(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> dict[int, str]:
     """Which of a batch of removals fail that differ in numbers only, as those of repeated blocks do.
 
     Where the first :data:`_SAMPLES` fail for the same reason, the others are taken to fail as well: a verdict of

@@ -13,7 +13,7 @@ from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_modul
 
 
 @contextmanager
-def rerunning(model: nn.Module, moved: Sequence[Moved]) -> Generator[list[str]]:
+def index_checked(model: nn.Module, moved: Sequence[Moved]) -> Generator[list[str]]:
     """Check rearrangements of channels as a model's forward makes them inside the block.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from layerprune.edits import Fold, Guard, Shorten, Slice
 from layerprune.graph import LayerGraph
-from layerprune.removals import Candidate, Realisation
+from layerprune.removals import Candidate, Lowering
 
 
 @dataclass
@@ -35,22 +35,22 @@ class Footprint:
     moves: bool
 
     @classmethod
-    def of(cls, graph: LayerGraph, candidate: Candidate, realisation: Realisation) -> Footprint:
+    def of(cls, graph: LayerGraph, candidate: Candidate, lowering: Lowering) -> Footprint:
         """Measure one removal."""
-        edits = [edit for edit in realisation.edits if not isinstance(edit, (Guard, Slice, Fold))]
+        edits = [edit for edit in lowering.edits if not isinstance(edit, (Guard, Slice, Fold))]
         names = {name for edit in edits for name in edit.targets}
-        resized = {edit.fqn for edit in realisation.edits if isinstance(edit, Fold)}
+        resized = {edit.fqn for edit in lowering.edits if isinstance(edit, Fold)}
         beside = {
             f"{e.prefix}{i + step}" for e in edits if isinstance(e, Shorten) for i in e.removed for step in (-1, 1)
         }
         containers = {edit.fqn for edit in edits if isinstance(edit, Shorten)}
         frames = [graph.frames[f] for name in graph.all_names(names) for f in graph.calls.get(name, ())]
-        known = realisation.carried | {value for _, value in candidate.cut.dropped}
+        known = lowering.carried | {value for _, value in candidate.cut.dropped}
         returned = {value for frame in frames for value in frame.outputs if value not in known}
-        read = {value for layer in realisation.dead for value in graph.read_by(layer)}
-        moves = bool(realisation.moved)
+        read = {value for layer in lowering.dead for value in graph.read_by(layer)}
+        moves = bool(lowering.moved)
         names |= resized
-        return cls(set(realisation.dead), names, returned, read, set(candidate.cut.dropped), beside, containers, moves)
+        return cls(set(lowering.dead), names, returned, read, set(candidate.cut.dropped), beside, containers, moves)
 
     def disturbs(self, other: Footprint) -> bool:
         """Whether one of two removals could hide what is wrong with the other."""
@@ -85,7 +85,7 @@ def _ancestors(name: str) -> set[str]:
     return {".".join(parts[:i]) for i in range(1, len(parts))}
 
 
-def touched(graph: LayerGraph, joint: Realisation) -> list[str]:
+def touched(graph: LayerGraph, joint: Lowering) -> list[str]:
     """The modules that run otherwise once a realisation is carried out, under all their names."""
     names = [name for edit in joint.edits for name in (edit.fqn, *edit.targets)] + [
         moved.layer.fqn for moved in joint.moved

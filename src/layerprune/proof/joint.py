@@ -10,11 +10,11 @@ from layerprune.cost import params_taken
 from layerprune.edits import folds_of
 from layerprune.modules import clone
 from layerprune.proof.prover import Prover, Removal
-from layerprune.removals import CannotRealise, Realisation, join_cuts, key_of
+from layerprune.removals import CannotLower, Lowering, join_cuts, key_of
 from layerprune.surgery import Folded, operate
 
 
-class Joints:
+class JointRemovals:
     """Realises sets of removals and proves them; what held is remembered.
 
     Args:
@@ -27,9 +27,9 @@ class Joints:
         self.prover = prover
         self.removals = removals
         self.model = model
-        self._known: dict[tuple[int, ...], Realisation] = {}
+        self._known: dict[tuple[int, ...], Lowering] = {}
 
-    def proven(self, chosen: Sequence[int]) -> Realisation:
+    def proven(self, chosen: Sequence[int]) -> Lowering:
         """Realise removals together and prove the whole.
 
         Raises:
@@ -38,17 +38,17 @@ class Joints:
         key = tuple(chosen)
         if key in self._known:
             return self._known[key]
-        joint = self.realise(chosen)
+        joint = self.lower_removal(chosen)
         reason = self.prover.reason_against([joint])
         if reason is not None and joint.stand_ins and not self.prover.shortener.must(joint):
-            joint = self.realise(chosen, shorten=False)
+            joint = self.lower_removal(chosen, shorten=False)
             reason = self.prover.reason_against([joint])
         if reason is not None:
-            raise CannotRealise(reason)
+            raise CannotLower(reason)
         self._known[key] = joint
         return joint
 
-    def realise(self, chosen: Sequence[int], *, shorten: bool = True) -> Realisation:
+    def lower_removal(self, chosen: Sequence[int], *, shorten: bool = True) -> Lowering:
         """The part of it that runs nothing.
 
         Raises:
@@ -57,18 +57,18 @@ class Joints:
         picked = [self.removals[i] for i in chosen]
         cut = join_cuts([(r.cut, r.dead) for r in picked], self.prover.graph)
         able = not any(key_of(r.cut) in self.prover.unshortened for r in picked)  # what failed alone fails together
-        joint = self.prover.realise(cut, shorten=shorten and able)
+        joint = self.prover.lower_removal(cut, shorten=shorten and able)
         if not all(r.dead <= joint.dead for r in picked):
-            raise CannotRealise("what one of them removes, another one needs")
+            raise CannotLower("what one of them removes, another one needs")
         return joint
 
-    def likely(self, chosen: Sequence[int]) -> Realisation:
+    def likely(self, chosen: Sequence[int]) -> Lowering:
         """As it is proven, where that is known; else as it would be proven first.
 
         Raises:
             CannotRealise: they do not go together.
         """
-        return self._known.get(tuple(chosen)) or self.realise(chosen)
+        return self._known.get(tuple(chosen)) or self.lower_removal(chosen)
 
     def num_params(self, chosen: Sequence[int]) -> int:
         """How many parameters a set that holds together takes; shared ones once."""

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.removals import CannotRealise
-from layerprune.stand_ins import Dropped
+from layerprune.removals import CannotLower
+from layerprune.stand_ins import DroppedTensor
 
 
 def signature(out: Any, depth: int = 0) -> Any:
     """Describe an output: types, keys, and each tensor's shape and dtype. A dropped tensor in it is an error."""
-    if isinstance(out, Dropped):
-        raise CannotRealise("the dropped tensor would reach the model's output")
+    if isinstance(out, DroppedTensor):
+        raise CannotLower("the dropped tensor would reach the model's output")
     if isinstance(out, Tensor):
         return f"{'×'.join(map(str, out.shape))} {str(out.dtype).removeprefix('torch.')}"
     if isinstance(out, Mapping):

@@ -8,34 +8,34 @@ from types import FunctionType
 
 from torch import Tensor, nn
 
-from layerprune.capture import Memo, Shadow, record_training, short
-from layerprune.channels import Companion
+from layerprune.capture import Sandbox, ShapeCache, record_training, short
+from layerprune.channels import TrainGraph
 from layerprune.cost import params_gone, params_taken
 from layerprune.edits import Edit, Shorten, folds_of, name_before
 from layerprune.errors import LayerPruneError, SurgeryError
 from layerprune.graph import Cut, LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import named_parameters, names_by_module, reached
-from layerprune.proof.dataflow_check import FlowCheck
+from layerprune.proof.dataflow_check import DataflowCheck
 from layerprune.proof.failing_subset import failures, spread
-from layerprune.proof.index_check import rerunning
+from layerprune.proof.index_check import index_checked
 from layerprune.proof.interference import Footprint, closed_modules, plain_leaves, touched
-from layerprune.proof.resolution_check import Resolutions
-from layerprune.proof.runs import Trial, Trials
-from layerprune.proof.size_constants import Sizes
-from layerprune.proof.trace_equivalence import Retracer
+from layerprune.proof.resolution_check import ResolutionCheck
+from layerprune.proof.runs import ProofRun, ProofRuns
+from layerprune.proof.size_constants import SizeConstants
+from layerprune.proof.trace_equivalence import TraceEquivalence
 from layerprune.removals import (
-    CacheKeeper,
+    CacheSlots,
     Candidate,
-    CannotRealise,
-    Realisation,
-    Shortener,
+    CannotLower,
+    ContainerShortener,
+    Lowering,
     difference,
     key_of,
-    realise,
+    lower_removal,
     side_by_side,
 )
-from layerprune.stand_ins import Dropped, dropped_tensors, watching_merges
+from layerprune.stand_ins import DroppedTensor, dropped_tensors, watching_merges
 from layerprune.surgery import applied, check_numbers
 
 
@@ -49,7 +49,7 @@ class Removal:
         kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared``, ``block`` or ``projection``.
         groups: names of the groups that leave.
         cut: the substitution in the layer graph.
-        realisation: the edits, the layers that die and the parameters that go.
+        lowering: the edits, the layers that die and the parameters that go.
         num_params: how many parameters fewer the model has after it alone.
         impact: what it costs; see the plan's ``impact_unit``. ``nan`` until it is measured.
     """
@@ -59,19 +59,19 @@ class Removal:
     kind: str
     groups: tuple[str, ...]
     cut: Cut
-    realisation: Realisation
+    lowering: Lowering
     num_params: int
     impact: float = float("nan")
 
     @property
     def dead(self) -> frozenset[int]:
         """The layers that die."""
-        return self.realisation.dead
+        return self.lowering.dead
 
     @property
     def edits(self) -> tuple[Edit, ...]:
         """What surgery does for it."""
-        return self.realisation.edits
+        return self.lowering.edits
 
     @property
     def needs_calibration(self) -> bool:
@@ -98,37 +98,39 @@ class Prover:
     """
 
     def __init__(
-        self, shade: Shadow, graph: LayerGraph, inputs: Inputs, *, whole_layers: bool = False, renumber: bool = False
+        self, shade: Sandbox, graph: LayerGraph, inputs: Inputs, *, whole_layers: bool = False, renumber: bool = False
     ) -> None:
         self.shade = shade
         self.graph = graph
         self.modules = dict(shade.model.named_modules(remove_duplicate=False))
         self.names = {key: names[0] for key, names in names_by_module(shade.model).items()}
-        self.shortener = Shortener(graph, shade.model, self.modules, whole_only=whole_layers, renumber=renumber)
+        self.shortener = ContainerShortener(
+            graph, shade.model, self.modules, whole_only=whole_layers, renumber=renumber
+        )
         self.unshortened: set[tuple[object, ...]] = set()  # keys of cuts
         self.notes: list[str] = []
-        self.trials = Trials(shade)
+        self.trials = ProofRuns(shade)
         self.runs = [self.trials.make(False, inputs)]
         twice = inputs.repeat(2)
         if twice is None:
             self.notes.append(
                 "the batch dimension of the inputs is not known: removals were proven at one batch size only"
             )
-        self.companion: Companion | None = None
+        self.companion: TrainGraph | None = None
         self.training: LayerGraph | None = None  # of train mode, where eval mode leaves parameters unused
         self.add_training(twice or inputs)
         shade.start.settle()  # proofs start from the flags and counters that the user's model has
-        self.sizes = Sizes(shade, graph, inputs)
+        self.sizes = SizeConstants(shade, graph, inputs)
         self.one_by_one = any(_reaches_others(module) for module in shade.model.modules())
-        self.memo = None if shade.mode is None else Memo(shade.mode)
-        self.flow = FlowCheck(shade, graph, self.runs[0].inputs)
+        self.memo = None if shade.mode is None else ShapeCache(shade.mode)
+        self.flow = DataflowCheck(shade, graph, self.runs[0].inputs)
         if self.memo is not None:  # from here on only shapes count, which a recording could not follow
             self.flow.memo = self.memo
             self.memo.attach(shade.model, plain_leaves(graph) if not self.flow.is_wanted else ())
             self.memo.attach_whole(shade.model, closed_modules(graph) if not self.flow.is_wanted else ())
-        self.caches = CacheKeeper(shade, self.modules, inputs, self.notes, self.memo)
-        self.retracer = Retracer(shade, self.runs[0].inputs, self.memo)
-        self.resolutions = Resolutions(shade, inputs, self.memo, self.notes)
+        self.caches = CacheSlots(shade, self.modules, inputs, self.notes, self.memo)
+        self.retracer = TraceEquivalence(shade, self.runs[0].inputs, self.memo)
+        self.resolutions = ResolutionCheck(shade, inputs, self.memo, self.notes)
 
     def add_training(self, inputs: Inputs) -> None:
         """Let removals be proven in train mode, too; on larger images where a head that trains wants them."""
@@ -140,21 +142,21 @@ class Prover:
                 failed = failed or short(error)
                 continue
             self.training = training = record_training(self.shade, self.graph, sized)
-            self.companion = None if training is None else Companion(self.graph, training, self.modules)
+            self.companion = None if training is None else TrainGraph(self.graph, training, self.modules)
             return
         self.notes.append(
             f"the untouched model does not run in train mode on these inputs ({failed}): not proven there"
         )
 
-    def realise(self, cut: Cut, *, shorten: bool = True) -> Realisation:
+    def lower_removal(self, cut: Cut, *, shorten: bool = True) -> Lowering:
         """Find the edits that carry a cut out; whole layers of a transformers model leave their containers."""
-        found = realise(self.graph, self.modules, cut, self.companion)
+        found = lower_removal(self.graph, self.modules, cut, self.companion)
         self.sizes.check(found.edits)
         found = self.caches.keep(self.shortener.shorten(found) if shorten else found)
         try:
             check_numbers(self.shade.model, found.edits)
         except SurgeryError as error:
-            raise CannotRealise(str(error)) from error
+            raise CannotLower(str(error)) from error
         return found
 
     # ---- many removals --------------------------------------------------------------------------------------------
@@ -200,40 +202,38 @@ class Prover:
             waiting = [(place, some) for place, some in rest if some]
         return [removal for _, removal in sorted(proven, key=lambda pair: pair[0])]
 
-    def others(self, failed: tuple[Candidate, Realisation], some: Sequence[Candidate]) -> Sequence[Candidate]:
+    def others(self, failed: tuple[Candidate, Lowering], some: Sequence[Candidate]) -> Sequence[Candidate]:
         """What to try where a proof has failed: stand-ins instead of a shorter container, then the next candidate."""
-        candidate, realisation = failed
+        candidate, lowering = failed
         place = list(some).index(candidate)
-        if not realisation.stand_ins or self.shortener.must(realisation) or key_of(candidate.cut) in self.unshortened:
+        if not lowering.stand_ins or self.shortener.must(lowering) or key_of(candidate.cut) in self.unshortened:
             return some[place + 1 :]
         self.unshortened.add(key_of(candidate.cut))
         return some[place:]
 
     def first_realised(
         self, candidates: Sequence[Candidate], forbidden: Mapping[str, str], refused: dict[str, list[str]]
-    ) -> tuple[Candidate, Realisation] | None:
+    ) -> tuple[Candidate, Lowering] | None:
         for candidate in candidates:
             kept = [name for name in candidate.groups if name in forbidden]
             try:
-                found = self.realise(candidate.cut, shorten=key_of(candidate.cut) not in self.unshortened)
+                found = self.lower_removal(candidate.cut, shorten=key_of(candidate.cut) not in self.unshortened)
                 if kept:  # only where nothing else stands in the way
-                    raise CannotRealise(
-                        f"leaves only together with '{kept[0]}', which {_as_clause(forbidden[kept[0]])}"
-                    )
+                    raise CannotLower(f"leaves only together with '{kept[0]}', which {_as_clause(forbidden[kept[0]])}")
                 return candidate, found
-            except CannotRealise as error:
+            except CannotLower as error:
                 for name in candidate.groups:
                     refused.setdefault(name, []).append(str(error))
         return None
 
-    def batches(self, realised: Sequence[tuple[Candidate, Realisation]]) -> list[list[int]]:
+    def batches(self, realised: Sequence[tuple[Candidate, Lowering]]) -> list[list[int]]:
         """Sort removals into batches whose members cannot hide each other's faults.
 
         They touch different modules, none reads what another's stand-ins return, and every concat keeps an operand.
         """
         batches: list[tuple[list[int], Footprint]] = []
-        for index, (candidate, realisation) in enumerate(realised):
-            own = Footprint.of(self.graph, candidate, realisation)
+        for index, (candidate, lowering) in enumerate(realised):
+            own = Footprint.of(self.graph, candidate, lowering)
             for members, print_ in batches:
                 apart = self.caches.use is not None and print_.containers != own.containers  # each may break it alone
                 apart = apart or self.one_by_one  # what one removal takes out, another's module may read
@@ -255,7 +255,7 @@ class Prover:
     def prove_batch(
         self,
         batch: list[int],
-        realised: Sequence[tuple[Candidate, Realisation]],
+        realised: Sequence[tuple[Candidate, Lowering]],
         proven: dict[int, Removal],
         refused: dict[str, list[str]],
     ) -> None:
@@ -271,29 +271,29 @@ class Prover:
                     refused.setdefault(name, []).insert(0, reason)
             left = [i for i in left if i not in failed]
         for i in left:
-            candidate, realisation = realised[i]
-            size = params_taken(self.graph, self.modules, realisation).size(self.graph)
+            candidate, lowering = realised[i]
+            size = params_taken(self.graph, self.modules, lowering).size(self.graph)
             proven[i] = Removal(
                 name=candidate.name,
                 subject=candidate.subject,
                 kind=candidate.kind,
                 groups=candidate.groups,
                 cut=candidate.cut,
-                realisation=realisation,
+                lowering=lowering,
                 num_params=size,
             )
 
     def reason_against(
-        self, realisations: Sequence[Realisation], runs: Sequence[Trial | None] | None = None
+        self, lowerings: Sequence[Lowering], runs: Sequence[ProofRun | None] | None = None
     ) -> str | None:
         """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is.
 
         Args:
-            realisations: the removals.
-            runs: the forwards to run, None among them for what :class:`FlowCheck` compares; all if they are not given.
+            lowerings: the removals.
+            runs: the forwards to run, None among them for what :class:`DataflowCheck` compares; all by default.
         """
         try:
-            joint = realisations[0] if len(realisations) == 1 else side_by_side(self.graph, realisations)
+            joint = lowerings[0] if len(lowerings) == 1 else side_by_side(self.graph, lowerings)
             earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
             some = self.runs if runs is None else [run for run in runs if run is not None]
             folds = folds_of(joint.edits)
@@ -313,13 +313,13 @@ class Prover:
                 self.retracer.check(joint)
             if runs is None or None in runs:
                 self.flow.check(joint)
-        except (CannotRealise, LayerPruneError) as error:
+        except (CannotLower, LayerPruneError) as error:
             return str(error)
         return None
 
     # ---- one set --------------------------------------------------------------------------------------------------
 
-    def check_params(self, joint: Realisation) -> None:
+    def check_params(self, joint: Lowering) -> None:
         names = {name for name, _ in named_parameters(self.shade.model, every_name=True)}
         ids = self.graph.param_ids
         shortens = [edit for edit in joint.edits if isinstance(edit, Shorten)]
@@ -328,28 +328,28 @@ class Prover:
         if lost != promised:
             wrong = next(name for name, number in ids.items() if number in lost ^ promised)
             what = "would be lost, though it is still used" if ids[wrong] in lost else "would stay behind"
-            raise CannotRealise(f"parameter '{wrong}' {what}")
+            raise CannotLower(f"parameter '{wrong}' {what}")
 
-    def check_run(self, run: Trial, joint: Realisation, earlier: Sequence[Dropped]) -> None:
+    def check_run(self, run: ProofRun, joint: Lowering, earlier: Sequence[DroppedTensor]) -> None:
         known = {id(token) for token in earlier}
         new = [token for token in dropped_tensors(self.shade.model) if id(token) not in known]
         # The places of rearranged channels were traced at the example inputs' sizes, which the first run has.
-        rerun = rerunning(self.shade.model, joint.moved if run is self.runs[0] else ())
+        rerun = index_checked(self.shade.model, joint.moved if run is self.runs[0] else ())
         with watching_merges(new, self.names) as merges, rerun as faults:
             try:
                 found = self.trials.repeat(run)
-            except (CannotRealise, LayerPruneError):
+            except (CannotLower, LayerPruneError):
                 raise
             except Exception as error:  # the user's forward on what is left of the model: anything may come
                 what = "the forward or backward" if run.backward else "the forward"
-                raise CannotRealise(f"{what} fails without it: {short(error)}") from error
+                raise CannotLower(f"{what} fails without it: {short(error)}") from error
         if faults:
-            raise CannotRealise(faults[0])
+            raise CannotLower(faults[0])
         if found != run.expected:
             mode = "train" if run.training else "eval"
-            raise CannotRealise(f"the output would change its form in {mode} mode: {run.expected} to {found}")
+            raise CannotLower(f"the output would change its form in {mode} mode: {run.expected} to {found}")
         if not run.training and (wrong := difference(merges, joint.merges)):
-            raise CannotRealise(wrong)
+            raise CannotLower(wrong)
 
 
 def _reaches_others(module: nn.Module) -> bool:

@@ -8,17 +8,17 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from layerprune.capture import Memo, Shadow, short
+from layerprune.capture import Sandbox, ShapeCache, short
 from layerprune.channels import CannotFold, reader_of, watching_functions
 from layerprune.edits import Fold
 from layerprune.inputs import Inputs
 from layerprune.modules import named_parameters
-from layerprune.removals import CannotRealise
+from layerprune.removals import CannotLower
 
 _Shapes = dict[str, tuple[int, ...]]
 
 
-class Resolutions:
+class ResolutionCheck:
     """Runs a shadow on inputs of other sizes, and compares what transforms make there.
 
     A tensor that is twice as large as another one at one resolution need not be at the next: behind a stride of 2 the
@@ -32,7 +32,7 @@ class Resolutions:
         notes: where to tell the user of sizes that the model does not take.
     """
 
-    def __init__(self, shade: Shadow, inputs: Inputs, memo: Memo | None, notes: list[str]) -> None:
+    def __init__(self, shade: Sandbox, inputs: Inputs, memo: ShapeCache | None, notes: list[str]) -> None:
         self.shade = shade
         self.inputs = inputs
         self.memo = memo
@@ -79,11 +79,11 @@ class Resolutions:
             try:
                 found = self.run(inputs, modules, weights)
             except Exception as error:  # the user's forward on what is left of the model: anything may come
-                raise CannotRealise(f"the forward fails on inputs of another size: {short(error)}") from error
+                raise CannotLower(f"the forward fails on inputs of another size: {short(error)}") from error
             for name, shape in found.items():
                 if shape != shapes.get(name):
                     sizes = " instead of ".join("×".join(map(str, s)) for s in (shape, shapes.get(name, ())))
-                    raise CannotRealise(f"on inputs of another size '{name}' would make {sizes}")
+                    raise CannotLower(f"on inputs of another size '{name}' would make {sizes}")
 
     def run(self, inputs: Inputs, modules: Sequence[str], weights: Sequence[str]) -> _Shapes:
         """Run the shadow, and return what some modules, and functions with some weights, make."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from layerprune.capture import ParameterWritten, Shadow
+from layerprune.capture import ParameterWritten, Sandbox
 from layerprune.inputs import Inputs
 from layerprune.modules import OperationWatch, named_parameters, storage_key
 from layerprune.proof.output_form import signature
@@ -19,7 +19,7 @@ from layerprune.tensors import tensors_in
 
 
 @dataclass(frozen=True)
-class Trial:
+class ProofRun:
     """One forward that an edited shadow must pass.
 
     Attributes:
@@ -35,17 +35,17 @@ class Trial:
     backward: bool = False
 
 
-class Trials:
+class ProofRuns:
     """Runs the forwards of one shadow.
 
     Args:
         shade: the shadow.
     """
 
-    def __init__(self, shade: Shadow) -> None:
+    def __init__(self, shade: Sandbox) -> None:
         self.shade = shade
 
-    def make(self, training: bool, inputs: Inputs) -> Trial:
+    def make(self, training: bool, inputs: Inputs) -> ProofRun:
         """Run the untouched shadow; what it returns is expected of the edited ones.
 
         A model may bring a backward in Python (as reversible layers do), which may read what surgery takes: then one
@@ -55,7 +55,7 @@ class Trials:
         adapted = self.shade.adapt(inputs)
         if not training or self.shade.mode is None:
             with self.guarding() if training and self.shade.shares else nullcontext():
-                return Trial(training, adapted, self.run(training, self.shade.adapt(inputs)))
+                return ProofRun(training, adapted, self.run(training, self.shade.adapt(inputs)))
         backward = False
 
         def look(out: Any) -> None:
@@ -70,8 +70,8 @@ class Trials:
         try:
             expected = self.run(True, self.shade.adapt(inputs), look=look)
         except Exception:  # a forward that reads values out of its inputs may not take any with a history
-            return Trial(True, adapted, self.run(True, self.shade.adapt(inputs)))
-        return Trial(True, adapted, expected, backward)
+            return ProofRun(True, adapted, self.run(True, self.shade.adapt(inputs)))
+        return ProofRun(True, adapted, expected, backward)
 
     def guarding(self) -> OperationWatch:
         """Raise before an operation writes into a parameter of the user's: train mode may, where eval mode did not."""
@@ -108,7 +108,7 @@ class Trials:
             if look is not None:
                 self.shade.model.zero_grad(set_to_none=True)
 
-    def repeat(self, trial: Trial) -> Any:
+    def repeat(self, trial: ProofRun) -> Any:
         """Run the edited shadow as a trial wants it, and describe what it returns."""
         inputs = self.shade.renew(trial.inputs)
         return self.run(trial.training, inputs, look=_backward if trial.backward else None)

@@ -7,14 +7,14 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from layerprune.capture import Shadow, record_results
+from layerprune.capture import Sandbox, record_results
 from layerprune.edits import Drop, Edit, Pass
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
-from layerprune.removals import CannotRealise
+from layerprune.removals import CannotLower
 
 
-class Sizes:
+class SizeConstants:
     """Knows which stand-ins would return numbers that are right for inputs of one size only.
 
     A vision transformer's stage may return the height and width of its map next to its tokens. A stand-in returns what
@@ -26,7 +26,7 @@ class Sizes:
         inputs: the example inputs.
     """
 
-    def __init__(self, shade: Shadow, graph: LayerGraph, inputs: Inputs) -> None:
+    def __init__(self, shade: Sandbox, graph: LayerGraph, inputs: Inputs) -> None:
         self.moving: frozenset[str] = frozenset()
         recorded = {frame.key: found for frame in graph.frames if (found := list(_numbers(frame.result)))}
         larger = inputs.map(_larger)
@@ -39,10 +39,10 @@ class Sizes:
             )
 
     def check(self, edits: tuple[Edit, ...]) -> None:
-        """Raise :class:`CannotRealise` where a stand-in would return numbers that other inputs change."""
+        """Raise :class:`CannotLower` where a stand-in would return numbers that other inputs change."""
         for edit in edits:
             if isinstance(edit, (Pass, Drop)) and edit.fqn in self.moving and list(_numbers(edit.structure)):
-                raise CannotRealise(f"'{edit.fqn}' returns numbers that follow from the size of the input")
+                raise CannotLower(f"'{edit.fqn}' returns numbers that follow from the size of the input")
 
 
 def _larger(tensor: Tensor) -> Tensor:

@@ -9,18 +9,18 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from layerprune.capture import NAMED, FunctionMemo, Memo, Shadow, short
+from layerprune.capture import NAMED, FunctionShapeCache, Sandbox, ShapeCache, short
 from layerprune.edits import Edit
 from layerprune.errors import LayerPruneError
 from layerprune.inputs import Inputs
 from layerprune.modules import FunctionWatch
-from layerprune.removals import CannotRealise, Realisation
-from layerprune.stand_ins import Dropped
+from layerprune.removals import CannotLower, Lowering
+from layerprune.stand_ins import DroppedTensor
 from layerprune.surgery import applied
 from layerprune.tensors import tensors_by_place, tensors_in
 
 #: One function call: its name and its arguments. Tensors are known by where they come from.
-Step = tuple[Any, ...]
+TraceStep = tuple[Any, ...]
 
 _OWN = frozenset({*vars(nn.Module()), "forward"})
 
@@ -33,16 +33,16 @@ class Tracer:
         functions: answers for functions on fakes, where it may.
     """
 
-    def __init__(self, model: nn.Module, functions: FunctionMemo | None = None) -> None:
+    def __init__(self, model: nn.Module, functions: FunctionShapeCache | None = None) -> None:
         self.own = {id(t): t for module in model.modules() for t in _tensors_of(module)}
         self.numbers = {key: place for place, key in enumerate(self.own)}
         self.made = WeakTensorKeyDictionary()
         self.kept: list[Tensor] = []
-        self.steps: list[Step] = []
+        self.steps: list[TraceStep] = []
         self.inside = False
         self.result = _run if functions is None else functions.result
 
-    def trace(self, forward: Callable[[], Any], inputs: Any, *, keep: bool) -> list[Step]:
+    def trace(self, forward: Callable[[], Any], inputs: Any, *, keep: bool) -> list[TraceStep]:
         """Run a forward once and return its steps, the last of them its result.
 
         Args:
@@ -67,7 +67,7 @@ class Tracer:
             out = self.result(func, args, kwargs)
         finally:
             self.inside = False
-        if any(isinstance(tensor, Dropped) for tensor in tensors_in((args, kwargs))):
+        if any(isinstance(tensor, DroppedTensor) for tensor in tensors_in((args, kwargs))):
             return out  # nothing is computed there: a merge hands its other operand on
         self.steps.append(step)
         for place, tensor in enumerate(tensors_in(out)):
@@ -113,7 +113,7 @@ class Tracer:
         return repr(value) if isinstance(value, NAMED) or value is Ellipsis else type(value).__name__
 
     def origin(self, tensor: Tensor) -> Any:
-        if isinstance(tensor, Dropped):
+        if isinstance(tensor, DroppedTensor):
             return "dropped"
         if id(tensor) in self.own:
             return ("own", self.numbers[id(tensor)])
@@ -138,7 +138,7 @@ def held_by_leaves(model: nn.Module) -> dict[int, dict[str, Any]]:
     }
 
 
-def first_difference(one: Sequence[Step], other: Sequence[Step]) -> str:
+def first_difference(one: Sequence[TraceStep], other: Sequence[TraceStep]) -> str:
     """Say where two traces part; empty where they do not."""
     if list(one) == list(other):
         return ""
@@ -146,7 +146,7 @@ def first_difference(one: Sequence[Step], other: Sequence[Step]) -> str:
     return str(one[place][0]) if place < len(one) else str(other[place][0])
 
 
-class Retracer:
+class TraceEquivalence:
     """Compares two forms of a shadow step by step.
 
     Args:
@@ -155,13 +155,13 @@ class Retracer:
         memo: from which its layers answer; None where it runs on real tensors.
     """
 
-    def __init__(self, shade: Shadow, inputs: Inputs, memo: Memo | None) -> None:
+    def __init__(self, shade: Sandbox, inputs: Inputs, memo: ShapeCache | None) -> None:
         self.shade = shade
         self.inputs = inputs
         self.memo = memo
         self.tracer = Tracer(shade.model, None if memo is None else memo.functions)
 
-    def check(self, joint: Realisation) -> None:
+    def check(self, joint: Lowering) -> None:
         """Check that nothing depends on the places of layers, which edits change and stand-ins do not.
 
         Raises:
@@ -173,13 +173,13 @@ class Retracer:
         steps = [self.steps(edits, settled) for edits in forms]
         where = first_difference(*steps)
         if where:
-            raise CannotRealise(f"the forward depends on the places of layers: '{where}' would run on something else")
+            raise CannotLower(f"the forward depends on the places of layers: '{where}' would run on something else")
 
     def held(self, edits: Sequence[Edit]) -> dict[int, dict[str, object]]:
         with applied(self.shade.model, edits):
             return held_by_leaves(self.shade.model)
 
-    def steps(self, edits: Sequence[Edit], settled: Collection[int]) -> list[Step]:
+    def steps(self, edits: Sequence[Edit], settled: Collection[int]) -> list[TraceStep]:
         """Trace the shadow with edits made; the layers that are settled answer from the memo."""
         inputs, model = self.shade.renew(self.inputs), self.shade.model
         if self.memo is not None:
@@ -188,10 +188,10 @@ class Retracer:
             with applied(model, edits), self.shade.running():
                 forward = partial(model, *inputs.args, **inputs.kwargs)
                 return self.tracer.trace(forward, (inputs.args, inputs.kwargs), keep=self.memo is not None)
-        except (CannotRealise, LayerPruneError):
+        except (CannotLower, LayerPruneError):
             raise
         except Exception as error:  # the user's forward on what is left of the model: anything may come
-            raise CannotRealise(f"the forward fails without it: {short(error)}") from error
+            raise CannotLower(f"the forward fails without it: {short(error)}") from error
         finally:
             if self.memo is not None:
                 self.memo.observer = None

@@ -13,7 +13,7 @@ from layerprune.graph import Cut, LayerGraph
 from layerprune.modules import fingerprint, names_by_module, parameters, structure
 from layerprune.plan import PlannedRemoval, PruningPlan
 from layerprune.proof.prover import Prover
-from layerprune.removals import Realisation
+from layerprune.removals import Lowering
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def find_unused(prover: Prover) -> tuple[UnusedModule, ...]:
     graphs = [prover.graph, *([] if prover.training is None else [prover.training])]
     names = _never_run(prover.shade.model, graphs)
     found = [UnusedModule(name, _size(prover.graph, [name])) for name in names]
-    held = [each for each in found if each.num_params and not prover.reason_against([_realisation([each.name])])]
+    held = [each for each in found if each.num_params and not prover.reason_against([_lowering([each.name])])]
     return tuple(sorted(held, key=lambda each: -each.num_params))
 
 
@@ -122,9 +122,9 @@ def _ends(name: str) -> Iterable[int]:
 
 def _size(graph: LayerGraph, names: Sequence[str]) -> int:
     """How many parameters leave with modules."""
-    return sum(graph.size_of_param[number] for number in params_gone(graph, _realisation(names)))
+    return sum(graph.size_of_param[number] for number in params_gone(graph, _lowering(names)))
 
 
-def _realisation(names: Sequence[str]) -> Realisation:
+def _lowering(names: Sequence[str]) -> Lowering:
     edits = tuple(Vacate(fqn=name) for name in names)
-    return Realisation(Cut(), edits, merges=(), dead=frozenset(), params=frozenset(), leftovers=())
+    return Lowering(Cut(), edits, merges=(), dead=frozenset(), params=frozenset(), leftovers=())

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf, isnan, nan
 
-from layerprune.graph import Group, LayerGraph, Verdict
+from layerprune.graph import Group, GroupVerdict, LayerGraph
 from layerprune.proof.prover import Removal
 from layerprune.removals import also_used, why_not
 
 #: In the order in which they are shown.
-VERDICTS: tuple[Verdict, ...] = ("removable", "with_calibration", "critical")
+VERDICTS: tuple[GroupVerdict, ...] = ("removable", "with_calibration", "critical")
 
 #: What the reason of a group says that leaves by projections only, where there are no data to fit them on.
 _NO_DATA = (

@@ -10,16 +10,16 @@ from typing import Any
 from torch import nn
 
 from layerprune.adapters import PLACES, CacheUse, by_name, generates, may_cache, observe_cache
-from layerprune.capture import Memo, Shadow, short
+from layerprune.capture import Sandbox, ShapeCache, short
 from layerprune.edits import Edit, Shorten, TakePlace, taken_out
 from layerprune.inputs import Inputs
-from layerprune.removals.lowering import Realisation
-from layerprune.removals.rewiring import CannotRealise
+from layerprune.removals.lowering import Lowering
+from layerprune.removals.rewiring import CannotLower
 
 _Place = tuple[int, int]
 
 
-class CacheKeeper:
+class CacheSlots:
     """Keeps generation with a cache right: what is asked about the past must be answered by a layer that is left.
 
     Args:
@@ -31,7 +31,12 @@ class CacheKeeper:
     """
 
     def __init__(
-        self, shade: Shadow, modules: Mapping[str, nn.Module], inputs: Inputs, notes: list[str], memo: Memo | None
+        self,
+        shade: Sandbox,
+        modules: Mapping[str, nn.Module],
+        inputs: Inputs,
+        notes: list[str],
+        memo: ShapeCache | None,
     ) -> None:
         self.shade = shade
         self.memo = memo
@@ -69,11 +74,11 @@ class CacheKeeper:
         try:
             found = self.observe()
         except Exception as error:  # the user's forward on what is left of the model: anything may come
-            raise CannotRealise(f"generation with a cache fails without it: {short(error)}") from error
+            raise CannotLower(f"generation with a cache fails without it: {short(error)}") from error
         strange = sorted((found.answers if found is not None else frozenset()) - self.use.answers)
         if strange:
             kind, method, answer = strange[0]
-            raise CannotRealise(f"generation with a cache loses its past: {method} of {kind} gives {answer}")
+            raise CannotLower(f"generation with a cache loses its past: {method} of {kind} gives {answer}")
 
     def concerned(self, edits: Sequence[Edit]) -> bool:
         """Whether edits touch the cache: its writers, or the number of its layers."""
@@ -87,17 +92,17 @@ class CacheKeeper:
         gone = taken_out(edits)
         return {name for name in writers if any(f"{name}.".startswith(f"{top}.") for top in gone)}
 
-    def keep(self, realisation: Realisation) -> Realisation:
+    def keep(self, lowering: Lowering) -> Lowering:
         """Let a writer that stays take the place of one that goes, where that place is asked about the past.
 
         Raises:
             CannotRealise: no writer of that kind is left.
         """
-        moves = self.moves(realisation.edits)
+        moves = self.moves(lowering.edits)
         if not moves:
-            return realisation
-        stand_ins = realisation.stand_ins or realisation.edits
-        return replace(realisation, edits=(*realisation.edits, *moves), stand_ins=stand_ins)
+            return lowering
+        stand_ins = lowering.stand_ins or lowering.edits
+        return replace(lowering, edits=(*lowering.edits, *moves), stand_ins=stand_ins)
 
     def moves(self, edits: Sequence[Edit]) -> list[TakePlace]:
         use, gone = self.use, self.leaving(edits)
@@ -131,7 +136,7 @@ class CacheKeeper:
             if where in left:
                 continue
             if not free:
-                raise CannotRealise(
+                raise CannotLower(
                     f"'{names[where][0]}' says how long the past in the cache is, and no layer of its kind is left"
                 )
             moves.append(self.move(names[free.pop(0)], names[where]))
@@ -140,7 +145,7 @@ class CacheKeeper:
     def move(self, who: Sequence[str], whose: Sequence[str]) -> TakePlace:
         for name in (*who, *whose):
             if len(who) != 1 or len(whose) != 1 or not _has_place(self.modules.get(name)):
-                raise CannotRealise(f"no other layer can take the place of '{whose[0]}' in the key-value cache")
+                raise CannotLower(f"no other layer can take the place of '{whose[0]}' in the key-value cache")
         return TakePlace(fqn=who[0], of=whose[0])
 
 

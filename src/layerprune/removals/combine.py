@@ -6,25 +6,25 @@ from collections.abc import Iterable, Sequence
 
 from layerprune.edits import Edit, Shorten, Slice, joined, ranges
 from layerprune.graph import Cut, LayerGraph
-from layerprune.removals.lowering import Realisation
-from layerprune.removals.rewiring import CannotRealise
+from layerprune.removals.lowering import Lowering
+from layerprune.removals.rewiring import CannotLower
 
 
-def side_by_side(graph: LayerGraph, realisations: Sequence[Realisation]) -> Realisation:
+def side_by_side(graph: LayerGraph, lowerings: Sequence[Lowering]) -> Lowering:
     """Put removals that do not disturb each other side by side, each carried out as it would be alone."""
-    dead = frozenset(layer for r in realisations for layer in r.dead)
-    concats = {merge for r in realisations for merge, _ in r.cut.dropped} - dead
-    others = [merge for r in realisations for merge in r.merges if merge[0] != "cat"]
-    shortened = any(r.stand_ins for r in realisations)
-    return Realisation(
-        cut=join_cuts([(r.cut, r.dead) for r in realisations], graph),
-        edits=_joined_edits(edit for r in realisations for edit in r.edits),
+    dead = frozenset(layer for r in lowerings for layer in r.dead)
+    concats = {merge for r in lowerings for merge, _ in r.cut.dropped} - dead
+    others = [merge for r in lowerings for merge in r.merges if merge[0] != "cat"]
+    shortened = any(r.stand_ins for r in lowerings)
+    return Lowering(
+        cut=join_cuts([(r.cut, r.dead) for r in lowerings], graph),
+        edits=_joined_edits(edit for r in lowerings for edit in r.edits),
         merges=tuple(sorted([*others, *(("cat", graph.layers[merge].site) for merge in concats)])),
         dead=dead,
-        params=frozenset(param for r in realisations for param in r.params),
+        params=frozenset(param for r in lowerings for param in r.params),
         leftovers=(),
-        moved=tuple(moved for r in realisations for moved in r.moved),
-        stand_ins=_joined_edits(e for r in realisations for e in r.stand_ins or r.edits) if shortened else (),
+        moved=tuple(moved for r in lowerings for moved in r.moved),
+        stand_ins=_joined_edits(e for r in lowerings for e in r.stand_ins or r.edits) if shortened else (),
     )
 
 
@@ -44,7 +44,7 @@ def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
         )
     sides = {(edit.fqn, edit.side): edit for edit in slices}
     if len({fqn for fqn, _ in sides}) < len(sides):
-        raise CannotRealise("a layer would lose input channels and whole groups of channels at once")
+        raise CannotLower("a layer would lose input channels and whole groups of channels at once")
     return [edit.model_copy(update={"dropped": ranges(gone[key])}) for key, edit in sides.items()]
 
 
@@ -70,11 +70,11 @@ def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> 
             if graph.values[y].layer in others and all(reader in others for reader in graph.readers.get(y, (-1,))):
                 continue
             if substitutes.get(y, s) != s:
-                raise CannotRealise(f"{graph.describe([y])} would be replaced by two things at once")
+                raise CannotLower(f"{graph.describe([y])} would be replaced by two things at once")
             substitutes[y] = s
             projected |= {y} & cut.projected
         dropped |= {(merge, value) for merge, value in cut.dropped if merge not in others}
     for merge in {m for m, _ in dropped}:
         if {(v,) for m, v in dropped if m == merge} >= set(graph.layers[merge].operands):
-            raise CannotRealise(f"'{graph.layers[merge].name}' would have nothing left to join")
+            raise CannotLower(f"'{graph.layers[merge].name}' would have nothing left to join")
     return Cut(substitutes, frozenset(dropped), frozenset(projected))

@@ -12,11 +12,11 @@ from layerprune.edits import Delete, Drop, Edit, Pass, Shorten, joined
 from layerprune.errors import SurgeryError
 from layerprune.graph import LayerGraph
 from layerprune.modules import parameters
-from layerprune.removals.lowering import Realisation
-from layerprune.removals.rewiring import CannotRealise
+from layerprune.removals.lowering import Lowering
+from layerprune.removals.rewiring import CannotLower
 
 
-class Shortener:
+class ContainerShortener:
     """Turns stand-ins for whole layers into shorter containers, where vanilla transformers would load what is left.
 
     On request in other models, too: there a proof tells whether the forward does the same; see
@@ -47,22 +47,22 @@ class Shortener:
         self.owners: dict[str, str | None] = {}
         self.stacks: dict[str, Stack] = {}
 
-    def shorten(self, realisation: Realisation) -> Realisation:
+    def shorten(self, lowering: Lowering) -> Lowering:
         """The same realisation with shorter containers; as it is where that cannot be.
 
         Raises:
             CannotRealise: ``whole_only`` is set, and vanilla transformers would not load what is left.
         """
-        edits = [self.shortened(edit) for edit in realisation.edits]
+        edits = [self.shortened(edit) for edit in lowering.edits]
         shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
         needless = [edit for edit in edits if shortens and self.is_needless(edit)]
         others = [edit for edit in edits if not isinstance(edit, Shorten) and edit not in needless]
         if self.whole_only:
             for edit in others:
                 if self.owner(edit.fqn) is not None:
-                    raise CannotRealise(f"a stand-in would be left at '{edit.fqn}', which only layerprune can load")
+                    raise CannotLower(f"a stand-in would be left at '{edit.fqn}', which only layerprune can load")
         if not shortens:
-            return realisation
+            return lowering
         try:
             removed = {edit.fqn: edit.removed for edit in shortens}
             parts = stacks_by_owner(self.model, removed)
@@ -75,10 +75,10 @@ class Shortener:
                 stack.find(stack.shortened(inside))
         except SurgeryError as error:
             if self.whole_only:
-                raise CannotRealise(str(error)) from error
-            return realisation
-        stand_ins = tuple(edit for edit in realisation.edits if edit not in needless)
-        return replace(realisation, edits=(*others, *shortens), stand_ins=stand_ins)
+                raise CannotLower(str(error)) from error
+            return lowering
+        stand_ins = tuple(edit for edit in lowering.edits if edit not in needless)
+        return replace(lowering, edits=(*others, *shortens), stand_ins=stand_ins)
 
     def shortened(self, edit: Edit) -> Edit:
         """What takes an element of a container out, of a transformers model's or any; another edit as it is."""
@@ -92,9 +92,9 @@ class Shortener:
         able = self.renumber or self.owner(parent) is not None
         return Shorten(fqn=parent, removed=(int(key),)) if able else edit
 
-    def must(self, realisation: Realisation) -> bool:
+    def must(self, lowering: Lowering) -> bool:
         """Whether stand-ins may not take the place of what a realisation shortens."""
-        shortens = (edit for edit in realisation.edits if isinstance(edit, Shorten))
+        shortens = (edit for edit in lowering.edits if isinstance(edit, Shorten))
         return self.whole_only and any(self.owner(edit.fqn) is not None for edit in shortens)
 
     def is_needless(self, edit: Edit) -> bool:

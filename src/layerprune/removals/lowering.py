@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from layerprune.channels import CannotFold, CannotSlice, ChannelTrace, Companion, FoldTrace, Gap, Moved
+from layerprune.channels import CannotFold, CannotSlice, ChannelTrace, FoldTrace, Gap, Moved, TrainGraph
 from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, is_under, taken_out
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.modules import parameters
 from layerprune.removals.idle_merges import idle_merges, merge_of
-from layerprune.removals.rewiring import CannotRealise, Marker, Marks, also_used
+from layerprune.removals.rewiring import CannotLower, Rewirer, Rewiring, also_used
 from layerprune.stand_ins import kept_members, parts_read
 
 
 @dataclass(frozen=True)
-class Realisation:
+class Lowering:
     """The edits that carry a cut out.
 
     Attributes:
@@ -45,9 +45,9 @@ class Realisation:
     moved: tuple[Moved, ...] = ()
 
 
-def realise(
-    graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut, companion: Companion | None = None
-) -> Realisation:
+def lower_removal(
+    graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut, companion: TrainGraph | None = None
+) -> Lowering:
     """Find the edits that carry a cut out.
 
     Every value that is to be substituted is traced back to its substitute: through dead modules, which then pass their
@@ -64,23 +64,23 @@ def realise(
     Raises:
         CannotRealise: there are none; the message says why.
     """
-    return _Realiser(graph, modules, cut, companion).run()
+    return _Lowerer(graph, modules, cut, companion).run()
 
 
-class _Realiser:
+class _Lowerer:
     def __init__(
-        self, graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut, companion: Companion | None
+        self, graph: LayerGraph, modules: Mapping[str, nn.Module], cut: Cut, companion: TrainGraph | None
     ) -> None:
         self.graph = graph
         self.modules = modules
         self.cut = cut
         self.companion = companion
-        self.marker = Marker(graph, cut)
+        self.marker = Rewirer(graph, cut)
         self.dead, self.gone, self.dead_params = self.marker.dead, self.marker.gone, self.marker.dead_params
 
-    def run(self) -> Realisation:
+    def run(self) -> Lowering:
         if not self.dead:
-            raise CannotRealise("nothing dies with it")
+            raise CannotLower("nothing dies with it")
         marks = self.marks()
         slices, moved, gaps = self.slices()
         outermost = self.outermost_dead()
@@ -97,7 +97,7 @@ class _Realiser:
         edits += self.guards(leftovers)
         self.check_shape_reads(edits, leftovers, marks.carried)
         marks.merges += idle_merges(self.graph, edits, leftovers, frozenset(marks.carried))
-        return Realisation(
+        return Lowering(
             cut=self.cut,
             edits=tuple(edits),
             merges=tuple(sorted(marks.merges)),
@@ -108,20 +108,20 @@ class _Realiser:
             moved=moved,
         )
 
-    def marks(self) -> Marks:
+    def marks(self) -> Rewiring:
         """What the cut asks of each module and parameter."""
-        marks = Marks()
+        marks = Rewiring()
         for y, s in self.cut.substitutes.items():
             found = self.marker.carry(y, s)
             if found is None:
-                raise CannotRealise(self.marker.stuck(y, s))
+                raise CannotLower(self.marker.stuck(y, s))
             if self.marker.is_written(s, found.carried):
                 found.copies |= found.entries
             marks.join(found)
         for merge, value in sorted(self.cut.dropped):
             found = self.marker.token(value, merge_of(self.graph.layers[merge]))
             if found is None:
-                raise CannotRealise(f"{self.graph.describe([value])} is made where it cannot be dropped")
+                raise CannotLower(f"{self.graph.describe([value])} is made where it cannot be dropped")
             marks.join(found)
         cut_merges = [self.graph.layers[m] for m in {m for m, _ in self.cut.dropped} - self.dead]
         marks.merges += [(merge_of(layer), layer.site) for layer in cut_merges]
@@ -143,7 +143,7 @@ class _Realiser:
                 found[top] = None
         return list(found)
 
-    def module_edits(self, marks: Marks, outermost: list[str]) -> list[Edit]:
+    def module_edits(self, marks: Rewiring, outermost: list[str]) -> list[Edit]:
         edits: list[Edit] = []
         inside_pass = [name for name in marks.passes]
         for name in dict.fromkeys([*marks.passes, *outermost]):
@@ -169,11 +169,11 @@ class _Realiser:
                 merges = tuple(sorted({*known.merges, *same.merges}))
                 known, same = (one.model_copy(update={"merges": merges}) for one in (known, same))
             if same != known:
-                raise CannotRealise(f"'{known.fqn}' is also called as '{edit.fqn}', and would have to do another thing")
+                raise CannotLower(f"'{known.fqn}' is also called as '{edit.fqn}', and would have to do another thing")
             found[first] = known
         return list(found.values())
 
-    def opened(self, name: str, marks: Marks) -> list[Edit]:
+    def opened(self, name: str, marks: Rewiring) -> list[Edit]:
         """Edits for a dead module that must stay because something inside it is passed or dropped on its own."""
         prefix = name + "."
         named = [n for n in [*marks.passes, *marks.drops] if n.startswith(prefix)]
@@ -217,7 +217,7 @@ class _Realiser:
             if self.graph.values[value].layer not in self.gone or self.is_replaced_outside(value, frame):
                 ways = [[position, keyword] for position, keyword, v in frame.arguments if v == value]
                 if not ways:
-                    raise CannotRealise(f"'{frame.fqn}' also returns {self.graph.describe([value])}, which stays")
+                    raise CannotLower(f"'{frame.fqn}' also returns {self.graph.describe([value])}, which stays")
                 found[value] = {"argument": ways[0]}
         return found
 
@@ -232,9 +232,9 @@ class _Realiser:
             what = (
                 "an object whose form cannot be rebuilt" if opaque else "a tensor that is written into by others, too"
             )
-            raise CannotRealise(f"'{name}' returns {what}: nothing can stand in its place")
+            raise CannotLower(f"'{name}' returns {what}: nothing can stand in its place")
         if any(s != structures[0] for s in structures):
-            raise CannotRealise(f"'{name}' is called {len(structures)} times, and would hand on different things")
+            raise CannotLower(f"'{name}' is called {len(structures)} times, and would hand on different things")
         return structures[0]
 
     def is_element(self, name: str, frames: list[Frame]) -> bool:
@@ -251,7 +251,7 @@ class _Realiser:
 
     # ---- parameters, channels, what is left -----------------------------------------------------------------------
 
-    def param_edits(self, marks: Marks, outermost: list[str]) -> list[Edit]:
+    def param_edits(self, marks: Rewiring, outermost: list[str]) -> list[Edit]:
         """Dead parameters of modules that stay: each becomes a dropped tensor."""
         edits: list[Edit] = []
         inside = self.graph.all_names(outermost)
@@ -271,19 +271,19 @@ class _Realiser:
             if number not in self.dead_params and number in self.graph.param_users and is_under(name, removed):
                 users = [u for u in self.graph.param_users[number] if u not in self.gone]
                 if users and not self.held_elsewhere(number, removed):
-                    raise CannotRealise(also_used(name, self.graph.layers[users[0]]))
+                    raise CannotLower(also_used(name, self.graph.layers[users[0]]))
         dropped = {self.graph.param_ids[e.fqn] for e in edits if e.kind == "drop_parameter"}
         for number in dropped:
             names = self.names_by_owner(number)
             if len(names) > 1:
-                raise CannotRealise(f"its parameter '{names[0]}' is tied to '{names[1]}'")
+                raise CannotLower(f"its parameter '{names[0]}' is tied to '{names[1]}'")
 
     def check_hooks(self, edits: list[Edit]) -> None:
         """Refuse where hooks would go that others depend on."""
         taken = set(taken_out(edits))
         for name in self.graph.hooked:
             if taken & set(self.graph.aliases_of.get(name, ((name,),))[0]):
-                raise CannotRealise(f"a hook of '{name}' changes or keeps tensors that others read, and would go along")
+                raise CannotLower(f"a hook of '{name}' changes or keeps tensors that others read, and would go along")
 
     def check_hosts(self, edits: list[Edit]) -> None:
         """Refuse where a module that stays has a method that reads weights which would go, and could no longer run."""
@@ -295,7 +295,7 @@ class _Realiser:
             held = self.modules[name]
             for method, attribute in sorted(parts_read(type(self.modules[parent])).get(key, ())):
                 if attribute in held._parameters or attribute in held._buffers:
-                    raise CannotRealise(f"'{parent or 'the model'}' reads '{key}.{attribute}' in its '{method}'")
+                    raise CannotLower(f"'{parent or 'the model'}' reads '{key}.{attribute}' in its '{method}'")
 
     def names_by_owner(self, number: int) -> list[str]:
         """A name of a parameter for each place that holds it: several names of one module are one place."""
@@ -320,15 +320,15 @@ class _Realiser:
                 slices += self.companion.slices(self.cut, self.dead, slices)
             return slices, tuple(trace.moved), trace.gaps
         except CannotSlice as error:
-            raise CannotRealise(str(error)) from error
+            raise CannotLower(str(error)) from error
 
     def folds(self, slices: list[Slice], gaps: Mapping[int, Gap]) -> list[Fold]:
         try:
             folds = FoldTrace(self.graph, self.modules, self.cut, self.dead, gaps).run()
         except CannotFold as error:
-            raise CannotRealise(str(error)) from error
+            raise CannotLower(str(error)) from error
         for name in {fold.owner for fold in folds} & {edit.fqn for edit in slices}:
-            raise CannotRealise(f"'{name}' would take a projection in and lose channels at once")
+            raise CannotLower(f"'{name}' would take a projection in and lose channels at once")
         return folds
 
     def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
@@ -363,7 +363,7 @@ class _Realiser:
             fqn = self.graph.frames[frame].fqn
             if value in tokens and not is_under(fqn + ".", removed):
                 where = f"'{fqn}'" if fqn else "the model"
-                raise CannotRealise(
+                raise CannotLower(
                     f"the forward of {where} reads the shape of {self.graph.describe([value])}, which would be gone"
                 )
 

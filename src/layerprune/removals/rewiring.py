@@ -9,12 +9,12 @@ from layerprune.graph import Cut, Frame, Layer, LayerGraph
 from layerprune.stand_ins import MERGES
 
 
-class CannotRealise(Exception):
+class CannotLower(Exception):
     """No edit of the module tree carries a cut out; the message is the reason that the plan shows."""
 
 
 @dataclass
-class Marks:
+class Rewiring:
     """What a cut asks of modules and parameters.
 
     Attributes:
@@ -37,7 +37,7 @@ class Marks:
     merges: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     carried: set[int] = field(default_factory=set[int])
 
-    def join(self, other: Marks) -> None:
+    def join(self, other: Rewiring) -> None:
         for name, values in other.passes.items():
             self.passes.setdefault(name, {}).update(values)
         for name, kinds in other.drops.items():
@@ -50,7 +50,7 @@ class Marks:
         self.carried |= other.carried
 
 
-class Marker:
+class Rewirer:
     """Finds the marks for one cut.
 
     Args:
@@ -69,10 +69,10 @@ class Marker:
 
     # ---- carrying a substitute to where it is read ----------------------------------------------------------------
 
-    def carry(self, value: int, substitute: int) -> Marks | None:
+    def carry(self, value: int, substitute: int) -> Rewiring | None:
         """Marks that make ``value`` equal ``substitute`` when the forward runs; None where there are none."""
         if value == substitute:
-            return Marks()
+            return Rewiring()
         index = self.graph.values[value].layer
         if index not in self.dead or (value, substitute) in self._stuck:
             return None
@@ -85,7 +85,7 @@ class Marker:
             marks.carried.add(value)
         return marks
 
-    def carry_through_module(self, value: int, substitute: int) -> Marks | None:
+    def carry_through_module(self, value: int, substitute: int) -> Rewiring | None:
         """Let the outermost dead module that returns the value hand on an argument that equals the substitute."""
         for frame in self.frames_returning(value):
             for position, keyword, argument in frame.arguments:
@@ -96,7 +96,7 @@ class Marker:
                     return marks
         return None
 
-    def carry_through_function(self, layer: Layer, value: int, substitute: int) -> Marks | None:
+    def carry_through_function(self, layer: Layer, value: int, substitute: int) -> Rewiring | None:
         kind = MERGES.get(self.function_of(layer), "")
         if kind in ("add", "mul") and len(layer.operands) > 1:  # a number on the other side leaves nothing to drop
             for operand in layer.operands:
@@ -122,11 +122,11 @@ class Marker:
                 return marks
         return None
 
-    def drop_others(self, layer: Layer, kept: int, kind: str) -> Marks | None:
+    def drop_others(self, layer: Layer, kept: int, kind: str) -> Rewiring | None:
         """Marks that drop every operand of a merge but one, which must not be there twice."""
         if layer.operands.count((kept,)) > 1:
             return None
-        marks = Marks()
+        marks = Rewiring()
         for read in layer.operands:
             if read == (kept,):
                 continue
@@ -159,7 +159,9 @@ class Marker:
 
     def reads_parts(self, layer: Layer, value: int) -> bool:
         """Whether the call that makes a value reads a tensor that is a field or an element of what it is given."""
-        given = {v for frame in self.frames_returning(value) for _, _, v in frame.arguments} | self.graph.strays
+        given = {
+            v for frame in self.frames_returning(value) for _, _, v in frame.arguments
+        } | self.graph.implicit_inputs
         return any(len(read) == 1 and read[0] not in given for read in layer.operands)
 
     def between(self, value: int) -> int:
@@ -171,14 +173,14 @@ class Marker:
 
     # ---- dropping a value -----------------------------------------------------------------------------------------
 
-    def token(self, value: int, kind: str) -> Marks | None:
+    def token(self, value: int, kind: str) -> Rewiring | None:
         """Marks that make ``value`` a dropped tensor which merges of ``kind`` leave out; None where there are none."""
         index = self.graph.values[value].layer
         if index not in self.dead or value in self.cut.substitutes:  # what is replaced is read: it cannot be dropped
             return None
         frames = self.frames_returning(value)
         if frames:
-            marks = Marks()
+            marks = Rewiring()
             marks.drops[frames[0].fqn] = {kind}
             return marks
         layer = self.graph.layers[index]
@@ -189,8 +191,8 @@ class Marker:
                 return marks
         return self.params_token(layer, kind)
 
-    def drop_all(self, layer: Layer, kind: str) -> Marks | None:
-        marks = Marks()
+    def drop_all(self, layer: Layer, kind: str) -> Rewiring | None:
+        marks = Rewiring()
         for read in layer.operands:
             found = (
                 self.token(read[0], kind) if len(read) == 1 else self.params_token(layer, kind) if not read else None
@@ -200,12 +202,12 @@ class Marker:
             marks.join(found)
         return marks
 
-    def params_token(self, layer: Layer, kind: str) -> Marks | None:
+    def params_token(self, layer: Layer, kind: str) -> Rewiring | None:
         """Drop the parameters of a function whose only readers die: then its result is dropped too."""
         names = self.owned(layer)
         if not names:
             return None
-        marks = Marks()
+        marks = Rewiring()
         for name in names:
             marks.params[name] = {kind}
         return marks

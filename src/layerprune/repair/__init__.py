@@ -9,12 +9,12 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from layerprune.repair.closed_form import MEMORY_BYTES, Mender, repair
+from layerprune.repair.closed_form import MEMORY_BYTES, ClosedFormRepair, repair
 from layerprune.repair.report import RepairReport
 from layerprune.repair.sites.sites import Site, find_sites, renumbered
 from layerprune.repair.untie import untie
 
-__all__ = ["MEMORY_BYTES", "Mender", "RepairReport", "Site", "find_sites", "renumbered", "repair", "untie"]
+__all__ = ["MEMORY_BYTES", "ClosedFormRepair", "RepairReport", "Site", "find_sites", "renumbered", "repair", "untie"]
 
 
 class _CallablePackage(ModuleType):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from layerprune.capture import read_calibration, real_shadow
+from layerprune.capture import read_calibration, real_sandbox
 from layerprune.errors import CalibrationError, NotFiniteError, ended_by
 from layerprune.fitting import exact
 from layerprune.inputs import describe, why_mismatched
@@ -57,7 +57,7 @@ def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
     """
     model = unwrap(model)
     batches = read_calibration(calibration, model)
-    shade = real_shadow(model)
+    shade = real_sandbox(model)
     norms = {
         name: module
         for name, module in shade.model.named_modules()

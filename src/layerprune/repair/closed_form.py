@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.capture import Batch, Holding, Shared, fitting, notes_of, read_calibration, record_real
+from layerprune.capture import ActivationStore, Batch, Shared, fitting, notes_of, read_calibration, record_real
 from layerprune.edits import Edit
 from layerprune.errors import RepairError
 from layerprune.fidelity import Harm, Kind, harm_named
 from layerprune.modules import unwrap, write
 from layerprune.repair.refit import Refitter, first_held_out
 from layerprune.repair.report import RepairReport
-from layerprune.repair.sites.permutation import Moves
+from layerprune.repair.sites.permutation import Permutation
 from layerprune.repair.sites.sites import Site, find_sites, renumbered
-from layerprune.repair.stream.model_run import Side
+from layerprune.repair.stream.model_run import ModelRun
 from layerprune.repair.verdict import Judged, judge
 from layerprune.replay import steady
 
@@ -76,13 +76,13 @@ def repair(
     if how not in WAYS:
         raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
     harm, memory = harm_named(kind), memory_bytes
-    mender = Mender(original, calibration, memory_bytes=memory, how=how, new_biases=new_biases, harm=harm)
+    mender = ClosedFormRepair(original, calibration, memory_bytes=memory, how=how, new_biases=new_biases, harm=harm)
     report, values = mender.mend(pruned, edits)
     write(unwrap(pruned), values)
     return replace(report, notes=(*notes_of(mender.batches), *report.notes))
 
 
-class Mender:
+class ClosedFormRepair:
     """Finds what would repair one pruned model after the other; see :func:`repair`, also for the arguments."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Mender:
         self.original = unwrap(original)
         self.batches = read_calibration(calibration, self.original)
         self.recorded = _recorded(self.batches)
-        self.side = _side(self.original, self.batches, self.recorded, Holding(memory_bytes // _SHARE_HELD))
+        self.side = _side(self.original, self.batches, self.recorded, ActivationStore(memory_bytes // _SHARE_HELD))
         self.memory_bytes = memory_bytes
         self.how = how
         self.harm = harm
@@ -152,13 +152,13 @@ class Mender:
         )
         return report, refitter.values if kept else {}
 
-    def _judged(self, number: int, side: Side, outputs: tuple[Any, Any], refitter: Refitter) -> Judged:
+    def _judged(self, number: int, side: ModelRun, outputs: tuple[Any, Any], refitter: Refitter) -> Judged:
         """A batch to judge by, with what both models' forwards have shown of it."""
         handed = (refitter.prefix, self.side.held.tensors) if number == self.recorded else ((), {})
         return Judged(self.batches[number], outputs[0], side.output(number), outputs[1], handed)
 
 
-def _order_known_to(batches: Sequence[Batch]) -> Callable[[Moves], bool]:
+def _order_known_to(batches: Sequence[Batch]) -> Callable[[Permutation], bool]:
     """Tells whether what the first batch shows of the order of elements is so in all of them."""
     shapes = [[tuple(tensor.shape) for tensor in batch.inputs.tensors()] for batch in batches]
     alike = all(some == shapes[0] for some in shapes)
@@ -183,8 +183,8 @@ def _stays(site: Site, same: Collection[int]) -> bool:
     return site.num_gaps == 0 and site.reached == site.target and site.reached in same
 
 
-def _side(model: nn.Module, batches: Sequence[Batch], number: int, held: Holding) -> Side:
+def _side(model: nn.Module, batches: Sequence[Batch], number: int, held: ActivationStore) -> ModelRun:
     """Record a model as it runs on real data, and hold what it shows there."""
     with fitting(model, batches[number].inputs, number):
         graph, shade = record_real(model, batches[number].inputs, held)
-    return Side(model, shade, graph, recorded=number, held=held)
+    return ModelRun(model, shade, graph, recorded=number, held=held)

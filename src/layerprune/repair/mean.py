@@ -12,14 +12,14 @@ from torch.nn.modules.conv import _ConvNd
 from layerprune.fitting import exact
 from layerprune.repair.report import Refitted
 from layerprune.repair.sites.sites import Site
-from layerprune.repair.stream.site_batch import View
+from layerprune.repair.stream.site_batch import SiteBatch
 
 #: How many of a batch's rows are fitted on: of the batch's number and how many there are.
 Split = Callable[[int, int], int]
 
 
 def fold_mean(
-    site: Site, model: nn.Module, views: Sequence[View], split: Split, *, new_biases: bool = False
+    site: Site, model: nn.Module, views: Sequence[SiteBatch], split: Split, *, new_biases: bool = False
 ) -> tuple[Refitted, dict[str, Tensor], Tensor | None]:
     """Find the constant per channel that brings the tensor which a site feeds nearest to the original's.
 
@@ -53,7 +53,7 @@ def fold_mean(
     return (told, values, shift) if helps else (told, {}, None)
 
 
-def spread(module: nn.Module, view: View, shift: Tensor) -> Tensor:
+def spread(module: nn.Module, view: SiteBatch, shift: Tensor) -> Tensor:
     """A constant per channel, as a transform's output with its elements in order, in any shape."""
     shift = shift.to(view.there.dtype)
     if not isinstance(module, _ConvNd):
@@ -63,7 +63,7 @@ def spread(module: nn.Module, view: View, shift: Tensor) -> Tensor:
     return shift[None, :, None].expand(num_samples, -1, places)
 
 
-def _by_channel(site: Site, module: nn.Module, view: View) -> Tensor:
+def _by_channel(site: Site, module: nn.Module, view: SiteBatch) -> Tensor:
     """What a transform's output should change by, ``(row, channel)``."""
     dtype = exact(view.there)
     change = view.wanted.to(view.there.device, dtype) - view.there.to(dtype)

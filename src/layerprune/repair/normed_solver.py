@@ -13,7 +13,7 @@ from layerprune.repair.report import Refitted
 from layerprune.repair.sites.sites import Site
 from layerprune.repair.sites.token_norms import Norm
 from layerprune.repair.solver import Change, Solver, moved_back, too_few, unscaled
-from layerprune.repair.stream.site_batch import View
+from layerprune.repair.stream.site_batch import SiteBatch
 
 #: A round for the sizes of tokens before, and more as these change with the weights.
 MOST_ROUNDS = 4
@@ -40,7 +40,9 @@ class _Rows:
 
 
 @torch.no_grad()
-def solve_normed(solver: Solver, site: Site, views: Sequence[View], notes: list[str]) -> tuple[Refitted, Change | None]:
+def solve_normed(
+    solver: Solver, site: Site, views: Sequence[SiteBatch], notes: list[str]
+) -> tuple[Refitted, Change | None]:
     """Find new weights of a transform in front of a norm; None where none serve the rows that they were not fitted on.
 
     What comes into the norm ought to be ``u*``: its wanted output less ``b``, divided by ``g``, and multiplied by the
@@ -67,7 +69,7 @@ def solve_normed(solver: Solver, site: Site, views: Sequence[View], notes: list[
 class _Normed:
     """Fits the weights round by round."""
 
-    def __init__(self, solver: Solver, site: Site, views: Sequence[View]) -> None:
+    def __init__(self, solver: Solver, site: Site, views: Sequence[SiteBatch]) -> None:
         assert site.passed is not None
         self.solver = solver
         self.site = site

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from layerprune.capture import Batch, Shadow, real_shadow
+from layerprune.capture import Batch, Sandbox, real_sandbox
 from layerprune.graph import Frame
 from layerprune.modules import write
 from layerprune.repair.normed_solver import solve_normed
 from layerprune.repair.report import Refitted
 from layerprune.repair.sites.sites import Site
 from layerprune.repair.solver import Change, Solver
-from layerprune.repair.stream.lockstep import Walk
-from layerprune.repair.stream.model_run import Side
+from layerprune.repair.stream.lockstep import Lockstep
+from layerprune.repair.stream.model_run import ModelRun
 from layerprune.repair.stream.schedule import solved_ahead, stop_of
-from layerprune.repair.stream.site_batch import View, needs
+from layerprune.repair.stream.site_batch import SiteBatch, needs
 from layerprune.replay import prefix
 
 _SHARE_HELD_OUT = 0.25
@@ -85,8 +85,8 @@ class Refitter:
 
     def __init__(
         self,
-        original: Side,
-        pruned: Side,
+        original: ModelRun,
+        pruned: ModelRun,
         batches: Sequence[Batch],
         memory_bytes: int,
         *,
@@ -107,7 +107,7 @@ class Refitter:
         self.outputs: Mapping[int, tuple[Any, Any]] = {}
         self.prefix: tuple[Frame, ...] = ()
 
-    def run(self, sites: Sequence[Site]) -> tuple[list[Refitted], Shadow]:
+    def run(self, sites: Sequence[Site]) -> tuple[list[Refitted], Sandbox]:
         """Solve those sites again that the removals have moved, each on what those before it have become.
 
         Returns:
@@ -117,14 +117,14 @@ class Refitter:
             CalibrationError: a batch does not run, or makes values that are not finite.
         """
         weights = {f"{site.name}.{key}" for site in sites for key in ("weight", "bias")}
-        repaired = real_shadow(self.pruned.model, written=weights | self.pruned.graph.written_params)
+        repaired = real_sandbox(self.pruned.model, written=weights | self.pruned.graph.written_params)
         num, first = len(self.batches), first_held_out(len(self.batches))
         solver = Solver(self.pruned.shade.model, num, first, _SHARE_HELD_OUT, self.memory_bytes)
         done: list[Refitted] = []
         unseen = {site.name for site in sites}
         ahead = solved_ahead(sites, self.pruned.graph, solver.fits_ahead) if self.how == "refit" else frozenset[str]()
         self.prefix = self.shared(sites, ahead)
-        walk = Walk(
+        walk = Lockstep(
             self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, first, self.prefix, ahead
         )
         patience, left = Patience(self.pruned.graph.outputs), list[str]()
@@ -160,7 +160,7 @@ class Refitter:
         self.refused |= {name: walk.why_not_seen(name) for name in sorted(unseen - set(left))}
         return done, repaired
 
-    def make(self, change: Change, repaired: Shadow, views: Iterable[View]) -> None:
+    def make(self, change: Change, repaired: Sandbox, views: Iterable[SiteBatch]) -> None:
         """Give a transform its new weights, and change what forwards that have run it have made of the old ones."""
         self.values |= change.values
         write(repaired.model, change.values)
@@ -179,7 +179,7 @@ class Refitter:
             solved=[site.name for site in sites],
         )
 
-    def solve(self, solver: Solver, site: Site, views: Sequence[View]) -> tuple[Refitted, Change | None] | None:
+    def solve(self, solver: Solver, site: Site, views: Sequence[SiteBatch]) -> tuple[Refitted, Change | None] | None:
         """Solve a site as it is asked for, or by the mean where its sums do not fit or its weight cannot be written.
 
         None where neither can be, which the report then says.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from layerprune.fidelity import Verdict
+from layerprune.fidelity import HeldOutVerdict
 
 _SHOWN = 8
 
@@ -59,7 +59,7 @@ class RepairReport:
     kept: bool = False
     num_forwards: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
-    verdict: Verdict | None = None
+    verdict: HeldOutVerdict | None = None
 
     @property
     def num_kept(self) -> int:

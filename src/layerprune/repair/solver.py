@@ -29,9 +29,9 @@ from layerprune.fitting import (
 )
 from layerprune.repair.mean import fold_mean, spread
 from layerprune.repair.report import Refitted
-from layerprune.repair.sites.permutation import Moves
+from layerprune.repair.sites.permutation import Permutation
 from layerprune.repair.sites.sites import Site
-from layerprune.repair.stream.site_batch import View
+from layerprune.repair.stream.site_batch import SiteBatch
 
 _MOVED = 1e-9  # relative squared distance up to which a tensor counts as the same: float32 rounds that much
 _FEWEST_SAMPLES = 128  # images, of which a convolution's rows are taken: the places of one image are much alike
@@ -56,12 +56,12 @@ class Change:
 
     site: Site
     values: Mapping[str, Tensor]
-    delta: Callable[[View], Tensor]
+    delta: Callable[[SiteBatch], Tensor]
     passed_scale: Tensor | None = None
-    add: Callable[[View], bool] | None = None
+    add: Callable[[SiteBatch], bool] | None = None
 
     @torch.no_grad()
-    def make(self, view: View) -> None:
+    def make(self, view: SiteBatch) -> None:
         """Change the tensor that the site feeds by what the new weights change it by."""
         if view.found is None or (self.add is not None and self.add(view)):
             return  # the transform is still to run, or nothing else is to do
@@ -85,12 +85,12 @@ def too_few(name: str, num_inputs: int, num_rows: int) -> str:
     )
 
 
-def moved_on(tensor: Tensor, moves: Moves | None) -> Tensor:
+def moved_on(tensor: Tensor, moves: Permutation | None) -> Tensor:
     """Elements in the order that they come to, in any shape."""
     return tensor if moves is None else moves.forth(tensor)
 
 
-def moved_back(tensor: Tensor, moves: Moves | None) -> Tensor:
+def moved_back(tensor: Tensor, moves: Permutation | None) -> Tensor:
     """Elements in the order that they came from, in any shape."""
     return tensor if moves is None else moves.back(tensor)
 
@@ -108,14 +108,14 @@ def unscaled(wanted: Tensor, scale: Tensor | None) -> Tensor:
 _TELLS = 1e-3
 
 
-def _not_finite(site: Site, view: View) -> NotFiniteError:
+def _not_finite(site: Site, view: SiteBatch) -> NotFiniteError:
     return NotFiniteError(
         f"batch {view.number} of the calibration data makes '{site.name}' feed values that are not finite: "
         "leave it out, or look for NaN in the data and in the weights"
     )
 
 
-def _is_finite(view: View) -> bool:
+def _is_finite(view: SiteBatch) -> bool:
     return bool(view.read.isfinite().all()) and bool(view.wanted.isfinite().all())
 
 
@@ -165,7 +165,7 @@ class Solver:
         module = self.model.get_submodule(site.name)
         return channel_dim(module) == -1 and not self.plan(site)[0] and not self.why_not(site)
 
-    def moved(self, site: Site, views: Sequence[View]) -> float:
+    def moved(self, site: Site, views: Sequence[SiteBatch]) -> float:
         """How far the removals, and the repair so far, leave the tensor that a site feeds from what it was.
 
         Returns:
@@ -184,7 +184,7 @@ class Solver:
                 raise _not_finite(site, view)
         return (change / size if size else 1.0) if change > _MOVED * size else 0.0
 
-    def moved_ahead(self, site: Site, views: Sequence[View]) -> float:
+    def moved_ahead(self, site: Site, views: Sequence[SiteBatch]) -> float:
         """The same before the transform has run, from the sums of what it reads and of what it should make."""
         module = self.model.get_submodule(site.name)
         parts = self.sums(site, module, views, by_output=False)
@@ -208,7 +208,7 @@ class Solver:
             last += bias.detach().to(matrix.dtype).reshape(last.shape)
         return torch.cat([matrix, last], 1)
 
-    def solve(self, site: Site, views: Sequence[View], notes: list[str]) -> tuple[Refitted, Change | None]:
+    def solve(self, site: Site, views: Sequence[SiteBatch], notes: list[str]) -> tuple[Refitted, Change | None]:
         """Find new weights; None where none serve the rows that they were not fitted on."""
         module = self.model.get_submodule(site.name)
         by_output = self.plan(site)[0]
@@ -230,7 +230,7 @@ class Solver:
             self.strength = found.strength
         return found
 
-    def fold(self, site: Site, views: Sequence[View], *, new_biases: bool) -> tuple[Refitted, Change | None]:
+    def fold(self, site: Site, views: Sequence[SiteBatch], *, new_biases: bool) -> tuple[Refitted, Change | None]:
         """Find a new bias, or the like; None where none serves the rows that it was not fitted on."""
         told, values, shift = fold_mean(site, self.model, views, self.split, new_biases=new_biases)
         module = self.model.get_submodule(site.name)
@@ -251,20 +251,20 @@ class Solver:
         weight = values[f"{site.name}.weight"] = as_weight(module, matrix + delta)
         step = weight - held.detach()  # as far as the weight's dtype lets it go
 
-        def moves(view: View) -> Tensor:
+        def moves(view: SiteBatch) -> Tensor:
             out = output_of(module, step, shift, view.read)
             return out if scale is None else out * scale.to(out.dtype).reshape(-1, *[1] * (-1 - channel_dim(module)))
 
         if site.passed is not None:
             return Change(site, values, moves, site.passed.scale(self.model))
 
-        def add(view: View) -> bool:
+        def add(view: SiteBatch) -> bool:
             return add_output(module, step, shift, view.read, view.there)
 
         return Change(site, values, moves, add=add if scale is None and site.moves is None else None)
 
     def sums(
-        self, site: Site, module: nn.Module, views: Sequence[View], *, by_output: bool, ran: bool = False
+        self, site: Site, module: nn.Module, views: Sequence[SiteBatch], *, by_output: bool, ran: bool = False
     ) -> tuple[Sums, Sums]:
         """The sums of rows that are fitted on, and of those held out; ``ran``: what is found is made, if need be."""
         matrix, scale = matrix_of(module), site.scale(self.model)
@@ -298,7 +298,7 @@ class Solver:
         return num if number < self.first_held_out else 0
 
     def rows(
-        self, site: Site, module: nn.Module, views: Sequence[View], width: int, *, ran: bool
+        self, site: Site, module: nn.Module, views: Sequence[SiteBatch], width: int, *, ran: bool
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Rows of what a transform reads, and of what its output should change by, with the batch's number."""
         for view, some in self.picked(module, views, width):
@@ -308,7 +308,9 @@ class Solver:
             for rows, wanted in rows_of(module, view.read, missing, view.mask, some):
                 yield view.number, rows, wanted
 
-    def picked(self, module: nn.Module, views: Sequence[View], width: int) -> Iterator[tuple[View, Tensor | None]]:
+    def picked(
+        self, module: nn.Module, views: Sequence[SiteBatch], width: int
+    ) -> Iterator[tuple[SiteBatch, Tensor | None]]:
         """Pick rows of each batch, at random but the same for all transforms that read a tensor; None: all."""
         counts = [num_rows(module, view.read, view.wanted, view.mask) for view in views]
         total, picks = sum(num for num, _ in counts), sum(num // each for num, each in counts)

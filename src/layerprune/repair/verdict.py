@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.capture import Batch, Shadow
+from layerprune.capture import Batch, Sandbox
 from layerprune.errors import CalibrationError, ended_by
 from layerprune.fidelity import Harm, harm_of
 from layerprune.graph import Frame, LayerGraph
@@ -42,7 +42,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RepairVerdict:
     """Harm to the output before and after a repair; without a unit where there is no output that could be compared."""
 
     before: float
@@ -52,11 +52,11 @@ class Verdict:
 
 def judge(
     model: nn.Module,
-    shades: tuple[Shadow, Shadow, Shadow],
+    shades: tuple[Sandbox, Sandbox, Sandbox],
     graph: LayerGraph,
     batches: Sequence[Judged],
     harm: Harm | None,
-) -> Verdict:
+) -> RepairVerdict:
     """Hold the outputs of the pruned model, unrepaired and repaired, against the original's.
 
     Args:
@@ -72,14 +72,14 @@ def judge(
         others = [_output(shades[1], one.batch) if one.before is None else one.before, _after(shades[2], graph, one)]
         harm = harm or harm_of(model, original)
         if not harm.outputs(original):
-            return Verdict(float("nan"), float("nan"), "")
+            return RepairVerdict(float("nan"), float("nan"), "")
         found = [harm.between(original, other, one.batch.mask) for other in others]
         change = [total + one for total, (one, _) in zip(change, found, strict=True)]
         size += found[0][1]
-    return Verdict(change[0] / size, change[1] / size, "" if harm is None else harm.unit)
+    return RepairVerdict(change[0] / size, change[1] / size, "" if harm is None else harm.unit)
 
 
-def _after(shade: Shadow, graph: LayerGraph, one: Judged) -> Any:
+def _after(shade: Sandbox, graph: LayerGraph, one: Judged) -> Any:
     """What the repaired model returns: run on a part of the batch where that confirms what is known, else on all."""
     if one.mended is not None:
         size = one.batch.num_samples
@@ -90,7 +90,7 @@ def _after(shade: Shadow, graph: LayerGraph, one: Judged) -> Any:
         return _output(shade, one.batch)
 
 
-def _ends(shade: Shadow, part: Batch, mended: Any) -> bool:
+def _ends(shade: Sandbox, part: Batch, mended: Any) -> bool:
     """Whether the repaired model makes of the last part of a batch what is known to come of all of it."""
     try:
         return ends(tensors_by_place(_output(shade, part)), tensors_by_place(mended))
@@ -98,7 +98,7 @@ def _ends(shade: Shadow, part: Batch, mended: Any) -> bool:
         return False
 
 
-def _output(shade: Shadow, batch: Batch) -> Any:
+def _output(shade: Sandbox, batch: Batch) -> Any:
     """What a model returns.
 
     Raises:
@@ -112,6 +112,6 @@ def _output(shade: Shadow, batch: Batch) -> Any:
         raise CalibrationError(ended_by(what, error)) from error
 
 
-def _run(shade: Shadow, inputs: Inputs) -> Any:
+def _run(shade: Sandbox, inputs: Inputs) -> Any:
     with shade.running(), no_fast_path():  # as where outputs are known already
         return shade.model(*inputs.args, **inputs.kwargs)

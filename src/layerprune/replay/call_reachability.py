@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.modules import module as hooks
 
 from layerprune.graph import LayerGraph, calls_of
-from layerprune.modules import Condition, names_by_module
+from layerprune.modules import ModelState, names_by_module
 
 _PER_ELEMENT = 8  # multiply-accumulates that an elementwise function takes as long as
 
 
-class Upstream:
+class UnchangedCalls:
     """Tells of calls, which are known as frames of the layer graph, whether a change can reach them.
 
     Args:
@@ -39,7 +39,7 @@ class Upstream:
             if frame.parent >= 0:
                 self.modules[frame.parent] |= self.modules[frame.index]
 
-    def unreached(self, condition: Condition) -> frozenset[int]:
+    def unreached(self, condition: ModelState) -> frozenset[int]:
         """The calls that the edits which a model carries leave as they were, by the flow of data and by what they hold.
 
         Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Ledger:
+class ReusePolicy:
     """What the ablations of one model have in common; see ``replay/reuse``.
 
     Attributes:

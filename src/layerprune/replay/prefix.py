@@ -10,8 +10,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from layerprune.graph import Frame, Layer, LayerGraph, Structure
-from layerprune.modules import Attributes, own_tensors, watched
-from layerprune.stand_ins import Dropped
+from layerprune.modules import AttributeSnapshot, own_tensors, watched
+from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import same_tensor
 
 
@@ -82,7 +82,7 @@ def prefix(
     original: LayerGraph,
     pruned: tuple[nn.Module, LayerGraph],
     same: tuple[Collection[int], Collection[int]],
-    start: Attributes,
+    start: AttributeSnapshot,
     *,
     read: Collection[int],
     changed: Collection[int],
@@ -230,6 +230,6 @@ def _filled(result: Structure, given: Callable[[int], Tensor]) -> Any:
 
 def _is_same(tensor: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same, or hold the same bits; what an earlier surgery left is the same as the like."""
-    if isinstance(tensor, Dropped) or isinstance(other, Dropped):
-        return isinstance(tensor, Dropped) and isinstance(other, Dropped) and tensor.merges == other.merges
+    if isinstance(tensor, DroppedTensor) or isinstance(other, DroppedTensor):
+        return isinstance(tensor, DroppedTensor) and isinstance(other, DroppedTensor) and tensor.merges == other.merges
     return tensor is other or same_tensor(tensor, other)

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerprune.capture import Shadow
+from layerprune.capture import Sandbox
 from layerprune.edits import Edit
 from layerprune.graph import LayerGraph
-from layerprune.modules import CallTracker, Condition, RunningCall, buffers, parameters
+from layerprune.modules import CallTracker, ModelState, RunningCall, buffers, parameters
 from layerprune.replay.cached_call import Leaf, NotPlain, Outcome
-from layerprune.replay.call_reachability import Upstream
-from layerprune.replay.policy import Ledger
+from layerprune.replay.call_reachability import UnchangedCalls
+from layerprune.replay.policy import ReusePolicy
 from layerprune.surgery import Folded, applied
 from layerprune.tensors import map_tensors, tensors_in
 
@@ -51,7 +51,7 @@ class Unsure(BaseException):
     """
 
 
-class Handover:
+class OutputReuse:
     """Keeps outputs of the original's forward on one batch after the other, and hands them on.
 
     Args:
@@ -59,32 +59,32 @@ class Handover:
         graph: the layer graph; it tells what to keep, and what comes after an edit. What it says is not relied on.
         sets: the sets of edits that are to be made.
         folded: for each of them the weights of projections.
-        ledger: what is known of the model.
+        reuse_policy: what is known of the model.
     """
 
     def __init__(
         self,
-        shade: Shadow,
+        shade: Sandbox,
         graph: LayerGraph,
         sets: Sequence[Sequence[Edit]],
         folded: Sequence[Folded],
-        ledger: Ledger,
+        reuse_policy: ReusePolicy,
     ) -> None:
         self.shade = shade
-        self.ledger = ledger
+        self.reuse_policy = reuse_policy
         self.outcomes: dict[int, Outcome] = {}
         self.leaves: dict[int, Leaf] = {}
         self.wanted: list[frozenset[int]] = []
         self.is_steady = True
         self.batch_size = 1
-        ledger.doubt = ledger.doubt or _why_never(shade, graph)
-        self.is_on = not ledger.doubt and (ledger.is_trusted or len(sets) >= FEWEST)
+        reuse_policy.doubt = reuse_policy.doubt or _why_never(shade, graph)
+        self.is_on = not reuse_policy.doubt and (reuse_policy.is_trusted or len(sets) >= FEWEST)
         if not self.is_on:
             return
-        self.condition = Condition(shade.model)
-        ledger.doubt = self.condition.unseen
-        self.is_on = not ledger.doubt
-        self.upstream = Upstream(graph, shade.model)
+        self.condition = ModelState(shade.model)
+        reuse_policy.doubt = self.condition.unseen
+        self.is_on = not reuse_policy.doubt
+        self.upstream = UnchangedCalls(graph, shade.model)
         self.num_samples = max((graph.values[v].shape[0] for v in graph.inputs if graph.values[v].shape), default=1)
         hooked = {frame.index for frame in graph.frames if self.upstream.is_hooked(frame.index)}
         for edits, weights in zip(sets, folded, strict=True) if self.is_on else ():
@@ -117,12 +117,14 @@ class Handover:
         elif self.condition.changed() or self._has_moved:  # a cache that is filled once, or a state
             self._forget()
         else:
-            self.ledger.barred |= {
+            self.reuse_policy.barred |= {
                 frame
                 for frame in frames - keeper.too_large
                 if frame not in self.outcomes or not all(leaf.is_fresh for leaf in self.outcomes[frame].leaves)
             }
-            self.outcomes = {frame: one for frame, one in self.outcomes.items() if frame not in self.ledger.barred}
+            self.outcomes = {
+                frame: one for frame, one in self.outcomes.items() if frame not in self.reuse_policy.barred
+            }
 
     def check(self, sets: Sequence[int], num_samples: int, repeat: Callable[[], bool]) -> None:
         """Find out which calls can be kept, and whether forwards that go on from there are as whole ones.
@@ -140,7 +142,7 @@ class Handover:
             with self.shade.running(), self.keeping(sets, num_samples):
                 same = repeat()
             self._require(same, "the forward does not give the same twice")
-        if self.ledger.is_trusted or not self.outcomes:
+        if self.reuse_policy.is_trusted or not self.outcomes:
             return
         outer, inner = self.upstream.outermost(self.outcomes), self.upstream.innermost(self.outcomes)
         digests = {id(leaf): (leaf, _digest(leaf.tensor)) for one in self.outcomes.values() for leaf in one.leaves}
@@ -178,18 +180,18 @@ class Handover:
 
     def probe(self, sets: Sequence[int]) -> int | None:
         """Which set to measure again in whole, to be sure: that of which most was handed on; None once that is done."""
-        if not self.outcomes or self.ledger.is_trusted:
+        if not self.outcomes or self.reuse_policy.is_trusted:
             return None
         return max(sets, key=self._work_for)
 
     def confirm(self, same: bool) -> None:
         """Trust the model from here on, where a whole forward gave the same as one that was handed what was kept."""
         self._require(same, "an edited model gives something else where it goes on from what was kept")
-        self.ledger.is_trusted = True
+        self.reuse_policy.is_trusted = True
 
     def doubt(self, why: str) -> None:
         """Run whole forwards from here on."""
-        self.ledger.doubt, self.is_on, self.outcomes = why, False, {}
+        self.reuse_policy.doubt, self.is_on, self.outcomes = why, False, {}
 
     @property
     def _has_moved(self) -> bool:
@@ -204,10 +206,10 @@ class Handover:
     def _forget(self) -> None:
         """Run whole forwards on this batch, and see on the next whether the model is steady by then."""
         self.outcomes, self.is_steady = {}, False
-        self.condition = Condition(self.shade.model)
+        self.condition = ModelState(self.shade.model)
 
     def _chosen(self, sets: Sequence[int], scale: float) -> frozenset[int]:
-        wanted = [self.wanted[number] - self.ledger.barred for number in sets]
+        wanted = [self.wanted[number] - self.reuse_policy.barred for number in sets]
         return self.upstream.chosen(wanted, scale, MOST_BYTES)
 
     def _work_for(self, number: int) -> int:
@@ -223,15 +225,15 @@ class Handover:
         hander = _Hander(self, frozenset(frames))
         with hander.tracker.watching(self.shade.model, self.upstream.watched(frames)):
             yield
-        self.ledger.handed_on.update({frame: num * self.batch_size for frame, num in hander.handed_on.items()})
+        self.reuse_policy.handed_on.update({frame: num * self.batch_size for frame, num in hander.handed_on.items()})
 
 
 class _Replay:
     """Knows which calls of one forward are frames of the layer graph."""
 
-    def __init__(self, handover: Handover, frames: frozenset[int]) -> None:
-        self.handover = handover
-        self.upstream = handover.upstream
+    def __init__(self, output_reuse: OutputReuse, frames: frozenset[int]) -> None:
+        self.output_reuse = output_reuse
+        self.upstream = output_reuse.upstream
         self.frames = frames
         self.thread = threading.get_ident()
         self.tracker = CallTracker(self.upstream.names, self.run)
@@ -248,8 +250,8 @@ class _Replay:
 class _Keeper(_Replay):
     """Keeps what calls take and return, as the original's forward makes them."""
 
-    def __init__(self, handover: Handover, frames: frozenset[int]) -> None:
-        super().__init__(handover, frames)
+    def __init__(self, output_reuse: OutputReuse, frames: frozenset[int]) -> None:
+        super().__init__(output_reuse, frames)
         self.too_large: set[int] = set()
         self.num_bytes = 0
         self.memory: set[int] = set()
@@ -268,7 +270,7 @@ class _Keeper(_Replay):
         except NotPlain:
             return out
         if self.has_room(outcome):
-            self.handover.outcomes[frame] = outcome
+            self.output_reuse.outcomes[frame] = outcome
         else:
             self.too_large.add(frame)
             self.let_go(outcome)
@@ -276,7 +278,7 @@ class _Keeper(_Replay):
 
     def leaf(self, tensor: Tensor) -> Leaf:
         """The leaf of a tensor as it is now."""
-        leaves = self.handover.leaves
+        leaves = self.output_reuse.leaves
         leaf = leaves.get(id(tensor))
         if leaf is None or not leaf.is_fresh:
             leaf = leaves[id(tensor)] = Leaf(tensor)
@@ -285,7 +287,7 @@ class _Keeper(_Replay):
     def let_go(self, outcome: Outcome) -> None:
         for leaf in outcome.leaves:
             if _memory(leaf.tensor) not in self.memory:
-                self.handover.leaves.pop(id(leaf.tensor), None)
+                self.output_reuse.leaves.pop(id(leaf.tensor), None)
 
     def has_room(self, outcome: Outcome) -> bool:
         tensors = {_memory(leaf.tensor): leaf.tensor for leaf in outcome.leaves}
@@ -301,14 +303,14 @@ class _Keeper(_Replay):
 class _Hander(_Replay):
     """Hands on what was kept, for as long as calls take what they took."""
 
-    def __init__(self, handover: Handover, frames: frozenset[int]) -> None:
-        super().__init__(handover, frames)
+    def __init__(self, output_reuse: OutputReuse, frames: frozenset[int]) -> None:
+        super().__init__(output_reuse, frames)
         self.differs = False
         self.handed_on: Counter[int] = Counter()
 
     def run(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         frame = self.frame(call)
-        outcome = None if frame is None else self.handover.outcomes.get(frame)
+        outcome = None if frame is None else self.output_reuse.outcomes.get(frame)
         if frame is None or outcome is None or self.upstream.is_hooked(frame):
             return forward(*args, **kwargs)
         if not outcome.matches(args, kwargs, by_value=not self.differs):
@@ -320,11 +322,11 @@ class _Hander(_Replay):
             return outcome.rebuilt()
         out = forward(*args, **kwargs)  # an earlier set's forward has written into what was kept
         if not outcome.renew(args, kwargs, out):
-            del self.handover.outcomes[frame]
+            del self.output_reuse.outcomes[frame]
         return out
 
 
-def _why_never(shade: Shadow, graph: LayerGraph) -> str:
+def _why_never(shade: Sandbox, graph: LayerGraph) -> str:
     """Why a model's forwards are run whole from the start; empty where they may not have to be."""
     if graph.written_params:
         return "the forward writes into parameters"

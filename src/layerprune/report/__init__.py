@@ -1,30 +1,9 @@
 """The plan as text and tables for a person."""
 
+# pyright: reportUnusedImport=false
 from layerprune.report.budget_notes import cap_note, is_short, why_nothing
 from layerprune.report.first_screen import NUM_REMOVALS, SHARES, Offer, Screen, screen_lines
 from layerprune.report.groups_json import groups_as_json
 from layerprune.report.layout import WIDTH, terminal_width
 from layerprune.report.table import table_of
 from layerprune.report.text import Facts, Interval, Totals, figure_lines, groups_text, plan_text, summary_text
-
-__all__ = [
-    "NUM_REMOVALS",
-    "SHARES",
-    "WIDTH",
-    "Facts",
-    "Interval",
-    "Offer",
-    "Screen",
-    "Totals",
-    "cap_note",
-    "figure_lines",
-    "groups_as_json",
-    "groups_text",
-    "is_short",
-    "plan_text",
-    "screen_lines",
-    "summary_text",
-    "table_of",
-    "terminal_width",
-    "why_nothing",
-]

@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
-class Fold:
+class RepeatedGroups:
     """Groups of which the first is shown and the others are named.
 
     Attributes:
@@ -27,7 +27,9 @@ class Fold:
     others: tuple[int, ...] = ()
 
 
-def folds_of(groups: Sequence[Group], told: Sequence[Iterable[str]], sizes: Sequence[Hashable]) -> list[Fold]:
+def repeated_groups_of(
+    groups: Sequence[Group], told: Sequence[Iterable[str]], sizes: Sequence[Hashable]
+) -> list[RepeatedGroups]:
     """Find groups that are alike, and stand for each other.
 
     Args:
@@ -38,16 +40,16 @@ def folds_of(groups: Sequence[Group], told: Sequence[Iterable[str]], sizes: Sequ
     alike: dict[Hashable, list[int]] = {}
     for place, (group, lines, size) in enumerate(zip(groups, told, sizes, strict=True)):
         alike.setdefault((group.verdict, size, tuple(_NUMBER.sub("#", line) for line in lines)), []).append(place)
-    found: list[Fold] = []
+    found: list[RepeatedGroups] = []
     for places in alike.values():
         if len(places) < _FEWEST:
-            found += [Fold(place) for place in places]
+            found += [RepeatedGroups(place) for place in places]
         else:
-            found.append(Fold(places[0], tuple(places[1:])))
+            found.append(RepeatedGroups(places[0], tuple(places[1:])))
     return sorted(found, key=lambda fold: fold.first)
 
 
-def alike_line(fold: Fold, groups: Sequence[Group], impacts: Mapping[str, str]) -> str:
+def alike_line(fold: RepeatedGroups, groups: Sequence[Group], impacts: Mapping[str, str]) -> str:
     """Name the groups that are alike, by the numbers in which their names differ, with their impacts."""
     names = [groups[place].name for place in (fold.first, *fold.others)]
     numbers = [_NUMBER.findall(name) for name in names]

@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from layerprune.fidelity import Verdict as Judged
-from layerprune.graph import Group, LayerInfo, Verdict
+from layerprune.fidelity import HeldOutVerdict
+from layerprune.graph import Group, GroupVerdict, LayerInfo
 from layerprune.plan import PlannedRemoval, PruningPlan
 from layerprune.proof import Removal
 from layerprune.report.layout import WIDTH, rule, wrapped
-from layerprune.report.repeated_groups import Fold, alike_line, folds_of
+from layerprune.report.repeated_groups import RepeatedGroups, alike_line, repeated_groups_of
 
 SAFE = "✓ SAFE TO REMOVE"
 WITH_CALIBRATION = "○ REMOVABLE WITH CALIBRATION DATA"
 CRITICAL = "✗ CRITICAL"
-HEADINGS: Mapping[Verdict, str] = {"removable": SAFE, "with_calibration": WITH_CALIBRATION, "critical": CRITICAL}
+HEADINGS: Mapping[GroupVerdict, str] = {"removable": SAFE, "with_calibration": WITH_CALIBRATION, "critical": CRITICAL}
 
 
 #: The ends of an interval; None where there is none.
@@ -68,11 +68,11 @@ def groups_text(
     """
     known = [facts.get(group.name, Facts()) for group in groups]
     blocks = [_group_lines(n, group, fact, totals) for n, (group, fact) in enumerate(zip(groups, known, strict=True))]
-    folds = [Fold(number) for number in range(len(groups))]
+    folds = [RepeatedGroups(number) for number in range(len(groups))]
     if not full:
         told = [[line for line in lines[1:] if not line.startswith(_OWN)] for lines in blocks]
         sizes = [(g.num_params, g.num_removed, fact.macs) for g, fact in zip(groups, known, strict=True)]
-        folds = folds_of(groups, told, sizes)
+        folds = repeated_groups_of(groups, told, sizes)
     impacts = {group.name: impact_text(group.impact) for group in groups}
     lines = ["PRUNING GROUPS (each starting from a transform layer):", rule(width)]
     for fold in folds:
@@ -82,7 +82,7 @@ def groups_text(
     return "\n".join(wrapped(lines, width))
 
 
-_SAYS: Mapping[Verdict, str] = {"removable": "Note", "with_calibration": "Needs calibration", "critical": "Reason"}
+_SAYS: Mapping[GroupVerdict, str] = {"removable": "Note", "with_calibration": "Needs calibration", "critical": "Reason"}
 _OWN = ("  Impact Score: ", "  Impact Interval: ")  # in a block, what tells a group from others that are alike
 
 
@@ -183,7 +183,7 @@ def summary_text(
     return "\n".join(wrapped(lines, width))
 
 
-def plan_text(plan: PruningPlan, held_out: Judged | None = None, *, width: int = WIDTH) -> str:
+def plan_text(plan: PruningPlan, held_out: HeldOutVerdict | None = None, *, width: int = WIDTH) -> str:
     """Render what a plan removes, how close it came to its budgets, and what other sizes would cost.
 
     Args:

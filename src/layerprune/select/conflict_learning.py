@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from layerprune.graph import numbers_in, without_numbers
 from layerprune.proof import Removal
-from layerprune.removals import CannotRealise
-from layerprune.select.constraints import Ban
+from layerprune.removals import CannotLower
+from layerprune.select.constraints import Exclusion
 
 _SAMPLES = 3
 
@@ -21,7 +21,7 @@ Holds: TypeAlias = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True)
-class Family:
+class FailureFamily:
     """Removals that differ in numbers only, of which any so many fail, together with some others.
 
     Attributes:
@@ -40,7 +40,7 @@ class Family:
         return tuple(sorted((*self.others, member, *company)))
 
 
-def find_family(core: Sequence[int], removals: Sequence[Removal], holds: Holds) -> Family | None:
+def find_failure_family(core: Sequence[int], removals: Sequence[Removal], holds: Holds) -> FailureFamily | None:
     """Find out whether a set fails because too many of a kind go, rather than these very ones.
 
     A deep model repeats itself: where two of its 13 attention layers must stay, whichever, there are 13 sets of 12 that
@@ -72,7 +72,7 @@ def find_family(core: Sequence[int], removals: Sequence[Removal], holds: Holds) 
         return not holds([*rest, new]) and all(holds([*part, new]) for part in parts)
 
     members = [*moved, *filter(joins, outside)]
-    family = Family(tuple(i for i in core if i not in moved), tuple(sorted(members)), len(moved))
+    family = FailureFamily(tuple(i for i in core if i not in moved), tuple(sorted(members)), len(moved))
     return family if len(members) > len(moved) and _is_borne_out(family, holds) else None
 
 
@@ -96,7 +96,7 @@ def _outside(name: tuple[str, ...], core: Sequence[int], removals: Sequence[Remo
     return found
 
 
-def _is_borne_out(family: Family, holds: Holds) -> bool:
+def _is_borne_out(family: FailureFamily, holds: Holds) -> bool:
     """Whether some sets of as many members as are too many fail, and some of one less hold."""
     draw = random.Random(0)
     for _ in range(_SAMPLES):
@@ -109,7 +109,7 @@ def _is_borne_out(family: Family, holds: Holds) -> bool:
 _ALIKE = 4
 
 
-class Culprits:
+class ConflictLearner:
     """Finds out which removals of a set do not hold together.
 
     Three ways to learn more of a failure than one set. A deep model repeats itself: what fails between its blocks 3 and
@@ -120,23 +120,23 @@ class Culprits:
 
     Args:
         removals: the removals that sets are made of, by number.
-        check: proves a set, or raises :class:`CannotRealise`.
-        realise: the part of ``check`` that runs nothing; raises :class:`CannotRealise` where that much fails already.
+        check: proves a set, or raises :class:`CannotLower`.
+        lower_removal: the part of ``check`` that runs nothing; raises :class:`CannotLower` where that fails.
     """
 
     def __init__(
         self,
         removals: Sequence[Removal],
         check: Callable[[Sequence[int]], object],
-        realise: Callable[[Sequence[int]], object],
+        lower_removal: Callable[[Sequence[int]], object],
     ) -> None:
         self.removals = removals
         self.check = check
-        self.realise = realise
+        self.lower_removal = lower_removal
         self.known: dict[tuple[tuple[int, ...], bool], bool] = {}
         self.failed: dict[tuple[object, ...], int] = {}
 
-    def among(self, chosen: Sequence[int]) -> list[Ban]:
+    def among(self, chosen: Sequence[int]) -> list[Exclusion]:
         """Bans, the first of which forbid ``chosen``: of sets that fail and whose parts do not.
 
         There are enough of them that what they leave of ``chosen`` holds, or can be realised where ``chosen`` cannot:
@@ -145,7 +145,7 @@ class Culprits:
         left = tuple(chosen)
         runs = self.holds(left, runs=False)
         cores: list[tuple[int, ...]] = []
-        bans: list[Ban] = []
+        bans: list[Exclusion] = []
         while not cores or not self.holds(left, runs=runs):
             core = self.core(left)
             cores.append(core)
@@ -159,8 +159,8 @@ class Culprits:
                 self.failed[pattern] = self.failed.get(pattern, 0) + 1
         patterns = {self.pattern(core) for core in cores if len(core) == 2}
         # Of a weaker set in its place, what was found may be no alternative: then it is forbidden besides.
-        missed = [Ban.of(core) for core, ban in zip(cores, bans, strict=True) if not ban.forbids(core)]
-        return [*bans, *missed, *(Ban.of(pair) for pair in self.alike(patterns))]
+        missed = [Exclusion.of(core) for core, ban in zip(cores, bans, strict=True) if not ban.forbids(core)]
+        return [*bans, *missed, *(Exclusion.of(pair) for pair in self.alike(patterns))]
 
     def core(self, failing: tuple[int, ...]) -> tuple[int, ...]:
         """A subset that fails and whose parts do not, by halving (QuickXplain, Junker 2004).
@@ -189,9 +189,9 @@ class Culprits:
             return True
         if key not in self.known:
             try:
-                (self.check if runs else self.realise)(key[0])
+                (self.check if runs else self.lower_removal)(key[0])
                 self.known[key] = True
-            except CannotRealise:
+            except CannotLower:
                 self.known[key] = False
         return self.known[key]
 
@@ -218,7 +218,7 @@ class Culprits:
 
     # ---- other ways to lose the same layers -----------------------------------------------------------------------
 
-    def ban(self, core: tuple[int, ...]) -> Ban:
+    def ban(self, core: tuple[int, ...]) -> Exclusion:
         """Forbid a set that fails and whose parts do not, with all that fails as it does.
 
         Every member of the set is first exchanged for the removal that kills least and still fails with the others.
@@ -226,16 +226,16 @@ class Culprits:
         the same layers by other removals.
         """
         if len(core) < 3:
-            return Ban.of(core)
+            return Exclusion.of(core)
         runs = self.holds(core, runs=False)
         weak = self.weakest(core, runs)
         for some in dict.fromkeys((weak, core)):
-            family = find_family(some, self.removals, lambda tried: self.holds(tried, runs=runs))
+            family = find_failure_family(some, self.removals, lambda tried: self.holds(tried, runs=runs))
             if family is not None:
                 return self.ban_of_family(family, runs)
         return self.ban_of_set(weak, runs)
 
-    def ban_of_set(self, core: tuple[int, ...], runs: bool) -> Ban:
+    def ban_of_set(self, core: tuple[int, ...], runs: bool) -> Exclusion:
         """Forbid one set, with all that loses the same layers.
 
         Of what must not all go (the layers that can tell how long the past in a cache is, say) each goes in several
@@ -249,14 +249,18 @@ class Culprits:
         second = [self.second(m, each) for m, each in zip(core, lists, strict=True)]
         alternatives = tuple(tuple(sorted(each)) for each in lists)
         if set(second) == set(core):
-            return Ban.of(core)
+            return Exclusion.of(core)
         if not self.holds(second, runs=runs):
-            return Ban(alternatives) if self.holds(second[1:], runs=runs) else Ban.of(core)
+            return Exclusion(alternatives) if self.holds(second[1:], runs=runs) else Exclusion.of(core)
         own = tuple(member for member in core if member not in second)
         mixed = [[*second[:i], m, *second[i + 1 :]] for i, m in enumerate(core) if m in own]
-        return Ban.of(core) if any(self.holds(some, runs=runs) for some in mixed) else Ban((*alternatives, own))
+        return (
+            Exclusion.of(core)
+            if any(self.holds(some, runs=runs) for some in mixed)
+            else Exclusion((*alternatives, own))
+        )
 
-    def ban_of_family(self, family: Family, runs: bool) -> Ban:
+    def ban_of_family(self, family: FailureFamily, runs: bool) -> Exclusion:
         """Forbid all sets of too many of a family, with all that loses the same layers if mixtures fail as well."""
         lists = {i: self.alternatives(i, family.failing(i), runs) for i in family.members}
         lists |= {i: self.alternatives(i, family.failing(family.members[0]), runs) for i in family.others}
@@ -264,7 +268,7 @@ class Culprits:
         if self.holds(second, runs=runs) or not self.holds(second[1:], runs=runs):
             lists = {i: [i] for i in lists}
         others, members = ([tuple(sorted(lists[i])) for i in some] for some in (family.others, family.members))
-        return Ban(tuple(others), tuple(members), family.num)
+        return Exclusion(tuple(others), tuple(members), family.num)
 
     def second(self, member: int, alternatives: Sequence[int]) -> int:
         """The smallest of a member's alternatives; the member itself where there is none."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
-from layerprune.select.constraints import Ban
+from layerprune.select.constraints import Exclusion
 
 
-def bans_of(graph: LayerGraph, removals: Sequence[Removal]) -> list[Ban]:
+def exclusions_of(graph: LayerGraph, removals: Sequence[Removal]) -> list[Exclusion]:
     """All that the layer graph rules out: pairs, and what would leave a concat nothing to join."""
-    return [*map(Ban.of, conflicts(graph, removals)), *_emptied(graph, removals)]
+    return [*map(Exclusion.of, conflicts(graph, removals)), *_emptied(graph, removals)]
 
 
 def conflicts(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int, int]]:
@@ -29,16 +29,16 @@ def conflicts(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int,
     return sorted(found)
 
 
-def _emptied(graph: LayerGraph, removals: Sequence[Removal]) -> list[Ban]:
+def _emptied(graph: LayerGraph, removals: Sequence[Removal]) -> list[Exclusion]:
     """Concats that would be left nothing to join: each of their operands is dropped by one removal or another."""
     droppers: dict[int, dict[int, list[int]]] = {}
     for index, removal in enumerate(removals):
         for merge, value in removal.cut.dropped:
             droppers.setdefault(merge, {}).setdefault(value, []).append(index)
-    found: dict[Ban, None] = {}
+    found: dict[Exclusion, None] = {}
     for merge, by_value in droppers.items():
         if len(by_value) > 1 and {(value,) for value in by_value} >= set(graph.layers[merge].operands):
-            found[Ban(tuple(map(tuple, by_value.values())))] = None
+            found[Exclusion(tuple(map(tuple, by_value.values())))] = None
     return list(found)
 
 

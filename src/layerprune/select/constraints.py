@@ -50,7 +50,7 @@ def weighted(parts: Iterable[tuple[Pieces, float]]) -> dict[tuple[int, ...], flo
 
 
 @dataclass(frozen=True)
-class Ban:
+class Exclusion:
     """What must not be chosen together: of each of some lists of removals one, and of a family of lists too many.
 
     Attributes:
@@ -64,7 +64,7 @@ class Ban:
     num: int = 0
 
     @classmethod
-    def of(cls, removals: Iterable[int]) -> Ban:
+    def of(cls, removals: Iterable[int]) -> Exclusion:
         """The ban of one set and those that hold it."""
         return cls(tuple((i,) for i in sorted(set(removals))))
 

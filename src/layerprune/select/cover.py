@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerprune.select.constraints import Ban, Limit
+from layerprune.select.constraints import Exclusion, Limit
 from layerprune.select.problem import Problem
 from layerprune.select.search import Search
 
@@ -34,7 +34,7 @@ def cover(
     impacts = problem.impacts / max(float(np.abs(problem.impacts).max(initial=0.0)), 1e-30)
     costs = np.asarray(besides, dtype=float) / max(max(besides, default=0.0), 1.0) + 1e-2 / len(impacts) * (1 + impacts)
 
-    def solve(limits: Sequence[Limit], bans: Sequence[Ban]) -> Sequence[int]:
+    def solve(limits: Sequence[Limit], bans: Sequence[Exclusion]) -> Sequence[int]:
         return search.programme.least(costs, [*limits, *needs], bans)
 
     return search.first_valid(solve)

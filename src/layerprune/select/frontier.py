@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from layerprune.select.conflicts import bans_of
-from layerprune.select.constraints import Ban, Limit, Pieces, amount
-from layerprune.select.milp import GAP, Programme
+from layerprune.select.conflicts import exclusions_of
+from layerprune.select.constraints import Exclusion, Limit, Pieces, amount
+from layerprune.select.milp import GAP, Milp
 from layerprune.select.problem import Problem
 
 _POINTS = 10
@@ -28,7 +28,7 @@ class Point:
     impact: float
 
 
-def frontier(problem: Problem, pieces: Pieces, bans: Sequence[Ban] | None = None) -> tuple[Point, ...]:
+def frontier(problem: Problem, pieces: Pieces, bans: Sequence[Exclusion] | None = None) -> tuple[Point, ...]:
     """Find the least sum of impacts for sizes from a tenth of the most that can go together up to all of that.
 
     Sums predict; that the sets hold together was told from the layer graph, not proven.
@@ -38,8 +38,8 @@ def frontier(problem: Problem, pieces: Pieces, bans: Sequence[Ban] | None = None
         pieces: what removals take of what is to shrink.
         bans: sets that do not hold together; told from the layer graph if None.
     """
-    known = bans_of(problem.graph, problem.removals) if bans is None else list(bans)
-    programme = Programme(len(problem.removals))
+    known = exclusions_of(problem.graph, problem.removals) if bans is None else list(bans)
+    programme = Milp(len(problem.removals))
     most = amount(pieces, programme.most(pieces, [], known))
     found: dict[float, float] = {}
     for low in np.linspace(most / _POINTS, most * (1 - GAP), _POINTS) if most else ():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import TypeAlias
 
-from layerprune.cost import Taken
+from layerprune.cost import Savings
 from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
 from layerprune.select.conflicts import conflicts
@@ -24,10 +24,10 @@ _FEW = 50  # removals up to which slices count: of a DenseNet's 62 each solution
 
 #: A set of removals, ascending → what it takes; None where it does not hold together.
 Sizes: TypeAlias = Callable[[tuple[int, ...]], "float | None"]
-Takings: TypeAlias = Callable[[tuple[int, ...]], "Taken | None"]
+Takings: TypeAlias = Callable[[tuple[int, ...]], "Savings | None"]
 
 
-def companies(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takings) -> list[tuple[int, ...]]:
+def interactions(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takings) -> list[tuple[int, ...]]:
     """Find the sets of two or more removals of which each replaces what another one's projection, or slice, reads.
 
     Args:
@@ -67,12 +67,12 @@ def companies(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takings)
     return found
 
 
-def _changed(taken: Taken, *, slices: bool) -> tuple[int, ...]:
+def _changed(taken: Savings, *, slices: bool) -> tuple[int, ...]:
     """The parameters that stay with other channels: those of a projection, or, with ``slices``, fewer."""
     return (*taken.growth, *taken.parts) if slices else tuple(taken.growth)
 
 
-def with_company(pieces: Pieces, sets: Sequence[tuple[int, ...]], size_of: Sizes) -> dict[tuple[int, ...], float]:
+def with_interactions(pieces: Pieces, sets: Sequence[tuple[int, ...]], size_of: Sizes) -> dict[tuple[int, ...], float]:
     """Correct pieces, so that what they say of some sets is what these take.
 
     What a set takes beyond the sum of its parts goes where all its members go. In pieces, each of which goes with any

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 from scipy.sparse import csr_array
 
-from layerprune.select.constraints import Ban, Limit
+from layerprune.select.constraints import Exclusion, Limit
 
 _STEPS = 500
 _FEW = 200  # removals, up to which two at a time are tried
@@ -16,7 +16,7 @@ _MOST_OUT = 3  # removals that one mutation takes out
 _ENOUGH = 1e-9  # of the cost: what counts as better
 
 
-class Swaps:
+class LocalSearch:
     """Sets of removals, what they cost and what they take; moves from one to the next.
 
     Args:
@@ -26,7 +26,7 @@ class Swaps:
         bans: sets that must not be chosen.
     """
 
-    def __init__(self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Ban]) -> None:
+    def __init__(self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Exclusion]) -> None:
         self.own = costs if costs.ndim == 1 else costs.diagonal()
         self.pairs = None if costs.ndim == 1 else costs - np.diag(self.own)
         plain = [ban for ban in bans if not ban.family]

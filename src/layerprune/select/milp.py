@@ -10,8 +10,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from layerprune.select.constraints import Ban, Limit, Pieces
-from layerprune.select.local_search import Swaps
+from layerprune.select.constraints import Exclusion, Limit, Pieces
+from layerprune.select.local_search import LocalSearch
 
 #: How far the set that takes the most may stay below the most that there is: far within the slack.
 GAP = 0.005
@@ -28,7 +28,7 @@ _SECONDS = 120.0
 _Row: TypeAlias = tuple[dict[int, float], float, float]
 
 
-class Programme:
+class Milp:
     """Solves for sets of removals, exactly (scipy's ``milp``) where that ends in the steps allowed.
 
     Args:
@@ -42,21 +42,23 @@ class Programme:
         self.num = num_removals
         self.is_cut_short = False
 
-    def most(self, pieces: Pieces, limits: Sequence[Limit], bans: Sequence[Ban], gap: float = GAP) -> list[int]:
+    def most(self, pieces: Pieces, limits: Sequence[Limit], bans: Sequence[Exclusion], gap: float = GAP) -> list[int]:
         """The removals that take the most of some pieces within limits, but for a gap; empty where none fit."""
         columns = _Columns(self.num, [pieces, *(limit.pieces for limit in limits)], bans)
         gains = columns.spread(pieces)
         return self.run(-gains, columns, limits, bans, gap)[0]
 
-    def least(self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Ban], gap: float = EXACT) -> list[int]:
+    def least(
+        self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Exclusion], gap: float = EXACT
+    ) -> list[int]:
         """The removals of least cost within limits, roughly with a wide gap; empty where none has to go."""
         columns = _Columns(self.num, [limit.pieces for limit in limits], bans)
         spread = np.concatenate([costs, np.zeros(len(columns.groups))])
         chosen, is_proven = self.run(spread, columns, limits, bans, gap)
-        return chosen if is_proven or not chosen else Swaps(costs, limits, bans).improve(chosen)
+        return chosen if is_proven or not chosen else LocalSearch(costs, limits, bans).improve(chosen)
 
     def run(
-        self, costs: np.ndarray, columns: _Columns, limits: Sequence[Limit], bans: Sequence[Ban], gap: float
+        self, costs: np.ndarray, columns: _Columns, limits: Sequence[Limit], bans: Sequence[Exclusion], gap: float
     ) -> tuple[list[int], bool]:
         rows = [*columns.rows(), *(columns.row_of(limit) for limit in limits), *map(columns.row_against, bans)]
         if not rows:
@@ -82,7 +84,7 @@ class Programme:
 class _Columns:
     """The variables: one per removal, then one per group that pieces or bans speak of."""
 
-    def __init__(self, num: int, some: Iterable[Pieces], bans: Sequence[Ban]) -> None:
+    def __init__(self, num: int, some: Iterable[Pieces], bans: Sequence[Exclusion]) -> None:
         named = [takers for pieces in some for takers in pieces]
         named += [group for ban in bans for group in ban.limit.pieces]
         self.groups: list[tuple[int, ...]] = [group for group in dict.fromkeys(named) if len(group) > 1]
@@ -117,7 +119,7 @@ class _Columns:
         row = {column: float(size / scale) for column, size in enumerate(sizes) if size}
         return row or {0: 0.0}, limit.low / scale, limit.high / scale
 
-    def row_against(self, ban: Ban) -> _Row:
+    def row_against(self, ban: Exclusion) -> _Row:
         """Of a ban's lists not every one has a member, or not too many of its family."""
         limit = ban.limit
         return {self.place(group): size for group, size in limit.pieces.items()}, -math.inf, limit.high

@@ -13,7 +13,7 @@ from layerprune.errors import CalibrationError, CriticalGroupError, UnknownNameE
 from layerprune.graph import Group, LayerGraph, LayerInfo
 from layerprune.plan import PlannedRemoval
 from layerprune.proof import Removal, by_impact
-from layerprune.removals import CannotRealise
+from layerprune.removals import CannotLower
 from layerprune.select.cover import cover
 from layerprune.select.problem import Problem
 
@@ -72,7 +72,7 @@ def removals_for(
     chosen = _least_besides(wishes, wanted, sizes, problem.removals)
     try:
         _ = problem.prove(chosen) if chosen else None
-    except CannotRealise:
+    except CannotLower:
         besides = [_besides(removal, wanted, sizes)[0] for removal in problem.removals]
         return list(cover(problem, sorted(wanted), fixed, besides) or chosen)
     return chosen

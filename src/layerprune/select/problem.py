@@ -84,8 +84,8 @@ class Problem:
         graph: the layer graph.
         removals: the removals.
         resources: what they save, and the budgets on it.
-        prove: proves a set; raises :class:`CannotRealise` where it does not hold together.
-        realise: the part of ``prove`` that runs nothing.
+        prove: proves a set; raises :class:`CannotLower` where it does not hold together.
+        lower_removal: the part of ``prove`` that runs nothing.
         harm: what each of several sets does to the output when it is made, ``nan`` where it cannot be; None where
             nothing can be measured.
         pairs: what pairs cost more than their parts, ``(removal, removal)``, half of it at either place; None where
@@ -108,7 +108,7 @@ class Problem:
     removals: Sequence[Removal]
     resources: Sequence[Resource]
     prove: Callable[[Sequence[int]], object]
-    realise: Callable[[Sequence[int]], object] = lambda some: None
+    lower_removal: Callable[[Sequence[int]], object] = lambda some: None
     harm: Callable[[Sequence[Sequence[int]]], np.ndarray] | None = None
     pairs: np.ndarray | None = None
     resampled: np.ndarray | None = None

@@ -9,7 +9,7 @@ from torch import nn
 
 from layerprune.cost import (
     Latency,
-    Taken,
+    Savings,
     activation_peak_bytes,
     buffer_bytes,
     bundles,
@@ -26,15 +26,15 @@ from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import num_params
 from layerprune.plan import PlannedFigure
-from layerprune.proof import Joints, Removal
-from layerprune.removals import CannotRealise, Realisation
+from layerprune.proof import JointRemovals, Removal
+from layerprune.removals import CannotLower, Lowering
 from layerprune.select.budgets import Budgets
 from layerprune.select.constraints import Limit, Pieces
-from layerprune.select.interactions import companies, with_company
+from layerprune.select.interactions import interactions, with_interactions
 from layerprune.select.problem import Resource
 
 
-class Meter:
+class ResourceMeter:
     """Measures what sets of removals save, each thing when it is first asked for.
 
     Args:
@@ -46,7 +46,7 @@ class Meter:
     """
 
     def __init__(
-        self, model: nn.Module, graph: LayerGraph, inputs: Inputs, joints: Joints, removals: Sequence[Removal]
+        self, model: nn.Module, graph: LayerGraph, inputs: Inputs, joints: JointRemovals, removals: Sequence[Removal]
     ) -> None:
         self.model = model
         self.graph = graph
@@ -54,7 +54,7 @@ class Meter:
         self.joints = joints
         self.removals = removals
         self._latencies: dict[tuple[int, ...], tuple[Latency, Latency]] = {}
-        self._joint: dict[tuple[int, ...], Realisation | None] = {}
+        self._joint: dict[tuple[int, ...], Lowering | None] = {}
 
     def resources(self, budgets: Budgets) -> list[Resource]:
         """What budgets speak of; caps are filled where nothing has to go."""
@@ -137,7 +137,7 @@ class Meter:
     def param_pieces(self) -> Pieces:
         """What removals take of the parameters."""
         modules, sizes = self.joints.prover.modules, self.graph.size_of_param
-        return self._pieces(sizes, lambda realisation: params_taken(self.graph, modules, realisation))
+        return self._pieces(sizes, lambda lowering: params_taken(self.graph, modules, lowering))
 
     @property
     def has_to_shrink(self) -> Limit | None:
@@ -146,9 +146,11 @@ class Meter:
             return None
         return Limit(self.param_pieces, low=float(min(1, *(removal.num_params for removal in self.removals))))
 
-    def of(self, removals: Sequence[Removal]) -> Meter:
+    def of(self, removals: Sequence[Removal]) -> ResourceMeter:
         """A meter of the same model for other removals."""
-        return Meter(self.model, self.graph, self.inputs, Joints(self.joints.prover, removals, self.model), removals)
+        return ResourceMeter(
+            self.model, self.graph, self.inputs, JointRemovals(self.joints.prover, removals, self.model), removals
+        )
 
     @cached_property
     def macs_pieces(self) -> Pieces:
@@ -157,35 +159,35 @@ class Meter:
 
     def _by_layer(self, costs: Mapping[int, float]) -> Pieces:
         modules = self.joints.prover.modules
-        return self._pieces(costs, lambda realisation: layers_taken(self.graph, modules, realisation, costs))
+        return self._pieces(costs, lambda lowering: layers_taken(self.graph, modules, lowering, costs))
 
-    def _pieces(self, sizes: Mapping[int, float], taken_by: Callable[[Realisation], Taken]) -> Pieces:
-        alone = bundles(sizes, [taken_by(removal.realisation) for removal in self.removals])
+    def _pieces(self, sizes: Mapping[int, float], taken_by: Callable[[Lowering], Savings]) -> Pieces:
+        alone = bundles(sizes, [taken_by(removal.lowering) for removal in self.removals])
 
         def size_of(some: tuple[int, ...]) -> float | None:
             joint = self._together(some)
             return None if joint is None else taken_by(joint).amount(sizes)
 
-        return with_company(alone, self._companies, size_of)
+        return with_interactions(alone, self._companies, size_of)
 
     @cached_property
     def _companies(self) -> list[tuple[int, ...]]:
         modules = self.joints.prover.modules
 
-        def taken_by(some: tuple[int, ...]) -> Taken | None:
+        def taken_by(some: tuple[int, ...]) -> Savings | None:
             joint = self._together(some)
             return None if joint is None else params_taken(self.graph, modules, joint)
 
-        return companies(self.graph, self.removals, taken_by)
+        return interactions(self.graph, self.removals, taken_by)
 
-    def _together(self, some: tuple[int, ...]) -> Realisation | None:
+    def _together(self, some: tuple[int, ...]) -> Lowering | None:
         """A set as it would be carried out; None where it cannot be."""
         if len(some) == 1:
-            return self.removals[some[0]].realisation
+            return self.removals[some[0]].lowering
         if some not in self._joint:
             try:
                 self._joint[some] = self.joints.likely(some)
-            except CannotRealise:
+            except CannotLower:
                 self._joint[some] = None
         return self._joint[some]
 
@@ -206,10 +208,10 @@ class Meter:
         """The multiply-accumulates of each layer, and of the whole forward."""
         return tally_layers(self.model, self.graph, self.inputs)
 
-    def macs_taken(self, realisation: Realisation) -> float:
+    def macs_taken(self, lowering: Lowering) -> float:
         """The multiply-accumulates that one removal saves, or a set: of layers that die, and of channels that go."""
         modules, costs = self.joints.prover.modules, self.macs_by_layer
-        return layers_taken(self.graph, modules, realisation, costs).amount(costs)
+        return layers_taken(self.graph, modules, lowering, costs).amount(costs)
 
     @cached_property
     def memory_before(self) -> int:

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from layerprune.impact import counted
-from layerprune.removals import CannotRealise
-from layerprune.select.conflict_learning import Culprits
-from layerprune.select.conflicts import bans_of
-from layerprune.select.constraints import Ban, Limit, weighted
-from layerprune.select.milp import GAP, Programme
+from layerprune.removals import CannotLower
+from layerprune.select.conflict_learning import ConflictLearner
+from layerprune.select.conflicts import exclusions_of
+from layerprune.select.constraints import Exclusion, Limit, weighted
+from layerprune.select.milp import GAP, Milp
 from layerprune.select.problem import Problem
 
 _ROUNDS = 60
@@ -20,7 +20,7 @@ _NUDGE = 1e-9  # by how much more a bound is moved than in proportion: what brok
 _FEWEST = 0.5  # a bound moves to half, or the double, of what broke it at the most
 
 #: Finds a set within limits that holds none of the bans; an empty one where there is none.
-Solver = Callable[[Sequence[Limit], Sequence[Ban]], Sequence[int]]
+Solver = Callable[[Sequence[Limit], Sequence[Exclusion]], Sequence[int]]
 
 
 class Search:
@@ -38,15 +38,15 @@ class Search:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.programme = Programme(len(problem.removals))
-        self.bans: list[Ban] = bans_of(problem.graph, problem.removals)
+        self.programme = Milp(len(problem.removals))
+        self.bans: list[Exclusion] = exclusions_of(problem.graph, problem.removals)
         self.rounds = _ROUNDS
         self.notes: list[str] = []
         self.floor: Limit | None = None
         self._fullest: tuple[int, ...] | None = None
         self._limits = [resource.limit for resource in problem.resources]
         self._always = [] if problem.size is None else [problem.size]
-        self._culprits = Culprits(problem.removals, problem.prove, problem.realise)
+        self._culprits = ConflictLearner(problem.removals, problem.prove, problem.lower_removal)
         self._measured: dict[tuple[int, ...], list[float]] = {}
         self._harms: dict[tuple[int, ...], float] = {}
         self._solved: dict[str, tuple[list[float], list[tuple[int, ...]]]] = {}
@@ -88,7 +88,7 @@ class Search:
             if not self.holds(chosen):
                 continue
             if not self.problem.is_smaller(chosen):
-                self.bans.append(Ban.of(chosen))
+                self.bans.append(Exclusion.of(chosen))
             elif self.is_within(chosen):
                 return chosen
         return None
@@ -97,7 +97,7 @@ class Search:
         """Whether a set is proven; what is to blame where it is not is banned."""
         try:
             self.problem.prove(chosen)
-        except CannotRealise:
+        except CannotLower:
             self.bans += self._culprits.among(chosen)
             return False
         return True
@@ -106,7 +106,7 @@ class Search:
         """Whether a set is proven and leaves a smaller model; who is to blame where it is not is not asked."""
         try:
             self.problem.prove(chosen)
-        except CannotRealise:
+        except CannotLower:
             return False
         return self.problem.is_smaller(chosen)
 
@@ -148,7 +148,7 @@ class Search:
             limit = self._limits[place]
             promised = limit.of(chosen)
             if promised <= 0 and not resource.at_least <= amount <= resource.at_most:
-                self.bans.append(Ban.of(chosen))  # no bound is in proportion to that
+                self.bans.append(Exclusion.of(chosen))  # no bound is in proportion to that
                 kept = False
             elif amount > resource.at_most:
                 high = promised * max(resource.at_most / amount, _FEWEST) * (1 - _NUDGE)

@@ -3,11 +3,12 @@
 An absent tensor has a shape and no values. The merge that reads it leaves it out, any other reader raises an error.
 """
 
+# pyright: reportUnusedImport=false
 from layerprune.stand_ins.absent import (
     MERGES,
     STAND_INS,
-    Dropped,
     DroppedBranch,
+    DroppedTensor,
     PassThrough,
     SkipsDropped,
     dropped,
@@ -15,23 +16,5 @@ from layerprune.stand_ins.absent import (
     watching_merges,
 )
 from layerprune.stand_ins.class_members import kept_members, parts_read
-from layerprune.stand_ins.never_run import Vacated
-from layerprune.stand_ins.removed_attributes import GONE, plain, shown
-
-__all__ = [
-    "GONE",
-    "MERGES",
-    "STAND_INS",
-    "Dropped",
-    "DroppedBranch",
-    "PassThrough",
-    "SkipsDropped",
-    "Vacated",
-    "dropped",
-    "dropped_tensors",
-    "kept_members",
-    "parts_read",
-    "plain",
-    "shown",
-    "watching_merges",
-]
+from layerprune.stand_ins.never_run import NeverRun
+from layerprune.stand_ins.removed_attributes import REMOVED_VALUE, plain, shown

@@ -66,7 +66,7 @@ def merge_name(function: str) -> str:
     return function.strip("_")
 
 
-class Dropped(Tensor):
+class DroppedTensor(Tensor):
     """A tensor that has been removed from the network: it has no shape and no values.
 
     Any function of a dropped tensor is dropped too, except a merge of the kinds in :attr:`merges`: it hands on its
@@ -113,7 +113,7 @@ class Dropped(Tensor):
     def __format__(self, format_spec: str) -> str:
         return format(math.nan, format_spec) if format_spec else repr(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Dropped:
+    def __deepcopy__(self, memo: dict[int, Any]) -> DroppedTensor:
         return dropped(self.merges, self.copies, self.dtype, self.moved)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -122,10 +122,10 @@ class Dropped(Tensor):
 
 def dropped(
     merges: Iterable[str], copies: bool = False, dtype: torch.dtype = torch.float32, moved: bool = False
-) -> Dropped:
+) -> DroppedTensor:
     """Make a dropped tensor that the merges named leave out; a forward may ask for its type."""
     with _disable_current_modes():  # a constant of the pruned model, never a traced value
-        token = torch.zeros((), dtype=dtype).as_subclass(Dropped)
+        token = torch.zeros((), dtype=dtype).as_subclass(DroppedTensor)
     token.merges = frozenset(merges)
     token.copies = copies
     token.moved = moved
@@ -175,25 +175,25 @@ def is_described() -> bool:
 def _writes_into_live(raw: str, args: Sequence[Any]) -> bool:
     """Whether a function writes into its first argument in place, and that is a tensor which stays."""
     writes = raw == "__setitem__" or (raw.startswith("__i") and raw != "__invert__") or (raw[-1:] == "_" != raw[:1])
-    return writes and bool(args) and isinstance(args[0], Tensor) and not isinstance(args[0], Dropped)
+    return writes and bool(args) and isinstance(args[0], Tensor) and not isinstance(args[0], DroppedTensor)
 
 
-def _note(token: Dropped, kind: str) -> None:
+def _note(token: DroppedTensor, kind: str) -> None:
     if token.merge_log is not None:
         token.merge_log(kind)
 
 
-def _dropped_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
+def _dropped_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> DroppedTensor:
     """The dropped argument that the result stands for: the first one that some merge leaves out, if there is one.
 
     In ``gamma * branch(x)`` both may be dropped, and it is the branch that the sum behind leaves out.
     """
-    found: list[Dropped] = []
+    found: list[DroppedTensor] = []
     for value in (*args, *kwargs.values()):
-        if isinstance(value, Dropped):
+        if isinstance(value, DroppedTensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            found += [item for item in cast("Sequence[Any]", value) if isinstance(item, Dropped)]
+            found += [item for item in cast("Sequence[Any]", value) if isinstance(item, DroppedTensor)]
     for token in found:
         if token.merges:
             return token
@@ -203,12 +203,12 @@ def _dropped_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
 
 
 def _merge(
-    func: Callable[..., Any], name: str, raw: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, Any]
+    func: Callable[..., Any], name: str, raw: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
     """Hand on what the merge has left without its dropped operands."""
     if MERGES[name] == "cat":
         operands = cast("Sequence[Any]", args[0] if args else kwargs["tensors"])
-        kept = [t for t in operands if not isinstance(t, Dropped)]
+        kept = [t for t in operands if not isinstance(t, DroppedTensor)]
         if not kept:
             return token
         _note(token, "cat")
@@ -217,26 +217,26 @@ def _merge(
     operands = [*args, *kwargs.values()]
     if MERGES[name] == "bypass":
         operands = [args[0]] if args else [kwargs["input"]]
-    kept = [t for t in operands if isinstance(t, Tensor) and not isinstance(t, Dropped)]
+    kept = [t for t in operands if isinstance(t, Tensor) and not isinstance(t, DroppedTensor)]
     if not kept:
         return token
-    if name in ("sub", "isub", "subtract") and isinstance(args[0], Dropped):
+    if name in ("sub", "isub", "subtract") and isinstance(args[0], DroppedTensor):
         raise DroppedTensorError("the left side of a subtraction cannot be dropped: what remains would change its sign")
     _note(token, MERGES[name])
-    if raw in _INPLACE and not isinstance(args[0], Dropped):
+    if raw in _INPLACE and not isinstance(args[0], DroppedTensor):
         return kept[0]
     merged = kept[0] if MERGES[name] == "bypass" else _widened(kept[0], token)
     return merged.clone() if token.copies and merged is kept[0] else merged
 
 
-def _widened(merged: Tensor, token: Dropped) -> Tensor:
+def _widened(merged: Tensor, token: DroppedTensor) -> Tensor:
     """Bring what is left of a merge to the type that its dropped operand would give it."""
     if not token.moved or not merged.is_floating_point():
         return merged
     return merged.to(torch.promote_types(merged.dtype, token.dtype))
 
 
-def _spread(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _spread(name: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Hand the drop on through any other function, in the structure that the function returns."""
     if name == "chunk":
         return tuple([token] * int(args[1] if len(args) > 1 else kwargs["chunks"]))
@@ -250,7 +250,7 @@ def _spread(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str,
     return _cast(name, token, args, kwargs) if token.moved and name in _CASTS else token
 
 
-def _cast(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Dropped:
+def _cast(name: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> DroppedTensor:
     """A dropped tensor that a forward casts: of the type that it is cast to."""
     with torch._C.DisableTorchFunctionSubclass():
         plain = torch.zeros((), dtype=token.dtype)
@@ -261,7 +261,7 @@ def _cast(name: str, token: Dropped, args: Sequence[Any], kwargs: Mapping[str, A
 class _Pieces(Sequence[Any]):
     """A dropped tensor split into pieces of a given size: each is dropped, and how many there are is not known."""
 
-    def __init__(self, token: Dropped) -> None:
+    def __init__(self, token: DroppedTensor) -> None:
         self.token = token
 
     def __getitem__(self, index: Any) -> Any:
@@ -276,13 +276,13 @@ class _Pieces(Sequence[Any]):
         raise DroppedTensorError("a forward counts the pieces of a dropped tensor")
 
 
-def dropped_tensors(model: nn.Module) -> list[Dropped]:
+def dropped_tensors(model: nn.Module) -> list[DroppedTensor]:
     """The dropped tensors that a model's modules hold."""
-    return [value for module in model.modules() for value in vars(module).values() if type(value) is Dropped]
+    return [value for module in model.modules() for value in vars(module).values() if type(value) is DroppedTensor]
 
 
 @contextmanager
-def watching_merges(tokens: Sequence[Dropped], names: Mapping[int, str]) -> Generator[list[tuple[str, str]]]:
+def watching_merges(tokens: Sequence[DroppedTensor], names: Mapping[int, str]) -> Generator[list[tuple[str, str]]]:
     """Collect the merges that leave dropped tensors out: the kind of each, and from where it was called.
 
     Args:
@@ -365,7 +365,7 @@ class PassThrough(StandIn):
 
 
 def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and not isinstance(value, Dropped) else value
+    return value.clone() if isinstance(value, Tensor) and not isinstance(value, DroppedTensor) else value
 
 
 class SkipsDropped(nn.Module):
@@ -377,7 +377,7 @@ class SkipsDropped(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the first argument that is dropped, or what the module makes of its arguments."""
-        token = next((value for value in (*args, *kwargs.values()) if isinstance(value, Dropped)), None)
+        token = next((value for value in (*args, *kwargs.values()) if isinstance(value, DroppedTensor)), None)
         return self.inner(*args, **kwargs) if token is None else token
 
 

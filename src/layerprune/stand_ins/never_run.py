@@ -9,7 +9,7 @@ from torch import nn
 from layerprune.errors import DroppedTensorError
 
 
-class Vacated(nn.Module):
+class NeverRun(nn.Module):
     """Stands where a module was that no forward had run when it was removed.
 
     Args:

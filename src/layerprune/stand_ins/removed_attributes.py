@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.errors import DroppedTensorError
-from layerprune.stand_ins.absent import Dropped, is_described, raw_name
+from layerprune.stand_ins.absent import DroppedTensor, is_described, raw_name
 from layerprune.stand_ins.base import Shown
 from layerprune.stand_ins.class_members import class_values, is_plain, kept_members
 from layerprune.stand_ins.observers import looks_on
@@ -24,7 +24,7 @@ from layerprune.stand_ins.observers import looks_on
 _SILENT = frozenset({"requires_grad", "__repr__", "__format__", "__hash__", "__set__"})
 
 
-class Gone(Dropped):
+class RemovedValue(DroppedTensor):
     """A parameter or buffer of a removed module. There is one object for all of them, of no type and on no device."""
 
     @classmethod
@@ -37,28 +37,28 @@ class Gone(Dropped):
         # Not even its type: that may change later, when the pruned model is converted.
         raise DroppedTensorError(f"a forward takes '{read}' of a weight that this removal takes away")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Gone:
-        return GONE
+    def __deepcopy__(self, memo: dict[int, Any]) -> RemovedValue:
+        return REMOVED_VALUE
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _gone, ()
 
 
-def _gone() -> Gone:
-    return GONE
+def _gone() -> RemovedValue:
+    return REMOVED_VALUE
 
 
-def _make() -> Gone:
+def _make() -> RemovedValue:
     with _disable_current_modes():
-        token = torch.zeros(()).as_subclass(Gone)
+        token = torch.zeros(()).as_subclass(RemovedValue)
     token.merges, token.copies, token.merge_log = frozenset[str](), False, None
     return token
 
 
-GONE = _make()
+REMOVED_VALUE = _make()
 
 
-class Husk(Shown):
+class RemovedModule(Shown):
     """Stands for a part of a removed module: it has the part's attributes, and cannot be called."""
 
     def __init__(self, shown: Mapping[str, Any]) -> None:
@@ -88,7 +88,7 @@ def plain(module: nn.Module) -> dict[str, Any]:
     return class_values(type(module)) | {key: copy.copy(value) for key, value in own.items()}
 
 
-def shown(module: nn.Module, place: str, gone: Tensor = GONE) -> dict[str, Any]:
+def shown(module: nn.Module, place: str, gone: Tensor = REMOVED_VALUE) -> dict[str, Any]:
     """What a module's stand-in shows: plain attributes, dropped tensors for tensors, husks for parts, some methods.
 
     Args:
@@ -98,7 +98,7 @@ def shown(module: nn.Module, place: str, gone: Tensor = GONE) -> dict[str, Any]:
     """
     tensors = {**module._parameters, **module._buffers}
     parts = {
-        key: None if part is None else Husk(shown(part, f"{place}.{key}", gone))
+        key: None if part is None else RemovedModule(shown(part, f"{place}.{key}", gone))
         for key, part in module._modules.items()
     }
     kept, held = kept_members(module), vars(module)

@@ -16,7 +16,7 @@ from layerprune.adapters import (
     generation_config_changes,
     shorten_stacks,
 )
-from layerprune.channels import loss_of
+from layerprune.channels import channel_loss_of
 from layerprune.edits import (
     Delete,
     Drop,
@@ -32,13 +32,23 @@ from layerprune.edits import (
     joined,
 )
 from layerprune.errors import SurgeryError
-from layerprune.modules import Journal, Undo, nothing, parameters, slots, unfuse
-from layerprune.stand_ins import GONE, Dropped, DroppedBranch, PassThrough, SkipsDropped, Vacated, dropped, plain, shown
+from layerprune.modules import Undo, UndoLog, nothing, parameters, slots, unfuse
+from layerprune.stand_ins import (
+    REMOVED_VALUE,
+    DroppedBranch,
+    DroppedTensor,
+    NeverRun,
+    PassThrough,
+    SkipsDropped,
+    dropped,
+    plain,
+    shown,
+)
 from layerprune.surgery.fold_weights import Folded, resize
 
 
 def operate(
-    model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None, journal: Journal | None = None
+    model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None, undo_log: UndoLog | None = None
 ) -> Undo:
     """Carry edits out on a model, in place.
 
@@ -49,7 +59,7 @@ def operate(
         model: the module tree to edit.
         edits: what to do; each names a module of ``model``.
         folded: the weights of transforms that take a projection in; those not in it get zeros, to be written over.
-        journal: what is changed is written down in it; whoever gives one may take it back from any point on.
+        undo_log: what is changed is written down in it; whoever gives one may take it back from any point on.
 
     Returns:
         A function that takes every edit back, bit for bit.
@@ -57,7 +67,7 @@ def operate(
     Raises:
         SurgeryError: an edit does not fit the model, which then is as it was. So it is after a Ctrl-C.
     """
-    journal = Journal() if journal is None else journal
+    undo_log = UndoLog() if undo_log is None else undo_log
     try:
         places = slots(model)  # an edit moves no module but its own
         shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
@@ -66,14 +76,14 @@ def operate(
         told += feature_info_changes(model, [edit.fqn for edit in edits if isinstance(edit, Delete)])
         moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
         for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
-            _carry_out(model, edit, places, folded or {}, journal)
-        shorten(journal)
+            _carry_out(model, edit, places, folded or {}, undo_log)
+        shorten(undo_log)
         for held, key, value in told:
-            journal.set(held, key, value)
-        _take_places(moves, journal)
-        return journal.take_back
+            undo_log.set(held, key, value)
+        _take_places(moves, undo_log)
+        return undo_log.take_back
     except BaseException:
-        journal.take_back()
+        undo_log.take_back()
         raise
 
 
@@ -87,7 +97,7 @@ def check_numbers(model: nn.Module, edits: Sequence[Edit]) -> None:
     check_generation_config(model, removed, [edit.fqn for edit in edits if isinstance(edit, (Pass, Drop))])
 
 
-def _prepared(model: nn.Module, shortens: Sequence[Shorten]) -> Callable[[Journal], None]:
+def _prepared(model: nn.Module, shortens: Sequence[Shorten]) -> Callable[[UndoLog], None]:
     """Decide on the untouched model how its containers are shortened: last, since that gives modules other names."""
     if not shortens:
         return lambda _: None
@@ -106,24 +116,24 @@ def _move(model: nn.Module, edit: TakePlace) -> tuple[nn.Module, nn.Module, str]
     raise SurgeryError(f"cannot {edit}: they do not both hold the number of their place")
 
 
-def _take_places(moves: Sequence[tuple[TakePlace, nn.Module, nn.Module, str]], journal: Journal) -> None:
+def _take_places(moves: Sequence[tuple[TakePlace, nn.Module, nn.Module, str]], undo_log: UndoLog) -> None:
     """Hand the places on, all at once: who leaves one may take another."""
     for module, name, place in [(module, name, vars(other)[name]) for _, module, other, name in moves]:
-        journal.set(vars(module), name, place)
+        undo_log.set(vars(module), name, place)
 
 
 @contextmanager
 def applied(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Generator[nn.Module]:
     """Run a block with edits carried out on a model, and take them back afterwards whatever happens."""
-    journal = Journal()
+    undo_log = UndoLog()
     try:
         try:
-            operate(model, edits, folded, journal)
+            operate(model, edits, folded, undo_log)
             yield model
         finally:
-            journal.take_back()
+            undo_log.take_back()
     except BaseException:  # a Ctrl-C may have come just before
-        journal.take_back()
+        undo_log.take_back()
         raise
 
 
@@ -136,27 +146,27 @@ def _in_order(edits: Sequence[Edit]) -> list[Edit]:
 _Places = Mapping[int, Sequence[tuple[nn.Module, str]]]
 
 
-def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded, journal: Journal) -> None:
+def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded, undo_log: UndoLog) -> None:
     if isinstance(edit, DropParameter):
-        return _drop_parameter(model, edit, journal)
+        return _drop_parameter(model, edit, undo_log)
     if isinstance(edit, Fold):
         owner = _find(model, edit.owner, edit) if edit.owner else model
-        return resize(model, owner, edit, folded.get(edit), journal)
+        return resize(model, owner, edit, folded.get(edit), undo_log)
     module = _find(model, edit.fqn, edit)
     if isinstance(edit, Slice):
-        return _slice(module, edit, journal)
+        return _slice(module, edit, undo_log)
     if isinstance(edit, Delete):
-        return _delete(model, edit, journal)
+        return _delete(model, edit, undo_log)
     if isinstance(edit, Guard):
         guard = SkipsDropped(module)
         guard.training = module.training
-        return _replace(_places_of(module, edit, places), guard, journal)
+        return _replace(_places_of(module, edit, places), guard, undo_log)
     hung = _places_of(module, edit, places)
     fused = [parent for parent, _ in hung if isinstance(parent, nn.TransformerEncoderLayer)]
-    gone = nothing() if fused or isinstance(module, nn.TransformerEncoderLayer) else GONE
-    _replace(hung, _stand_in(cast("Pass | Drop | Vacate", edit), module, model, gone), journal)
+    gone = nothing() if fused or isinstance(module, nn.TransformerEncoderLayer) else REMOVED_VALUE
+    _replace(hung, _stand_in(cast("Pass | Drop | Vacate", edit), module, model, gone), undo_log)
     for parent in fused:
-        unfuse(parent, journal)
+        unfuse(parent, undo_log)
 
 
 def _places_of(module: nn.Module, edit: Edit, places: _Places) -> Sequence[tuple[nn.Module, str]]:
@@ -181,7 +191,7 @@ def _stand_in(edit: Pass | Drop | Vacate, module: nn.Module, model: nn.Module, g
         dtype = next(dtypes, torch.float32)
         stand_in: nn.Module = DroppedBranch(edit.merges, edit.structure, edit.copies, dtype)
     elif isinstance(edit, Vacate):
-        stand_in = Vacated(edit.fqn)
+        stand_in = NeverRun(edit.fqn)
     elif edit.is_identity:
         stand_in = nn.Identity()
     else:
@@ -194,37 +204,37 @@ def _stand_in(edit: Pass | Drop | Vacate, module: nn.Module, model: nn.Module, g
     return stand_in
 
 
-def _replace(places: Sequence[tuple[nn.Module, str]], new: nn.Module, journal: Journal) -> None:
+def _replace(places: Sequence[tuple[nn.Module, str]], new: nn.Module, undo_log: UndoLog) -> None:
     """Hang ``new`` wherever a module hangs: a shared one has several places."""
     for parent, key in places:
-        journal.set(cast("dict[str, Any]", parent._modules), key, new)
+        undo_log.set(cast("dict[str, Any]", parent._modules), key, new)
 
 
-def _delete(model: nn.Module, edit: Delete, journal: Journal) -> None:
+def _delete(model: nn.Module, edit: Delete, undo_log: UndoLog) -> None:
     parent_name, _, key = edit.fqn.rpartition(".")
     parent = _find(model, parent_name, edit) if parent_name else model
     if not isinstance(parent, nn.Sequential):
         raise SurgeryError(f"cannot {edit}: '{parent_name}' is a {type(parent).__name__}, not an nn.Sequential")
-    journal.keep(cast("dict[str, Any]", parent._modules))
+    undo_log.keep(cast("dict[str, Any]", parent._modules))
     del parent._modules[key]
 
 
-def _drop_parameter(model: nn.Module, edit: DropParameter, journal: Journal) -> None:
+def _drop_parameter(model: nn.Module, edit: DropParameter, undo_log: UndoLog) -> None:
     owner_name, _, key = edit.fqn.rpartition(".")
     owner = _find(model, owner_name, edit) if owner_name else model
     old = owner._parameters.get(key)
     if old is None:
         raise SurgeryError(f"cannot {edit}: '{owner_name or type(model).__name__}' has no parameter '{key}'")
-    journal.keep(cast("dict[str, Any]", owner._parameters))
+    undo_log.keep(cast("dict[str, Any]", owner._parameters))
     del owner._parameters[key]
-    journal.set(vars(owner), key, dropped(edit.merges, edit.copies, old.dtype))
+    undo_log.set(vars(owner), key, dropped(edit.merges, edit.copies, old.dtype))
 
 
 # ---- slices ------------------------------------------------------------------------------------------------------
 
 
-def _slice(module: nn.Module, edit: Slice, journal: Journal) -> None:
-    loss = loss_of(module, edit)
+def _slice(module: nn.Module, edit: Slice, undo_log: UndoLog) -> None:
+    loss = channel_loss_of(module, edit)
     for name, piece in loss.pieces.items():
         registry = cast("dict[str, Any]", module._parameters if name in module._parameters else module._buffers)
         old = registry.get(name)
@@ -232,11 +242,11 @@ def _slice(module: nn.Module, edit: Slice, journal: Journal) -> None:
             continue
         new = piece.cut(old, edit)
         new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-        journal.set(registry, name, new)
+        undo_log.set(registry, name, new)
     for attribute, change in loss.counts.items():
-        journal.set_attribute(module, attribute, getattr(module, attribute) - change)
+        undo_log.set_attribute(module, attribute, getattr(module, attribute) - change)
 
 
 def holds_dropped(model: nn.Module) -> bool:
     """Whether a model has stand-ins for removed modules, so that loading it needs layerprune."""
-    return any(isinstance(value, Dropped) for module in model.modules() for value in vars(module).values())
+    return any(isinstance(value, DroppedTensor) for module in model.modules() for value in vars(module).values())

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from layerprune.channels import CannotFold, Reader, reader_for
 from layerprune.edits import Fold
 from layerprune.errors import SurgeryError
-from layerprune.modules import Journal
+from layerprune.modules import UndoLog
 
 #: What modules call the number of channels that they read.
 _WIDTHS = ("in_features", "in_channels", "nx")
@@ -79,7 +79,7 @@ def _shift(reader: Reader, weight: Tensor, constant: Tensor) -> Tensor:
 
 
 def resize(
-    model: nn.Module, module: nn.Module, edit: Fold, values: Mapping[str, Tensor] | None, journal: Journal
+    model: nn.Module, module: nn.Module, edit: Fold, values: Mapping[str, Tensor] | None, undo_log: UndoLog
 ) -> None:
     """Let a transform read another tensor, with the values given, or zeros until there are some.
 
@@ -88,7 +88,7 @@ def resize(
         module: the one in it that owns the transform's weight.
         edit: what to do.
         values: what :func:`folded` has found.
-        journal: what is changed is written down in it.
+        undo_log: what is changed is written down in it.
 
     Raises:
         SurgeryError: the transform cannot take a projection in, or the values do not fit it.
@@ -104,14 +104,14 @@ def resize(
     if list(new.shape) != shape:
         raise SurgeryError(f"cannot {edit}: its weight would be {tuple(new.shape)}, not {tuple(shape)}")
     settings = _settings(reader, edit)
-    _put(module, reader.weight, new, journal)
+    _put(module, reader.weight, new, undo_log)
     if edit.constant is not None:
-        _renew(model, edit, None if values is None else values["constant"], journal)
+        _renew(model, edit, None if values is None else values["constant"], undo_log)
     for name, value in settings.items():
-        journal.set_attribute(module, name, value)
+        undo_log.set_attribute(module, name, value)
 
 
-def _renew(model: nn.Module, edit: Fold, value: Tensor | None, journal: Journal) -> None:
+def _renew(model: nn.Module, edit: Fold, value: Tensor | None, undo_log: UndoLog) -> None:
     """Give what takes the constant memory of its own: what it shares with another model is to stay as it is."""
     assert edit.constant is not None
     try:
@@ -121,7 +121,7 @@ def _renew(model: nn.Module, edit: Fold, value: Tensor | None, journal: Journal)
     if value is not None and value.shape != held.shape:
         raise SurgeryError(f"cannot {edit}: '{edit.constant}' would be {tuple(value.shape)}, not {tuple(held.shape)}")
     new = held.detach().clone() if value is None else value
-    _put(module, edit.constant.rpartition(".")[2], new, journal)
+    _put(module, edit.constant.rpartition(".")[2], new, undo_log)
 
 
 def _holder(model: nn.Module, name: str) -> tuple[Tensor, nn.Module]:
@@ -135,11 +135,11 @@ def _holder(model: nn.Module, name: str) -> tuple[Tensor, nn.Module]:
     return held, module
 
 
-def _put(module: nn.Module, key: str, new: Tensor, journal: Journal) -> None:
+def _put(module: nn.Module, key: str, new: Tensor, undo_log: UndoLog) -> None:
     """Put a parameter or buffer in the place of another one."""
     registry = cast("dict[str, Any]", module._parameters if key in module._parameters else module._buffers)
     held = registry[key]
-    journal.set(registry, key, nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new)
+    undo_log.set(registry, key, nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new)
 
 
 def _settings(reader: Reader, edit: Fold) -> dict[str, object]:

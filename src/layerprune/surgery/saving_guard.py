@@ -16,7 +16,7 @@ from torch import nn
 from layerprune.adapters import builds_from_config
 from layerprune.edits import Edit, Shorten
 from layerprune.errors import CheckpointError
-from layerprune.modules import Journal, names_by_module
+from layerprune.modules import UndoLog, names_by_module
 
 _REBUILDS = "from_pretrained"
 _SAVING = ("save_pretrained", "push_to_hub")
@@ -61,14 +61,14 @@ class RefusedSaving:
         )
 
 
-def cover(model: nn.Module, places: dict[str, nn.Module], edits: Sequence[Edit], journal: Journal) -> None:
+def cover(model: nn.Module, places: dict[str, nn.Module], edits: Sequence[Edit], undo_log: UndoLog) -> None:
     """Refuse the saving methods of modules whose classes would rebuild what the edits took out.
 
     Args:
         model: the model, after the edits.
         places: what :func:`rebuilders` found in it before.
         edits: what was done; names are those from before.
-        journal: what is changed is written down in it.
+        undo_log: what is changed is written down in it.
     """
     for place, module in places.items():
         inside = [edit for edit in edits if _is_inside(edit, place)]
@@ -77,7 +77,7 @@ def cover(model: nn.Module, places: dict[str, nn.Module], edits: Sequence[Edit],
             for method in _SAVING:
                 if callable(getattr(type(module), method, None)):
                     refused = RefusedSaving(method, type(module).__name__, place, type(model).__name__, follows)
-                    journal.set(vars(module), method, refused)
+                    undo_log.set(vars(module), method, refused)
 
 
 def _is_inside(edit: Edit, place: str) -> bool:

@@ -3,30 +3,10 @@
 Knows nothing of modules, graphs or pruning.
 """
 
+# pyright: reportUnusedImport=false
 from layerprune.tensors.call_site import caller, custom_function
 from layerprune.tensors.concrete_ints import KeepsIntegers, holds_values
 from layerprune.tensors.containers import attributes_of, map_arrays, map_tensors, tensors_by_place, tensors_in
 from layerprune.tensors.identity import is_wrapped, same_bits, same_tensor
 from layerprune.tensors.operands import flat_tensors, written_tensors
 from layerprune.tensors.output_tree import build, described, parts_of, pick
-
-__all__ = [
-    "KeepsIntegers",
-    "attributes_of",
-    "build",
-    "caller",
-    "custom_function",
-    "described",
-    "flat_tensors",
-    "holds_values",
-    "is_wrapped",
-    "map_arrays",
-    "map_tensors",
-    "parts_of",
-    "pick",
-    "same_bits",
-    "same_tensor",
-    "tensors_by_place",
-    "tensors_in",
-    "written_tensors",
-]

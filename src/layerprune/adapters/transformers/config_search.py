@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from typing import Any, cast
 
 from layerprune.adapters.transformers.reference_diff import Shortened, renumbered, unlike
-from layerprune.adapters.transformers.reference_model import ConfigDict, Origin, twin_of
+from layerprune.adapters.transformers.reference_model import ConfigDict, Origin, reference_model_of
 
 _Path = tuple[str, ...]
 _Change = Callable[[ConfigDict], None]
@@ -68,7 +68,7 @@ def find_config(origin: Origin, removed: tuple[tuple[str, tuple[int, ...]], ...]
         sizes: how many elements each has.
     """
     shortened = Shortened(dict(removed), {fqn: n for (fqn, _), n in zip(removed, sizes, strict=True)})
-    whole = twin_of(origin)
+    whole = reference_model_of(origin)
     if whole.model is None:
         return Found(origin, f"transformers does not build it from its own config ({whole.reason})")
     counts: dict[str, Count] = {}
@@ -107,10 +107,10 @@ class _Search:
 
     def judged(self, lists: _Lists, changes: Sequence[_Change]) -> list[str]:
         """What is wrong with the stack that a config builds."""
-        twin = twin_of(self.origin.with_config(self.config(lists, changes)))
+        twin = reference_model_of(self.origin.with_config(self.config(lists, changes)))
         if twin.model is None:
             return [twin.reason] * _FAILED
-        return unlike(twin_of(self.origin), twin, self.shortened)
+        return unlike(reference_model_of(self.origin), twin, self.shortened)
 
     def config(self, lists: _Lists, changes: Sequence[_Change]) -> ConfigDict:
         """The config with lower counts and more changes."""
@@ -159,13 +159,13 @@ def _move(config: ConfigDict, path: _Path, key: str, old: Any, new: Any) -> None
 @lru_cache(maxsize=128)
 def find_count(origin: Origin, fqn: str, size: int) -> Count | None:
     """Find the field that counts the elements of a container: lower by one, and the container has one less."""
-    whole = twin_of(origin).forms
+    whole = reference_model_of(origin).forms
     best: tuple[int, Count | None] = (_FAILED, None)
     for count in _candidates(origin.config, size):
         for lists in _LISTS:
             config = origin.config
             lower(origin, config, count, (size - 1,), size, lists)
-            built = twin_of(origin.with_config(config)).forms
+            built = reference_model_of(origin.with_config(config)).forms
             if f"{fqn}.{size - 2}" in built and f"{fqn}.{size - 1}" not in built:
                 last = f"{fqn}.{size - 1}."
                 others = sum(name not in built and not f"{name}.".startswith(last) for name in whole)
@@ -177,7 +177,7 @@ def find_count(origin: Origin, fqn: str, size: int) -> Count | None:
 @lru_cache(maxsize=128)
 def placing_fields(origin: Origin, fqn: str, size: int, count: Count) -> tuple[str, ...]:
     """The fields beside a count that hold places of layers: when one changes, some elements do, and others do not."""
-    whole = twin_of(origin).forms
+    whole = reference_model_of(origin).forms
     found: list[str] = []
     for key, value in _at(origin.config, count.path).items():
         moved = renumbered(value, (0,), size)
@@ -185,7 +185,7 @@ def placing_fields(origin: Origin, fqn: str, size: int, count: Count) -> tuple[s
             continue
         config = origin.config
         _at(config, count.path)[key] = moved
-        built = twin_of(origin.with_config(config)).forms
+        built = reference_model_of(origin.with_config(config)).forms
         others = [name for name in {*whole, *built} if whole.get(name) != built.get(name)]
         places = {name.removeprefix(fqn + ".").partition(".")[0] for name in others if name.startswith(fqn + ".")}
         if not built or 0 < len(places) < (size + 1 if isinstance(value, list) else size):

@@ -20,7 +20,7 @@ _NEVER = ("label", "past_key", "embed", "position_ids", "encoder_outputs", "toke
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
-class Companions:
+class DerivedFields:
     """Draws a field from those that are there, by its name, its annotation and the docstring."""
 
     def __init__(self, model: nn.Module, config: Config, sampler: Sampler) -> None:

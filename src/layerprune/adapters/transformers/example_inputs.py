@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from layerprune.adapters.transformers.derived_fields import Companions
+from layerprune.adapters.transformers.derived_fields import DerivedFields
 from layerprune.adapters.transformers.field_shapes import SHAPES, Config, patch_grids, text
 from layerprune.inputs import Inputs, Sampler, describe
 
@@ -95,7 +95,7 @@ class _FieldSets:
         self._parameters = parameters
         self._config = Config(model)
         self._sampler = Sampler(model)
-        self._companions = Companions(model, self._config, self._sampler)
+        self._companions = DerivedFields(model, self._config, self._sampler)
         stated = cast("str | list[str]", model.main_input_name)
         self._main = [stated] if isinstance(stated, str) else stated
         self._required = self._companions.required_names

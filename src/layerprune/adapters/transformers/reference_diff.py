@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
-from layerprune.adapters.transformers.reference_model import Form, Twin, inner_configs
+from layerprune.adapters.transformers.reference_model import Form, ReferenceModel, inner_configs
 
 # What configs raise where an attribute does not apply. A RuntimeError comes from those of which layers differ in size
 # (gemma4's ``head_dim``), and is a NotImplementedError's base.
@@ -66,7 +66,7 @@ class Shortened:
                 yield fqn, old, kept.index(old)
 
 
-def unlike(before: Twin, after: Twin, shortened: Shortened) -> list[str]:
+def unlike(before: ReferenceModel, after: ReferenceModel, shortened: Shortened) -> list[str]:
     """Say in what the twin of a shortened config differs from the twin of the whole one without the layers that go."""
     old_names: set[str] = set()
     found: list[str] = []
@@ -83,7 +83,7 @@ def unlike(before: Twin, after: Twin, shortened: Shortened) -> list[str]:
     return found + list(_lists_differ(before, after, shortened))
 
 
-def _module_differs(before: Twin, name: str, after: Form, shortened: Shortened) -> Iterator[str]:
+def _module_differs(before: ReferenceModel, name: str, after: Form, shortened: Shortened) -> Iterator[str]:
     form = before.forms[name]
     if form.kind != after.kind:
         if not is_exchangeable(form, after):
@@ -112,7 +112,7 @@ def is_exchangeable(one: Form, other: Form) -> bool:
     )
 
 
-def _is_counted(before: Twin, name: str, key: str, new: Any, shortened: Shortened) -> bool:
+def _is_counted(before: ReferenceModel, name: str, key: str, new: Any, shortened: Shortened) -> bool:
     """Whether an attribute differs only as places, numbers and schedules of layers do.
 
     Fractions (stochastic depth) follow the new place; the proof shows that nothing depends on them in eval mode.
@@ -158,7 +158,7 @@ def renumbered(value: Any, gone: Sequence[int], size: int) -> Any:
     return None
 
 
-def _series(before: Twin, fqn: str, place: int, name: str, key: str) -> list[tuple[int, int]]:
+def _series(before: ReferenceModel, fqn: str, place: int, name: str, key: str) -> list[tuple[int, int]]:
     """What all elements of a container hold under one name: (place, value)."""
     below = name.removeprefix(f"{fqn}.{place}")
     found: list[tuple[int, int]] = []
@@ -182,7 +182,7 @@ def _step(series: Sequence[tuple[int, int]]) -> int | None:
     return int(rate) if len(rates) == 1 and rate == int(rate) and rate > 0 else None
 
 
-def _lists_differ(before: Twin, after: Twin, shortened: Shortened) -> Iterator[str]:
+def _lists_differ(before: ReferenceModel, after: ReferenceModel, shortened: Shortened) -> Iterator[str]:
     """Where a config lists its layers, it must list those that stay, and a list that could be read stays readable."""
     if before.model is None or after.model is None:
         return

@@ -36,7 +36,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Twin:
+class ReferenceModel:
     """A model on the meta device as ``config.json`` makes it; ``reason`` says why there is none."""
 
     model: nn.Module | None
@@ -96,7 +96,7 @@ class Origin:
 
 
 @lru_cache(maxsize=_NUM_TWINS)
-def twin_of(origin: Origin) -> Twin:
+def reference_model_of(origin: Origin) -> ReferenceModel:
     """What vanilla transformers builds; remembered.
 
     The config is read, saved and read again on the way: a config's class derives what the saved one leaves out.
@@ -111,8 +111,8 @@ def twin_of(origin: Origin) -> Twin:
             model = origin.model_class(config)
     except Exception as error:  # the library's own checks, written for each class: anything may come
         lines = str(error).strip().splitlines()
-        return Twin(None, {}, f"{type(error).__name__}: {lines[0][:200] if lines else ''}")
-    return Twin(model, forms(model))
+        return ReferenceModel(None, {}, f"{type(error).__name__}: {lines[0][:200] if lines else ''}")
+    return ReferenceModel(model, forms(model))
 
 
 def _json(config: Mapping[str, Any]) -> str:

@@ -17,23 +17,23 @@ from layerprune.adapters.transformers.reference_diff import Shortened, is_exchan
 from layerprune.adapters.transformers.reference_model import (
     Form,
     Origin,
-    Twin,
+    ReferenceModel,
     forms,
     inner_configs,
     is_plain,
     owner_of,
-    twin_of,
+    reference_model_of,
 )
 from layerprune.adapters.transformers.wrapped import unwrapped
 from layerprune.errors import SurgeryError
-from layerprune.modules import Journal
+from layerprune.modules import UndoLog
 
-_Step = Callable[[Journal], None]
+_Step = Callable[[UndoLog], None]
 _UNSAVED = ("_name_or_path", "transformers_version")
 _ABSENT = object()
 
 
-def shorten_stacks(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[[Journal], None]:
+def shorten_stacks(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[[UndoLog], None]:
     """Prepare to take elements out of containers; what is left of a transformers model is what vanilla builds.
 
     For each outermost transformers model a shortened config is found; what vanilla builds from it must be what is left:
@@ -58,9 +58,9 @@ def shorten_stacks(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Ca
         for step in _Shortening(model.get_submodule(owner or ""), inside).steps
     ]
 
-    def carry_out(journal: Journal) -> None:
+    def carry_out(undo_log: UndoLog) -> None:
         for step in steps:
-            step(journal)
+            step(undo_log)
 
     return carry_out
 
@@ -96,7 +96,7 @@ class Stack:
 
     def __init__(self, model: nn.Module) -> None:
         self.origin = Origin.of(model)
-        self.twin = twin_of(self.origin)
+        self.twin = reference_model_of(self.origin)
         modules, own = dict(model.named_modules(remove_duplicate=False)), forms(model)
         places = unwrapped(modules, own, self.twin.forms)
         self.modules = {name: modules[place] for name, place in places.items()}
@@ -129,7 +129,7 @@ class _Shortening:
         self.modules = stack.modules
         self.shortened = stack.shortened(removed)
         self.before = stack.twin
-        self.after = twin_of(stack.find(self.shortened))
+        self.after = reference_model_of(stack.find(self.shortened))
         self.steps = [*self.attributes(), *self.configs(), *self.exchanges(), *self.containers()]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
@@ -199,7 +199,7 @@ def _size(container: nn.Module | None, fqn: str, gone: Sequence[int]) -> int:
     return size
 
 
-def _foreign(own: Mapping[str, Form], twin: Twin, modules: Mapping[str, nn.Module]) -> str:
+def _foreign(own: Mapping[str, Form], twin: ReferenceModel, modules: Mapping[str, nn.Module]) -> str:
     """Why a model is not what transformers builds from its own config; empty where it is."""
     if twin.model is None:
         return f"transformers does not build the model from its own config: {twin.reason}"
@@ -235,21 +235,21 @@ def _changes(held: dict[str, Any], before: Mapping[str, Any], after: Mapping[str
 def _setting(held: dict[str, Any], key: str, new: Any) -> _Step:
     """Set one entry, or delete it; taking it back restores the order of the entries, too."""
 
-    def carry_out(journal: Journal) -> None:
+    def carry_out(undo_log: UndoLog) -> None:
         if new is not _ABSENT:
-            journal.set(held, key, new if isinstance(new, nn.Module) else copy.deepcopy(new))
+            undo_log.set(held, key, new if isinstance(new, nn.Module) else copy.deepcopy(new))
         elif key in held:
-            journal.keep(held)
+            undo_log.keep(held)
             del held[key]
 
     return carry_out
 
 
 def _renumbering(container: nn.Module, kept: Sequence[int]) -> _Step:
-    def carry_out(journal: Journal) -> None:
+    def carry_out(undo_log: UndoLog) -> None:
         held = cast("dict[str, Any]", container._modules)
         left = {str(new): held[str(old)] for new, old in enumerate(kept)}
-        journal.keep(held)
+        undo_log.keep(held)
         held.clear()
         held.update(left)
 

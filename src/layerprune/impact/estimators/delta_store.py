@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.graph import LayerGraph
-from layerprune.impact.estimators.perturbations import Shift, Tensors, written_later
+from layerprune.impact.estimators.perturbations import Perturbation, Tensors, written_later
 
 _HALF = {torch.float64: torch.float32, torch.float32: torch.bfloat16}  # the latter has the same range
 
@@ -20,7 +20,7 @@ _Get: TypeAlias = Callable[[], Tensor]
 """Comes by a tensor when it is needed."""
 
 
-class Changes:
+class DeltaStore:
     """Keeps changes at as little memory as there is a way to.
 
     A tensor that the backward keeps anyway costs nothing to keep, nor does one that is made again in no time of such
@@ -52,8 +52,8 @@ class Changes:
         self._saved: set[int] = set()
         self._held: dict[int, Tensor] = {}
         self._unsettled: set[int] = set()
-        self._waiting: list[tuple[Shift, Tensor, Tensor]] = []
-        self._kept: dict[int, list[tuple[Shift, _Get]]] = {}
+        self._waiting: list[tuple[Perturbation, Tensor, Tensor]] = []
+        self._kept: dict[int, list[tuple[Perturbation, _Get]]] = {}
         self._see = self._tensors.seeing(self._compare)
         self._known = self._recipes
 
@@ -91,7 +91,7 @@ class Changes:
         self._settle(len(self._graph.layers))
         self._held.clear()
 
-    def of(self, value: int) -> Iterator[tuple[Shift, Tensor]]:
+    def of(self, value: int) -> Iterator[tuple[Perturbation, Tensor]]:
         """The changes of a tensor."""
         for shift, change in self._kept.get(value, ()):
             yield shift, change()
@@ -100,7 +100,7 @@ class Changes:
         """Let go of the changes of a tensor."""
         self._kept.pop(value, None)
 
-    def _compare(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
+    def _compare(self, shift: Perturbation, moved: Tensor, other: Tensor) -> None:
         if shift.lost or moved.shape == other.shape:
             self._waiting.append((shift, moved, other))
 
@@ -118,7 +118,7 @@ class Changes:
             if _memory(self._held[value]) not in self._saved:
                 del self._held[value]
 
-    def _free(self, shift: Shift, moved: Tensor, other: Tensor) -> _Get | None:
+    def _free(self, shift: Perturbation, moved: Tensor, other: Tensor) -> _Get | None:
         """How to come by a change in the backward without keeping it; None where there is no way, or none yet."""
         before, after = self._get(shift.moved, moved), self._get(shift.other, other)
         if shift.lost and after is not None:
@@ -189,7 +189,7 @@ def _recipe(graph: LayerGraph, model: nn.Module, value: int) -> _Recipe | None:
     return None
 
 
-def _difference(shift: Shift, moved: Tensor, other: Tensor) -> _Get:
+def _difference(shift: Perturbation, moved: Tensor, other: Tensor) -> _Get:
     change = -other if shift.lost else other - moved
     kept = change.to(_HALF.get(change.dtype, change.dtype))
     return lambda: kept

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import Batch, Observer, See, gradient_shadow
+from layerprune.capture import Batch, Probe, See, gradient_sandbox
 from layerprune.graph import LayerGraph
-from layerprune.impact.estimators.delta_store import Changes
-from layerprune.impact.estimators.perturbations import Shift, Tensors, shifts_of
-from layerprune.impact.scores import Scene
+from layerprune.impact.estimators.delta_store import DeltaStore
+from layerprune.impact.estimators.perturbations import Perturbation, Tensors, perturbations_of
+from layerprune.impact.scores import ScoringContext
 from layerprune.modules import named_parameters, parameters
 
 #: Why an estimate may be missing, for notes.
@@ -35,7 +35,7 @@ class Moves:
     squares: np.ndarray
 
 
-class Taps:
+class GradientTaps:
     """Runs a model forward and backward, and says how far each removal moves what the backward starts from.
 
     The parameters do not ask for gradients, but for those of the layers through which the inputs come in: the others
@@ -45,12 +45,12 @@ class Taps:
         scene: the model and its removals.
     """
 
-    def __init__(self, scene: Scene) -> None:
-        self.shade = gradient_shadow(scene.model, written=scene.graph.written_params)
-        self.shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
+    def __init__(self, scene: ScoringContext) -> None:
+        self.shade = gradient_sandbox(scene.model, written=scene.graph.written_params)
+        self.shifts = [perturbations_of(scene.graph, removal) for removal in scene.removals]
         self.tensors = Tensors(scene.graph, [shift for some in self.shifts for shift in some])
-        self.changes = Changes(scene.graph, self.shade.model, self.tensors)
-        self.observer = Observer(self.shade, scene.graph, self.changes.watched, scene.variants)
+        self.changes = DeltaStore(scene.graph, self.shade.model, self.tensors)
+        self.observer = Probe(self.shade, scene.graph, self.changes.watched, scene.variants)
         entering = _entering(scene.graph)
         for name, parameter in named_parameters(self.shade.model, every_name=True):
             parameter.requires_grad_(name in entering)
@@ -113,14 +113,14 @@ class Taps:
 class _Products:
     """One batch's products of gradients and changes, summed over each sample as the backward brings the gradients."""
 
-    def __init__(self, moved: frozenset[int], changes: Changes, num_samples: int, num_backwards: int) -> None:
+    def __init__(self, moved: frozenset[int], changes: DeltaStore, num_samples: int, num_backwards: int) -> None:
         self.moved = moved
         self.changes = changes
         self.num_samples = num_samples
         self.num_backwards = num_backwards
         self.ends: dict[int, Any] = {}
         self.num_gradients: dict[int, int] = {}
-        self.found: dict[Shift, list[Tensor]] = {}  # (sums or squares, sample) of each backward
+        self.found: dict[Perturbation, list[Tensor]] = {}  # (sums or squares, sample) of each backward
         self.forget()
 
     def forget(self) -> None:
@@ -163,7 +163,7 @@ class _Products:
         both = torch.stack([flat.sum(1), torch.linalg.vector_norm(flat, dim=1).square()])
         return both if rows == num else both.expand(2, num) / both.new_tensor([[num**0.5], [num]])
 
-    def of(self, shifts: Sequence[Sequence[Shift]]) -> Moves:
+    def of(self, shifts: Sequence[Sequence[Perturbation]]) -> Moves:
         """What each removal's shifts move together."""
         known = {shift: torch.cat(found, dim=1).cpu().double().numpy() for shift, found in self.found.items()}
         unknown = np.full((2, max((row.shape[1] for row in known.values()), default=self.num_samples)), np.nan)

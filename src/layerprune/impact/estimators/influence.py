@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerprune.capture import Observer, See, real_shadow
+from layerprune.capture import Probe, See, real_sandbox
 from layerprune.fidelity import norm
-from layerprune.impact.estimators.perturbations import Shift, Tensors, shifts_of
-from layerprune.impact.scores import Evidence, Scene, about_unknown
+from layerprune.impact.estimators.perturbations import Perturbation, Tensors, perturbations_of
+from layerprune.impact.scores import Evidence, ScoringContext, about_unknown
 
 
-def score_influence(scene: Scene) -> Evidence:
+def score_influence(scene: ScoringContext) -> Evidence:
     """Measure how far each removal moves the tensor it replaces, in one forward for all of them.
 
     For a substitute ``s`` of ``y`` this is ``‖y - s‖ / ‖y‖``; for an operand ``b`` that a merge ``c`` loses,
@@ -28,10 +28,10 @@ def score_influence(scene: Scene) -> Evidence:
     Returns:
         Scores from 0 for none, unbounded above.
     """
-    shade = real_shadow(scene.model, written=scene.graph.written_params)
-    shifts = [shifts_of(scene.graph, removal) for removal in scene.removals]
+    shade = real_sandbox(scene.model, written=scene.graph.written_params)
+    shifts = [perturbations_of(scene.graph, removal) for removal in scene.removals]
     tensors = Tensors(scene.graph, [shift for some in shifts for shift in some])
-    observer = Observer(shade, scene.graph, tensors.wanted, scene.variants)
+    observer = Probe(shade, scene.graph, tensors.wanted, scene.variants)
     change = np.full((len(scene.batches), len(shifts)), np.nan)
     size = np.full_like(change, np.nan)
     for row, batch in enumerate(scene.batches):
@@ -60,20 +60,20 @@ class _Norms:
     def __init__(self, mask: Tensor | None) -> None:
         self.mask = mask
         self.sizes: dict[int, Tensor] = {}
-        self.changes: dict[Shift, Tensor] = {}
+        self.changes: dict[Perturbation, Tensor] = {}
 
     def forget(self) -> None:
         self.sizes.clear()
         self.changes.clear()
 
-    def measure(self, shift: Shift, moved: Tensor, other: Tensor) -> None:
+    def measure(self, shift: Perturbation, moved: Tensor, other: Tensor) -> None:
         if not shift.lost and moved.shape != other.shape:
             return
         self.changes[shift] = norm(other if shift.lost else other - moved, self.mask)
         if shift.moved not in self.sizes:
             self.sizes[shift.moved] = norm(moved, self.mask)
 
-    def of(self, shifts: Sequence[Sequence[Shift]]) -> tuple[list[float], list[float]]:
+    def of(self, shifts: Sequence[Sequence[Perturbation]]) -> tuple[list[float], list[float]]:
         """Sums of change and size of each removal; nan where one is not known."""
         known = dict(zip(self.changes, _fetched(self.changes.values()), strict=True))
         sizes = dict(zip(self.sizes, _fetched(self.sizes.values()), strict=True))

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from layerprune.capture import Batch, Loss
 from layerprune.errors import CalibrationError, NotFiniteError
-from layerprune.impact.estimators.gradient_taps import UNSEEN, Taps
-from layerprune.impact.scores import Evidence, Scene, about_unknown
+from layerprune.impact.estimators.gradient_taps import UNSEEN, GradientTaps
+from layerprune.impact.scores import Evidence, ScoringContext, about_unknown
 from layerprune.tensors import map_tensors
 
 UNIT = "change of your loss"
 
 
-def score_loss(scene: Scene) -> Evidence:
+def score_loss(scene: ScoringContext) -> Evidence:
     """Estimate how far each removal moves the user's loss, to first order, for all removals at once.
 
     A removal that replaces ``y`` by ``s`` changes a sample's loss by the sum of ``e = ∂L/∂y · (s - y)`` over the
@@ -37,7 +37,7 @@ def score_loss(scene: Scene) -> Evidence:
     loss = scene.loss
     if loss is None:
         raise CalibrationError("criterion 'loss' needs your loss: pass loss=, a function of (model, item)")
-    taps = Taps(scene)
+    taps = GradientTaps(scene)
     change = np.full((len(scene.batches), len(scene.removals)), np.nan)
     for row, batch in enumerate(scene.batches):
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from layerprune.impact.scores import Evidence, Scene
+from layerprune.impact.scores import Evidence, ScoringContext
 from layerprune.modules import named_parameters
 
 
-def score_magnitude(scene: Scene) -> Evidence:
+def score_magnitude(scene: ScoringContext) -> Evidence:
     """The norm of the parameters that a removal takes, relative to that of all parameters.
 
     A baseline, as in much of the literature on pruning without data: large weights are taken to matter.
@@ -23,6 +23,6 @@ def score_magnitude(scene: Scene) -> Evidence:
         if number not in squares:
             squares[number] = float(torch.linalg.vector_norm(parameter.detach().float()).square())
     scene.progress(1, 1)
-    change = [sum(squares[number] for number in removal.realisation.params) for removal in scene.removals]
+    change = [sum(squares[number] for number in removal.lowering.params) for removal in scene.removals]
     size = np.full((1, len(change)), sum(squares.values()))
     return Evidence(np.array([change]), size, 0.5, "magnitude: share of the weights' norm")

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from layerprune.capture import Batch
 from layerprune.fidelity import Harm, class_dim, harm_of, masked
-from layerprune.impact.estimators.gradient_taps import UNSEEN, Taps
-from layerprune.impact.scores import Evidence, Scene, about_harm, about_unknown
+from layerprune.impact.estimators.gradient_taps import UNSEEN, GradientTaps
+from layerprune.impact.scores import Evidence, ScoringContext, about_harm, about_unknown
 
 
-def score_output_change(scene: Scene, harm: Harm | None = None, *, num_directions: int = 1) -> Evidence:
+def score_output_change(scene: ScoringContext, harm: Harm | None = None, *, num_directions: int = 1) -> Evidence:
     """Estimate how far each removal moves the output, for all removals at once.
 
     A removal that replaces ``y`` by ``s`` moves the output ``f`` along a direction ``v``, to first order, by the sum of
@@ -34,7 +34,7 @@ def score_output_change(scene: Scene, harm: Harm | None = None, *, num_direction
         num_directions: backwards per batch.
     """
     harm = harm or scene.harm
-    taps = Taps(scene)
+    taps = GradientTaps(scene)
     rows: list[np.ndarray] = []
     sizes = np.ones(len(scene.batches))
     products = np.zeros((len(scene.removals), len(scene.removals)))

@@ -12,7 +12,7 @@ from layerprune.proof import Removal
 
 
 @dataclass(frozen=True)
-class Shift:
+class Perturbation:
     """A tensor, and what becomes of it.
 
     Attributes:
@@ -35,12 +35,12 @@ class Shift:
         return tensor.narrow(dim, start, shape[dim])
 
 
-def shifts_of(graph: LayerGraph, removal: Removal) -> list[Shift]:
+def perturbations_of(graph: LayerGraph, removal: Removal) -> list[Perturbation]:
     """The tensors that a removal moves."""
-    found = [Shift(y, s) for y, s in removal.cut.substitutes.items()]
+    found = [Perturbation(y, s) for y, s in removal.cut.substitutes.items()]
     for merge, value in sorted(removal.cut.dropped):
         result = graph.layers[merge].outputs[0]
-        found.append(Shift(result, value, lost=True, place=_place(graph, merge, result, value)))
+        found.append(Perturbation(result, value, lost=True, place=_place(graph, merge, result, value)))
     return found
 
 
@@ -66,7 +66,7 @@ class Tensors:
         shifts: what is compared.
     """
 
-    def __init__(self, graph: LayerGraph, shifts: Sequence[Shift]) -> None:
+    def __init__(self, graph: LayerGraph, shifts: Sequence[Perturbation]) -> None:
         self.shifts = tuple(dict.fromkeys(shifts))
         self.moved = frozenset(shift.moved for shift in self.shifts)
         self.wanted = self.moved | {shift.other for shift in self.shifts}
@@ -77,7 +77,7 @@ class Tensors:
                 self.partners.setdefault(value, []).append(number)
 
     def seeing(
-        self, compare: Callable[[Shift, Tensor, Tensor], None], *, keeps: bool = True
+        self, compare: Callable[[Perturbation, Tensor, Tensor], None], *, keeps: bool = True
     ) -> Callable[[int, Tensor], None]:
         """What to call with each value's number and tensor in one run.
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerprune.channels import FUNCTIONS, CannotFollow, recorded_call
 from layerprune.graph import Layer, LayerGraph, kind_of_function
-from layerprune.repair.sites.permutation import Elements, Moves
+from layerprune.repair.sites.permutation import Elements, Permutation
 
 # Functions that hand their elements on in the same order.
 _ORDER_KEEPING = frozenset(
@@ -24,7 +24,7 @@ _PRODUCTS = frozenset({"mul", "imul", "rmul"})
 
 
 @dataclass(frozen=True)
-class Way:
+class LinearPath:
     """A way from a tensor to the last one that is linear in it.
 
     Attributes:
@@ -38,10 +38,10 @@ class Way:
 
     value: int
     scales: tuple[str, ...]
-    moves: Moves | None
+    moves: Permutation | None
     has_sums: bool
     has_channels_last: bool
-    shorter: Way | None = None
+    shorter: LinearPath | None = None
 
 
 class Guide:
@@ -57,7 +57,7 @@ class Guide:
         self.modules = modules
         self.known: dict[Any, Any] = {}
 
-    def follow(self, value: int, channel_dim: int, *, moving: bool = True) -> Way:
+    def follow(self, value: int, channel_dim: int, *, moving: bool = True) -> LinearPath:
         """Walk on from a tensor as long as the way is linear and nobody else reads.
 
         Args:
@@ -68,7 +68,7 @@ class Guide:
         elements = Elements(self.graph.values[value].shape, channel_dim, self.known)
         scales: list[str] = []
         has_sums = False
-        shorter: Way | None = None
+        shorter: LinearPath | None = None
         while (layer := self.only_reader(value)) is not None:
             after = self.graph.values[layer.outputs[0]].shape
             if self.hands_on(layer, value):
@@ -89,9 +89,9 @@ class Guide:
             value = layer.outputs[0]
         return replace(self.way(value, scales, elements, has_sums=has_sums), shorter=shorter)
 
-    def way(self, value: int, scales: Sequence[str], elements: Elements, *, has_sums: bool) -> Way:
+    def way(self, value: int, scales: Sequence[str], elements: Elements, *, has_sums: bool) -> LinearPath:
         """The way to where the elements are."""
-        return Way(value, tuple(scales), elements.moves, has_sums, elements.are_channels_at(-1))
+        return LinearPath(value, tuple(scales), elements.moves, has_sums, elements.are_channels_at(-1))
 
     def only_reader(self, value: int) -> Layer | None:
         """The layer that alone reads a value, once, and makes one of it; None where there is none."""

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 @dataclass(frozen=True, eq=False)
-class Moves:
+class Permutation:
     """A rearrangement of all elements of a tensor, none left out and none twice.
 
     Attributes:
@@ -117,7 +117,7 @@ class Elements:
         return bool((channels == line).all())
 
     @property
-    def moves(self) -> Moves | None:
+    def moves(self) -> Permutation | None:
         """Where all elements have gone; None where they are still in order."""
         key = self.path, self.shape
         if self.path is None or self._moved is None:
@@ -126,7 +126,7 @@ class Elements:
             self.known[key] = self._moves()
         return self.known[key]
 
-    def _moves(self) -> Moves | None:
+    def _moves(self) -> Permutation | None:
         if self._moved is None or bool((self._moved == torch.arange(len(self._moved))).all()):
             return None
         flat = self._moved.long()
@@ -135,5 +135,5 @@ class Elements:
             samples = flat.reshape(num_samples, -1)
             starts = torch.arange(num_samples)[:, None] * samples.shape[1]
             if torch.equal(samples - starts, samples[:1].expand_as(samples)):
-                return Moves(self.shape, samples[0].clone(), by_sample=True)
-        return Moves(self.shape, flat, by_sample=False)
+                return Permutation(self.shape, samples[0].clone(), by_sample=True)
+        return Permutation(self.shape, flat, by_sample=False)

@@ -15,8 +15,8 @@ from layerprune.edits import Edit, Shorten, name_before
 from layerprune.fitting import channel_dim, exact, has_free_bias, why_not_solvable
 from layerprune.graph import Layer, LayerGraph
 from layerprune.modules import CallKey
-from layerprune.repair.sites.linear_path import Guide, Way
-from layerprune.repair.sites.permutation import Moves
+from layerprune.repair.sites.linear_path import Guide, LinearPath
+from layerprune.repair.sites.permutation import Permutation
 from layerprune.repair.sites.token_norms import Norm, norm_of
 
 _NUMBERED = (nn.ModuleList, nn.Sequential)
@@ -35,7 +35,7 @@ class Passed:
 
     norm: Norm
     inner: int
-    moves: Moves | None = None
+    moves: Permutation | None = None
     scales: tuple[str, ...] = ()
 
     def scale(self, model: nn.Module) -> Tensor | None:
@@ -71,7 +71,7 @@ class Site:
     num_gaps: int = 0
     only_bias: str = ""
 
-    moves: Moves | None = None
+    moves: Permutation | None = None
     passed: Passed | None = None
     is_alone: bool = False
     layer: int = -1
@@ -129,7 +129,7 @@ def find_sites(
     edits: Iterable[Edit] = (),
     *,
     norms: bool = True,
-    knows: Callable[[Moves], bool] = lambda moves: True,
+    knows: Callable[[Permutation], bool] = lambda moves: True,
 ) -> tuple[list[Site], dict[str, str]]:
     """Find the transforms of a pruned model that can be solved again, in order of execution.
 
@@ -173,7 +173,7 @@ class _Finder:
         model: nn.Module,
         shortens: Sequence[Shorten],
         norms: bool,
-        knows: Callable[[Moves], bool],
+        knows: Callable[[Permutation], bool],
     ) -> None:
         self.original = original
         self.norms = norms
@@ -241,14 +241,14 @@ class _Finder:
         moves, index = way.moves, layer.index
         return Site(layer.fqn, source, reached, target, way.scales, num_gaps, only_bias, moves, passed, is_alone, index)
 
-    def follow(self, value: int, channel_dim: int) -> Way:
+    def follow(self, value: int, channel_dim: int) -> LinearPath:
         """The way from a tensor on, as far as it is known where its elements go."""
         way = self.guide.follow(value, channel_dim)
         if way.moves is None or self.knows(way.moves):
             return way
         return self.guide.follow(value, channel_dim, moving=False)
 
-    def through_norm(self, way: Way) -> tuple[int, int, Passed] | None:
+    def through_norm(self, way: LinearPath) -> tuple[int, int, Passed] | None:
         """Where a way leads behind a normalization, if that is another place than before it; None if not.
 
         It is where the result is added to something, and where it stands for what something else made in the original.

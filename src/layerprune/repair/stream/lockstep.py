@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerprune.capture import Batch, Shadow, real_shadow
+from layerprune.capture import Batch, Sandbox, real_sandbox
 from layerprune.graph import Frame
 from layerprune.repair.sites.sites import Site
-from layerprune.repair.stream.model_run import Side
+from layerprune.repair.stream.model_run import ModelRun
 from layerprune.repair.stream.schedule import stop_of
-from layerprune.repair.stream.site_batch import View, knows_order, needs
-from layerprune.repair.stream.suspended_forward import Lane, closing
+from layerprune.repair.stream.site_batch import SiteBatch, knows_order, needs
+from layerprune.repair.stream.suspended_forward import SuspendedForward, closing
 from layerprune.replay import handing
 
 #: Threads that may exist at once: each lane has one, and torch gives it helpers of its own.
 MOST_THREADS = 512
 
 
-class Walk:
+class Lockstep:
     """Goes with all batches through both models.
 
     Args:
@@ -42,9 +42,9 @@ class Walk:
 
     def __init__(
         self,
-        original: Side,
-        pruned: Side,
-        repaired: Shadow,
+        original: ModelRun,
+        pruned: ModelRun,
+        repaired: Sandbox,
         batches: Sequence[Batch],
         sites: Sequence[Site],
         memory_bytes: int,
@@ -83,12 +83,14 @@ class Walk:
     @contextmanager
     def running(self) -> Generator[None]:
         """Walk inside: whatever happens, no forward is left waiting, and the RNG and torch's switches are as before."""
-        lanes = [lane for pair in self.waiting for lane in (pair.original, pair.pruned) if lane is not None]
+        suspended_forwards = [
+            lane for pair in self.waiting for lane in (pair.original, pair.pruned) if lane is not None
+        ]
         with ExitStack() as stack:
             stack.enter_context(self.original.shade.running())
             for pair in self.waiting:
                 stack.enter_context(handing(pair.shade.model, self.pruned.graph, self.prefix, pair.handed))
-            stack.enter_context(closing(lanes))
+            stack.enter_context(closing(suspended_forwards))
             yield
 
     def stops(self) -> Generator[tuple[int, list[Site]]]:
@@ -123,13 +125,13 @@ class Walk:
         """The sites that are still to come behind a tensor."""
         return [site for value, some in self.sites_at.items() if value != stop for site in some]
 
-    def views(self, stop: int, sites: Sequence[Site]) -> dict[str, list[View]]:
+    def views(self, stop: int, sites: Sequence[Site]) -> dict[str, list[SiteBatch]]:
         """What each batch shows of sites that feed the same tensor, by the sites' names.
 
         Nothing of a site that gets another number of rows than in the original: then values decide which rows it gets.
         Nor of one of whose tensor it is not known where its elements come from in a batch of that size.
         """
-        found: dict[str, list[View]] = {site.name: [] for site in sites}
+        found: dict[str, list[SiteBatch]] = {site.name: [] for site in sites}
         for number, batch in enumerate(self.batches):
             if number < self.num_waiting:
                 made, reads, wanted = self.waiting[number].seen(stop, sites)
@@ -139,7 +141,7 @@ class Walk:
                 if all(value in reads for value in needs(site)) and site.target in wanted:
                     inner = None if site.passed is None else reads[site.passed.inner]
                     found_there = None if site.name in self.ahead else made
-                    view = View(number, reads[site.source], found_there, wanted[site.target], batch.mask, inner)
+                    view = SiteBatch(number, reads[site.source], found_there, wanted[site.target], batch.mask, inner)
                     if not self._is_alike(site, view):
                         self.routed.add(site.name)
                     elif not knows_order(site, view):
@@ -149,7 +151,7 @@ class Walk:
         out = self.routed | self.resized
         return {name: [] if name in out else views for name, views in found.items()}
 
-    def _is_alike(self, site: Site, view: View) -> bool:
+    def _is_alike(self, site: Site, view: SiteBatch) -> bool:
         """Whether a site gets as many rows as in the original."""
         if view.found is not None:
             return view.found.shape == view.wanted.shape
@@ -197,7 +199,7 @@ class Walk:
             wanted |= self._collected(self.original, number, left, self.original.shade)
         return reads.get(stop), reads, wanted
 
-    def _collected(self, side: Side, number: int, values: set[int], shade: Shadow) -> dict[int, Tensor]:
+    def _collected(self, side: ModelRun, number: int, values: set[int], shade: Sandbox) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
         lane = side.lane(self.batches[number], values, shade)
         with closing([lane]):
@@ -209,7 +211,7 @@ class Walk:
 class _Waiting:
     """One batch on its way through both models."""
 
-    def __init__(self, walk: Walk, number: int) -> None:
+    def __init__(self, walk: Lockstep, number: int) -> None:
         self.walk = walk
         self.number = number
         sites = [site for some in walk.sites_at.values() for site in some]
@@ -220,13 +222,13 @@ class _Waiting:
         self.handed = walk.original.known(number, handed)
         self.original = self._lane(batch, handed - self.handed.keys())
         values = {value for site in sites for value in (stop_of(site, walk.ahead), *needs(site))}
-        self.shade = real_shadow(walk.repaired.model, written=walk.pruned.graph.written_params)
+        self.shade = real_sandbox(walk.repaired.model, written=walk.pruned.graph.written_params)
         self.pruned = walk.pruned.lane(batch, values, self.shade, to_end=walk.ends(number), passes=self._passes)
         self.reads: dict[int, Tensor] = {}
         self.at: tuple[int, Tensor] | None = None
         self.has_begun = False
 
-    def _lane(self, batch: Batch, handed: set[int]) -> Lane | None:
+    def _lane(self, batch: Batch, handed: set[int]) -> SuspendedForward | None:
         """The original's forward, or None where its recording stands for it."""
         original = self.walk.original
         left = self.targets - self.wanted.keys()

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import Batch, Holding, Shadow, real_shadow
+from layerprune.capture import ActivationStore, Batch, Sandbox, real_sandbox
 from layerprune.errors import CalibrationError, ended_by
 from layerprune.graph import LayerGraph
-from layerprune.repair.stream.suspended_forward import Lane
+from layerprune.repair.stream.suspended_forward import SuspendedForward
 
 
 @dataclass(eq=False)
-class Side:
+class ModelRun:
     """One of the two models that are held against each other.
 
     Attributes:
@@ -31,25 +31,25 @@ class Side:
     """
 
     model: nn.Module
-    shade: Shadow
+    shade: Sandbox
     graph: LayerGraph
     num_forwards: int = 0
     recorded: int = 0
-    held: Holding = field(default_factory=lambda: Holding(0))
+    held: ActivationStore = field(default_factory=lambda: ActivationStore(0))
 
     def lane(
         self,
         batch: Batch,
         values: Iterable[int],
-        shade: Shadow | None = None,
+        shade: Sandbox | None = None,
         *,
         to_end: bool = False,
         passes: Callable[[int, Tensor], bool] | None = None,
-    ) -> Lane:
+    ) -> SuspendedForward:
         """A forward that stops at some values; on a shadow of its own if None is given."""
         self.num_forwards += 1
-        return Lane(
-            shade or real_shadow(self.model, written=self.graph.written_params),
+        return SuspendedForward(
+            shade or real_sandbox(self.model, written=self.graph.written_params),
             self.graph,
             frozenset(values),
             batch.inputs,
@@ -76,7 +76,7 @@ class Side:
         tensor = tensor.detach()
         return tensor.clone() if self.graph.values[value].storage in self.overwritten else tensor
 
-    def next(self, lane: Lane, number: int) -> tuple[int, Tensor] | None:
+    def next(self, lane: SuspendedForward, number: int) -> tuple[int, Tensor] | None:
         """What a lane comes to next.
 
         Raises:
@@ -85,7 +85,7 @@ class Side:
         with self._telling(number):
             return lane.next()
 
-    def finish(self, lane: Lane, number: int) -> None:
+    def finish(self, lane: SuspendedForward, number: int) -> None:
         """Run a lane on to the end of the forward.
 
         Raises:

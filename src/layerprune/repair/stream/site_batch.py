@@ -11,7 +11,7 @@ from layerprune.repair.sites.sites import Site
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class SiteBatch:
     """What one batch shows of a site.
 
     Attributes:
@@ -51,7 +51,7 @@ def needs(site: Site) -> tuple[int, ...]:
     return (site.source,) if site.passed is None else (site.source, site.passed.inner)
 
 
-def knows_order(site: Site, view: View) -> bool:
+def knows_order(site: Site, view: SiteBatch) -> bool:
     """Whether it is known for tensors of a batch's size what becomes of the order of their elements."""
     if site.passed is None or view.inner is None:
         return site.moves is None or site.moves.fits(view.wanted.shape)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import Observer, See, Shadow
+from layerprune.capture import Probe, Sandbox, See
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import no_fast_path
@@ -23,7 +23,7 @@ class _Enough(BaseException):
     """Ends a forward. No Exception, which a model's own forward might catch."""
 
 
-class Lane:
+class SuspendedForward:
     """One forward that stops at each of some values, and goes on when it is asked for the next.
 
     It runs in a thread of its own, but only while :meth:`next` waits for it: one lane runs at a time. What is written
@@ -45,7 +45,7 @@ class Lane:
 
     def __init__(
         self,
-        shade: Shadow,
+        shade: Sandbox,
         graph: LayerGraph,
         values: Collection[int],
         inputs: Inputs,
@@ -58,7 +58,7 @@ class Lane:
         self._to_end = to_end
         self._passes = passes
         self._is_free = False
-        self._observer = Observer(shade, graph, values)
+        self._observer = Probe(shade, graph, values)
         self._num_left = len(set(values))
         self._inputs = inputs
         self._turn, self._told = threading.Semaphore(0), threading.Semaphore(0)
@@ -168,11 +168,11 @@ def _settings() -> Callable[[ExitStack], None]:
 
 
 @contextmanager
-def closing(lanes: Collection[Lane]) -> Generator[None]:
+def closing(suspended_forwards: Collection[SuspendedForward]) -> Generator[None]:
     """End all lanes that still wait, whatever happens inside."""
     with no_fast_path():  # each lane switches it off, and back to what it was: so that is off
         try:
             yield
         finally:
-            for lane in lanes:
+            for lane in suspended_forwards:
                 lane.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from layerprune.select.local_search import Swaps
+from layerprune.select.local_search import LocalSearch
 from layerprune.select.search import Search
 from layerprune.select.strategies.exact import exact
 
@@ -50,7 +50,7 @@ def evolution(search: Search) -> tuple[int, ...] | None:
 def _offspring(
     search: Search, parent: tuple[int, ...], rng: np.random.Generator, seen: set[tuple[int, ...]]
 ) -> list[tuple[int, ...]]:
-    swaps = Swaps(search.problem.impacts, search.limits, search.bans)
+    swaps = LocalSearch(search.problem.impacts, search.limits, search.bans)
     found: list[tuple[int, ...]] = []
     for _ in range(_TRIES):
         child = swaps.mutated(parent, rng)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from layerprune.select.constraints import Ban, Limit
+from layerprune.select.constraints import Exclusion, Limit
 from layerprune.select.search import Search
 
 #: With calibration data a choice may use so many times the slack, where no more than that share of the impact is left.
@@ -60,7 +60,7 @@ def least(search: Search) -> tuple[int, ...] | None:
         if most is None:
             return None
 
-    def solve(limits: Sequence[Limit], bans: Sequence[Ban]) -> Sequence[int]:
+    def solve(limits: Sequence[Limit], bans: Sequence[Exclusion]) -> Sequence[int]:
         return search.programme.least(costs, limits, bans)
 
     chosen = search.first_valid(solve)

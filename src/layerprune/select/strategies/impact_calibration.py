@@ -12,7 +12,7 @@ _TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
-class Corrected:
+class CalibratedImpacts:
     """Impacts of removals, corrected by sets that were made.
 
     Attributes:
@@ -31,7 +31,9 @@ class Corrected:
         return self.trust * harms + (1 - self.trust) * sums
 
 
-def correct(impacts: np.ndarray, sets: Sequence[Sequence[int]], harms: np.ndarray, noise: float) -> Corrected:
+def calibrate_impacts(
+    impacts: np.ndarray, sets: Sequence[Sequence[int]], harms: np.ndarray, noise: float
+) -> CalibratedImpacts:
     """Correct impacts by least squares, the more, the worse their sums predict.
 
     What a set does is taken for the sum of its removals' costs, a part of its own, and noise. How much of it is not in
@@ -50,7 +52,7 @@ def correct(impacts: np.ndarray, sets: Sequence[Sequence[int]], harms: np.ndarra
         members[row, list(sets[place])] = 1.0
     found, sums = harms[known], members @ impacts
     if not known.any():
-        return Corrected(impacts, 0.0, False)
+        return CalibratedImpacts(impacts, 0.0, False)
     fit = (found > 0) & (sums > 0)
     prior = impacts * (np.exp(np.median(np.log(found[fit] / sums[fit]))) if fit.any() else 1.0)
     missing = found - members @ prior
@@ -63,4 +65,4 @@ def correct(impacts: np.ndarray, sets: Sequence[Sequence[int]], harms: np.ndarra
     covariance = each * members @ members.T + np.diag((own + noise**2) * scale**2)
     costs = prior + each * members.T @ np.linalg.solve(covariance, missing)
     least = np.minimum(prior, 0.01 * np.abs(prior))
-    return Corrected(np.maximum(costs, least), own / (own + noise**2), beyond > _LEAST**2)
+    return CalibratedImpacts(np.maximum(costs, least), own / (own + noise**2), beyond > _LEAST**2)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerprune.select.constraints import Ban, Limit
-from layerprune.select.local_search import Swaps
+from layerprune.select.constraints import Exclusion, Limit
+from layerprune.select.local_search import LocalSearch
 from layerprune.select.search import Search
 from layerprune.select.strategies.exact import exact
 
@@ -31,8 +31,8 @@ def quadratic(search: Search) -> tuple[int, ...] | None:
 
     rng = np.random.default_rng(search.problem.seed)
 
-    def solve(limits: Sequence[Limit], bans: Sequence[Ban]) -> Sequence[int]:
-        swaps = Swaps(costs, limits, bans)
+    def solve(limits: Sequence[Limit], bans: Sequence[Exclusion]) -> Sequence[int]:
+        swaps = LocalSearch(costs, limits, bans)
         start = first if search.may(first) else search.programme.least(search.problem.impacts, limits, bans)
         best = swaps.improve(start) if start else []
         for _ in range(_RESTARTS if best else 0):

@@ -8,13 +8,13 @@ from itertools import chain
 import numpy as np
 
 from layerprune.impact import FINAL, counted
-from layerprune.select.constraints import Ban
-from layerprune.select.local_search import Swaps
+from layerprune.select.constraints import Exclusion
+from layerprune.select.local_search import LocalSearch
 from layerprune.select.problem import with_unknown
 from layerprune.select.search import Search
 from layerprune.select.strategies.exact import WORTH, exact, least, roomier, stays_below
-from layerprune.select.strategies.impact_calibration import Corrected, correct
-from layerprune.select.strategies.search_budget import Race, allowance, race
+from layerprune.select.strategies.impact_calibration import CalibratedImpacts, calibrate_impacts
+from layerprune.select.strategies.search_budget import Race, race, search_budget
 
 _DRAWS = 20
 _FEWEST = 5
@@ -66,7 +66,7 @@ def resampled(search: Search) -> tuple[int, ...] | None:
     if len(found) == 1:
         return first
     looked = _Looked(search, found)
-    left = allowance(search) - looked.calls if search.problem.effort is not None else -1.0
+    left = search_budget(search) - looked.calls if search.problem.effort is not None else -1.0
     for number in range(_most_rounds(search)):
         is_usual = number == 0 or (number < ROUNDS and looked.held.is_needed)
         is_deep = looked.idle < PATIENCE and left >= looked.calls_of(sum(NEXT) + BESIDE) + looked.calls_of_race
@@ -106,7 +106,7 @@ class _Looked:
         self.sets += sets
         self.harms = np.concatenate([self.harms, self.search.first_look(sets)])
         problem = self.search.problem
-        self.held = correct(problem.impacts, self.sets, self.harms, problem.noise)
+        self.held = calibrate_impacts(problem.impacts, self.sets, self.harms, problem.noise)
         self.expected = np.nan_to_num(
             counted(self.held.of(self.sets, self.harms), _handicaps(self.search, self.sets)), nan=np.inf
         )
@@ -138,7 +138,7 @@ def _beside(search: Search, looked: _Looked, known: Sequence[tuple[int, ...]]) -
     """Valid sets that corrected impacts choose among those that differ little from the two best, none of them known."""
     if len(search.problem.removals) > _FEW:
         return []
-    swaps = Swaps(looked.held.costs, search.limits, search.bans)
+    swaps = LocalSearch(looked.held.costs, search.limits, search.bans)
     seen, found = [*looked.sets, *known], list[tuple[int, ...]]()
     for place in np.argsort(looked.expected, kind="stable")[:2]:
         found += _valid(search, swaps.neighbours(looked.sets[place]), BESIDE // 2, [*seen, *found])
@@ -155,7 +155,7 @@ def _first(search: Search, chosen: tuple[int, ...]) -> list[tuple[int, ...]]:
     return found
 
 
-def _next(search: Search, held: Corrected, known: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def _next(search: Search, held: CalibratedImpacts, known: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Valid sets that corrected impacts choose, none of them known."""
     found = _valid(search, _in_order(search, held.costs, known, NEXT[0]), NEXT[0])
     with roomier(search) as floor:
@@ -195,7 +195,7 @@ def _in_order(search: Search, costs: np.ndarray, known: Sequence[tuple[int, ...]
     """The sets of least cost after those that are known, none of them proven."""
     found: list[tuple[int, ...]] = []
     for _ in range(num):
-        bans = [*search.bans, *map(Ban.of, [*known, *found])]
+        bans = [*search.bans, *map(Exclusion.of, [*known, *found])]
         chosen = tuple(sorted(search.programme.least(costs, search.limits, bans)))
         if not chosen:
             break

@@ -9,7 +9,7 @@ import numpy as np
 
 from layerprune.impact import FINAL, going_on_of
 from layerprune.select.constraints import Limit
-from layerprune.select.local_search import Amounts, Swaps
+from layerprune.select.local_search import Amounts, LocalSearch
 from layerprune.select.search import Search
 
 #: Of the calls of the model that :func:`greedy` would take, what scoring and choosing may.
@@ -46,7 +46,7 @@ class Race:
         return found
 
 
-def allowance(search: Search) -> float:
+def search_budget(search: Search) -> float:
     """What is left of the calls that scoring and choosing may take, in batches; 0 where that is nothing."""
     effort = search.problem.effort
     return 0.0 if effort is None else max(0.0, SHARE * effort.num_batches * sets_of_greedy(search) - effort.spent)
@@ -70,7 +70,7 @@ def sets_of_greedy(search: Search) -> int:
     """How many sets a greedy choice would make, if harms were the sums of impacts."""
     costs, held, found = search.problem.impacts, tuple[int, ...](), 0
     caps = [limit.without_low() for limit in search.limits]
-    swaps, aim = Swaps(costs, caps, search.bans), Amounts(Limit(search.aim), len(costs))
+    swaps, aim = LocalSearch(costs, caps, search.bans), Amounts(Limit(search.aim), len(costs))
     while search.is_filling or not held or aim.of(_indicator(held, len(costs))) < 1:
         inside = _indicator(held, len(costs))
         gains = aim.with_each(inside) - aim.of(inside)
