@@ -61,7 +61,7 @@ def test_what_is_told_to_be_typed_is_quoted_and_raises_no_torch():
         ROOT / "README.md",
         ROOT / "requirements.txt",
         *(ROOT / "src").rglob("*.py"),
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
     ]
     for path in files:
         text = path.read_text(encoding="utf-8")

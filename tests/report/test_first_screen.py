@@ -1,4 +1,4 @@
-"""The printed plan: one screen first, no line wider than the terminal, repeated blocks once; the README shows it."""
+"""The printed plan: one screen first, no line wider than the terminal, repeated blocks once; two pages show it."""
 
 import io
 import re
@@ -16,7 +16,7 @@ from layerprune.report.first_screen import together
 from layerprune.report.layout import clipped, short_number, wrapped
 from models.nets import ExampleModel, linear, randomised, rows
 
-README = Path(__file__).parents[2] / "README.md"
+REPOSITORY = Path(__file__).parents[2]
 
 
 def blocks(depth: int = 6) -> nn.Module:
@@ -172,20 +172,27 @@ def test_two_that_are_alike_are_both_shown():
     assert text.count("Lead Transform: ") == 6
 
 
-# ---- the README ------------------------------------------------------------------------------------------------------
+# ---- the README and the guide ----------------------------------------------------------------------------------------
 
 
-def test_the_readme_shows_what_is_printed():
-    """Each block of the README's example stands in the printed plan; impacts agree to rounding."""
+@pytest.fixture(scope="module")
+def printed():
     torch.manual_seed(0)
-    printed = UniversalLayerPruner(ExampleModel()).render_plan().splitlines()
-    shown = README.read_text().split("```\n")
-    parts = [part for part in shown if part.startswith(("ExampleModel: ", "Group 3: "))]
-    assert len(parts) == 2
-    for part in parts:
-        lines = part.splitlines()
+    return UniversalLayerPruner(ExampleModel()).render_plan().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("page", "openings"),
+    [("README.md", ["ExampleModel: "]), ("docs/guide.md", ["ExampleModel: ", "Group 3: "])],
+)
+def test_the_pages_show_what_is_printed(printed, page, openings):
+    """Each block of the example stands in the printed plan, up to an ellipsis; impacts agree to rounding."""
+    blocks = (REPOSITORY / page).read_text(encoding="utf-8").split("```\n")
+    for opening_line in openings:
+        (block,) = [part for part in blocks if part.startswith(opening_line)]
+        lines = block.partition("  …\n")[0].splitlines()
         start = next(n for n, line in enumerate(printed) if line == lines[0])
-        for line, found in zip(lines, printed[start:], strict=False):
+        for line, found in zip(lines, printed[start : start + len(lines)], strict=True):
             assert _without_impacts(line) == _without_impacts(found)
             assert _impacts(line) == pytest.approx(_impacts(found), rel=0.02)
 
