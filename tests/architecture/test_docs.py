@@ -175,10 +175,10 @@ def keywords(text: str) -> Iterator[str]:
 
 
 def first_cells(text: str, heading: str) -> list[str]:
-    """The inline code in the first cells of the tables under a heading."""
+    """The inline code in the first cells of the first table under a heading, but for its head."""
     _, _, rest = text.partition(f"\n## {heading}\n")
     assert rest, heading
-    rows = rest.partition("\n## ")[0].splitlines()
+    rows = rest.partition("\n## ")[0].partition("\n|---")[2].splitlines()
     return [found[1] for row in rows if (found := re.match(r"\| `([^`]+)`", row))]
 
 
