@@ -7,7 +7,7 @@ from torch import nn
 
 from layerprune.channels import CannotSlice, ChannelTrace, Gap
 from layerprune.channels.rules import slice_layer
-from models.hand_built import GraphBuilder
+from models.hand_built import HandBuiltGraph
 
 
 def gap_of(first, last, size, dim=1):
@@ -19,7 +19,7 @@ def gap_of(first, last, size, dim=1):
 def rule(module, gap, dims=4):
     """What a rule says of a module's own call: the side, and the ranges that are missing behind it."""
     shape = (2, 8, 4, 4)[:dims]
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     params = {f"m.{name}": tuple(parameter.shape) for name, parameter in module.named_parameters()}
     graph = net.graph(net.module("m", "transform", net.input(*shape), params=params))
     found = slice_layer(module, graph.layers[0], gap, dims)
@@ -28,7 +28,7 @@ def rule(module, gap, dims=4):
 
 def behind_concat(body, modules, *, num=(4, 4)):
     """The slices, as text, once the first operand of a concat of two is dropped."""
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 3, 6, 6)
     a, b = (net.module(name, "transform", x, shape=(2, n, 6, 6)) for name, n in zip("ab", num, strict=True))
     joined = net.cat(a, b)
@@ -122,7 +122,7 @@ def test_a_norm_and_the_convolution_behind_it_lose_the_same():
 
 
 def test_a_second_concat_shifts_the_channels():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 3, 6, 6)
     a = net.module("a", "transform", x, shape=(2, 4, 6, 6))
     b = net.module("b", "transform", x, shape=(2, 4, 6, 6))

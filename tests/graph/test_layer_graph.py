@@ -9,13 +9,13 @@ from layerprune.capture import capture
 from layerprune.errors import GraphError
 from layerprune.graph import Cut
 from layerprune.inputs import as_inputs
-from models.hand_built import GraphBuilder
+from models.hand_built import HandBuiltGraph
 from models.nets import ExampleModel, Net, image, linear, parameter, rows
 
 
 def residual():
     """A linear layer and a normed branch around it, and a layer that nothing reads."""
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     normed = net.function("layer_norm", x)
     with net.frame("block", normed):
@@ -40,7 +40,7 @@ def test_a_graph_prints_one_line_a_layer():
 
 
 def test_other_types_constants_and_several_results_are_printed():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     ids = net.input(1, 4, dtype=torch.int64)
     table = net.function("mul", (), params={"table": (4,)}, shape=(4,))
     one, other = net.split("chunk", ids, shapes=[(1, 2), (1, 2)], args=(2,))
@@ -73,7 +73,7 @@ def test_networkx_gets_every_layer_with_what_flows():
 
 
 def test_one_edge_holds_all_values_between_two_layers():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     one, other = net.split("chunk", net.input(2, 8), shapes=[(2, 4), (2, 4)], args=(2,))
     assert net.graph(net.function("add", one, other)).to_networkx().edges[0, 1]["values"] == (one, other)
 
@@ -137,7 +137,7 @@ def test_liveness_that_does_not_follow_from_the_operands_is_named():
 
 
 def test_many_faults_are_cut_short():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     value = net.input(2, 8)
     for _ in range(9):
         value = net.function("relu", value)
@@ -156,7 +156,7 @@ def test_a_branch_dies_when_the_sum_hands_on_its_other_side():
 
 
 def test_a_layer_lives_as_long_as_one_reader_does():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     a = net.module("a", "transform", x)
     b, c = net.module("b", "transform", a), net.module("c", "transform", a)
@@ -168,18 +168,18 @@ def test_a_layer_lives_as_long_as_one_reader_does():
 
 
 def test_a_value_that_the_model_returns_keeps_its_layer():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     a = net.module("a", "transform", net.input(2, 8))
     b = net.module("b", "transform", a)
     assert net.graph(b, a).dead(Cut({b: 0})) == {1}
-    chain = GraphBuilder()
+    chain = HandBuiltGraph()
     a = chain.module("a", "transform", chain.input(2, 8))
     b = chain.module("b", "transform", a)
     assert chain.graph(b).dead(Cut({b: 0})) == {0, 1}
 
 
 def test_substitutes_of_substitutes_are_followed():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     a = net.module("a", "transform", x)
     b = net.module("b", "transform", a)
@@ -188,7 +188,7 @@ def test_substitutes_of_substitutes_are_followed():
 
 
 def test_a_parameter_goes_when_the_last_of_its_users_does():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     a = net.module("a", "transform", x, params={"a.weight": (8, 8)})
     net.tie("b.weight", "a.weight")

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from layerprune.capture import capture
 from layerprune.graph import kind_of_function
-from layerprune.graph.op_kinds import KINDS
 from layerprune.inputs import as_inputs
+from layerprune.tensors import KINDS
 from models.nets import Net, image, linear, parameter, rows, tokens
 
 

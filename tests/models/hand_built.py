@@ -16,11 +16,11 @@ Shape: TypeAlias = Sequence[int]
 Operand: TypeAlias = "int | Read"
 
 
-class GraphBuilder:
+class HandBuiltGraph:
     """Makes a layer graph by hand, in the order of execution.
 
-    >>> from models.hand_built import GraphBuilder
-    >>> net = GraphBuilder()
+    >>> from models.hand_built import HandBuiltGraph
+    >>> net = HandBuiltGraph()
     >>> x = net.input(2, 8)
     >>> branch = net.module("fc", "transform", x, params={"fc.weight": (8, 8)})
     >>> print(net.graph(net.function("add", x, branch)))
@@ -70,7 +70,7 @@ class GraphBuilder:
 
         Args:
             fqn: the module's dotted name.
-            kind: what it does; one of ``graph.KINDS``.
+            kind: what it does; one of ``tensors.KINDS``.
             operands: what it reads.
             shape: of its output; the first operand's unless given.
             params: the parameters that it uses, by their dotted names, with shapes.

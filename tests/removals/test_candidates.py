@@ -6,7 +6,7 @@ from torch import nn
 
 from layerprune.graph import Cut, form_groups
 from layerprune.removals import find_candidates, why_not
-from models.hand_built import GraphBuilder
+from models.hand_built import HandBuiltGraph
 
 
 def found_on(graph, modules=None, **options):
@@ -20,7 +20,7 @@ def transform(net, fqn, value, num_out=8):
 
 
 def test_each_operand_of_a_sum_that_has_its_shape_may_stand_for_it():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     graph = net.graph(net.function("add", transform(net, "a", x), transform(net, "b", x)))
     assert found_on(graph, granularity="branch") == [
@@ -30,7 +30,7 @@ def test_each_operand_of_a_sum_that_has_its_shape_may_stand_for_it():
 
 
 def test_the_cut_of_a_branch_replaces_the_sum_by_what_is_kept():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     total = net.function("add", x, transform(net, "a", x))
     graph = net.graph(total)
@@ -40,28 +40,28 @@ def test_the_cut_of_a_branch_replaces_the_sum_by_what_is_kept():
 
 @pytest.mark.parametrize(("name", "kept"), [("sub", ["b"]), ("add", ["b", "a"]), ("mul", ["b", "a"])])
 def test_only_the_left_side_of_a_subtraction_is_kept(name, kept):
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     graph = net.graph(net.function(name, transform(net, "a", x), transform(net, "b", x)))
     assert [groups for _, _, (groups,) in found_on(graph, granularity="branch")] == kept
 
 
 def test_an_operand_that_is_broadcast_is_not_kept_and_a_product_is_a_gate():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     graph = net.graph(net.function("mul", transform(net, "a", x), transform(net, "gate", x, 1)))
     assert found_on(graph, granularity="branch") == [("gate", "mul without gate", ("gate",))]
 
 
 def test_operands_of_another_type_are_not_kept():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     ids = net.input(2, 8, dtype=torch.int64)
     graph = net.graph(net.function("add", transform(net, "a", net.input(2, 8)), ids))
     assert ("branch", "add without a", ("a",)) not in found_on(graph)
 
 
 def test_each_operand_of_a_concat_may_go():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     graph = net.graph(net.cat(transform(net, "a", x), transform(net, "b", x, 4)))
     assert found_on(graph, granularity="branch") == [
@@ -71,13 +71,13 @@ def test_each_operand_of_a_concat_may_go():
 
 
 def test_a_concat_of_one_tensor_with_itself_has_none():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     a = transform(net, "a", net.input(2, 8))
     assert found_on(net.graph(net.cat(a, a)), granularity="branch") == []
 
 
 def test_a_tensor_that_several_merges_read_leaves_all_of_them():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     shared = transform(net, "shared", x)
     left = net.function("add", x, shared)
@@ -87,7 +87,7 @@ def test_a_tensor_that_several_merges_read_leaves_all_of_them():
 
 
 def test_a_tensor_that_something_else_reads_does_not_leave_its_merges():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     shared = transform(net, "shared", x)
     left, right = net.function("add", x, shared), net.function("mul", x, shared)
@@ -96,7 +96,7 @@ def test_a_tensor_that_something_else_reads_does_not_leave_its_merges():
 
 
 def test_a_chain_is_bypassed_from_the_nearest_tensor_of_its_shape():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     a = transform(net, "a", net.input(2, 8))
     b = transform(net, "b", net.module("act", "activation", a))
     assert found_on(net.graph(transform(net, "c", b, 3))) == [
@@ -106,7 +106,7 @@ def test_a_chain_is_bypassed_from_the_nearest_tensor_of_its_shape():
 
 
 def test_where_no_earlier_tensor_has_the_shape_the_shapes_are_the_reason():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     graph = net.graph(transform(net, "head", net.function("relu", net.input(2, 8)), 3))
     assert found_on(graph) == []
     (group,) = form_groups(graph)
@@ -114,7 +114,7 @@ def test_where_no_earlier_tensor_has_the_shape_the_shapes_are_the_reason():
 
 
 def test_an_element_of_a_container_hands_on_its_input():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     with net.frame("blocks.0", x):
         y = net.function("add", x, transform(net, "blocks.0.fc", x))
@@ -126,7 +126,7 @@ def test_an_element_of_a_container_hands_on_its_input():
 
 
 def test_a_module_that_is_called_twice_leaves_at_both_calls():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     for _ in range(2):
         x = net.function("add", x, transform(net, "shared", x))
@@ -138,7 +138,7 @@ def test_a_module_that_is_called_twice_leaves_at_both_calls():
 
 
 def test_stem_and_head_are_critical_and_so_is_what_a_pattern_names():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     value = net.input(2, 8)
     for fqn in ("stem", "layers.0", "layers.1", "head"):
         value = transform(net, fqn, value)

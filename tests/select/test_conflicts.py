@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from layerprune.graph import Cut
 from layerprune.select.conflicts import conflicts, exclusions_of
 from layerprune.select.constraints import Exclusion
-from models.hand_built import GraphBuilder
+from models.hand_built import HandBuiltGraph
 
 
 def removals(graph, *cuts):
@@ -15,7 +15,7 @@ def removals(graph, *cuts):
 
 def chain(num=4):
     """A chain of transforms: its graph, and its values from the input on."""
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     values = [net.input(2, 8)]
     for index in range(num):
         values.append(net.module(str(index), "transform", values[-1]))
@@ -24,7 +24,7 @@ def chain(num=4):
 
 def branches(num=3):
     """Branches of one input that a concat joins: its graph, the concat's layer, and the operands."""
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     operands = [net.module(str(index), "transform", x) for index in range(num)]
     return net.graph(net.cat(*operands)), num, operands
@@ -42,7 +42,7 @@ def test_one_of_which_the_other_is_a_part_is_needless():
 
 
 def test_two_ways_to_replace_one_tensor_exclude_each_other():
-    net = GraphBuilder()
+    net = HandBuiltGraph()
     x = net.input(2, 8)
     a, b = net.module("a", "transform", x), net.module("b", "transform", x)
     total = net.function("add", a, b)

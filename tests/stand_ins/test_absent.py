@@ -19,7 +19,7 @@ from layerprune.stand_ins import (
     dropped_tensors,
     watching_merges,
 )
-from layerprune.stand_ins.absent import build, merge_name
+from layerprune.stand_ins.absent import build
 from models.nets import Net, copy_of, linear, rows
 
 ALL = ("add", "mul", "cat", "bypass")
@@ -306,10 +306,6 @@ def test_it_is_made_real_even_where_a_mode_would_make_it_fake():
 
     with FakeTensorMode():
         assert not isinstance(dropped(["add"]), FakeTensor)
-
-
-def test_merge_names_lose_the_underscores_of_operators_and_in_place_forms():
-    assert [merge_name(name) for name in ("__iadd__", "add_", "add", "__rmul__")] == ["iadd", "add", "add", "rmul"]
 
 
 # ---- the modules around it -------------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ from layerprune.modules import (
     parameters,
     storage_key,
 )
-from layerprune.stand_ins import MERGES, DroppedTensor
-from layerprune.tensors import caller, custom_function, described, flat_tensors, tensors_in
+from layerprune.stand_ins import DroppedTensor
+from layerprune.tensors import caller, custom_function, described, flat_tensors, tensors_in, traits_of
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
 _SCALAR_READS = frozenset(
@@ -40,8 +40,6 @@ _SCALAR_READS = frozenset(
 _READS_OUT = frozenset({"tolist", "numpy", "array", "dlpack"})
 # The operation by which torch takes in what Python, or numpy, made a tensor of.
 _LITERAL = "lift_fresh"
-# Functions that make what a transform's output is added to something by.
-_SUMS = frozenset({"add", "iadd", "radd"})
 
 
 class ParameterWritten(Exception):
@@ -318,7 +316,7 @@ class Recorder:
         frame = self.recording.calls[self.tracker.index]
         call = Call(len(self.recording.functions), self.tracker.count(name), frame.index)
         call.custom = custom_function()
-        call.site = caller(self.first_names) if name in MERGES else ""
+        call.site = caller(self.first_names) if traits_of(name).merge else ""
         self.recording.functions.append(call)
         frame.functions.append(name)
         frame.steps.append(name)
@@ -340,7 +338,7 @@ class Recorder:
         self.implicit_inputs.made(flat_tensors(out))
         if isinstance(out, Tensor):
             call.outputs = self.read(out)
-        self.hold(flat_tensors(out), name in _SUMS)
+        self.hold(flat_tensors(out), traits_of(name).is_sum)
         call.results = tuple(-1 if (v := self.value_of.get(t)) is None else v for t in flat_tensors(out))
         return out
 

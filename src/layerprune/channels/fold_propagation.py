@@ -12,12 +12,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.channels.fold_target import CannotFold, Reader, reader_at
 from layerprune.channels.index_tracking import CannotFollow, Gap, recorded_call
-from layerprune.channels.propagate import ELEMENTWISE, SPATIAL
 from layerprune.edits import Fold
 from layerprune.graph import Cut, Layer, LayerGraph
-
-_FLAT = frozenset({"flatten", "view", "reshape", "squeeze"})
-_MEANS = frozenset({"mean", "sum", "amax"})
+from layerprune.tensors import traits_of
 
 
 @dataclass(frozen=True)
@@ -100,14 +97,15 @@ class FoldTrace:
         if layer.kind == "transform" or layer.params:
             self.fold(layer, value, form)
             return
-        before = self.graph.values[value].shape
-        elementwise = (layer.is_module and not layer.functions) or name in ELEMENTWISE
-        spatial = name in SPATIAL and len(before) > 2
-        flat = name in _FLAT and all(size == 1 for size in (*before[2:], *form.shape[2:])) and len(before) > 2
+        before, op = self.graph.values[value].shape, traits_of(name)
+        elementwise = (layer.is_module and not layer.functions) or op.channels == "elementwise"
+        spatial = op.channels == "spatial" and len(before) > 2
+        flat = op.channels == "moves" and op.keeps_order and len(before) > 2
+        flat = flat and all(size == 1 for size in (*before[2:], *form.shape[2:]))
         if elementwise and len(layer.outputs) == 1 and self.graph.values[layer.outputs[0]].shape == before:
             self.forms[layer.outputs[0]] = form
             return
-        if not (spatial or flat or name in _MEANS) or len(layer.outputs) != 1:
+        if not (spatial or flat or op.channels == "reduction") or len(layer.outputs) != 1:
             raise CannotFold(f"'{layer.name}' ({layer.type_name}) reads it, and no projection can be folded into that")
         self.pass_on(layer, value, form)
 

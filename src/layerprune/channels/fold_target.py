@@ -16,13 +16,11 @@ from layerprune.capture import has_memo
 from layerprune.edits import Fold
 from layerprune.graph import Layer
 from layerprune.modules import FunctionWatch, is_transposed
+from layerprune.tensors import traits_of
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _OWN_WAY = "computes its weight or its input in a way of its own (a parametrization or a hook)"
-
-#: Functions that can be readers, with the axis of their weight along which what they read lies.
-READING = {"linear": 1, "conv1d": 1, "conv2d": 1, "conv3d": 1, "matmul": 0, "mm": 0}
 
 
 class CannotFold(Exception):
@@ -164,24 +162,25 @@ def reader_at(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[str, Read
     """
     module = modules[layer.fqn]
     function = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
-    if layer.is_module and (_is_known(module) or function not in READING):
+    if layer.is_module and (_is_known(module) or traits_of(function).weight_axis is None):
         return layer.fqn, reader_of(module)
     if layer.is_module and _is_hooked(module):
         raise CannotFold(_OWN_WAY)
     held = {name: modules[name.rpartition(".")[0]]._parameters.get(name.rpartition(".")[2]) for name in layer.params}
     matrices = [name for name, tensor in held.items() if tensor is not None and tensor.dim() > 1]
-    if function not in READING or len(matrices) != 1 or not layer.operands[0]:
+    axis = traits_of(function).weight_axis
+    if axis is None or len(matrices) != 1 or not layer.operands[0]:
         raise CannotFold(f"calls '{layer.function or layer.functions[0]}', which no projection can be folded into")
     owner, _, weight = matrices[0].rpartition(".")
     tensor = cast(Tensor, held[matrices[0]])
     if not tensor.is_floating_point():
         raise CannotFold("holds a quantised weight")
-    if function in ("matmul", "mm") and tensor.dim() > 2:
+    if axis == 0 and tensor.dim() > 2:
         raise CannotFold(f"calls '{function}' with several matrices")
     biases = [name.rpartition(".") for name, bias in held.items() if bias is not None and bias.dim() == 1]
     bias = biases[0][2] if len(biases) == 1 and biases[0][0] == owner else ""
     pads = function.startswith("conv") and (layer.is_module or _pads(layer))  # what a module does inside is not known
-    return matrices[0], Reader(modules[owner], weight, bias, READING[function], called=False, pads=pads)
+    return matrices[0], Reader(modules[owner], weight, bias, axis, called=False, pads=pads)
 
 
 def watching_functions(
@@ -200,7 +199,7 @@ def watching_functions(
     names = {id(weight): name for name, weight in weights.items()}
 
     def call(function: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        given = [*args, *kwargs.values()] if function in READING else []
+        given = [*args, *kwargs.values()] if traits_of(function).weight_axis is not None else []
         name = next((names[id(item)] for item in given if id(item) in names), None)
         if name is None:
             return func(*args, **kwargs)

@@ -14,15 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.edits import ranges
 from layerprune.graph import Layer
-
-#: Functions and modules that move, repeat or leave out elements of one tensor, and compute nothing.
-FUNCTIONS = frozenset(
-    {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "swapaxes", "swapdims", "movedim"}
-    | {"moveaxis", "squeeze", "unsqueeze", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "getitem"}
-    | {"select", "narrow", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "roll"}
-    | {"flip", "repeat", "repeat_interleave", "tile", "expand", "unsafe_chunk", "unsafe_split", "adjoint", "mT"}
-    | {"ravel", "hsplit", "vsplit", "view_as_windows"}
-)
+from layerprune.tensors import is_custom
 
 
 class CannotFollow(Exception):
@@ -137,7 +129,10 @@ def recorded_call(layer: Layer) -> Callable[[Tensor], Any]:
 
 
 def _functions(name: str) -> list[Callable[..., Any]]:
-    """The functions of a name that there are, in torch and in its methods."""
+    """The functions of a name that there are, in torch and in its methods, or the op of a library."""
+    if is_custom(name):
+        library, _, op = name.partition("::")
+        return [getattr(getattr(torch.ops, library), op)]
     if name == "getitem":
         return [operator.getitem]
     found = (getattr(owner, name, None) for owner in (torch.Tensor, torch, nn.functional))

@@ -12,24 +12,7 @@ from layerprune.channels.index_tracking import CannotFollow, Gap, Moved
 from layerprune.channels.rules import CannotSlice, slice_layer
 from layerprune.edits import Slice
 from layerprune.graph import Layer, LayerGraph
-from layerprune.stand_ins import MERGES
-
-#: Functions of one tensor that treat every channel alike and keep the dimension's place.
-ELEMENTWISE = frozenset(
-    {"relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "celu", "hardswish"}
-    | {"hardsigmoid", "hardtanh", "mish", "softplus", "softsign", "dropout", "dropout2d", "alpha_dropout"}
-    | {"feature_dropout", "clamp", "contiguous", "clone", "detach", "alias", "to", "float", "half", "bfloat16", "neg"}
-    | {"exp", "abs", "square", "sqrt", "stochastic_depth", "threshold", "logsigmoid", "data", "type", "double", "pow"}
-    | {"relu_", "erf", "sin", "cos", "rsqrt", "reciprocal", "hardshrink", "softshrink", "tanhshrink", "clamp_min"}
-)
-#: Functions of one image that treat every channel alike.
-SPATIAL = frozenset(
-    {f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for d in (1, 2, 3)}
-    | {f"max_pool{d}d_with_indices" for d in (1, 2, 3)}
-    | {"interpolate", "upsample", "boolean_dispatch", "_max_pool2d", "pad"}
-)
-# Functions of one tensor that compute over some dimensions, which must not be the one that lost channels.
-_OVER = frozenset({"mean", "sum", "amax", "amin", "softmax", "log_softmax", "var", "std", "norm", "max", "min"})
+from layerprune.tensors import is_custom, traits_of
 
 
 class ChannelTrace:
@@ -105,20 +88,25 @@ class ChannelTrace:
         gap = self.gaps[value]
         name = layer.function or (layer.functions[0] if len(set(layer.functions)) == 1 else "")
         alone = len(reads) == 1 or len({*reads}) == 1
-        if MERGES.get(name) == "cat":
+        op = traits_of(name)
+        if op.merge == "cat":
             self.concat(layer, set())
         elif layer.params and alone and self.slice_params(layer, value):
             return
         elif layer.params:
             raise CannotSlice(self.refusal(layer))
-        elif (layer.is_module and not layer.functions) or name in ELEMENTWISE or (name in SPATIAL and gap.dim == 1):
+        elif (
+            (layer.is_module and not layer.functions)
+            or op.channels == "elementwise"
+            or (op.channels == "spatial" and gap.dim == 1)
+        ):
             self.pass_on(layer, gap)
-        elif MERGES.get(name) in ("add", "mul") or name in ("div", "truediv"):
+        elif op.is_pointwise:
             self.pointwise(layer, reads)
-        elif alone and (name in rearrange.FUNCTIONS or (layer.is_module and {*layer.functions} <= rearrange.FUNCTIONS)):
+        elif alone and all(traits_of(function).channels == "moves" for function in layer.functions):
             self.rearrange(layer, value)
-        elif alone and name in _OVER:
-            self.reduce(layer, value, name)
+        elif alone and op.channels in ("over", "reduction"):
+            self.reduce(layer, value)
         else:
             raise CannotSlice(self.refusal(layer))
 
@@ -156,7 +144,7 @@ class ChannelTrace:
         """The dimension that a concat joins, counted from the front."""
         args, kwargs = layer.literals
         dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
-        if layer.is_module or not isinstance(dim, int):
+        if layer.is_module or is_custom(layer.function or "") or not isinstance(dim, int):
             return _joined_dim(self.graph, layer)
         return dim % len(self.graph.values[layer.outputs[0]].shape)
 
@@ -188,7 +176,7 @@ class ChannelTrace:
         self.moved.append(Moved(layer, shape, gap, after))
         self.gaps.update({v: found for v, found in zip(layer.results, after, strict=True) if found is not None})
 
-    def reduce(self, layer: Layer, value: int, name: str) -> None:
+    def reduce(self, layer: Layer, value: int) -> None:
         """A mean or a softmax over other dimensions than that of the channels."""
         gap, dims = self.gaps[value], len(self.graph.values[value].shape)
         over = _dims_over(layer, dims)

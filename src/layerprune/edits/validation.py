@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from layerprune.edits.records import Drop, DropParameter, Edit, Fold, Pass, Shorten, Slice
-from layerprune.stand_ins import MERGES
+from layerprune.tensors import is_custom, is_merge_label
 
 _MOST = 2**31  # arguments, elements, channels
 _LONGEST = 1_000  # dotted name
@@ -21,8 +21,11 @@ def why_malformed(edit: Edit) -> str:
         return f"'{edit.fqn[:80]}' is no dotted name"
     if isinstance(edit, Slice):
         return _why_no_ranges(edit.dropped)
-    if isinstance(edit, (Drop, DropParameter)) and (unknown := set(edit.merges) - set(MERGES.values())):
-        return f"'{min(unknown)[:80]}' is no merge"
+    if isinstance(edit, (Drop, DropParameter)):
+        unknown = min((label for label in edit.merges if not is_merge_label(label)), default="")
+        if unknown:
+            ask = ": call register_op() for it first, with merge=" if is_custom(unknown) else ""
+            return f"'{unknown[:80]}' is no merge{ask}"
     if isinstance(edit, Pass) and not _is_argument([edit.position, edit.keyword]):
         return f"position {edit.position}, keyword {edit.keyword!r} is no argument"
     if isinstance(edit, (Pass, Drop)) and not _is_structure(edit.structure, _DEEPEST):

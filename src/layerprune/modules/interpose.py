@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from layerprune.modules.undo import UndoLog
-from layerprune.tensors import flat_tensors, written_tensors
+from layerprune.tensors import flat_tensors, op_name, raw_name, written_tensors
 
 # Attribute reads and queries that make no tensor.
 _QUERIES = frozenset(
@@ -60,14 +60,12 @@ class FunctionWatch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Hand a function call on to the watcher; queries of a shape or a flag run unseen."""
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", str(func))
-        if name == "__get__":
-            name = getattr(getattr(func, "__self__", None), "__name__", name)
+        name = raw_name(func)
         if name in _QUERIES:
             if self.query is not None and name in _SHAPE_QUERIES and args and isinstance(args[0], Tensor):
                 self.query(args[0])
             return func(*args, **kwargs)
-        return self.call(name.strip("_"), func, args, kwargs)
+        return self.call(op_name(func), func, args, kwargs)
 
 
 class OperationWatch(TorchDispatchMode):

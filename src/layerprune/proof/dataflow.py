@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from layerprune.capture import NAMED
 from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
 from layerprune.stand_ins import STAND_INS, DroppedTensor, SkipsDropped
-from layerprune.tensors import flat_tensors, tensors_in
+from layerprune.tensors import flat_tensors, tensors_in, traits_of
 
 #: Which step: the calls around it from the model's own downwards, the function's name, and which call of it this is.
 Place: TypeAlias = tuple[str, str, int]
@@ -139,7 +139,7 @@ class _FlowTracer:
         versions = _versions(live)
         out = self.run(func, args, kwargs)
         made = [tensor for tensor in flat_tensors(out) if not isinstance(tensor, DroppedTensor)]
-        joined = bool(operands and made) and name in ("cat", "concat", "concatenate")
+        joined = bool(operands and made) and traits_of(name).merge == "cat"
         if path in self.stand_ins or (len(live) < len(given) and not joined):
             for tensor in made:  # a stand-in hands on or copies what it gets, a merge what is left of its operands
                 if operands and tensor not in self.tags:

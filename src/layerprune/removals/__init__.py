@@ -9,7 +9,7 @@ from layerprune.removals.candidates import GRANULARITIES, Candidate, find_candid
 from layerprune.removals.combine import join_cuts, side_by_side
 from layerprune.removals.container_elements import without_argument
 from layerprune.removals.container_shortening import ContainerShortener
-from layerprune.removals.idle_merges import difference, merge_of
+from layerprune.removals.idle_merges import difference, is_concat
 from layerprune.removals.lowering import Lowering, lower_removal
 from layerprune.removals.projection_candidates import find_projections
 from layerprune.removals.rewiring import CannotLower, also_used

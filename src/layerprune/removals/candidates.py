@@ -10,7 +10,7 @@ from torch import nn
 from layerprune.graph import Cut, Group, Layer, LayerGraph
 from layerprune.removals.container_elements import alike, elements
 from layerprune.removals.protection import protected_by_name, stem_and_head
-from layerprune.stand_ins import MERGES
+from layerprune.tensors import traits_of
 
 GRANULARITIES = ("group", "branch", "block")
 
@@ -273,9 +273,7 @@ class _Finder:
     def keepable(self, layer: Layer) -> list[int]:
         """The operands of a merge that alone have its result's shape and type."""
         reads = [read[0] for read in layer.operands if len(read) == 1]
-        if MERGES.get(layer.function or layer.functions[0]) == "add" and (
-            layer.function or layer.functions[0]
-        ).endswith("sub"):
+        if traits_of(layer.function or layer.functions[0]).is_left_only:
             reads = [read[0] for read in layer.operands[:1] if len(read) == 1]
         whole = [v for v in dict.fromkeys(reads) if self.alike(v, layer.outputs[0])]
         return whole if len(layer.operands) > 1 and len(set(layer.operands)) > 1 else []
@@ -292,7 +290,7 @@ def key_of(cut: Cut) -> tuple[object, ...]:
 def merge_kind(layer: Layer) -> str:
     """The kind of merge that a layer is (``add``, ``mul``, ``cat``); empty where it is none or merges nothing."""
     name = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
-    kind = MERGES.get(name, "")
+    kind = traits_of(name).merge
     return kind if kind in ("add", "mul", "cat") and len(layer.operands) > 1 else ""
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 from torch import nn
 
 from layerprune.graph import Cut, Frame, LayerGraph
-from layerprune.stand_ins import MERGES
+from layerprune.tensors import traits_of
 
 _Way: TypeAlias = tuple[int | None, str | None]  # position and keyword of an argument
 _Place: TypeAlias = tuple[Any, ...]  # where in an output
@@ -157,6 +157,6 @@ def _summands(graph: LayerGraph, frame: Frame, value: int) -> set[int]:
             continue
         found.add(one)
         layer = graph.layers[graph.values[one].layer] if graph.values[one].layer in inside else None
-        if layer is not None and layer.function is not None and MERGES.get(layer.function) == "add":
+        if layer is not None and layer.function is not None and traits_of(layer.function).merge == "add":
             stack += [read[0] for read in layer.operands if len(read) == 1]
     return found

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from layerprune.edits import Drop, Edit, is_under
 from layerprune.graph import Layer, LayerGraph
-from layerprune.stand_ins import MERGES
+from layerprune.tensors import merge_label, merge_of_label
 
 _WORDS = {"add": "a sum", "mul": "a product", "cat": "a concat", "bypass": "a linear layer or convolution"}
 
@@ -62,10 +62,15 @@ def _read_by_none(graph: LayerGraph, leftovers: Sequence[int], gone: Collection[
     return found
 
 
+def is_concat(layer: Layer) -> bool:
+    """Whether a layer joins tensors along a dimension."""
+    return merge_of_label(merge_of(layer)) == "cat"
+
+
 def merge_of(layer: Layer) -> str:
-    """The kind of merge that a layer is; empty where it is none."""
+    """The merge that a layer is, as edits call it; empty where it is none."""
     name = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
-    return MERGES.get(name, "")
+    return merge_label(name)
 
 
 def difference(found: Sequence[tuple[str, str]], expected: Sequence[tuple[str, str]]) -> str:
@@ -81,16 +86,20 @@ def difference(found: Sequence[tuple[str, str]], expected: Sequence[tuple[str, s
     if more:
         kind, site = next(iter(more))
         return (
-            f"{_where(site, places)} the dropped tensor also meets {_WORDS[kind]} that is no part of this removal, and "
+            f"{_where(site, places)} the dropped tensor also meets {_word(kind)} that is no part of this removal, and "
             "the other operand would be handed on there in its place"
         )
     if fewer:
         kind, site = next(iter(fewer))
         return (
-            f"{_where(site, places)} the dropped tensor does not reach {_WORDS[kind]} that should leave it out: "
+            f"{_where(site, places)} the dropped tensor does not reach {_word(kind)} that should leave it out: "
             "something else is made of it on the way"
         )
     return ""
+
+
+def _word(label: str) -> str:
+    return _WORDS[merge_of_label(label)]
 
 
 def _where(site: str, is_known: bool) -> str:

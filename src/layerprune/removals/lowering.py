@@ -12,7 +12,7 @@ from layerprune.channels import CannotFold, CannotSlice, ChannelTrace, FoldTrace
 from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, is_under, taken_out
 from layerprune.graph import Cut, Frame, LayerGraph, Structure
 from layerprune.modules import parameters
-from layerprune.removals.idle_merges import idle_merges, merge_of
+from layerprune.removals.idle_merges import idle_merges, is_concat, merge_of
 from layerprune.removals.rewiring import CannotLower, Rewirer, Rewiring, also_used
 from layerprune.stand_ins import kept_members, parts_read
 
@@ -310,7 +310,8 @@ class _Lowerer:
         return any(i == number and not is_under(n, removed) for n, i in self.graph.param_ids.items())
 
     def slices(self) -> tuple[list[Slice], tuple[Moved, ...], Mapping[int, Gap]]:
-        cats = [(m, v) for m, v in self.cut.dropped if merge_of(self.graph.layers[m]) == "cat" and m not in self.dead]
+        kept = [(merge, value) for merge, value in self.cut.dropped if merge not in self.dead]
+        cats = [(merge, value) for merge, value in kept if is_concat(self.graph.layers[merge])]
         if not cats:
             return [], (), {}
         trace = ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes, self.cut.projected)

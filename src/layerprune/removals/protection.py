@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from layerprune.errors import UnknownNameError
 from layerprune.graph import Group, Layer, LayerGraph
-from layerprune.stand_ins import MERGES
+from layerprune.tensors import traits_of
 
 #: What the reason of a stem or head says of the way out.
 _OPTION = "protect_io=False lets it go"
@@ -124,4 +124,4 @@ def _feeds_output(graph: LayerGraph, group: Group) -> bool:
 def _joins(layer: Layer) -> bool:
     """Whether a merge only puts tensors side by side."""
     names = layer.functions if layer.function is None else (layer.function,)
-    return not any(MERGES.get(name) in ("add", "mul") or name in ("div", "truediv", "where") for name in names)
+    return not any(traits_of(name).is_pointwise for name in names)

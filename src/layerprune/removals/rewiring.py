@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from layerprune.graph import Cut, Frame, Layer, LayerGraph
-from layerprune.stand_ins import MERGES
+from layerprune.tensors import merge_label, traits_of
 
 
 class CannotLower(Exception):
@@ -97,16 +97,17 @@ class Rewirer:
         return None
 
     def carry_through_function(self, layer: Layer, value: int, substitute: int) -> Rewiring | None:
-        kind = MERGES.get(self.function_of(layer), "")
+        name = self.function_of(layer)
+        kind, label = traits_of(name).merge, merge_label(name)
         if kind in ("add", "mul") and len(layer.operands) > 1:  # a number on the other side leaves nothing to drop
             for operand in layer.operands:
-                if len(operand) != 1 or (kind == "add" and self.is_right_of_minus(layer, operand[0])):
+                if len(operand) != 1 or (traits_of(name).is_left_only and layer.operands[0] != operand):
                     continue
                 marks = self.carry(operand[0], substitute)
-                dropped = None if marks is None else self.drop_others(layer, operand[0], kind)
+                dropped = None if marks is None else self.drop_others(layer, operand[0], label)
                 if marks is not None and dropped is not None:
                     marks.join(dropped)
-                    marks.merges.append((kind, layer.site))
+                    marks.merges.append((label, layer.site))
                     if operand[0] == substitute:
                         marks.entries |= set(dropped.drops) | set(dropped.params)
                     return marks
@@ -137,9 +138,6 @@ class Rewirer:
                 return None
             marks.join(found)
         return marks
-
-    def is_right_of_minus(self, layer: Layer, value: int) -> bool:
-        return self.function_of(layer) in ("sub", "isub", "subtract") and layer.operands[0] != (value,)
 
     def stuck(self, value: int, substitute: int) -> str:
         """Why a value cannot be replaced."""
@@ -184,7 +182,7 @@ class Rewirer:
             marks.drops[frames[0].fqn] = {kind}
             return marks
         layer = self.graph.layers[index]
-        if MERGES.get(self.function_of(layer)) == kind and len(layer.operands) > 1:
+        if merge_label(self.function_of(layer)) == kind and len(layer.operands) > 1:
             return self.drop_all(layer, kind)  # here a merge within the dead branch must not keep its live operand
         for read in layer.operands:
             if len(read) == 1 and (marks := self.token(read[0], kind)) is not None:

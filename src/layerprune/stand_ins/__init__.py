@@ -5,7 +5,6 @@ An absent tensor has a shape and no values. The merge that reads it leaves it ou
 
 # pyright: reportUnusedImport=false
 from layerprune.stand_ins.absent import (
-    MERGES,
     STAND_INS,
     DroppedBranch,
     DroppedTensor,

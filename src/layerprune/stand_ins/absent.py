@@ -15,30 +15,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from layerprune.errors import DroppedTensorError
 from layerprune.stand_ins.base import StandIn
 from layerprune.stand_ins.observers import ANSWERED, answer, looks_on
-from layerprune.tensors import build, caller, pick
+from layerprune.tensors import build, caller, is_custom, merge_label, op_name, pick, raw_name, traits_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-#: Function name -> the merge it is. A dropped operand of a merge leaves; the others stay as they are.
-MERGES: Mapping[str, str] = {
-    "add": "add",
-    "iadd": "add",
-    "radd": "add",
-    "sub": "add",
-    "isub": "add",
-    "subtract": "add",
-    "mul": "mul",
-    "imul": "mul",
-    "rmul": "mul",
-    "multiply": "mul",
-    "cat": "cat",
-    "concat": "cat",
-    "concatenate": "cat",
-    "linear": "bypass",
-    "conv1d": "bypass",
-    "conv2d": "bypass",
-    "conv3d": "bypass",
-}
 
 _INPLACE = frozenset({"add_", "iadd", "mul_", "imul", "sub_", "isub"})
 
@@ -51,19 +30,12 @@ _PLAIN = frozenset(
 )
 # Answered by themselves: none of these depends on what the tensor is.
 _SILENT = frozenset({"__set__", "__repr__", "__format__", "__deepcopy__", "__hash__"})
-# Functions that give a tensor another type.
-_CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
 # Whatever gives away a shape or a value: there is none to give.
 _UNKNOWN = frozenset(
     {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "__len__", "__iter__", "__array__"}
     | {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy"}
     | {"unbind", "split_with_sizes", "tensor_split", "nonzero", "is_nonzero", "equal", "allclose", "mT_shape"}
 )
-
-
-def merge_name(function: str) -> str:
-    """Return a function's name without the underscores that mark in-place and operator forms (``__iadd__``)."""
-    return function.strip("_")
 
 
 class DroppedTensor(Tensor):
@@ -91,7 +63,7 @@ class DroppedTensor(Tensor):
         kwargs = kwargs or {}
         if is_described():
             return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
-        raw, name = raw_name(func), _name(func)
+        raw, name = raw_name(func), op_name(func)
         if raw in _PLAIN or name in _PLAIN or raw in _SILENT or (name == "type" and len(args) == 1 and not kwargs):
             return super().__torch_function__(func, cast(Any, types), cast(Any, args), kwargs)
         if raw in ANSWERED and looks_on(func):
@@ -101,7 +73,7 @@ class DroppedTensor(Tensor):
         if kwargs.get("out") is not None:
             raise DroppedTensorError(f"'{name}' writes a dropped tensor into an out= argument")
         token = _dropped_among(args, kwargs)
-        if MERGES.get(name) in token.merges:
+        if merge_label(name) in token.merges:
             return _merge(func, name, raw, token, args, kwargs)
         if _writes_into_live(raw, args):
             raise DroppedTensorError(f"'{name}' writes a dropped tensor into one that stays")
@@ -146,17 +118,8 @@ def _constant(function: _F) -> _F:
     return function
 
 
-@_constant
-def raw_name(func: Callable[..., Any]) -> str:
-    """A function's name as torch gives it; of an attribute's getter the attribute's."""
-    raw = getattr(func, "__name__", str(func))
-    return getattr(getattr(func, "__self__", None), "__name__", raw) if raw == "__get__" else raw
-
-
-@_constant
-def _name(func: Callable[..., Any]) -> str:
-    """A function's name without the underscores that mark its form."""
-    return merge_name(raw_name(func))
+_constant(raw_name)
+_constant(op_name)
 
 
 def is_described() -> bool:
@@ -206,26 +169,28 @@ def _merge(
     func: Callable[..., Any], name: str, raw: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
     """Hand on what the merge has left without its dropped operands."""
-    if MERGES[name] == "cat":
-        operands = cast("Sequence[Any]", args[0] if args else kwargs["tensors"])
+    merge = traits_of(name).merge
+    if merge == "cat":
+        key = next(iter(kwargs), "") if is_custom(name) else "tensors"
+        operands = cast("Sequence[Any]", args[0] if args else kwargs[key])
         kept = [t for t in operands if not isinstance(t, DroppedTensor)]
         if not kept:
             return token
-        _note(token, "cat")
-        joined = func(kept, *args[1:], **kwargs) if args else func(**{**kwargs, "tensors": kept})
+        _note(token, merge_label(name))
+        joined = func(kept, *args[1:], **kwargs) if args else func(**{**kwargs, key: kept})
         return _widened(joined, token)
     operands = [*args, *kwargs.values()]
-    if MERGES[name] == "bypass":
+    if merge == "bypass":
         operands = [args[0]] if args else [kwargs["input"]]
     kept = [t for t in operands if isinstance(t, Tensor) and not isinstance(t, DroppedTensor)]
     if not kept:
         return token
-    if name in ("sub", "isub", "subtract") and isinstance(args[0], DroppedTensor):
+    if traits_of(name).is_left_only and isinstance(args[0], DroppedTensor):
         raise DroppedTensorError("the left side of a subtraction cannot be dropped: what remains would change its sign")
-    _note(token, MERGES[name])
+    _note(token, merge_label(name))
     if raw in _INPLACE and not isinstance(args[0], DroppedTensor):
         return kept[0]
-    merged = kept[0] if MERGES[name] == "bypass" else _widened(kept[0], token)
+    merged = kept[0] if merge == "bypass" else _widened(kept[0], token)
     return merged.clone() if token.copies and merged is kept[0] else merged
 
 
@@ -247,7 +212,7 @@ def _spread(name: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mappin
         return tuple([token] * len(cast("Sequence[int]", sizes)))
     if name in ("multi_head_attention_forward",):
         return token, token
-    return _cast(name, token, args, kwargs) if token.moved and name in _CASTS else token
+    return _cast(name, token, args, kwargs) if token.moved and traits_of(name).is_cast else token
 
 
 def _cast(name: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> DroppedTensor:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.errors import DroppedTensorError
-from layerprune.stand_ins.absent import DroppedTensor, is_described, raw_name
+from layerprune.stand_ins.absent import DroppedTensor, is_described
 from layerprune.stand_ins.base import Shown
 from layerprune.stand_ins.class_members import class_values, is_plain, kept_members
 from layerprune.stand_ins.observers import looks_on
+from layerprune.tensors import raw_name
 
 _SILENT = frozenset({"requires_grad", "__repr__", "__format__", "__hash__", "__set__"})
 

@@ -8,5 +8,16 @@ from layerprune.tensors.call_site import caller, custom_function
 from layerprune.tensors.concrete_ints import KeepsIntegers, holds_values
 from layerprune.tensors.containers import attributes_of, map_arrays, map_tensors, tensors_by_place, tensors_in
 from layerprune.tensors.identity import is_wrapped, same_bits, same_tensor
+from layerprune.tensors.op_traits import (
+    KINDS,
+    OpTraits,
+    is_custom,
+    is_merge_label,
+    merge_label,
+    merge_of_label,
+    op_name,
+    raw_name,
+    traits_of,
+)
 from layerprune.tensors.operands import flat_tensors, written_tensors
 from layerprune.tensors.output_tree import build, described, parts_of, pick

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from layerprune.graph import LayerGraph
 from layerprune.impact.estimators.perturbations import Perturbation, Tensors, written_later
+from layerprune.tensors import traits_of
 
 _HALF = {torch.float64: torch.float32, torch.float32: torch.bfloat16}  # the latter has the same range
 
@@ -180,7 +181,7 @@ def _recipe(graph: LayerGraph, model: nn.Module, value: int) -> _Recipe | None:
     operands = tuple(read[0] for read in reads if len(read) == 1)
     if len(operands) < len(reads):
         return None
-    if layer.function in _SUMS and layer.literals == ((None, None), {}) and len(operands) == 2:
+    if traits_of(layer.function or "").is_sum and layer.literals == ((None, None), {}) and len(operands) == 2:
         return _Recipe(None, operands)
     if layer.is_module and layer.kind == "normalization" and len(operands) == 1:
         module = model.get_submodule(layer.fqn)

@@ -9,18 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from layerprune.channels import FUNCTIONS, CannotFollow, recorded_call
-from layerprune.graph import Layer, LayerGraph, kind_of_function
+from layerprune.channels import CannotFollow, recorded_call
+from layerprune.graph import Layer, LayerGraph
 from layerprune.repair.sites.permutation import Elements, Permutation
-
-# Functions that hand their elements on in the same order.
-_ORDER_KEEPING = frozenset(
-    {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone", "view_as", "reshape_as"}
-    | {"detach", "data", "alias", "dropout", "ravel"}
-)
-_MOVING = FUNCTIONS | _ORDER_KEEPING | {"pad"}  # of which numbered elements show what it does
-_ADDS = frozenset({"add", "iadd", "radd"})
-_PRODUCTS = frozenset({"mul", "imul", "rmul"})
+from layerprune.tensors import OpTraits, traits_of
 
 
 @dataclass(frozen=True)
@@ -104,15 +96,15 @@ class Guide:
     def hands_on(self, layer: Layer, value: int) -> bool:
         """Whether a layer's output is the value, in the same order, plus something else at most."""
         before, after = self.graph.values[value], self.graph.values[layer.outputs[0]]
-        functions = set(layer.functions)
+        ops = [traits_of(function) for function in layer.functions]
         if before.storage == after.storage and before.storage not in layer.writes:
             # A view of it: sums that lost their other operands, too, whatever else a block still does beside them.
-            return _numel(before.shape) == _numel(after.shape) and all(map(_keeps_order, functions))
-        if functions and functions <= _ADDS:
+            return _numel(before.shape) == _numel(after.shape) and all(map(_hands_on_in_order, ops))
+        if ops and all(op.is_sum for op in ops):
             # A module may add its only argument to itself, and hides what factors it adds by.
             plain = len(layer.functions) == 1 and len(layer.operands) > 1 if layer.is_module else True
             return plain and "alpha" not in layer.literals[1] and before.shape == after.shape
-        if not functions or functions <= _ORDER_KEEPING:
+        if all(op.keeps_order for op in ops):
             return len(layer.operands) == 1 and not layer.params and _numel(before.shape) == _numel(after.shape)
         return False
 
@@ -125,7 +117,8 @@ class Guide:
             return ""
         if isinstance(module, _BatchNorm):
             return layer.fqn if module.running_var is not None and elements.are_channels_at(1 - len(after)) else ""
-        if len(layer.params) != 1 or not layer.functions or not set(layer.functions) <= _PRODUCTS:
+        is_product = bool(layer.functions) and all(traits_of(name).merge == "mul" for name in layer.functions)
+        if len(layer.params) != 1 or not is_product:
             return ""
         name = layer.params[0]
         owner, _, key = name.rpartition(".")
@@ -136,9 +129,9 @@ class Guide:
 
     def moves(self, layer: Layer) -> bool:
         """Whether all that a layer may do is to move elements of its only operand."""
-        functions = set(layer.functions)
+        ops = [traits_of(function) for function in layer.functions]
         once = layer.is_module or layer.nth >= 0
-        return once and bool(functions) and functions <= _MOVING and len(layer.operands) == 1 and not layer.params
+        return once and bool(ops) and all(map(_may_move, ops)) and len(layer.operands) == 1 and not layer.params
 
     def call(self, layer: Layer) -> Callable[[Tensor], Any]:
         """A layer, waiting for its tensor."""
@@ -154,11 +147,14 @@ def _nothing(_: Tensor) -> None:
     """Stands for a function that is not known."""
 
 
-def _keeps_order(function: str) -> bool:
-    """Whether a function that hands on its operand's memory hands it on in the same order."""
-    if function in _ORDER_KEEPING:
-        return True
-    return kind_of_function(function, 2, has_matrix=False) not in ("reshape", "split", "other")
+def _may_move(op: OpTraits) -> bool:
+    """Whether numbered elements show what an op does."""
+    return op.channels == "moves" or op.keeps_order or (op.kind, op.channels) == ("reshape", "spatial")
+
+
+def _hands_on_in_order(op: OpTraits) -> bool:
+    """Whether an op that hands on its operand's memory hands it on in the same order."""
+    return op.keeps_order or op.kind not in ("reshape", "split", "other")
 
 
 def _numel(shape: Sequence[int]) -> int:
