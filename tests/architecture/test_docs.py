@@ -154,6 +154,15 @@ def test_names_of_the_library_exist(page: Path) -> None:
         resolved(name)
 
 
+def test_identifiers_on_the_architecture_page_occur_in_the_code() -> None:
+    code = "\n".join(read(path) for folder in (ROOT, REPOSITORY / "tests") for path in sorted(folder.rglob("*.py")))
+    words = set(re.findall(r"\w+", code))
+    inline = [text for text in INLINE.findall(without_code(read(ARCHITECTURE))) if re.fullmatch(r"[\w.]+", text)]
+    named = {part for text in inline for part in text.split(".")}
+    assert {"Cut", "LayerGraph", "first_valid"} <= named
+    assert named - words == set()
+
+
 def test_keywords_of_the_guide_are_parameters() -> None:
     pruner = layerprune.UniversalLayerPruner
     calls = [
