@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from layerprune.graph import Frame, Layer, LayerGraph, Read, Value, kind_of_function
+from layerprune.tensors import OutputTree
 
 Shape: TypeAlias = Sequence[int]
 Operand: TypeAlias = "int | Read"
@@ -159,7 +160,8 @@ class HandBuiltGraph:
     def returns(self, *values: int) -> None:
         """Say what the call of the module that is open returns: one tensor, or a tuple of several."""
         index = self._open[-1]
-        result: Any = values[0] if len(values) == 1 else {"tuple": list(values)}
+        tensors = tuple(OutputTree[Read]("tensor", (value,)) for value in values)
+        result = tensors[0] if len(values) == 1 else OutputTree[Read]("tuple", items=tensors)
         self._frames[index] = replace(self._frames[index], result=result, outputs=values)
 
     def graph(self, *outputs: int) -> LayerGraph:

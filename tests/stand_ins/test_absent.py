@@ -19,7 +19,6 @@ from layerprune.stand_ins import (
     dropped_tensors,
     watching_merges,
 )
-from layerprune.stand_ins.absent import build
 from models.nets import Net, copy_of, linear, rows
 
 ALL = ("add", "mul", "cat", "bypass")
@@ -322,13 +321,15 @@ def test_it_is_made_real_even_where_a_mode_would_make_it_fake():
         ({"tuple": [{"dict": {"h": {"list": ["tensor"]}}}]}, ({"h": ["T"]},)),
     ],
 )
-def test_outputs_are_built_in_the_structure_that_was_recorded(structure, expected):
-    assert build(structure, "T", "A") == expected
+def test_a_stand_in_returns_what_was_recorded_and_arguments_in_their_places(structure, expected):
+    stand_in = PassThrough(0, None, structure)
+    stand_in.token = "T"
+    assert stand_in("A") == expected
 
 
 def test_a_structure_of_no_known_form_is_an_error():
     with pytest.raises(DroppedTensorError, match="cannot be rebuilt"):
-        build(None, "T", "A")
+        DroppedBranch(["add"], None)
 
 
 def test_a_dropped_branch_takes_whatever_its_module_took():

@@ -1,4 +1,4 @@
-"""Output structures: records, which are named tuples and dataclasses, are built again around a removed branch."""
+"""Output trees: flattened, compared, stored and built again; records, too, around a removed branch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from layerprune import PruningPlan, UniversalLayerPruner
 from layerprune.errors import DroppedTensorError, PlanError
 from layerprune.stand_ins import DroppedTensor, dropped
-from layerprune.tensors import build, described, parts_of
+from layerprune.tensors import OutputTree
 from models.nets import linear, randomised, rows, run, tokens
 
 MADE: list[str] = []
@@ -107,58 +107,117 @@ def test_another_object_is_refused() -> None:
     assert not any(set(PARTS) <= {*removal.groups} for removal in pruner.removals)
 
 
-def numbers(tensor: Tensor) -> tuple[int, ...]:
-    return (int(tensor.sum()),)
+def total(tensor: Tensor) -> int:
+    return int(tensor.sum())
+
+
+ONE, TWO = torch.ones(1), torch.ones(2)
 
 
 @pytest.mark.parametrize(
-    "record",
+    "out",
     [
-        Seen(torch.ones(1), (torch.ones(2), torch.ones(3)), "given"),
-        Frozen(torch.ones(1), ["a", "b"]),
-        Pair(torch.ones(1), torch.ones(2)),
+        ONE,
+        (ONE, None),
+        [ONE, [TWO, 3]],
+        {"y": ONE, "n": {"h": (TWO,)}},
+        Seen(ONE, (TWO,), "given"),
+        Frozen(ONE, ["a", "b"]),
+        Pair(ONE, TWO),
     ],
 )
-def test_a_record_is_written_down_and_built_again(record: Any) -> None:
-    structure, values = described((record, 3), numbers)
-    assert values == tuple(int(t.sum()) for t in (torch.ones(n) for n in (1, 2, 3)))[: len(values)]
-    structure = json.loads(json.dumps(structure))
-    (found, three) = build(_tokens(structure), token := dropped(["add"]), None)
-    assert three == 3
-    assert type(found) is type(record)
-    assert found.scores is token
-    kept = {key: item for key, item in parts_of(found)[1].items() if isinstance(item, (str, list))}
-    assert kept == {key: item for key, item in parts_of(record)[1].items() if isinstance(item, (str, list))}
+def test_an_output_is_flattened_and_built_again(out: Any) -> None:
+    tree = OutputTree.of(out, total)
+    leaves = list(tree.leaves())
+    assert leaves == [1, 2][: len(leaves)]
+    made = tree.build(lambda number: {1: ONE, 2: TWO}[number])
+    assert type(made) is type(out)
+    assert OutputTree.of(made, total) == tree
+    assert repr(made) == repr(out)
+    assert not tree.is_opaque
 
 
-def _tokens(structure: Any) -> Any:
-    """A structure with dropped tensors at its leaves."""
-    if isinstance(structure, dict):
-        return {key: item if key in ("value", "class") else _tokens(item) for key, item in structure.items()}
-    if isinstance(structure, list):
-        return [_tokens(item) for item in structure]
-    return "tensor"
+def test_leaves_come_with_their_places_and_constants_apart() -> None:
+    tree = OutputTree.of({"a": (ONE, 3), "value": 4, "b": Pair(TWO, None)}, total)
+    assert list(tree.places()) == [(1, ("a", 0)), (2, ("b", "scores"))]
+    assert list(tree.constants()) == [3, 4, None]
 
 
-def test_what_holds_more_than_its_fields_or_is_not_found_by_name_is_no_record() -> None:
-    more = Seen()
-    more.extra = 1  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((ONE, 3), (TWO, 3), True),
+        ((ONE, 3), (ONE, 4), False),
+        ((ONE,), [ONE], False),
+        ({"a": ONE}, {"b": ONE}, False),
+        (Pair(ONE, ONE), (ONE, ONE), False),
+    ],
+)
+def test_trees_are_equal_where_containers_and_constants_are(one: Any, other: Any, same: bool) -> None:
+    forms = [OutputTree.of(out, lambda tensor: "tensor") for out in (one, other)]
+    assert (forms[0] == forms[1]) is same
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        "tensor",
+        "argument",
+        {"argument": [1, "mask"]},
+        {"tuple": ["argument", {"value": None}]},
+        {"list": [{"dict": {"y": "tensor", "n": {"value": 1.5}}}]},
+        {"record": {"class": [__name__, "Pair"], "fields": {"scores": "tensor", "hidden": {"value": None}}}},
+    ],
+)
+def test_the_form_that_plans_hold_is_read_and_written(structure: Any) -> None:
+    tree = OutputTree.from_json(structure)
+    assert tree.to_json() == structure == json.loads(json.dumps(structure))
+    assert OutputTree.from_json(tree.to_json()) == tree
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        *(None, 3, "tensors", {}, {"tuple": "tensor"}, {"tuple": [3]}, {"list": {}}, {"dict": []}, {"set": []}),
+        *({"value": []}, {"argument": [None, None]}, {"argument": [-1, None]}, {"argument": [0]}),
+        *({"tuple": [], "list": []}, {"record": {"class": ["a", ""], "fields": {}}}),
+        {"record": {"class": ["a", "b"], "fields": []}},
+    ],
+)
+def test_another_form_is_refused(structure: Any) -> None:
+    with pytest.raises(DroppedTensorError, match="cannot be rebuilt"):
+        OutputTree.from_json(structure)
+
+
+def test_containers_lie_within_each_other_as_deep_as_is_allowed() -> None:
+    assert list(OutputTree.from_json({"tuple": [{"tuple": ["tensor"]}]}, 2).leaves()) == ["tensor"]
+    with pytest.raises(DroppedTensorError):
+        OutputTree.from_json({"tuple": [{"tuple": ["tensor"]}]}, 1)
+
+
+def test_what_holds_more_than_its_fields_or_is_not_found_by_name_is_opaque() -> None:
+    more = Seen(ONE)
+    more.extra = TWO  # type: ignore[attr-defined]
 
     @dataclass
     class Local:
         scores: Tensor
 
-    assert parts_of(more)[0] == parts_of(Local(rows()))[0] == ""
-    assert parts_of(torch.return_types.max((rows(), rows())))[0] == ""
+    for out in (more, Local(rows()), {3: ONE}, torch.return_types.max((rows(), rows()))):
+        tree = OutputTree.of((out, None), total)
+        assert tree.is_opaque
+        with pytest.raises(DroppedTensorError, match=f"a {type(out).__name__} cannot be rebuilt"):
+            tree.build(lambda number: number)
+    assert list(OutputTree.of(more, total).leaves()) == [1, 2]  # the tensors inside are known
 
 
 @pytest.mark.parametrize(
     "name", [["os", "system"], ["layerprune.absent", "Thing"], [__name__, "Encoder"], [__name__, "Pair.scores"]]
 )
 def test_nothing_but_records_is_built(name: list[str]) -> None:
-    structure = {"record": {"class": name, "fields": {"scores": "tensor"}}}
+    tree = OutputTree.from_json({"record": {"class": name, "fields": {"scores": "tensor"}}})
     with pytest.raises(DroppedTensorError, match="no such record loaded"):
-        build(structure, dropped(["add"]), None)
+        tree.build(lambda leaf: dropped(["add"]))
 
 
 @pytest.mark.parametrize(

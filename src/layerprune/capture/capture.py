@@ -13,9 +13,10 @@ from layerprune.capture.graph_builder import GraphBuilder
 from layerprune.capture.recorder import ParameterWritten, Recorder
 from layerprune.capture.sandbox import Sandbox, fake_sandbox, is_about_fakes, real_sandbox, short, why_not
 from layerprune.errors import CaptureError, InputsError, ended_by
-from layerprune.graph import LayerGraph, Structure
+from layerprune.graph import LayerGraph, Read
 from layerprune.inputs import Inputs, describe, why_mismatched
 from layerprune.modules import CallKey, buffers, named_parameters, parameters
+from layerprune.tensors import OutputTree
 
 
 def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[LayerGraph, Sandbox]:
@@ -129,8 +130,8 @@ def record_training(shade: Sandbox, graph: LayerGraph, inputs: Inputs) -> LayerG
     return GraphBuilder(recorder, recording, []).build()
 
 
-def record_results(shade: Sandbox, inputs: Inputs) -> Mapping[CallKey, Structure]:
-    """Record what each call of a module returns on other inputs: call → structure; empty if it raises."""
+def record_results(shade: Sandbox, inputs: Inputs) -> Mapping[CallKey, OutputTree[Read] | None]:
+    """Record what each call of a module returns on other inputs; None if it raised. Empty if the model raises."""
     try:
         _, recording = _run(shade, inputs)
     except Exception:  # the user's own forward, which need not take inputs of another size

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from layerprune.graph import Read, Structure, Value
+from layerprune.graph import Read, Value
 from layerprune.modules import CallKey
+from layerprune.tensors import OutputTree
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Call:
     literals: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
     arguments: tuple[tuple[int | None, str | None, int], ...] = ()
     arity: int = 0
-    result: Structure = None
+    result: OutputTree[Read] | None = None
     outputs: tuple[int, ...] = ()
     results: tuple[int, ...] = ()
     site: str = ""  # of a merge: from where it is called

@@ -22,7 +22,7 @@ from layerprune.modules import (
     no_fast_path,
     watched,
 )
-from layerprune.tensors import flat_tensors, parts_of, tensors_in
+from layerprune.tensors import OutputTree, flat_tensors, tensors_in
 
 #: Gets a value's number, and its tensor in this run.
 See: TypeAlias = Callable[[int, Tensor], None]
@@ -298,9 +298,4 @@ class _Steps:
 
 def _results(out: Any, constants: set[int]) -> list[Tensor]:
     """The tensors in what a module returned that are values, in the order in which a recording lists them."""
-    if isinstance(out, Tensor):
-        return [] if id(out) in constants else [out]
-    kind, items = parts_of(out)
-    if kind:
-        return [tensor for item in items.values() for tensor in _results(item, constants)]
-    return [tensor for tensor in tensors_in(out) if id(tensor) not in constants]
+    return [tensor for tensor in OutputTree.of(out, lambda tensor: tensor).leaves() if id(tensor) not in constants]

@@ -30,7 +30,7 @@ from layerprune.modules import (
     storage_key,
 )
 from layerprune.stand_ins import DroppedTensor
-from layerprune.tensors import caller, custom_function, described, flat_tensors, tensors_in, traits_of
+from layerprune.tensors import OutputTree, caller, custom_function, flat_tensors, tensors_in, traits_of
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
 _SCALAR_READS = frozenset(
@@ -165,7 +165,8 @@ class Recorder:
     def returned(self, call: Call, out: Any, *, has_weights: bool) -> None:
         """Write down what a call has returned to the one around it."""
         self.implicit_inputs.made(tensors_in(out))
-        call.result, call.outputs = described(out, self.read)
+        call.result = OutputTree.of(out, self.read)
+        call.outputs = tuple(read[-1] for read in call.result.leaves() if read)
         self.hold(tensors_in(out), has_weights)
         if self.holding is not None and call.parent >= 0 and not call.has_data_calls:
             inside = {value for op in self.recording.operations[call.start :] for value in op.outputs}

@@ -14,14 +14,10 @@ from layerprune.graph.lint import lint
 from layerprune.graph.listing import listing
 from layerprune.graph.liveness import Cut, DeadLayers
 from layerprune.modules import CallKey
+from layerprune.tensors import OutputTree
 
 #: What one operand of a layer reads: one value, or several where a view was written through an alias in between.
 Read: TypeAlias = tuple[int, ...]
-
-#: An output's structure: ``"tensor"``, ``"argument"``, ``{"argument": [position, keyword]}`` for one handed on besides,
-#: ``{"tuple": […]}``, ``{"list": […]}``, ``{"dict": {…}}``, ``{"value": constant}``, ``{"record": {"class": [module,
-#: name], "fields": {…}}}`` for a named tuple or dataclass. ``None`` where it cannot be rebuilt (an object of its own).
-Structure: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Frame:
         parent: the frame in whose forward it was called; -1 for the model's own.
         arguments: (position, keyword, value) for each argument that is a tensor.
         arity: how many arguments the call had, tensors or not.
-        result: the output's structure with value numbers at its leaves.
+        result: what it returned, with what is read at each tensor's place; None if it raised.
         outputs: the values in the output, in order.
         steps: what its forward calls, in order: functions by name, and modules as ``:`` and their first name.
         raised: whether its forward raised, and whoever called it went on.
@@ -119,7 +115,7 @@ class Frame:
     parent: int
     arguments: tuple[tuple[int | None, str | None, int], ...]
     arity: int
-    result: Structure
+    result: OutputTree[Read] | None
     outputs: tuple[int, ...]
     steps: tuple[str, ...] = ()
     raised: bool = False

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from layerprune.capture import NAMED
 from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
 from layerprune.stand_ins import STAND_INS, DroppedTensor, SkipsDropped
-from layerprune.tensors import flat_tensors, tensors_in, traits_of
+from layerprune.tensors import OutputTree, flat_tensors, tensors_in, traits_of
 
 #: Which step: the calls around it from the model's own downwards, the function's name, and which call of it this is.
 Place: TypeAlias = tuple[str, str, int]
@@ -167,13 +167,7 @@ class _FlowTracer:
 
 def leaves(out: Any) -> list[Tensor]:
     """The tensors of an output, in the order in which the layer graph lists them."""
-    if isinstance(out, Tensor):
-        return [out]
-    if type(out) in (tuple, list):
-        return [tensor for item in out for tensor in leaves(item)]
-    if type(out) is dict:
-        return [tensor for item in cast("dict[Any, Any]", out).values() for tensor in leaves(item)]
-    return tensors_in(out)
+    return list(OutputTree.of(out, lambda tensor: tensor).leaves())
 
 
 def _own(model: nn.Module) -> list[tuple[str, Tensor]]:

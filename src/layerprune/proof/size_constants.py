@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from layerprune.edits import Drop, Edit, Pass
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.removals import CannotLower
+from layerprune.tensors import OutputTree
 
 
 class SizeConstants:
@@ -28,20 +28,20 @@ class SizeConstants:
 
     def __init__(self, shade: Sandbox, graph: LayerGraph, inputs: Inputs) -> None:
         self.moving: frozenset[str] = frozenset()
-        recorded = {frame.key: found for frame in graph.frames if (found := list(_numbers(frame.result)))}
+        recorded = {frame.key: found for frame in graph.frames if (found := _numbers(frame.result))}
         larger = inputs.map(_larger)
         if recorded and any(a is not b for a, b in zip(larger.tensors(), inputs.tensors(), strict=True)):
             results = record_results(shade, larger)  # none where the model takes one size only
             self.moving = frozenset(
-                call.fqn
-                for call, found in recorded.items()
-                if call in results and list(_numbers(results[call])) != found
+                call.fqn for call, found in recorded.items() if call in results and _numbers(results[call]) != found
             )
 
     def check(self, edits: tuple[Edit, ...]) -> None:
         """Raise :class:`CannotLower` where a stand-in would return numbers that other inputs change."""
         for edit in edits:
-            if isinstance(edit, (Pass, Drop)) and edit.fqn in self.moving and list(_numbers(edit.structure)):
+            if not isinstance(edit, (Pass, Drop)) or edit.fqn not in self.moving:
+                continue
+            if _numbers(OutputTree.from_json(edit.structure)):
                 raise CannotLower(f"'{edit.fqn}' returns numbers that follow from the size of the input")
 
 
@@ -54,14 +54,7 @@ def _larger(tensor: Tensor) -> Tensor:
     return tensor.repeat(1, 2, 1) if tensor.dim() == 3 and tensor.is_floating_point() else tensor
 
 
-def _numbers(structure: Any) -> Iterator[float]:
-    """The numbers among the leaves of an output's structure."""
-    if isinstance(structure, dict):
-        for key, inside in cast("dict[str, Any]", structure).items():
-            if key == "value" and isinstance(inside, (int, float)) and not isinstance(inside, bool):
-                yield inside
-            else:
-                yield from _numbers(inside)
-    elif isinstance(structure, list):
-        for inside in cast("list[Any]", structure):
-            yield from _numbers(inside)
+def _numbers(output: OutputTree[Any] | None) -> list[float]:
+    """The numbers that an output holds."""
+    constants = () if output is None else output.constants()
+    return [value for value in constants if isinstance(value, (int, float)) and not isinstance(value, bool)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -97,23 +97,11 @@ def _exits(graph: LayerGraph, frame: Frame) -> dict[int, _Place]:
 
 def _places(frame: Frame) -> Iterator[tuple[int, _Place]]:
     """The values that a call returns, with their places."""
-    listed = list(_leaves(frame.result, ()))
-    if sorted(value for value, _ in listed) == sorted(frame.outputs):
-        yield from listed
+    listed = [] if frame.result is None or frame.result.is_opaque else list(frame.result.places())
+    if listed and all(len(read) == 1 for read, _ in listed):
+        yield from ((read[0], place) for read, place in listed)
     else:  # an object of the model's own
         yield from ((value, (number,)) for number, value in enumerate(frame.outputs))
-
-
-def _leaves(structure: Any, place: _Place) -> Iterator[tuple[int, _Place]]:
-    if type(structure) is int:
-        yield structure, place
-    elif isinstance(structure, dict):
-        ((kind, inner),) = cast("dict[str, Any]", structure).items()
-        inner = inner["fields"] if kind == "record" else inner
-        if kind in ("tuple", "list", "dict", "record"):
-            items: Any = inner.items() if isinstance(inner, dict) else enumerate(inner)
-            for key, item in items:
-                yield from _leaves(item, (*place, key))
 
 
 def _roles(graph: LayerGraph, frames: list[Frame]) -> dict[str, dict[_Place, Counter[_Way]]]:

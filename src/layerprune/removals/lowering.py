@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from layerprune.channels import CannotFold, CannotSlice, ChannelTrace, FoldTrace, Gap, Moved, TrainGraph
 from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, is_under, taken_out
-from layerprune.graph import Cut, Frame, LayerGraph, Structure
+from layerprune.graph import Cut, Frame, LayerGraph, Read
 from layerprune.modules import parameters
 from layerprune.removals.idle_merges import idle_merges, is_concat, merge_of
 from layerprune.removals.rewiring import CannotLower, Rewirer, Rewiring, also_used
 from layerprune.stand_ins import kept_members, parts_read
+from layerprune.tensors import OutputTree, StandInLeaf, Structure
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,10 @@ class _Lowerer:
     def pass_edit(self, name: str, values: Mapping[int, tuple[int | None, str | None]], copies: bool) -> Edit:
         frames = [self.graph.frames[f] for f in self.graph.calls[name]]
         position, keyword = next(iter(values.values()))
-        leaves: dict[int, Any] = {
-            v: "argument" if way == (position, keyword) else {"argument": [*way]} for v, way in values.items()
+        leaves: dict[int, StandInLeaf] = {
+            v: "argument" if way == (position, keyword) else way for v, way in values.items()
         }
-        structure = self.same([_with(f.result, {**self.staying(f), **leaves}) for f in frames], name)
+        structure = self.same([_output(f, {**self.staying(f), **leaves}) for f in frames], name)
         if structure == "argument" and not copies and self.is_element(name, frames):
             return Delete(fqn=name)
         alone = position == 0 and all(f.arity == 1 for f in frames)
@@ -207,35 +207,37 @@ class _Lowerer:
 
     def drop_edit(self, name: str, kinds: set[str], copies: bool) -> Edit:
         frames = [self.graph.frames[f] for f in self.graph.calls[name]]
-        structure = self.same([_with(f.result, self.staying(f)) for f in frames], name)
+        structure = self.same([_output(f, self.staying(f)) for f in frames], name)
         return Drop(fqn=name, merges=tuple(sorted(kinds)), structure=structure, copies=copies)
 
-    def staying(self, frame: Frame) -> dict[int, Any]:
+    def staying(self, frame: Frame) -> dict[int, StandInLeaf]:
         """The outputs of a dead call that do not die: tensors made elsewhere, or in their place, which it hands on."""
-        found: dict[int, Any] = {}
+        found: dict[int, StandInLeaf] = {}
         for value in frame.outputs:
             if self.graph.values[value].layer not in self.gone or self.is_replaced_outside(value, frame):
-                ways = [[position, keyword] for position, keyword, v in frame.arguments if v == value]
+                ways = [(position, keyword) for position, keyword, v in frame.arguments if v == value]
                 if not ways:
                     raise CannotLower(f"'{frame.fqn}' also returns {self.graph.describe([value])}, which stays")
-                found[value] = {"argument": ways[0]}
+                found[value] = ways[0]
         return found
 
     def is_replaced_outside(self, value: int, frame: Frame) -> bool:
         """Whether a call gets what a value is replaced by: then that is what it hands on, whatever has died."""
         return value in self.cut.substitutes and any(v == value for _, _, v in frame.arguments)
 
-    def same(self, structures: list[Structure], name: str) -> Structure:
-        if any(s is None for s in structures):
+    def same(self, outputs: Sequence[OutputTree[StandInLeaf] | None], name: str) -> Structure:
+        """What a module's stand-in returns at each call."""
+        first = outputs[0]
+        if first is None or any(output is None for output in outputs):
             results = [self.graph.frames[f].result for f in self.graph.calls[name]]
-            opaque = any(_is_opaque(result) for result in results)
+            opaque = any(result is not None and result.is_opaque for result in results)
             what = (
                 "an object whose form cannot be rebuilt" if opaque else "a tensor that is written into by others, too"
             )
             raise CannotLower(f"'{name}' returns {what}: nothing can stand in its place")
-        if any(s != structures[0] for s in structures):
-            raise CannotLower(f"'{name}' is called {len(structures)} times, and would hand on different things")
-        return structures[0]
+        if any(output != first for output in outputs):
+            raise CannotLower(f"'{name}' is called {len(outputs)} times, and would hand on different things")
+        return first.to_json()
 
     def is_element(self, name: str, frames: list[Frame]) -> bool:
         """Whether a module is called by the ``nn.Sequential`` that holds it, and by nobody else."""
@@ -369,28 +371,13 @@ class _Lowerer:
                 )
 
 
-def _is_opaque(result: Any) -> bool:
-    """Whether a recorded output is, or holds, an object of which only the class is known."""
-    parts = result.values() if isinstance(result, dict) else result if isinstance(result, list) else ()
-    return (isinstance(result, dict) and "opaque" in result) or any(map(_is_opaque, parts))
-
-
-def _with(result: Structure, leaves: Mapping[int, Any]) -> Any:
-    """Turn a recorded output structure into one to build: values become ``leaves``, or dropped tensors."""
-    if isinstance(result, bool) or result is None:
+def _output(frame: Frame, leaves: Mapping[int, StandInLeaf]) -> OutputTree[StandInLeaf] | None:
+    """What stands for a call's output: ``leaves`` for values, else dropped tensors; None where nothing can."""
+    result = frame.result
+    if result is None or result.is_opaque or any(len(read) != 1 for read in result.leaves()):
         return None
-    if isinstance(result, int):
-        return leaves.get(result, "tensor")
-    if "opaque" in result:
-        return None
-    if "value" in result:
-        return result
-    if "dict" in result:
-        items = {k: _with(v, leaves) for k, v in result["dict"].items()}
-        return None if any(v is None for v in items.values()) else {"dict": items}
-    if "record" in result:
-        fields = {k: _with(v, leaves) for k, v in result["record"]["fields"].items()}
-        return None if any(v is None for v in fields.values()) else {"record": {**result["record"], "fields": fields}}
-    key = "tuple" if "tuple" in result else "list"
-    parts = [_with(v, leaves) for v in result[key]]
-    return None if any(p is None for p in parts) else {key: parts}
+
+    def at(read: Read) -> StandInLeaf:
+        return leaves.get(read[0], "tensor")
+
+    return result.map(at)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.graph import Frame, Layer, LayerGraph, Structure
+from layerprune.graph import Frame, Layer, LayerGraph, Read
 from layerprune.modules import AttributeSnapshot, own_tensors, watched
 from layerprune.stand_ins import DroppedTensor
-from layerprune.tensors import same_tensor
+from layerprune.tensors import OutputTree, same_tensor
 
 
 def steady(
@@ -197,35 +197,23 @@ def handing(
 def _answering(
     forward: Callable[..., Any], frame: Frame, tensors: Mapping[int, Tensor], given: Callable[[int], Tensor]
 ) -> Callable[..., Any]:
+    output = frame.result
+    assert output is not None  # as _is_plain says
+
     @functools.wraps(forward)
     def answer(*args: Any, **kwargs: Any) -> Any:
         if all(value in tensors for value in frame.outputs):
-            return _filled(frame.result, given)
+            return output.build(lambda read: given(read[0]))
         return forward(*args, **kwargs)
 
     return answer
 
 
-def _is_plain(result: Structure) -> bool:
-    """Whether a result can be built again from its values."""
-    if isinstance(result, dict):
-        ((kind, items),) = cast("dict[str, Any]", result).items()
-        if kind in ("tuple", "list"):
-            return all(map(_is_plain, cast("Sequence[Any]", items)))
-        return all(map(_is_plain, cast("dict[str, Any]", items).values())) if kind == "dict" else kind == "value"
-    return isinstance(result, int)
-
-
-def _filled(result: Structure, given: Callable[[int], Tensor]) -> Any:
-    if isinstance(result, int):
-        return given(result)
-    ((kind, items),) = cast("dict[str, Any]", result).items()
-    if kind == "dict":
-        return {key: _filled(item, given) for key, item in items.items()}
-    if kind == "value":
-        return items
-    parts = [_filled(item, given) for item in items]
-    return tuple(parts) if kind == "tuple" else parts
+def _is_plain(result: OutputTree[Read] | None) -> bool:
+    """Whether a result can be built again from its values, with no class of the user's."""
+    if result is None or any(node.kind in ("opaque", "record") for node in result.nodes()):
+        return False
+    return all(len(read) == 1 for read in result.leaves())
 
 
 def _is_same(tensor: Tensor, other: Tensor) -> bool:

@@ -15,7 +15,18 @@ from torch.utils._python_dispatch import _disable_current_modes
 from layerprune.errors import DroppedTensorError
 from layerprune.stand_ins.base import StandIn
 from layerprune.stand_ins.observers import ANSWERED, answer, looks_on
-from layerprune.tensors import build, caller, is_custom, merge_label, op_name, pick, raw_name, traits_of
+from layerprune.tensors import (
+    OutputTree,
+    StandInLeaf,
+    Structure,
+    caller,
+    is_custom,
+    merge_label,
+    op_name,
+    pick,
+    raw_name,
+    traits_of,
+)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -274,13 +285,13 @@ class DroppedBranch(StandIn):
     def __init__(
         self,
         merges: Iterable[str],
-        structure: Any = "tensor",
+        structure: Structure = "tensor",
         copies: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.token = dropped(merges, copies, dtype)
-        self.structure = structure
+        self.output = OutputTree.from_json(structure)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DroppedBranch:
         super()._apply(fn, recurse)
@@ -291,7 +302,7 @@ class DroppedBranch(StandIn):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the dropped tensor, in the removed module's output structure."""
-        return build(self.structure, self.token, None, args, kwargs)
+        return _built(self.output, self.token, None, args, kwargs)
 
     def extra_repr(self) -> str:
         return self.with_place(_words(self.token.merges))
@@ -308,12 +319,12 @@ class PassThrough(StandIn):
     """
 
     def __init__(
-        self, position: int | None, keyword: str | None, structure: Any = "argument", copies: bool = False
+        self, position: int | None, keyword: str | None, structure: Structure = "argument", copies: bool = False
     ) -> None:
         super().__init__()
         self.position = position
         self.keyword = keyword
-        self.structure = structure
+        self.output = OutputTree.from_json(structure)
         self.copies = copies
         self.token = None if structure == "argument" else dropped(())
 
@@ -323,10 +334,23 @@ class PassThrough(StandIn):
         if self.copies:
             value = _copied(value)
             args, kwargs = tuple(map(_copied, args)), {key: _copied(other) for key, other in kwargs.items()}
-        return build(self.structure, self.token, value, args, kwargs)
+        return _built(self.output, self.token, value, args, kwargs)
 
     def extra_repr(self) -> str:
         return self.with_place(f"argument {self.position if self.keyword is None else self.keyword}")
+
+
+def _built(
+    output: OutputTree[StandInLeaf], token: Any, argument: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Build a stand-in's output of a dropped tensor, the argument that it hands on, and other arguments of the call."""
+
+    def at(leaf: StandInLeaf) -> Any:
+        if isinstance(leaf, tuple):
+            return pick(*leaf, args, kwargs)
+        return token if leaf == "tensor" else argument
+
+    return output.build(at)
 
 
 def _copied(value: Any) -> Any:

@@ -20,4 +20,4 @@ from layerprune.tensors.op_traits import (
     traits_of,
 )
 from layerprune.tensors.operands import flat_tensors, written_tensors
-from layerprune.tensors.output_tree import build, described, parts_of, pick
+from layerprune.tensors.output_tree import OutputTree, StandInLeaf, Structure, is_argument, pick

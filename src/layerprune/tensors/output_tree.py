@@ -1,58 +1,209 @@
-"""Output structure: an output written down as a structure, and built again around what is left of it.
+"""Output trees: what a forward returns, as containers with leaves, to be compared, stored and built again.
 
-The form of a structure is :data:`layerprune.graph.Structure`. Records, which are named tuples and dataclasses, are
-built of classes that are loaded already, and past their constructors: a plan from elsewhere runs no code.
+Records, which are named tuples and dataclasses, are built of classes that are loaded already, and past their
+constructors: a plan from elsewhere runs no code.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from torch import Tensor, nn
 
 from layerprune.errors import DroppedTensorError
 from layerprune.tensors.containers import tensors_in
 
+_L = TypeVar("_L")
+_M = TypeVar("_M")
 
-def described(out: Any, read: Callable[[Tensor], tuple[int, ...]]) -> tuple[Any, tuple[int, ...]]:
-    """Write an output down.
+#: What stands at a leaf of a stand-in's output: ``"tensor"``, a dropped tensor; ``"argument"``, the one handed on;
+#: or another argument, by position and keyword.
+StandInLeaf: TypeAlias = "str | tuple[int | None, str | None]"
 
-    Args:
-        out: what a forward returned.
-        read: the values that a tensor stands for.
+#: An output tree as plans hold it: ``"tensor"``, ``"argument"``, ``{"argument": [position, keyword]}``,
+#: ``{"tuple": […]}``, ``{"list": […]}``, ``{"dict": {…}}``, ``{"value": constant}``, ``{"record": {"class": [module,
+#: name], "fields": {…}}}`` for a named tuple or dataclass.
+Structure: TypeAlias = Any
 
-    Returns:
-        The structure, with numbers of values at its leaves, and these in order.
+_CONSTANTS = (bool, int, float, str, type(None))
+_DEEPEST = 500  # containers within each other: Python calls itself for each
+_MOST = 2**31  # arguments
+_LONGEST = 1_000  # name of a class
+
+
+@dataclass(frozen=True)
+class OutputTree(Generic[_L]):
+    """What a forward returns: one tensor, one constant, or a container with trees inside.
+
+    Two trees are equal where containers, constants and what stands for the tensors are.
+
+    Attributes:
+        kind: ``tensor``, ``value``, ``tuple``, ``list``, ``dict``, ``record``; ``opaque`` for an object that cannot be
+            built again, inside which only the tensors are known.
+        leaf: what stands for a tensor; the constant that a value is; an opaque object's class by name.
+        keys: a dict's keys; a record's fields.
+        items: the trees inside.
+        record: module and name of a record's class.
     """
-    if isinstance(out, Tensor):
-        values = read(out)
-        return (values[0] if len(values) == 1 else None), values[-1:]
-    kind, items = parts_of(out)
-    if kind:
-        found = {key: described(item, read) for key, item in items.items()}
-        inner: Any = {key: structure for key, (structure, _) in found.items()}
-        if kind in ("tuple", "list"):
-            inner = list(inner.values())
-        elif kind == "record":
-            inner = {"class": [type(out).__module__, type(out).__qualname__], "fields": inner}
-        return {kind: inner}, tuple(v for _, values in found.values() for v in values)
-    if out is None or isinstance(out, (bool, int, float, str)):
-        return {"value": out}, ()
-    return {"opaque": type(out).__name__}, tuple(values[-1] for t in tensors_in(out) if (values := read(t)))
+
+    kind: str
+    leaf: Any = None
+    keys: tuple[str, ...] = ()
+    items: tuple[OutputTree[_L], ...] = ()
+    record: tuple[str, str] = ("", "")
+
+    @classmethod
+    def of(cls, out: Any, leaf: Callable[[Tensor], _L]) -> OutputTree[_L]:
+        """Flatten an output.
+
+        Args:
+            out: what a forward returned.
+            leaf: what stands for a tensor; called in order.
+        """
+        if isinstance(out, Tensor):
+            return cls("tensor", leaf(out))
+        kind, parts = _parts_of(out)
+        if kind:
+            items = tuple(cls.of(item, leaf) for item in parts.values())
+            record = (type(out).__module__, type(out).__qualname__) if kind == "record" else ("", "")
+            return cls(kind, None, tuple(parts) if kind in ("dict", "record") else (), items, record)
+        if isinstance(out, _CONSTANTS):
+            return cls("value", out)
+        return cls("opaque", type(out).__name__, (), tuple(cls("tensor", leaf(tensor)) for tensor in tensors_in(out)))
+
+    def nodes(self) -> Iterator[OutputTree[_L]]:
+        """The tree, and all trees inside, in order."""
+        yield self
+        for item in self.items:
+            yield from item.nodes()
+
+    def leaves(self) -> Iterator[_L]:
+        """What stands for each tensor, in order."""
+        return (node.leaf for node in self.nodes() if node.kind == "tensor")
+
+    def constants(self) -> Iterator[Any]:
+        """The constants, in order."""
+        return (node.leaf for node in self.nodes() if node.kind == "value")
+
+    def places(self, around: tuple[str | int, ...] = ()) -> Iterator[tuple[_L, tuple[str | int, ...]]]:
+        """What stands for each tensor, with the keys and positions that lead to it."""
+        if self.kind == "tensor":
+            yield self.leaf, around
+        for key, item in zip(self.keys or range(len(self.items)), self.items, strict=True):
+            yield from item.places((*around, key))
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether the output is, or holds, an object that cannot be built again."""
+        return any(node.kind == "opaque" for node in self.nodes())
+
+    def map(self, fn: Callable[[_L], _M]) -> OutputTree[_M]:
+        """The same tree with something else standing for the tensors."""
+        leaf = fn(self.leaf) if self.kind == "tensor" else self.leaf
+        return OutputTree(self.kind, leaf, self.keys, tuple(item.map(fn) for item in self.items), self.record)
+
+    def build(self, fn: Callable[[_L], Any]) -> Any:
+        """Build an output of this form, with ``fn`` of each leaf in the tensor's place.
+
+        Raises:
+            DroppedTensorError: it holds an opaque object, or a record of no class that is loaded.
+        """
+        if self.kind == "tensor":
+            return fn(self.leaf)
+        if self.kind == "value":
+            return self.leaf
+        items = [item.build(fn) for item in self.items]
+        if self.kind in ("tuple", "list"):
+            return tuple(items) if self.kind == "tuple" else items
+        if self.kind == "dict":
+            return dict(zip(self.keys, items, strict=True))
+        if self.kind == "record":
+            return _record(self.record, dict(zip(self.keys, items, strict=True)))
+        raise DroppedTensorError(f"an output that holds a {self.leaf} cannot be rebuilt")
+
+    # ---- as plans hold it -----------------------------------------------------------------------------------------
+
+    def to_json(self: OutputTree[StandInLeaf]) -> Structure:
+        """The form in which plans hold a stand-in's output; see :data:`Structure`."""
+        if self.kind == "tensor":
+            return self.leaf if isinstance(self.leaf, str) else {"argument": [*self.leaf]}
+        if self.kind == "value":
+            return {"value": self.leaf}
+        items = [item.to_json() for item in self.items]
+        if self.kind in ("tuple", "list"):
+            return {self.kind: items}
+        named = dict(zip(self.keys, items, strict=True))
+        return {self.kind: named if self.kind == "dict" else {"class": [*self.record], "fields": named}}
+
+    @staticmethod
+    def from_json(structure: Structure, depth: int = _DEEPEST) -> OutputTree[StandInLeaf]:
+        """Read the form in which plans hold a stand-in's output.
+
+        Args:
+            structure: see :data:`Structure`.
+            depth: how many containers may lie within each other.
+
+        Raises:
+            DroppedTensorError: it is of no such form.
+        """
+        if structure in ("tensor", "argument"):
+            return OutputTree("tensor", structure)
+        if isinstance(structure, dict) and len(cast("dict[str, Any]", structure)) == 1 and depth:
+            ((kind, inner),) = cast("dict[str, Any]", structure).items()
+            if kind == "argument" and is_argument(inner):
+                return OutputTree("tensor", tuple(inner))
+            if kind == "value" and isinstance(inner, _CONSTANTS):
+                return OutputTree("value", inner)
+            if kind in ("tuple", "list") and isinstance(inner, list):
+                return OutputTree(kind, items=_from_json(cast("list[Any]", inner), depth))
+            if kind == "dict" and isinstance(inner, dict):
+                return OutputTree(kind, None, tuple(inner), _from_json(inner.values(), depth))
+            if kind == "record" and _is_record(inner):
+                fields = inner["fields"]
+                return OutputTree(kind, None, tuple(fields), _from_json(fields.values(), depth), tuple(inner["class"]))
+        raise DroppedTensorError(f"an output structure of this form cannot be rebuilt: {structure!r}")
 
 
-def parts_of(out: Any) -> tuple[str, dict[Any, Any]]:
+def _from_json(items: Iterable[Structure], depth: int) -> tuple[OutputTree[StandInLeaf], ...]:
+    return tuple(OutputTree.from_json(item, depth - 1) for item in items)
+
+
+def is_argument(pair: Any) -> bool:
+    """Whether a pair says which argument: by position, by keyword, or by both."""
+    if not isinstance(pair, (list, tuple)) or len(cast("list[Any]", pair)) != 2:
+        return False
+    position, keyword = cast("list[Any]", pair)
+    at = position is None or (type(position) is int and 0 <= position < _MOST)
+    named = keyword is None or isinstance(keyword, str)
+    return at and named and not (position is None and keyword is None)
+
+
+def _is_record(inner: Any) -> bool:
+    """Whether something names a class, and holds its fields."""
+    if not isinstance(inner, dict) or set(cast("dict[str, Any]", inner)) != {"class", "fields"}:
+        return False
+    name, fields = inner["class"], inner["fields"]
+    return (
+        isinstance(fields, dict)
+        and isinstance(name, (list, tuple))
+        and len(cast("list[Any]", name)) == 2
+        and all(isinstance(part, str) and 0 < len(part) <= _LONGEST for part in cast("list[Any]", name))
+    )
+
+
+def _parts_of(out: Any) -> tuple[str, dict[Any, Any]]:
     """The parts of an output that can be built again, by key, and what kind it is: empty where it is none."""
     if type(out) in (tuple, list):
         return type(out).__name__, dict(enumerate(out))
     if type(out) is dict:
         whole = cast("dict[Any, Any]", out)
         return ("dict", whole) if all(isinstance(key, str) for key in whole) else ("", {})
-    names = field_names(cast("type[Any]", type(out)))
-    if names is None or record_class(type(out).__module__, type(out).__qualname__) is not type(out):
+    names = _field_names(cast("type[Any]", type(out)))
+    if names is None or _record_class(type(out).__module__, type(out).__qualname__) is not type(out):
         return "", {}
     held = getattr(out, "__dict__", None)
     if held and set(held) != set(names):  # more than its fields: these would be lost
@@ -60,7 +211,7 @@ def parts_of(out: Any) -> tuple[str, dict[Any, Any]]:
     return "record", {name: getattr(out, name, None) for name in names}
 
 
-def field_names(cls: type) -> tuple[str, ...] | None:
+def _field_names(cls: type) -> tuple[str, ...] | None:
     """The fields of a named tuple or a dataclass; None for other classes."""
     if issubclass(cls, tuple):
         names = getattr(cls, "_fields", None)
@@ -70,12 +221,24 @@ def field_names(cls: type) -> tuple[str, ...] | None:
     return tuple(field.name for field in dataclasses.fields(cls))
 
 
-def record_class(module: str, qualname: str) -> type | None:
+def _record_class(module: str, qualname: str) -> type | None:
     """The class of a name, where it is loaded and is one of records."""
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         found = vars(found).get(part) if hasattr(found, "__dict__") else None  # no getattr: that may import
-    return found if isinstance(found, type) and field_names(found) is not None else None
+    return found if isinstance(found, type) and _field_names(found) is not None else None
+
+
+def _record(name: tuple[str, str], fields: Mapping[str, Any]) -> Any:
+    cls = _record_class(*name)
+    if cls is None or _field_names(cls) != tuple(fields):
+        raise DroppedTensorError(f"a removed module returned a {name[1]}, and {name[0]} has no such record loaded")
+    if issubclass(cls, tuple):
+        return tuple.__new__(cls, tuple(fields.values()))
+    made = object.__new__(cls)
+    for key, value in fields.items():
+        object.__setattr__(made, key, value)
+    return made
 
 
 def pick(position: int | None, keyword: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -86,55 +249,3 @@ def pick(position: int | None, keyword: str | None, args: Sequence[Any], kwargs:
         return args[position]
     name = position if keyword is None else f"'{keyword}'"
     raise DroppedTensorError(f"a removed module is called without argument {name}, which it hands on")
-
-
-def build(
-    structure: Any, token: Any, argument: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-) -> Any:
-    """Build an output of its structure.
-
-    Args:
-        structure: the structure.
-        token: what stands at its leaves ``"tensor"``.
-        argument: what stands at its leaves ``"argument"``.
-        args: the call's arguments by position, of which others may be handed on.
-        kwargs: those by keyword.
-
-    Raises:
-        DroppedTensorError: there is no such structure, or a record of no class that is loaded.
-    """
-
-    def inside(item: Any) -> Any:
-        return build(item, token, argument, args, kwargs)
-
-    if structure == "tensor":
-        return token
-    if structure == "argument":
-        return argument
-    if isinstance(structure, dict):
-        ((kind, inner),) = cast("dict[str, Any]", structure).items()
-        if kind == "argument":
-            position, keyword = inner
-            return pick(position, keyword, args, kwargs or {})
-        if kind in ("tuple", "list"):
-            items = [inside(item) for item in inner]
-            return tuple(items) if kind == "tuple" else items
-        if kind == "dict":
-            return {key: inside(item) for key, item in inner.items()}
-        if kind == "record":
-            return _record(inner["class"], {name: inside(item) for name, item in inner["fields"].items()})
-        if kind == "value":
-            return inner
-    raise DroppedTensorError(f"an output structure of this form cannot be rebuilt: {structure!r}")
-
-
-def _record(name: Sequence[str], fields: Mapping[str, Any]) -> Any:
-    cls = record_class(*name)
-    if cls is None or field_names(cls) != tuple(fields):
-        raise DroppedTensorError(f"a removed module returned a {name[1]}, and {name[0]} has no such record loaded")
-    if issubclass(cls, tuple):
-        return tuple.__new__(cls, tuple(fields.values()))
-    made = object.__new__(cls)
-    for key, value in fields.items():
-        object.__setattr__(made, key, value)
-    return made
