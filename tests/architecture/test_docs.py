@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 import typer
 from test_house import FLOORS, REPOSITORY, ROOT
 from torch import nn
@@ -20,7 +21,7 @@ import layerprune
 from layerprune.cli import app
 from layerprune.cli.options import Strategy
 from layerprune.export import export_onnx
-from models.nets import Damped, linear, randomised
+from models.nets import Damped, ExampleModel, Photograph, image, linear, randomised, run
 
 README = REPOSITORY / "README.md"
 DOCS = REPOSITORY / "docs"
@@ -235,8 +236,29 @@ def test_the_readme_is_short() -> None:
     assert read(README).count("\n") <= MOST_LINES_OF_THE_README
 
 
+def python_of(page: Path) -> list[str]:
+    return [code for language, code in FENCE.findall(read(page)) if language == "python"]
+
+
+@pytest.mark.filterwarnings("ignore::layerprune.errors.ShortfallWarning")  # of a network that has hardly more to give
+def test_the_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    model = randomised(ExampleModel())
+    images = [image(8, size=8, seed=seed) for seed in range(6)]
+    names: dict[str, Any] = {"model": model, "batches": images[:4], "held_out": images[4:], "sentences": images[:4]}
+    names |= {"config": None, "MyModel": lambda config: ExampleModel()}
+    before = Photograph(model)
+    for page in (README, DOCS / "guide.md", DOCS / "saving.md"):
+        for code in python_of(page):
+            exec(code, names)
+    assert Photograph(model).difference(before) == ""
+    x = images[0]
+    assert torch.equal(run(names["pruned_model"], x), run(names["pruner"].model, x))
+
+
 def test_the_example_of_a_criterion_runs() -> None:
-    (code,) = [code for language, code in FENCE.findall(read(ARCHITECTURE)) if language == "python"]
+    (code,) = python_of(ARCHITECTURE)
     model = randomised(nn.Sequential(linear(), Damped(), linear()))
     namespace: dict[str, object] = {"model": model}
     exec(code, namespace)
