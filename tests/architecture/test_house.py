@@ -16,10 +16,10 @@ ROOT = REPOSITORY / "src" / PACKAGE
 
 #: From the ground up: folders, and the files of the package root that sequence the stages.
 FLOORS = (
-    *("errors", "environment", "tensors", "stand_ins", "modules", "graph", "inputs", "adapters", "capture", "edits"),
-    *("channels", "surgery", "plan", "removals", "cost", "proof", "fidelity", "replay", "fitting", "impact", "repair"),
-    *("select", "export", "checkpoint", "report", "options", "discovery", "scoring", "execute", "planner", "overview"),
-    *("distillation", "pruner", "cli"),
+    *("errors", "torch_internals", "environment", "tensors", "stand_ins", "modules", "graph", "inputs", "adapters"),
+    *("capture", "edits", "channels", "surgery", "plan", "removals", "cost", "proof", "fidelity", "replay", "fitting"),
+    *("impact", "repair", "select", "export", "checkpoint", "report", "options", "discovery", "scoring", "execute"),
+    *("planner", "overview", "distillation", "pruner", "cli"),
     "__init__",  # names everything, and imports it lazily
 )
 MOST_IN_ROOT = 10

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.modules import storage_key
 from layerprune.tensors import same_tensor
+from layerprune.torch_internals import no_modes
 
 
 class ActivationStore:
@@ -103,7 +103,7 @@ class Shared(ActivationStore):
         before = self.other.tensors.get(value)
         if before is None:  # it was let go, as nothing outside a layer reads it
             return
-        with _disable_current_modes():
+        with no_modes():
             alike = same_tensor(tensor, before)
         if alike:
             self.values.add(value)

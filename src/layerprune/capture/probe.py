@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode as get_current_function_mode
 
 from layerprune.capture.sandbox import Sandbox
 from layerprune.capture.trace_variants import MOST, Variant, Variants
@@ -23,6 +22,7 @@ from layerprune.modules import (
     watched,
 )
 from layerprune.tensors import OutputTree, flat_tensors, tensors_in
+from layerprune.torch_internals import innermost_function_mode
 
 #: Gets a value's number, and its tensor in this run.
 See: TypeAlias = Callable[[int, Tensor], None]
@@ -223,7 +223,7 @@ class _Watcher:
             raise _Differs
         if call.parent is not None and call.parent in self.steps:
             self.steps[call.parent].take(f":{name}")
-        off = get_current_function_mode() is self.watch  # if not, a mode of the user's own may lie on top of it
+        off = innermost_function_mode() is self.watch  # if not, a mode of the user's own may lie on top of it
         if off:
             self.watch.__exit__(None, None, None)
         try:

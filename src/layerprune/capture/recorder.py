@@ -31,6 +31,7 @@ from layerprune.modules import (
 )
 from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import OutputTree, caller, custom_function, flat_tensors, tensors_in, traits_of
+from layerprune.torch_internals import no_function_modes
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
 _SCALAR_READS = frozenset(
@@ -178,7 +179,7 @@ class Recorder:
         """Hold what a call returns: all that may be asked for, of other things what lies in the same memory."""
         if self.holding is None or self.holding.is_full:
             return
-        with torch._C.DisableTorchFunction():
+        with no_function_modes():
             for tensor in tensors:
                 if not is_asked_for and not self.holding.lies_beside(tensor):
                     continue
@@ -193,7 +194,7 @@ class Recorder:
         if isinstance(out, Tensor) and not isinstance(out, DroppedTensor) and any(out is t for t in operands):
             storage = self.storage(out)
             if not any(storage in op.writes for op in self.recording.operations[start:]):
-                with torch._C.DisableTorchFunction():  # our own, not the model's
+                with no_function_modes():  # our own, not the model's
                     return torch.ops.aten.alias.default(out)
         return out
 

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
-import sys
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-)
-from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.adapters import settle_config
 from layerprune.inputs import Inputs
 from layerprune.modules import AttributeSnapshot, ExternalState, Tree, clone, named_parameters
 from layerprune.tensors import KeepsIntegers, holds_values
+from layerprune.torch_internals import (
+    NEEDS_VALUES,
+    FakeTensor,
+    FakeTensorMode,
+    UnknownValue,
+    fake_like,
+    quiet,
+    to_fake,
+    uncompiled,
+)
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,12 @@ class Sandbox:
         """Run the shadow's forward inside, uncompiled: without gradients unless asked for, the RNG states untouched."""
         self.start.put_back()
         whole = KeepsIntegers(self.mode) if self.integers and self.mode is not None else contextlib.nullcontext()
-        quiet = _quiet() if self.mode is not None else contextlib.nullcontext()
+        hushed = quiet() if self.mode is not None else contextlib.nullcontext()
         modes = self.mode or contextlib.nullcontext()
         tree = Tree(self.model)
         alone = contextlib.nullcontext() if self.outside is None else self.outside.left_alone()
         try:
-            with alone, _rng_kept(), _uncompiled(), quiet, modes, whole, torch.set_grad_enabled(grad):
+            with alone, _rng_kept(), uncompiled(), hushed, modes, whole, torch.set_grad_enabled(grad):
                 yield
         finally:
             # Some forwards hang in other modules (BigBird's attention, where inputs are short), and say so in a flag:
@@ -76,13 +75,15 @@ class Sandbox:
 
     def renew(self, adapted: Inputs) -> Inputs:
         """Make what :meth:`adapt` has made once more: a forward may write into its inputs, and into lists of them."""
-        return adapted.map(lambda t: _like(t, self.mode) if type(t) is FakeTensor and self.mode else t.detach().clone())
+        return adapted.map(
+            lambda t: fake_like(t, self.mode) if type(t) is FakeTensor and self.mode else t.detach().clone()
+        )
 
     def convert(self, tensor: Tensor) -> Tensor:
         """Make what stands for a tensor on the shadow."""
         if self.mode is None or (self.integers and holds_values(tensor)):
             return tensor.detach().clone()
-        return _fake(tensor, self.mode)
+        return to_fake(tensor, self.mode)
 
 
 def fake_sandbox(model: nn.Module, *, integers: bool = False) -> Sandbox:
@@ -176,24 +177,10 @@ def is_about_fakes(error: BaseException) -> bool:
     """Whether an exception says that a forward needs real values, rather than that it does not fit its inputs."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(
-            seen, (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
-        ):
+        if isinstance(seen, (*NEEDS_VALUES, UnknownValue)):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """Keep torch from logging the traceback of a forward that fails on fakes: that is an answer here, not a fault."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 @contextlib.contextmanager
@@ -206,33 +193,6 @@ def _rng_kept() -> Generator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """Run what ``torch.compile`` has wrapped as the Python that it was: a compiled module calls no modules."""
-    compiles = "torch._dynamo" in sys.modules  # slow to import, and nothing is compiled without it
-    return torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext()
-
-
-def _like(fake: FakeTensor, mode: FakeTensorMode) -> Tensor:
-    """Make a fake tensor of another one's form."""
-    with _disable_current_modes():
-        meta = torch.empty_strided(tuple(fake.shape), fake.stride(), dtype=fake.dtype, device="meta")
-        return FakeTensor(mode, meta, fake.device)
-
-
-def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    """Make a fake tensor without reading the real one's data (it may be on the meta device or quantised)."""
-    if isinstance(tensor, FakeTensor) or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
-        return mode.from_tensor(tensor, static_shapes=True)
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
-        return mode.from_tensor(tensor, static_shapes=True)
-    with _disable_current_modes():
-        meta = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device="meta")
-        fake = FakeTensor(mode, meta, tensor.device if not tensor.is_meta else torch.device("cpu"))
-        if isinstance(tensor, nn.Parameter):
-            return nn.Parameter(fake, requires_grad=tensor.requires_grad)
-    return fake
 
 
 def short(error: BaseException) -> str:

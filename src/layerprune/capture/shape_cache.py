@@ -10,23 +10,24 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.modules import batchnorm, conv, dropout, pooling
-from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.modules import FunctionWatch, Held
 from layerprune.tensors import tensors_in
+from layerprune.torch_internals import (
+    POOLS,
+    BatchOrInstanceNorm,
+    Conv,
+    Dropout,
+    FakeTensor,
+    FakeTensorMode,
+    fake_like,
+    storage_id,
+)
 
 # Layers of one tensor, whose output's shape follows from their settings, their parameters' shapes and the input's.
 _PURE = (
-    *(nn.Linear, conv._ConvNd, batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding),
-    *(
-        pooling._MaxPoolNd,
-        pooling._AvgPoolNd,
-        pooling._AdaptiveAvgPoolNd,
-        pooling._AdaptiveMaxPoolNd,
-        dropout._DropoutNd,
-    ),
+    *(nn.Linear, Conv, BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding),
+    *(*POOLS, Dropout),
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.Mish),
 )
 
@@ -140,9 +141,7 @@ class ShapeCache:
 
     def fake(self, like: Tensor) -> Tensor:
         """Make a fake tensor of another one's form."""
-        with _disable_current_modes():
-            meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
-            return FakeTensor(self.mode, meta, like.device)
+        return fake_like(like, self.mode)
 
 
 def has_memo(module: nn.Module) -> bool:
@@ -198,9 +197,7 @@ class FunctionShapeCache:
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
     """The settings of a layer that edits change and its parameters' shapes do not tell."""
-    return tuple(
-        vars(module)[name] for name in ("stride", "padding", "dilation", "groups") if isinstance(module, conv._ConvNd)
-    )
+    return tuple(vars(module)[name] for name in ("stride", "padding", "dilation", "groups") if isinstance(module, Conv))
 
 
 def _form_of_call(args: Any, kwargs: Any) -> Any:
@@ -252,5 +249,5 @@ def _is_plain(out: Any) -> bool:
 
 def _shares(out: Any, arguments: Any) -> bool:
     """Whether an output is, or lies in, one of the arguments."""
-    held = {tensor.untyped_storage()._cdata for tensor in tensors_in(arguments)}
-    return any(tensor.untyped_storage()._cdata in held for tensor in tensors_in(out))
+    held = {storage_id(tensor) for tensor in tensors_in(arguments)}
+    return any(storage_id(tensor) in held for tensor in tensors_in(out))

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.channels.fold_target import CannotFold, Reader, reader_at
 from layerprune.channels.index_tracking import CannotFollow, Gap, recorded_call
 from layerprune.edits import Fold
 from layerprune.graph import Cut, Layer, LayerGraph
 from layerprune.tensors import traits_of
+from layerprune.torch_internals import BatchNorm, no_modes
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class FoldTrace:
     def rerun(self, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that a layer without parameters makes of another one."""
         call = self.modules[layer.fqn] if layer.is_module else recorded_call(layer)
-        with _disable_current_modes(), torch.no_grad():
+        with no_modes(), torch.no_grad():
             out = call(torch.empty(shape, device="meta"))
         if not isinstance(out, torch.Tensor):
             raise CannotFollow(layer.name)
@@ -195,7 +194,7 @@ class FoldTrace:
     def subtracts(self, norm: Layer) -> bool:
         """Whether a layer subtracts a mean from each channel that is a buffer of its own."""
         module = self.modules[norm.fqn]
-        known = isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
+        known = isinstance(module, BatchNorm) and type(module).forward is BatchNorm.forward
         single = len(self.graph.calls[norm.fqn]) == 1 and norm.fqn not in self.graph.aliases_of
         held = module._buffers.get("running_mean")
         hooked = bool(module._forward_pre_hooks or module._forward_hooks)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from layerprune.capture import has_memo
 from layerprune.edits import Fold
 from layerprune.graph import Layer
 from layerprune.modules import FunctionWatch, is_transposed
 from layerprune.tensors import traits_of
+from layerprune.torch_internals import Conv
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -57,7 +57,7 @@ class Reader:
     @property
     def num_groups(self) -> int:
         """The number of blocks of which a convolution's weight is made."""
-        return self.module.groups if self.called and isinstance(self.module, _ConvNd) else 1
+        return self.module.groups if self.called and isinstance(self.module, Conv) else 1
 
     @property
     def num_in(self) -> int:
@@ -115,7 +115,7 @@ class Reader:
     @property
     def can_stride(self) -> bool:
         """Whether its stride can be changed, and all that has to change with it; a function's is in some forward."""
-        if not self.called or not isinstance(self.module, _ConvNd):
+        if not self.called or not isinstance(self.module, Conv):
             return False
         return self.module.padding_mode == "zeros" and self.module.padding != "same"
 
@@ -135,7 +135,7 @@ def reader_of(module: nn.Module) -> Reader:
         raise CannotFold("holds a quantised weight")
     bias = "" if module._parameters.get("bias") is None else "bias"
     pads = False
-    if isinstance(module, _ConvNd):
+    if isinstance(module, Conv):
         pads = module.padding not in ("valid", (0,) * len(module.kernel_size)) and module.padding_mode == "zeros"
     return Reader(module, "weight", bias, 0 if is_transposed(module) else 1, pads=pads)
 

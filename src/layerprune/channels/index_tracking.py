@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.edits import ranges
 from layerprune.graph import Layer
 from layerprune.tensors import is_custom
+from layerprune.torch_internals import no_modes
 
 
 class CannotFollow(Exception):
@@ -68,7 +68,7 @@ class Moved:
         Args:
             run: the call as the pruned model makes it, but for the tensor.
         """
-        with _disable_current_modes():
+        with no_modes():
             whole = _numbered(self.shape)
             found = _results(run(self.before.without(whole)))
             wanted = _results(run(whole) if self.layer.is_module else recorded_call(self.layer)(whole))
@@ -96,7 +96,7 @@ def follow(layer: Layer, run: Callable[[Tensor], Any], gap: Gap, shape: tuple[in
     Raises:
         CannotFollow: what is missing is no set of whole channels any more, or a whole result.
     """
-    with _disable_current_modes():
+    with no_modes():
         marks = torch.from_numpy(gap.missing).view([-1 if d == gap.dim else 1 for d in range(len(shape))])
         marks = marks.expand(shape).contiguous()
         try:

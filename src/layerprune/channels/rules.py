@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from layerprune.channels.index_tracking import Gap
 from layerprune.graph import Layer
+from layerprune.torch_internals import Conv
 
 
 class CannotSlice(Exception):
@@ -58,7 +59,7 @@ def _does_only(module: nn.Module, layer: Layer, cls: type[nn.Module], functions:
 
 
 def _conv(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
-    assert isinstance(module, nn.modules.conv._ConvNd)
+    assert isinstance(module, Conv)
     if gap.dim != 1 or dims != module.weight.dim() or len(gap.missing) != module.in_channels:
         raise CannotSlice(f"'{name}' reads the channels that go as something other than channels")
     lost = gap.missing.reshape(module.groups, -1).sum(1)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from layerprune.edits import Ranges, Slice, kept_ranges
 from layerprune.errors import SurgeryError
+from layerprune.torch_internals import BatchOrInstanceNorm, Conv, FakeTensor
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def channel_loss_of(module: nn.Module, edit: Slice) -> ChannelLoss:
     gone = sum(last - first for first, last in edit.dropped)
     if isinstance(module, nn.Linear) and edit.side == "in":
         return ChannelLoss({"weight": TensorSlice(1, edit.dropped)}, {"in_features": gone})
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, Conv):
         return _conv_loss(module, edit, gone)
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, BatchOrInstanceNorm):
         names = ("weight", "bias", "running_mean", "running_var")
         return ChannelLoss({name: TensorSlice(0, edit.dropped) for name in names}, {"num_features": gone})
     if isinstance(module, nn.GroupNorm):
@@ -93,7 +93,7 @@ def channel_loss_of(module: nn.Module, edit: Slice) -> ChannelLoss:
     raise SurgeryError(f"cannot {edit}: nothing is known of the channels of a {type(module).__name__}")
 
 
-def _conv_loss(module: nn.modules.conv._ConvNd, edit: Slice, gone: int) -> ChannelLoss:
+def _conv_loss(module: Conv, edit: Slice, gone: int) -> ChannelLoss:
     if edit.side == "in":
         if module.transposed and module.groups > 1:
             raise SurgeryError(f"cannot {edit}: its groups would become uneven")
@@ -123,7 +123,7 @@ def price_of(module: nn.Module, edit: Slice) -> dict[str, tuple[int, Ranges]]:
         parameter = module._parameters.get(name)
         if parameter is None:
             continue
-        if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
+        if isinstance(module, Conv) and name == "weight":
             found[name] = parameter.numel() // module.in_channels, edit.dropped
         else:
             found[name] = parameter.numel() // parameter.shape[piece.dim], piece.dropped

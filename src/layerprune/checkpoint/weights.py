@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from layerprune.checkpoint.atomic_dir import set_usual_mode, sync_file
 from layerprune.checkpoint.manifest import TensorRecord
 from layerprune.errors import CheckpointError
 from layerprune.modules import named_tensors
+from layerprune.torch_internals import is_wrapper_subclass
 
 _LONG = 1000  # letters of a description that is kept as it is; of a longer one its hash is
 
@@ -62,8 +62,8 @@ def record_tensors(model: nn.Module) -> tuple[dict[str, Tensor], TensorRecord]:
 def _check_can_be_saved(name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
         raise CheckpointError(f"'{name}' is on the meta device and has no values: load weights before you save")
-    if is_traceable_wrapper_subclass(tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-        what = type(tensor).__name__ if is_traceable_wrapper_subclass(tensor) else f"{tensor.layout} {tensor.dtype}"
+    if is_wrapper_subclass(tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+        what = type(tensor).__name__ if is_wrapper_subclass(tensor) else f"{tensor.layout} {tensor.dtype}"
         raise CheckpointError(
             f"'{name}' is no plain tensor ({what}), and safetensors has no form for it; "
             "save the model before it is quantised or distributed"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from layerprune.capture import Sandbox
@@ -15,6 +14,7 @@ from layerprune.cost.formulas import formulas
 from layerprune.cost.sandbox_forward import on_sandbox, run
 from layerprune.inputs import Inputs
 from layerprune.modules import CallTracker, names_by_module
+from layerprune.torch_internals import DispatchMode
 
 # Operations from elsewhere may hold products that nobody has told us of.
 _KNOWN = frozenset({"aten", "prim", "prims", "profiler", "higher_order"})
@@ -95,14 +95,12 @@ class _Calls(CallTracker):
         return {_WHOLE} | ({call.key.fqn for call in self.running.outward()} if self.running else set())
 
 
-class _Foreign(TorchDispatchMode):
+class _Foreign(DispatchMode):
     """Notes the operations from outside torch that no formula counts.
 
     Args:
         formulas: the formulas, by operation.
     """
-
-    supports_higher_order_operators = True
 
     def __init__(self, formulas: Mapping[Any, Callable[..., int]]) -> None:
         super().__init__()
@@ -111,7 +109,7 @@ class _Foreign(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, and look where it comes from."""
-        packet = getattr(func, "_overloadpacket", func)
+        packet = getattr(func, "overloadpacket", func)
         space = getattr(func, "namespace", "aten")
         if space not in _KNOWN and packet not in self.formulas:
             self.seen.add(f"{space}.{packet.__name__}")

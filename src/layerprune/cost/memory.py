@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from layerprune.adapters import by_name, cache_growth, generates, may_cache
 from layerprune.capture import Sandbox
@@ -15,6 +14,7 @@ from layerprune.cost.sandbox_forward import on_sandbox, run
 from layerprune.inputs import Inputs
 from layerprune.modules import buffers, parameters
 from layerprune.tensors import flat_tensors
+from layerprune.torch_internals import DispatchMode, is_wrapper_subclass, sparse_parts, storage_id
 
 
 def param_bytes(model: nn.Module) -> int:
@@ -29,7 +29,7 @@ def buffer_bytes(model: nn.Module) -> int:
 
 def _nbytes(tensor: Tensor) -> int:
     """A tensor's size; of one that packs others, a quantised weight say, theirs."""
-    if not is_traceable_wrapper_subclass(tensor):
+    if not is_wrapper_subclass(tensor):
         return tensor.nbytes
     names, _ = tensor.__tensor_flatten__()
     return sum(_nbytes(getattr(tensor, name)) for name in names)
@@ -61,15 +61,13 @@ def _peak(shade: Sandbox, inputs: Inputs) -> int:
     return tracker.peak
 
 
-class _Lifetimes(TorchDispatchMode):
+class _Lifetimes(DispatchMode):
     """Follows the storages that operations make, from the operation to the last reference.
 
     Attributes:
         live: bytes that are held now.
         peak: the most that were.
     """
-
-    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,10 +103,9 @@ class _Lifetimes(TorchDispatchMode):
 def _storages(tensor: Tensor) -> list[tuple[int, torch.UntypedStorage]]:
     """The storages behind a tensor, each with the key that it has while it lives."""
     if tensor.layout is torch.strided:
-        storage = tensor.untyped_storage()
-        return [(storage._cdata, storage)]
+        return [(storage_id(tensor), tensor.untyped_storage())]
     if tensor.layout is torch.sparse_coo:
-        return [pair for part in (tensor._indices(), tensor._values()) for pair in _storages(part)]
+        return [pair for part in sparse_parts(tensor) for pair in _storages(part)]
     return []
 
 

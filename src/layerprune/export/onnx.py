@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from layerprune.capture import Sandbox, real_sandbox
 from layerprune.environment import how_to_install
@@ -20,6 +19,7 @@ from layerprune.errors import ExportError
 from layerprune.inputs import Inputs, as_inputs
 from layerprune.modules import unwrap
 from layerprune.tensors import tensors_by_place
+from layerprune.torch_internals import tree_map
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 

@@ -10,10 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 
 from layerprune.modules import is_transposed, storage_key
 from layerprune.tensors import is_wrapped
+from layerprune.torch_internals import PADDING_FOR_PAD, Conv
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -56,7 +56,7 @@ def _base(module: nn.Module) -> type[nn.Module] | None:
 
 def num_groups(module: nn.Module) -> int:
     """How many blocks the matrix has: a grouped convolution's groups."""
-    return module.groups if isinstance(module, _ConvNd) else 1
+    return module.groups if isinstance(module, Conv) else 1
 
 
 def matrix_of(module: nn.Module) -> Tensor:
@@ -78,7 +78,7 @@ def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
 
 def num_rows(module: nn.Module, read: Tensor, found: Tensor, mask: Tensor | None) -> tuple[int, int]:
     """How many rows there are of what a transform reads, and how many of them belong to one pick of :func:`rows_of`."""
-    if isinstance(module, _ConvNd):
+    if isinstance(module, Conv):
         num_samples = read.shape[0] if read.dim() == len(module.kernel_size) + 2 else 1
         places = found.numel() // (num_samples * module.out_channels)
         return num_samples * places, places
@@ -101,7 +101,7 @@ def rows_of(
     Yields:
         Pieces of rows in float32, or float64 where they come so: ``(group, row, input)`` and ``(group, row, output)``.
     """
-    if isinstance(module, _ConvNd):
+    if isinstance(module, Conv):
         yield from _rows_of_conv(module, read, wanted, some)
         return
     flat = wanted.reshape(*read.shape[:-1], -1)
@@ -118,9 +118,7 @@ def _fits(read: Tensor, mask: Tensor | None) -> bool:
     return mask is not None and read.dim() > 2 and read.shape[:2] == mask.shape
 
 
-def _rows_of_conv(
-    module: _ConvNd, read: Tensor, wanted: Tensor, some: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _rows_of_conv(module: Conv, read: Tensor, wanted: Tensor, some: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Lay out the patches under a kernel (im2col), a few samples at a time."""
     spatial = len(module.kernel_size)
     if read.dim() == spatial + 1:
@@ -129,7 +127,7 @@ def _rows_of_conv(
     if some is not None:
         read, wanted = read[some.to(read.device)], wanted[some.to(wanted.device)]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = F.pad(read, module._reversed_padding_repeated_twice, mode=mode)
+    padded = F.pad(read, vars(module)[PADDING_FOR_PAD], mode=mode)
     sizes = [
         (size - dilation * (kernel - 1) - 1) // stride + 1
         for size, kernel, stride, dilation in zip(
@@ -151,7 +149,7 @@ def _rows_of_conv(
 
 def layout(module: nn.Module) -> tuple[object, ...]:
     """What decides the rows that a transform's input is laid out in: equal for two, so are the rows."""
-    if not isinstance(module, _ConvNd):
+    if not isinstance(module, Conv):
         return ()
     return module.kernel_size, module.stride, module.dilation, module.groups, module.padding, module.padding_mode
 
@@ -179,7 +177,7 @@ def add_output(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Ten
     Returns:
         Whether that could be done: for linear layers, where all is of one dtype. If not, nothing is written.
     """
-    if isinstance(module, _ConvNd) or not into.is_contiguous() or not weight.dtype == read.dtype == into.dtype:
+    if isinstance(module, Conv) or not into.is_contiguous() or not weight.dtype == read.dtype == into.dtype:
         return False
     matrix = weight if is_transposed(module) else weight.T
     rows = read.reshape(-1, matrix.shape[0])
@@ -194,10 +192,10 @@ def add_output(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Ten
 
 def channel_dim(module: nn.Module) -> int:
     """Where a transform's output has its channels, from behind."""
-    return -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
+    return -1 - len(module.kernel_size) if isinstance(module, Conv) else -1
 
 
-def _tap(module: _ConvNd, offset: tuple[int, ...], sizes: list[int]) -> tuple[slice, ...]:
+def _tap(module: Conv, offset: tuple[int, ...], sizes: list[int]) -> tuple[slice, ...]:
     """What one element of the kernel sees, of the padded input."""
     return tuple(
         slice(o * dilation, o * dilation + stride * (size - 1) + 1, stride)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.modules import activation, adaptive, batchnorm, dropout, instancenorm, normalization, pooling
+from torch.nn.modules import activation, adaptive, instancenorm, normalization, pooling
 
 from layerprune.tensors import OpTraits, traits_of
+from layerprune.torch_internals import BatchOrInstanceNorm, Conv, Dropout
 
 
 def kind_of_function(name: str, num_tensors: int, has_matrix: bool) -> str:
@@ -66,17 +67,15 @@ def _kind_of_mixture(functions: Sequence[str], does: Sequence[OpTraits], num_ten
 
 
 def _kind_of_class(module: nn.Module) -> str | None:
-    if isinstance(
-        module, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-    ):
+    if isinstance(module, (nn.Linear, nn.Bilinear, Conv, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
         return "transform"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
     if isinstance(
-        module, (batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm)
+        module, (BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RMSNorm)
     ):
         return "normalization"
-    if isinstance(module, dropout._DropoutNd):
+    if isinstance(module, Dropout):
         return "dropout"
     if isinstance(
         module, (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Fold, nn.Unfold)

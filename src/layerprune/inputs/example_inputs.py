@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils.data import DataLoader
 
 from layerprune.errors import InputsError
 from layerprune.inputs.shape_guesses import TensorSpec, guesses
 from layerprune.modules import buffers, parameters
 from layerprune.tensors import attributes_of, map_tensors, tensors_in
+from layerprune.torch_internals import NEEDS_VALUES
 
 _MAX_TRIES = 120
 _MIN_TRIES = 8
@@ -262,7 +262,7 @@ def infer_inputs(
         if error is None:
             return inputs
         failures.append(_Failure(describe(inputs), *_explain(error, model)))
-        wanting += isinstance(error, (DataDependentOutputException, DynamicOutputShapeException))
+        wanting += isinstance(error, NEEDS_VALUES)
         if wanting == _MOST_WANTING:
             raise InputsError(f"{_nothing_fits(model, failures)}\n{_WANTING}")
     raise InputsError(_nothing_fits(model, failures))

@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from layerprune.modules.undo import UndoLog
 from layerprune.tensors import flat_tensors, op_name, raw_name, written_tensors
+from layerprune.torch_internals import DispatchMode, no_modes
 
 # Attribute reads and queries that make no tensor.
 _QUERIES = frozenset(
@@ -68,15 +68,13 @@ class FunctionWatch(TorchFunctionMode):
         return self.call(op_name(func), func, args, kwargs)
 
 
-class OperationWatch(TorchDispatchMode):
+class OperationWatch(DispatchMode):
     """Sees every operation with its schema, under autograd and inside C++ composites.
 
     Args:
         before: gets the tensors that an operation is about to write into, if there are some.
         after: gets its name, the tensors that it takes, those that it returns, and those written into.
     """
-
-    supports_higher_order_operators = True
 
     def __init__(
         self,
@@ -86,11 +84,6 @@ class OperationWatch(TorchDispatchMode):
         super().__init__()
         self.before = before
         self.after = after
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Not wrapped once more for each operation: nothing is compiled where a shadow runs."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and tell of it, unless it neither makes nor writes nor reads out a tensor."""
@@ -144,7 +137,7 @@ def nothing() -> Tensor:
     The encoder reads the weights of its first layer to decide whether it packs padded tokens into a nested tensor, of
     which the padded ones come out as zeros. Any plain tensor lets it do so as before; it computes nothing with them.
     """
-    with _disable_current_modes():
+    with no_modes():
         return torch.empty(0)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import attributes_of
+from layerprune.torch_internals import num_writes
 
 # Values without parts, compared as such.
 _VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, torch.layout)
@@ -60,7 +61,7 @@ class ModelState:
         self._holders: dict[int, list[int]] = {}
         self._seen: dict[int, Any] = {}  # keeps what is known by its id alive
         self._walk()
-        self._versions = [tensor._version for tensor in self._tensors]
+        self._versions = [num_writes(tensor) for tensor in self._tensors]
 
     def changed(self) -> set[int]:
         """The ids of what was there, and is not as it was."""
@@ -68,7 +69,7 @@ class ModelState:
         if any(self._empty):
             found |= {id(container) for container in self._empty if container}
         pairs = zip(self._tensors, self._versions, strict=True)
-        found |= {id(tensor) for tensor, version in pairs if tensor._version != version}
+        found |= {id(tensor) for tensor, version in pairs if num_writes(tensor) != version}
         return found | {id(source) for source, state, before in self._random if state(source) != before}
 
     def holding(self, ids: Iterable[int]) -> frozenset[int]:

@@ -10,9 +10,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from layerprune.errors import UnsupportedModelError
+from layerprune.torch_internals import PACKED_WEIGHTS
 
-# Where torch.ao's quantised linears and convolutions, recurrences and recurrent cells keep their weights.
-_PACKED = ("_packed_params", "_all_weight_values", "_packed_weight_ih")
 # Classes of torch that leave a process only a part of each weight; not imported for it.
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
@@ -55,7 +54,7 @@ def _reasons(module: nn.Module) -> Iterator[str]:
             "is what torch.export made ({kind}): its mode is fixed, and it calls no layers; "
             "prune the module that was exported, then export what is left"
         )
-    if any(hasattr(module, name) for name in _PACKED):
+    if any(hasattr(module, name) for name in PACKED_WEIGHTS):
         yield (
             "is a quantised {kind}, whose weights are packed and no parameters: "
             "prune the float model, then quantise what is left"

@@ -7,6 +7,7 @@ import weakref
 from torch import Tensor
 
 from layerprune.stand_ins import DroppedTensor
+from layerprune.torch_internals import storage_id
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -14,7 +15,7 @@ def storage_key(tensor: Tensor) -> int:
     if type(tensor) is not Tensor and isinstance(tensor, DroppedTensor):  # what an earlier surgery left
         return -id(tensor)
     try:
-        return tensor.untyped_storage()._cdata
+        return storage_id(tensor)
     except (NotImplementedError, RuntimeError):
         return -id(tensor)
 

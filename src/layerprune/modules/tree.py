@@ -16,6 +16,7 @@ from layerprune.modules.parameters import named_parameters, parameters
 from layerprune.modules.supported import check_module
 from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import is_wrapped
+from layerprune.torch_internals import INNER_OF_COMPILED
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -28,8 +29,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = cast(nn.Module, model.module)
-        elif "_orig_mod" in model._modules:  # torch.compile's OptimizedModule
-            model = cast(nn.Module, model._modules["_orig_mod"])
+        elif INNER_OF_COMPILED in model._modules:  # torch.compile's OptimizedModule
+            model = cast(nn.Module, model._modules[INNER_OF_COMPILED])
         else:
             return model
 

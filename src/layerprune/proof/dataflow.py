@@ -13,6 +13,7 @@ from layerprune.capture import NAMED
 from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
 from layerprune.stand_ins import STAND_INS, DroppedTensor, SkipsDropped
 from layerprune.tensors import OutputTree, flat_tensors, tensors_in, traits_of
+from layerprune.torch_internals import num_writes
 
 #: Which step: the calls around it from the model's own downwards, the function's name, and which call of it this is.
 Place: TypeAlias = tuple[str, str, int]
@@ -182,7 +183,7 @@ def _own(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _versions(tensors: Sequence[Tensor]) -> list[int | None]:
     """How often the first of some tensors has been written into."""
-    return [None if tensor.is_inference() else tensor._version for tensor in tensors[:1]]
+    return [None if tensor.is_inference() else num_writes(tensor) for tensor in tensors[:1]]
 
 
 def _writes(func: Callable[..., Any]) -> bool:

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerprune.capture import read_calibration, real_sandbox
 from layerprune.errors import CalibrationError, NotFiniteError, ended_by
 from layerprune.fitting import exact
 from layerprune.inputs import describe, why_mismatched
 from layerprune.modules import unwrap, write
+from layerprune.torch_internals import BatchNorm
 
 
 class _Moments:
@@ -61,7 +61,7 @@ def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
     norms = {
         name: module
         for name, module in shade.model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+        if isinstance(module, BatchNorm) and module.running_mean is not None and module.running_var is not None
     }
     moments = {name: _Moments() for name in norms}
     for name, module in norms.items():

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from layerprune.fitting import exact
 from layerprune.repair.report import Refitted
 from layerprune.repair.sites.sites import Site
 from layerprune.repair.stream.site_batch import SiteBatch
+from layerprune.torch_internals import BatchNorm, Conv
 
 #: How many of a batch's rows are fitted on: of the batch's number and how many there are.
 Split = Callable[[int, int], int]
@@ -56,7 +55,7 @@ def fold_mean(
 def spread(module: nn.Module, view: SiteBatch, shift: Tensor) -> Tensor:
     """A constant per channel, as a transform's output with its elements in order, in any shape."""
     shift = shift.to(view.there.dtype)
-    if not isinstance(module, _ConvNd):
+    if not isinstance(module, Conv):
         return shift.expand(*view.read.shape[:-1], -1)
     num_samples = view.read.shape[0] if view.read.dim() == len(module.kernel_size) + 2 else 1
     places = view.there.numel() // (num_samples * len(shift))
@@ -69,7 +68,7 @@ def _by_channel(site: Site, module: nn.Module, view: SiteBatch) -> Tensor:
     change = view.wanted.to(view.there.device, dtype) - view.there.to(dtype)
     if site.moves is not None:
         change = site.moves.back(change)
-    if isinstance(module, _ConvNd):
+    if isinstance(module, Conv):
         num_samples = view.read.shape[0] if view.read.dim() == len(module.kernel_size) + 2 else 1
         return change.reshape(num_samples, module.out_channels, -1).transpose(1, 2).flatten(0, 1)
     change = change.reshape(*view.read.shape[:-1], -1)
@@ -102,7 +101,7 @@ def _values(site: Site, module: nn.Module, model: nn.Module, shift: Tensor, *, n
 def _is_norm(model: nn.Module, name: str) -> bool:
     owner, _, key = name.rpartition(".")
     held = model.get_submodule(owner)._parameters.get(key)
-    return held is None and isinstance(model.get_submodule(name), _BatchNorm)
+    return held is None and isinstance(model.get_submodule(name), BatchNorm)
 
 
 def _divided(shift: Tensor, scale: Tensor | None) -> Tensor:

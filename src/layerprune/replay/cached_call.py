@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.tensors import same_bits
+from layerprune.torch_internals import num_writes, storage_id
 
 # Arguments that are known by their values.
 _VALUES = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size, type(...))
@@ -28,12 +29,12 @@ class Leaf:
     def set(self, tensor: Tensor) -> None:
         """Let it stand for a tensor as this is now."""
         self.tensor = tensor
-        self.version = tensor._version
+        self.version = num_writes(tensor)
 
     @property
     def is_fresh(self) -> bool:
         """Whether the tensor is as it was."""
-        return self.tensor._version == self.version and not vars(self.tensor)
+        return num_writes(self.tensor) == self.version and not vars(self.tensor)
 
     def has_form_of(self, tensor: Tensor) -> bool:
         """Whether a tensor has the same type, shape and memory format."""
@@ -91,9 +92,9 @@ class Outcome:
         is_pure = self.matches(args, kwargs, by_value=False) and ambient() == self.around
         if not is_pure or not _containers(given).isdisjoint(_containers(out)):
             raise NotPlain
-        memory = {_memory(leaf.tensor) for leaf in _leaves(self.arguments)}
+        memory = {storage_id(leaf.tensor) for leaf in _leaves(self.arguments)}
         self.result = _frozen(out, self.leaf_of)
-        self.lies_in_arguments = any(_memory(leaf.tensor) in memory for leaf in _leaves(self.result))
+        self.lies_in_arguments = any(storage_id(leaf.tensor) in memory for leaf in _leaves(self.result))
 
     def matches(self, args: Sequence[Any], kwargs: dict[str, Any], *, by_value: bool) -> bool:
         """Whether another call takes the same.
@@ -229,7 +230,3 @@ def _containers(value: Any) -> set[int]:
         below = set[int]().union(*map(_containers, items))
         return below if type(value) is tuple else below | {id(value)}
     return set()
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -34,6 +34,7 @@ from layerprune.replay.call_reachability import UnchangedCalls
 from layerprune.replay.policy import ReusePolicy
 from layerprune.surgery import Folded, applied
 from layerprune.tensors import map_tensors, tensors_in
+from layerprune.torch_internals import storage_id
 
 #: What may be kept of one forward; what would be more is computed again.
 MOST_BYTES = 2**30
@@ -159,10 +160,10 @@ class OutputReuse:
 
     def own(self, out: Any) -> Any:
         """An output of the original's forward, with copies of the tensors that are kept: these may be written into."""
-        memory = {_memory(leaf.tensor) for one in self.outcomes.values() for leaf in one.leaves}
-        if not any(_memory(tensor) in memory for tensor in tensors_in(out)):
+        memory = {storage_id(leaf.tensor) for one in self.outcomes.values() for leaf in one.leaves}
+        if not any(storage_id(tensor) in memory for tensor in tensors_in(out)):
             return out
-        return map_tensors(out, lambda tensor: tensor.clone() if _memory(tensor) in memory else tensor)
+        return map_tensors(out, lambda tensor: tensor.clone() if storage_id(tensor) in memory else tensor)
 
     # ---- an edited model's forward --------------------------------------------------------------------------------
 
@@ -286,11 +287,11 @@ class _Keeper(_Replay):
 
     def let_go(self, outcome: Outcome) -> None:
         for leaf in outcome.leaves:
-            if _memory(leaf.tensor) not in self.memory:
+            if storage_id(leaf.tensor) not in self.memory:
                 self.output_reuse.leaves.pop(id(leaf.tensor), None)
 
     def has_room(self, outcome: Outcome) -> bool:
-        tensors = {_memory(leaf.tensor): leaf.tensor for leaf in outcome.leaves}
+        tensors = {storage_id(leaf.tensor): leaf.tensor for leaf in outcome.leaves}
         new = {key: tensor for key, tensor in tensors.items() if key not in self.memory}
         more = sum(tensor.untyped_storage().nbytes() for tensor in new.values())
         if self.num_bytes + more > MOST_BYTES:
@@ -352,7 +353,3 @@ def _digest(tensor: Tensor) -> float:
         return float(values.sum())
     total, size = values.sum(dtype=torch.float64), torch.linalg.vector_norm(values, dtype=torch.float64)
     return float(torch.nan_to_num(total + np.pi * size))
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

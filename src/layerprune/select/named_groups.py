@@ -16,13 +16,14 @@ from layerprune.proof import Removal, by_impact
 from layerprune.removals import CannotLower
 from layerprune.select.cover import cover
 from layerprune.select.problem import Problem
+from layerprune.torch_internals import INNER_OF_COMPILED
 
 #: A group, a module above several, a pattern of either, or a removal.
 Named: TypeAlias = str | Group | LayerInfo | Removal | PlannedRemoval
 
 # What wrappers put in front of a name, and within it.
-_PREFIXES = ("self.", "model.", "module.", "_orig_mod.", "base_model.")
-_WITHIN = re.compile(r"\b_orig_mod\.")
+_PREFIXES = ("self.", "model.", "module.", f"{INNER_OF_COMPILED}.", "base_model.")
+_WITHIN = re.compile(rf"\b{INNER_OF_COMPILED}\.")
 _ROOM = 180  # characters for the names that a message lists
 _INDEX = re.compile(r"\[['\"]?(\w+)['\"]?\]")
 

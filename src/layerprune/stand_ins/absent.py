@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._guards import CompileContext
-from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.errors import DroppedTensorError
 from layerprune.stand_ins.base import StandIn
@@ -27,8 +25,7 @@ from layerprune.tensors import (
     raw_name,
     traits_of,
 )
-
-_F = TypeVar("_F", bound=Callable[..., Any])
+from layerprune.torch_internals import is_strict_export, is_tracing, no_function_subclasses, no_modes
 
 _INPLACE = frozenset({"add_", "iadd", "mul_", "imul", "sub_", "isub"})
 
@@ -107,7 +104,7 @@ def dropped(
     merges: Iterable[str], copies: bool = False, dtype: torch.dtype = torch.float32, moved: bool = False
 ) -> DroppedTensor:
     """Make a dropped tensor that the merges named leave out; a forward may ask for its type."""
-    with _disable_current_modes():  # a constant of the pruned model, never a traced value
+    with no_modes():  # a constant of the pruned model, never a traced value
         token = torch.zeros((), dtype=dtype).as_subclass(DroppedTensor)
     token.merges = frozenset(merges)
     token.copies = copies
@@ -120,26 +117,11 @@ def _words(merges: Iterable[str]) -> str:
     return f"out of {'/'.join(sorted(merges)) or 'use'}"
 
 
-def _constant(function: _F) -> _F:
-    """Let torch.compile call a function while it traces, and keep its result.
-
-    This is :func:`torch.compiler.assume_constant_result` without its import of the compiler, which takes a second.
-    """
-    vars(function)["_dynamo_marked_constant"] = True
-    return function
-
-
-_constant(raw_name)
-_constant(op_name)
-
-
 def is_described() -> bool:
     """Whether torch.compile is writing down which tensors there are; the forward that it traces does not get here."""
-    if torch.compiler.is_dynamo_compiling() or CompileContext.current_compile_id() is None:
+    if torch.compiler.is_dynamo_compiling() or not is_tracing():
         return False
-    from torch._dynamo import config  # at work just now, so this imports nothing
-
-    if config.install_free_tensors:  # strict export: its graphs hold plain tensors only
+    if is_strict_export():  # strict export: its graphs hold plain tensors only
         raise DroppedTensorError(
             "torch.export with strict=True takes a dropped tensor for a number; leave strict at False, its default"
         )
@@ -228,7 +210,7 @@ def _spread(name: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mappin
 
 def _cast(name: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> DroppedTensor:
     """A dropped tensor that a forward casts: of the type that it is cast to."""
-    with torch._C.DisableTorchFunctionSubclass():
+    with no_function_subclasses():
         plain = torch.zeros((), dtype=token.dtype)
         cast_to = getattr(plain, name)(*args[1:], **kwargs).dtype
     return token if cast_to == token.dtype else dropped(token.merges, token.copies, cast_to, moved=True)

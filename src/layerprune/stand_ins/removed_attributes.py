@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from layerprune.errors import DroppedTensorError
 from layerprune.stand_ins.absent import DroppedTensor, is_described
@@ -21,6 +20,7 @@ from layerprune.stand_ins.base import Shown
 from layerprune.stand_ins.class_members import class_values, is_plain, kept_members
 from layerprune.stand_ins.observers import looks_on
 from layerprune.tensors import raw_name
+from layerprune.torch_internals import no_modes
 
 _SILENT = frozenset({"requires_grad", "__repr__", "__format__", "__hash__", "__set__"})
 
@@ -50,7 +50,7 @@ def _gone() -> RemovedValue:
 
 
 def _make() -> RemovedValue:
-    with _disable_current_modes():
+    with no_modes():
         token = torch.zeros(()).as_subclass(RemovedValue)
     token.merges, token.copies, token.merge_log = frozenset[str](), False, None
     return token

@@ -8,12 +8,12 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from layerprune.channels import CannotFold, Reader, reader_for
 from layerprune.edits import Fold
 from layerprune.errors import SurgeryError
 from layerprune.modules import UndoLog
+from layerprune.torch_internals import PADDING_FOR_PAD, Conv
 
 #: What modules call the number of channels that they read.
 _WIDTHS = ("in_features", "in_channels", "nx")
@@ -146,7 +146,7 @@ def _settings(reader: Reader, edit: Fold) -> dict[str, object]:
     """What a module says of its input; of a convolution's call also how it steps once every so many-th place counts."""
     module = reader.module
     found: dict[str, object] = {name: edit.num_in for name in _WIDTHS if type(vars(module).get(name)) is int}
-    if not reader.called or not isinstance(module, _ConvNd):
+    if not reader.called or not isinstance(module, Conv):
         if edit.strides and max(edit.strides) > 1:
             raise SurgeryError(f"cannot {edit}: its stride is not the module's to change")
         return found
@@ -162,5 +162,5 @@ def _settings(reader: Reader, edit: Fold) -> dict[str, object]:
         if isinstance(module.padding, tuple):
             padding = times(module.padding)
             found["padding"] = padding
-            found["_reversed_padding_repeated_twice"] = [size for size in reversed(padding) for _ in range(2)]
+            found[PADDING_FOR_PAD] = [size for size in reversed(padding) for _ in range(2)]
     return found

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, UnsupportedFakeTensorException
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from layerprune.tensors.operands import flat_tensors, written_tensors
+from layerprune.torch_internals import DispatchMode, FakeTensor, FakeTensorMode, UnknownValue, no_modes
 
 # Beyond this an integer tensor is data rather than sizes and places, and costs memory.
 _MOST_ELEMENTS = 1_000_000
@@ -21,7 +20,7 @@ def holds_values(tensor: Tensor) -> bool:
     return whole and not tensor.is_meta and type(tensor) is Tensor and tensor.numel() <= _MOST_ELEMENTS
 
 
-class KeepsIntegers(TorchDispatchMode):
+class KeepsIntegers(DispatchMode):
     """Runs operations on real integers for real, above a mode of fake tensors.
 
     Many forwards take sizes from values: lengths of sequences, grids of patches, masks of tokens. These follow from the
@@ -30,8 +29,6 @@ class KeepsIntegers(TorchDispatchMode):
     Args:
         mode: the mode of the fake tensors.
     """
-
-    supports_higher_order_operators = True
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
@@ -51,10 +48,10 @@ class KeepsIntegers(TorchDispatchMode):
         tensors = list(flat_tensors((args, kwargs)))
         real = [t for t in tensors if not isinstance(t, FakeTensor)]
         if len(real) == len(tensors) and (tensors or _makes_integers(func, args, kwargs)):
-            with _disable_current_modes():
+            with no_modes():
                 return self.limited(func(*args, **kwargs))
         if real and any(t is r for t in written_tensors(func, args, kwargs) for r in real):
-            raise UnsupportedFakeTensorException("a value that is not known is written into one that is")
+            raise UnknownValue("a value that is not known is written into one that is")
         return func(*args, **kwargs)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch._ops import OpOverload, OpOverloadPacket
+from layerprune.torch_internals import OpOverload, OpOverloadPacket, constant, schema_of
 
 #: What a layer does; ``merge`` joins tensors that depend on the model's input, ``transform`` applies a learned matrix.
 KINDS = (
@@ -65,16 +65,18 @@ class OpTraits:
         return self.kind == "merge" and not self.is_pointwise
 
 
+@constant
 def op_name(func: Callable[..., Any]) -> str:
     """Name a function as torch's own without the underscores of its form (``iadd``), or as ``library::op``."""
     if isinstance(func, (OpOverload, OpOverloadPacket)):
         overload = func if isinstance(func, OpOverload) else getattr(func, func.overloads()[0])
-        qualified: str = overload._schema.name
+        qualified: str = schema_of(overload).name
         if qualified.partition("::")[0] not in _TORCHS_OWN:
             return qualified
     return raw_name(func).strip("_")
 
 
+@constant
 def raw_name(func: Callable[..., Any]) -> str:
     """A function's name as torch gives it; of an attribute's getter the attribute's."""
     raw = getattr(func, "__name__", str(func))

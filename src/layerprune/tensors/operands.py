@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from layerprune.torch_internals import schema_of
+
 # Operations that write their running statistics when they train, and do not say so in their schema: the places of these
 # among the arguments, and of the flag that tells whether they train.
 _UNDECLARED = {
@@ -38,7 +40,7 @@ def _collect(container: Any, found: list[Tensor]) -> None:
 
 def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
     """Yield the tensors that an operation writes into, read from its schema; none where it has no schema."""
-    schema = getattr(func, "_schema", None)
+    schema = schema_of(func)
     if schema is None:
         return
     if schema.name in _UNDECLARED:

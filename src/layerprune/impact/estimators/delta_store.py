@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from layerprune.graph import LayerGraph
 from layerprune.impact.estimators.perturbations import Perturbation, Tensors, written_later
 from layerprune.tensors import traits_of
+from layerprune.torch_internals import storage_id
 
 _HALF = {torch.float64: torch.float32, torch.float32: torch.bfloat16}  # the latter has the same range
 
@@ -75,7 +76,7 @@ class DeltaStore:
 
     def note_saved(self, tensor: Tensor) -> Tensor:
         """Remember which memory the backward keeps anyway."""
-        self._saved.add(_memory(tensor))
+        self._saved.add(storage_id(tensor))
         return tensor
 
     def see(self, value: int, tensor: Tensor) -> None:
@@ -116,7 +117,7 @@ class DeltaStore:
             self._kept.setdefault(shift.moved, []).append((shift, change or _difference(shift, moved, other)))
         for value in [value for value in self._unsettled if self._done[value] <= executed]:
             self._unsettled.remove(value)
-            if _memory(self._held[value]) not in self._saved:
+            if storage_id(self._held[value]) not in self._saved:
                 del self._held[value]
 
     def _free(self, shift: Perturbation, moved: Tensor, other: Tensor) -> _Get | None:
@@ -133,7 +134,7 @@ class DeltaStore:
 
     def _get(self, value: int, tensor: Tensor | None) -> _Get | None:
         """How to come by a value in the backward without keeping it."""
-        if tensor is not None and _memory(tensor) in self._saved:
+        if tensor is not None and storage_id(tensor) in self._saved:
             return lambda: tensor
         recipe = self._known.get(value)
         if recipe is None:
@@ -194,7 +195,3 @@ def _difference(shift: Perturbation, moved: Tensor, other: Tensor) -> _Get:
     change = -other if shift.lost else other - moved
     kept = change.to(_HALF.get(change.dtype, change.dtype))
     return lambda: kept
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

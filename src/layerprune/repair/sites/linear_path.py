@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerprune.channels import CannotFollow, recorded_call
 from layerprune.graph import Layer, LayerGraph
 from layerprune.repair.sites.permutation import Elements, Permutation
 from layerprune.tensors import OpTraits, traits_of
+from layerprune.torch_internals import BatchNorm
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Guide:
         after = self.graph.values[layer.outputs[0]].shape
         if after != elements.shape or len(data) != 1:
             return ""
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BatchNorm):
             return layer.fqn if module.running_var is not None and elements.are_channels_at(1 - len(after)) else ""
         is_product = bool(layer.functions) and all(traits_of(name).merge == "mul" for name in layer.functions)
         if len(layer.params) != 1 or not is_product:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+
+from layerprune.torch_internals import no_modes
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ class Elements:
 
     def _run(self, run: Callable[[Tensor], Any], shape: Sequence[int]) -> Tensor | None:
         """The elements' numbers behind a layer, in order; None where it does not hand on all of them, each once."""
-        with _disable_current_modes(), torch.no_grad():
+        with no_modes(), torch.no_grad():
             try:
                 found = run(self.numbers)
             except Exception:  # a recorded argument that cannot be repeated, or a layer that computes with floats only

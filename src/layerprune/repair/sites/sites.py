@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerprune.adapters import owner_of
 from layerprune.edits import Edit, Shorten, name_before
@@ -18,6 +17,7 @@ from layerprune.modules import CallKey
 from layerprune.repair.sites.linear_path import Guide, LinearPath
 from layerprune.repair.sites.permutation import Permutation
 from layerprune.repair.sites.token_norms import Norm, norm_of
+from layerprune.torch_internals import BatchNorm
 
 _NUMBERED = (nn.ModuleList, nn.Sequential)
 
@@ -95,7 +95,7 @@ def _scale(names: Iterable[str], model: nn.Module) -> Tensor | None:
 
 def _gain(norm: nn.Module) -> Tensor:
     """What a batch norm in eval mode multiplies its channels by."""
-    assert isinstance(norm, _BatchNorm)
+    assert isinstance(norm, BatchNorm)
     assert norm.running_var is not None
     gain = torch.rsqrt(norm.running_var.to(exact(norm.running_var)) + norm.eps)
     return gain * norm.weight.detach() if norm.affine else gain

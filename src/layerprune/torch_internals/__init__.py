@@ -1,0 +1,41 @@
+"""Private names of torch: all that the package uses, in one place.
+
+What a new version of torch renames is mended here alone.
+"""
+
+# pyright: reportUnusedImport=false
+from layerprune.torch_internals.compiler import (
+    INNER_OF_COMPILED,
+    constant,
+    is_strict_export,
+    is_tracing,
+    tree_map,
+    uncompiled,
+)
+from layerprune.torch_internals.fake import (
+    NEEDS_VALUES,
+    FakeTensor,
+    FakeTensorMode,
+    UnknownValue,
+    fake_like,
+    quiet,
+    to_fake,
+)
+from layerprune.torch_internals.layers import (
+    PACKED_WEIGHTS,
+    PADDING_FOR_PAD,
+    POOLS,
+    BatchNorm,
+    BatchOrInstanceNorm,
+    Conv,
+    Dropout,
+)
+from layerprune.torch_internals.memory import is_wrapper_subclass, num_writes, sparse_parts, storage_id
+from layerprune.torch_internals.modes import (
+    DispatchMode,
+    innermost_function_mode,
+    no_function_modes,
+    no_function_subclasses,
+    no_modes,
+)
+from layerprune.torch_internals.operations import OpOverload, OpOverloadPacket, schema_of
