@@ -11,6 +11,8 @@ from typing import Any, cast
 
 from torch import nn
 
+from layerprune.torch_internals import children_of
+
 Entry = dict[str, Any]
 
 
@@ -62,7 +64,7 @@ def _instead(name: str, modules: Mapping[str, nn.Module], deleted: Collection[st
     if gone is None:
         return name
     parent, _, key = gone.rpartition(".")
-    siblings = list(modules[parent]._modules) if parent in modules else []
+    siblings = list(children_of(modules[parent])) if parent in modules else []
     earlier = siblings[: siblings.index(key)] if key in siblings else []
     left = [f"{parent}.{one}" if parent else one for one in earlier]
     return next((one for one in reversed(left) if one not in deleted), None)
@@ -74,5 +76,5 @@ def _place(name: str, modules: Mapping[str, nn.Module], deleted: Collection[str]
     held = modules.get(parent)
     if not isinstance(held, nn.Sequential):
         return None
-    left = [one for one in held._modules if (f"{parent}.{one}" if parent else one) not in deleted]
+    left = [one for one in children_of(held) if (f"{parent}.{one}" if parent else one) not in deleted]
     return left.index(key) if key in left else None

@@ -31,7 +31,7 @@ from layerprune.modules import (
 )
 from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import OutputTree, caller, custom_function, flat_tensors, tensors_in, traits_of
-from layerprune.torch_internals import no_function_modes
+from layerprune.torch_internals import no_function_modes, parameters_of
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
 _SCALAR_READS = frozenset(
@@ -129,7 +129,7 @@ class Recorder:
             out = self.separate(call.start, tensors_in((args, kwargs)), out)
         self.implicit_inputs.leave()
         with self.tracker.outside():
-            self.returned(call, out, has_weights=bool(running.module._parameters))
+            self.returned(call, out, has_weights=bool(parameters_of(running.module)))
         return out
 
     def begin(self, running: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Call:

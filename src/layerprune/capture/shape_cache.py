@@ -21,6 +21,7 @@ from layerprune.torch_internals import (
     FakeTensor,
     FakeTensorMode,
     fake_like,
+    parameters_of,
     storage_id,
 )
 
@@ -122,7 +123,7 @@ class ShapeCache:
             return recall(args[0])
 
         def recall(x: Tensor) -> Any:
-            shapes = tuple(None if p is None else p.shape for p in module._parameters.values())
+            shapes = tuple(None if p is None else p.shape for p in parameters_of(module).values())
             key = (*kind, module.training, shapes, _settings(module), x.shape, x.stride(), x.dtype, x.device)
             like = self.known.get(key)
             if like is not None:

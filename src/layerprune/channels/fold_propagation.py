@@ -13,7 +13,7 @@ from layerprune.channels.index_tracking import CannotFollow, Gap, recorded_call
 from layerprune.edits import Fold
 from layerprune.graph import Cut, Layer, LayerGraph
 from layerprune.tensors import traits_of
-from layerprune.torch_internals import BatchNorm, no_modes
+from layerprune.torch_internals import BatchNorm, buffers_of, has_hooks, no_modes
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,8 @@ class FoldTrace:
         module = self.modules[norm.fqn]
         known = isinstance(module, BatchNorm) and type(module).forward is BatchNorm.forward
         single = len(self.graph.calls[norm.fqn]) == 1 and norm.fqn not in self.graph.aliases_of
-        held = module._buffers.get("running_mean")
-        hooked = bool(module._forward_pre_hooks or module._forward_hooks)
+        held = buffers_of(module).get("running_mean")
+        hooked = has_hooks(module)
         return known and single and held is not None and not hooked
 
 

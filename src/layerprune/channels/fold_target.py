@@ -16,7 +16,7 @@ from layerprune.edits import Fold
 from layerprune.graph import Layer
 from layerprune.modules import FunctionWatch, is_transposed
 from layerprune.tensors import traits_of
-from layerprune.torch_internals import Conv
+from layerprune.torch_internals import Conv, parameters_of, pre_hooks_of
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -50,7 +50,7 @@ class Reader:
     @property
     def tensor(self) -> Tensor:
         """The weight."""
-        held = self.module._parameters[self.weight]
+        held = parameters_of(self.module)[self.weight]
         assert held is not None
         return held
 
@@ -128,12 +128,12 @@ def reader_of(module: nn.Module) -> Reader:
     """
     if not _is_known(module):
         raise CannotFold(f"is a {type(module).__name__}, which no projection can be folded into")
-    weight = module._parameters.get("weight")
+    weight = parameters_of(module).get("weight")
     if weight is None or _is_hooked(module):
         raise CannotFold(_OWN_WAY)
     if not weight.is_floating_point():
         raise CannotFold("holds a quantised weight")
-    bias = "" if module._parameters.get("bias") is None else "bias"
+    bias = "" if parameters_of(module).get("bias") is None else "bias"
     pads = False
     if isinstance(module, Conv):
         pads = module.padding not in ("valid", (0,) * len(module.kernel_size)) and module.padding_mode == "zeros"
@@ -148,7 +148,7 @@ def reader_for(module: nn.Module, edit: Fold) -> Reader:
     """
     if not edit.function:
         return reader_of(module)
-    weight = module._parameters.get(edit.weight)
+    weight = parameters_of(module).get(edit.weight)
     if weight is None or not weight.is_floating_point() or weight.dim() <= edit.axis:
         raise CannotFold(f"holds no weight '{edit.weight}'")
     return Reader(module, edit.weight, "", edit.axis, called=False)
@@ -166,7 +166,7 @@ def reader_at(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[str, Read
         return layer.fqn, reader_of(module)
     if layer.is_module and _is_hooked(module):
         raise CannotFold(_OWN_WAY)
-    held = {name: modules[name.rpartition(".")[0]]._parameters.get(name.rpartition(".")[2]) for name in layer.params}
+    held = {name: parameters_of(modules[name.rpartition(".")[0]]).get(name.rpartition(".")[2]) for name in layer.params}
     matrices = [name for name, tensor in held.items() if tensor is not None and tensor.dim() > 1]
     axis = traits_of(function).weight_axis
     if axis is None or len(matrices) != 1 or not layer.operands[0]:
@@ -218,7 +218,7 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_pre_hooks) or ("forward" in vars(module) and not has_memo(module))
+    return bool(pre_hooks_of(module)) or ("forward" in vars(module) and not has_memo(module))
 
 
 def _pads(layer: Layer) -> bool:

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from layerprune.channels.index_tracking import Gap
 from layerprune.graph import Layer
-from layerprune.torch_internals import Conv
+from layerprune.torch_internals import Conv, pre_hooks_of
 
 
 class CannotSlice(Exception):
@@ -37,7 +37,7 @@ def slice_layer(module: nn.Module, layer: Layer, gap: Gap, dims: int) -> tuple[s
         cls = next((cls for cls in types if isinstance(module, cls)), None)
         if cls is None or not _does_only(module, layer, cls, functions):
             continue
-        if parametrize.is_parametrized(module) or set(module._forward_pre_hooks):
+        if parametrize.is_parametrized(module) or set(pre_hooks_of(module)):
             raise CannotSlice(
                 f"'{layer.fqn}' computes its weight (a parametrization or a hook), which cannot lose channels"
             )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerprune.edits import Ranges, Slice, kept_ranges
 from layerprune.errors import SurgeryError
-from layerprune.torch_internals import BatchOrInstanceNorm, Conv, FakeTensor
+from layerprune.torch_internals import BatchOrInstanceNorm, Conv, FakeTensor, parameters_of
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def price_of(module: nn.Module, edit: Slice) -> dict[str, tuple[int, Ranges]]:
     """Price a slice: parameter → (elements per unit, half-open ranges of units), in units that all its slices share."""
     found: dict[str, tuple[int, Ranges]] = {}
     for name, piece in channel_loss_of(module, edit).pieces.items():
-        parameter = module._parameters.get(name)
+        parameter = parameters_of(module).get(name)
         if parameter is None:
             continue
         if isinstance(module, Conv) and name == "weight":

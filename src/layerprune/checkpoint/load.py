@@ -26,6 +26,7 @@ from layerprune.modules import clone, named_tensors, num_params, own, unwrap
 from layerprune.plan import PruningPlan, plans_of
 from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import tensors_in
+from layerprune.torch_internals import buffers_of, parameters_of, unsaved_buffers
 
 Factory = Callable[[], nn.Module]
 _Tensors = dict[str, Tensor]
@@ -284,7 +285,7 @@ def _homes(model: nn.Module, weights: Weights) -> dict[str, str]:
     used: set[str] = set()
     for name, (module, registry, key) in _slots(model).items():
         home, tensor = weights.saved_as(name), cast("Tensor | None", registry[key])
-        transient = key in module._non_persistent_buffers_set
+        transient = key in unsaved_buffers(module)
         if home is None:
             if tensor is not None and name not in record.empty and not transient:
                 raise CheckpointError(
@@ -312,7 +313,7 @@ def _slots(model: nn.Module) -> _Slots:
     """Where a tensor hangs or may hang, by its name: parameters and buffers, those that are None too."""
     found: _Slots = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for registry in (module._parameters, module._buffers):
+        for registry in (parameters_of(module), buffers_of(module)):
             for key in registry:
                 found[f"{prefix}.{key}" if prefix else key] = module, cast("dict[str, Any]", registry), key
     return found
@@ -329,7 +330,7 @@ def _tensors(model: nn.Module, homes: Mapping[str, str], weights: Weights, read:
         if first not in objects:
             module, registry, _ = slots[name]
             value = read[home]
-            is_parameter = registry is module._parameters
+            is_parameter = registry is parameters_of(module)
             objects[first] = nn.Parameter(value, requires_grad=first not in frozen) if is_parameter else value
         found[name] = objects[first]
     return found

@@ -18,7 +18,7 @@ from layerprune.checkpoint.atomic_dir import set_usual_mode, sync_file
 from layerprune.checkpoint.manifest import TensorRecord
 from layerprune.errors import CheckpointError
 from layerprune.modules import named_tensors
-from layerprune.torch_internals import is_wrapper_subclass
+from layerprune.torch_internals import buffers_of, is_wrapper_subclass, parameters_of, unsaved_buffers
 
 _LONG = 1000  # letters of a description that is kept as it is; of a longer one its hash is
 
@@ -134,14 +134,14 @@ def _order_of(tensor: Tensor) -> tuple[int, ...] | None:
 
 def _transient(model: nn.Module) -> Iterator[str]:
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for key in module._buffers:
-            if key in module._non_persistent_buffers_set:
+        for key in buffers_of(module):
+            if key in unsaved_buffers(module):
                 yield f"{prefix}.{key}" if prefix else key
 
 
 def _empty(model: nn.Module) -> Iterator[str]:
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+        for key, tensor in (*parameters_of(module).items(), *buffers_of(module).items()):
             if tensor is None:
                 yield f"{prefix}.{key}" if prefix else key
 

@@ -13,6 +13,7 @@ from layerprune.distillation.hidden_matching import HiddenStates
 from layerprune.environment import extra
 from layerprune.errors import DistillationError
 from layerprune.modules import named_parameters
+from layerprune.torch_internals import parameters_of
 
 _ADAPTER = "default"  # peft's own name for an only one
 
@@ -77,7 +78,7 @@ class Student:
 
 def _takes_adapter(module: nn.Module) -> bool:
     """Whether a transform's weight asks for gradients, and peft has adapters for its kind."""
-    weight = module._parameters.get("weight")
+    weight = parameters_of(module).get("weight")
     if weight is None or not weight.requires_grad:
         return False
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):

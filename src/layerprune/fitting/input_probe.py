@@ -16,6 +16,7 @@ from layerprune.channels import watching_functions
 from layerprune.edits import Edit, Fold, Shorten, name_before
 from layerprune.errors import CalibrationError, ended_by
 from layerprune.inputs import describe
+from layerprune.torch_internals import registry_of
 
 
 class _Enough(BaseException):
@@ -53,8 +54,7 @@ class InputProbe:
         """The parameter or buffer of that name in the original."""
         owner, _, key = self.name_of_tensor(name).rpartition(".")
         module = self.shade.model.get_submodule(owner)
-        held = module._parameters.get(key)
-        held = module._buffers[key] if held is None else held
+        held: Tensor | None = registry_of(module, key)[key]
         assert held is not None
         return held
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from itertools import product
 from typing import cast
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from layerprune.modules import is_transposed, storage_key
 from layerprune.tensors import is_wrapped
-from layerprune.torch_internals import PADDING_FOR_PAD, Conv
+from layerprune.torch_internals import PADDING_FOR_PAD, Conv, has_hooks, parameters_of, with_parameters
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -25,9 +24,9 @@ def why_not_solvable(module: nn.Module) -> str:
     known = _base(module)
     if known is None:
         return f"a {type(module).__name__} is not solved again"
-    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+    if "forward" in vars(module) or has_hooks(module):
         return "hooks or a forward of its own may change what it computes"
-    weight = module._parameters.get("weight")
+    weight = parameters_of(module).get("weight")
     if weight is None:
         return "its weight is computed from others (a parametrization)"
     if is_wrapped(weight):
@@ -41,9 +40,9 @@ def has_free_bias(module: nn.Module) -> bool:
     """Whether a transform that is not solved again adds a bias that can be written: one with quantised weights may."""
     if not isinstance(module, (nn.Linear, *_CONVS)) or "forward" in vars(module):
         return False
-    bias = module._parameters.get("bias")
-    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
-    return not hooked and "weight" in module._parameters and bias is not None and bias.dtype in _FLOATS
+    bias = parameters_of(module).get("bias")
+    hooked = has_hooks(module)
+    return not hooked and "weight" in parameters_of(module) and bias is not None and bias.dtype in _FLOATS
 
 
 def _base(module: nn.Module) -> type[nn.Module] | None:
@@ -156,11 +155,8 @@ def layout(module: nn.Module) -> tuple[object, ...]:
 
 def output_of(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Tensor) -> Tensor:
     """What a transform would make with another weight and bias."""
-    other = copy.copy(module)
-    other._parameters = {
-        "weight": nn.Parameter(weight, False),
-        "bias": None if bias is None else nn.Parameter(bias, False),
-    }
+    bias = None if bias is None else nn.Parameter(bias, False)
+    other = with_parameters(module, {"weight": nn.Parameter(weight, False), "bias": bias})
     return type(module).forward(other, read)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from layerprune.torch_internals import tensors_of, unsaved_buffers
+
 # "weight(8, 3) float32": a dtype of weights, which say nothing about the structure where they come from a file.
 _FLOATS = re.compile(r"\) b?float\w+")
 
@@ -23,8 +25,8 @@ def structure(model: nn.Module) -> tuple[str, ...]:
     for name, module in model.named_modules(remove_duplicate=False):
         tensors = ", ".join(
             f"{key}({', '.join(map(str, tensor.shape))}) {str(tensor.dtype).removeprefix('torch.')}"
-            for key, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None and key not in module._non_persistent_buffers_set
+            for key, tensor in tensors_of(module)
+            if key not in unsaved_buffers(module)
         )
         lines.append(f"{name}: {type(module).__qualname__} {tensors}".rstrip())
     return tuple(lines)

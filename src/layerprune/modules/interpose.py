@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from layerprune.modules.undo import UndoLog
 from layerprune.tensors import flat_tensors, op_name, raw_name, written_tensors
-from layerprune.torch_internals import DispatchMode, no_modes
+from layerprune.torch_internals import DispatchMode, hooks_of, no_modes
 
 # Attribute reads and queries that make no tensor.
 _QUERIES = frozenset(
@@ -174,7 +174,7 @@ def hooks_watched(model: nn.Module, told: Callable[[nn.Module], None]) -> Genera
     before: list[tuple[dict[int, Any], dict[int, Any]]] = []
     try:
         for module in model.modules():
-            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for hooks in hooks_of(module):
                 if hooks:
                     before.append((hooks, dict(hooks)))
                     hooks.update({key: watching(module, hook) for key, hook in hooks.items()})

@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from layerprune.torch_internals import hooks_of
+
 # Whose code keeps no state that a forward could depend on, but for what it says itself (torch's RNGs).
 _KNOWN = frozenset({"torch", "numpy", "torchvision", "layerprune", *sys.stdlib_module_names} - {"__main__"})
 _DEPTH = 4  # functions that functions call
@@ -77,7 +79,7 @@ def slots_of(model: nn.Module) -> list[Slot]:
         for value in vars(module).values():
             if isinstance(value, (FunctionType, MethodType, functools.partial)):
                 found.update(_of_code(value))
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for hooks in hooks_of(module):
             for hook in hooks.values():
                 found.update(_of_code(hook))
     return list(found.values())

@@ -8,13 +8,11 @@ from typing import Any, cast
 
 from torch import nn
 
+from layerprune.torch_internals import HOOK_DICTS
+
 _PLAIN = (bool, int, float, str, type(None))
 _PLAIN_TYPES = frozenset(_PLAIN)  # the same, told by one look
 _MISSING = object()
-_HOOKS = (
-    *("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"),
-    *("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks"),
-)
 
 
 class AttributeSnapshot:
@@ -74,7 +72,7 @@ def _differing(held: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 def _registers(module: nn.Module) -> Iterator[dict[int, Any]]:
     """Where a module holds its hooks, and what tells of them how they are called."""
     held = vars(module)
-    return (held[name] for name in _HOOKS if name in held)
+    return (held[name] for name in HOOK_DICTS if name in held)
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:

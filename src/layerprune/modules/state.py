@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import attributes_of
-from layerprune.torch_internals import num_writes
+from layerprune.torch_internals import buffers_of, num_writes, parameters_of
 
 # Values without parts, compared as such.
 _VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, torch.layout)
@@ -90,7 +90,7 @@ class ModelState:
             id(module)
             for module in self.modules
             if id(module) not in there
-            or not changed.isdisjoint((id(module), id(module._parameters), id(module._buffers)))
+            or not changed.isdisjoint((id(module), id(parameters_of(module)), id(buffers_of(module))))
         )
 
     def _walk(self) -> None:

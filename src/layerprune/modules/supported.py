@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from layerprune.errors import UnsupportedModelError
-from layerprune.torch_internals import PACKED_WEIGHTS
+from layerprune.torch_internals import PACKED_WEIGHTS, tensors_of
 
 # Classes of torch that leave a process only a part of each weight; not imported for it.
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
@@ -66,7 +66,7 @@ def _reasons(module: nn.Module) -> Iterator[str]:
         )
     if any(base.__name__ in _SHARDED and base.__module__.startswith("torch.") for base in type(module).__mro__):
         yield "is sharded ({kind}): a process holds a part of each weight; prune the model, then shard what is left"
-    for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+    for key, tensor in tensors_of(module):
         if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
             yield f"is lazy: its '{key}' has no shape yet; run one forward on real inputs first, then prune"
         if hasattr(tensor, "ds_id") or type(getattr(tensor, "data", None)).__name__ == "DTensor":

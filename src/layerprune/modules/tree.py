@@ -16,7 +16,7 @@ from layerprune.modules.parameters import named_parameters, parameters
 from layerprune.modules.supported import check_module
 from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import is_wrapped
-from layerprune.torch_internals import INNER_OF_COMPILED
+from layerprune.torch_internals import INNER_OF_COMPILED, children_of, tensors_of, unsaved_buffers
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -29,8 +29,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = cast(nn.Module, model.module)
-        elif INNER_OF_COMPILED in model._modules:  # torch.compile's OptimizedModule
-            model = cast(nn.Module, model._modules[INNER_OF_COMPILED])
+        elif INNER_OF_COMPILED in children_of(model):  # torch.compile's OptimizedModule
+            model = cast(nn.Module, children_of(model)[INNER_OF_COMPILED])
         else:
             return model
 
@@ -43,16 +43,15 @@ def is_transposed(module: nn.Module) -> bool:
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter and buffer under every name it has, parameters first in each module."""
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                yield (f"{prefix}.{key}" if prefix else key), tensor
+        for key, tensor in tensors_of(module):
+            yield (f"{prefix}.{key}" if prefix else key), tensor
 
 
 def slots(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     """Map ``id(module)`` to every (parent, key) under which the tree holds it."""
     found: dict[int, list[tuple[nn.Module, str]]] = {}
     for parent in model.modules():
-        for key, child in parent._modules.items():
+        for key, child in children_of(parent).items():
             if child is not None:
                 found.setdefault(id(child), []).append((parent, key))
     return found
@@ -69,7 +68,7 @@ class Tree:
         self.before: list[tuple[dict[str, nn.Module | None], list[tuple[str, nn.Module | None]]]] = []
         pending, known = [model], {id(model)}  # as ``model.modules()`` does, which takes several times as long
         while pending:
-            held = vars(pending.pop())["_modules"]
+            held = children_of(pending.pop())
             self.before.append((held, list(held.items())))
             for module in held.values():
                 if module is not None and id(module) not in known:
@@ -131,7 +130,7 @@ def fingerprint(model: nn.Module, *, paths: bool = False, caches: bool = False) 
     for name, module in model.named_modules():
         kind = f"{type(module).__module__}.{type(module).__qualname__}" if paths else type(module).__qualname__
         digest.update(f"{name}:{kind};".encode())
-        unsaved |= {f"{name}.{key}" if name else key for key in module._non_persistent_buffers_set}
+        unsaved |= {f"{name}.{key}" if name else key for key in unsaved_buffers(module)}
     for name, tensor in named_tensors(model):
         if caches or name not in unsaved:
             digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerprune.torch_internals import registry_of
+
 Undo = Callable[[], None]
 
 _ABSENT = object()
@@ -84,7 +86,7 @@ def write(model: nn.Module, values: Mapping[str, Tensor]) -> None:
             for name, value in values.items():
                 owner, _, key = name.rpartition(".")
                 module = model.get_submodule(owner)
-                held = module._parameters.get(key) if key in module._parameters else module._buffers[key]
+                held = registry_of(module, key)[key]
                 before.append((module, key, held, None if held is None else held.detach().clone()))
                 if held is None:
                     module.register_parameter(key, nn.Parameter(value.clone()))

@@ -13,7 +13,7 @@ from layerprune.capture import NAMED
 from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
 from layerprune.stand_ins import STAND_INS, DroppedTensor, SkipsDropped
 from layerprune.tensors import OutputTree, flat_tensors, tensors_in, traits_of
-from layerprune.torch_internals import num_writes
+from layerprune.torch_internals import num_writes, tensors_of
 
 #: Which step: the calls around it from the model's own downwards, the function's name, and which call of it this is.
 Place: TypeAlias = tuple[str, str, int]
@@ -175,9 +175,8 @@ def _own(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters and buffers, each under its first name."""
     found: dict[int, tuple[str, Tensor]] = {}
     for prefix, module in model.named_modules():
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                found.setdefault(id(tensor), (f"{prefix}.{key}", tensor))
+        for key, tensor in tensors_of(module):
+            found.setdefault(id(tensor), (f"{prefix}.{key}", tensor))
     return list(found.values())
 
 

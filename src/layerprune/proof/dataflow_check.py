@@ -26,6 +26,7 @@ from layerprune.modules import names_by_module
 from layerprune.proof.dataflow import Dataflow, DataflowStep, Place, Tag, is_outside, trace_dataflow
 from layerprune.removals import CannotLower, Lowering, is_concat
 from layerprune.surgery import applied
+from layerprune.torch_internals import has_hooks
 
 _CALLS = 2
 _OUTPUT: Place = ("", "return", 0)
@@ -254,7 +255,7 @@ _WHY = "layers report to, or take from, something that they share, and each one 
 
 def _reports(shade: Sandbox) -> bool:
     """Whether a forward has hooks, takes items of sequences or changes what lies outside of its modules."""
-    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in shade.model.modules())
+    hooked = any(has_hooks(one) for one in shade.model.modules())
     return hooked or (shade.outside is not None and (shade.outside.has_sequences or shade.outside.has_changed))
 
 

@@ -18,6 +18,7 @@ from layerprune.removals import CannotLower, Lowering
 from layerprune.stand_ins import DroppedTensor
 from layerprune.surgery import applied
 from layerprune.tensors import tensors_by_place, tensors_in
+from layerprune.torch_internals import children_of, tensors_of
 
 #: One function call: its name and its arguments. Tensors are known by where they come from.
 TraceStep = tuple[Any, ...]
@@ -34,7 +35,7 @@ class Tracer:
     """
 
     def __init__(self, model: nn.Module, functions: FunctionShapeCache | None = None) -> None:
-        self.own = {id(t): t for module in model.modules() for t in _tensors_of(module)}
+        self.own = {id(t): t for module in model.modules() for _, t in tensors_of(module)}
         self.numbers = {key: place for place, key in enumerate(self.own)}
         self.made = WeakTensorKeyDictionary()
         self.kept: list[Tensor] = []
@@ -124,13 +125,9 @@ def _run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-def _tensors_of(module: nn.Module) -> list[Tensor]:
-    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-
-
 def held_by_leaves(model: nn.Module) -> dict[int, dict[str, Any]]:
     """What the leaf modules hold beside tensors; not those that hold more than plain values."""
-    leaves = {id(module): vars(module) for module in model.modules() if not module._modules}
+    leaves = {id(module): vars(module) for module in model.modules() if not children_of(module)}
     return {
         key: {name: value for name, value in held.items() if name not in _OWN}
         for key, held in leaves.items()

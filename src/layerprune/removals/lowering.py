@@ -15,6 +15,7 @@ from layerprune.removals.idle_merges import idle_merges, is_concat, merge_of
 from layerprune.removals.rewiring import CannotLower, Rewirer, Rewiring, also_used
 from layerprune.stand_ins import kept_members, parts_read
 from layerprune.tensors import OutputTree, StandInLeaf, Structure
+from layerprune.torch_internals import children_of, registry_of
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ class _Lowerer:
         return (
             isinstance(container, nn.Sequential)
             and type(container).forward is nn.Sequential.forward
-            and key in container._modules
+            and key in children_of(container)
             and len(self.graph.aliases_of.get(name, ((name,),))[0]) == 1
             and all(f.parent >= 0 and self.graph.frames[f.parent].fqn == parent and f.arity == 1 for f in frames)
         )
@@ -296,7 +297,7 @@ class _Lowerer:
                 continue
             held = self.modules[name]
             for method, attribute in sorted(parts_read(type(self.modules[parent])).get(key, ())):
-                if attribute in held._parameters or attribute in held._buffers:
+                if attribute in registry_of(held, attribute):
                     raise CannotLower(f"'{parent or 'the model'}' reads '{key}.{attribute}' in its '{method}'")
 
     def names_by_owner(self, number: int) -> list[str]:

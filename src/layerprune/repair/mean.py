@@ -11,7 +11,7 @@ from layerprune.fitting import exact
 from layerprune.repair.report import Refitted
 from layerprune.repair.sites.sites import Site
 from layerprune.repair.stream.site_batch import SiteBatch
-from layerprune.torch_internals import BatchNorm, Conv
+from layerprune.torch_internals import BatchNorm, Conv, buffers_of, parameters_of
 
 #: How many of a batch's rows are fitted on: of the batch's number and how many there are.
 Split = Callable[[int, int], int]
@@ -83,24 +83,24 @@ def _mean(parts: Sequence[Tensor]) -> Tensor:
 
 def _values(site: Site, module: nn.Module, model: nn.Module, shift: Tensor, *, new_biases: bool) -> dict[str, Tensor]:
     """The tensors that take a shift of the tensor that a site feeds, by name; empty where none can."""
-    bias = module._parameters.get("bias")
+    bias = parameters_of(module).get("bias")
     norms = [place for place, name in enumerate(site.scales) if _is_norm(model, name)]
     if bias is None and norms:
         # z − μ moves by d where μ moves by −d; what multiplies behind the batch norm's place counts, it included.
         rest = Site(site.name, 0, 0, 0, site.scales[norms[0] :]).scale(model)
-        held = model.get_submodule(site.scales[norms[0]])._buffers["running_mean"]
+        held = buffers_of(model.get_submodule(site.scales[norms[0]]))["running_mean"]
         assert held is not None
         return {f"{site.scales[norms[0]]}.running_mean": (held - _divided(shift, rest)).to(held.dtype)}
     constant = _divided(shift, site.scale(model))
     if bias is not None:
         return {f"{site.name}.bias": (bias.detach() + constant).to(bias.dtype)}
-    weight = module._parameters.get("weight")
+    weight = parameters_of(module).get("weight")
     return {f"{site.name}.bias": constant.to(weight.dtype)} if new_biases and weight is not None else {}
 
 
 def _is_norm(model: nn.Module, name: str) -> bool:
     owner, _, key = name.rpartition(".")
-    held = model.get_submodule(owner)._parameters.get(key)
+    held = parameters_of(model.get_submodule(owner)).get(key)
     return held is None and isinstance(model.get_submodule(name), BatchNorm)
 
 

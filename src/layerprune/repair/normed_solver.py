@@ -14,6 +14,7 @@ from layerprune.repair.sites.sites import Site
 from layerprune.repair.sites.token_norms import Norm
 from layerprune.repair.solver import Change, Solver, moved_back, too_few, unscaled
 from layerprune.repair.stream.site_batch import SiteBatch
+from layerprune.torch_internals import parameters_of
 
 #: A round for the sizes of tokens before, and more as these change with the weights.
 MOST_ROUNDS = 4
@@ -76,7 +77,7 @@ class _Normed:
         self.views = views
         self.norm: Norm = site.passed.norm
         self.module: nn.Module = solver.model.get_submodule(site.name)
-        self.has_bias = self.module._parameters.get("bias") is not None
+        self.has_bias = parameters_of(self.module).get("bias") is not None
         self.scale = site.scale(solver.model)
         self.behind = site.passed.scale(solver.model)
         self.best: Fit | None = None

@@ -32,6 +32,7 @@ from layerprune.repair.report import Refitted
 from layerprune.repair.sites.permutation import Permutation
 from layerprune.repair.sites.sites import Site
 from layerprune.repair.stream.site_batch import SiteBatch
+from layerprune.torch_internals import parameters_of
 
 _MOVED = 1e-9  # relative squared distance up to which a tensor counts as the same: float32 rounds that much
 _FEWEST_SAMPLES = 128  # images, of which a convolution's rows are taken: the places of one image are much alike
@@ -202,7 +203,7 @@ class Solver:
 
     def with_bias(self, module: nn.Module) -> Tensor:
         """What a module multiplies rows by that have a 1 behind them: ``(group, input + 1, output)``."""
-        matrix, bias = matrix_of(module).mT, module._parameters.get("bias")
+        matrix, bias = matrix_of(module).mT, parameters_of(module).get("bias")
         last = matrix.new_zeros(matrix.shape[0], 1, matrix.shape[2])
         if bias is not None:
             last += bias.detach().to(matrix.dtype).reshape(last.shape)
@@ -238,8 +239,8 @@ class Solver:
 
     def change(self, site: Site, module: nn.Module, found: Fit, *, by_output: bool) -> Change:
         """Write a solution as weights."""
-        delta, held = found.matrix.mT, module._parameters["weight"]
-        bias, shift, matrix, scale = module._parameters.get("bias"), None, matrix_of(module), site.scale(self.model)
+        delta, held = found.matrix.mT, parameters_of(module)["weight"]
+        bias, shift, matrix, scale = parameters_of(module).get("bias"), None, matrix_of(module), site.scale(self.model)
         values: dict[str, Tensor] = {}
         assert held is not None
         if bias is not None:
@@ -275,7 +276,7 @@ class Solver:
         if not known:
             self.grams = key, [Gram(groups, width, device=matrix.device) for _ in range(2)]
         assert self.grams is not None
-        has_bias = module._parameters.get("bias") is not None
+        has_bias = parameters_of(module).get("bias") is not None
         parts = tuple(Sums(gram, num_out, bias=has_bias) for gram in self.grams[1])
         if scale is not None:
             scale = scale.reshape(groups, 1, -1)

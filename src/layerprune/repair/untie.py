@@ -8,6 +8,7 @@ from torch import nn
 from layerprune.adapters import untie_in_config
 from layerprune.fitting import why_not_solvable
 from layerprune.modules import unwrap
+from layerprune.torch_internals import parameters_of
 
 
 def untie(model: nn.Module) -> tuple[str, ...]:
@@ -25,17 +26,17 @@ def untie(model: nn.Module) -> tuple[str, ...]:
     model = unwrap(model)
     owners: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for name, module in model.named_modules():
-        for key, held in module._parameters.items():
+        for key, held in parameters_of(module).items():
             if held is not None:
                 owners.setdefault(id(held), []).append((name, module, key))
     made: list[str] = []
     for some in owners.values():
         transforms = [owner for owner in some if not why_not_solvable(owner[1])]
         for name, module, key in transforms[len(transforms) == len(some) :]:
-            held = module._parameters[key]
+            held = parameters_of(module)[key]
             assert held is not None
             with torch.no_grad():
-                module._parameters[key] = nn.Parameter(held.detach().clone(), held.requires_grad)
+                parameters_of(module)[key] = nn.Parameter(held.detach().clone(), held.requires_grad)
             made.append(f"{name}.{key}")
     if made:
         untie_in_config(model)

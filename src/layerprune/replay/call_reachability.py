@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 
 from torch import nn
-from torch.nn.modules import module as hooks
 
 from layerprune.graph import LayerGraph, calls_of
 from layerprune.modules import ModelState, names_by_module
+from layerprune.torch_internals import GLOBAL_HOOKS, has_hooks
 
 _PER_ELEMENT = 8  # multiply-accumulates that an elementwise function takes as long as
 
@@ -91,11 +91,11 @@ class UnchangedCalls:
 
     def is_hooked(self, frame: int) -> bool:
         """Whether a module that is called inside has hooks, which have to run; the call's own do in any case."""
-        if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        if any(GLOBAL_HOOKS):
             return True
         own = self.module_of[frame]
         inside = (self.by_id.get(one) for one in self.modules[frame] if one != id(own))
-        return any(one is not None and (one._forward_hooks or one._forward_pre_hooks) for one in inside)
+        return any(one is not None and has_hooks(one) for one in inside)
 
     def watched(self, frames: Iterable[int]) -> list[nn.Module]:
         """The modules that are called in some frames."""

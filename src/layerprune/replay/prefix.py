@@ -13,6 +13,7 @@ from layerprune.graph import Frame, Layer, LayerGraph, Read
 from layerprune.modules import AttributeSnapshot, own_tensors, watched
 from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import OutputTree, same_tensor
+from layerprune.torch_internals import has_hooks, parameters_of
 
 
 def steady(
@@ -68,8 +69,8 @@ class _Twins:
         """Whether a parameter is the same."""
         owner, _, key = name.rpartition(".")
         module, other = self.modules.get(owner), self.originals.get(owner)
-        held = None if module is None else module._parameters.get(key)
-        before = None if other is None else other._parameters.get(key)
+        held = None if module is None else parameters_of(module).get(key)
+        before = None if other is None else parameters_of(other).get(key)
         return held is not None and before is not None and _is_same(held, before)
 
 
@@ -165,7 +166,7 @@ class _Finder:
     def is_untouched(self, name: str) -> bool:
         """Whether a module's forward leaves it as it was, nobody watches it, and it gets no new weights."""
         own = dict(self.model.get_submodule(name).named_modules(prefix=name))
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in own.values())
+        hooked = any(has_hooks(module) for module in own.values())
         return not hooked and self.moved.isdisjoint(own)
 
 

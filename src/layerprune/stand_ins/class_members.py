@@ -16,10 +16,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from layerprune.torch_internals import MODULE_DICTS, buffers_of, children_of, parameters_of
+
 # What a method reads that goes through all that a module holds.
 _WHOLE = frozenset(
     f"{prefix}{kind}" for kind in ("parameters", "buffers", "modules", "children") for prefix in ("", "named_")
-) | {"state_dict", "load_state_dict", "apply", "_parameters", "_buffers", "_modules", "__dict__", "__class__", "super"}
+) | {"state_dict", "load_state_dict", "apply", *MODULE_DICTS, "__dict__", "__class__", "super"}
 # What the names of methods that set a model up hold.
 _SETTING_UP = ("init", "reset", "load")
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.Size)
@@ -97,7 +99,7 @@ def parts_read(cls: type) -> Mapping[str, frozenset[tuple[str, str]]]:
 
 def kept_members(module: nn.Module) -> dict[str, frozenset[str]]:
     """The methods and properties of a module that work without its weights and parts, and the names that each reads."""
-    gone = {*module._parameters, *module._buffers, *module._modules, *_WHOLE}
+    gone = {*parameters_of(module), *buffers_of(module), *children_of(module), *_WHOLE}
     held = vars(module)
     return {
         key: member.reads

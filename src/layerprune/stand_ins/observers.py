@@ -18,12 +18,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules import module as machinery
 
-# How torch calls a module: the frame inside these is the module's forward, or a hook.
-_CALL = nn.Module._call_impl.__code__
-_CALLS = frozenset({_CALL, *(const for const in _CALL.co_consts if isinstance(const, CodeType))})
-_SHARED_HOOKS = (machinery._global_forward_hooks, machinery._global_forward_pre_hooks)
+from layerprune.torch_internals import GLOBAL_HOOKS, MODULE_CALL, MODULE_CALLS, hooks_of
 
 #: What an empty tensor answers, by the name of the function.
 _EMPTY: dict[str, Any] = {
@@ -55,7 +51,7 @@ def looks_on(func: Callable[..., Any]) -> bool:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         code, around = frame.f_code, frame.f_back
-        if around is not None and around.f_code in _CALLS and code not in _CALLS:
+        if around is not None and around.f_code in MODULE_CALLS and code not in MODULE_CALLS:
             return _is_hook(code, around)
         if code.co_name == "__torch_function__":
             if frame.f_locals.get(code.co_varnames[1]) != func:
@@ -70,16 +66,15 @@ def _is_method(frame: FrameType) -> bool:
     """Whether a frame runs a module's method: a forward may be called past the module's call."""
     code = frame.f_code
     first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-    return isinstance(first, nn.Module) and hasattr(type(first), code.co_name) and code not in _CALLS
+    return isinstance(first, nn.Module) and hasattr(type(first), code.co_name) and code not in MODULE_CALLS
 
 
 def _is_hook(code: CodeType, call: FrameType) -> bool:
     """Whether a module's call runs code as one of its hooks."""
-    while call.f_code is not _CALL and call.f_back is not None:
+    while call.f_code is not MODULE_CALL and call.f_back is not None:
         call = call.f_back
     module = call.f_locals["self"]
-    own = (module._forward_hooks, module._forward_pre_hooks)
-    return any(code in _codes(hook) for hooks in (*own, *_SHARED_HOOKS) for hook in hooks.values())
+    return any(code in _codes(hook) for hooks in (*hooks_of(module), *GLOBAL_HOOKS) for hook in hooks.values())
 
 
 def _codes(hook: Any) -> Iterable[CodeType]:

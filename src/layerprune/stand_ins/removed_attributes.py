@@ -20,7 +20,7 @@ from layerprune.stand_ins.base import Shown
 from layerprune.stand_ins.class_members import class_values, is_plain, kept_members
 from layerprune.stand_ins.observers import looks_on
 from layerprune.tensors import raw_name
-from layerprune.torch_internals import no_modes
+from layerprune.torch_internals import buffers_of, children_of, no_modes, parameters_of
 
 _SILENT = frozenset({"requires_grad", "__repr__", "__format__", "__hash__", "__set__"})
 
@@ -97,10 +97,10 @@ def shown(module: nn.Module, place: str, gone: Tensor = REMOVED_VALUE) -> dict[s
         place: its name in the model.
         gone: what it shows for each tensor.
     """
-    tensors = {**module._parameters, **module._buffers}
+    tensors = {**parameters_of(module), **buffers_of(module)}
     parts = {
         key: None if part is None else RemovedModule(shown(part, f"{place}.{key}", gone))
-        for key, part in module._modules.items()
+        for key, part in children_of(module).items()
     }
     kept, held = kept_members(module), vars(module)
     return {

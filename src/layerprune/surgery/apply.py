@@ -45,6 +45,7 @@ from layerprune.stand_ins import (
     shown,
 )
 from layerprune.surgery.fold_weights import Folded, resize
+from layerprune.torch_internals import children_of, parameters_of, registry_of
 
 
 def operate(
@@ -179,7 +180,7 @@ def _places_of(module: nn.Module, edit: Edit, places: _Places) -> Sequence[tuple
 def _find(model: nn.Module, fqn: str, edit: Edit) -> nn.Module:
     module: nn.Module | None = model
     for key in fqn.split(".") if fqn else ():
-        module = module._modules.get(key) if module is not None else None
+        module = children_of(module).get(key) if module is not None else None
     if module is None or module is model:
         raise SurgeryError(f"cannot {edit}: {type(model).__name__} has no module '{fqn}'; was it pruned already?")
     return module
@@ -200,14 +201,14 @@ def _stand_in(edit: Pass | Drop | Vacate, module: nn.Module, model: nn.Module, g
     held = vars(stand_in)
     # A parent may read them off a module which it calls. Only torch's own Identity loads where this library is not.
     kept = plain(module) if type(stand_in) is nn.Identity else shown(module, edit.fqn, gone)
-    held |= {key: value for key, value in kept.items() if key not in held and key not in stand_in._modules}
+    held |= {key: value for key, value in kept.items() if key not in held and key not in children_of(stand_in)}
     return stand_in
 
 
 def _replace(places: Sequence[tuple[nn.Module, str]], new: nn.Module, undo_log: UndoLog) -> None:
     """Hang ``new`` wherever a module hangs: a shared one has several places."""
     for parent, key in places:
-        undo_log.set(cast("dict[str, Any]", parent._modules), key, new)
+        undo_log.set(cast("dict[str, Any]", children_of(parent)), key, new)
 
 
 def _delete(model: nn.Module, edit: Delete, undo_log: UndoLog) -> None:
@@ -215,18 +216,18 @@ def _delete(model: nn.Module, edit: Delete, undo_log: UndoLog) -> None:
     parent = _find(model, parent_name, edit) if parent_name else model
     if not isinstance(parent, nn.Sequential):
         raise SurgeryError(f"cannot {edit}: '{parent_name}' is a {type(parent).__name__}, not an nn.Sequential")
-    undo_log.keep(cast("dict[str, Any]", parent._modules))
-    del parent._modules[key]
+    undo_log.keep(cast("dict[str, Any]", children_of(parent)))
+    del children_of(parent)[key]
 
 
 def _drop_parameter(model: nn.Module, edit: DropParameter, undo_log: UndoLog) -> None:
     owner_name, _, key = edit.fqn.rpartition(".")
     owner = _find(model, owner_name, edit) if owner_name else model
-    old = owner._parameters.get(key)
+    old = parameters_of(owner).get(key)
     if old is None:
         raise SurgeryError(f"cannot {edit}: '{owner_name or type(model).__name__}' has no parameter '{key}'")
-    undo_log.keep(cast("dict[str, Any]", owner._parameters))
-    del owner._parameters[key]
+    undo_log.keep(cast("dict[str, Any]", parameters_of(owner)))
+    del parameters_of(owner)[key]
     undo_log.set(vars(owner), key, dropped(edit.merges, edit.copies, old.dtype))
 
 
@@ -236,7 +237,7 @@ def _drop_parameter(model: nn.Module, edit: DropParameter, undo_log: UndoLog) ->
 def _slice(module: nn.Module, edit: Slice, undo_log: UndoLog) -> None:
     loss = channel_loss_of(module, edit)
     for name, piece in loss.pieces.items():
-        registry = cast("dict[str, Any]", module._parameters if name in module._parameters else module._buffers)
+        registry = registry_of(module, name)
         old = registry.get(name)
         if old is None:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from layerprune.channels import CannotFold, Reader, reader_for
 from layerprune.edits import Fold
 from layerprune.errors import SurgeryError
 from layerprune.modules import UndoLog
-from layerprune.torch_internals import PADDING_FOR_PAD, Conv
+from layerprune.torch_internals import PADDING_FOR_PAD, Conv, registry_of
 
 #: What modules call the number of channels that they read.
 _WIDTHS = ("in_features", "in_channels", "nx")
@@ -128,8 +128,7 @@ def _holder(model: nn.Module, name: str) -> tuple[Tensor, nn.Module]:
     """The parameter or buffer of a name, and the module that holds it."""
     owner, _, key = name.rpartition(".")
     module = model.get_submodule(owner)
-    held = module._parameters.get(key)
-    held = module._buffers.get(key) if held is None else held
+    held = registry_of(module, key).get(key)
     if held is None:
         raise AttributeError(name)
     return held, module
@@ -137,7 +136,7 @@ def _holder(model: nn.Module, name: str) -> tuple[Tensor, nn.Module]:
 
 def _put(module: nn.Module, key: str, new: Tensor, undo_log: UndoLog) -> None:
     """Put a parameter or buffer in the place of another one."""
-    registry = cast("dict[str, Any]", module._parameters if key in module._parameters else module._buffers)
+    registry = registry_of(module, key)
     held = registry[key]
     undo_log.set(registry, key, nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new)
 

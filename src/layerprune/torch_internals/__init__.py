@@ -38,4 +38,21 @@ from layerprune.torch_internals.modes import (
     no_function_subclasses,
     no_modes,
 )
+from layerprune.torch_internals.modules import (
+    GLOBAL_HOOKS,
+    HOOK_DICTS,
+    MODULE_CALL,
+    MODULE_CALLS,
+    MODULE_DICTS,
+    buffers_of,
+    children_of,
+    has_hooks,
+    hooks_of,
+    parameters_of,
+    pre_hooks_of,
+    registry_of,
+    tensors_of,
+    unsaved_buffers,
+    with_parameters,
+)
 from layerprune.torch_internals.operations import OpOverload, OpOverloadPacket, schema_of

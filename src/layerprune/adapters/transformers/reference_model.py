@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from layerprune.adapters.transformers.example_inputs import builds_from_config
+from layerprune.torch_internals import children_of, tensors_of
 
 #: A config as it stands in ``config.json``.
 ConfigDict = dict[str, Any]
@@ -53,7 +54,7 @@ def owner_of(model: nn.Module, fqn: str) -> str | None:
             return None
         if builds_from_config(module):
             return ".".join(parts[:depth])
-        module = module._modules.get(parts[depth]) if depth < len(parts) else None
+        module = children_of(module).get(parts[depth]) if depth < len(parts) else None
     return None
 
 
@@ -126,14 +127,10 @@ def forms(model: nn.Module) -> dict[str, Form]:
 
 
 def _form(module: nn.Module) -> Form:
-    tensors = {
-        key: tuple(tensor.shape)
-        for key, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
+    tensors = {key: tuple(tensor.shape) for key, tensor in tensors_of(module)}
     plain = {key: value for key, value in vars(module).items() if key not in _OWN and is_plain(value)}
     kind = f"{type(module).__module__}.{type(module).__qualname__}"  # parametrised classes are made anew each time
-    return Form(kind, tensors, plain, not module._modules)
+    return Form(kind, tensors, plain, not children_of(module))
 
 
 def is_plain(value: Any) -> bool:

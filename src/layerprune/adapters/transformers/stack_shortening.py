@@ -27,6 +27,7 @@ from layerprune.adapters.transformers.reference_model import (
 from layerprune.adapters.transformers.wrapped import unwrapped
 from layerprune.errors import SurgeryError
 from layerprune.modules import UndoLog
+from layerprune.torch_internals import children_of
 
 _Step = Callable[[UndoLog], None]
 _UNSAVED = ("_name_or_path", "transformers_version")
@@ -179,7 +180,7 @@ class _Shortening:
                 parent, _, key = old.rpartition(".")
                 module = copy.deepcopy(self.after.model.get_submodule(new))
                 module.train(self.modules[old].training)
-                yield _setting(cast("dict[str, Any]", self.modules[parent]._modules), key, module)
+                yield _setting(cast("dict[str, Any]", children_of(self.modules[parent])), key, module)
 
     def containers(self) -> Iterator[_Step]:
         for fqn, kept in self.shortened.kept.items():
@@ -189,8 +190,8 @@ class _Shortening:
 def _size(container: nn.Module | None, fqn: str, gone: Sequence[int]) -> int:
     if not isinstance(container, (nn.ModuleList, nn.Sequential)):
         raise SurgeryError(f"'{fqn}' is no nn.ModuleList or nn.Sequential; was it pruned already?")
-    size = len(container._modules)
-    if list(container._modules) != [str(i) for i in range(size)]:
+    size = len(children_of(container))
+    if list(children_of(container)) != [str(i) for i in range(size)]:
         raise SurgeryError(f"the elements of '{fqn}' are not numbered one after the other")
     if not all(0 <= i < size for i in gone):
         raise SurgeryError(f"'{fqn}' has {size} elements, not the numbers {', '.join(map(str, gone))}")
@@ -247,7 +248,7 @@ def _setting(held: dict[str, Any], key: str, new: Any) -> _Step:
 
 def _renumbering(container: nn.Module, kept: Sequence[int]) -> _Step:
     def carry_out(undo_log: UndoLog) -> None:
-        held = cast("dict[str, Any]", container._modules)
+        held = cast("dict[str, Any]", children_of(container))
         left = {str(new): held[str(old)] for new, old in enumerate(kept)}
         undo_log.keep(held)
         held.clear()

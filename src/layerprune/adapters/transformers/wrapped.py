@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from layerprune.adapters.transformers.reference_model import Form
+from layerprune.torch_internals import children_of
 
 
 def unwrapped(modules: Mapping[str, nn.Module], own: Mapping[str, Form], built: Mapping[str, Form]) -> dict[str, str]:
@@ -29,10 +30,10 @@ def unwrapped(modules: Mapping[str, nn.Module], own: Mapping[str, Form], built: 
     while pending:
         name, place = pending.pop()
         if name in built and not _is_like(own[place], built[name]):
-            inner = [key for key in modules[place]._modules if _is_like(own.get(_join(place, key)), built[name])]
+            inner = [key for key in children_of(modules[place]) if _is_like(own.get(_join(place, key)), built[name])]
             place = _join(place, inner[0]) if len(inner) == 1 else place
         found[name] = place
-        parts = modules[place]._modules.items()
+        parts = children_of(modules[place]).items()
         pending += [(_join(name, key), _join(place, key)) for key, part in parts if part is not None]
     return found
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from layerprune.graph import LayerGraph
 from layerprune.impact.estimators.perturbations import Perturbation, Tensors, written_later
 from layerprune.tensors import traits_of
-from layerprune.torch_internals import storage_id
+from layerprune.torch_internals import has_hooks, storage_id
 
 _HALF = {torch.float64: torch.float32, torch.float32: torch.bfloat16}  # the latter has the same range
 
@@ -186,7 +186,7 @@ def _recipe(graph: LayerGraph, model: nn.Module, value: int) -> _Recipe | None:
         return _Recipe(None, operands)
     if layer.is_module and layer.kind == "normalization" and len(operands) == 1:
         module = model.get_submodule(layer.fqn)
-        is_plain = graph.frames[layer.frame].arity == 1 and not (module._forward_hooks or module._forward_pre_hooks)
+        is_plain = graph.frames[layer.frame].arity == 1 and not has_hooks(module)
         return _Recipe(layer.fqn, operands) if is_plain else None
     return None
 

@@ -12,7 +12,7 @@ from layerprune.channels import CannotFollow, recorded_call
 from layerprune.graph import Layer, LayerGraph
 from layerprune.repair.sites.permutation import Elements, Permutation
 from layerprune.tensors import OpTraits, traits_of
-from layerprune.torch_internals import BatchNorm
+from layerprune.torch_internals import BatchNorm, parameters_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Guide:
             return ""
         name = layer.params[0]
         owner, _, key = name.rpartition(".")
-        held = self.modules[owner]._parameters.get(key)
+        held = parameters_of(self.modules[owner]).get(key)
         if held is None or len(after) < 2 or held.dim() == 0 or held.dim() > len(after):
             return ""
         return name if held.shape[0] == held.numel() and elements.are_channels_at(-held.dim()) else ""

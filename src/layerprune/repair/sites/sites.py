@@ -17,7 +17,7 @@ from layerprune.modules import CallKey
 from layerprune.repair.sites.linear_path import Guide, LinearPath
 from layerprune.repair.sites.permutation import Permutation
 from layerprune.repair.sites.token_norms import Norm, norm_of
-from layerprune.torch_internals import BatchNorm
+from layerprune.torch_internals import BatchNorm, children_of, parameters_of
 
 _NUMBERED = (nn.ModuleList, nn.Sequential)
 
@@ -85,7 +85,7 @@ def _scale(names: Iterable[str], model: nn.Module) -> Tensor | None:
     found: Tensor | None = None
     for name in names:
         owner, _, key = name.rpartition(".")
-        held = model.get_submodule(owner)._parameters.get(key)
+        held = parameters_of(model.get_submodule(owner)).get(key)
         if held is None:
             held = _gain(model.get_submodule(name))
         factor = held.detach().to(exact(held)).flatten()
@@ -112,7 +112,7 @@ def renumbered(original: nn.Module, pruned: nn.Module, edits: Sequence[Edit]) ->
     for name, module in pruned.named_modules():
         if not isinstance(module, _NUMBERED) or name in told or name not in before:
             continue
-        if list(module._modules) != [str(i) for i in range(len(module))] or len(module) >= len(before[name]):
+        if list(children_of(module)) != [str(i) for i in range(len(module))] or len(module) >= len(before[name]):
             continue
         if isinstance(module, nn.ModuleList) or (name not in passed and owner_of(original, name) is not None):
             return (

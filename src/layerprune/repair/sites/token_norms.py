@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from layerprune.modules import parameters
+from layerprune.torch_internals import has_hooks, parameters_of, with_parameters
 
 _NUM_PROBES = 16
 _TOLERANCE = 1e-3  # of what a normalization makes, relative to its largest gain: bfloat16 inside one rounds by less
@@ -65,13 +65,13 @@ def norm_of(module: nn.Module, width: int) -> Norm | None:
         width: how many channels its tokens have.
     """
     held = next(parameters(module), None)
-    if width < 2 or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+    if width < 2 or "forward" in vars(module) or has_hooks(module):
         return None
-    alone = copy.copy(module)
-    alone._parameters = {
+    wide = {
         key: None if p is None else nn.Parameter(p.detach().to(torch.promote_types(p.dtype, torch.float32)), False)
-        for key, p in module._parameters.items()
+        for key, p in parameters_of(module).items()
     }
+    alone = with_parameters(module, wide)
     dtype = torch.float32 if held is None else torch.promote_types(held.dtype, torch.float32)
     device = torch.device("cpu") if held is None else held.device
     draw = torch.Generator().manual_seed(0)
