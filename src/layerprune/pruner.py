@@ -44,7 +44,7 @@ from layerprune.scoring import Scored, score_removals
 from layerprune.select import SLACK, Budgets, Named, ResourceMeter, check_share, removals_for
 
 
-@holding_process_lock(but=("distill", "save"))
+@holding_process_lock(but=("distill",))
 class UniversalLayerPruner:
     """Finds what can be removed from a model, shows it, and removes it within a budget.
 

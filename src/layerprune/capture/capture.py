@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 from torch import nn
@@ -10,12 +10,12 @@ from torch import nn
 from layerprune.capture.activation_store import ActivationStore
 from layerprune.capture.events import Recording
 from layerprune.capture.graph_builder import GraphBuilder
-from layerprune.capture.recorder import ParameterWritten, Recorder
+from layerprune.capture.recorder import Recorder
 from layerprune.capture.sandbox import Sandbox, fake_sandbox, is_about_fakes, real_sandbox, short, why_not
 from layerprune.errors import CaptureError, InputsError, ended_by
 from layerprune.graph import LayerGraph, Read
 from layerprune.inputs import Inputs, describe, why_mismatched
-from layerprune.modules import CallKey, buffers, named_parameters, parameters
+from layerprune.modules import CallKey, buffers, parameters
 from layerprune.tensors import OutputTree
 
 
@@ -34,20 +34,20 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
         shade, recorder, recording = _record_otherwise(model, inputs, error, notes)
     if shade.mode is not None and (error := why_not(shade, inputs)) is not None:
         # Where nobody watches, some of torch's modules take a faster way, on which fakes cannot go (nested tensors).
-        shade = _real(model, inputs, error, recorder.recording.written_params)
+        shade = _real(model, inputs, error)
         notes.append(f"proven on real tensors, because fake ones failed ({short(error)})")
     notes += [] if shade.outside is None else shade.outside.notes
     return GraphBuilder(recorder, recording, notes).build(), shade
 
 
-def _real(model: nn.Module, inputs: Inputs, error: Exception, written: Collection[str]) -> Sandbox:
+def _real(model: nn.Module, inputs: Inputs, error: Exception) -> Sandbox:
     """A shadow on which the forward runs with real values, where there are any."""
     if any(tensor.is_meta for tensor in [*parameters(model), *buffers(model)]):
         raise CaptureError(
             f"{type(model).__name__}.forward was recorded, and does not run on fake tensors ({short(error)}): "
             "give it real weights, in place of those on the meta device"
         ) from error
-    return real_sandbox(model, written=written)
+    return real_sandbox(model)
 
 
 def capture(model: nn.Module, inputs: Inputs) -> LayerGraph:
@@ -81,7 +81,7 @@ def record_on(shade: Sandbox, inputs: Inputs) -> LayerGraph:
 
 
 def record_real(model: nn.Module, inputs: Inputs, holding: ActivationStore | None = None) -> tuple[LayerGraph, Sandbox]:
-    """Record one forward on a real shadow that shares the model's parameters, but for those that it writes into.
+    """Record one forward on a real shadow, which shares the model's parameters.
 
     Args:
         model: the model; it is not touched.
@@ -97,13 +97,7 @@ def record_real(model: nn.Module, inputs: Inputs, holding: ActivationStore | Non
     """
     no_values = CaptureError("parameters on the meta device have no values")
     shade = real_sandbox(model)
-    try:
-        recorder, recording = _record_really(model, shade, inputs, no_values, holding)
-    except ParameterWritten:
-        shade = real_sandbox(model, written=capture(model, inputs).written_params)
-        if holding is not None:
-            holding.clear()
-        recorder, recording = _record_really(model, shade, inputs, no_values, holding)
+    recorder, recording = _record_really(model, shade, inputs, no_values, holding)
     return GraphBuilder(recorder, recording, []).build(), shade
 
 
@@ -141,7 +135,7 @@ def record_results(shade: Sandbox, inputs: Inputs) -> Mapping[CallKey, OutputTre
 
 def _run(shade: Sandbox, inputs: Inputs, holding: ActivationStore | None = None) -> tuple[Recorder, Recording]:
     adapted = shade.adapt(inputs)
-    recorder = Recorder(shade.model, keep=shade.mode is not None, guard=shade.shares, holding=holding)
+    recorder = Recorder(shade.model, keep=shade.mode is not None, holding=holding)
     looking = nullcontext() if shade.outside is None else shade.outside.watched(shade.model)
     with shade.running(), looking:
         return recorder, recorder.run(adapted.args, adapted.kwargs)
@@ -158,11 +152,7 @@ def _record_otherwise(
         except Exception as another:
             error = another
     shade = real_sandbox(model)
-    try:
-        recorder, recording = _record_really(model, shade, inputs, error)
-    except ParameterWritten:
-        shade = real_sandbox(model, written=[name for name, _ in named_parameters(model, every_name=True)])
-        recorder, recording = _record_really(model, shade, inputs, error)
+    recorder, recording = _record_really(model, shade, inputs, error)
     notes.append(
         f"recorded on real tensors, because fake ones failed ({short(error)}): "
         "only the layers that these inputs reached are known"
@@ -177,8 +167,6 @@ def _record_really(
         raise _misfit(model, inputs, fake_error) from fake_error
     try:
         return _run(shade, inputs, holding)
-    except ParameterWritten:
-        raise
     except Exception as error:
         if (own_error := why_not(shade, inputs)) is None:
             raise CaptureError(

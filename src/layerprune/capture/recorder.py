@@ -43,10 +43,6 @@ _READS_OUT = frozenset({"tolist", "numpy", "array", "dlpack"})
 _LITERAL = "lift_fresh"
 
 
-class ParameterWritten(Exception):
-    """A forward was about to write into a parameter that is the user's own."""
-
-
 class Recorder:
     """Records one forward of a model whose modules' ``forward`` it wraps; the model should be a clone.
 
@@ -54,15 +50,11 @@ class Recorder:
         model: the clone; its parameters may be fake.
         keep: hold on to every tensor of the run. Right for fake tensors, which take no memory; for real ones this would
             hold every activation, and their numbers are kept as long as they live.
-        guard: raise :class:`ParameterWritten` before a parameter is written into.
         holding: gets what calls return, and the output; None where nobody asks for it.
     """
 
-    def __init__(
-        self, model: nn.Module, *, keep: bool, guard: bool = False, holding: ActivationStore | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, *, keep: bool, holding: ActivationStore | None = None) -> None:
         self.model = model
-        self.guard = guard
         self.holding = holding
         self.recording = Recording()
         self.names = names_by_module(model)
@@ -297,8 +289,6 @@ class Recorder:
         if self.holding is not None:
             self.holding.before_write(written)
         names = {self.param_memory.get(storage_key(tensor)) for tensor in written} - {None}
-        if names and self.guard:
-            raise ParameterWritten
         self.recording.written_params |= cast("set[str]", names)
 
     def nearest(self, names: list[str]) -> str:

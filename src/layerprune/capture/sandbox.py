@@ -12,8 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.adapters import settle_config
+from layerprune.capture.writes import Writes
+from layerprune.environment import exclusive
 from layerprune.inputs import Inputs
-from layerprune.modules import AttributeSnapshot, ExternalState, Tree, clone, named_parameters
+from layerprune.modules import (
+    AttributeSnapshot,
+    ExternalState,
+    Tree,
+    buffers,
+    clone,
+    named_parameters,
+    parameters,
+)
 from layerprune.tensors import KeepsIntegers, holds_values
 from layerprune.torch_internals import (
     NEEDS_VALUES,
@@ -32,40 +42,51 @@ class Sandbox:
     """A copy of a model in eval mode, for running its forward.
 
     Attributes:
-        model: the copy. Its parameters and buffers are fake (no memory, no values), or the model's own parameters and
-            copies of its buffers where ``mode`` is None.
+        model: the copy. Its parameters and buffers are fake (no memory, no values), or lie in the memory of the model's
+            own parameters and in copies of its buffers where ``mode`` is None.
         mode: the fake tensors' mode.
         start: the plain attributes of the model's modules before its first forward.
         integers: whether integers keep their values among the fake tensors.
-        shares: whether the parameters are the user's own, which no forward may write into.
         outside: what its forwards may change beside parameters and plain attributes; None where nobody looked.
+        writes: takes back what its forwards write into parameters and buffers; None where they have no values.
     """
 
     model: nn.Module
     mode: FakeTensorMode | None
     start: AttributeSnapshot
     integers: bool = False
-    shares: bool = False
     outside: ExternalState | None = None
+    writes: Writes | None = None
 
     @contextlib.contextmanager
-    def running(self, *, grad: bool = False) -> Generator[None]:
-        """Run the shadow's forward inside, uncompiled: without gradients unless asked for, the RNG states untouched."""
-        self.start.put_back()
+    def running(self, *, grad: bool = False, timed: bool = False) -> Generator[None]:
+        """Run the shadow's forward inside, uncompiled, while no other thread does.
+
+        At the end all is as it was: parameters and buffers, attributes, hooks and modules, the RNG states, torch's
+        switches, and what the forward's code changes elsewhere.
+
+        Args:
+            grad: whether with gradients.
+            timed: whether a clock runs. Nothing looks at the operations then, and only those tensors are put back that
+                an earlier forward has written into.
+        """
         whole = KeepsIntegers(self.mode) if self.integers and self.mode is not None else contextlib.nullcontext()
         hushed = quiet() if self.mode is not None else contextlib.nullcontext()
         modes = self.mode or contextlib.nullcontext()
-        tree = Tree(self.model)
         alone = contextlib.nullcontext() if self.outside is None else self.outside.left_alone()
-        try:
-            with alone, _rng_kept(), uncompiled(), hushed, modes, whole, torch.set_grad_enabled(grad):
-                yield
-        finally:
-            # Some forwards hang in other modules (BigBird's attention, where inputs are short), and say so in a flag:
-            # what an edit has put into the old ones could not be taken back.
-            if tree.put_back() and not self.start.moved:
-                self.start.settle()
-                self.start.put_back()
+        written = contextlib.nullcontext() if self.writes is None else self.writes.taken_back(seen_only=timed)
+        with exclusive():
+            self.start.put_back()
+            tree = Tree(self.model)
+            try:
+                with alone, _process_kept(), uncompiled(), hushed, written, modes, whole, torch.set_grad_enabled(grad):
+                    yield
+            finally:
+                # Some forwards hang in other modules (BigBird's attention, where inputs are short), and say so in a
+                # flag: what an edit has put into the old ones could not be taken back.
+                if tree.put_back() and not self.start.moved:
+                    self.start.settle()
+                    self.start.put_back()
 
     def adapt(self, inputs: Inputs) -> Inputs:
         """Make inputs that the shadow's forward may take and change: fakes, or copies."""
@@ -100,14 +121,25 @@ def fake_sandbox(model: nn.Module, *, integers: bool = False) -> Sandbox:
     return replace(shade, model=copy, start=AttributeSnapshot(copy), outside=ExternalState(copy))
 
 
-def real_sandbox(model: nn.Module, *, written: Collection[str] = ()) -> Sandbox:
-    """Copy a model's structure and buffers; the parameters are the model's own.
+def real_sandbox(
+    model: nn.Module, *, written: Collection[str] | None = None, copied: Collection[str] = (), settled: bool = True
+) -> Sandbox:
+    """Copy a model's structure and buffers; parameters lie in the memory of the model's own.
 
     Args:
         model: the model; it is not touched.
-        written: names of parameters that its forward writes into: these are copied, too.
+        written: names of parameters that its forward is known to write into, and of no others: these are copied. None
+            where that is not known: operations are looked at then, which takes some microseconds for each.
+        copied: names of other parameters to copy.
+        settled: whether its config is settled, so that it runs as it is recorded.
     """
-    return _sharing(model, written, lambda values, old: nn.Parameter(values, old.requires_grad), shares=not written)
+
+    def make(values: Tensor, old: nn.Parameter) -> nn.Parameter:
+        parameter = nn.Parameter(values, old.requires_grad)
+        vars(parameter).update(vars(old))
+        return parameter
+
+    return _sharing(model, written, copied, make, settled=settled)
 
 
 def gradient_sandbox(model: nn.Module, *, written: Collection[str] = ()) -> Sandbox:
@@ -123,29 +155,39 @@ def gradient_sandbox(model: nn.Module, *, written: Collection[str] = ()) -> Sand
     def asking(values: Tensor, old: nn.Parameter) -> nn.Parameter:
         return nn.Parameter(values, old.is_floating_point() or old.is_complex())
 
-    return _sharing(model, written, asking)
+    return _sharing(model, written, (), asking)
 
 
 def _sharing(
     model: nn.Module,
-    written: Collection[str],
+    written: Collection[str] | None,
+    copied: Collection[str],
     make: Callable[[Tensor, nn.Parameter], nn.Parameter],
     *,
-    shares: bool = False,
+    settled: bool = True,
 ) -> Sandbox:
     """Copy buffers, and make parameters of the model's own values or, where the forward writes into them, of copies."""
-    own = {id(p) for name, p in named_parameters(model, every_name=True) if name in written}
+    names = {*(written or ()), *copied}
+    own = {id(p) for name, p in named_parameters(model, every_name=True) if name in names}
 
     def convert(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
             return tensor.detach().clone()
         if id(tensor) in own:
             return make(tensor.detach().clone(), tensor)
-        return tensor if shares else make(tensor.detach(), tensor)
+        # Of another class, it may be more than its values: a quantised weight holds scales in attributes.
+        return make(tensor.data, tensor) if type(tensor) is nn.Parameter else tensor
 
     copy = clone(model, convert, apart=True)
-    _settle(copy)
-    return Sandbox(copy, None, AttributeSnapshot(copy), shares=shares, outside=ExternalState(copy))
+    if settled:
+        _settle(copy)
+    copy.eval()
+    tensors = named_parameters(copy, every_name=True)
+    held = (
+        [*parameters(copy), *buffers(copy)] if written is None else [held for name, held in tensors if name in written]
+    )
+    writes = Writes(held, known=written is not None) if held else None
+    return Sandbox(copy, None, AttributeSnapshot(copy), outside=ExternalState(copy), writes=writes)
 
 
 def _settle(model: nn.Module) -> None:
@@ -169,7 +211,7 @@ def runs_on(model: nn.Module, inputs: Inputs) -> bool:
     error = why_not(fake_sandbox(model), inputs)
     if error is not None and is_about_fakes(error):
         every = [name for name, _ in named_parameters(model, every_name=True)]
-        error = why_not(real_sandbox(model, written=every), inputs)
+        error = why_not(real_sandbox(model, copied=every), inputs)
     return error is None
 
 
@@ -184,15 +226,19 @@ def is_about_fakes(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _rng_kept() -> Generator[None]:
+def _process_kept() -> Generator[None]:
+    """Put back what a forward may change for all of the process: states of generators, and torch's switches."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     python, numpy = random.getstate(), np.random.get_state()  # stochastic depth is often drawn from these
+    fast_path, dtype = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.set_default_dtype(dtype)
 
 
 def short(error: BaseException) -> str:

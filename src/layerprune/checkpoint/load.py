@@ -21,6 +21,7 @@ from layerprune.checkpoint.manifest import (
     read_manifest,
 )
 from layerprune.checkpoint.weights import Weights, entries_of
+from layerprune.environment import locked
 from layerprune.errors import CheckpointError, PlanError, ended_by
 from layerprune.modules import clone, named_tensors, num_params, own, unwrap
 from layerprune.plan import PruningPlan, plans_of
@@ -34,6 +35,7 @@ _Placed = tuple[tuple[str, PruningPlan], ...]
 _Slots = dict[str, tuple[nn.Module, dict[str, Any], str]]
 
 
+@locked
 def load_pruned(
     folder: str | Path,
     model: nn.Module | Factory | None = None,
@@ -103,6 +105,7 @@ def _check_device(device: torch.device | str | None) -> None:
         raise CheckpointError(ended_by(f"device {device!r:.60} cannot be used", error)) from error
 
 
+@locked
 def load_artefact(
     folder: Path,
     model: nn.Module | None,

@@ -22,6 +22,7 @@ from layerprune.checkpoint.manifest import (
 )
 from layerprune.checkpoint.weights import check_extra_state, record_tensors, write_text, write_weights
 from layerprune.edits import taken_out
+from layerprune.environment import locked
 from layerprune.errors import CheckpointError
 from layerprune.modules import num_params, parameters, unwrap
 from layerprune.plan import PlanGiven, PruningPlan, placed_plans, plan_of
@@ -29,6 +30,7 @@ from layerprune.plan import PlanGiven, PruningPlan, placed_plans, plan_of
 MAX_SHARD_BYTES = 5_000_000_000
 
 
+@locked
 def save_pruned(
     model: nn.Module,
     folder: str | Path,

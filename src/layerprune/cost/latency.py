@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from layerprune.capture import Sandbox, short
+from layerprune.capture import real_sandbox, short
+from layerprune.environment import locked
 from layerprune.errors import CostError
 from layerprune.inputs import Inputs
-from layerprune.modules import AttributeSnapshot, buffers, clone, parameters, unwrap
+from layerprune.modules import buffers, parameters, unwrap
 
 _DRAWS = 2000  # bootstrap samples
 _BLOCK_S = 0.05  # what one timing should take at least: timers and schedulers are coarser than small models
@@ -95,6 +96,7 @@ class Latency:
         return f"{self.median_ms:.3g} ms (IQR {self.iqr_ms:.2g}, min {self.min_ms:.3g}; {len(self.times_ms)} rounds)"
 
 
+@locked
 def compare_latency(
     models: Mapping[str, nn.Module], inputs: Inputs, *, rounds: int = 15, block_s: float = _BLOCK_S
 ) -> Mapping[str, Latency]:
@@ -148,9 +150,9 @@ class _Timed:
     """
 
     def __init__(self, name: str, model: nn.Module, inputs: Inputs) -> None:
-        copy = clone(unwrap(model), lambda t: t if isinstance(t, nn.Parameter) else t.detach().clone())
         # Not settled as other shadows are: experts run as they will.
-        self.shade = Sandbox(copy.eval(), None, AttributeSnapshot(copy))
+        self.shade = real_sandbox(unwrap(model), settled=False)
+        copy = self.shade.model
         given = self.shade.adapt(inputs)
         # A forward may write into a list that it is given; copying one takes no time that counts, beside a forward.
         plain = all(isinstance(value, Tensor) for value in (*given.args, *given.kwargs.values()))
@@ -168,10 +170,10 @@ class _Timed:
 
     def block(self, seconds: float) -> int:
         """Find how many forwards take that long."""
-        with self.shade.running():
+        with self.shade.running(timed=True):
             return math.ceil(seconds / self.timer.blocked_autorange(min_run_time=seconds).median)
 
     def time(self, block: int) -> float:
         """Time a block of forwards, and return the milliseconds of one."""
-        with self.shade.running():
+        with self.shade.running(timed=True):
             return self.timer.timeit(block).mean * 1e3

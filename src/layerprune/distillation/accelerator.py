@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from layerprune.environment import extra
 from layerprune.errors import DistillationError
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class Accelerating:
@@ -53,7 +56,7 @@ class Accelerating:
 
 @contextmanager
 def accelerating(device: torch.device, mixed_precision: str) -> Generator[Accelerating]:
-    """Hand out accelerate's tools for a device.
+    """Hand out accelerate's tools for a device, to one thread at a time.
 
     accelerate keeps one state for a process. One that the user's own code has made is put aside meanwhile.
 
@@ -62,26 +65,27 @@ def accelerating(device: torch.device, mixed_precision: str) -> Generator[Accele
     """
     accelerate = extra("accelerate")
     state = extra("accelerate.state")
-    shared = [cls._shared_state for cls in (state.AcceleratorState, state.PartialState, state.GradientState)]
-    before = [dict(held) for held in shared]
-    for held in shared:
-        held.clear()
-    try:
-        try:
-            accelerator = accelerate.Accelerator(
-                cpu=device.type == "cpu", device_placement=False, mixed_precision=mixed_precision
-            )
-        except (ValueError, RuntimeError, ImportError) as error:
-            raise DistillationError(f"mixed_precision='{mixed_precision}' on {device}: {error}") from error
-        if mixed_precision != "no" and not accelerator.native_amp:
-            raise DistillationError(f"mixed_precision='{mixed_precision}': accelerate has none on {device}")
-        if accelerator.num_processes > 1:
-            raise DistillationError(
-                f"distillation runs in one process, and there are {accelerator.num_processes}: "
-                "start it without a launcher"
-            )
-        yield Accelerating(accelerator)
-    finally:
-        for held, old in zip(shared, before, strict=True):
+    with _ONE_AT_A_TIME:
+        shared = [cls._shared_state for cls in (state.AcceleratorState, state.PartialState, state.GradientState)]
+        before = [dict(held) for held in shared]
+        for held in shared:
             held.clear()
-            held.update(old)
+        try:
+            try:
+                accelerator = accelerate.Accelerator(
+                    cpu=device.type == "cpu", device_placement=False, mixed_precision=mixed_precision
+                )
+            except (ValueError, RuntimeError, ImportError) as error:
+                raise DistillationError(f"mixed_precision='{mixed_precision}' on {device}: {error}") from error
+            if mixed_precision != "no" and not accelerator.native_amp:
+                raise DistillationError(f"mixed_precision='{mixed_precision}': accelerate has none on {device}")
+            if accelerator.num_processes > 1:
+                raise DistillationError(
+                    f"distillation runs in one process, and there are {accelerator.num_processes}: "
+                    "start it without a launcher"
+                )
+            yield Accelerating(accelerator)
+        finally:
+            for held, old in zip(shared, before, strict=True):
+                held.clear()
+                held.update(old)

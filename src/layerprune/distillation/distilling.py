@@ -18,7 +18,7 @@ from layerprune.distillation.snapshots import Snapshots
 from layerprune.distillation.trainer import Trainer
 from layerprune.distillation.training_state import TrainingState
 from layerprune.edits import Edit
-from layerprune.environment import progress_bar
+from layerprune.environment import locked, progress_bar
 from layerprune.fidelity import Kind
 from layerprune.modules import named_parameters, unwrap, write
 
@@ -111,6 +111,7 @@ def _trained(
     return _report(trainer, course, [*task.notes, *since])
 
 
+@locked
 def _hand_over(trainer: Trainer, course: TrainingState, pruned: nn.Module, snapshots: Snapshots | None) -> None:
     """Write the best weights so far into the pruned model, all or none."""
     if not course.best:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from layerprune.capture import Batch, Sandbox, capture, real_sandbox, record_on
+from layerprune.capture import Batch, Sandbox, real_sandbox, record_on
 from layerprune.edits import Edit
 from layerprune.errors import DistillationError
 from layerprune.graph import LayerGraph
@@ -55,7 +55,7 @@ def hidden_states_of(model: nn.Module, batch: Batch, *, copied: bool) -> HiddenS
         copied: whether the shadow gets parameters of its own, which may be trained; if not, it shares the model's.
     """
     every = [name for name, _ in named_parameters(model, every_name=True)]
-    shade = real_sandbox(model, written=every if copied else capture(model, batch.inputs).written_params)
+    shade = real_sandbox(model, copied=every if copied else ())
     graph = record_on(shade, batch.inputs)
     # Training is a use of the model, not a look at it: what its forwards count or log elsewhere stays.
     return HiddenStates(replace(shade, outside=None) if copied else shade, graph)

@@ -21,6 +21,7 @@ from layerprune.distillation.student import Student
 from layerprune.distillation.teacher import Teacher
 from layerprune.distillation.trainer import Trainer
 from layerprune.edits import Edit
+from layerprune.environment import locked
 from layerprune.errors import DistillationError
 from layerprune.fidelity import Harm, Kind, harm_named, harm_of
 from layerprune.inputs import describe
@@ -83,6 +84,7 @@ class DistillationSetup:
         ]
         return digest(named)
 
+    @locked
     def trainer(
         self, tools: Accelerating, found: Snapshot | None, cache_bytes: int, cache_folder: Path | None
     ) -> Trainer:
@@ -125,6 +127,7 @@ class DistillationSetup:
         return Teacher(self.teacher, values, outputs, looked_at, cache_bytes, folder)
 
 
+@locked
 def setup_of(
     original: nn.Module,
     pruned: nn.Module,

@@ -1,4 +1,4 @@
-"""Turns: one thread at a time plans or prunes, since recording a forward uses what belongs to the whole process.
+"""The process lock: one thread at a time runs a user's forward, since that uses what belongs to the whole process.
 
 The global random number generator is put back, torch's fused attention is switched off and on again, and torch's log is
 quiet meanwhile: two threads at once would put back what the other one had changed.
@@ -8,13 +8,49 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 Class = TypeVar("Class", bound=type)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
-_TURN = threading.RLock()
+_LOCK = threading.Lock()
+_holder: object | None = None
+#: What the holder is known by. Threads that the holder starts in a copy of its context share its lock.
+_CLAIM: ContextVar[object | None] = ContextVar("layerprune_process_lock", default=None)
+
+
+@contextmanager
+def exclusive() -> Generator[None]:
+    """Hold the lock inside; whoever holds it, or was started in a copy of the holder's context, goes straight on."""
+    global _holder
+    claim = _CLAIM.get()
+    if claim is not None and claim is _holder:
+        yield
+        return
+    with _LOCK:
+        _holder = claim = object()
+        token = _CLAIM.set(claim)
+        try:
+            yield
+        finally:
+            _CLAIM.reset(token)
+            _holder = None
+
+
+def locked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let one thread at a time into a function, and into all others that hold the lock."""
+
+    @functools.wraps(function)
+    def holding(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with exclusive():
+            return function(*args, **kwargs)
+
+    return holding
 
 
 def holding_process_lock(*, but: Sequence[str] = ()) -> Callable[[Class], Class]:
@@ -29,18 +65,9 @@ def holding_process_lock(*, but: Sequence[str] = ()) -> Callable[[Class], Class]
             if (name.startswith("_") and name != "__init__") or name in but:
                 continue
             if isinstance(member, FunctionType):
-                setattr(cls, name, _in_turn(member))
+                setattr(cls, name, locked(member))
             elif isinstance(member, property) and member.fget is not None:
-                setattr(cls, name, property(_in_turn(member.fget), doc=member.__doc__))
+                setattr(cls, name, property(locked(member.fget), doc=member.__doc__))
         return cls
 
     return decorate
-
-
-def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def waiting(*args: Any, **kwargs: Any) -> Any:
-        with _TURN:
-            return function(*args, **kwargs)
-
-    return waiting

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.capture import Sandbox, real_sandbox
-from layerprune.environment import how_to_install
+from layerprune.environment import how_to_install, locked
 from layerprune.errors import ExportError
 from layerprune.inputs import Inputs, as_inputs
 from layerprune.modules import unwrap
@@ -45,6 +45,7 @@ class OnnxFile:
         return f"{self.path}: {self.num_nodes} nodes, within {self.max_difference:.1e} of the model at batch size {at}"
 
 
+@locked
 def export_onnx(
     model: nn.Module,
     path: str | os.PathLike[str],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from layerprune.capture import Batch, Sandbox, notes_of, read_calibration, real_sandbox
 from layerprune.cost import Latency, Saving, compare_latency, measure, saved
+from layerprune.environment import locked
 from layerprune.errors import FidelityError, ended_by
 from layerprune.fidelity.divergence import Harm, Kind, harm_named, harm_of
 from layerprune.fidelity.language import generations, is_causal, run, tokens_of
@@ -25,6 +26,7 @@ Combine = Callable[[list[np.ndarray]], np.ndarray]
 _WHO = ("the original", "the pruned model")
 
 
+@locked
 def compare(
     original: nn.Module,
     pruned: nn.Module,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, cast
@@ -14,6 +15,10 @@ from torch.overrides import TorchFunctionMode
 from layerprune.modules.undo import UndoLog
 from layerprune.tensors import flat_tensors, op_name, raw_name, written_tensors
 from layerprune.torch_internals import DispatchMode, hooks_of, no_modes
+
+_COUNTING = threading.Lock()
+_num_without_fast_path = 0
+_had_fast_path = True
 
 # Attribute reads and queries that make no tensor.
 _QUERIES = frozenset(
@@ -123,12 +128,19 @@ def watched(
 @contextmanager
 def no_fast_path() -> Generator[None]:
     """Keep torch's transformer modules from running as one fused operation, in which no value shows up."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    global _num_without_fast_path, _had_fast_path
+    with _COUNTING:  # of several that end in any order the last one switches it back
+        if _num_without_fast_path == 0:
+            _had_fast_path = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        _num_without_fast_path += 1
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        with _COUNTING:
+            _num_without_fast_path -= 1
+            if _num_without_fast_path == 0:
+                torch.backends.mha.set_fastpath_enabled(_had_fast_path)
 
 
 def nothing() -> Tensor:

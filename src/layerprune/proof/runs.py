@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from layerprune.capture import ParameterWritten, Sandbox
+from layerprune.capture import Sandbox
 from layerprune.inputs import Inputs
-from layerprune.modules import OperationWatch, named_parameters, storage_key
 from layerprune.proof.output_form import signature
 from layerprune.tensors import tensors_in
 
@@ -54,8 +52,7 @@ class ProofRuns:
         """
         adapted = self.shade.adapt(inputs)
         if not training or self.shade.mode is None:
-            with self.guarding() if training and self.shade.shares else nullcontext():
-                return ProofRun(training, adapted, self.run(training, self.shade.adapt(inputs)))
+            return ProofRun(training, adapted, self.run(training, self.shade.adapt(inputs)))
         backward = False
 
         def look(out: Any) -> None:
@@ -72,20 +69,6 @@ class ProofRuns:
         except Exception:  # a forward that reads values out of its inputs may not take any with a history
             return ProofRun(True, adapted, self.run(True, self.shade.adapt(inputs)))
         return ProofRun(True, adapted, expected, backward)
-
-    def guarding(self) -> OperationWatch:
-        """Raise before an operation writes into a parameter of the user's: train mode may, where eval mode did not."""
-        names = {storage_key(parameter): name for name, parameter in named_parameters(self.shade.model)}
-
-        def check(written: Sequence[Tensor]) -> None:
-            name = next((names[key] for tensor in written if (key := storage_key(tensor)) in names), None)
-            if name is not None:
-                raise ParameterWritten(f"it writes into '{name}', a parameter of yours")
-
-        def ignore(name: str, inputs: list[Tensor], outputs: list[Tensor], written: list[Tensor]) -> None:
-            return None
-
-        return OperationWatch(check, ignore)
 
     def run(self, training: bool, inputs: Inputs, *, look: Callable[[Any], None] | None = None) -> Any:
         """Run the shadow and describe what it returns.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.capture import read_calibration, real_sandbox
+from layerprune.environment import locked
 from layerprune.errors import CalibrationError, NotFiniteError, ended_by
 from layerprune.fitting import exact
 from layerprune.inputs import describe, why_mismatched
@@ -37,6 +38,7 @@ class _Moments:
         self.count, self.mean, self.scatter = self.count + count, mean, scatter
 
 
+@locked
 def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
     """Give each batch norm the mean and variance, over all of the data, of what it sees now.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from layerprune.capture import ActivationStore, Batch, Shared, fitting, notes_of, read_calibration, record_real
 from layerprune.edits import Edit
+from layerprune.environment import locked
 from layerprune.errors import RepairError
 from layerprune.fidelity import Harm, Kind, harm_named
 from layerprune.modules import unwrap, write
@@ -28,6 +29,7 @@ WAYS = ("refit", "mean")
 _SHARE_HELD = 4  # of the memory, for what the original's recording has shown: it need not run again on that batch
 
 
+@locked
 def repair(
     original: nn.Module,
     pruned: nn.Module,

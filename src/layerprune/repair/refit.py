@@ -117,7 +117,7 @@ class Refitter:
             CalibrationError: a batch does not run, or makes values that are not finite.
         """
         weights = {f"{site.name}.{key}" for site in sites for key in ("weight", "bias")}
-        repaired = real_sandbox(self.pruned.model, written=weights | self.pruned.graph.written_params)
+        repaired = real_sandbox(self.pruned.model, written=self.pruned.graph.written_params, copied=weights)
         num, first = len(self.batches), first_held_out(len(self.batches))
         solver = Solver(self.pruned.shade.model, num, first, _SHARE_HELD_OUT, self.memory_bytes)
         done: list[Refitted] = []

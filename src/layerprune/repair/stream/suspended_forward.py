@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.capture import Probe, Sandbox, See
+from layerprune.environment import exclusive
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import no_fast_path
@@ -169,8 +170,8 @@ def _settings() -> Callable[[ExitStack], None]:
 
 @contextmanager
 def closing(suspended_forwards: Collection[SuspendedForward]) -> Generator[None]:
-    """End all lanes that still wait, whatever happens inside."""
-    with no_fast_path():  # each lane switches it off, and back to what it was: so that is off
+    """End all lanes that still wait, whatever happens inside; lanes that are begun inside share the process lock."""
+    with exclusive(), no_fast_path():
         try:
             yield
         finally:
