@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from impact import NUM_HELD_OUT, console, rank
 from layerprune import UniversalLayerPruner
 from layerprune.capture import Loss, Probe, gradient_sandbox, read_calibration
-from layerprune.fidelity import Harm
+from layerprune.fidelity import Divergence
 from layerprune.impact import ScoringContext
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.estimators.loss import loss_on
@@ -75,7 +75,7 @@ def compare(of: Subject, num_directions: int, *, with_loss: bool) -> None:
         held_out = list(zip(held_out, of.held_out_targets, strict=False))
     pruner = UniversalLayerPruner(of.model, example_inputs=of.calibration[0], criterion="magnitude")
     scene = ScoringContext(of.model, pruner.graph, pruner.removals, read_calibration(data, of.model, loss), loss=loss)
-    harm = None if loss else Harm(of.kind)
+    harm = None if loss else Divergence(of.kind)
     truth = score_ablation(replace(scene, batches=read_calibration(held_out, of.model, loss)), harm).impacts
     found = statistics(scene, harm, num_directions)
     what = "a loss" if harm is None else harm.unit
@@ -101,7 +101,7 @@ def loss_of(of: Subject) -> Loss:
     return loss
 
 
-def statistics(scene: ScoringContext, harm: Harm | None, num_directions: int) -> dict[str, np.ndarray]:
+def statistics(scene: ScoringContext, harm: Divergence | None, num_directions: int) -> dict[str, np.ndarray]:
     """Products of gradients and changes, summed in several ways; ``(direction, removal, sample)`` each."""
     shade = gradient_sandbox(scene.model)
     shifts = [perturbations_of(scene.graph, removal)[0] for removal in scene.removals]

@@ -9,8 +9,8 @@ import numpy as np
 from layerprune import UniversalLayerPruner
 from layerprune.capture import Batch, read_calibration
 from layerprune.edits import Edit
-from layerprune.fidelity import Harm
-from layerprune.impact import Evidence, ScoringContext, ablate
+from layerprune.fidelity import Divergence
+from layerprune.impact import ImpactScores, ScoringContext, ablate
 
 NUM_DRAWS = 10_000
 LEVEL = 95  # %
@@ -25,12 +25,12 @@ class HeldOut:
         harm: how outputs are compared.
     """
 
-    def __init__(self, pruner: UniversalLayerPruner, batches: Sequence[object], harm: Harm) -> None:
+    def __init__(self, pruner: UniversalLayerPruner, batches: Sequence[object], harm: Divergence) -> None:
         self.pruner, self.harm = pruner, harm
         self.batches = read_calibration(batches, pruner._original)
         self.samples = [one for batch in self.batches for one in samples_of(batch)]
 
-    def harm_of(self, edits: Sequence[Edit]) -> float:
+    def divergence_of(self, edits: Sequence[Edit]) -> float:
         """What edits do to the output."""
         return float(self._made(edits, self.batches).impacts[0])
 
@@ -39,7 +39,7 @@ class HeldOut:
         found = self._made(edits, self.samples)
         return found.change[:, 0], found.size[:, 0]
 
-    def _made(self, edits: Sequence[Edit], batches: Sequence[Batch]) -> Evidence:
+    def _made(self, edits: Sequence[Edit], batches: Sequence[Batch]) -> ImpactScores:
         return ablate(ScoringContext(self.pruner._original, self.pruner.graph, [], batches), [edits], self.harm)
 
 

@@ -37,8 +37,8 @@ from layerprune import UniversalLayerPruner
 from layerprune.capture import Batch, Probe, Variants, read_calibration, real_sandbox
 from layerprune.cost.layer_costs import macs_by_layer
 from layerprune.edits import Edit
-from layerprune.fidelity import Harm, Kind
-from layerprune.impact import FINAL, Evidence, ScoringContext, ablate, score_output_change
+from layerprune.fidelity import Divergence, Kind
+from layerprune.impact import FINAL, ImpactScores, ScoringContext, ablate, score_output_change
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.estimators.influence import score_influence
 from layerprune.impact.estimators.magnitude import score_magnitude
@@ -61,7 +61,7 @@ class Prediction:
     """What a criterion said: of each removal, and how long it took in plain forwards over the same data."""
 
     name: str
-    evidence: Evidence
+    evidence: ImpactScores
     cost: float
 
 
@@ -96,7 +96,7 @@ def measure(of: Subject, num_sets: int) -> dict[str, dict[str, float]]:
     calibration = read_calibration(of.calibration, of.model)
     held_out = read_calibration(of.held_out[:NUM_HELD_OUT], of.model)
     pruner = UniversalLayerPruner(of.model, example_inputs=of.calibration[0])
-    harm = Harm(of.kind)
+    harm = Divergence(of.kind)
     scene = ScoringContext(of.model, pruner.graph, pruner.removals, calibration)
     truth = score_ablation(replace(scene, batches=held_out), harm).impacts
     sets, edits = joint_sets(pruner, num_sets)
@@ -125,11 +125,11 @@ def measure(of: Subject, num_sets: int) -> dict[str, dict[str, float]]:
     return figures
 
 
-def predictions(scene: ScoringContext, harm: Harm) -> list[Prediction]:
+def predictions(scene: ScoringContext, harm: Divergence) -> list[Prediction]:
     """Every criterion on the same calibration data, and how many plain forwards each takes."""
     one = replace(scene, batches=scene.batches[:1])
     plain = timed(lambda: ablate(scene, [], harm))[1]
-    criteria: dict[str, Callable[[], Evidence]] = {
+    criteria: dict[str, Callable[[], ImpactScores]] = {
         "output_change": lambda: score_output_change(scene, harm),
         "output_change, 4 directions": lambda: score_output_change(scene, harm, num_directions=4),
         "influence": lambda: score_influence(scene),
@@ -142,7 +142,7 @@ def predictions(scene: ScoringContext, harm: Harm) -> list[Prediction]:
     return [made(name, run, plain) for name, run in criteria.items()]
 
 
-def score_block_influence(scene: ScoringContext) -> Evidence:
+def score_block_influence(scene: ScoringContext) -> ImpactScores:
     """ShortGPT's measure (arXiv 2403.03853, section 3.2) of any removal: 1 - cosine, by tokens, pixels or samples."""
     shade = real_sandbox(scene.model)
     shifts = [perturbations_of(scene.graph, removal)[0] for removal in scene.removals]
@@ -163,15 +163,15 @@ def score_block_influence(scene: ScoringContext) -> Evidence:
         observer.run(batch.inputs, lambda compare=compare: tensors.seeing(compare))
         rows.append([found[shift] for shift in shifts])
     change = np.array(rows)
-    return Evidence(change, np.ones_like(change), 1.0, "1 - cosine")
+    return ImpactScores(change, np.ones_like(change), 1.0, "1 - cosine")
 
 
-def made(name: str, run: Callable[[], Evidence], plain: float) -> Prediction:
+def made(name: str, run: Callable[[], ImpactScores], plain: float) -> Prediction:
     evidence, seconds = timed(run)
     return Prediction(name, evidence, seconds / plain)
 
 
-def timed(run: Callable[[], Evidence]) -> tuple[Evidence, float]:
+def timed(run: Callable[[], ImpactScores]) -> tuple[ImpactScores, float]:
     """What a call returns, and the CPU seconds that it took."""
     start = time.process_time()
     return run(), time.process_time() - start
@@ -190,7 +190,9 @@ def contract(names: Sequence[str]) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, float]] = {}
     for name in names:
         model, batches, kind = LARGER[name]() if name in LARGER else of_subject(subject(name))
-        figures[name] = dict(zip(columns, costs(model, read_calibration(batches, model), Harm(kind)), strict=True))
+        figures[name] = dict(
+            zip(columns, costs(model, read_calibration(batches, model), Divergence(kind)), strict=True)
+        )
         table.add_row(name, *[f"{figures[name][column]:.2f}" for column in columns])
     console.print(table)
     console.print(
@@ -200,7 +202,7 @@ def contract(names: Sequence[str]) -> dict[str, dict[str, float]]:
     return figures
 
 
-def costs(model: torch.nn.Module, batches: Sequence[Batch], harm: Harm) -> tuple[float, ...]:
+def costs(model: torch.nn.Module, batches: Sequence[Batch], harm: Divergence) -> tuple[float, ...]:
     """Ratios of time and of memory, as :func:`contract` prints them.
 
     A first pass finds out, and a later one knows, what real forwards do where the layer graph says otherwise.
@@ -257,7 +259,7 @@ def resumed(names: Sequence[str]) -> dict[str, dict[str, float]]:
             of.model, example_inputs=batches[0].inputs, criterion="magnitude", projections=False
         )
         scene = ScoringContext(of.model, pruner.graph, pruner.removals, batches)
-        figures[name] = dict(zip(columns, against_whole(scene, Harm(of.kind)), strict=True))
+        figures[name] = dict(zip(columns, against_whole(scene, Divergence(of.kind)), strict=True))
         table.add_row(name, str(len(scene.removals)), *[f"{figure:.2f}" for figure in figures[name].values()])
     console.print(table)
     console.print(
@@ -267,13 +269,13 @@ def resumed(names: Sequence[str]) -> dict[str, dict[str, float]]:
     return figures
 
 
-def against_whole(scene: ScoringContext, harm: Harm) -> tuple[float, float, float, float, float]:
+def against_whole(scene: ScoringContext, harm: Divergence) -> tuple[float, float, float, float, float]:
     """Ratios of time, work and memory, as :func:`resumed` prints them; impacts must be the same to the bit."""
 
-    def whole(scene: ScoringContext) -> Evidence:
+    def whole(scene: ScoringContext) -> ImpactScores:
         return score_ablation(replace(scene, reuse_policy=ReusePolicy("whole forwards are measured")), harm)
 
-    def going_on(scene: ScoringContext) -> Evidence:
+    def going_on(scene: ScoringContext) -> ImpactScores:
         return score_ablation(replace(scene, reuse_policy=ReusePolicy()), harm)
 
     ratios: list[float] = []
@@ -380,7 +382,7 @@ def joint_sets(pruner: UniversalLayerPruner, num_sets: int) -> tuple[list[tuple[
     return sets, edits
 
 
-def quadratic(evidence: Evidence, some: tuple[int, ...]) -> float:
+def quadratic(evidence: ImpactScores, some: tuple[int, ...]) -> float:
     """The estimate of a set by squares and products: ``zᵀQz``."""
     assert evidence.pairs is not None
     return float(sum(evidence.impacts[i] for i in some) + evidence.pairs[np.ix_(some, some)].sum())

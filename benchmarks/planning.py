@@ -49,7 +49,7 @@ console = Console()
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CachedCall:
     """The median seconds of one contender on one model, or why it has none."""
 
     seconds: float | None = None
@@ -64,9 +64,9 @@ class Row:
     """One model: planning with layerprune, a step of Torch-Pruning, one eval forward at batch 1."""
 
     model: str
-    layerprune: Outcome
-    torch_pruning: Outcome
-    forward: Outcome
+    layerprune: CachedCall
+    torch_pruning: CachedCall
+    forward: CachedCall
 
     @property
     def to_torch_pruning(self) -> float | None:
@@ -77,7 +77,7 @@ class Row:
         return ratio(self.layerprune, self.forward)
 
 
-def ratio(ours: Outcome, other: Outcome) -> float | None:
+def ratio(ours: CachedCall, other: CachedCall) -> float | None:
     return ours.seconds / other.seconds if ours.seconds and other.seconds else None
 
 
@@ -135,9 +135,9 @@ def compare(name: str, repeats: int) -> Row:
             if repeat > 0:
                 seconds[contender].append(elapsed)
     outcomes = {
-        contender: Outcome(failure=failures[contender])
+        contender: CachedCall(failure=failures[contender])
         if contender in failures
-        else Outcome(statistics.median(seconds[contender]))
+        else CachedCall(statistics.median(seconds[contender]))
         for contender in contenders
     }
     return Row(name, **outcomes)

@@ -39,8 +39,8 @@ from impact import score_block_influence
 from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
 from layerprune.cost.layer_costs import macs_by_layer
-from layerprune.fidelity import Harm
-from layerprune.impact import Evidence, ScoringContext, register_criterion
+from layerprune.fidelity import Divergence
+from layerprune.impact import ImpactScores, ScoringContext, register_criterion
 from layerprune.inputs import Inputs
 from layerprune.select import select
 from layerprune.tensors import tensors_in
@@ -134,7 +134,7 @@ def measure(
     """
     ours = UniversalLayerPruner(of.model, calibration=of.calibration, kind=of.kind, progress=False, projections=False)
     prunable = sum(ours._planner.meter.param_pieces.values()) / ours.graph.num_params
-    held_out = HeldOut(ours, of.held_out[:NUM_HELD_OUT], Harm(of.kind))
+    held_out = HeldOut(ours, of.held_out[:NUM_HELD_OUT], Divergence(of.kind))
     unit = held_out.harm.unit
     console.print(f"[bold]{of.name}[/]: {len(ours.removals)} removals, {prunable:.1%} can go; {unit}, held out")
     table = Table("method", *(f"{share:.0%}" for share in shares), "calls of the model", "whole forwards")
@@ -176,7 +176,7 @@ def at_size(ours: UniversalLayerPruner, row: dict[str, Any], cap: float, held_ou
     total, planner = ours.graph.num_params, ours._planner
     params = replace(planner.meter.params(cap, False), at_least=row["reduction"] * total - 0.5)
     edits = planner.joints.proven(select(planner.problem([params])).chosen).edits
-    found: dict[str, Any] = {"ours": held_out.harm_of(edits)}
+    found: dict[str, Any] = {"ours": held_out.divergence_of(edits)}
     if found["ours"] > row["harm"] and row.get("by_sample"):
         changes, sizes = held_out.by_sample(edits)
         found["interval"] = interval(changes, np.array(row["by_sample"]), sizes)
@@ -215,7 +215,7 @@ def choices(of: Subject, method: Method, caps: Sequence[float], held_out: HeldOu
             saved = sum(num * shares.get(frame, 0.0) for frame, num in reuse_policy.handed_on.items()) / samples_of(of)
             reuse_policy.handed_on = scored
             num = before + forwards[0]
-            rows.append((held_out.harm_of(plan.edits), plan.reduction, num, num - saved))
+            rows.append((held_out.divergence_of(plan.edits), plan.reduction, num, num - saved))
         keys = ("harm", "reduction", "forwards", "whole")
         yield {
             **dict(zip(keys, map(median, zip(*rows, strict=True)), strict=True)),
@@ -259,10 +259,10 @@ def samples_of(of: Subject) -> int:
     return read_calibration(of.calibration[:1], of.model)[0].num_samples
 
 
-def score_random(scene: ScoringContext) -> Evidence:
+def score_random(scene: ScoringContext) -> ImpactScores:
     """Impacts by chance."""
     change = np.random.default_rng(scene.seed).random((1, len(scene.removals)))
-    return Evidence(change, np.ones_like(change), 1.0, "random")
+    return ImpactScores(change, np.ones_like(change), 1.0, "random")
 
 
 if __name__ == "__main__":

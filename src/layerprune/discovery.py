@@ -1,4 +1,4 @@
-"""Discovery: the groups of a model, and the removals that are proven to take them out."""
+"""Finds the groups of a model and proves the removals that take them out."""
 
 from __future__ import annotations
 

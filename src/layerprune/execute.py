@@ -1,4 +1,4 @@
-"""Carrying out: a plan made true on a copy of the model, with what has to be fitted for it, and repaired."""
+"""Carries a plan out on a copy of the model, fits its projections, and repairs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from layerprune.capture import Batch, finite_ones, require_finite, spoilt_inputs
 from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError, RepairError
-from layerprune.fidelity import Harm, HeldOut, HeldOutVerdict, Kind, harm_named, held_by, hold_out_of
+from layerprune.fidelity import Divergence, HeldOut, HeldOutVerdict, Kind, divergence_named, held_by, hold_out_of
 from layerprune.fitting import ProjectionReport, fold_into
 from layerprune.graph import LayerGraph
 from layerprune.modules import UndoLog, named_buffers, named_parameters, write
@@ -83,7 +83,7 @@ def carry_out(
         lambda some: fold_into(original, pruned, some, plan.edits, memory_bytes=MEMORY_BYTES, written=written),
         *(original, fitted_on, written),
     )
-    judge = _Judge(original, pruned, held, harm_named(kind), written)
+    judge = _Judge(original, pruned, held, divergence_named(kind), written)
     unrepaired = judge.held()
     report = None if how is None else _repaired(original, pruned, fitted_on, plan, how, kind, written)
     verdict, said = judge.verdict(unrepaired, report, sum(batch.num_samples for batch in fitted_on))
@@ -118,7 +118,7 @@ class _Judge:
     original: nn.Module
     pruned: nn.Module
     held_out: Sequence[Batch]
-    harm: Harm | None
+    harm: Divergence | None
     written: Collection[str]
 
     def held(self) -> HeldOut | None:

@@ -1,4 +1,4 @@
-"""Options: what a user gives the pruner beside model and data, brought to one form or refused."""
+"""Brings the pruner's options to one form, or refuses them."""
 
 from __future__ import annotations
 

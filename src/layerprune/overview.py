@@ -1,4 +1,4 @@
-"""The overview: what the printed plan is made of."""
+"""Collects the contents of the printed plan."""
 
 from __future__ import annotations
 

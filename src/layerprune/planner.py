@@ -1,4 +1,4 @@
-"""Planning: from budgets, or names, to the record of what is to go."""
+"""Makes the plan, from budgets or from names of groups."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from layerprune.select import (
     Effort,
     Problem,
     Resource,
-    ResourceMeter,
+    Resources,
     Selection,
     frontier,
     select,
@@ -72,7 +72,7 @@ class Planner:
         groups: Sequence[Group],
         scored: Scored,
         joints: JointRemovals,
-        meter: ResourceMeter,
+        meter: Resources,
         granularity: str,
         seed: int,
     ) -> None:

@@ -1,4 +1,4 @@
-"""The pruner: it sequences the stages, from a model to a smaller model."""
+"""The pruner: sequences the stages, from a model to a smaller model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from layerprune.distillation import Distillation, distill
 from layerprune.environment import holding_process_lock
 from layerprune.errors import BudgetError, LayerPruneWarning, PlanError, ShortfallWarning, warn
 from layerprune.execute import carry_out, check_way
-from layerprune.fidelity import Kind, harm_named
+from layerprune.fidelity import Kind, divergence_named
 from layerprune.fitting import ProjectionReport
 from layerprune.graph import Group, LayerInfo
 from layerprune.impact import ScoringContext, criterion_of
@@ -41,7 +41,7 @@ from layerprune.removals import GRANULARITIES
 from layerprune.repair import RepairReport
 from layerprune.report import plan_text, terminal_width
 from layerprune.scoring import Scored, score_removals
-from layerprune.select import SLACK, Budgets, Named, ResourceMeter, check_share, removals_for
+from layerprune.select import SLACK, Budgets, Named, Resources, check_share, removals_for
 
 
 @holding_process_lock(but=("distill",))
@@ -112,7 +112,7 @@ class UniversalLayerPruner:
         self.model = unwrap(model)
         self._batches = given_calibration(calibration, self.model, loss)
         self._loss, self._seed, self._progress = loss, checked_seed(seed), progress
-        self._harm = harm_named(kind)
+        self._harm = divergence_named(kind)
         self.granularity = granularity
         self.inputs, self.graph, shade = record_first(self.model, example_inputs, self._batches)
         self._found = discover(
@@ -267,7 +267,7 @@ class UniversalLayerPruner:
     def _planner(self) -> Planner:
         scored, original = self._scored, self._original
         joints = JointRemovals(self._prover, scored.removals, original)
-        meter = ResourceMeter(original, self.graph, self.inputs, joints, scored.removals)
+        meter = Resources(original, self.graph, self.inputs, joints, scored.removals)
         return Planner(original, self.graph, self.groups, scored, joints, meter, self.granularity, self._seed)
 
     def saving(self, plan: PlanGiven) -> Saving:

@@ -1,4 +1,4 @@
-"""Scoring: the removals with their impacts, and what these were measured on."""
+"""Scores the removals, by default or on calibration data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from layerprune.fitting import fold_alone
 from layerprune.impact import (
     Criterion,
     CrossFit,
-    Evidence,
+    ImpactScores,
     ScoringContext,
     cut_in_two,
     fit_crosswise,
@@ -53,7 +53,7 @@ class Scored:
     """
 
     removals: Sequence[Removal]
-    evidence: Evidence | None
+    evidence: ImpactScores | None
     scene: ScoringContext | None
     has_data: bool
     unit: str
@@ -67,7 +67,7 @@ class _Measured:
 
     scene: ScoringContext
     crossed: CrossFit
-    evidence: Evidence
+    evidence: ImpactScores
     notes: tuple[str, ...] = ()
 
 

@@ -112,7 +112,7 @@ def test_an_import_that_goes_up_or_past_the_door_is_found(module: str, source: s
     [
         ("graph.groups", "import torch\nfrom layerprune.errors import LayerPruneError"),
         ("pruner", "from layerprune.impact import score"),
-        ("impact.ablation", "from layerprune.impact.scores import Evidence\nfrom layerprune.graph import Group"),
+        ("impact.ablation", "from layerprune.impact.scores import ImpactScores\nfrom layerprune.graph import Group"),
         ("__init__", "from layerprune.pruner import quick_prune"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerprune.channels import CannotSlice, ChannelTrace, Gap
+from layerprune.channels import CannotSlice, ChannelGap, ChannelTrace
 from layerprune.channels.rules import slice_layer
 from models.hand_built import HandBuiltGraph
 
@@ -13,7 +13,7 @@ from models.hand_built import HandBuiltGraph
 def gap_of(first, last, size, dim=1):
     missing = np.zeros(size, dtype=bool)
     missing[first:last] = True
-    return Gap(dim, missing)
+    return ChannelGap(dim, missing)
 
 
 def rule(module, gap, dims=4):

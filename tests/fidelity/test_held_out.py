@@ -6,7 +6,7 @@ from torch import nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
-from layerprune.fidelity import Harm, HeldOut, HeldOutVerdict, compare, held_by, hold_out, hold_out_of
+from layerprune.fidelity import Divergence, HeldOut, HeldOutVerdict, compare, held_by, hold_out, hold_out_of
 from models.nets import Damped, Net, linear, randomised, rows, same_bits
 
 BATCHES = [rows(32, seed=seed) for seed in range(8)]
@@ -119,7 +119,7 @@ def test_padding_does_not_count():
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
     batches = read_calibration([{"x": rows(8).reshape(2, 4, 8), "attention_mask": mask}], model)
     for kind in ("values", "distribution"):
-        found = held_by(model, other, batches, Harm(kind))
+        found = held_by(model, other, batches, Divergence(kind))
         assert (found.harm, found.kept) == (0.0, 1.0)
 
 

@@ -12,7 +12,7 @@ import layerprune
 from layerprune import UniversalLayerPruner
 from layerprune.errors import CalibrationError
 from layerprune.export import export_onnx
-from layerprune.fidelity import Harm, compare
+from layerprune.fidelity import Divergence, compare
 from layerprune.tensors import tensors_by_place, tensors_in
 from models.nets import linear, randomised, rows, run
 
@@ -120,4 +120,4 @@ def test_it_is_exported(tmp_path: Path) -> None:
 
 def test_outputs_of_another_length_are_no_fault_of_the_batches() -> None:
     with pytest.raises(CalibrationError, match="returns 1 tensors instead of 2"):
-        Harm("values").between([rows(), rows()], [rows()])
+        Divergence("values").between([rows(), rows()], [rows()])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
 from layerprune.errors import CalibrationError, UnknownNameError
-from layerprune.impact import Evidence, ScoringContext, register_criterion, score_output_change
+from layerprune.impact import ImpactScores, ScoringContext, register_criterion, score_output_change
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.estimators.influence import score_influence
 from layerprune.impact.estimators.magnitude import score_magnitude
@@ -263,9 +263,9 @@ def test_few_samples_and_a_single_batch_are_said():
 
 
 def test_a_criterion_of_ones_own_scores():
-    def by_place(scene: ScoringContext) -> Evidence:
+    def by_place(scene: ScoringContext) -> ImpactScores:
         change = torch.arange(len(scene.removals), dtype=torch.float64).numpy()[None]
-        return Evidence(change, change * 0 + 1, 1.0, "place")
+        return ImpactScores(change, change * 0 + 1, 1.0, "place")
 
     register_criterion("place", by_place)
     pruner = UniversalLayerPruner(branches(), example_inputs=BATCHES[0], criterion="place")

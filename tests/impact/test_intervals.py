@@ -8,8 +8,8 @@ import torch
 from scipy.stats import t as student_t
 
 from layerprune import UniversalLayerPruner
-from layerprune.fidelity import Harm
-from layerprune.impact import Evidence, impact_intervals
+from layerprune.fidelity import Divergence
+from layerprune.impact import ImpactScores, impact_intervals
 from layerprune.impact.intervals import interval
 from layerprune.impact.scores import Units
 from models.nets import Damped, linear, randomised, rows
@@ -88,7 +88,7 @@ def test_it_holds_the_truth_in_nine_of_ten_draws_and_the_percentiles_over_batche
 def test_what_samples_change_adds_up_to_what_the_batch_changes(kind, is_masked):
     one, other = rows(24).reshape(3, 4, 8, 2)[..., 0], rows(24, seed=5).reshape(3, 4, 8, 2)[..., 0]
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]) if is_masked else None
-    harm = Harm(kind)
+    harm = Divergence(kind)
     found = harm.by_sample(one, other, mask, 3)
     assert found.shape == (2, 3)
     assert found.sum(1) == pytest.approx(harm.between(one, other, mask))
@@ -120,7 +120,7 @@ def test_one_batch_and_what_was_measured_on_one_have_none():
     change = np.array([[1.0, 2.0], [0.0, 3.0]])
     size = np.array([[1.0, 1.0], [0.0, 1.0]])
     units = Units(change, size, np.array([0, 1]))
-    found = impact_intervals(Evidence(change, size, 1.0, "", units=units))
+    found = impact_intervals(ImpactScores(change, size, 1.0, "", units=units))
     assert np.isnan(found[:, 0]).all()
     assert np.isfinite(found[:, 1]).all()
-    assert impact_intervals(Evidence(change[:1], size[:1], 1.0, "")) is None
+    assert impact_intervals(ImpactScores(change[:1], size[:1], 1.0, "")) is None

@@ -10,7 +10,7 @@ import torch
 from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
 from layerprune.impact import (
-    Evidence,
+    ImpactScores,
     ScoringContext,
     ablate,
     all_of_them,
@@ -217,7 +217,7 @@ def test_an_interval_holds_the_impact_and_one_batch_gives_none():
 def test_a_removal_measured_on_some_batches_draws_from_these():
     change = np.array([[1.0, 0.0], [2.0, 5.0], [3.0, 0.0], [4.0, 7.0]])
     size = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    found = Evidence(change, size, 1.0, "")
+    found = ImpactScores(change, size, 1.0, "")
     assert found.impacts.tolist() == [2.5, 6.0]
     draws = found.resampled(0)
     assert set(draws[:, 1]) == {5.0, 6.0, 7.0}

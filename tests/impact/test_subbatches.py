@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from layerprune import UniversalLayerPruner
 from layerprune.capture import Batch, read_calibration
-from layerprune.fidelity import Harm
-from layerprune.impact import Evidence, ablate, ends, first_only
+from layerprune.fidelity import Divergence
+from layerprune.impact import ImpactScores, ablate, ends, first_only
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.racing import contenders
 from layerprune.impact.subbatches import PARTS, SubBatch, adds_up, cut, fewest_samples, whole
@@ -101,8 +101,8 @@ def measured_in_parts(scene):
 
 def test_in_parts_the_divergence_is_that_of_whole_batches():
     scene = scene_of(BATCHES)
-    found = ablate(scene, edits_of(scene), Harm("distribution"), rule=every_round)
-    truth = score_ablation(replace(scene, reuse_policy=ReusePolicy()), Harm("distribution"))
+    found = ablate(scene, edits_of(scene), Divergence("distribution"), rule=every_round)
+    truth = score_ablation(replace(scene, reuse_policy=ReusePolicy()), Divergence("distribution"))
     assert (scene.reuse_policy.fewest, scene.reuse_policy.share) == (8, 0.25)
     assert found.change == pytest.approx(truth.change)
     assert found.size == pytest.approx(truth.size)
@@ -215,7 +215,7 @@ def test_the_noise_of_an_impact_is_its_spread_from_batch_to_batch():
     change = np.array([[1.0, 2.0, 5.0], [3.0, 2.0, 0.0]])
     size = np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     # The first is 2 ± √2, the second 2 ± 0, the third was measured once.
-    assert Evidence(change, size, 1.0, "").noise == pytest.approx(np.sqrt((0.5 + 0.0) / 2))
-    halves = Evidence(change, size, 1.0, "", looked_at=np.full((2, 3), 0.5))
+    assert ImpactScores(change, size, 1.0, "").noise == pytest.approx(np.sqrt((0.5 + 0.0) / 2))
+    halves = ImpactScores(change, size, 1.0, "", looked_at=np.full((2, 3), 0.5))
     assert halves.noise == pytest.approx(np.sqrt((0.25 + 0.0) / 2))
-    assert Evidence(change[:1], size[:1], 1.0, "").noise == 0.0
+    assert ImpactScores(change[:1], size[:1], 1.0, "").noise == 0.0

@@ -19,11 +19,11 @@ from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
 from layerprune.edits import Pass
 from layerprune.errors import DroppedTensorError
-from layerprune.impact import Evidence, ScoringContext, ablate
+from layerprune.impact import ImpactScores, ScoringContext, ablate
 from layerprune.removals import CannotLower
 from layerprune.replay import ReusePolicy
 from layerprune.replay import reuse as output_reuse
-from layerprune.replay.cached_call import Leaf, NotPlain, Outcome
+from layerprune.replay.cached_call import CachedCall, Leaf, NotPlain
 from models.nets import Net, linear, randomised, rows
 from oracle.random_nets import THEMES, nets
 
@@ -38,7 +38,7 @@ def scene_of(model: nn.Module, batches: Sequence[Any], **more: Any) -> ScoringCo
     return ScoringContext(pruner._original, pruner.graph, removals, read_calibration(batches, model, loss), **more)
 
 
-def both(scene: ScoringContext, sets: Sequence[Any] | None = None) -> tuple[Evidence, Evidence, ReusePolicy]:
+def both(scene: ScoringContext, sets: Sequence[Any] | None = None) -> tuple[ImpactScores, ImpactScores, ReusePolicy]:
     """Ablation by whole forwards and by such as go on, and what the latter has written down."""
     sets = [removal.edits for removal in scene.removals] if sets is None else sets
     assert len(sets) >= output_reuse.FEWEST, "a test of nothing"
@@ -47,7 +47,7 @@ def both(scene: ScoringContext, sets: Sequence[Any] | None = None) -> tuple[Evid
     return whole, ablate(replace(scene, reuse_policy=reuse_policy), sets), reuse_policy
 
 
-def assert_same(whole: Evidence, other: Evidence) -> None:
+def assert_same(whole: ImpactScores, other: ImpactScores) -> None:
     assert np.array_equal(whole.change, other.change, equal_nan=True)
     assert np.array_equal(whole.size, other.size, equal_nan=True)
     assert whole.notes == other.notes
@@ -379,7 +379,7 @@ def test_an_output_is_returned_again_for_the_same_bits_only():
         return leaves.setdefault(id(tensor), Leaf(tensor))
 
     x, y = torch.tensor([0.0, 1.0, float("nan")]), torch.ones(3)
-    outcome = Outcome((x, [2]), {"scale": 1.0}, leaf)
+    outcome = CachedCall((x, [2]), {"scale": 1.0}, leaf)
     outcome.finish((x, [2]), {"scale": 1.0}, {"y": y})
     assert outcome.matches((x.clone(), [2]), {"scale": 1.0}, by_value=True)
     assert not outcome.matches((x.clone(), [2]), {"scale": 1.0}, by_value=False)
@@ -396,7 +396,7 @@ def test_an_output_is_returned_again_for_the_same_bits_only():
     x.add_(1)
     assert not outcome.matches((x, [2]), {"scale": 1.0}, by_value=True)
     with pytest.raises(NotPlain):
-        Outcome((object(),), {}, leaf)
+        CachedCall((object(),), {}, leaf)
 
 
 @pytest.mark.parametrize("theme", THEMES)

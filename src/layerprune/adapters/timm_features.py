@@ -1,4 +1,4 @@
-"""timm: what a model says of the places where its features are taken follows when elements leave an ``nn.Sequential``.
+"""Follows timm's ``feature_info`` when elements leave an ``nn.Sequential``.
 
 ``feature_info`` names a module for each feature; lists as ``feature_ends`` hold the places of these among the elements,
 which ``forward_intermediates`` counts. No forward reads them, so no proof sees them.

@@ -1,4 +1,4 @@
-"""Holding: what a recorded forward has shown, kept as it was, so that it need not run again."""
+"""Keeps activations of a recorded forward, so that the forward need not run again."""
 
 from __future__ import annotations
 

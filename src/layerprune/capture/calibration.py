@@ -1,4 +1,4 @@
-"""Calibration data: what impacts are measured on, read once and checked."""
+"""Reads calibration data once, checks them, and names the batch that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Capture: one forward on fake tensors, made into a layer graph."""
+"""Records one forward on fake tensors and makes it a layer graph."""
 
 from __future__ import annotations
 

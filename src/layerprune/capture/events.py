@@ -1,4 +1,4 @@
-"""The recording: what a recorder wrote down of one forward, operation by operation."""
+"""The operations and module calls that a recorder writes down of one forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finite: whether a model makes numbers of its data, and the first layer that does not."""
+"""Checks that a model's outputs on its data are finite, and names the first layer whose output is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first recording of a model: on the inputs given, on calibration data, or on what is inferred and fits."""
+"""Records a model for the first time: on given inputs, on calibration data, or on inferred inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The builder: a recording made into a layer graph."""
+"""Builds the layer graph from a recording."""
 
 from __future__ import annotations
 

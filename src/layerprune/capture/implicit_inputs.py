@@ -1,4 +1,4 @@
-"""Strays: tensors that a forward uses though no call has handed them to it, and arguments that a call writes into."""
+"""Tensors that a forward uses though no call passes them, and arguments that a call writes into."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Observation: read chosen values of the layer graph while the model runs on real inputs."""
+"""Reads chosen values of the layer graph while the model runs on real inputs."""
 
 from __future__ import annotations
 

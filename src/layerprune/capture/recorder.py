@@ -1,4 +1,4 @@
-"""The recorder: one forward, written down operation by operation, with the module and the function each belongs to."""
+"""Writes down one forward, operation by operation, with the module and the function of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shadow of a model: a copy that runs without touching the model, on fake tensors where that works."""
+"""A copy of the user's model that runs without touching the user's model, on fake tensors where possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memo: what layers make of a shape, remembered, so that many proofs cost little more than one.
+"""Remembers which output shapes layers make of input shapes, so that many proofs cost little more than one.
 
 A module that changes an attribute when it runs is not remembered: a later layer, or a backward, may read it.
 """

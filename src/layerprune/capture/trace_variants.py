@@ -1,4 +1,4 @@
-"""Variants: what a model's forward does on real data, where that is not what its layer graph says."""
+"""Records forwards on real data that differ from the layer graph."""
 
 from __future__ import annotations
 

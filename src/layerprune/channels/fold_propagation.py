@@ -1,4 +1,4 @@
-"""Folds: which transforms take a projection in once a tensor gives way to one of other channels or another size."""
+"""Finds the layers that take a projection in when a tensor changes its channels or its size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerprune.channels.fold_target import CannotFold, Reader, reader_at
-from layerprune.channels.index_tracking import CannotFollow, Gap, recorded_call
+from layerprune.channels.index_tracking import CannotFollow, ChannelGap, recorded_call
 from layerprune.edits import Fold
 from layerprune.graph import Cut, Layer, LayerGraph
 from layerprune.tensors import traits_of
@@ -44,7 +44,7 @@ class FoldTrace:
         modules: Mapping[str, nn.Module],
         cut: Cut,
         dead: frozenset[int],
-        gaps: Mapping[int, Gap] | None = None,
+        gaps: Mapping[int, ChannelGap] | None = None,
     ) -> None:
         self.graph = graph
         self.modules = modules

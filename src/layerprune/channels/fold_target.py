@@ -1,4 +1,4 @@
-"""Readers: the transforms that can take a projection of what they read in, and where their weights lie.
+"""Layers that can take in a projection of their input, and where their weights lie.
 
 A reader is a module of a known type, or a function that a forward calls with a parameter.
 """

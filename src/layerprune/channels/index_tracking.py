@@ -1,4 +1,4 @@
-"""Rearrangements: functions that only move elements, run once more on numbered ones to see where channels end up."""
+"""Runs functions that only move elements on numbered elements, to see where channels end up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CannotFollow(Exception):
 
 
 @dataclass(frozen=True)
-class Gap:
+class ChannelGap:
     """Channels missing from a value.
 
     Attributes:
@@ -59,8 +59,8 @@ class Moved:
 
     layer: Layer
     shape: tuple[int, ...]
-    before: Gap
-    after: tuple[Gap | None, ...]
+    before: ChannelGap
+    after: tuple[ChannelGap | None, ...]
 
     def faults(self, run: Callable[[Tensor], Any]) -> str:
         """What is wrong with the run's own call of the layer, given the channels that are left; empty if nothing is.
@@ -81,7 +81,9 @@ class Moved:
         return ""
 
 
-def follow(layer: Layer, run: Callable[[Tensor], Any], gap: Gap, shape: tuple[int, ...]) -> tuple[Gap | None, ...]:
+def follow(
+    layer: Layer, run: Callable[[Tensor], Any], gap: ChannelGap, shape: tuple[int, ...]
+) -> tuple[ChannelGap | None, ...]:
     """Follow missing channels through a rearrangement.
 
     Args:
@@ -152,7 +154,7 @@ def _numbered(shape: Sequence[int]) -> Tensor:
     return torch.arange(count, dtype=torch.int32 if count < 2**31 else torch.int64).reshape(tuple(shape))
 
 
-def _gap_of(layer: Layer, marks: Tensor) -> Gap | None:
+def _gap_of(layer: Layer, marks: Tensor) -> ChannelGap | None:
     """The one dimension along which marks differ; None where there are none."""
     if not bool(marks.any()):
         return None
@@ -162,5 +164,5 @@ def _gap_of(layer: Layer, marks: Tensor) -> Gap | None:
         others = [d for d in range(marks.dim()) if d != dim]
         line = marks.amax(others) if others else marks
         if torch.equal(line.view([-1 if d == dim else 1 for d in range(marks.dim())]).expand_as(marks), marks):
-            return Gap(dim, line.numpy().astype(bool))
+            return ChannelGap(dim, line.numpy().astype(bool))
     raise CannotFollow(f"'{layer.name}' ({layer.type_name}) mixes the channels that go with channels that stay")

@@ -1,4 +1,4 @@
-"""Channels: which readers of a concat lose which input channels once an operand is gone."""
+"""Finds the input channels that layers behind a concat lose when one of its operands goes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from layerprune.channels import index_tracking as rearrange
-from layerprune.channels.index_tracking import CannotFollow, Gap, Moved
+from layerprune.channels.index_tracking import CannotFollow, ChannelGap, Moved
 from layerprune.channels.rules import CannotSlice, slice_layer
 from layerprune.edits import Slice
 from layerprune.graph import Layer, LayerGraph
@@ -38,8 +38,8 @@ class ChannelTrace:
         self.substitutes = {y: s for y, s in (substitutes or {}).items() if y not in projected}
         self.modules = modules
         self.dead = dead
-        self.gaps: dict[int, Gap] = {}
-        self.cuts: dict[tuple[str, str], tuple[Gap, int]] = {}
+        self.gaps: dict[int, ChannelGap] = {}
+        self.cuts: dict[tuple[str, str], tuple[ChannelGap, int]] = {}
         self.moved: list[Moved] = []
         self.whose = ""  # of the reasons, which speak of a whole branch: what its last layer made is dropped
 
@@ -116,7 +116,7 @@ class ChannelTrace:
             return f"'{layer.name}' ({layer.type_name}) normalizes across channels, so the others would change"
         return f"{self.whose} pass through '{layer.name}' ({layer.type_name}), which cannot lose some of them"
 
-    def pass_on(self, layer: Layer, gap: Gap) -> None:
+    def pass_on(self, layer: Layer, gap: ChannelGap) -> None:
         for value in layer.outputs:
             shape = self.graph.values[value].shape
             if len(shape) <= gap.dim or shape[gap.dim] != len(gap.missing):
@@ -138,7 +138,7 @@ class ChannelTrace:
             if gap is not None and gap.dim != dim:
                 raise CannotSlice(f"'{layer.name}' joins its tensors along another dimension")
             missing.append(np.full(size, original[0] in gone) | (gap.missing if gap is not None else False))
-        self.gaps[layer.outputs[0]] = Gap(dim, np.concatenate(missing))
+        self.gaps[layer.outputs[0]] = ChannelGap(dim, np.concatenate(missing))
 
     def concat_dim(self, layer: Layer) -> int:
         """The dimension that a concat joins, counted from the front."""
@@ -184,7 +184,7 @@ class ChannelTrace:
         if over is None or gap.dim in over or len(layer.results) > 1:
             raise CannotSlice(self.refusal(layer))
         dim = gap.dim if len(out) == dims else gap.dim - sum(d < gap.dim for d in over)
-        self.pass_on(layer, Gap(dim, gap.missing))
+        self.pass_on(layer, ChannelGap(dim, gap.missing))
 
     # ---- layers with parameters -----------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class ChannelTrace:
             self.pass_on(layer, behind)
         return True
 
-    def cut(self, layer: Layer, side: str, gap: Gap) -> None:
+    def cut(self, layer: Layer, side: str, gap: ChannelGap) -> None:
         for name in layer.params:
             users = self.graph.param_users[self.graph.param_ids[name]]
             if any(self.graph.layers[u].fqn != layer.fqn for u in users):

@@ -1,4 +1,4 @@
-"""What layers with parameters do with their channels: which side of them to slice, and what they hand on."""
+"""Channel rules of layers with parameters: which side to slice, and which channels they hand on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 from torch.nn.utils import parametrize
 
-from layerprune.channels.index_tracking import Gap
+from layerprune.channels.index_tracking import ChannelGap
 from layerprune.graph import Layer
 from layerprune.torch_internals import Conv, pre_hooks_of
 
@@ -17,7 +17,7 @@ class CannotSlice(Exception):
     """Channels cannot be taken out of a layer; the message is the reason that the plan shows."""
 
 
-def slice_layer(module: nn.Module, layer: Layer, gap: Gap, dims: int) -> tuple[str, Gap | None] | None:
+def slice_layer(module: nn.Module, layer: Layer, gap: ChannelGap, dims: int) -> tuple[str, ChannelGap | None] | None:
     """Tell how a layer that owns parameters loses channels.
 
     Args:
@@ -58,7 +58,7 @@ def _does_only(module: nn.Module, layer: Layer, cls: type[nn.Module], functions:
     return bool(done & functions) and done - {"pad"} <= functions and layer.functions.count("pad") < 2
 
 
-def _conv(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+def _conv(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     assert isinstance(module, Conv)
     if gap.dim != 1 or dims != module.weight.dim() or len(gap.missing) != module.in_channels:
         raise CannotSlice(f"'{name}' reads the channels that go as something other than channels")
@@ -66,30 +66,30 @@ def _conv(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap |
     if (lost == lost[0]).all() and lost[0] < module.in_channels // module.groups:
         return "in", None
     if set(lost.tolist()) <= {0, module.in_channels // module.groups}:
-        return "channels", Gap(1, np.repeat(lost > 0, module.out_channels // module.groups))
+        return "channels", ChannelGap(1, np.repeat(lost > 0, module.out_channels // module.groups))
     raise CannotSlice(f"'{name}' is a grouped convolution ({module.groups} groups), whose groups would become uneven")
 
 
-def _linear(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+def _linear(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     assert isinstance(module, nn.Linear)
     if gap.dim != dims - 1 or len(gap.missing) != module.in_features:
         raise CannotSlice(f"'{name}' mixes another dimension than the one that loses channels")
     return "in", None
 
 
-def _batch_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+def _batch_norm(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     if gap.dim != 1:
         raise CannotSlice(f"'{name}' normalizes another dimension than the one that loses channels")
     return "channels", gap
 
 
-def _instance_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+def _instance_norm(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     if gap.dim != 1 or dims < 3:
         raise CannotSlice(f"'{name}' normalizes another dimension than the one that loses channels")
     return "channels", gap
 
 
-def _group_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+def _group_norm(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     assert isinstance(module, nn.GroupNorm)
     lost = gap.missing.reshape(module.num_groups, -1).sum(1) if gap.dim == 1 else np.array([1])
     if not set(lost.tolist()) <= {0, module.num_channels // module.num_groups} or module.num_groups == 1:
@@ -97,16 +97,16 @@ def _group_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str,
     return "channels", gap
 
 
-def _mixing_norm(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+def _mixing_norm(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     raise CannotSlice(f"'{name}' ({type(module).__name__}) normalizes across channels, so the others would change")
 
 
-def _prelu(module: nn.Module, gap: Gap, dims: int, name: str) -> tuple[str, Gap | None]:
+def _prelu(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     assert isinstance(module, nn.PReLU)
     return ("channels" if module.weight.numel() > 1 else ""), gap
 
 
-_Rule = Callable[[nn.Module, Gap, int, str], "tuple[str, Gap | None]"]
+_Rule = Callable[[nn.Module, ChannelGap, int, str], "tuple[str, ChannelGap | None]"]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _RULES: tuple[tuple[tuple[type[nn.Module], ...], frozenset[str], _Rule], ...] = (
     (_CONVS, frozenset(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)), _conv),

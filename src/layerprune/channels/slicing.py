@@ -1,4 +1,4 @@
-"""Slices: which tensors of a layer lose which elements when it loses channels."""
+"""Which tensors of a layer lose which elements when the layer loses channels."""
 
 from __future__ import annotations
 

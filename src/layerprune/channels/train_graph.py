@@ -1,4 +1,4 @@
-"""The companion: what runs in train mode only, and has to follow when channels go."""
+"""What runs in train mode only, and has to follow when channels go."""
 
 from __future__ import annotations
 

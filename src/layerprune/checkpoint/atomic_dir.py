@@ -1,4 +1,4 @@
-"""Staging: a folder is written beside its target and takes the target's place in one step, or not at all.
+"""Writes a folder beside its target and puts it in place in one step, or not at all.
 
 Whoever writes holds a lock on the staging folder (``flock``), which ends with the process however that ends. A staging
 folder without a living owner is what a crash left; the next save or load of the same target removes it. Where the

@@ -1,4 +1,4 @@
-"""Files: tensors and records on disk, each written whole or not at all, and nothing that could run code."""
+"""Writes tensors and records to disk, each whole or not at all, and nothing that could run code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card: what was removed from a model, what was measured, and how to load what is left."""
+"""The model card: what was removed from a model, what was measured, and how to load the pruned model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hub: a pruned model goes to a repository of the Hugging Face hub, with a card, and comes back."""
+"""Sends a pruned model with a card to the Hugging Face hub, and loads it from there."""
 
 from __future__ import annotations
 

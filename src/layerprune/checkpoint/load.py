@@ -1,4 +1,4 @@
-"""Loading: the plan is carried out on a fresh copy of the model, and the weights come from the files."""
+"""Carries a saved plan out on a fresh copy of the model and reads the weights from the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest: what files an artefact is made of, and what weights files cannot say of the model's tensors."""
+"""The manifest: the files of a checkpoint, and what weights files cannot say of the model's tensors."""
 
 from __future__ import annotations
 

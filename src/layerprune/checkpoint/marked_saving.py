@@ -1,4 +1,4 @@
-"""Marked saving: a model's own saving method writes an artefact of ours, which nothing else takes for a checkpoint.
+"""Lets a model's own saving method write a layerprune checkpoint, which no other library mistakes for its own.
 
 For hosts that save a model by its ``save_pretrained`` and cannot be told to save it otherwise, as the Trainer of
 transformers does. The folder holds the configs where the class writes them, and no weights but those of the artefact

@@ -1,4 +1,4 @@
-"""Saving: a pruned model becomes a folder, complete or not at all."""
+"""Saves a pruned model as a folder, complete or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vanilla folders: a transformers model that lost whole layers, as transformers itself saves and loads it.
+"""Saves a transformers model that lost whole layers as transformers itself saves it.
 
 The plan and a manifest lie beside config, weights and tokenizer, so that :func:`load_pruned` loads the folder, too.
 """

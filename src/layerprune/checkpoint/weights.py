@@ -1,4 +1,4 @@
-"""Weights: a model's tensors in safetensors files, and the files' tensors in a model."""
+"""Writes a model's tensors to safetensors files, and reads them back into a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard output, standard error and exit codes: what a command says, and where."""
+"""Standard output, standard error and exit codes of the commands."""
 
 from __future__ import annotations
 

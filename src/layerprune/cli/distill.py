@@ -1,4 +1,4 @@
-"""``layerprune distill``: training what ``prune`` has left."""
+"""``layerprune distill``: trains what ``prune`` has left."""
 
 from __future__ import annotations
 

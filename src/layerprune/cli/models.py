@@ -1,4 +1,4 @@
-"""What the MODEL and DATA arguments of a command stand for: a model, its pruner, and where it comes from."""
+"""The MODEL and DATA arguments of a command: a model, its pruner, and where the model comes from."""
 
 from __future__ import annotations
 

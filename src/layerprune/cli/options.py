@@ -1,4 +1,4 @@
-"""The options that commands share, and what their values come to."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 

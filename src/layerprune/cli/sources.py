@@ -1,4 +1,4 @@
-"""The command line's MODEL and DATA arguments, and the module and the batches that they name."""
+"""Finds the module and the batches that the MODEL and DATA arguments name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``layerprune verify``: whether a folder is as it was written."""
+"""``layerprune verify``: checks that a folder is as it was written."""
 
 from __future__ import annotations
 

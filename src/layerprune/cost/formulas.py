@@ -1,4 +1,4 @@
-"""What one call of an operation computes, for the operations that torch's counter takes for free.
+"""MACs of operations that torch's FLOP counter counts as zero.
 
 Formulas return flops, two for each multiply-accumulate, as torch's do; they get shapes in place of tensors.
 """

@@ -1,4 +1,4 @@
-"""Latency: several models timed in turn, so that what else the machine does falls on all of them alike."""
+"""Times several models in turn, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 

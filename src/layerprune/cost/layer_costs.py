@@ -1,4 +1,4 @@
-"""What each layer costs by itself: multiply-accumulates, and its share of the time of one forward."""
+"""MACs and share of latency of each layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of one forward: torch's counter, with the operations that it counts as nothing filled in."""
+"""MACs of one forward, by torch's FLOP counter and the formulas that it lacks."""
 
 from __future__ import annotations
 

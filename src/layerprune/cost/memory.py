@@ -1,4 +1,4 @@
-"""Bytes: of the parameters, of the activations at their peak, of a key-value cache for one more token."""
+"""Bytes of parameters, of activations at their peak, and of the key-value cache for one more token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cost of a model as it is, and what another model saves against it."""
+"""The cost of a model, and what another model saves against it."""
 
 from __future__ import annotations
 

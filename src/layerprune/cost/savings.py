@@ -1,4 +1,4 @@
-"""What removals take, whole or in part, and what several take together: exact for sets as well."""
+"""Parameters and layers that removals take, whole or in part, alone or together; exact for sets."""
 
 from __future__ import annotations
 

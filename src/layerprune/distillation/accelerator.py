@@ -1,4 +1,4 @@
-"""Accelerating: what accelerate does for the training loop, and its state of the process put back in the end."""
+"""Runs the training loop under accelerate, and restores accelerate's process state in the end."""
 
 from __future__ import annotations
 

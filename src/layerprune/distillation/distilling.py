@@ -1,4 +1,4 @@
-"""Distillation: a pruned model is trained to do what the original does, and gets the best weights that were seen."""
+"""Trains a pruned model to reproduce the original's outputs, and hands it the best weights seen."""
 
 from __future__ import annotations
 

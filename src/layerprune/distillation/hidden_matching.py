@@ -1,4 +1,4 @@
-"""Matches: which hidden states of the pruned model stand for which of the original's."""
+"""Matches hidden states of the pruned model with hidden states of the original."""
 
 from __future__ import annotations
 

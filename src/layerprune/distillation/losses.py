@@ -1,4 +1,4 @@
-"""Losses: how far what the pruned model makes of a batch is from what the original made of it."""
+"""Losses between the outputs and hidden states of the pruned model and of the original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe: how a pruned model is trained, as a plain record that is checked when it is made."""
+"""The recipe of a training: a plain record that is checked when it is made."""
 
 from __future__ import annotations
 

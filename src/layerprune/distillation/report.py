@@ -1,4 +1,4 @@
-"""What a distillation did: how long it took, how the loss went, what it won on held-out data, and why it stopped."""
+"""The report of a distillation: time, losses, gain on held-out data, and why it stopped."""
 
 from __future__ import annotations
 

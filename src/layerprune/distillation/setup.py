@@ -1,4 +1,4 @@
-"""The task: two models, the data that one is to learn the other's doings on, and what both are held together by."""
+"""Prepares a distillation: both models, the data, and the losses between them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from layerprune.distillation.trainer import Trainer
 from layerprune.edits import Edit
 from layerprune.environment import locked
 from layerprune.errors import DistillationError
-from layerprune.fidelity import Harm, Kind, harm_named, harm_of
+from layerprune.fidelity import Divergence, Kind, divergence_named, divergence_of
 from layerprune.inputs import describe
 from layerprune.modules import fingerprint, named_parameters, parameters
 from layerprune.plan import placed_plans
@@ -57,7 +57,7 @@ class DistillationSetup:
     held_out: Sequence[int]
     recipe: Recipe
     edits: tuple[Edit, ...]
-    harm: Harm
+    harm: Divergence
     notes: tuple[str, ...]
 
     @property
@@ -167,7 +167,7 @@ def setup_of(
     inputs = teacher.shade.adapt(batches[0].inputs)
     with teacher.shade.running():
         out = teacher.shade.model(*inputs.args, **inputs.kwargs)
-    harm = harm_named(kind) or harm_of(original, out)
+    harm = divergence_named(kind) or divergence_of(original, out)
     if not harm.outputs(out):
         raise DistillationError("the original returns no tensor of floating point: there is nothing to learn from")
     notes = (*notes_of(batches), *notes)

@@ -1,4 +1,4 @@
-"""Snapshots: a training in a folder, so that one that was killed goes on as if it had not been."""
+"""Keeps the state of a training in a folder, so that a killed training goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student: a copy of the pruned model that is trained, and the weights that the pruned model gets from it."""
+"""The student: a copy of the pruned model that is trained; its weights go to the pruned model."""
 
 from __future__ import annotations
 

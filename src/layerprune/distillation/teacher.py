@@ -1,4 +1,4 @@
-"""The teacher: what the original makes of each batch, computed once and kept, or computed each time."""
+"""The teacher's outputs for each batch, cached or computed each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: a step on each batch, looks at held-out data, and an end that is never worse than the start."""
+"""The training loop: steps, looks at held-out data, and an end that is never worse than the start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from layerprune.distillation.teacher import Teacher, TeacherOutput
 from layerprune.distillation.training_state import TrainingState
 from layerprune.environment import ProgressMessage
 from layerprune.errors import DistillationError
-from layerprune.fidelity import Harm
+from layerprune.fidelity import Divergence
 
 
 class Trainer:
@@ -44,7 +44,7 @@ class Trainer:
         student: Student,
         teacher: Teacher,
         matches: Sequence[Match],
-        harm: Harm,
+        harm: Divergence,
         batches: Sequence[Batch],
         held_out: Sequence[int],
         tools: Accelerating,

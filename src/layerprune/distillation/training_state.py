@@ -1,4 +1,4 @@
-"""The course of a training: how far it is, how the losses went, and the best weights so far."""
+"""The state of a training: step, losses, and the best weights so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits: what surgery does to the module tree, as plain records that go to JSON and back."""
+"""Edits of the module tree as plain records that go to JSON and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms of edits that come from a file: what surgery would never make is no edit, and says why."""
+"""Checks edits that come from a file, and says why a record is no valid edit."""
 
 from __future__ import annotations
 

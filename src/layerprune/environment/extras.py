@@ -1,4 +1,4 @@
-"""Extras: the packages that training needs and the rest of the library does not."""
+"""Imports packages of the extras, and says how to install them."""
 
 from __future__ import annotations
 

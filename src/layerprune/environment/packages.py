@@ -1,4 +1,4 @@
-"""Packages: how to install what a feature needs, with the torch that is there left as it is."""
+"""Says how to install packages without replacing the installed torch."""
 
 from __future__ import annotations
 

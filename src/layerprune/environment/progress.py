@@ -1,4 +1,4 @@
-"""Progress: a bar on the terminal for what takes seconds."""
+"""A progress bar on the terminal for work that takes seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export: a model as an ONNX file that was run, at several batch sizes, and gives what the model gives."""
+"""Writes a model as an ONNX file and checks the file's outputs at several batch sizes."""
 
 from __future__ import annotations
 

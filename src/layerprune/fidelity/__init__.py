@@ -2,6 +2,15 @@
 
 # pyright: reportUnusedImport=false
 from layerprune.fidelity.compare import compare
-from layerprune.fidelity.divergence import Harm, Kind, class_dim, harm_named, harm_of, masked, norm, square
+from layerprune.fidelity.divergence import (
+    Divergence,
+    Kind,
+    class_dim,
+    divergence_named,
+    divergence_of,
+    masked,
+    norm,
+    square,
+)
 from layerprune.fidelity.held_out import HeldOut, HeldOutVerdict, held_by, hold_out, hold_out_of
 from layerprune.fidelity.report import Estimate, Fidelity

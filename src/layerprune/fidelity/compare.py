@@ -1,4 +1,4 @@
-"""Comparison: both models run on the same batches, and every measure is taken sample by sample."""
+"""Runs both models on the same batches and takes every measure sample by sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layerprune.capture import Batch, Sandbox, notes_of, read_calibration, real_
 from layerprune.cost import Latency, Saving, compare_latency, measure, saved
 from layerprune.environment import locked
 from layerprune.errors import FidelityError, ended_by
-from layerprune.fidelity.divergence import Harm, Kind, harm_named, harm_of
+from layerprune.fidelity.divergence import Divergence, Kind, divergence_named, divergence_of
 from layerprune.fidelity.language import generations, is_causal, run, tokens_of
 from layerprune.fidelity.report import Estimate, Fidelity, Pair, estimate
 from layerprune.fidelity.sample_stats import Sampled, added, distances, divergences, repeated, surprise
@@ -61,7 +61,7 @@ def compare(
     original, pruned = unwrap(original), unwrap(pruned)
     read = read_calibration(batches, original)
     shades = real_sandbox(original), real_sandbox(pruned)
-    comparison = _Comparison(original, shades, metric, harm_named(kind))
+    comparison = _Comparison(original, shades, metric, divergence_named(kind))
     comparison.notes += notes_of(read)
     for number, batch in enumerate(read):
         comparison.take(number, batch)
@@ -76,7 +76,7 @@ class _Comparison:
     """Collects measures of each sample, batch by batch."""
 
     def __init__(
-        self, original: nn.Module, shades: tuple[Sandbox, Sandbox], metric: Metric | None, harm: Harm | None
+        self, original: nn.Module, shades: tuple[Sandbox, Sandbox], metric: Metric | None, harm: Divergence | None
     ) -> None:
         self.model = original
         self.shades = shades
@@ -93,7 +93,7 @@ class _Comparison:
     def take(self, number: int, batch: Batch) -> None:
         """Run both models on a batch."""
         outs = [self.run(which, number, batch) for which in (0, 1)]
-        self.harm = self.harm or harm_of(self.model, outs[0])
+        self.harm = self.harm or divergence_of(self.model, outs[0])
         pairs = self.pairs(number, outs)
         relative, cosine = distances(pairs, batch.mask, batch.num_samples)
         self.note(relative=relative, cosine=cosine)

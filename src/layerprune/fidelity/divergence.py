@@ -1,4 +1,4 @@
-"""Harm: how far one output of a model is from another."""
+"""Measures how far one output of a model is from another output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kind = Literal["distribution", "values"]
 
 
 @dataclass(frozen=True)
-class Harm:
+class Divergence:
     """How outputs are compared.
 
     Attributes:
@@ -92,7 +92,7 @@ class Harm:
         return pairs
 
 
-def harm_named(kind: str | None) -> Harm | None:
+def divergence_named(kind: str | None) -> Divergence | None:
     """The harm that the user asks for; None where it is to be told from the model and its output.
 
     Raises:
@@ -105,10 +105,10 @@ def harm_named(kind: str | None) -> Harm | None:
             f"kind is {kind!r:.60}; give 'distribution' where the output are logits, 'values' where numbers count as "
             "they are, or None to have it told from the model"
         )
-    return Harm(cast(Kind, kind))
+    return Divergence(cast(Kind, kind))
 
 
-def harm_of(model: nn.Module, out: Any) -> Harm:
+def divergence_of(model: nn.Module, out: Any) -> Divergence:
     """Tell by which harm a model's output is measured: distributions are what is called ``logits``, or has its classes.
 
     Nothing else tells a classifier from a model that embeds or regresses: both end in a linear layer. A wrong guess
@@ -120,10 +120,10 @@ def harm_of(model: nn.Module, out: Any) -> Harm:
     """
     logits = _logits(out)
     if logits is None:
-        return Harm("values")
+        return Divergence("values")
     named = not isinstance(out, Tensor)
     classes = getattr(model, "num_classes", None)
-    return Harm("distribution" if named or logits.shape[-1] == classes else "values")
+    return Divergence("distribution" if named or logits.shape[-1] == classes else "values")
 
 
 def _logits(out: Any) -> Tensor | None:

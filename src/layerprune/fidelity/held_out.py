@@ -1,4 +1,4 @@
-"""The held-out verdict: what is kept of the output on data that no weight was fitted on."""
+"""Measures what is kept of the output on data that no weight was fitted on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerprune.capture import FEW_SAMPLES, Batch, Sandbox, real_sandbox, short
 from layerprune.errors import CalibrationError
-from layerprune.fidelity.divergence import Harm, class_dim, harm_of
+from layerprune.fidelity.divergence import Divergence, class_dim, divergence_of
 from layerprune.modules import no_fast_path
 
 
@@ -128,7 +128,7 @@ def held_by(
     original: nn.Module,
     pruned: nn.Module,
     batches: Sequence[Batch],
-    harm: Harm | None,
+    harm: Divergence | None,
     *,
     written: Collection[str] = (),
 ) -> HeldOut | None:
@@ -148,7 +148,7 @@ def held_by(
     change = size = same = counted = 0.0
     for number, batch in enumerate(batches):
         outs = [_output(shade, batch, number) for shade in shades]
-        harm = harm or harm_of(original, outs[0])
+        harm = harm or divergence_of(original, outs[0])
         if not harm.outputs(outs[0]):
             return None
         found = harm.between(outs[0], outs[1], batch.mask)

@@ -1,4 +1,4 @@
-"""Language models: their tokens, whether each is predicted from those before it, and what they generate greedily."""
+"""Tokens of a language model, next-token predictions, and greedy generation."""
 
 from __future__ import annotations
 

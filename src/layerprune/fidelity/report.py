@@ -1,4 +1,4 @@
-"""The record of a comparison: each measure with its interval, and what the smaller model saves."""
+"""The report of a comparison: each measure with its interval, and what the smaller model saves."""
 
 from __future__ import annotations
 

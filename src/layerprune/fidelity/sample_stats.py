@@ -1,4 +1,4 @@
-"""Outputs of two models, sample by sample: distances, divergences, and how well tokens are predicted."""
+"""Distances, divergences and token accuracy of two models' outputs, sample by sample."""
 
 from __future__ import annotations
 

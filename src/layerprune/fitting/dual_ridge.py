@@ -1,4 +1,4 @@
-"""Rows: ridge regression by the rows themselves, for tensors of more channels than there are rows."""
+"""Ridge regression in dual form, for tensors with more channels than rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folding: the projections of a plan, fitted front to back and multiplied into the transforms that take them in."""
+"""Fits the projections of a plan front to back and multiplies them into the layers behind."""
 
 from __future__ import annotations
 

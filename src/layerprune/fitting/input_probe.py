@@ -1,4 +1,4 @@
-"""Reads: what transforms get, as a model comes to them; by their names in the original, whatever surgery calls them."""
+"""Collects the inputs of layers while a model runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transforms as matrices: what a linear layer or a convolution multiplies, in rows, and its weight written anew."""
+"""Linear layers and convolutions as matrices: their input rows, outputs and weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitter: one projection, by ridge regression of the original's tensor on what the pruned model has instead."""
+"""Fits one projection by ridge regression of the original's tensor on a tensor of the pruned model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ridge regression from sums: rows stream by, and what is kept is their Gram matrix."""
+"""Ridge regression from streamed rows, of which only the Gram matrix is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alignment: which value of one recording of a model is which of another, where not every forward does the same."""
+"""Matches the values of two recordings of one model whose forwards differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups: every transform leads one, and takes in the layers that depend on nothing else, up to the next transform."""
+"""Groups: a lead transform and the layers that depend on it alone, up to the next transform."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layer does: its kind, decided by the module's type first and by the functions that ran otherwise."""
+"""The kind of a layer, by its module's type first and by the functions that ran otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Showings: where in a run values of the layer graph show up, and what the run has to do for that."""
+"""Where values of the layer graph appear in a run of the model."""
 
 from __future__ import annotations
 

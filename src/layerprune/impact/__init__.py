@@ -17,5 +17,5 @@ from layerprune.impact.racing import (
     handicapped,
     winner,
 )
-from layerprune.impact.scores import Evidence, ScoringContext
+from layerprune.impact.scores import ImpactScores, ScoringContext
 from layerprune.impact.subbatches import ends

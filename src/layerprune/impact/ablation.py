@@ -1,4 +1,4 @@
-"""Ablation: the truth about a removal, measured by making it."""
+"""Measures the impact of removals by making them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from layerprune.capture import Batch, Loss, Sandbox, real_sandbox
 from layerprune.edits import Edit, folds_of
 from layerprune.errors import CalibrationError
-from layerprune.fidelity import Harm, harm_of
+from layerprune.fidelity import Divergence, divergence_of
 from layerprune.impact.estimators.loss import UNIT, check_finite, loss_on, number_of
 from layerprune.impact.racing import Rule, all_of_them
-from layerprune.impact.scores import Evidence, ScoringContext, Units, about_harm
+from layerprune.impact.scores import ImpactScores, ScoringContext, Units, about_harm
 from layerprune.impact.subbatches import SubBatch, adds_up, cut, ends, fewest_samples, whole
-from layerprune.replay import OutputReuse, Unsure
+from layerprune.replay import CannotReuse, OutputReuse
 from layerprune.surgery import Folded, applied
 from layerprune.tensors import same_tensor, tensors_by_place
 
 
-def score_ablation(scene: ScoringContext, harm: Harm | None = None) -> Evidence:
+def score_ablation(scene: ScoringContext, harm: Divergence | None = None) -> ImpactScores:
     """Make each removal, run, compare with what the original does, and undo it; one pass per removal.
 
     Compared are the outputs or, where the user gave a loss, the losses: then the impact is by how much this grows, and
@@ -36,11 +36,11 @@ def score_ablation(scene: ScoringContext, harm: Harm | None = None) -> Evidence:
 def ablate(
     scene: ScoringContext,
     sets: Sequence[Sequence[Edit]],
-    harm: Harm | None = None,
+    harm: Divergence | None = None,
     *,
     folded: Sequence[Sequence[Folded]] | None = None,
     rule: Rule = all_of_them,
-) -> Evidence:
+) -> ImpactScores:
     """Make sets of edits, one after the other, and measure what each does to the output or to the user's loss.
 
     Args:
@@ -54,12 +54,12 @@ def ablate(
             batches can be cut. ``change`` and ``size`` are by batch all the same.
 
     Returns:
-        Evidence with one column per set.
+        Impact scores with one column per set.
     """
     weights = [scene.folded] * len(sets) if folded is None else folded
     try:
         return _Ablation(scene, sets, harm, weights).run(rule)
-    except Unsure:  # the ledger says so by now, and whole forwards are run
+    except CannotReuse:  # the ledger says so by now, and whole forwards are run
         return _Ablation(scene, sets, harm, weights).run(rule)
 
 
@@ -74,7 +74,7 @@ class _Ablation:
         self,
         scene: ScoringContext,
         sets: Sequence[Sequence[Edit]],
-        harm: Harm | None,
+        harm: Divergence | None,
         weights: Sequence[Sequence[Folded]],
     ) -> None:
         self.scene, self.sets, self.weights = scene, sets, weights
@@ -85,7 +85,7 @@ class _Ablation:
         )
         self.num = len(scene.batches) * len(sets)
 
-    def run(self, rule: Rule) -> Evidence:
+    def run(self, rule: Rule) -> ImpactScores:
         """Measure for as long as the rule says, and say what was found."""
         scene, rounds = self.scene, self.rounds(in_parts=rule is not all_of_them)
         known = (
@@ -121,7 +121,7 @@ class _Ablation:
         notes = (*((note,) if unknown else ()), *about_harm(scene, self.by.harm))
         units = Units(*(np.concatenate(some) for some in zip(*map(_fields, parts), strict=True))) if parts else None
         unit = f"{self.by.unit}, by ablation"
-        return Evidence(change, size, 1.0, unit, notes, None, looked_at=looked_at, is_ablation=True, units=units)
+        return ImpactScores(change, size, 1.0, unit, notes, None, looked_at=looked_at, is_ablation=True, units=units)
 
     def rounds(self, *, in_parts: bool) -> list[SubBatch]:
         """What to look at one after the other."""
@@ -184,7 +184,7 @@ class _Ablation:
             except Exception:  # the model's own, which a whole forward raises as well
                 self.by.compare(self.shade, batch)
                 self.output_reuse.doubt("an edited model raises only where it goes on from what was kept")
-                raise Unsure from None
+                raise CannotReuse from None
 
 
 def _fields(units: Units) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -194,7 +194,7 @@ def _fields(units: Units) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 class _ByOutput:
     """How far outputs are from the original's."""
 
-    def __init__(self, harm: Harm | None) -> None:
+    def __init__(self, harm: Divergence | None) -> None:
         self.harm = harm
         self.original: Any = None
 
@@ -204,7 +204,7 @@ class _ByOutput:
 
     def start(self, shade: Sandbox, batch: Batch, _row: int) -> None:
         self.original = _run(shade, batch)
-        self.harm = self.harm or harm_of(shade.model, self.original)
+        self.harm = self.harm or divergence_of(shade.model, self.original)
 
     def compare(self, shade: Sandbox, batch: Batch) -> np.ndarray:
         assert self.harm is not None
@@ -213,7 +213,7 @@ class _ByOutput:
     def fewest(self, shade: Sandbox, one: SubBatch) -> int:
         """How many samples a part has to have, if the model makes of a part what it makes of it in the whole."""
         out = _run(shade, one.batch)
-        harm = self.harm or harm_of(shade.model, out)
+        harm = self.harm or divergence_of(shade.model, out)
         fewest = fewest_samples(harm.between(out, out, one.batch.mask)[1] / one.batch.num_samples)
         part = cut([one], fewest)[-1]
         is_part = part.share < 1 and ends(harm.outputs(_run(shade, part.batch)), harm.outputs(out))

@@ -1,4 +1,4 @@
-"""Criteria: the ways to score removals, by name."""
+"""The criteria that score removals, by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from layerprune.impact.estimators.influence import score_influence
 from layerprune.impact.estimators.loss import score_loss
 from layerprune.impact.estimators.magnitude import score_magnitude
 from layerprune.impact.estimators.output_change import score_output_change
-from layerprune.impact.scores import Evidence, ScoringContext
+from layerprune.impact.scores import ImpactScores, ScoringContext
 from layerprune.impact.shortlist import score_shortlist
 
-Criterion = Callable[[ScoringContext], Evidence]
+Criterion = Callable[[ScoringContext], ImpactScores]
 
 _CRITERIA: dict[str, Criterion] = {
     "shortlist": score_shortlist,
@@ -31,7 +31,7 @@ def register_criterion(name: str, criterion: Criterion) -> None:
     Args:
         name: what to call it; a name that is taken is taken over.
         criterion: gets a :class:`ScoringContext`, returns an
-            :class:`Evidence` with a column for each of its removals.
+            :class:`ImpactScores` with a column for each of its removals.
     """
     _CRITERIA[name] = criterion
 
@@ -44,7 +44,7 @@ def criterion_of(name: str, *, has_data: bool) -> Criterion:
     return _CRITERIA[chosen]
 
 
-def score(scene: ScoringContext, criterion: Criterion) -> Evidence:
+def score(scene: ScoringContext, criterion: Criterion) -> ImpactScores:
     """Score removals; what the user's forward raises on the data is an error about these.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Crossing: projections fitted on one half of the batches and judged on the other, which their fit has not seen."""
+"""Fits projections on one half of the batches and judges them on the other half."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals: between which bounds an impact lies on data of the same kind, from what single samples have shown."""
+"""Confidence intervals of impacts, from single samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import chi2
 from scipy.stats import t as student_t
 
-from layerprune.impact.scores import Evidence, Units
+from layerprune.impact.scores import ImpactScores, Units
 
 #: How often the bounds are meant to hold the impact on other data; ``benchmarks/coverage.py`` counts how often they do.
 LEVEL = 0.95
@@ -17,7 +17,7 @@ _AGREE = 0.75  # batches that differ more than so many draws of independent samp
 _FEWEST = 3.0  # samples, to speak of a spread: t is at most 4.3
 
 
-def impact_intervals(evidence: Evidence) -> np.ndarray | None:
+def impact_intervals(evidence: ImpactScores) -> np.ndarray | None:
     """The interval of each impact, ``(2, removal)``; nan where it was measured on one batch; None where on one only.
 
     An impact is a ratio of two sums over samples. Its error follows from the samples' residuals, on the logarithm's

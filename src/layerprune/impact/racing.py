@@ -1,4 +1,4 @@
-"""Racing: which of several sets are measured on the next batch, by what those before have shown."""
+"""Decides which sets are measured on the next batch, from the batches measured so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence: what was measured of each removal on each batch, and the impacts that follow from it."""
+"""What was measured of each removal on each batch, and the impacts that follow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from layerprune.capture import Batch, Loss, Variants
 from layerprune.edits import Edit
 from layerprune.errors import CalibrationError, InputsError, LayerPruneError, ended_by
-from layerprune.fidelity import Harm
+from layerprune.fidelity import Divergence
 from layerprune.graph import LayerGraph
 from layerprune.inputs import describe, why_mismatched
 from layerprune.proof import Removal
@@ -54,7 +54,7 @@ class ScoringContext:
     progress: Callable[[int, int], None] = lambda done, total: None
     folded: Sequence[Folded] = ({},)
     fit: Callable[[Sequence[Edit], Sequence[Batch]], Folded] = lambda edits, batches: {}
-    harm: Harm | None = None
+    harm: Divergence | None = None
     missed: Callable[[Removal], Sequence[tuple[float, float]] | None] = lambda removal: None
     reuse_policy: ReusePolicy = field(default_factory=ReusePolicy)
     variants: Variants = field(default_factory=Variants)
@@ -108,7 +108,7 @@ class Units:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class ImpactScores:
     """What a criterion found.
 
     Attributes:
@@ -181,7 +181,7 @@ class Evidence:
             return np.where(np.isinf(change) | np.isinf(size), np.nan, ratio) ** self.power
 
 
-def about_harm(scene: ScoringContext, harm: Harm | None) -> tuple[str, ...]:
+def about_harm(scene: ScoringContext, harm: Divergence | None) -> tuple[str, ...]:
     """Say of what may be logits, and is compared as plain numbers, how to have it compared as logits."""
     outputs = scene.graph.outputs
     if harm is None or harm.kind == "distribution" or len(outputs) != 1:

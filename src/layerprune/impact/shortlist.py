@@ -1,4 +1,4 @@
-"""Shortlist: estimate all removals in one pass, make the promising ones, and believe what they do."""
+"""Estimates all removals in one pass and measures the promising removals by making them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from layerprune.fidelity import Harm
+from layerprune.fidelity import Divergence
 from layerprune.impact.ablation import ablate
 from layerprune.impact.estimators.output_change import score_output_change
 from layerprune.impact.racing import contenders
-from layerprune.impact.scores import Evidence, ScoringContext
+from layerprune.impact.scores import ImpactScores, ScoringContext
 
 #: So many removals are all made and measured; of more the estimate chooses half, and this many at least.
 LONGEST = 256
@@ -24,7 +24,7 @@ _ENOUGH = 8  # points, to fit a line through
 _PASS = 3  # forwards that a forward and a backward take as long as
 
 
-def score_shortlist(scene: ScoringContext, harm: Harm | None = None) -> Evidence:
+def score_shortlist(scene: ScoringContext, harm: Divergence | None = None) -> ImpactScores:
     """Measure the removals that may be worth it by ablation, and estimate the others.
 
     Up to :data:`LONGEST` removals are all measured. Of more, the estimate of the output's change chooses those of least
@@ -56,7 +56,7 @@ def score_shortlist(scene: ScoringContext, harm: Harm | None = None) -> Evidence
     note = f"{len(some)} of {num} removals were measured by ablation, the others are estimates"
     notes = tuple(dict.fromkeys((*estimate.notes, *truth.notes, note)))
     units = None if truth.units is None else truth.units.among(some, num)
-    return Evidence(change, size, truth.power, truth.unit, notes, is_ablation=True, units=units)
+    return ImpactScores(change, size, truth.power, truth.unit, notes, is_ablation=True, units=units)
 
 
 def _telling(scene: ScoringContext, before: int, weight: int, total: int) -> Callable[[int, int], None]:
@@ -68,7 +68,7 @@ def _telling(scene: ScoringContext, before: int, weight: int, total: int) -> Cal
     return tell
 
 
-def _measured(scene: ScoringContext, harm: Harm | None) -> Evidence:
+def _measured(scene: ScoringContext, harm: Divergence | None) -> ImpactScores:
     """Ablation, on as many batches as it takes to choose by."""
     found = ablate(scene, [removal.edits for removal in scene.removals], harm, rule=contenders(PRECISION))
     num = len(scene.batches)

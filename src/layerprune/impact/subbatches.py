@@ -1,4 +1,4 @@
-"""Rounds: what ablations look at one after the other, where not all of it need be looked at: parts of batches."""
+"""Cuts batches into parts, where a part tells what the whole batch does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments: what a batch holds, brought to the arguments that the model's forward takes."""
+"""Maps what a batch holds to the arguments of the model's forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Example inputs: given by the user, or inferred from the model and said so."""
+"""Example inputs, given by the user or inferred from the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes that a model's forward may take, guessed from the layers that may read them first."""
+"""Guesses input shapes from the layers that may read the input first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signatures: the names of what a forward takes."""
+"""The names of a forward's positional arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Call tracker: which call of which module runs, and which call of a function in its forward."""
+"""Tracks which call of which module runs, and which call of a function in its forward."""
 
 from __future__ import annotations
 

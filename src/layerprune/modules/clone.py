@@ -1,4 +1,4 @@
-"""Copies of what modules hold beside tensors and modules: containers, objects, functions over modules."""
+"""Copies what modules hold beside tensors and modules: containers, objects, functions over modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outside state: lists, counters and sequences that forwards change, beside parameters and plain attributes.
+"""State outside parameters and plain attributes that forwards change: lists, counters, sequences.
 
 They lie in globals, closures and classes, or in what modules hold. A run leaves them where they were: planning runs a
 forward many times, and the user's next forward is to take up where the last one ended.

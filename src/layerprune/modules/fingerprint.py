@@ -1,4 +1,4 @@
-"""The structure of a model, line by line: what a plan keeps of it, to say where another model differs."""
+"""The structure of a model as text lines, to say where another model differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watching a model as its forward runs: functions, operations, module calls; torch's fused fast path kept off."""
+"""Watches functions, operations and module calls of a forward, and keeps torch's fused fast path off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences: iterators of which a forward takes the next item, and how a run leaves them where they are."""
+"""Iterators of which a forward takes the next item: copied, replayed, and left where they were."""
 
 from __future__ import annotations
 

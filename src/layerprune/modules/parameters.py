@@ -1,4 +1,4 @@
-"""The registry: every parameter and buffer that modules hold, whatever a class of the user's own says of them.
+"""Every parameter and buffer that modules hold, whatever a user's class reports.
 
 A class may override ``parameters()`` to tell an optimiser less than there is, as meta-learners do. All of it is
 counted, copied and guarded.

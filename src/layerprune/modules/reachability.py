@@ -1,4 +1,4 @@
-"""Reach: the names outside of a model's modules that its code uses: globals, closures, attributes of classes."""
+"""The names outside of a model's modules that its code uses: globals, closures, class attributes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a forward may change of its modules: plain attributes and hooks, how to put them back, and whether it did."""
+"""Snapshot of the plain attributes and hooks that a forward may change; puts them back."""
 
 from __future__ import annotations
 

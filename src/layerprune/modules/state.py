@@ -1,4 +1,4 @@
-"""The condition of a model: all that its forward comes to by attributes, and what of it is no longer as it was."""
+"""Snapshot of everything reachable from a model's modules. Reports what changed since."""
 
 from __future__ import annotations
 

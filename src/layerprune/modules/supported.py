@@ -1,4 +1,4 @@
-"""Supported models: what cannot be recorded at all is refused at once, with what to prune instead."""
+"""Refuses models that cannot be recorded at all, and says what to prune instead."""
 
 from __future__ import annotations
 

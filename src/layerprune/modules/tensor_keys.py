@@ -1,4 +1,4 @@
-"""Tensor keys: what is known of tensors, looked up by the tensors themselves."""
+"""Dictionaries with tensors as keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The module tree: unwrapping, cloning, finding where a module hangs, and telling two models apart."""
+"""The module tree: unwrapping, cloning, finding modules, and telling two models apart."""
 
 from __future__ import annotations
 

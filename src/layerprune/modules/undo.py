@@ -1,4 +1,4 @@
-"""Journals: what edits change, written down before each change, so that it is taken back from wherever they stop."""
+"""An undo log of changes, and writing of tensors all at once or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan: a plain record of what to remove, which goes to JSON and back and replays on another copy of the model."""
+"""The pruning plan: a plain record of what to remove, saved as JSON and carried out on any copy of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Provenance: which plans a pruned model was made by, kept in the module itself, as plain text.
+"""Keeps the plans that made a pruned model in the model itself, as plain text.
 
 The record is an attribute of the module, a tuple of strings: it goes along with ``copy.deepcopy``, ``pickle`` and
 ``torch.save``, and what loads it needs nothing of ours. The state dict does not hold it.

@@ -1,4 +1,4 @@
-"""The flow: what each step of a forward computes, of which tensors, under names that edits of other modules leave."""
+"""Records what each step of a forward computes, of which tensors, under names that edits keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flow check: what is left of a model computes what it did, of the same tensors, at every call.
+"""Checks that the edited model computes the same steps of the same tensors at every call.
 
 A forward may take tensors and numbers from where no call hands them on: from a list, a context or a hook to which
 layers report, or from a sequence of which each layer takes the next item. When a layer has gone, all that comes behind

@@ -1,4 +1,4 @@
-"""Narrowing: which removals of a batch fail, found by carrying out parts of the batch."""
+"""Finds the removals of a batch that fail, by carrying out parts of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rerun: what layers that rearrange channels do in a run of the edited model."""
+"""Checks in a run of the edited model that layers which rearrange channels keep the right channels."""
 
 from __future__ import annotations
 

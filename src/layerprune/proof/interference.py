@@ -1,4 +1,4 @@
-"""The footprint of a removal: what it touches, and whether another one could hide its faults."""
+"""What a removal touches, and whether another removal could hide its faults."""
 
 from __future__ import annotations
 

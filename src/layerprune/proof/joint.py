@@ -1,4 +1,4 @@
-"""Joints: sets of removals carried out and proven as a whole."""
+"""Carries out and proves several removals as one set."""
 
 from __future__ import annotations
 

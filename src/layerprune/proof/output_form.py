@@ -1,4 +1,4 @@
-"""Outputs: the form of what a forward returns, to hold a pruned model's against the original's."""
+"""The form of a forward's output, to compare a pruned model's with the original's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof: a removal counts only once its edits were carried out on a shadow of the model and the result ran."""
+"""Proves removals: carries out their edits on a copy of the model and checks what runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resolutions: transforms that read another tensor must make as many places as before, whatever the input's size."""
+"""Checks that layers with a new input keep their number of positions, at any input size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials: forwards of a shadow, each from the state that the user's model is in, described by what they return."""
+"""Runs of the sandbox, each from the state of the user's model, described by their outputs."""
 
 from __future__ import annotations
 

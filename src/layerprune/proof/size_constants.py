@@ -1,4 +1,4 @@
-"""Sizes: the modules that return numbers which follow from the size of the model's input."""
+"""Finds modules that return numbers which follow from the size of the model's input."""
 
 from __future__ import annotations
 

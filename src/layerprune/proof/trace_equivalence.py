@@ -1,4 +1,4 @@
-"""Retracing: a model with shorter containers calls the very functions that one with stand-ins does."""
+"""Checks that a model with shorter containers calls the same functions as a model with stand-ins."""
 
 from __future__ import annotations
 

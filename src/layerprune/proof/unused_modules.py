@@ -1,4 +1,4 @@
-"""Unused modules: what no forward runs, neither in eval nor in train mode, and the plan that takes it out."""
+"""Finds modules that run neither in eval nor in train mode, and the plan that takes them out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts: what the proven removals say of each group."""
+"""Gives each group its verdict, from the proven removals."""
 
 from __future__ import annotations
 

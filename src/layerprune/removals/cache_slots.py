@@ -1,4 +1,4 @@
-"""Places: who answers for the key-value cache of a transformers model when the modules that did have gone."""
+"""Keeps the slots of a transformers key-value cache right when the modules that wrote them are gone."""
 
 from __future__ import annotations
 

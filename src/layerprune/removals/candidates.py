@@ -1,4 +1,4 @@
-"""Removals: every substitution in the layer graph that takes a group out, and why a group has none."""
+"""Finds every substitution in the layer graph that removes a group, and why a group has none."""
 
 from __future__ import annotations
 

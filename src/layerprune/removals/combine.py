@@ -1,4 +1,4 @@
-"""Joining: several removals as one."""
+"""Combines several removals into one set of edits."""
 
 from __future__ import annotations
 

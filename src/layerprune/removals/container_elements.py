@@ -1,4 +1,4 @@
-"""Elements: what a container's element hands on in place of each of its results, when the whole of it goes."""
+"""What an element of a container hands on in place of each of its outputs when it goes."""
 
 from __future__ import annotations
 

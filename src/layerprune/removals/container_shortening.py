@@ -1,4 +1,4 @@
-"""Shortening: whole layers leave their container, so that the model's own smaller class loads what is left."""
+"""Takes whole layers out of their container, so that the model's own smaller class loads the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merging: which merges leave a dropped tensor out, as the layer graph has it and as a run shows."""
+"""Merges that leave a dropped tensor out, by the layer graph and in a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Realisation: from a cut in the layer graph to the tidiest edits of the module tree that carry it out."""
+"""Lowers a cut of the layer graph to the tidiest edits of the module tree."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from layerprune.channels import CannotFold, CannotSlice, ChannelTrace, FoldTrace, Gap, Moved, TrainGraph
+from layerprune.channels import CannotFold, CannotSlice, ChannelGap, ChannelTrace, FoldTrace, Moved, TrainGraph
 from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, is_under, taken_out
 from layerprune.graph import Cut, Frame, LayerGraph, Read
 from layerprune.modules import parameters
@@ -312,7 +312,7 @@ class _Lowerer:
     def held_elsewhere(self, number: int, removed: Collection[str]) -> bool:
         return any(i == number and not is_under(n, removed) for n, i in self.graph.param_ids.items())
 
-    def slices(self) -> tuple[list[Slice], tuple[Moved, ...], Mapping[int, Gap]]:
+    def slices(self) -> tuple[list[Slice], tuple[Moved, ...], Mapping[int, ChannelGap]]:
         kept = [(merge, value) for merge, value in self.cut.dropped if merge not in self.dead]
         cats = [(merge, value) for merge, value in kept if is_concat(self.graph.layers[merge])]
         if not cats:
@@ -326,7 +326,7 @@ class _Lowerer:
         except CannotSlice as error:
             raise CannotLower(str(error)) from error
 
-    def folds(self, slices: list[Slice], gaps: Mapping[int, Gap]) -> list[Fold]:
+    def folds(self, slices: list[Slice], gaps: Mapping[int, ChannelGap]) -> list[Fold]:
         try:
             folds = FoldTrace(self.graph, self.modules, self.cut, self.dead, gaps).run()
         except CannotFold as error:

@@ -1,4 +1,4 @@
-"""Projections in the removal table: substitutes of other channels or another size, for groups that no other way takes.
+"""Candidates whose substitute has other channels or another size, and needs a fitted projection.
 
 A tensor ``y`` gives way to an earlier one ``x``; a projection of ``x``, fitted to ``y`` on calibration data, is folded
 into every transform that reads ``y``. So a run of groups leaves that changes the number of channels or the resolution.

@@ -1,4 +1,4 @@
-"""Protection: which groups may not go whatever they cost: those that the user names, and stem and head."""
+"""Protected groups: those that the user names, and the stem and the head of the model."""
 
 from __future__ import annotations
 

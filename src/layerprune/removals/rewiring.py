@@ -1,4 +1,4 @@
-"""Marks: what modules and parameters must hand on, so that a cut in the layer graph holds when the forward runs."""
+"""What modules and parameters must hand on, so that a cut of the layer graph holds in a forward."""
 
 from __future__ import annotations
 

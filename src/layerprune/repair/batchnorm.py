@@ -1,4 +1,4 @@
-"""Batch norms: their running statistics estimated anew, from what they see after a removal."""
+"""Estimates the running statistics of batch norms anew after a removal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Closed-form repair of a pruned model: all steps in order, judged by the output, and written all at once."""
+"""Repairs a pruned model in closed form: all steps in order, judged by the output, written all at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from layerprune.capture import ActivationStore, Batch, Shared, fitting, notes_of
 from layerprune.edits import Edit
 from layerprune.environment import locked
 from layerprune.errors import RepairError
-from layerprune.fidelity import Harm, Kind, harm_named
+from layerprune.fidelity import Divergence, Kind, divergence_named
 from layerprune.modules import unwrap, write
 from layerprune.repair.refit import Refitter, first_held_out
 from layerprune.repair.report import RepairReport
@@ -77,7 +77,7 @@ def repair(
     """
     if how not in WAYS:
         raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
-    harm, memory = harm_named(kind), memory_bytes
+    harm, memory = divergence_named(kind), memory_bytes
     mender = ClosedFormRepair(original, calibration, memory_bytes=memory, how=how, new_biases=new_biases, harm=harm)
     report, values = mender.mend(pruned, edits)
     write(unwrap(pruned), values)
@@ -95,7 +95,7 @@ class ClosedFormRepair:
         memory_bytes: int = MEMORY_BYTES,
         how: str = "refit",
         new_biases: bool = False,
-        harm: Harm | None = None,
+        harm: Divergence | None = None,
     ) -> None:
         self.original = unwrap(original)
         self.batches = read_calibration(calibration, self.original)

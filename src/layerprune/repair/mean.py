@@ -1,4 +1,4 @@
-"""Mean folding: a tensor brought back on average, by the bias of the transform that feeds it."""
+"""Restores the mean of a tensor by the bias of the layer before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Solving a transform whose result is normalized before it is added: by what would have to come into the norm."""
+"""Solves a layer whose output is normalized before it is added."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refit: the surviving transforms solved again, front to back, so that what they feed is what it was."""
+"""Solves the remaining layers again, front to back, so that they restore the original's tensors."""
 
 from __future__ import annotations
 

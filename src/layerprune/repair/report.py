@@ -1,4 +1,4 @@
-"""What a repair did: every tensor that was solved again, what it won, and what could not be."""
+"""The report of a repair: every layer that was solved again, its gain, and what could not be solved."""
 
 from __future__ import annotations
 

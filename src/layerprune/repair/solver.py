@@ -1,4 +1,4 @@
-"""Solving: one transform's new weights, from what all batches show of it."""
+"""Solves the new weights of one layer from all batches."""
 
 from __future__ import annotations
 

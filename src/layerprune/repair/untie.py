@@ -1,4 +1,4 @@
-"""Untying: weights of their own for transforms that share theirs, so that they can be solved again."""
+"""Gives layers that share a weight weights of their own, so that they can be solved."""
 
 from __future__ import annotations
 

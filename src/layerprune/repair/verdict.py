@@ -1,4 +1,4 @@
-"""Judging: harm to the output on data held out, before a repair and after it."""
+"""Measures the output's divergence on held-out data before and after a repair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerprune.capture import Batch, Sandbox
 from layerprune.errors import CalibrationError, ended_by
-from layerprune.fidelity import Harm, harm_of
+from layerprune.fidelity import Divergence, divergence_of
 from layerprune.graph import Frame, LayerGraph
 from layerprune.impact import ends
 from layerprune.inputs import Inputs, describe
@@ -55,7 +55,7 @@ def judge(
     shades: tuple[Sandbox, Sandbox, Sandbox],
     graph: LayerGraph,
     batches: Sequence[Judged],
-    harm: Harm | None,
+    harm: Divergence | None,
 ) -> RepairVerdict:
     """Hold the outputs of the pruned model, unrepaired and repaired, against the original's.
 
@@ -70,7 +70,7 @@ def judge(
     for one in batches:
         original = _output(shades[0], one.batch) if one.original is None else one.original
         others = [_output(shades[1], one.batch) if one.before is None else one.before, _after(shades[2], graph, one)]
-        harm = harm or harm_of(model, original)
+        harm = harm or divergence_of(model, original)
         if not harm.outputs(original):
             return RepairVerdict(float("nan"), float("nan"), "")
         found = [harm.between(original, other, one.batch.mask) for other in others]

@@ -3,4 +3,4 @@
 # pyright: reportUnusedImport=false
 from layerprune.replay.policy import ReusePolicy
 from layerprune.replay.prefix import handing, prefix, steady
-from layerprune.replay.reuse import OutputReuse, Unsure
+from layerprune.replay.reuse import CannotReuse, OutputReuse

@@ -1,4 +1,4 @@
-"""An outcome: what one call of a module took and returned, and when another call may return the same."""
+"""One cached call of a module: arguments, output, and when another call may reuse the output."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class NotPlain(Exception):
     """A value is no tree of tensors and plain values."""
 
 
-class Outcome:
+class CachedCall:
     """What a call took and returned, as trees with leaves for tensors.
 
     Args:

@@ -1,4 +1,4 @@
-"""Upstream: the calls of modules that do not depend on what a set of edits changes, and which to keep in store."""
+"""Finds the module calls that a set of edits does not reach, and which of them to keep."""
 
 from __future__ import annotations
 

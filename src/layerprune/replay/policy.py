@@ -1,4 +1,4 @@
-"""The ledger: what ablations have learnt of a model: whether its forward may go on from stored outputs, or on parts."""
+"""What ablations have learnt of a model: whether stored outputs or parts of batches may be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The handover: outputs of the original's forward, handed on while an edited model does what the original did.
+"""Hands the original's stored outputs on while an edited model runs the same calls.
 
 An edited model's forward computes again all that lies before the edits. A call of a module that takes the same bits as
 in the original's forward, and holds nothing that an edit has changed, returns the same: so it need not run. That holds
@@ -29,7 +29,7 @@ from layerprune.capture import Sandbox
 from layerprune.edits import Edit
 from layerprune.graph import LayerGraph
 from layerprune.modules import CallTracker, ModelState, RunningCall, buffers, parameters
-from layerprune.replay.cached_call import Leaf, NotPlain, Outcome
+from layerprune.replay.cached_call import CachedCall, Leaf, NotPlain
 from layerprune.replay.call_reachability import UnchangedCalls
 from layerprune.replay.policy import ReusePolicy
 from layerprune.surgery import Folded, applied
@@ -45,7 +45,7 @@ FEWEST = 6
 _ROUNDS = 4  # forwards, to find out which calls can be kept
 
 
-class Unsure(BaseException):
+class CannotReuse(BaseException):
     """Outputs that were handed on may have been the wrong ones: what was measured with them does not count.
 
     No Exception, which a loss may catch.
@@ -73,7 +73,7 @@ class OutputReuse:
     ) -> None:
         self.shade = shade
         self.reuse_policy = reuse_policy
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[int, CachedCall] = {}
         self.leaves: dict[int, Leaf] = {}
         self.wanted: list[frozenset[int]] = []
         self.is_steady = True
@@ -202,7 +202,7 @@ class OutputReuse:
     def _require(self, holds: bool, otherwise: str) -> None:
         if not holds:
             self.doubt(otherwise)
-            raise Unsure
+            raise CannotReuse
 
     def _forget(self) -> None:
         """Run whole forwards on this batch, and see on the next whether the model is steady by then."""
@@ -262,7 +262,7 @@ class _Keeper(_Replay):
         if frame is None or torch.is_grad_enabled():
             return forward(*args, **kwargs)
         try:
-            outcome = Outcome(args, kwargs, self.leaf)
+            outcome = CachedCall(args, kwargs, self.leaf)
         except NotPlain:
             return forward(*args, **kwargs)
         out = forward(*args, **kwargs)
@@ -285,12 +285,12 @@ class _Keeper(_Replay):
             leaf = leaves[id(tensor)] = Leaf(tensor)
         return leaf
 
-    def let_go(self, outcome: Outcome) -> None:
+    def let_go(self, outcome: CachedCall) -> None:
         for leaf in outcome.leaves:
             if storage_id(leaf.tensor) not in self.memory:
                 self.output_reuse.leaves.pop(id(leaf.tensor), None)
 
-    def has_room(self, outcome: Outcome) -> bool:
+    def has_room(self, outcome: CachedCall) -> bool:
         tensors = {storage_id(leaf.tensor): leaf.tensor for leaf in outcome.leaves}
         new = {key: tensor for key, tensor in tensors.items() if key not in self.memory}
         more = sum(tensor.untyped_storage().nbytes() for tensor in new.values())

@@ -1,4 +1,4 @@
-"""Notes on budgets: how close a plan comes to its caps, and what holds it back."""
+"""Notes on how close a plan comes to its caps, and what holds it back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layout: lines that fit a terminal, and numbers in few characters."""
+"""Fits lines to the terminal and numbers into few characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folding: groups of repeated blocks that differ in numbers and impacts only are shown once."""
+"""Shows groups of repeated blocks once."""
 
 from __future__ import annotations
 

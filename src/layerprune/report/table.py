@@ -1,4 +1,4 @@
-"""A plan as a table: what it removes."""
+"""The plan as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan as text, in the form that the project began with."""
+"""The plan as text, in the form of the seed example."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from layerprune.select.frontier import frontier
 from layerprune.select.milp import Milp
 from layerprune.select.named_groups import Named, alone, removals_for
 from layerprune.select.problem import SLACK, CapUse, Effort, Problem, Resource, Selection
-from layerprune.select.resources import ResourceMeter
+from layerprune.select.resources import Resources
 from layerprune.select.search import Search
 from layerprune.select.strategies.choose import BY_SUMS, select
 from layerprune.select.strategies.exact import MORE_SLACK

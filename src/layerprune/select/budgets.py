@@ -1,4 +1,4 @@
-"""Budgets: what may go and what has to, as the user says it."""
+"""The user's budgets: what may go and what has to go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The use of caps: how much of each cap a choice takes, and how much any choice could take."""
+"""How much of each cap a choice uses, and how much any choice could use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Culprits: which removals of a set do not hold together, and what else is known to fail once they are found."""
+"""Learns which removals of a set fail together, and which other sets then fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conflicts: sets of removals that the layer graph alone tells not to hold together."""
+"""Sets of removals that fail together by the layer graph alone."""
 
 from __future__ import annotations
 

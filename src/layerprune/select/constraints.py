@@ -1,4 +1,4 @@
-"""A limit: how much of one thing a set of removals may take, and how much it has to."""
+"""Linear constraints on sets of removals: bounds and exclusions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cover: a set of removals that takes certain groups out and holds together, with the least besides."""
+"""The smallest set of removals that takes given groups out."""
 
 from __future__ import annotations
 

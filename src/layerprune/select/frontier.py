@@ -1,4 +1,4 @@
-"""The frontier: the least impact for every size."""
+"""The least total impact for every size."""
 
 from __future__ import annotations
 

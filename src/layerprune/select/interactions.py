@@ -1,4 +1,4 @@
-"""Company: what removals that meet take together, beyond what each of them takes alone.
+"""What removals take together beyond the sum of what each takes alone.
 
 A transform that takes a projection in gets as many input channels as the projection's source has, and one that reads a
 concat loses those of an operand that goes. Where a second removal replaces that source, or the transform, the width is

@@ -1,4 +1,4 @@
-"""Swaps: a choice made better by one removal in, one out, or both, where an exact solver stops early or cannot go."""
+"""Improves a choice by adding, dropping or exchanging one removal."""
 
 from __future__ import annotations
 

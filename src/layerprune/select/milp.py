@@ -1,4 +1,4 @@
-"""The integer programme: one variable per removal, and one per group of removals of which any one does."""
+"""The mixed-integer linear programme of the selection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named groups: what the user names, and the removals that take it out with the least besides."""
+"""Finds the removals that take named groups out, with the least besides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The problem: what there is to choose from, what it takes, and how a choice is proven."""
+"""The selection problem: removals, what they take, budgets, and how a choice is proven."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The meter: what sets of removals save of each thing that a budget speaks of."""
+"""Measures what sets of removals save of each budgeted resource."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from layerprune.select.interactions import interactions, with_interactions
 from layerprune.select.problem import Resource
 
 
-class ResourceMeter:
+class Resources:
     """Measures what sets of removals save, each thing when it is first asked for.
 
     Args:
@@ -146,9 +146,9 @@ class ResourceMeter:
             return None
         return Limit(self.param_pieces, low=float(min(1, *(removal.num_params for removal in self.removals))))
 
-    def of(self, removals: Sequence[Removal]) -> ResourceMeter:
+    def of(self, removals: Sequence[Removal]) -> Resources:
         """A meter of the same model for other removals."""
-        return ResourceMeter(
+        return Resources(
             self.model, self.graph, self.inputs, JointRemovals(self.joints.prover, removals, self.model), removals
         )
 

@@ -1,4 +1,4 @@
-"""The search: solve, prove, measure; forbid what fails, tighten what was exceeded, and solve again."""
+"""Solves, proves and measures; excludes what fails, tightens what was exceeded, and solves again."""
 
 from __future__ import annotations
 

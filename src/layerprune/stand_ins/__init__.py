@@ -4,7 +4,8 @@ An absent tensor has a shape and no values. The merge that reads it leaves it ou
 """
 
 # pyright: reportUnusedImport=false
-from layerprune.stand_ins.absent import (
+from layerprune.stand_ins.class_members import kept_members, parts_read
+from layerprune.stand_ins.dropped_tensor import (
     STAND_INS,
     DroppedBranch,
     DroppedTensor,
@@ -14,6 +15,5 @@ from layerprune.stand_ins.absent import (
     dropped_tensors,
     watching_merges,
 )
-from layerprune.stand_ins.class_members import kept_members, parts_read
 from layerprune.stand_ins.never_run import NeverRun
 from layerprune.stand_ins.removed_attributes import REMOVED_VALUE, plain, shown

@@ -1,4 +1,4 @@
-"""Stand-ins: what all objects have in common that take a removed module's place."""
+"""What all stand-ins of removed modules have in common."""
 
 from __future__ import annotations
 

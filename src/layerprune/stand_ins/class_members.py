@@ -1,4 +1,4 @@
-"""Members: what of a removed module's class its stand-in keeps, so that hosts go on calling it.
+"""Members of a removed module's class that its stand-in keeps, so that other code can call them.
 
 A host calls more of its layers than their forward: it lets them build caches, and asks for their sizes.
 Such a method is kept where it reads no weight and no part of the layer, which are gone; all it reads must be there.

@@ -1,4 +1,4 @@
-"""The vacated module: what stands where a module was that no forward had run."""
+"""The stand-in of a module that no forward has run."""
 
 from __future__ import annotations
 

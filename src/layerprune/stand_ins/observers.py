@@ -1,4 +1,4 @@
-"""Onlookers: code that looks at a dropped tensor without being part of a forward, and what it sees.
+"""Code that looks at a dropped tensor without being part of a forward: hooks, summaries, profilers.
 
 Hooks, summaries, profilers and function modes, ``torch.export``'s own among them, read sizes and values of whatever
 passes by, and compute nothing that the model goes on from. They see an empty tensor. A forward never does: what it goes

@@ -1,4 +1,4 @@
-"""Husks: what a removed module still shows to those who read its attributes in passing.
+"""Attributes of a removed module that other modules still read.
 
 A forward may look at the parts of a module that it is about to call: ``nn.TransformerEncoderLayer`` gathers the weights
 of its parts to decide between two ways to compute the same. Numbers and flags stay as they were; a weight that is gone
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.errors import DroppedTensorError
-from layerprune.stand_ins.absent import DroppedTensor, is_described
 from layerprune.stand_ins.base import Shown
 from layerprune.stand_ins.class_members import class_values, is_plain, kept_members
+from layerprune.stand_ins.dropped_tensor import DroppedTensor, is_described
 from layerprune.stand_ins.observers import looks_on
 from layerprune.tensors import raw_name
 from layerprune.torch_internals import buffers_of, children_of, no_modes, parameters_of

@@ -1,4 +1,4 @@
-"""Surgery: edits on the module tree, all undoable, all or nothing."""
+"""Carries edits out on a module tree: all or nothing, and undoable."""
 
 from __future__ import annotations
 

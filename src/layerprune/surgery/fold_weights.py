@@ -1,4 +1,4 @@
-"""Projections: a tensor as a linear function of an earlier one, and the transforms that can take one in."""
+"""Folds a projection into the weights of the layers that read the projected tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rebuilding: what a class writes in order to build its model again, without knowing that layers left.
+"""Refuses saving methods that would write a config of the unpruned model.
 
 ``save_pretrained`` of transformers, diffusers, peft and of the mixin that huggingface_hub gives to any module writes
 weights beside a config; ``from_pretrained`` builds the class from the config and fills in what it finds. Where layers

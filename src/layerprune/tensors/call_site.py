@@ -1,4 +1,4 @@
-"""Callers: from where in a model's code a function is called."""
+"""Finds the line of a model's code that calls a function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integers on fake runs: what a forward computes of indices and lengths alone keeps its values."""
+"""Keeps the values of integers on fake tensors: indices and lengths."""
 
 from __future__ import annotations
 

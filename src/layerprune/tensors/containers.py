@@ -1,4 +1,4 @@
-"""Tensors at any depth of a value: found, or replaced in a copy."""
+"""Finds tensors at any depth of a value, or replaces them in a copy."""
 
 from __future__ import annotations
 

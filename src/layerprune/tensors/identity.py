@@ -1,4 +1,4 @@
-"""Bits: whether two tensors hold the same ones."""
+"""Compares tensors bit by bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operands: the tensors that a dispatched operation takes and returns, and those that it writes into."""
+"""The tensors that an operation takes, returns and writes into."""
 
 from __future__ import annotations
 

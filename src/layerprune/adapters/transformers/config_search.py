@@ -1,4 +1,4 @@
-"""Configs: which fields of a transformers config count the layers of a container, and what to write there instead."""
+"""Finds the fields of a transformers config that count the layers of a container, and their new values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers: fields that follow from others: masks, lengths, a second text, the future of a series."""
+"""Input fields of transformers that follow from other fields: masks, lengths, a second text, future values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers: shapes as the docstring of a forward states them, with sizes from the config."""
+"""Input shapes as the docstring of a transformers forward states them, with sizes from the config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers: example inputs from the model's config and the signature of its forward."""
+"""Example inputs of a transformers model, from its config and the signature of its forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers: what a config says of the shapes of the fields that a model reads."""
+"""Shapes of a transformers model's input fields, from its config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generation configs: fields beside a transformers config that name layers by their numbers follow when layers leave.
+"""Follows fields of a generation config that name layers by number when layers leave.
 
 Whisper's ``alignment_heads`` are pairs of a decoder layer and a head, read when words are dated. No forward reads them,
 so no proof sees them.

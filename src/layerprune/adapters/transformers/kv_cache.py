@@ -1,4 +1,4 @@
-"""Caches: which modules of a transformers model write the key-value cache, and what is read off it to find positions.
+"""Finds the modules of a transformers model that write the key-value cache, and measures its growth.
 
 transformers asks one layer for all: the first of its kind how long the past is, the last recurrent one whether there is
 a past. When that layer's attention has gone, nobody answers, and generation goes wrong without a word.

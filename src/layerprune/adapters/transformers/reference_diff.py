@@ -1,4 +1,4 @@
-"""Likeness: whether a model without some layers is what vanilla transformers builds from a shortened config."""
+"""Compares a model without some layers with the model that transformers builds from a shortened config."""
 
 from __future__ import annotations
 

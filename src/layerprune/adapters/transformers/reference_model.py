@@ -1,4 +1,4 @@
-"""Twins: what vanilla transformers builds from a config, without weights, to hold a model against."""
+"""Builds, without weights, the model that transformers makes of a config, for comparison."""
 
 from __future__ import annotations
 

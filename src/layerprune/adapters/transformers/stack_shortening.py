@@ -1,4 +1,4 @@
-"""Stacks: layers leave a container, and the rest is renumbered.
+"""Takes layers out of a container and renumbers the layers that stay.
 
 Of a transformers model the config follows, and all that its modules know of their places.
 """

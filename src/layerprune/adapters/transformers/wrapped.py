@@ -1,4 +1,4 @@
-"""Wrapped modules: what another library has put around the modules that transformers builds, and what is inside.
+"""Finds the transformers modules inside the modules that another library put around them.
 
 peft puts a module with a low-rank branch in the place of a linear layer, which it holds. Whoever builds the model puts
 that around it again, before a removal and after it.

@@ -1,4 +1,4 @@
-"""Changes: what removals move tensors by, kept from the forward until the backward brings the gradients."""
+"""Keeps the changes that removals make to tensors until the backward pass brings the gradients."""
 
 from __future__ import annotations
 

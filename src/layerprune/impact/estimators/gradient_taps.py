@@ -1,4 +1,4 @@
-"""Taps: gradients at the tensors that removals move, multiplied with what they move by."""
+"""Gradients at the tensors that removals change, multiplied with the changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNSEEN = "a tensor in question is not seen in a run, or no gradient reaches it"
 
 
 @dataclass(frozen=True, eq=False)
-class Moves:
+class TensorChanges:
     """How far removals move what a backward started from, ``(removal, backward × sample)`` each.
 
     Attributes:
@@ -62,7 +62,7 @@ class GradientTaps:
         forward: Callable[[nn.Module], Any] | None = None,
         *,
         num_backwards: int = 1,
-    ) -> Moves:
+    ) -> TensorChanges:
         """Run one batch.
 
         Args:
@@ -163,14 +163,14 @@ class _Products:
         both = torch.stack([flat.sum(1), torch.linalg.vector_norm(flat, dim=1).square()])
         return both if rows == num else both.expand(2, num) / both.new_tensor([[num**0.5], [num]])
 
-    def of(self, shifts: Sequence[Sequence[Perturbation]]) -> Moves:
+    def of(self, shifts: Sequence[Sequence[Perturbation]]) -> TensorChanges:
         """What each removal's shifts move together."""
         known = {shift: torch.cat(found, dim=1).cpu().double().numpy() for shift, found in self.found.items()}
         unknown = np.full((2, max((row.shape[1] for row in known.values()), default=self.num_samples)), np.nan)
         both = np.zeros((2, len(shifts), unknown.shape[1]))
         for number, some in enumerate(shifts):
             both[:, number] = np.sum([known.get(shift, unknown) for shift in some], axis=0)
-        return Moves(both[0], both[1])
+        return TensorChanges(both[0], both[1])
 
 
 def _entering(graph: LayerGraph) -> frozenset[str]:

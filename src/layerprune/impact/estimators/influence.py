@@ -1,4 +1,4 @@
-"""Influence: how far a removal moves the tensor that it replaces."""
+"""Scores a removal by the relative change of the tensor that it replaces."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from layerprune.capture import Probe, See, real_sandbox
 from layerprune.fidelity import norm
 from layerprune.impact.estimators.perturbations import Perturbation, Tensors, perturbations_of
-from layerprune.impact.scores import Evidence, ScoringContext, about_unknown
+from layerprune.impact.scores import ImpactScores, ScoringContext, about_unknown
 
 
-def score_influence(scene: ScoringContext) -> Evidence:
+def score_influence(scene: ScoringContext) -> ImpactScores:
     """Measure how far each removal moves the tensor it replaces, in one forward for all of them.
 
     For a substitute ``s`` of ``y`` this is ``‖y - s‖ / ‖y‖``; for an operand ``b`` that a merge ``c`` loses,
@@ -51,7 +51,7 @@ def score_influence(scene: ScoringContext) -> Evidence:
             change[:, column], size[:, column] = np.array(pairs).T
     notes = about_unknown(scene.removals, change, "a tensor in question is not seen in a run, or not finite")
     unit = "influence: relative change of the replaced tensor"
-    return Evidence(change, size, 0.5, unit, notes)
+    return ImpactScores(change, size, 0.5, unit, notes)
 
 
 class _Norms:

@@ -1,4 +1,4 @@
-"""Loss: how far a removal moves the user's own loss, estimated for all removals from one backward."""
+"""Estimates the change of the user's loss for all removals from one backward pass."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from layerprune.capture import Batch, Loss
 from layerprune.errors import CalibrationError, NotFiniteError
 from layerprune.impact.estimators.gradient_taps import UNSEEN, GradientTaps
-from layerprune.impact.scores import Evidence, ScoringContext, about_unknown
+from layerprune.impact.scores import ImpactScores, ScoringContext, about_unknown
 from layerprune.tensors import map_tensors
 
 UNIT = "change of your loss"
 
 
-def score_loss(scene: ScoringContext) -> Evidence:
+def score_loss(scene: ScoringContext) -> ImpactScores:
     """Estimate how far each removal moves the user's loss, to first order, for all removals at once.
 
     A removal that replaces ``y`` by ``s`` changes a sample's loss by the sum of ``e = ∂L/∂y · (s - y)`` over the
@@ -58,7 +58,7 @@ def score_loss(scene: ScoringContext) -> Evidence:
         scene.progress(row + 1, len(scene.batches))
     size = np.broadcast_to([[batch.num_samples] for batch in scene.batches], change.shape)
     notes = about_unknown(scene.removals, change, UNSEEN)
-    return Evidence(change, size, 1.0, f"{UNIT}, estimated", notes)
+    return ImpactScores(change, size, 1.0, f"{UNIT}, estimated", notes)
 
 
 def _once(loss: Loss, model: nn.Module, batch: Batch) -> Any:

@@ -1,15 +1,15 @@
-"""Magnitude: how large the weights are that a removal takes; needs no data and knows nothing of them."""
+"""Scores a removal by the size of its weights; needs no data."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from layerprune.impact.scores import Evidence, ScoringContext
+from layerprune.impact.scores import ImpactScores, ScoringContext
 from layerprune.modules import named_parameters
 
 
-def score_magnitude(scene: ScoringContext) -> Evidence:
+def score_magnitude(scene: ScoringContext) -> ImpactScores:
     """The norm of the parameters that a removal takes, relative to that of all parameters.
 
     A baseline, as in much of the literature on pruning without data: large weights are taken to matter.
@@ -25,4 +25,4 @@ def score_magnitude(scene: ScoringContext) -> Evidence:
     scene.progress(1, 1)
     change = [sum(squares[number] for number in removal.lowering.params) for removal in scene.removals]
     size = np.full((1, len(change)), sum(squares.values()))
-    return Evidence(np.array([change]), size, 0.5, "magnitude: share of the weights' norm")
+    return ImpactScores(np.array([change]), size, 0.5, "magnitude: share of the weights' norm")

@@ -1,4 +1,4 @@
-"""Output change: how far a removal moves the model's output, estimated for all removals from one backward."""
+"""Estimates the change of the model's output for all removals from one backward pass."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from layerprune.capture import Batch
-from layerprune.fidelity import Harm, class_dim, harm_of, masked
+from layerprune.fidelity import Divergence, class_dim, divergence_of, masked
 from layerprune.impact.estimators.gradient_taps import UNSEEN, GradientTaps
-from layerprune.impact.scores import Evidence, ScoringContext, about_harm, about_unknown
+from layerprune.impact.scores import ImpactScores, ScoringContext, about_harm, about_unknown
 
 
-def score_output_change(scene: ScoringContext, harm: Harm | None = None, *, num_directions: int = 1) -> Evidence:
+def score_output_change(
+    scene: ScoringContext, harm: Divergence | None = None, *, num_directions: int = 1
+) -> ImpactScores:
     """Estimate how far each removal moves the output, for all removals at once.
 
     A removal that replaces ``y`` by ``s`` moves the output ``f`` along a direction ``v``, to first order, by the sum of
@@ -43,7 +45,7 @@ def score_output_change(scene: ScoringContext, harm: Harm | None = None, *, num_
 
         def pull(out: Any, ends: Sequence[Any], row: int = row, batch: Batch = batch) -> None:
             nonlocal harm
-            harm = harm or harm_of(scene.model, out)
+            harm = harm or divergence_of(scene.model, out)
             sizes[row] = _pull(out, ends, harm, batch, generator, num_directions)
 
         with scene.on(row):
@@ -58,7 +60,7 @@ def score_output_change(scene: ScoringContext, harm: Harm | None = None, *, num_
     pairs = _pairs(products, change.sum(0) / sizes.sum())
     notes = (*about_unknown(scene.removals, change, UNSEEN), *about_harm(scene, harm))
     unit = f"{harm.unit}, estimated"
-    return Evidence(change, size, 1.0, unit, notes, pairs)
+    return ImpactScores(change, size, 1.0, unit, notes, pairs)
 
 
 def _pairs(products: np.ndarray, impacts: np.ndarray) -> np.ndarray:
@@ -72,7 +74,7 @@ def _pairs(products: np.ndarray, impacts: np.ndarray) -> np.ndarray:
 
 
 def _pull(
-    out: Any, ends: Sequence[Any], harm: Harm, batch: Batch, generator: torch.Generator, num_directions: int
+    out: Any, ends: Sequence[Any], harm: Divergence, batch: Batch, generator: torch.Generator, num_directions: int
 ) -> float:
     """Send random output directions backwards; returns what the squares are relative to."""
     outputs = [t for t in harm.outputs(out) if t.requires_grad]
@@ -90,7 +92,7 @@ def _pull(
 
 
 def _direction(
-    tensor: Tensor, harm: Harm, batch: Batch, generator: torch.Generator, num_outputs: int
+    tensor: Tensor, harm: Divergence, batch: Batch, generator: torch.Generator, num_outputs: int
 ) -> tuple[Tensor, float]:
     """A direction for one output, and what its squares are relative to: the number of predictions, or of samples."""
     if harm.kind == "values":

@@ -1,4 +1,4 @@
-"""Shifts: the tensors that a removal moves, and by what."""
+"""The tensors that a removal changes, and by which values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways: from a tensor on, as long as what follows is linear in it, element by element, and nobody else reads."""
+"""Follows a tensor as long as what reads it is linear and element by element, with a single reader."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LinearPath:
     shorter: LinearPath | None = None
 
 
-class Guide:
+class PathGuide:
     """Follows tensors of a pruned model.
 
     Args:

@@ -1,4 +1,4 @@
-"""Moves: where the elements of a transform's output have gone, told by running what moves them on numbered ones."""
+"""Finds where the elements of a layer's output go, by running what moves them on numbered elements."""
 
 from __future__ import annotations
 

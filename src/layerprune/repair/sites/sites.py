@@ -1,4 +1,4 @@
-"""Sites: the transforms of a pruned model that can be solved again, and what each has to bring about."""
+"""Finds the layers of a pruned model that can be solved again, and the tensor that each restores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layerprune.edits import Edit, Shorten, name_before
 from layerprune.fitting import channel_dim, exact, has_free_bias, why_not_solvable
 from layerprune.graph import Layer, LayerGraph
 from layerprune.modules import CallKey
-from layerprune.repair.sites.linear_path import Guide, LinearPath
+from layerprune.repair.sites.linear_path import LinearPath, PathGuide
 from layerprune.repair.sites.permutation import Permutation
 from layerprune.repair.sites.token_norms import Norm, norm_of
 from layerprune.torch_internals import BatchNorm, children_of, parameters_of
@@ -180,7 +180,7 @@ class _Finder:
         self.knows = knows
         self.pruned = pruned
         self.modules: Mapping[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-        self.guide = Guide(pruned, self.modules)
+        self.guide = PathGuide(pruned, self.modules)
         self.shortens = shortens
         self.names: dict[str, str] = {}
         self.same = {layer.key: layer for layer in original.layers}

@@ -1,4 +1,4 @@
-"""Norms: normalizations per token that a transform's result passes before it is added, by what they do."""
+"""Normalizations per token between a layer's output and the sum that reads it."""
 
 from __future__ import annotations
 

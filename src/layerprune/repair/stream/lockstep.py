@@ -1,4 +1,4 @@
-"""The walk: both models side by side on all batches, from one tensor that can be mended to the next."""
+"""Runs both models in lockstep and pauses at each tensor that can be corrected."""
 
 from __future__ import annotations
 

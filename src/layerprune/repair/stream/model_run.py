@@ -1,4 +1,4 @@
-"""A side: one of the two models that a repair holds against each other."""
+"""The runs of one of the two models on all batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ahead: which transforms are solved before they run, so that forwards go on through them with their new weights."""
+"""Which layers are solved before they run, so that the forwards go on with the new weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views: what one batch shows of a transform that may be solved."""
+"""What one batch shows of a layer that may be solved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lanes: forwards that wait, each in a thread of its own, so that many batches go through a model side by side."""
+"""Forwards that can be paused, each in a thread of its own, so that many batches advance together."""
 
 from __future__ import annotations
 

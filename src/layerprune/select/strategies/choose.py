@@ -1,4 +1,4 @@
-"""Strategies: the ways to choose, by name; and what is said where nothing can be chosen."""
+"""The strategies by name, and what is said where nothing can be chosen."""
 
 from __future__ import annotations
 

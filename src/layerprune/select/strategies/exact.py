@@ -1,4 +1,4 @@
-"""Exact: the set with the least sum of impacts, by integer programming."""
+"""Strategy ``exact``: the set with the least sum of impacts, by integer programming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greedy: one removal after the other, each time the one whose making harms least."""
+"""Strategy ``greedy``: one removal after the other, each time the removal with the least measured impact."""
 
 from __future__ import annotations
 

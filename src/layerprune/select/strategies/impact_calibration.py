@@ -1,4 +1,4 @@
-"""Corrected impacts: what sets that were made say of the removals in them, and how far that is to be believed."""
+"""Corrects impacts of single removals by the measured impacts of sets."""
 
 from __future__ import annotations
 

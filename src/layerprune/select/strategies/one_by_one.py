@@ -1,4 +1,4 @@
-"""One by one: the way out that always ends, where too many sets of removals do not hold together."""
+"""Adds removals one by one, where too many sets fail together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repaired: removals made, repaired and scored one after the other, as what a set costs is what repair leaves of it."""
+"""Strategy ``repaired``: removals made, repaired and scored one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resampled: sets that impacts choose as drawn anew and as made sets correct them; the one that does least is taken."""
+"""Strategy ``resampled``: sets chosen by impacts drawn anew, measured, and the best set taken."""
 
 from __future__ import annotations
 

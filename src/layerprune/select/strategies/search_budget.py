@@ -1,4 +1,4 @@
-"""The allowance: how much a search may look at, as a share of what removing one after the other would take."""
+"""How many forwards a search may take, as a share of what greedy removal would take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dropped tensor: what a removed layer hands on, and how the merge that reads it leaves it out."""
+"""The dropped tensor: what a removed layer returns; the merge that reads it leaves it out."""
 
 from __future__ import annotations
 
