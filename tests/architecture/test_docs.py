@@ -129,9 +129,7 @@ def test_paths_exist(page: Path) -> None:
 
 
 def test_a_path_of_a_file_that_has_moved_is_found() -> None:
-    text = (
-        "`graph.py` `graph/layer_graph.py:Layer` `impact/output_reuse.py` `mine.py:batches`\n\n    benchmarks/none.py\n"
-    )
+    text = "`graph.py` `graph/layer_graph.py:Layer` `impact/handover.py` `mine.py:batches`\n\n    benchmarks/none.py\n"
     assert list(missing_paths(text, README)) == ["benchmarks/none.py", "graph.py", "impact/handover.py"]
 
 
