@@ -1,4 +1,4 @@
-"""The process lock: one thread at a time runs a user's forward, since that uses what belongs to the whole process.
+"""Lets one thread at a time plan or prune, since recording uses state of the whole process.
 
 The global random number generator is put back, torch's fused attention is switched off and on again, and torch's log is
 quiet meanwhile: two threads at once would put back what the other one had changed.
