@@ -38,6 +38,7 @@ zoo: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/zoo.py
 
 reliability: $(INSTALLED)-dev
+	$(BIN)/python -m pytest -n 2 -m reliability $(ARGS)
 	$(BIN)/python benchmarks/reliability.py
 
 # The environment stays: it takes minutes to make. `rm -r .venv` for a fresh one.

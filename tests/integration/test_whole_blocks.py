@@ -125,7 +125,9 @@ def assert_reloads(families: list[str], root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(NUM_PARTS))
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=[pytest.mark.reliability] * (part > 0)) for part in range(NUM_PARTS)]
+)
 def test_vanilla_loads_what_is_left(part: int, tmp_path: Path) -> None:
     assert_reloads([family for family in FAMILIES if family not in REFUSED][part::NUM_PARTS], tmp_path)
 

@@ -27,6 +27,11 @@ from menagerie.subset import SUBSET
 from menagerie.worker import Job
 
 _MODELS = [(library, name) for library, names in SUBSET.items() for name in names]
+#: Slow models whose mechanisms others of the subset, or the oracle's architectures, have as well.
+_REPEATS = {
+    *("inception_v3", "efficientformer_l1", "levit_128s", "coat_tiny", "cait_xxs24_224", "xcit_nano_12_p8_224"),
+    *("res2net50_14w_8s", "pvt_v2_b0", "maxvit_pico_rw_256", "fastvit_t8", "t5", "bart", "jamba"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +45,13 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("library", "name"), _MODELS, ids=[f"{library}-{name}" for library, name in _MODELS])
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        pytest.param(library, name, marks=[pytest.mark.reliability] * (name in _REPEATS), id=f"{library}-{name}")
+        for library, name in _MODELS
+    ],
+)
 def test_an_architecture_passes_every_check(library: str, name: str) -> None:
     pytest.importorskip(library)
     row = check_full(catalogue(library)[name])

@@ -45,16 +45,20 @@ _EXPECTED = {
     "odd": {"branch", "bypass", "block", "gate"},
     "mixed": {"branch", "bypass", "block", "gate", "concat"},
 }
-_NUM_NETS = 60  # of each theme: 480 in all
+_NUM_NETS = 16  # of each theme: 128 in all
+_NUM_NETS_BEFORE_A_RELEASE = 60
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "num_nets", [_NUM_NETS, pytest.param(_NUM_NETS_BEFORE_A_RELEASE, marks=pytest.mark.reliability)]
+)
 @pytest.mark.parametrize("theme", THEMES)
-def test_a_random_graph_prunes_to_what_the_simulation_computes(theme: str) -> None:
+def test_a_random_graph_prunes_to_what_the_simulation_computes(theme: str, num_nets: int) -> None:
     moved: Counter[str] = Counter()
 
     @settings(
-        max_examples=_NUM_NETS,
+        max_examples=num_nets,
         derandomize=True,
         deadline=None,
         phases=[Phase.generate],  # shrinking takes minutes; add Phase.shrink for a small failing net
@@ -74,8 +78,8 @@ def test_a_random_graph_prunes_to_what_the_simulation_computes(theme: str) -> No
         moved.update(oracle.moved)
 
     check()
-    assert _NUM_NETS * len(THEMES) >= 300
-    assert all(moved[kind] >= 3 for kind in _EXPECTED[theme]), moved
+    least = 3 if num_nets == _NUM_NETS_BEFORE_A_RELEASE else 1
+    assert all(moved[kind] >= least for kind in _EXPECTED[theme]), moved
 
 
 def _random_plans(pruner: UniversalLayerPruner, rng: random.Random) -> list[PruningPlan]:
@@ -97,6 +101,11 @@ def _randn(*shape: int) -> Tensor:
 
 # ---- real architectures -----------------------------------------------------------------------------------------
 
+#: Of which the zoo checks their like at full depth.
+_IN_THE_ZOO = {
+    *("resnet18", "googlenet", "mobilenet_v3_small", "shufflenet_v2_x1_0", "densenet121"),
+    *("convnext_tiny", "vit_b_16", "swin_t"),
+}
 #: How many removals of a large model are tried at most: evenly spread over the forward, each kind in its turn.
 _MOST = 10
 _LARGE = 1_000_000  # parameters; of smaller models every removal is tried
@@ -177,7 +186,9 @@ ARCHITECTURES: Mapping[str, Callable[[], tuple[nn.Module, Callable[[int], Batch]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.reliability] * (name in _IN_THE_ZOO)) for name in ARCHITECTURES]
+)
 def test_an_architecture_prunes_to_what_the_simulation_computes(name: str) -> None:
     torch.manual_seed(0)
     model, make = ARCHITECTURES[name]()
