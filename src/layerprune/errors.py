@@ -136,7 +136,7 @@ class ShortfallWarning(LayerPruneWarning):
 
 def warn(message: str, category: type[LayerPruneWarning]) -> None:
     """Warn at the line of the user's code that called the library."""
-    level, frame = 1, sys._getframe(0)
+    level, frame = 1, sys._getframe(0)  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE_FOLDER):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)

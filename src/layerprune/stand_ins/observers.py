@@ -48,7 +48,7 @@ def looks_on(func: Callable[..., Any]) -> bool:
     """
     if torch.compiler.is_dynamo_compiling():
         return False
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         code, around = frame.f_code, frame.f_back
         if around is not None and around.f_code in MODULE_CALLS and code not in MODULE_CALLS:

@@ -23,7 +23,7 @@ def custom_function() -> str:
 
     Looked for up to the nearest module's call, and told by the context that the forward gets.
     """
-    frame = sys._getframe(1)
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None and not isinstance(_first(frame), nn.Module):
         context = _first(frame)
         if isinstance(context, FunctionCtx) and frame.f_code.co_name == "forward":
@@ -50,7 +50,7 @@ def caller(names: Mapping[int, str]) -> str:
         Words without a meaning of their own; empty where none of the modules runs.
     """
     places: list[str] = []
-    frame = sys._getframe(1)
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         code = frame.f_code
         first = _first(frame)

@@ -1,10 +1,13 @@
 """The memory behind tensors, and how often it was written into."""
 
-# pyright: reportPrivateUsage=false, reportUnusedImport=false
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper_subclass
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+#: Whether a tensor packs others, as quantised and distributed weights do.
+is_wrapper_subclass = is_traceable_wrapper_subclass
 
 
 def storage_id(tensor: Tensor) -> int:

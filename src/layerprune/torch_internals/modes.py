@@ -1,13 +1,19 @@
 """Modes of torch: those that are on are set aside, or asked for, while code of our own runs inside a user's forward."""
 
-# pyright: reportPrivateUsage=false, reportUnusedImport=false
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-from torch._C import DisableTorchFunction as no_function_modes
-from torch._C import DisableTorchFunctionSubclass as no_function_subclasses
-from torch.overrides import _get_current_function_mode as innermost_function_mode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._python_dispatch import _disable_current_modes as no_modes
+from torch._C import DisableTorchFunction, DisableTorchFunctionSubclass
+from torch.overrides import _get_current_function_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+#: Runs what is inside outside of all modes.
+no_modes = _disable_current_modes
+#: Runs what is inside outside of function modes, and past ``__torch_function__``.
+no_function_modes = DisableTorchFunction
+#: Runs what is inside past ``__torch_function__`` of tensors; function modes stay on.
+no_function_subclasses = DisableTorchFunctionSubclass
+innermost_function_mode = _get_current_function_mode
 
 
 class DispatchMode(TorchDispatchMode):

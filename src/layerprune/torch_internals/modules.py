@@ -46,7 +46,8 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
 
 def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     """A module's own parameters, then its own buffers; those that are None left out."""
-    return [pair for pair in (*module._parameters.items(), *module._buffers.items()) if pair[1] is not None]
+    held = (*module._parameters.items(), *module._buffers.items())
+    return [(key, tensor) for key, tensor in held if tensor is not None]
 
 
 def registry_of(module: nn.Module, key: str) -> dict[str, Any]:
