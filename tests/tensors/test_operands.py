@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedFakeTensorException
 
-from layerprune.tensors import KeepsIntegers, flat_tensors, written_tensors
+from layerprune.tensors import KeepsIntegers, flat_tensors, form_of, written_tensors
 
 ATEN = torch.ops.aten
 A, B, C = (torch.zeros(2) for _ in range(3))
@@ -16,6 +16,19 @@ A, B, C = (torch.zeros(2) for _ in range(3))
 def test_tensors_are_found_in_containers_in_order() -> None:
     found = list(flat_tensors((A, [B, (1, "x", C)], {"out": A})))
     assert [id(tensor) for tensor in found] == [id(A), id(B), id(C), id(A)]
+
+
+def test_the_form_of_arguments_tells_containers_apart_and_asks_for_all_else() -> None:
+    def leaf(value: object) -> object:
+        return "tensor" if isinstance(value, Tensor) else value
+
+    assert form_of((A, [B, 2], {"dim": slice(0, 1)}), leaf) == (
+        tuple,
+        "tensor",
+        (list, "tensor", 2),
+        (dict, ("dim", (slice, 0, 1, None))),
+    )
+    assert form_of([A], leaf) != form_of((A,), leaf)
 
 
 @pytest.mark.parametrize(

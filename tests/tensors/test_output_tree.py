@@ -148,6 +148,7 @@ def test_leaves_come_with_their_places_and_constants_apart() -> None:
     [
         ((ONE, 3), (TWO, 3), True),
         ((ONE, 3), (ONE, 4), False),
+        ((ONE, 1), (ONE, True), False),
         ((ONE,), [ONE], False),
         ({"a": ONE}, {"b": ONE}, False),
         (Pair(ONE, ONE), (ONE, ONE), False),
@@ -156,6 +157,17 @@ def test_leaves_come_with_their_places_and_constants_apart() -> None:
 def test_trees_are_equal_where_containers_and_constants_are(one: Any, other: Any, same: bool) -> None:
     forms = [OutputTree.of(out, lambda tensor: "tensor") for out in (one, other)]
     assert (forms[0] == forms[1]) is same
+
+
+def test_what_is_no_constant_can_be_made_one_or_refused() -> None:
+    tree = OutputTree.of((ONE, torch.float32), total, OutputTree.constant)
+    assert tree.build(lambda number: ONE) == (ONE, torch.float32)
+
+    def refuse(value: Any) -> Any:
+        raise TypeError(value)
+
+    with pytest.raises(TypeError, match="float32"):
+        OutputTree.of((ONE, [torch.float32]), total, refuse)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +218,7 @@ def test_what_holds_more_than_its_fields_or_is_not_found_by_name_is_opaque() -> 
     for out in (more, Local(rows()), {3: ONE}, torch.return_types.max((rows(), rows()))):
         tree = OutputTree.of((out, None), total)
         assert tree.is_opaque
-        with pytest.raises(DroppedTensorError, match=f"a {type(out).__name__} cannot be rebuilt"):
+        with pytest.raises(DroppedTensorError, match=f"{type(out).__name__} cannot be rebuilt"):
             tree.build(lambda number: number)
     assert list(OutputTree.of(more, total).leaves()) == [1, 2]  # the tensors inside are known
 

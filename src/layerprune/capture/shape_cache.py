@@ -5,14 +5,14 @@ A module that changes an attribute when it runs is not remembered: a later layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from layerprune.modules import FunctionWatch, Held
-from layerprune.tensors import tensors_in
+from layerprune.tensors import OutputTree, form_of, tensors_in
 from layerprune.torch_internals import (
     POOLS,
     BatchOrInstanceNorm,
@@ -34,6 +34,11 @@ _PURE = (
 
 
 _MARK = "_answers_from_memo"
+
+# Constants that a fake forward may take for its output to be remembered.
+_CONSTANTS = (type(None), bool, int, float, str)
+
+_L = TypeVar("_L")
 
 #: What is known by its value.
 NAMED = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.Size)
@@ -90,27 +95,20 @@ class ShapeCache:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             told = name not in self.open and self.observer is None and not torch.is_grad_enabled()
-            form = _form((args, kwargs)) if told else None
+            form = _tree((args, kwargs), _shape, _CONSTANTS) if told else None
             if form is None:
                 return forward(*args, **kwargs)
             key = (id(module), module.training, form)
             if key in self.known:
-                return self.rebuilt(self.known[key])
+                return self.known[key].build(self.fake)
             before = Held(module)
             out = forward(*args, **kwargs)
-            if before.is_as_before() and _is_plain(out) and not _shares(out, (args, kwargs)):
-                self.known[key] = self.rebuilt(out)  # the caller may change a list that it got
+            result = _tree(out, lambda tensor: tensor, (type(None),))
+            if before.is_as_before() and result is not None and not _shares(out, (args, kwargs)):
+                self.known[key] = result.map(self.fake)  # the caller may write into what it got
             return out
 
         return answer
-
-    def rebuilt(self, out: Any) -> Any:
-        """Make an output of a remembered one's form."""
-        if isinstance(out, Tensor):
-            return self.fake(out)
-        if isinstance(out, (tuple, list)):
-            return type(out)(self.rebuilt(item) for item in cast("Sequence[Any]", out))
-        return out
 
     def answering(self, kind: tuple[Any, ...], module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         is_own = isinstance(kind[0], type)  # torch's layers keep nothing of a forward but running statistics
@@ -204,48 +202,42 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
 def _form_of_call(args: Any, kwargs: Any) -> Any:
     """What a function's result on fakes follows from; None where it hangs on more than shapes and plain values."""
     try:
-        found = _parts((args, kwargs))
+        found = form_of((args, kwargs), _part)
     except TypeError:
         return None
     return found if any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, kwargs))) else None
 
 
-def _parts(value: Any) -> Any:
-    if isinstance(value, FakeTensor):
-        if value.constant is not None:
-            raise TypeError
-        return tuple(value.shape), value.stride(), value.dtype, value.device
-    if isinstance(value, (list, tuple)):
-        return (type(value), *map(_parts, cast("Sequence[Any]", value)))
-    if isinstance(value, dict):
-        return tuple((key, _parts(item)) for key, item in cast("dict[Any, Any]", value).items())
-    if isinstance(value, slice):
-        return "slice", _parts((value.start, value.stop, value.step))
+def _part(value: Any) -> Any:
+    if isinstance(value, FakeTensor) and value.constant is None:
+        return _shape(value)
     if isinstance(value, NAMED) or value is Ellipsis:
         return type(value), repr(value)
     raise TypeError
 
 
-def _form(value: Any) -> Any:
-    """What a fake forward's result follows from; None where an argument is more than tensors and plain values."""
-    if type(value) is FakeTensor:
-        return tuple(value.shape), value.stride(), value.dtype, value.device
-    if value is None or type(value) in (bool, int, float, str):
-        return type(value), value
-    if type(value) in (tuple, list):
-        parts = [_form(item) for item in value]
-        return None if any(part is None for part in parts) else (type(value), *parts)
-    if type(value) is dict:
-        parts = [(key, _form(item)) for key, item in value.items()]
-        return None if any(part is None for _, part in parts) else (dict, *parts)
-    return None
+def _tree(value: Any, leaf: Callable[[Tensor], _L], constants: tuple[type, ...]) -> OutputTree[_L] | None:
+    """Arguments or an output of a fake forward as a tree; None where it is more than fake tensors and constants."""
+
+    def fake(tensor: Tensor) -> _L:
+        if type(tensor) is not FakeTensor:
+            raise TypeError
+        return leaf(tensor)
+
+    def other(one: Any) -> OutputTree[_L]:
+        if type(one) not in constants:
+            raise TypeError
+        return OutputTree.constant(one)
+
+    try:
+        tree = OutputTree.of(value, fake, other)
+    except TypeError:
+        return None
+    return None if any(node.kind == "record" for node in tree.nodes()) else tree
 
 
-def _is_plain(out: Any) -> bool:
-    """Whether an output is made of fake tensors in plain containers."""
-    if type(out) in (tuple, list):
-        return all(_is_plain(item) for item in out)
-    return out is None or type(out) is FakeTensor
+def _shape(tensor: Tensor) -> Any:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
 
 
 def _shares(out: Any, arguments: Any) -> bool:

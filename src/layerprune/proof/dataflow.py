@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from layerprune.capture import NAMED
 from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
 from layerprune.stand_ins import STAND_INS, DroppedTensor, SkipsDropped
-from layerprune.tensors import OutputTree, flat_tensors, tensors_in, traits_of
+from layerprune.tensors import OutputTree, flat_tensors, form_of, tensors_in, traits_of
 from layerprune.torch_internals import num_writes, tensors_of
 
 #: Which step: the calls around it from the model's own downwards, the function's name, and which call of it this is.
@@ -136,7 +136,7 @@ class _FlowTracer:
         given = flat_tensors((args, kwargs))
         live = [tensor for tensor in given if not isinstance(tensor, DroppedTensor)]
         operands = tuple(self.tag(tensor) for tensor in live)
-        literals = _literals((args, kwargs))
+        literals = form_of((args, kwargs), _literal)
         versions = _versions(live)
         out = self.run(func, args, kwargs)
         made = [tensor for tensor in flat_tensors(out) if not isinstance(tensor, DroppedTensor)]
@@ -191,12 +191,6 @@ def _writes(func: Callable[..., Any]) -> bool:
     return name.startswith("__i") or name[-1:] == "_" != name[-2:-1]
 
 
-def _literals(value: Any) -> Any:
-    """Arguments without their tensors: numbers and names as they are, all else by its type."""
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_literals, cast("Sequence[Any]", value)))
-    if isinstance(value, Mapping):
-        return tuple((str(key), _literals(item)) for key, item in cast("Mapping[Any, Any]", value).items())
-    if isinstance(value, slice):
-        return _literals((value.start, value.stop, value.step))
+def _literal(value: Any) -> str:
+    """A number or a name as it is; a tensor, and all else, is left blank."""
     return repr(value) if isinstance(value, NAMED) else ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -17,7 +17,7 @@ from layerprune.modules import FunctionWatch
 from layerprune.removals import CannotLower, Lowering
 from layerprune.stand_ins import DroppedTensor
 from layerprune.surgery import applied
-from layerprune.tensors import tensors_by_place, tensors_in
+from layerprune.tensors import form_of, tensors_by_place, tensors_in
 from layerprune.torch_internals import children_of, tensors_of
 
 #: One function call: its name and its arguments. Tensors are known by where they come from.
@@ -64,7 +64,7 @@ class Tracer:
             return func(*args, **kwargs)
         self.inside = True
         try:
-            step = (name, self.describe(args), self.describe(kwargs))
+            step = (name, form_of((args, kwargs), self.described))
             out = self.result(func, args, kwargs)
         finally:
             self.inside = False
@@ -101,16 +101,10 @@ class Tracer:
             self.kept.append(tensor)
         return out
 
-    def describe(self, value: Any) -> Any:
-        """Write arguments down: tensors by where they come from, numbers as they are, all else by its type."""
+    def described(self, value: Any) -> Hashable:
+        """A tensor by where it comes from, a number as it is, all else by its type."""
         if isinstance(value, Tensor):
             return self.origin(value)
-        if isinstance(value, (list, tuple)):
-            return tuple(map(self.describe, cast("Sequence[Any]", value)))
-        if isinstance(value, Mapping):
-            return tuple((str(key), self.describe(item)) for key, item in cast("Mapping[Any, Any]", value).items())
-        if isinstance(value, slice):
-            return self.describe((value.start, value.stop, value.step))
         return repr(value) if isinstance(value, NAMED) or value is Ellipsis else type(value).__name__
 
     def origin(self, tensor: Tensor) -> Any:

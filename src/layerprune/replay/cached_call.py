@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from layerprune.tensors import same_bits
+from layerprune.tensors import OutputTree, same_bits
 from layerprune.torch_internals import num_writes, storage_id
+
+_L = TypeVar("_L")
 
 # Arguments that are known by their values.
 _VALUES = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size, type(...))
@@ -47,14 +49,6 @@ class Leaf:
         )
 
 
-class _Node(NamedTuple):
-    """A tuple, list or dict with leaves below it."""
-
-    kind: type
-    keys: tuple[Any, ...]
-    items: tuple[Any, ...]
-
-
 #: Makes a tensor's leaf.
 LeafOf = Callable[[Tensor], Leaf]
 
@@ -77,10 +71,16 @@ class CachedCall:
 
     def __init__(self, args: Sequence[Any], kwargs: dict[str, Any], leaf_of: LeafOf) -> None:
         self.leaf_of = leaf_of
-        self.arguments: Any = _frozen((tuple(args), kwargs), leaf_of)
+        self.arguments = _flat((tuple(args), kwargs), self.leaf)
         self.around = ambient()
-        self.result: Any = None
+        self.result: OutputTree[Leaf] = OutputTree("tuple")
         self.lies_in_arguments = False
+
+    def leaf(self, tensor: Tensor) -> Leaf:
+        """The leaf of a tensor that can be kept."""
+        if not is_plain(tensor):
+            raise NotPlain
+        return self.leaf_of(tensor)
 
     def finish(self, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         """Note what was returned.
@@ -92,9 +92,9 @@ class CachedCall:
         is_pure = self.matches(args, kwargs, by_value=False) and ambient() == self.around
         if not is_pure or not _containers(given).isdisjoint(_containers(out)):
             raise NotPlain
-        memory = {storage_id(leaf.tensor) for leaf in _leaves(self.arguments)}
-        self.result = _frozen(out, self.leaf_of)
-        self.lies_in_arguments = any(storage_id(leaf.tensor) in memory for leaf in _leaves(self.result))
+        memory = {storage_id(leaf.tensor) for leaf in self.arguments.leaves()}
+        self.result = _flat(out, self.leaf)
+        self.lies_in_arguments = any(storage_id(leaf.tensor) in memory for leaf in self.result.leaves())
 
     def matches(self, args: Sequence[Any], kwargs: dict[str, Any], *, by_value: bool) -> bool:
         """Whether another call takes the same.
@@ -106,25 +106,34 @@ class CachedCall:
                 result lies in the memory of an argument.
         """
         by_value = by_value and not self.lies_in_arguments
-        return ambient() == self.around and _matches(self.arguments, (tuple(args), kwargs), by_value)
+        if ambient() != self.around:
+            return False
+        pairs = _pairs(self.arguments, (tuple(args), kwargs))
+        return pairs is not None and all(_matches(leaf, tensor, by_value) for leaf, tensor in pairs)
 
     @property
     def leaves(self) -> list[Leaf]:
         """All leaves, of what it took and of what it returned."""
-        return [*_leaves(self.arguments), *_leaves(self.result)]
+        return [*self.arguments.leaves(), *self.result.leaves()]
 
     @property
     def is_fresh(self) -> bool:
         """Whether what it returned is still as it was."""
-        return all(leaf.is_fresh for leaf in _leaves(self.result))
+        return all(leaf.is_fresh for leaf in self.result.leaves())
 
     def rebuilt(self) -> Any:
         """What it returned, the tensors themselves in new containers."""
-        return _rebuilt(self.result)
+        return self.result.build(lambda leaf: leaf.tensor)
 
     def renew(self, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> bool:
         """Let what a like call has returned take the place of what was written into; False where that is another."""
-        return self.matches(args, kwargs, by_value=False) and _renewed(self.result, out)
+        pairs = _pairs(self.result, out) if self.matches(args, kwargs, by_value=False) else None
+        if pairs is None or not all(is_plain(tensor) and leaf.has_form_of(tensor) for leaf, tensor in pairs):
+            return False
+        for leaf, tensor in pairs:
+            if not (leaf.is_fresh and leaf.tensor is tensor):
+                leaf.set(tensor)
+        return True
 
 
 def ambient() -> tuple[Any, ...]:
@@ -149,78 +158,36 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _frozen(value: Any, leaf_of: LeafOf) -> Any:
-    if isinstance(value, Tensor):
-        if not is_plain(value):
-            raise NotPlain
-        return leaf_of(value)
-    kind = cast("type[Any]", type(value))
-    if kind in (tuple, list):
-        return _Node(kind, (), tuple(_frozen(item, leaf_of) for item in value))
-    if kind is dict:
-        keys = tuple(value)
-        if not all(isinstance(key, (str, int)) for key in keys):
-            raise NotPlain
-        return _Node(kind, keys, tuple(_frozen(item, leaf_of) for item in value.values()))
-    if kind is slice:
-        return _Node(kind, (), tuple(_frozen(item, leaf_of) for item in (value.start, value.stop, value.step)))
-    if kind not in _VALUES:
+def _flat(value: Any, leaf: Callable[[Tensor], _L]) -> OutputTree[_L]:
+    """The tree of plain containers that a value is."""
+    tree = OutputTree.of(value, leaf, _constant)
+    if any(node.kind == "record" for node in tree.nodes()):
         raise NotPlain
-    return value
+    return tree
 
 
-def _matches(form: Any, value: Any, by_value: bool) -> bool:
-    if type(form) is Leaf:
-        if not isinstance(value, Tensor) or not form.is_fresh:
-            return False
-        if value is form.tensor:
-            return True
-        return by_value and is_plain(value) and form.has_form_of(value) and same_bits(form.tensor, value)
-    if type(form) is _Node:
-        if type(value) is not form.kind:
-            return False
-        if form.kind is slice:
-            value = (value.start, value.stop, value.step)
-        elif form.kind is dict:
-            if tuple(value) != form.keys:
-                return False
-            value = tuple(value.values())
-        return len(value) == len(form.items) and all(
-            _matches(inner, item, by_value) for inner, item in zip(form.items, value, strict=True)
-        )
-    return type(form) is type(value) and bool(form == value)
+def _constant(value: Any) -> OutputTree[Any]:
+    parts = (value.start, value.stop, value.step) if type(value) is slice else (value,)
+    if any(type(part) not in _VALUES for part in parts):
+        raise NotPlain
+    return OutputTree.constant(value)
 
 
-def _leaves(form: Any) -> Iterator[Leaf]:
-    if type(form) is Leaf:
-        yield form
-    elif type(form) is _Node:
-        for item in form.items:
-            yield from _leaves(item)
+def _pairs(form: OutputTree[Leaf], value: Any) -> list[tuple[Leaf, Tensor]] | None:
+    """Each leaf with the tensor in its place in a value; None where that is of another form."""
+    try:
+        other = _flat(value, lambda tensor: tensor)
+    except NotPlain:
+        return None
+    if form.map(lambda leaf: None) != other.map(lambda tensor: None):
+        return None
+    return list(zip(form.leaves(), other.leaves(), strict=True))
 
 
-def _rebuilt(form: Any) -> Any:
-    if type(form) is Leaf:
-        return form.tensor
-    if type(form) is not _Node:
-        return form
-    items = [_rebuilt(item) for item in form.items]
-    if form.kind is dict:
-        return dict(zip(form.keys, items, strict=True))
-    return slice(*items) if form.kind is slice else form.kind(items)
-
-
-def _renewed(form: Any, value: Any) -> bool:
-    if type(form) is Leaf:
-        fits = isinstance(value, Tensor) and is_plain(value) and form.has_form_of(value)
-        if fits and not (form.is_fresh and form.tensor is value):
-            form.set(value)
-        return fits
-    if type(form) is not _Node or type(value) is not form.kind or form.kind is slice:
-        return type(form) is not _Node and type(form) is type(value) and bool(form == value)
-    items = cast("Sequence[Any]", tuple(value.values()) if form.kind is dict else value)
-    same = len(items) == len(form.items) and (form.kind is not dict or tuple(value) == form.keys)
-    return same and all(_renewed(inner, item) for inner, item in zip(form.items, items, strict=True))
+def _matches(leaf: Leaf, tensor: Tensor, by_value: bool) -> bool:
+    if not leaf.is_fresh or tensor is leaf.tensor:
+        return leaf.is_fresh
+    return by_value and is_plain(tensor) and leaf.has_form_of(tensor) and same_bits(leaf.tensor, tensor)
 
 
 def _containers(value: Any) -> set[int]:

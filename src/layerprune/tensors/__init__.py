@@ -19,5 +19,5 @@ from layerprune.tensors.op_traits import (
     raw_name,
     traits_of,
 )
-from layerprune.tensors.operands import flat_tensors, written_tensors
+from layerprune.tensors.operands import flat_tensors, form_of, written_tensors
 from layerprune.tensors.output_tree import OutputTree, StandInLeaf, Structure, is_argument, pick

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor
@@ -36,6 +36,18 @@ def _collect(container: Any, found: list[Tensor]) -> None:
             found.append(item)
         elif isinstance(item, (list, tuple, dict)):  # what else there may be, most of all, holds none
             _collect(item, found)
+
+
+def form_of(value: Any, leaf: Callable[[Any], Hashable]) -> Hashable:
+    """Describe a call's arguments: containers by their types, with ``leaf`` of everything else."""
+    if isinstance(value, (list, tuple)):
+        return (type(value), *(form_of(item, leaf) for item in cast("Sequence[Any]", value)))
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return (type(value), *((str(key), form_of(item, leaf)) for key, item in items))
+    if isinstance(value, slice):
+        return slice, *(leaf(part) for part in (value.start, value.stop, value.step))
+    return leaf(value)
 
 
 def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:

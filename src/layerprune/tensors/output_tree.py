@@ -44,36 +44,48 @@ class OutputTree(Generic[_L]):
     Attributes:
         kind: ``tensor``, ``value``, ``tuple``, ``list``, ``dict``, ``record``; ``opaque`` for an object that cannot be
             built again, inside which only the tensors are known.
-        leaf: what stands for a tensor; the constant that a value is; an opaque object's class by name.
+        leaf: what stands for a tensor; the constant that a value is.
         keys: a dict's keys; a record's fields.
         items: the trees inside.
-        record: module and name of a record's class.
+        type_name: module and name of the class of a constant, a record or an opaque object.
     """
 
     kind: str
     leaf: Any = None
     keys: tuple[str, ...] = ()
     items: tuple[OutputTree[_L], ...] = ()
-    record: tuple[str, str] = ("", "")
+    type_name: tuple[str, str] = ("", "")
 
     @classmethod
-    def of(cls, out: Any, leaf: Callable[[Tensor], _L]) -> OutputTree[_L]:
+    def of(
+        cls, out: Any, leaf: Callable[[Tensor], _L], other: Callable[[Any], OutputTree[_L]] | None = None
+    ) -> OutputTree[_L]:
         """Flatten an output.
 
         Args:
             out: what a forward returned.
             leaf: what stands for a tensor; called in order.
+            other: makes the tree of what is no tensor and no container; None: constants are values, all else opaque.
         """
         if isinstance(out, Tensor):
             return cls("tensor", leaf(out))
         kind, parts = _parts_of(out)
         if kind:
-            items = tuple(cls.of(item, leaf) for item in parts.values())
-            record = (type(out).__module__, type(out).__qualname__) if kind == "record" else ("", "")
-            return cls(kind, None, tuple(parts) if kind in ("dict", "record") else (), items, record)
+            items = tuple(cls.of(item, leaf, other) for item in parts.values())
+            keys = tuple(parts) if kind in ("dict", "record") else ()
+            return cls(kind, None, keys, items, _type_name(out) if kind == "record" else ("", ""))
+        if other is not None:
+            return other(out)
         if isinstance(out, _CONSTANTS):
-            return cls("value", out)
-        return cls("opaque", type(out).__name__, (), tuple(cls("tensor", leaf(tensor)) for tensor in tensors_in(out)))
+            return cls.constant(out)
+        return cls(
+            "opaque", None, (), tuple(cls("tensor", leaf(tensor)) for tensor in tensors_in(out)), _type_name(out)
+        )
+
+    @classmethod
+    def constant(cls, value: Any) -> OutputTree[_L]:
+        """The tree of a value without parts."""
+        return cls("value", value, type_name=_type_name(value))
 
     def nodes(self) -> Iterator[OutputTree[_L]]:
         """The tree, and all trees inside, in order."""
@@ -104,7 +116,7 @@ class OutputTree(Generic[_L]):
     def map(self, fn: Callable[[_L], _M]) -> OutputTree[_M]:
         """The same tree with something else standing for the tensors."""
         leaf = fn(self.leaf) if self.kind == "tensor" else self.leaf
-        return OutputTree(self.kind, leaf, self.keys, tuple(item.map(fn) for item in self.items), self.record)
+        return OutputTree(self.kind, leaf, self.keys, tuple(item.map(fn) for item in self.items), self.type_name)
 
     def build(self, fn: Callable[[_L], Any]) -> Any:
         """Build an output of this form, with ``fn`` of each leaf in the tensor's place.
@@ -122,8 +134,8 @@ class OutputTree(Generic[_L]):
         if self.kind == "dict":
             return dict(zip(self.keys, items, strict=True))
         if self.kind == "record":
-            return _record(self.record, dict(zip(self.keys, items, strict=True)))
-        raise DroppedTensorError(f"an output that holds a {self.leaf} cannot be rebuilt")
+            return _record(self.type_name, dict(zip(self.keys, items, strict=True)))
+        raise DroppedTensorError(f"an output that holds a {self.type_name[1]} cannot be rebuilt")
 
     # ---- as plans hold it -----------------------------------------------------------------------------------------
 
@@ -137,7 +149,7 @@ class OutputTree(Generic[_L]):
         if self.kind in ("tuple", "list"):
             return {self.kind: items}
         named = dict(zip(self.keys, items, strict=True))
-        return {self.kind: named if self.kind == "dict" else {"class": [*self.record], "fields": named}}
+        return {self.kind: named if self.kind == "dict" else {"class": [*self.type_name], "fields": named}}
 
     @staticmethod
     def from_json(structure: Structure, depth: int = _DEEPEST) -> OutputTree[StandInLeaf]:
@@ -157,7 +169,7 @@ class OutputTree(Generic[_L]):
             if kind == "argument" and is_argument(inner):
                 return OutputTree("tensor", tuple(inner))
             if kind == "value" and isinstance(inner, _CONSTANTS):
-                return OutputTree("value", inner)
+                return OutputTree.constant(inner)
             if kind in ("tuple", "list") and isinstance(inner, list):
                 return OutputTree(kind, items=_from_json(cast("list[Any]", inner), depth))
             if kind == "dict" and isinstance(inner, dict):
@@ -170,6 +182,10 @@ class OutputTree(Generic[_L]):
 
 def _from_json(items: Iterable[Structure], depth: int) -> tuple[OutputTree[StandInLeaf], ...]:
     return tuple(OutputTree.from_json(item, depth - 1) for item in items)
+
+
+def _type_name(value: object) -> tuple[str, str]:
+    return type(value).__module__, type(value).__qualname__
 
 
 def is_argument(pair: Any) -> bool:
