@@ -1,4 +1,4 @@
-"""Distillation: a pruned model trained to do what the original does, on any inputs, without labels."""
+"""Distillation: trains a pruned model to reproduce the original's outputs, without labels."""
 
 from layerprune.distillation.distilling import distill
 from layerprune.distillation.recipe import Recipe

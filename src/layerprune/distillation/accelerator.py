@@ -1,4 +1,4 @@
-"""Runs the training loop under accelerate, and restores accelerate's process state in the end."""
+"""Runs the training loop under accelerate, and restores accelerate's process state afterwards."""
 
 from __future__ import annotations
 
@@ -17,35 +17,27 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 class Accelerating:
-    """Mixed precision, scaled gradients, and the optimizer that knows of both.
-
-    Args:
-        accelerator: accelerate's.
-    """
+    """Mixed precision, loss scaling, and the prepared optimizer, by an ``accelerate.Accelerator``."""
 
     def __init__(self, accelerator: Any) -> None:
         self.accelerator = accelerator
 
     def optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
-        """Prepare an optimizer."""
         return self.accelerator.prepare(optimizer)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """What a forward runs in."""
         return self.accelerator.autocast()
 
     def backward(self, loss: Tensor) -> None:
-        """Run a backward."""
         self.accelerator.backward(loss)
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> bool:
-        """Scale gradients down to a norm, and say whether they may be used; a scaler skips those that overflow."""
+        """Clip gradients to ``max_norm``; False where they are not finite and no scaler would skip the step."""
         norm = self.accelerator.clip_grad_norm_(list(parameters), max_norm)
         return self.accelerator.scaler is not None or bool(torch.as_tensor(norm).isfinite())
 
     @property
     def scaler(self) -> dict[str, Any]:
-        """The state of what scales gradients, as JSON can hold it; empty where nothing does."""
         return {} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
 
     @scaler.setter
@@ -56,12 +48,12 @@ class Accelerating:
 
 @contextmanager
 def accelerating(device: torch.device, mixed_precision: str) -> Generator[Accelerating]:
-    """Hand out accelerate's tools for a device, to one thread at a time.
+    """Yield accelerate's tools for a device, to one thread at a time.
 
-    accelerate keeps one state for a process. One that the user's own code has made is put aside meanwhile.
+    accelerate keeps one state per process. A state that the user's own code made is put aside and restored.
 
     Raises:
-        DistillationError: accelerate is not installed, or cannot compute so on this device.
+        DistillationError: accelerate is not installed, or the device does not support the precision.
     """
     accelerate = extra("accelerate")
     state = extra("accelerate.state")

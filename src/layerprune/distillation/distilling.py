@@ -1,4 +1,4 @@
-"""Trains a pruned model to reproduce the original's outputs, and hands it the best weights seen."""
+"""Trains a copy of a pruned model, and writes the best weights into the pruned model."""
 
 from __future__ import annotations
 
@@ -39,44 +39,43 @@ def distill(
     progress: bool | None = None,
     **settings: Any,
 ) -> Distillation:
-    """Train a pruned model to do what the original does, on any inputs: no labels are needed.
+    """Train a pruned model to reproduce the original's outputs; no labels are needed.
 
-    A copy is trained with AdamW, on the output (KL divergence of logits, else distance and angle) and on the hidden
-    states that surviving layers read, against what they read in the original. The weights that did best on held-out
-    data are written into the pruned model at the very end, all or none; where none did better, it stays as it is. That
-    holds as well where the loss diverges. ``KeyboardInterrupt`` is passed on, after the best weights so far were
-    written: a second one meanwhile leaves those from before.
+    AdamW trains a copy. The loss compares outputs (KL divergence of logits, else distance and angle) and hidden states
+    with those of the original. The weights with the least divergence on held-out data are written into the pruned model
+    at the end, all or none. If no weights are better than the first, or the loss diverges before, the model stays as it
+    is. On ``KeyboardInterrupt`` the best weights so far are written, and the interrupt is raised again; a second
+    interrupt during the write restores the weights from before.
 
-    The copies run in eval mode: nothing is dropped out, batch norms keep their statistics. Parameters that do not ask
-    for gradients stay as they are. The original is never written into; modes, flags, hooks, buffers and the RNG of both
-    stay as they were. The same call gives the same weights, on the same machine and number of threads.
+    The copies run in eval mode: dropout is off, and batch norms keep their statistics. Parameters without
+    ``requires_grad`` stay frozen. The original is never changed; modes, flags, hooks, buffers and RNG of both models
+    are kept. The same call gives the same weights on the same machine and number of threads.
 
     Args:
         original: the model before pruning.
-        pruned: what is left of it, best after :func:`repair`.
-        data: batches, each as the forward takes it, which are read once and kept; short sequences of about one length
-            in a batch are fast. Tokens that ``attention_mask`` leaves out count nowhere.
-        held_out: batches that the best weights are chosen on; every eighth batch of ``data`` if None.
-        edits: ``plan.edits``; needed where whole layers have left their container and the others are renumbered. Those
-            of the plan that ``pruned`` was made by in this process if None; a copy has forgotten them.
-        kind: ``distribution`` where the output are logits, ``values`` where numbers count as they are; told from the
-            model and its output if None.
-        cache_bytes: what the original makes of the batches is computed once, and kept in memory up to this size.
-        cache_folder: where the rest of it is kept, as safetensors, also for later runs; None to run the original again
-            each time, and then the report says for how many batches.
-        checkpoint: a folder of its own, for safetensors and JSON, written after each look at the held-out data. The
-            same call goes on from there, to the very weights that it would have come to without a break.
-        progress: whether to show a bar; None for where standard error is a terminal.
-        **settings: of the :class:`Recipe`, as ``num_epochs=3``, ``learning_rate=3e-4``,
-            ``temperature=1.0``, ``hidden_weight=1.0``, ``lora_rank=0``, ``mixed_precision="no"``, ``seed=0``.
+        pruned: the pruned model, best after :func:`repair`.
+        data: batches in the form that the forward takes; read once and kept in memory. Short sequences of similar
+            length in a batch train fastest. Tokens masked by ``attention_mask`` are left out.
+        held_out: batches that choose the best weights; every eighth batch of ``data`` if None.
+        edits: ``plan.edits``; needed where the pruning renumbered the layers of a container. If None, the edits of the
+            plan that pruned ``pruned`` in this process; a copy of ``pruned`` does not carry them.
+        kind: ``distribution`` for logits, ``values`` for other numbers; derived from the model and its output if None.
+        cache_bytes: memory for the original's outputs, each of which is computed once.
+        cache_folder: folder for outputs that do not fit into ``cache_bytes``, as safetensors, also for later runs. If
+            None, the original runs again for each of these batches, and the report counts them.
+        checkpoint: a folder of its own for safetensors and JSON, written after each evaluation on held-out data. The
+            same call resumes from it, and ends with the same weights as a training without a break.
+        progress: whether to show a progress bar; None for only where standard error is a terminal.
+        **settings: fields of :class:`Recipe`, as ``num_epochs=3``, ``learning_rate=3e-4``, ``temperature=1.0``,
+            ``hidden_weight=1.0``, ``lora_rank=0``, ``mixed_precision="no"``, ``seed=0``.
 
     Returns:
-        What was done, what it won, and why it stopped.
+        Steps, losses, divergence before and after, and why the training ended.
 
     Raises:
-        DistillationError: a setting is no good, a package of the extra ``train`` is missing, the models do not fit each
+        DistillationError: a setting is invalid, a package of the extra ``train`` is missing, the models do not fit each
             other, or the checkpoint belongs to another training.
-        CalibrationError: the data are empty, do not fit either model, or make values that are not finite.
+        CalibrationError: the data are empty, do not fit a model, or give values that are not finite.
     """
     recipe = recipe_of(settings)
     task = setup_of(unwrap(original), unwrap(pruned), data, held_out, recipe, edits, kind)
@@ -92,7 +91,7 @@ def _trained(
     cache_folder: Path | None,
     progress: bool | None,
 ) -> Distillation:
-    """Train from the start or from a checkpoint, and write what was best into the pruned model."""
+    """Train from the start or from a checkpoint, and write the best weights into the pruned model."""
     with accelerating(task.device, mixed_precision) as tools:
         snapshots = None if checkpoint is None else Snapshots(checkpoint, task.key(), weights_of(task.pruned))
         found = None if snapshots is None else snapshots.load()

@@ -18,12 +18,7 @@ from layerprune.repair import Site, find_sites, renumbered
 
 @dataclass(frozen=True, eq=False)
 class HiddenStates:
-    """One of the two models, as it runs.
-
-    Attributes:
-        shade: a real shadow of it.
-        graph: its layer graph, recorded on real data.
-    """
+    """A sandbox of a model with real weights, and its layer graph, recorded on real data."""
 
     shade: Sandbox
     graph: LayerGraph
@@ -31,13 +26,13 @@ class HiddenStates:
 
 @dataclass(frozen=True)
 class Match:
-    """A tensor of the pruned model and the original's that it should be.
+    """A tensor of the pruned model and the tensor of the original that it should equal.
 
     Attributes:
-        names: the transforms of the pruned model that feed it.
-        student: its value in the pruned model's graph.
-        teacher: the value in the original's.
-        weight: how much it counts; all of them sum to 1.
+        names: the transforms of the pruned model that feed the tensor.
+        student: its value in the pruned model's layer graph.
+        teacher: the value in the original's layer graph.
+        weight: share of the loss; all weights sum to 1.
     """
 
     names: tuple[str, ...]
@@ -47,36 +42,25 @@ class Match:
 
 
 def hidden_states_of(model: nn.Module, batch: Batch, *, copied: bool) -> HiddenStates:
-    """Record a model as it runs on real data.
-
-    Args:
-        model: the model; it is not touched.
-        batch: what to run it on.
-        copied: whether the shadow gets parameters of its own, which may be trained; if not, it shares the model's.
-    """
+    """Record a model on a batch; a ``copied`` sandbox has its own parameters, for training."""
     every = [name for name, _ in named_parameters(model, every_name=True)]
     shade = real_sandbox(model, copied=every if copied else ())
     graph = record_on(shade, batch.inputs)
-    # Training is a use of the model, not a look at it: what its forwards count or log elsewhere stays.
+    # Training is a real use of the model: counters and logs that its forwards write outside the model keep their
+    # changes.
     return HiddenStates(replace(shade, outside=None) if copied else shade, graph)
 
 
 def find_matches(
     teacher: HiddenStates, student: HiddenStates, edits: Sequence[Edit], patterns: Mapping[str, float] | None
 ) -> tuple[Match, ...]:
-    """Match the tensors that surviving transforms feed with what their readers read in the original.
+    """Match the tensors that surviving transforms feed with the tensors that the same readers read in the original.
 
-    Without patterns those count that a merge makes in the original, as the sums of the residual stream; or all, where
-    there is none.
-
-    Args:
-        teacher: the original.
-        student: the pruned model.
-        edits: what was done to it; needed where containers were shortened.
-        patterns: of transforms' names, with weights; of several that fit a name the first counts.
+    ``patterns`` give transforms' names and weights; the first pattern that fits a name counts. Without patterns, the
+    matches are outputs of merges in the original (sums of the residual stream), or all tensors where it has no merge.
 
     Raises:
-        DistillationError: patterns fit no name, or layers are renumbered and nobody says how.
+        DistillationError: patterns fit no name, or layers are renumbered and no edits are given.
     """
     if why := renumbered(teacher.shade.model, student.shade.model, edits):
         raise DistillationError(f"{why}, or hidden_weight=0")

@@ -16,26 +16,20 @@ from layerprune.fidelity import Kind, class_dim
 
 @dataclass(frozen=True, eq=False)
 class TopLogits:
-    """The most likely classes of predictions, and all others taken together.
-
-    Attributes:
-        classes: ``(…, k)``.
-        log_probs: ``(…, k + 1)``, those of the classes, and of all others.
-    """
+    """The most likely classes ``(…, k)``, and log-probabilities ``(…, k + 1)`` of these and of all others together."""
 
     classes: Tensor
     log_probs: Tensor
 
 
 def top_logits(logits: Tensor, count: int, temperature: float) -> TopLogits:
-    """Keep the most likely classes of logits, ``(…, class)``, fewer than all, with their share of all probability."""
+    """Keep the ``count`` most likely classes of logits ``(…, class)``; the other classes are summed up."""
     log_probs = _log_probs(logits, temperature, -1)
     classes = log_probs.topk(count, -1).indices
     return TopLogits(classes, _among(log_probs, classes))
 
 
 def _among(log_probs: Tensor, classes: Tensor) -> Tensor:
-    """The log-probabilities of some classes, and of all others together."""
     others = log_probs.scatter(-1, classes, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.cat([log_probs.gather(-1, classes), others], -1)
 
@@ -45,23 +39,23 @@ def _log_probs(logits: Tensor, temperature: float, dim: int) -> Tensor:
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    """In float32 at least: in sixteen bits a sum of many squares is off."""
+    """Convert to float32 at least: in sixteen bits a sum of many squares is inexact."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def loss_of_output(
     kind: Kind, outputs: Sequence[Tensor], wanted: Sequence[Tensor | TopLogits], mask: Tensor | None, recipe: Recipe
 ) -> Tensor:
-    """The loss of an output.
+    """Loss of the pruned model's outputs against the original's.
 
     Args:
-        kind: ``distribution``: the KL divergence of the pruned model's logits from the original's, at a temperature,
-            times its square, so that gradients keep their size (arXiv 1503.02531, section 2.1), averaged over
-            predictions; ``values``: see :func:`loss_of_values`, averaged over tensors.
+        kind: ``distribution``: KL divergence at a temperature, times the temperature's square, so that gradients keep
+            their size (arXiv 1503.02531, section 2.1), averaged over predictions. ``values``: :func:`loss_of_values`,
+            averaged over tensors.
         outputs: of the pruned model.
         wanted: of the original.
         mask: ``(sample, token)``, 1 where a token counts.
-        recipe: the temperature.
+        recipe: gives the temperature.
     """
     if kind == "distribution":
         return divergence(outputs[0], wanted[0], mask, recipe.temperature) * recipe.temperature**2
@@ -74,10 +68,9 @@ def divergence(logits: Tensor, wanted: Tensor | TopLogits, mask: Tensor | None, 
 
     Args:
         logits: ``(sample, …, class)``, or ``(sample, class, row, column)`` for maps.
-        wanted: the original's logits, or its most likely classes: the divergence with the other classes taken together
-            is the true one at most.
+        wanted: the original's logits, or its most likely classes; then the result is a lower bound of the divergence.
         mask: ``(sample, token)``, 1 where a token counts.
-        temperature: what logits are divided by.
+        temperature: divisor of the logits.
     """
     dim = class_dim(logits)
     found = _log_probs(logits, temperature, dim)
@@ -95,7 +88,7 @@ def loss_of_values(found: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor
     """Squared distance relative to the original's square, plus the mean of 1 - cosine along the last dimension."""
     found, wanted = _precise(found), _precise(wanted)
     if found.dim() < 2 or found.shape[-1] == 1:
-        return distance(found, wanted, mask)  # a number has no angle
+        return distance(found, wanted, mask)  # a single number has no angle
     angles = 1 - F.cosine_similarity(found, wanted, dim=-1)
     if _fits(mask, angles):
         assert mask is not None
@@ -105,7 +98,7 @@ def loss_of_values(found: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor
 
 
 def distance(found: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
-    """The squared distance of two tensors, relative to the second's square; tokens that pad count nowhere."""
+    """Squared distance of two tensors relative to the second's square; padding tokens are left out."""
     found, wanted = _precise(found), _precise(wanted)
     change, size = (found - wanted).square(), wanted.square()
     if _fits(mask, change):
@@ -113,7 +106,7 @@ def distance(found: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
         counts = mask.reshape(*mask.shape, *[1] * (change.dim() - 2)).to(change.dtype)
         change, size = change * counts, size * counts
     total = size.sum()
-    return change.sum() / torch.where(total > 0, total, float(size.numel()))  # of zeros only the distance itself
+    return change.sum() / torch.where(total > 0, total, float(size.numel()))  # relative to zeros: the distance itself
 
 
 def _fits(mask: Tensor | None, tensor: Tensor) -> bool:
@@ -123,7 +116,7 @@ def _fits(mask: Tensor | None, tensor: Tensor) -> bool:
 def loss_of_hidden(
     matches: Sequence[Match], found: Mapping[int, Tensor], wanted: Mapping[int, Tensor], mask: Tensor | None
 ) -> Tensor | None:
-    """The weighted mean of the matches' distances; None where no match was seen in both models."""
+    """Weighted mean of the matches' distances; None where no match was seen in both models."""
     seen = [match for match in matches if match.student in found and match.teacher in wanted]
     if not seen:
         return None

@@ -1,4 +1,4 @@
-"""The recipe of a training: a plain record that is checked when it is made."""
+"""The recipe of a training: a plain record, checked when it is made."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _TOP_K = 256
 
 
 class Recipe(BaseModel):
-    """How a pruned model is trained to do what the original does. Two recipes that are equal train alike.
+    """The settings of a distillation. Equal recipes train alike.
 
     Attributes:
         num_epochs: passes over the data.
-        learning_rate: of AdamW, at its peak: it rises linearly for the first tenth of the steps and falls to 0 along a
-            half cosine.
-        weight_decay: of AdamW, towards 0.
-        max_norm: gradients whose norm over all parameters is larger are scaled down to it.
-        temperature: what logits are divided by before the original's distribution and the pruned model's are compared.
-        top_k: how many of the most likely tokens of a language model are compared one by one, the others being taken
-            together; None for all of up to 4,096, else 256.
-        output_weight: of the output's loss. Of logits that is the KL divergence; of other outputs the squared distance
-            relative to the original's, and the mean of 1 - cosine along the last dimension.
-        hidden_weight: of the mean of the hidden states' losses: the squared distance of what transforms feed from what
-            it was in the original, relative to it. 0 for none.
-        hidden: patterns of transforms' names in the pruned model (``fnmatch``), with the weight that the tensors get
-            which these feed; others get none. None for all that lie where the layers' ways meet, with equal weights.
-        lora_rank: train two thin matrices of this rank beside each transform (peft), which are added to its weights in
-            the end, and nothing else; 0 to train the weights themselves.
-        mixed_precision: what forwards compute in: ``no`` (the parameters' own type), ``bf16`` or ``fp16``.
-        num_evaluations: how many times the held-out data are looked at, evenly spread; the best weights are kept.
+        learning_rate: peak of AdamW's rate, which rises linearly over the first tenth of the steps, then falls to 0
+            along a half cosine.
+        weight_decay: of AdamW.
+        max_norm: upper bound of the gradient norm over all parameters; larger gradients are scaled down.
+        temperature: divisor of the logits of both models before they are compared.
+        top_k: number of most likely tokens of a language model that are compared one by one; the others are taken
+            together. None for all of up to 4,096, else 256.
+        output_weight: weight of the output's loss: KL divergence for logits; for other outputs squared distance
+            relative to the original's square, plus the mean of 1 - cosine along the last dimension.
+        hidden_weight: weight of the mean loss of the hidden states: the squared distance of tensors that transforms
+            feed, relative to the original's square. 0 for none.
+        hidden: patterns of transforms' names in the pruned model (``fnmatch``), with the weights of the tensors that
+            these transforms feed; other tensors get no loss. None for all outputs of merges, with equal weights.
+        lora_rank: rank of adapters (peft) that are trained in place of the weights, and added to them at the end; 0 to
+            train the weights themselves.
+        mixed_precision: dtype of forwards: ``no`` (the parameters' own), ``bf16`` or ``fp16``.
+        num_evaluations: number of evaluations on held-out data, evenly spread; the best weights are kept.
         patience: evaluations without a gain after which training stops.
-        seed: for the order of the batches, the adapters' first values, and what forwards draw.
+        seed: for the order of the batches, the adapters' first values, and random numbers in forwards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -58,14 +58,14 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0)
 
     def rate(self, step: int, num_steps: int) -> float:
-        """The learning rate of a step, the first being 0."""
+        """Learning rate of a step; the first step is 0."""
         warm_up = max(1, round(num_steps / 10))
         if step < warm_up:
             return self.learning_rate * (step + 1) / warm_up
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
 
     def num_compared(self, num_classes: int) -> int:
-        """How many of a language model's tokens are compared one by one."""
+        """Number of a language model's tokens that are compared one by one."""
         if self.top_k is not None:
             return min(self.top_k, num_classes)
         return num_classes if num_classes <= _MANY_CLASSES else _TOP_K
@@ -75,7 +75,7 @@ def recipe_of(settings: Mapping[str, Any]) -> Recipe:
     """Check settings.
 
     Raises:
-        DistillationError: there is no setting of that name, or a value is out of its range.
+        DistillationError: a setting has an unknown name, or a value out of its range.
     """
     try:
         recipe = Recipe(**settings)

@@ -1,4 +1,4 @@
-"""The report of a distillation: time, losses, gain on held-out data, and why it stopped."""
+"""The report of a distillation: time, losses, gain on held-out data, and why it ended."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a distillation did to a model.
+    """The result of a distillation.
 
     Attributes:
-        num_steps: steps that were taken, those before a resumption included.
+        num_steps: steps taken, with those before a resumption.
         num_planned: steps that the recipe asks for.
-        seconds: of wall time, those before a resumption included.
+        seconds: wall time, with that before a resumption.
         losses: of every step.
-        looks: (step, harm to the output on the held-out data), from the look before the first step on.
-        unit: what the harm is.
-        best_step: the step after which the harm was least; 0 where no look was better than the first.
-        stopped: why it ended.
-        num_trained: how many numbers were trained.
+        looks: (step, divergence of the output on held-out data) of each evaluation; the first is before training.
+        unit: unit of the divergence.
+        best_step: the step after which the divergence was least; 0 where no evaluation was better than the first.
+        stopped: why the training ended.
+        num_trained: number of trained weights.
         hidden: the transforms whose tensors were matched.
-        notes: what the user should know.
+        notes: notes for the user.
     """
 
     num_steps: int
@@ -44,21 +44,21 @@ class Distillation:
 
     @property
     def before(self) -> float:
-        """Harm to the output on the held-out data, before the first step."""
+        """Divergence of the output on held-out data, before the first step."""
         return self.looks[0][1]
 
     @property
     def after(self) -> float:
-        """The same of the weights that the model has in the end, which are the best that were looked at."""
+        """Divergence of the output on held-out data, with the weights that were kept."""
         return dict(self.looks)[self.best_step]
 
     @property
     def kept(self) -> bool:
-        """Whether the model has new weights; where none was better, it is as it was."""
+        """Whether the model has new weights."""
         return self.best_step > 0
 
     def curve(self, parts: int = _PARTS) -> list[float]:
-        """The loss, averaged over each of some parts of the steps."""
+        """Mean loss of each of ``parts`` equal parts of the steps."""
         count = min(parts, len(self.losses))
         return [float(np.mean(part)) for part in np.array_split(self.losses, count)] if count else []
 

@@ -29,25 +29,12 @@ from layerprune.modules import fingerprint, named_parameters, parameters
 from layerprune.plan import placed_plans
 from layerprune.repair import find_sites
 
-_EVERY = 8  # of so many batches one is held out
+_EVERY = 8  # every eighth batch is held out
 
 
 @dataclass(frozen=True, eq=False)
 class DistillationSetup:
-    """What a distillation works on.
-
-    Attributes:
-        original: the original.
-        pruned: the pruned model.
-        teacher: the original as it runs.
-        student: a copy of the pruned model as it runs, with parameters of its own.
-        batches: all data.
-        held_out: places in ``batches`` of what is looked at only.
-        recipe: how to train.
-        edits: what was done to the pruned model.
-        harm: how outputs are compared.
-        notes: what the user should know.
-    """
+    """Models, data and comparison of a distillation; ``held_out`` are places in ``batches`` for evaluation."""
 
     original: nn.Module
     pruned: nn.Module
@@ -62,11 +49,10 @@ class DistillationSetup:
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
         return next(parameters(self.pruned)).device
 
     def key(self) -> dict[str, Any]:
-        """What the weights of the end follow from, but for those of the start."""
+        """Everything, except the first weights, that determines the final weights."""
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "the data": self.data_key(),
@@ -88,11 +74,7 @@ class DistillationSetup:
     def trainer(
         self, tools: Accelerating, found: Snapshot | None, cache_bytes: int, cache_folder: Path | None
     ) -> Trainer:
-        """Prepare the training; ``found`` is where it goes on from.
-
-        Raises:
-            DistillationError: there is nothing to train, or nothing to match.
-        """
+        """Build the trainer; ``found`` is the snapshot to resume from."""
         if found is not None:
             with torch.no_grad():
                 for name, parameter in named_parameters(self.student.shade.model):
@@ -105,7 +87,6 @@ class DistillationSetup:
         return Trainer(recipe, student, teacher, matches, self.harm, self.batches, self.held_out, tools)
 
     def lessons(self, matches: Sequence[Match], cache_bytes: int, folder: Path | None) -> Teacher:
-        """What the original makes of each batch."""
         values = sorted({match.teacher for match in matches})
         if folder is not None:
             recipe = self.recipe
@@ -113,7 +94,7 @@ class DistillationSetup:
             found = digest([(self.data_key() + weights_of(self.original) + settings, torch.zeros(0))])
             folder = folder / found[:16]
             folder.mkdir(parents=True, exist_ok=True)
-        # What is held out can be judged with all logits only, and with nothing else.
+        # The divergence of held-out batches needs all logits, and no hidden states.
         looked_at = frozenset(self.held_out if len(self.batches) > 1 else ())
 
         def outputs(number: int, out: Any) -> Sequence[Tensor | TopLogits]:
@@ -140,7 +121,7 @@ def setup_of(
     """Read the data, and record both models on them.
 
     Raises:
-        DistillationError: the models are on different devices, on none that computes, or return nothing to compare.
+        DistillationError: the models are on different devices or on the meta device, or return nothing to compare.
         CalibrationError: the data are empty, or do not fit a model.
     """
     if original is pruned:
@@ -175,19 +156,19 @@ def setup_of(
 
 
 def _edits_between(original: nn.Module, pruned: nn.Module) -> tuple[Edit, ...]:
-    """What one plan did to the original; nothing where several did, or one that is of a part only."""
+    """The edits of the one plan between the models; empty for several plans, or for a plan of a part."""
     before, plans = placed_plans(original), placed_plans(pruned)
     since = plans[len(before) :] if plans[: len(before)] == before else plans
     return since[0][1].edits if len(since) == 1 and not since[0][0] else ()
 
 
 def _own_share(count: int) -> tuple[Sequence[int], tuple[str, ...]]:
-    """Which of the batches are held out, evenly spread over all, as they may come in the order of their lengths."""
+    """Choose held-out batches, evenly spread, because batches may be sorted by length."""
     if count == 1:
         return (0,), ("one batch was trained on and looked at: what it won there says nothing of other data",)
     return range(min(_EVERY, count) // 2, count, _EVERY), ()
 
 
 def weights_of(model: nn.Module) -> str:
-    """A hash of a model's parameters."""
+    """Hash a model's parameters."""
     return digest(named_parameters(model))

@@ -1,4 +1,4 @@
-"""Keeps the state of a training in a folder, so that a killed training goes on."""
+"""Keeps the state of a training in a folder, so that an interrupted training resumes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A training at some step.
-
-    Attributes:
-        course: how far it was.
-        state: what was trained, at that step.
-        start: the parameters of the pruned model before the first step.
-        optimizer: the optimizer's state of each parameter.
-        scaler: of what scales gradients.
-    """
+    """The state of a training at one step, and the pruned model's parameters before the first step (``start``)."""
 
     course: TrainingState
     state: Mapping[str, Tensor]
@@ -41,15 +33,11 @@ class Snapshot:
 
 
 class Snapshots:
-    """The folder of one training: safetensors and JSON, nothing else, each file written whole or not at all.
+    """The folder of one training, safetensors and JSON only; each file is written whole or not at all.
 
-    ``training.json`` names the tensors that belong to it; it is put in place after these, and the older ones go last.
-
-    Args:
-        folder: made where it is not there.
-        key: what the training follows from, by name; a folder of another one is refused.
-        weights: a hash of the pruned model's parameters: it may be as it was at the start, or as a run that was
-            interrupted, or ended, has left it.
+    ``training.json`` names its tensor file. It is replaced after the new tensors are written, before old files are
+    removed. The folder of another training is refused: ``key`` holds everything that determines a training, and
+    ``weights`` is a hash of the pruned model's parameters, at the start or after an interrupted or finished run.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], weights: str) -> None:
@@ -67,10 +55,10 @@ class Snapshots:
             )
 
     def load(self) -> Snapshot | None:
-        """Read the folder; None where there is no training in it yet.
+        """Read the folder; None where it holds no training yet.
 
         Raises:
-            DistillationError: it is another training's, or cannot be read.
+            DistillationError: the folder belongs to another training, or cannot be read.
         """
         path = self.folder / _RECORD
         if not path.exists():
@@ -112,7 +100,6 @@ class Snapshots:
         return Snapshot(course, parts["state"], start, optimizer, record["scaler"])
 
     def begin(self, start: Mapping[str, Tensor]) -> None:
-        """Keep the parameters that the pruned model starts from."""
         write_tensors(self.folder / "start.safetensors", start)
 
     def save(
@@ -122,7 +109,6 @@ class Snapshots:
         optimizer: torch.optim.Optimizer,
         scaler: Mapping[str, Any],
     ) -> None:
-        """Write a training as it is now."""
         tensors = {f"state/{name}": tensor for name, tensor in state.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in course.best.items()}
         for number, held in optimizer.state_dict()["state"].items():
@@ -139,7 +125,7 @@ class Snapshots:
         write_record(self.folder / _RECORD, {"version": _VERSION, "key": self.key, "known": self.known, **self.record})
 
     def allow(self, weights: str) -> None:
-        """Let a training go on, too, from a pruned model with these weights, which it has got from it."""
+        """Let the training also resume from a pruned model with these weights, which the training wrote into it."""
         if self.record and weights not in self.known:
             self.known = [*self.known, weights]
             self.write()

@@ -1,4 +1,4 @@
-"""The student: a copy of the pruned model that is trained; its weights go to the pruned model."""
+"""The student: a copy of the pruned model that is trained."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ from layerprune.errors import DistillationError
 from layerprune.modules import named_parameters
 from layerprune.torch_internals import parameters_of
 
-_ADAPTER = "default"  # peft's own name for an only one
+_ADAPTER = "default"  # peft's default adapter name
 
 
 class Student:
-    """A copy of the pruned model, in eval mode: nothing is dropped out, and batch norms keep their statistics.
+    """A copy of the pruned model, in eval mode: dropout is off, and batch norms keep their statistics.
 
-    Args:
-        side: the pruned model; its shadow's parameters are trained.
-        transforms: the transforms that may get adapters.
-        lora_rank: of the adapters; 0 to train the parameters that ask for gradients.
-        seed: for the adapters' first values.
+    Adapters of ``lora_rank`` are trained on ``transforms``; at rank 0 the parameters with ``requires_grad`` are
+    trained.
 
     Raises:
         DistillationError: there is nothing to train, or peft is not installed.
@@ -50,21 +47,19 @@ class Student:
 
     @property
     def num_trained(self) -> int:
-        """How many numbers are trained."""
         return sum(parameter.numel() for parameter in self.trained.values())
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of what is trained."""
         return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave."""
+        """Restore parameters that :meth:`state` copied."""
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(state[name])
 
     def values(self) -> dict[str, Tensor]:
-        """New values for the pruned model's parameters, by its names; adapters are added to their transforms."""
+        """New values for the pruned model's parameters, by name, with the adapters added."""
         if not self.adapted:
             return self.state()
         found: dict[str, Tensor] = {}
@@ -77,7 +72,7 @@ class Student:
 
 
 def _takes_adapter(module: nn.Module) -> bool:
-    """Whether a transform's weight asks for gradients, and peft has adapters for its kind."""
+    """Whether a transform's weight has ``requires_grad``, and peft has adapters for its type."""
     weight = parameters_of(module).get("weight")
     if weight is None or not weight.requires_grad:
         return False
@@ -87,7 +82,7 @@ def _takes_adapter(module: nn.Module) -> bool:
 
 
 def _add_adapters(model: nn.Module, names: tuple[str, ...], rank: int, seed: int) -> None:
-    """Put an adapter, which does nothing at first, beside each transform; all other parameters are frozen."""
+    """Add an adapter, zero at first, to each transform; all other parameters are frozen."""
     peft = extra("peft")
     if not names:
         raise DistillationError("lora_rank: the pruned model has no linear layer or convolution that takes an adapter")

@@ -1,4 +1,4 @@
-"""The teacher's outputs for each batch, cached or computed each time."""
+"""The original's outputs for each batch, cached or computed each time."""
 
 from __future__ import annotations
 
@@ -22,18 +22,12 @@ from layerprune.modules import parameters
 
 @dataclass(frozen=True, eq=False)
 class TeacherOutput:
-    """What the original makes of a batch.
-
-    Attributes:
-        outputs: the tensors of its output that are compared; of a language model's logits the likeliest tokens.
-        hidden: by value of its graph.
-    """
+    """The output tensors that are compared (of a language model's logits the top), and hidden states by value."""
 
     outputs: tuple[Tensor | TopLogits, ...]
     hidden: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def flat(self) -> dict[str, Tensor]:
-        """All tensors by name."""
         found = {f"hidden.{value}": tensor for value, tensor in self.hidden.items()}
         for place, one in enumerate(self.outputs):
             if isinstance(one, TopLogits):
@@ -44,7 +38,7 @@ class TeacherOutput:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> TeacherOutput:
-        """Read what :meth:`flat` gave."""
+        """Rebuild from the tensors of :meth:`flat`."""
         hidden: dict[int, Tensor] = {}
         outputs: dict[int, Tensor | TopLogits] = {}
         for name, tensor in tensors.items():
@@ -58,25 +52,23 @@ class TeacherOutput:
         return cls(tuple(outputs[place] for place in sorted(outputs)), hidden)
 
     def on(self, device: torch.device) -> TeacherOutput:
-        """The same on a device."""
         return TeacherOutput.of({name: tensor.to(device) for name, tensor in self.flat().items()})
 
     @property
     def num_bytes(self) -> int:
-        """What it takes to keep it."""
         return sum(tensor.nbytes for tensor in self.flat().values())
 
 
 class Teacher:
-    """Gives the lesson of each batch.
+    """Gives the original's outputs for each batch, from memory, from a file, or from a forward.
 
     Args:
         side: the original.
-        values: the hidden states that are asked for, by value of its graph.
-        outputs: picks what is compared from a batch's number and what the forward returns.
-        bare: numbers of batches of which the output is needed only.
-        memory_bytes: lessons that fit into this are kept in memory.
-        folder: where the others are kept, each in a file; None to compute these each time.
+        values: the hidden states to read, by value of its layer graph.
+        outputs: picks the tensors to compare, from the batch number and the forward's output.
+        bare: numbers of the batches that need no hidden states.
+        memory_bytes: memory for cached outputs.
+        folder: folder for outputs beyond that, a file each; None to compute them each time.
     """
 
     def __init__(
@@ -100,7 +92,7 @@ class Teacher:
         self.repeated: set[int] = set()
 
     def lesson(self, number: int, batch: Batch) -> TeacherOutput:
-        """What the original makes of a batch, which is known by its number.
+        """Return the original's outputs for a batch; the batch number is the key of the cache.
 
         Raises:
             CalibrationError: the forward raises, or its values are not finite.
@@ -113,7 +105,7 @@ class Teacher:
         made = self.make(number, batch)
         size = made.num_bytes
         if self.kept_bytes + size <= self.memory_bytes:
-            self.kept[number] = made.on(torch.device("cpu"))  # an accelerator's memory is for the training
+            self.kept[number] = made.on(torch.device("cpu"))  # accelerator memory is for the training
             self.kept_bytes += size
         elif file is not None:
             write_tensors(file, made.flat())
@@ -123,7 +115,7 @@ class Teacher:
 
     def make(self, number: int, batch: Batch) -> TeacherOutput:
         hidden: dict[int, Tensor] = {}
-        outs: list[Any] = []  # of each try; the last one counts
+        outs: list[Any] = []  # of each attempt; the last one counts
 
         def forward(model: Any) -> None:
             inputs = self.side.shade.adapt(batch.inputs)

@@ -1,4 +1,4 @@
-"""The training loop: steps, looks at held-out data, and an end that is never worse than the start."""
+"""The training loop: steps, evaluations on held-out data, and a result that is never worse than the start."""
 
 from __future__ import annotations
 
@@ -25,18 +25,7 @@ from layerprune.fidelity import Divergence
 
 
 class Trainer:
-    """Trains a student.
-
-    Args:
-        recipe: how.
-        student: what is trained.
-        teacher: gives what the original makes of each batch, by its place in ``batches``.
-        matches: the hidden states that are compared.
-        harm: how outputs are compared.
-        batches: all data.
-        held_out: places in ``batches`` of what is looked at only.
-        tools: accelerate's.
-    """
+    """Trains a student; ``held_out`` are places in ``batches`` for evaluation, and ``harm`` compares outputs."""
 
     def __init__(
         self,
@@ -57,7 +46,7 @@ class Trainer:
         self.batches = batches
         self.held_out = held_out
         self.tools = tools
-        # One batch is trained on and looked at.
+        # A single batch is both trained on and evaluated.
         self.places = [place for place in range(len(batches)) if place not in held_out or len(batches) == 1]
         self.num_steps = recipe.num_epochs * len(self.places)
         self.observer = Probe(student.side.shade, student.side.graph, [match.student for match in matches])
@@ -68,18 +57,13 @@ class Trainer:
         self.look_after = {round(self.num_steps * (place + 1) / count) for place in range(count)}
 
     def place(self, step: int) -> int:
-        """The batch of a step: each epoch has an order of its own, which follows from the seed."""
+        """Batch of a step; each epoch has its own order, derived from the seed."""
         epoch, within = divmod(step, len(self.places))
         draw = torch.Generator().manual_seed(self.recipe.seed + epoch)
         return self.places[int(torch.randperm(len(self.places), generator=draw)[within])]
 
     def run(self, course: TrainingState, save: Callable[[], object], told: ProgressMessage) -> None:
-        """Go on from where a course is, to its end.
-
-        Args:
-            course: is brought up to date after each step.
-            save: called after each look but the first, and at the end.
-            told: the progress.
+        """Train to the end; ``save`` is called after each evaluation except the first, and at the end.
 
         Raises:
             DistillationError: the student's forward or backward raises.
@@ -107,11 +91,10 @@ class Trainer:
                 save()
 
     def save(self, snapshots: Snapshots, course: TrainingState) -> None:
-        """Write a checkpoint."""
         snapshots.save(course, self.student.state(), self.optimizer, self.tools.scaler)
 
     def resume(self, snapshot: Snapshot) -> TrainingState:
-        """Take student and optimizer to where a checkpoint was written, and return the course."""
+        """Restore student and optimizer from a snapshot, and return the state of the training."""
         self.student.load(snapshot.state)
         state = self.optimizer.state_dict()
         state["state"] = {number: dict(held) for number, held in snapshot.optimizer.items()}
@@ -120,7 +103,7 @@ class Trainer:
         return snapshot.course
 
     def step(self, step: int, course: TrainingState) -> bool:
-        """Take one step, and say whether loss and gradients were finite; if not, nothing was changed."""
+        """Take one step; False, with nothing changed, where loss or gradients are not finite."""
         place = self.place(step)
         batch = self.batches[place]
         lesson = self.teacher.lesson(place, batch)
@@ -148,7 +131,6 @@ class Trainer:
     def forward(
         self, batch: Batch, step: int, found: dict[int, Tensor], learn: Callable[[Any], None], place: int
     ) -> None:
-        """Run the student with gradients, and collect its hidden states."""
 
         def begin() -> See:
             found.clear()
@@ -156,7 +138,7 @@ class Trainer:
 
         def call(model: Any) -> Any:
             inputs = self.student.side.shade.adapt(batch.inputs)
-            torch.manual_seed(self.recipe.seed + step)  # for what forwards draw even in eval mode
+            torch.manual_seed(self.recipe.seed + step)  # some forwards draw random numbers even in eval mode
             with self.tools.autocast():
                 return model(*inputs.args, **inputs.kwargs)
 
@@ -170,7 +152,6 @@ class Trainer:
             ) from error
 
     def loss(self, out: Any, found: dict[int, Tensor], lesson: TeacherOutput, batch: Batch) -> Tensor:
-        """The weighted sum of the output's and the hidden states' losses."""
         parts: list[Tensor] = []
         if self.recipe.output_weight:
             outputs = self.outputs(out, lesson)
@@ -185,7 +166,6 @@ class Trainer:
         return torch.stack(parts).sum()
 
     def outputs(self, out: Any, lesson: TeacherOutput) -> list[Tensor]:
-        """The tensors of an output that are compared."""
         found = self.harm.outputs(out)
         if len(found) != len(lesson.outputs):
             raise DistillationError(
@@ -201,7 +181,7 @@ class Trainer:
         return found
 
     def look(self) -> float:
-        """The harm to the output on the held-out data."""
+        """Divergence of the output on the held-out data."""
         shade = self.student.side.shade
         change = size = 0.0
         for place in self.held_out:
@@ -220,7 +200,6 @@ class Trainer:
 
 
 def _said(course: TrainingState) -> str:
-    """What the bar says beside the steps."""
     if not course.losses:
         return ""
     recent = course.losses[-10:]
