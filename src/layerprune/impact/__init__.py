@@ -1,4 +1,4 @@
-"""What each removal costs in quality, measured or estimated by one of several criteria."""
+"""Impacts of removals: measured by ablation, or estimated by another criterion."""
 
 # pyright: reportUnusedImport=false
 from layerprune.impact.ablation import ablate

@@ -1,4 +1,4 @@
-"""Measures the impact of removals by making them."""
+"""Measures the impact of removals by ablation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from layerprune.tensors import same_tensor, tensors_by_place
 
 
 def score_ablation(scene: ScoringContext, harm: Divergence | None = None) -> ImpactScores:
-    """Make each removal, run, compare with what the original does, and undo it; one pass per removal.
+    """Measure each removal by ablation: apply it, run the model, compare with the original, undo it.
 
-    Compared are the outputs or, where the user gave a loss, the losses: then the impact is by how much this grows, and
-    below 0 where a removal does good.
+    The comparison is between outputs, or between losses if the user gave a loss. With a loss, the impact is the
+    increase of the loss; it is negative if the removal improves the model.
 
     Args:
-        scene: what to score, and on what.
-        harm: how outputs are compared; told from the model and its output if None.
+        scene: removals and calibration data.
+        harm: divergence between outputs; chosen from the model and its output if None.
     """
     return ablate(scene, [removal.edits for removal in scene.removals], harm)
 
@@ -41,17 +41,16 @@ def ablate(
     folded: Sequence[Sequence[Folded]] | None = None,
     rule: Rule = all_of_them,
 ) -> ImpactScores:
-    """Make sets of edits, one after the other, and measure what each does to the output or to the user's loss.
+    """Apply sets of edits in turn, and measure how far each changes the output or the user's loss.
 
     Args:
-        scene: what to measure on; its removals are not looked at.
-        sets: what to make; the impact of one whose projections are not known is nan.
-        harm: as for :func:`score_ablation`; outputs are compared where it is given, whatever the scene's loss.
-        folded: for each set what its projections make of the transforms that take them in, by several fits in turn:
-            batch ``n`` gets that at ``n % len``; the scene's if None.
-        rule: which sets are measured next; see ``impact/racing``. Batches come in an order drawn from
-            the scene's seed, and in parts, where not all sets are measured on all and the model's outputs show that
-            batches can be cut. ``change`` and ``size`` are by batch all the same.
+        scene: calibration data; its removals are not used.
+        sets: sets of edits; the impact of a set whose projections were not fitted is nan.
+        harm: divergence between outputs; if given, outputs are compared even if the scene has a loss.
+        folded: per set, the folded weights of several fits; batch ``n`` uses fit ``n % len``. The scene's if None.
+        rule: chooses the sets to measure next, see ``impact/racing``. Batches come in an order drawn from the scene's
+            seed. They are cut into parts if the rule drops sets and the model's outputs show that batches can be
+            cut. ``change`` and ``size`` are per batch in both cases.
 
     Returns:
         Impact scores with one column per set.
@@ -59,16 +58,12 @@ def ablate(
     weights = [scene.folded] * len(sets) if folded is None else folded
     try:
         return _Ablation(scene, sets, harm, weights).run(rule)
-    except CannotReuse:  # the ledger says so by now, and whole forwards are run
+    except CannotReuse:  # the reuse policy has recorded this: the second try runs whole forwards
         return _Ablation(scene, sets, harm, weights).run(rule)
 
 
 class _Ablation:
-    """Makes sets on one batch after the other.
-
-    A forward that does what the original did is handed what that one has returned; see
-    ``replay/reuse``.
-    """
+    """Measures sets of edits batch by batch; unchanged calls reuse the original's outputs (``replay/reuse``)."""
 
     def __init__(
         self,
@@ -86,7 +81,7 @@ class _Ablation:
         self.num = len(scene.batches) * len(sets)
 
     def run(self, rule: Rule) -> ImpactScores:
-        """Measure for as long as the rule says, and say what was found."""
+        """Measure until the rule drops all sets, and return the scores."""
         scene, rounds = self.scene, self.rounds(in_parts=rule is not all_of_them)
         known = (
             all(fold in held for held in fits for fold in folds_of(edits))
@@ -124,7 +119,7 @@ class _Ablation:
         return ImpactScores(change, size, 1.0, unit, notes, None, looked_at=looked_at, is_ablation=True, units=units)
 
     def rounds(self, *, in_parts: bool) -> list[SubBatch]:
-        """What to look at one after the other."""
+        """The batches, or their parts, in the order of measurement."""
         found, reuse_policy = whole(self.scene.batches, self.scene.seed), self.scene.reuse_policy
         if in_parts and reuse_policy.fewest is None:
             reuse_policy.fewest = self.fewest(max(found, key=lambda one: one.batch.num_samples))
@@ -133,23 +128,23 @@ class _Ablation:
         return parts
 
     def fewest(self, one: SubBatch) -> int:
-        """How many samples a part of a batch has to have to tell what the batch does; 0 where no part does."""
+        """The smallest number of samples in a part that behaves as it does in the whole batch; 0 if no part does."""
         try:
             with self.shade.running():
                 return self.by.fewest(self.shade, one)
-        except Exception:  # the model's own, which may want the whole batch; on that it raises again
+        except Exception:  # the model may need the whole batch; an error of another cause is raised again there
             return 0
 
     def measure(self, one: SubBatch, columns: Sequence[int], done: float) -> Units:
-        """Run the original on a batch or a part of it, then sets.
+        """Run the original on a batch or a part of it, then the sets in ``columns``.
 
         Args:
-            one: on what.
-            columns: the numbers of the sets.
-            done: how many batches are done with.
+            one: the batch or the part.
+            columns: numbers of the sets.
+            done: how many batches are measured so far.
 
         Returns:
-            What was found, with a column for each set.
+            Change and size with a column for each set.
         """
         batch, output_reuse = one.batch, self.output_reuse
         with self.shade.running(), output_reuse.keeping(columns, batch.num_samples):
@@ -173,7 +168,7 @@ class _Ablation:
         return Units(both[0], both[1], np.full(both.shape[1], one.row))
 
     def made(self, one: SubBatch, column: int, *, whole: bool = False) -> np.ndarray:
-        """What a set changes on a batch, with the fit of its projections that has not seen it: ``(2, sample)``."""
+        """Change and size of a set on a batch, ``(2, sample)``, with a fit that held this batch out."""
         batch, fits = one.batch, self.weights[column]
         with applied(self.shade.model, self.sets[column], fits[one.row % len(fits)]), self.shade.running():
             if whole or not self.output_reuse.outcomes:
@@ -181,7 +176,7 @@ class _Ablation:
             try:
                 with self.output_reuse.handing_on(column):
                     return self.by.compare(self.shade, batch)
-            except Exception:  # the model's own, which a whole forward raises as well
+            except Exception:  # an error of the edited model is raised again by the whole forward
                 self.by.compare(self.shade, batch)
                 self.output_reuse.doubt("an edited model raises only where it goes on from what was kept")
                 raise CannotReuse from None
@@ -192,7 +187,7 @@ def _fields(units: Units) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class _ByOutput:
-    """How far outputs are from the original's."""
+    """Divergence from the original's outputs."""
 
     def __init__(self, harm: Divergence | None) -> None:
         self.harm = harm
@@ -211,7 +206,7 @@ class _ByOutput:
         return self.harm.by_sample(self.original, _run(shade, batch), batch.mask, batch.num_samples)
 
     def fewest(self, shade: Sandbox, one: SubBatch) -> int:
-        """How many samples a part has to have, if the model makes of a part what it makes of it in the whole."""
+        """The smallest number of samples in a part, if the model's output on a part equals that part of the output."""
         out = _run(shade, one.batch)
         harm = self.harm or divergence_of(shade.model, out)
         fewest = fewest_samples(harm.between(out, out, one.batch.mask)[1] / one.batch.num_samples)
@@ -226,7 +221,7 @@ class _ByOutput:
 
 
 class _ByLoss:
-    """By how much the user's loss is above the original's; a batch weighs by its samples."""
+    """Increase of the user's loss over the original's loss; a batch weighs by its number of samples."""
 
     unit = UNIT
     harm = None
@@ -244,7 +239,7 @@ class _ByLoss:
         return np.array([[batch.num_samples * change], [float(batch.num_samples)]])
 
     def fewest(self, shade: Sandbox, one: SubBatch) -> int:
-        """How many samples a part has to have, if the loss on a batch is the mean of those on its parts."""
+        """The smallest number of samples in a part, if the loss on a batch is the mean of the losses on its parts."""
         fewest = fewest_samples(1)
         parts = cut([one], fewest)
         losses = [(number_of(loss_on(self.loss, shade.model, part.batch)), part.share) for part in parts]

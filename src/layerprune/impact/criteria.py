@@ -1,4 +1,4 @@
-"""The criteria that score removals, by name."""
+"""The criteria that score removals, registered by name."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ _CRITERIA: dict[str, Criterion] = {
 
 
 def register_criterion(name: str, criterion: Criterion) -> None:
-    """Give a criterion of your own a name, for ``UniversalLayerPruner(criterion=…)``.
+    """Register a criterion of your own, for ``UniversalLayerPruner(criterion=…)``.
 
     Args:
-        name: what to call it; a name that is taken is taken over.
-        criterion: gets a :class:`ScoringContext`, returns an
-            :class:`ImpactScores` with a column for each of its removals.
+        name: name of the criterion; it replaces a criterion of the same name.
+        criterion: takes a :class:`ScoringContext`, returns :class:`ImpactScores` with a column for each removal.
     """
     _CRITERIA[name] = criterion
 
 
 def criterion_of(name: str, *, has_data: bool) -> Criterion:
-    """The criterion of a name; ``auto`` is ``shortlist`` where there are calibration data, else ``influence``."""
+    """The criterion of this name; ``auto`` is ``shortlist`` with calibration data and ``influence`` without."""
     chosen = ("shortlist" if has_data else "influence") if name == "auto" else name
     if not isinstance(chosen, str) or chosen not in _CRITERIA:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UnknownNameError(f"there is no criterion {name!r:.60}; there are auto, {', '.join(_CRITERIA)}")
@@ -45,10 +44,10 @@ def criterion_of(name: str, *, has_data: bool) -> Criterion:
 
 
 def score(scene: ScoringContext, criterion: Criterion) -> ImpactScores:
-    """Score removals; what the user's forward raises on the data is an error about these.
+    """Score removals with a criterion.
 
     Raises:
-        CalibrationError: the forward raised on a batch.
+        CalibrationError: the criterion raised, or returned another number of columns than there are removals.
     """
     try:
         evidence = criterion(scene)

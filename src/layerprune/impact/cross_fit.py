@@ -1,4 +1,4 @@
-"""Fits projections on one half of the batches and judges them on the other half."""
+"""Fits projections on half of the batches and measures them on the other half."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _MOST_BYTES = 2**30  # of the weights of sets that fold projections
 
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    """Fits of the same projections, of which each batch is judged by the one that has not seen it.
+    """Several fits of the same projections; each batch is measured with a fit that held this batch out.
 
     Attributes:
-        fits: batch number ``n`` is judged by ``fits[n % len(fits)]``; a single fit has seen all batches.
+        fits: batch ``n`` is measured with ``fits[n % len(fits)]``; a single fit has seen all batches.
     """
 
     fits: Sequence[Projections] = (Projections(),)
 
     @property
     def weights(self) -> tuple[Folded, ...]:
-        """What each fit makes of the transforms that take the projections in."""
+        """Folded weights of each fit."""
         return tuple(fit.weights for fit in self.fits)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know about impacts that were measured with them."""
+        """Notes for the user about impacts measured with these fits."""
         first, *others = self.fits
         notes = first.report.notes
         if others or not first.fitted:
@@ -47,14 +47,14 @@ class CrossFit:
 
 
 def halves(batches: Sequence[Batch]) -> list[list[Batch]]:
-    """What each fit gets: the batches that the others judge. All of them where there is one batch only."""
+    """The batches of each fit: the batches that the other fit is measured on. With one batch, all of it."""
     if len(batches) < 2:
         return [list(batches)]
     return [[batch for number, batch in enumerate(batches) if number % 2 != judged] for judged in (0, 1)]
 
 
 def cut_in_two(model: nn.Module, batches: Sequence[Batch], *, written: Collection[str] = ()) -> Sequence[Batch]:
-    """A single batch as two halves, where its samples can be told apart and run by themselves; several as they are."""
+    """Cut a single batch in two, if its samples run separately; several batches are returned unchanged."""
     if len(batches) != 1 or batches[0].num_samples < 2:
         return batches
     kept, held = hold_out_of(model, batches, 0.5, written=written)
@@ -69,13 +69,13 @@ def fit_crosswise(
     memory_bytes: int,
     written: Collection[str] = (),
 ) -> CrossFit:
-    """Fit the projections of several sets of edits, each as if it was made alone, on either half of the batches.
+    """Fit the projections of sets of edits, each set applied alone, on either half of the batches.
 
     Args:
-        model: the original; it stays as it is.
-        sets: the edits of each; those without projections are passed over.
+        model: the original; it stays unchanged.
+        sets: sets of edits; sets without projections are skipped.
         batches: calibration data.
-        memory_bytes: what one fit may take.
+        memory_bytes: memory limit of one fit.
         written: names of parameters that the forward writes into.
 
     Raises:
@@ -87,11 +87,11 @@ def fit_crosswise(
 
 
 class Refits:
-    """Projections of whole sets: in company they are fitted anew, while there is room.
+    """Projections of sets of removals: fitted again for each set, until the memory for their weights is used up.
 
     Args:
-        scene: the batches, and the fits of removals alone.
-        alone: the edits of these.
+        scene: the batches, and the fits of single removals.
+        alone: the edits of these removals.
     """
 
     def __init__(self, scene: ScoringContext, alone: Collection[Sequence[Edit]]) -> None:
@@ -101,7 +101,7 @@ class Refits:
         self.num_bytes = 0
 
     def of(self, edits: Sequence[Edit]) -> Sequence[Folded]:
-        """What projections make of the transforms of a set, by several fits as :attr:`CrossFit.weights` has them."""
+        """Folded weights of a set, by several fits as in :attr:`CrossFit.weights`."""
         key = tuple(edits)
         if not folds_of(edits) or key in self.alone:
             return self.scene.folded
@@ -120,9 +120,9 @@ def missed_crosswise(
     *,
     written: Collection[str] = (),
 ) -> list[tuple[float, float]] | None:
-    """How far projections are from what they stand for on each batch, by the fit that has not seen it.
+    """Squared error and squared size of projections on each batch, by the fit that held this batch out.
 
-    As :func:`missed_by`, also for the arguments; None where one was not fitted.
+    See :func:`missed_by`, also for the arguments. None if a projection was not fitted.
     """
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(batches)
     for place, fit in enumerate(crossed.fits):

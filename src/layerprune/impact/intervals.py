@@ -10,23 +10,22 @@ from scipy.stats import t as student_t
 
 from layerprune.impact.scores import ImpactScores, Units
 
-#: How often the bounds are meant to hold the impact on other data; ``benchmarks/coverage.py`` counts how often they do.
+#: Probability that the bounds contain the impact on other data; ``benchmarks/coverage.py`` measures it.
 LEVEL = 0.95
 
-_AGREE = 0.75  # batches that differ more than so many draws of independent samples would are taken as the units
-_FEWEST = 3.0  # samples, to speak of a spread: t is at most 4.3
+_AGREE = 0.75  # quantile of the spread between batches above which batches are not independent samples
+_FEWEST = 3.0  # samples needed to estimate a spread: t is at most 4.3
 
 
 def impact_intervals(evidence: ImpactScores) -> np.ndarray | None:
-    """The interval of each impact, ``(2, removal)``; nan where it was measured on one batch; None where on one only.
+    """Confidence interval of each impact, ``(2, removal)``; nan if measured on one batch; None if there is one only.
 
-    An impact is a ratio of two sums over samples. Its error follows from the samples' residuals, on the logarithm's
-    scale, as harms are positive. Where a few samples make up most of the spread, Student's t gets as few degrees of
-    freedom. Where batches differ more than samples drawn at random would (frames of one recording), batches are the
-    units, of which there are fewer.
+    An impact is a ratio of two sums over samples. Its error follows from the residuals of the samples, on a log scale
+    because divergences are positive. If a few samples cause most of the spread, Student's t has as few degrees
+    of freedom. If batches differ more than random samples would (frames of one video), batches are the units.
 
     Args:
-        evidence: what was measured; by samples where that is known, else by batches.
+        evidence: impact scores; by sample if known, else by batch.
     """
     if len(evidence.change) < 2:
         return None
@@ -42,13 +41,16 @@ def impact_intervals(evidence: ImpactScores) -> np.ndarray | None:
 
 
 def interval(change: np.ndarray, size: np.ndarray, batches: np.ndarray, power: float = 1.0) -> tuple[float, float]:
-    """The interval of one ratio of sums, to a power; nan where there is one batch, or what is not finite.
+    """Confidence interval of ratio ** power, where ratio is ``change.sum() / size.sum()``.
 
     Args:
-        change: of each sample, ``(sample,)``.
-        size: what that is relative to, ``(sample,)``.
-        batches: of which batch each sample is, ``(sample,)``.
-        power: of the ratio.
+        change: change of each sample, ``(sample,)``.
+        size: size of each sample, ``(sample,)``.
+        batches: number of each sample's batch, ``(sample,)``.
+        power: power of the ratio.
+
+    Returns:
+        Lower and upper bound; nan with a single batch or a change that is not finite.
     """
     names, places = np.unique(batches, return_inverse=True)
     num, num_batches = len(change), len(names)
@@ -70,7 +72,7 @@ def interval(change: np.ndarray, size: np.ndarray, batches: np.ndarray, power: f
 
 
 def _spread_over(residuals: np.ndarray) -> float:
-    """Of how many samples a spread is: all where they are alike, few where a few make it up."""
+    """Effective number of samples that cause the spread: all if they are alike, few if a few dominate."""
     squares = residuals**2
     total = float((squares**2).sum())
     return float(squares.sum()) ** 2 / total if total > 0 else float(len(residuals))

@@ -1,4 +1,4 @@
-"""Decides which sets are measured on the next batch, from the batches measured so far."""
+"""Chooses the sets to measure on the next batch, from the batches measured so far."""
 
 from __future__ import annotations
 
@@ -8,35 +8,34 @@ from typing import TypeAlias
 import numpy as np
 from scipy.stats import t as student_t
 
-#: Gets change and size so far, ``(round, set)``, 0 where a set was not measured, and how many batches the rounds make
-#: up; tells which go on, ``(set,)``.
+#: Takes change and size so far, ``(round, set)``, both 0 if a set was not measured, and the number of batches in these
+#: rounds; returns the sets to measure next, ``(set,)``.
 Rule: TypeAlias = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
-#: Batches after which the better one of the last two has won.
+#: Batches after which the better of the last two sets wins.
 FINAL = 4
 
-#: Rounds after which a removal's impact has to do, precise or not.
+#: Most rounds for one removal, even if its impact is not precise.
 MOST = 12
 
-_ONE_SIGMA = 0.8413  # of Student's t: two batches that agree may do so by chance
+_ONE_SIGMA = 0.8413  # quantile of Student's t: with few batches a small spread may be chance
 
 
 def all_of_them(change: np.ndarray, _size: np.ndarray, _num_batches: float) -> np.ndarray:
-    """Every set goes on."""
+    """Measure every set in every round."""
     return np.ones(change.shape[1], dtype=bool)
 
 
 def first_only(change: np.ndarray, _size: np.ndarray, _num_batches: float) -> np.ndarray:
-    """Every set is measured once."""
+    """Measure every set in the first round only."""
     return np.full(change.shape[1], not len(change))
 
 
 def contenders(precision: float, fewest: int = 8) -> Rule:
-    """After the first round the half of least impact goes on, or ``fewest`` sets, each until it is precise.
+    """After the first round, continue with the half of least impact, at least ``fewest`` sets, until each is precise.
 
-    A set is precise when its impact's standard error is below a share of it, as two rounds or more tell. Impacts are
-    chosen by their sums, in which what is far below the others needs no precision of its own: errors are held against
-    the mean of the half, where an impact is below that.
+    An impact is precise if its standard error, from two rounds or more, is below ``precision`` times the impact.
+    Impacts are chosen by their sums, so small ones need less: the mean of the half is the least scale of an error.
     """
 
     def going_on(change: np.ndarray, size: np.ndarray, num_batches: float) -> np.ndarray:
@@ -51,13 +50,13 @@ def contenders(precision: float, fewest: int = 8) -> Rule:
 
 
 def halving(first: int = 2, final: float = FINAL) -> Rule:
-    """Successive halving (arXiv 1502.07943): each time the rounds double, the better half goes on.
+    """Successive halving (arXiv 1502.07943): each time the number of rounds doubles, the better half continues.
 
-    Differences count, on the same batches, so that few tell.
+    Sets are compared on the same batches, so that few batches are enough.
 
     Args:
-        first: after how many rounds that begins.
-        final: on how many batches the last two meet.
+        first: rounds before the first halving.
+        final: batches that the last two sets are measured on.
     """
 
     def going_on(change: np.ndarray, size: np.ndarray, num_batches: float) -> np.ndarray:
@@ -73,30 +72,30 @@ def halving(first: int = 2, final: float = FINAL) -> Rule:
 
 
 def going_on_of(num: int, rounds: int, num_batches: float, first: int, final: float) -> int:
-    """How many of several sets go on by :func:`halving`, after so many rounds and batches."""
+    """Number of sets, of ``num``, that :func:`halving` continues with after these rounds and batches."""
     if num_batches > final - 1e-6:
         return 1
     return num if rounds < first else max(2, -(-num // (1 << (2 * rounds // first).bit_length() - 1)))
 
 
 def handicapped(rule: Rule, factors: np.ndarray) -> Rule:
-    """A rule that sees what sets change as it counts, by their handicaps, ``(set,)``."""
+    """A rule that sees changes weighted by :func:`counted`; factors are ``(set,)``."""
     return lambda change, size, num_batches: rule(counted(change, factors), size, num_batches)
 
 
 def counted(harms: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """What harms count by handicaps: as many times as much; of harm below zero, which is a gain, that part."""
+    """Divergences times their factors; a negative divergence, which is a gain, is divided instead."""
     return np.where(harms > 0, harms * factors, harms / factors)
 
 
 def winner(impacts: np.ndarray, num_batches: np.ndarray) -> int:
-    """Of the sets that were measured on the most data, that with the least impact."""
+    """The set with the least impact among those measured on the most data."""
     known = np.nan_to_num(impacts, nan=np.inf)
     return int(np.where(num_batches > num_batches.max() - 1e-6, known, np.inf).argmin())
 
 
 def _errors(change: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """The standard error of each impact, by the spread from round to round; nan where there was one."""
+    """Standard error of each impact, ``(set,)``, from the spread over rounds; nan with one round."""
     num = (size != 0).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.where(size != 0, change / size - impacts_of(change, size), 0.0)
@@ -104,13 +103,13 @@ def _errors(change: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def impacts_of(change: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Ratios of the sums, ``(set,)``."""
+    """Ratios of the sums over rounds, ``(set,)``."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return change.sum(0) / size.sum(0)
 
 
 def _places(impacts: np.ndarray) -> np.ndarray:
-    """The place of each in order of impact, those that are not known last."""
+    """Rank of each impact, ``(set,)``; unknown impacts come last."""
     order = np.argsort(np.nan_to_num(impacts, nan=np.inf), kind="stable")
     places = np.empty(len(order), dtype=int)
     places[order] = np.arange(len(order))

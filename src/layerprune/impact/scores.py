@@ -1,4 +1,4 @@
-"""What was measured of each removal on each batch, and the impacts that follow."""
+"""Measurements of each removal on each batch, and the impacts that follow."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ from layerprune.replay import ReusePolicy
 from layerprune.surgery import Folded
 
 _RESAMPLES = 200
-_NAMED = 5  # removals, in a note
+_NAMED = 5  # most removals named in a note
 
 
 @dataclass(frozen=True, eq=False)
 class ScoringContext:
-    """What a criterion may look at.
+    """Inputs of a criterion.
 
     Attributes:
-        model: the user's model; to be left as it is.
+        model: the user's model; a criterion must not change it.
         graph: its layer graph.
-        removals: what to score; order counts.
+        removals: removals to score; order is kept.
         batches: calibration data, at least one batch.
-        seed: for whatever is drawn.
-        loss: calls the model once on an item and returns a loss, ``loss(model, item)``; None where the user gave none.
-        progress: told after each step how many of how many are done.
-        folded: for removals by projection, what these make of the transforms that take them in: several fits, of which
-            a batch is judged by one that has not seen it, by its number.
-        fit: finds the same, once, for the projections of a set of edits, on the batches given.
-        harm: how outputs are compared; told from the model and its output if None.
-        missed: for such a removal, by batch how far its projections are from what they stand for: the squared distance
-            and the squared size; None where they were not fitted.
-        reuse_policy: whether ablations may hand outputs of the original's forward on, and what that has saved.
-        variants: what the model's forward did on real data, where that is not what the layer graph says.
+        seed: seed of all random draws.
+        loss: calls the model once on an item and returns a loss, ``loss(model, item)``; None if the user gave none.
+        progress: called after each step with the number of steps done and of all steps.
+        folded: folded weights of all projections, by several fits; batch ``n`` uses ``folded[n % len(folded)]``, which
+            held this batch out.
+        fit: fits the projections of a set of edits on batches, and returns the folded weights.
+        harm: divergence between outputs; chosen from the model and its output if None.
+        missed: squared error and squared size of a removal's projections, for each batch; None if not fitted.
+        reuse_policy: whether ablations may reuse outputs of the original's calls, and how much time this saved.
+        variants: layer graphs of forwards on real data that differ from ``graph``.
     """
 
     model: nn.Module
@@ -61,11 +60,11 @@ class ScoringContext:
 
     @contextmanager
     def on(self, number: int) -> Generator[None]:
-        """Say of an error that comes up inside on which batch it did.
+        """Name the batch in each error that is raised inside.
 
         Raises:
-            CalibrationError: whatever the user's forward or loss raised.
-            InputsError: what the forward raised on the example inputs, of which fake tensors do not tell all.
+            CalibrationError: the user's forward or loss raised on calibration data.
+            InputsError: the forward raised on the example inputs; fake tensors do not find every such error.
         """
         try:
             yield
@@ -88,12 +87,12 @@ class ScoringContext:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What was found of the smallest parts of the data that can be told apart: samples, else what was run at once.
+    """Measurements of the smallest separable parts of the data: samples, else whole runs.
 
     Attributes:
-        change: ``(unit, removal)``, 0 together with ``size`` where a removal was not measured on it.
-        size: what that is relative to, ``(unit, removal)``.
-        batches: the number of the batch that each unit is of, ``(unit,)``.
+        change: ``(unit, removal)``; 0, as ``size``, if a removal was not measured on the unit.
+        size: ``(unit, removal)``, relative to which ``change`` is.
+        batches: number of each unit's batch, ``(unit,)``.
     """
 
     change: np.ndarray
@@ -101,7 +100,7 @@ class Units:
     batches: np.ndarray
 
     def among(self, columns: np.ndarray, num: int) -> Units:
-        """The same where these removals are some of more, of which nothing was measured by unit."""
+        """The same units with ``num`` removals, of which these are ``columns``; the others were not measured."""
         both = np.zeros((2, len(self.batches), num))
         both[:, :, columns] = self.change, self.size
         return Units(both[0], both[1], self.batches)
@@ -109,19 +108,19 @@ class Units:
 
 @dataclass(frozen=True, eq=False)
 class ImpactScores:
-    """What a criterion found.
+    """Result of a criterion.
 
     Attributes:
-        change: how far each removal moves something on each batch, ``(batch, removal)``; nan where it is not known, 0
-            together with ``size`` where it was not measured on that batch.
-        size: what that is relative to, ``(batch, removal)``; sums, like ``change``.
+        change: change that each removal makes on each batch, ``(batch, removal)``; nan if unknown, 0 together with
+            ``size`` if it was not measured on that batch.
+        size: scale of the change, ``(batch, removal)``; a sum over the batch, like ``change``.
         power: an impact is the ratio of the sums to this power.
-        unit: what the impacts are, for the plan.
-        notes: what the user should know about them.
-        is_ablation: whether removals were made, and ``change`` is what they did to the output.
-        pairs: how much more a pair costs than its parts, ``(removal, removal)``, half of it at either place.
-        looked_at: how much of each batch each removal was measured on, ``(batch, removal)``; None for all of it.
-        units: the same by sample, where that was measured; None for batches.
+        unit: unit of the impacts, for the plan.
+        notes: notes for the user.
+        is_ablation: whether ``change`` was measured by ablation.
+        pairs: additional impact of two removals together, ``(removal, removal)``, half at either place.
+        looked_at: measured share of each batch, ``(batch, removal)``; None if all of it.
+        units: the measurements by sample; None if there are only those by batch.
     """
 
     change: np.ndarray
@@ -136,12 +135,12 @@ class ImpactScores:
 
     @property
     def impacts(self) -> np.ndarray:
-        """One number per removal, 0 for no harm; nan where it could not be measured."""
+        """One number per removal, ``(removal,)``: 0 for no change, nan if unknown."""
         return self._of(np.ones_like(self.change))
 
     @property
     def num_batches(self) -> np.ndarray:
-        """On how many batches each removal was measured."""
+        """Number of batches that each removal was measured on, ``(removal,)``."""
         return self._measured.sum(0)
 
     @property
@@ -150,7 +149,7 @@ class ImpactScores:
 
     @property
     def noise(self) -> float:
-        """By how much an impact on one batch is off, relative to it: the median standard deviation; 0 if unknown."""
+        """Median standard deviation of an impact on one batch, relative to the impact; 0 if unknown."""
         looked_at = (self.size != 0).astype(float) if self.looked_at is None else self.looked_at
         found: list[float] = []
         for change, size, share in zip(self.change.T, self.size.T, looked_at.T, strict=True):
@@ -161,10 +160,9 @@ class ImpactScores:
         return float(np.sqrt(np.median(found))) if found else 0.0
 
     def resampled(self, seed: int) -> np.ndarray:
-        """Impacts on batches drawn with replacement, ``(draw, removal)``; none from a single batch.
+        """Impacts on batches drawn with replacement, ``(draw, removal)``; no draws from a single batch.
 
-        A removal that was measured on some of the batches draws as many of these; the draws of two removals that were
-        measured on the same ones are the same.
+        A removal measured on ``n`` batches draws ``n`` of them. Removals with the same batches share their draws.
         """
         num = len(self.change)
         if num < 2:
@@ -174,7 +172,7 @@ class ImpactScores:
         return np.stack([self._of(_times(draw, measured)) for draw in draws])
 
     def _of(self, times: np.ndarray) -> np.ndarray:
-        """Impacts with each batch counted so many times, ``(batch, removal)``."""
+        """Impacts with each batch counted ``times``, ``(batch, removal)``."""
         change, size = (self.change * times).sum(0), (self.size * times).sum(0)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((size == 0) & (change == 0), 0.0, change / size)
@@ -182,7 +180,7 @@ class ImpactScores:
 
 
 def about_harm(scene: ScoringContext, harm: Divergence | None) -> tuple[str, ...]:
-    """Say of what may be logits, and is compared as plain numbers, how to have it compared as logits."""
+    """A note on outputs that may be logits but are compared as plain numbers."""
     outputs = scene.graph.outputs
     if harm is None or harm.kind == "distribution" or len(outputs) != 1:
         return ()
@@ -201,7 +199,7 @@ def about_harm(scene: ScoringContext, harm: Divergence | None) -> tuple[str, ...
 
 
 def about_unknown(removals: Sequence[Removal], change: np.ndarray, why: str) -> tuple[str, ...]:
-    """Name the removals of which a criterion found nothing on some batch, ``change`` being ``(batch, removal)``."""
+    """Notes that name removals with an unknown change on a batch; ``change`` is ``(batch, removal)``."""
     lost = [removal for removal, gone in zip(removals, np.isnan(change.sum(0)), strict=True) if gone]
     by_projection = "a projection takes its place: criterion='ablation' makes it, where it could be fitted"
     kinds = ((why, False), (by_projection, True))
@@ -216,7 +214,7 @@ def _not_known(unknown: Sequence[str], why: str) -> str:
 
 
 def _times(draw: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """How often each batch is drawn for each removal, from those that it was measured on."""
+    """How often each batch is drawn for each removal, among the batches that it was measured on."""
     num = len(draw)
     times = np.zeros(measured.shape)
     for column in measured.any(0).nonzero()[0]:

@@ -1,4 +1,4 @@
-"""Estimates all removals in one pass and measures the promising removals by making them."""
+"""Estimates all removals in one pass and measures the promising ones by ablation."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from layerprune.impact.estimators.output_change import score_output_change
 from layerprune.impact.racing import contenders
 from layerprune.impact.scores import ImpactScores, ScoringContext
 
-#: So many removals are all made and measured; of more the estimate chooses half, and this many at least.
+#: Up to this many removals are all measured; of more, the estimate chooses half, at least this many.
 LONGEST = 256
 
-#: A removal of the half that harms less is made on further batches until the standard error of its impact is below this
-#: share of it, or of that half's mean.
+#: A removal of the better half is measured on further batches until the standard error of its impact is below this
+#: share of the impact, or of the half's mean impact.
 PRECISION = 0.3
 
-_ENOUGH = 8  # points, to fit a line through
-_PASS = 3  # forwards that a forward and a backward take as long as
+_ENOUGH = 8  # points to fit a line through
+_PASS = 3  # duration of a forward with backward, in forwards
 
 
 def score_shortlist(scene: ScoringContext, harm: Divergence | None = None) -> ImpactScores:
-    """Measure the removals that may be worth it by ablation, and estimate the others.
+    """Measure promising removals by ablation, and estimate the others.
 
-    Up to :data:`LONGEST` removals are all measured. Of more, the estimate of the output's change chooses those of least
-    harm, and the others' estimates are brought to the scale of what was measured, by a line through the logarithms.
+    Up to :data:`LONGEST` removals are all measured. Of more, the estimated output change chooses those with the least
+    impact. Estimates of the others are scaled to the measured impacts by a line through the logarithms.
 
     Args:
-        scene: what to score, and on what.
-        harm: how outputs are compared; told from the model and its output if None.
+        scene: removals and calibration data.
+        harm: divergence between outputs; chosen from the model and its output if None.
     """
     num = len(scene.removals)
     if num <= LONGEST:
@@ -41,12 +41,10 @@ def score_shortlist(scene: ScoringContext, harm: Divergence | None = None) -> Im
     passes = _PASS * len(scene.batches)
     total = passes + num_measured * len(scene.batches)
     estimate = score_output_change(replace(scene, progress=_telling(scene, 0, _PASS, total)), harm)
-    order = np.argsort(np.nan_to_num(estimate.impacts, nan=-np.inf), kind="stable")  # what has none is measured
+    order = np.argsort(np.nan_to_num(estimate.impacts, nan=-np.inf), kind="stable")  # unknown ones are measured
     some = np.sort(order[:num_measured])
     some_of_scene = replace(
-        scene,
-        removals=[scene.removals[i] for i in some],
-        progress=_telling(scene, passes, 1, total),
+        scene, removals=[scene.removals[i] for i in some], progress=_telling(scene, passes, 1, total)
     )
     truth = _measured(some_of_scene, harm)
     impacts = estimate.impacts
@@ -60,7 +58,7 @@ def score_shortlist(scene: ScoringContext, harm: Divergence | None = None) -> Im
 
 
 def _telling(scene: ScoringContext, before: int, weight: int, total: int) -> Callable[[int, int], None]:
-    """Report the progress of a part as that of the whole."""
+    """Report the progress of a part as progress of the whole."""
 
     def tell(done: int, _of: int) -> None:
         scene.progress(before + weight * done, total)
@@ -69,7 +67,7 @@ def _telling(scene: ScoringContext, before: int, weight: int, total: int) -> Cal
 
 
 def _measured(scene: ScoringContext, harm: Divergence | None) -> ImpactScores:
-    """Ablation, on as many batches as it takes to choose by."""
+    """Ablation, each removal on as many batches as the choice needs."""
     found = ablate(scene, [removal.edits for removal in scene.removals], harm, rule=contenders(PRECISION))
     num = len(scene.batches)
     looked_at = np.ones(0) if found.looked_at is None else found.looked_at[:, found.looked_at.any(0)]
@@ -85,7 +83,7 @@ def _measured(scene: ScoringContext, harm: Divergence | None) -> ImpactScores:
 
 
 def _brought(estimates: np.ndarray, known: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Estimates on the scale of the truth: a power of them, fitted where both are known."""
+    """Estimates scaled to measured impacts: a power law, fitted to the removals with both."""
     with np.errstate(divide="ignore", invalid="ignore"):
         x, y = np.log(known), np.log(truth)
         use = np.isfinite(x) & np.isfinite(y)

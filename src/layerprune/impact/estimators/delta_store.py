@@ -1,4 +1,4 @@
-"""Keeps the changes that removals make to tensors until the backward pass brings the gradients."""
+"""Keeps the perturbations of removals until the backward pass computes the gradients."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from layerprune.impact.estimators.perturbations import Perturbation, Tensors, wr
 from layerprune.tensors import traits_of
 from layerprune.torch_internals import has_hooks, storage_id
 
-_HALF = {torch.float64: torch.float32, torch.float32: torch.bfloat16}  # the latter has the same range
+_HALF = {torch.float64: torch.float32, torch.float32: torch.bfloat16}  # bfloat16 has the range of float32
 
 _SUMS = frozenset({"add", "iadd"})
 
 _Get: TypeAlias = Callable[[], Tensor]
-"""Comes by a tensor when it is needed."""
+"""Returns a tensor when the backward needs it."""
 
 
 class DeltaStore:
-    """Keeps changes at as little memory as there is a way to.
+    """Keeps perturbations in little memory.
 
-    A tensor that the backward keeps anyway costs nothing to keep, nor does one that is made again in no time of such
-    ones: by a normalization, or as a sum. Whether a tensor is kept is known when its last reader has run, and until
-    then it is there in any case. What is left is kept as the difference, in half of its precision: squares
-    are right to a few thousandths.
+    A tensor that autograd saves for the backward needs no further memory. Nor does a normalization or a sum of
+    such tensors: these are cheap to compute again. Autograd has saved a tensor or not when its last reader has run;
+    until then the tensor is in memory anyway. All other perturbations are kept as differences in half of their
+    precision; their squares are then right to a few thousandths.
 
     Args:
         graph: the layer graph.
-        model: what runs; its normalizations make tensors again.
-        tensors: what is compared.
+        model: the model that runs; its normalizations compute tensors again.
+        tensors: the values to compare.
 
     Attributes:
-        watched: the values that have to be shown to it.
+        watched: values whose tensors :meth:`see` needs.
     """
 
     def __init__(self, graph: LayerGraph, model: nn.Module, tensors: Tensors) -> None:
@@ -50,7 +50,7 @@ class DeltaStore:
         self.forget()
 
     def forget(self) -> None:
-        """Let go of everything."""
+        """Release all tensors."""
         self._saved: set[int] = set()
         self._held: dict[int, Tensor] = {}
         self._unsettled: set[int] = set()
@@ -63,8 +63,8 @@ class DeltaStore:
         """Begin a run.
 
         Args:
-            graph: what the run does.
-            numbers: value → its number in that graph. What is not made there of the very same is not made again.
+            graph: layer graph of this run.
+            numbers: value → its number in ``graph``. A value that another layer makes there has no recipe in this run.
         """
         self.forget()
         if graph is not self._graph:
@@ -75,12 +75,12 @@ class DeltaStore:
             }
 
     def note_saved(self, tensor: Tensor) -> Tensor:
-        """Remember which memory the backward keeps anyway."""
+        """Remember memory that autograd saves for the backward."""
         self._saved.add(storage_id(tensor))
         return tensor
 
     def see(self, value: int, tensor: Tensor) -> None:
-        """Take a value's tensor, as the forward comes to it."""
+        """Take a value's tensor during the forward."""
         if value not in self._written:
             self._held[value] = tensor.detach()
             self._unsettled.add(value)
@@ -89,17 +89,17 @@ class DeltaStore:
         self._settle(self._graph.values[value].layer)
 
     def end(self) -> None:
-        """Settle at the end of the forward what waits; from now on only what is needed is held."""
+        """Settle all pending perturbations at the end of the forward, and release tensors that are not needed."""
         self._settle(len(self._graph.layers))
         self._held.clear()
 
     def of(self, value: int) -> Iterator[tuple[Perturbation, Tensor]]:
-        """The changes of a tensor."""
+        """The perturbations of a value."""
         for shift, change in self._kept.get(value, ()):
             yield shift, change()
 
     def drop(self, value: int) -> None:
-        """Let go of the changes of a tensor."""
+        """Release the perturbations of a value."""
         self._kept.pop(value, None)
 
     def _compare(self, shift: Perturbation, moved: Tensor, other: Tensor) -> None:
@@ -107,7 +107,7 @@ class DeltaStore:
             self._waiting.append((shift, moved, other))
 
     def _settle(self, executed: int) -> None:
-        """Decide what can be decided when the layers up to one have run."""
+        """Decide how to keep perturbations whose tensors have no reader after layer ``executed``."""
         waiting, self._waiting = self._waiting, []
         for shift, moved, other in waiting:
             change = self._free(shift, moved, other)
@@ -121,11 +121,11 @@ class DeltaStore:
                 del self._held[value]
 
     def _free(self, shift: Perturbation, moved: Tensor, other: Tensor) -> _Get | None:
-        """How to come by a change in the backward without keeping it; None where there is no way, or none yet."""
+        """A perturbation from saved tensors; None if there are none, or none yet."""
         before, after = self._get(shift.moved, moved), self._get(shift.other, other)
         if shift.lost and after is not None:
             return lambda: -after()
-        if shift.lost and shift.place is not None and before is not None:  # it lies in the concat's result
+        if shift.lost and shift.place is not None and before is not None:  # the operand lies in the concat's result
             shape = other.shape
             return lambda: -shift.part(before(), shape)
         if shift.lost or before is None or after is None:
@@ -133,7 +133,7 @@ class DeltaStore:
         return lambda: after() - before()
 
     def _get(self, value: int, tensor: Tensor | None) -> _Get | None:
-        """How to come by a value in the backward without keeping it."""
+        """A value from saved tensors."""
         if tensor is not None and storage_id(tensor) in self._saved:
             return lambda: tensor
         recipe = self._known.get(value)
@@ -146,7 +146,7 @@ class DeltaStore:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How a value is made again: by a normalization of one value, or as the sum of two."""
+    """How to compute a value again: a normalization of one value, or the sum of two."""
 
     normalization: str | None
     operands: tuple[int, ...]
@@ -161,7 +161,7 @@ class _Recipe:
 
 
 def _recipes(graph: LayerGraph, model: nn.Module, values: Iterable[int]) -> dict[int, _Recipe]:
-    """How values are cheaply made again, and how that which this takes is."""
+    """Recipes of values, and of the operands of these recipes."""
     found: dict[int, _Recipe] = {}
     pending = list(values)
     while pending:
@@ -174,7 +174,7 @@ def _recipes(graph: LayerGraph, model: nn.Module, values: Iterable[int]) -> dict
 
 
 def _recipe(graph: LayerGraph, model: nn.Module, value: int) -> _Recipe | None:
-    """How a value is made again, if cheaply."""
+    """The recipe of a value, if it is cheap."""
     layer = graph.layers[graph.values[value].layer] if graph.values[value].layer >= 0 else None
     if layer is None or layer.outputs != (value,):
         return None

@@ -1,4 +1,4 @@
-"""Gradients at the tensors that removals change, multiplied with the changes."""
+"""Gradients at the perturbed tensors, multiplied with the perturbations."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ UNSEEN = "a tensor in question is not seen in a run, or no gradient reaches it"
 
 @dataclass(frozen=True, eq=False)
 class TensorChanges:
-    """How far removals move what a backward started from, ``(removal, backward × sample)`` each.
+    """Change of the scalar that the backward starts from, to first order, ``(removal, backward × sample)`` each.
 
     Attributes:
-        sums: the products of gradient and change, summed over the elements: the move to first order.
-        squares: their squares, summed: what its square is on average where the elements' parts come with random signs.
+        sums: products of gradient and perturbation, summed over the elements: the change to first order.
+        squares: the squared products, summed: the expected square of the change if the products have random signs.
     """
 
     sums: np.ndarray
@@ -36,10 +36,10 @@ class TensorChanges:
 
 
 class GradientTaps:
-    """Runs a model forward and backward, and says how far each removal moves what the backward starts from.
+    """Runs a model forward and backward, and measures how far each removal changes the start of the backward.
 
-    The parameters do not ask for gradients, but for those of the layers through which the inputs come in: the others
-    get theirs along with the values, at less memory.
+    Only parameters of the layers that read the inputs require gradients. This makes all later tensors require
+    gradients and needs less memory than gradients of all parameters.
 
     Args:
         scene: the model and its removals.
@@ -66,17 +66,17 @@ class GradientTaps:
         """Run one batch.
 
         Args:
-            batch: what to run on.
-            pull: gets the output and the ends of the backward, and runs it.
-            forward: calls the model, in place of its call on the batch's inputs.
-            num_backwards: how many times ``pull`` runs it.
+            batch: the inputs.
+            pull: takes the output and the gradient edges, and runs the backward.
+            forward: calls the model, in place of a call with the batch's inputs.
+            num_backwards: how many backwards ``pull`` runs.
 
         Returns:
-            What each removal moves; nan where no gradient came.
+            Change of each removal; nan if no gradient reached its tensors.
         """
         products = self._run(batch, pull, forward, num_backwards)
         if products.deaf and not all(p.requires_grad for p in self._floating()):
-            for parameter in self._floating():  # a detached value: gradients have to start from anew behind it
+            for parameter in self._floating():  # a detached value: layers behind it need gradients of their own
                 parameter.requires_grad_(True)
             products = self._run(batch, pull, forward, num_backwards)
         return products.of(self.shifts)
@@ -111,7 +111,7 @@ class GradientTaps:
 
 
 class _Products:
-    """One batch's products of gradients and changes, summed over each sample as the backward brings the gradients."""
+    """Products of gradients and perturbations on one batch, summed over each sample during the backward."""
 
     def __init__(self, moved: frozenset[int], changes: DeltaStore, num_samples: int, num_backwards: int) -> None:
         self.moved = moved
@@ -124,14 +124,14 @@ class _Products:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Clear all products of an earlier run."""
         self.let_go()
         self.num_gradients.clear()
         self.found.clear()
         self.deaf = False
 
     def let_go(self) -> None:
-        """Let go of the ends of a backward, which know the hooks, which know these: nothing would be freed."""
+        """Release the gradient edges: they form a reference cycle through the hooks, which would keep the memory."""
         self.ends.clear()
         self.changes.forget()
 
@@ -149,14 +149,14 @@ class _Products:
         with torch.no_grad():
             for shift, change in self.changes.of(value):
                 part = shift.part(gradient, change.shape)
-                part = part.to(torch.promote_types(part.dtype, torch.float32))  # small products are nothing in float16
+                part = part.to(torch.promote_types(part.dtype, torch.float32))  # small products underflow in float16
                 self.found.setdefault(shift, []).append(self.by_sample(part * change))
         self.num_gradients[value] = self.num_gradients.get(value, 0) + 1
         if self.num_gradients[value] == self.num_backwards:
             self.changes.drop(value)
 
     def by_sample(self, product: Tensor) -> Tensor:
-        """Sums and sums of squares, ``(2, sample)``; of a tensor without samples an even share for each."""
+        """Sums and sums of squares, ``(2, sample)``; of a tensor without a batch dimension an even share per sample."""
         num = self.num_samples
         rows = num if product.dim() and product.shape[0] % num == 0 else 1
         flat = product.real.reshape(rows, -1)
@@ -164,7 +164,7 @@ class _Products:
         return both if rows == num else both.expand(2, num) / both.new_tensor([[num**0.5], [num]])
 
     def of(self, shifts: Sequence[Sequence[Perturbation]]) -> TensorChanges:
-        """What each removal's shifts move together."""
+        """Total change of each removal's perturbations."""
         known = {shift: torch.cat(found, dim=1).cpu().double().numpy() for shift, found in self.found.items()}
         unknown = np.full((2, max((row.shape[1] for row in known.values()), default=self.num_samples)), np.nan)
         both = np.zeros((2, len(shifts), unknown.shape[1]))
@@ -174,7 +174,7 @@ class _Products:
 
 
 def _entering(graph: LayerGraph) -> frozenset[str]:
-    """The parameters of the layers that read no value which already depends on one."""
+    """The parameters of layers whose operands depend on no other parameter."""
     found: set[str] = set()
     dependent: set[int] = set()
     for layer in graph.layers:

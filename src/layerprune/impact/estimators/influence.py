@@ -15,18 +15,18 @@ from layerprune.impact.scores import ImpactScores, ScoringContext, about_unknown
 
 
 def score_influence(scene: ScoringContext) -> ImpactScores:
-    """Measure how far each removal moves the tensor it replaces, in one forward for all of them.
+    """Measure how far each removal moves the tensor that it replaces, in one forward for all removals.
 
-    For a substitute ``s`` of ``y`` this is ``‖y - s‖ / ‖y‖``; for an operand ``b`` that a merge ``c`` loses,
-    ``‖b‖ / ‖c‖``; for a projection ``P s`` of a tensor of other channels ``‖y - P s‖ / ‖y‖``. Several
-    replaced tensors are taken as one. Block Influence (arXiv 2403.03853, section 3.2) is the same idea with 1 - cosine,
-    which does not see a branch that only rescales.
+    A substitute ``s`` of ``y`` scores ``‖y - s‖ / ‖y‖``, an operand ``b`` that a merge with result ``c`` loses
+    ``‖b‖ / ‖c‖``, a projection ``P s`` of a tensor with other channels ``‖y - P s‖ / ‖y‖``. Several replaced tensors
+    are taken as one. Block Influence (arXiv 2403.03853, section 3.2) uses 1 - cosine instead, which is 0 for a branch
+    that only rescales.
 
     Args:
-        scene: what to score, and on what; running sums only are kept, and what a later tensor is compared with.
+        scene: removals and calibration data.
 
     Returns:
-        Scores from 0 for none, unbounded above.
+        One score per removal: 0 for no change, without an upper bound.
     """
     shade = real_sandbox(scene.model, written=scene.graph.written_params)
     shifts = [perturbations_of(scene.graph, removal) for removal in scene.removals]
@@ -55,7 +55,7 @@ def score_influence(scene: ScoringContext) -> ImpactScores:
 
 
 class _Norms:
-    """Norms of one batch's tensors and their changes, each measured once, fetched from the device at last."""
+    """Norms of one batch's tensors and perturbations. All are copied from the device at once, at the end."""
 
     def __init__(self, mask: Tensor | None) -> None:
         self.mask = mask
@@ -74,7 +74,7 @@ class _Norms:
             self.sizes[shift.moved] = norm(moved, self.mask)
 
     def of(self, shifts: Sequence[Sequence[Perturbation]]) -> tuple[list[float], list[float]]:
-        """Sums of change and size of each removal; nan where one is not known."""
+        """Change and size of each removal, ``(removal,)`` each; nan if a tensor was not seen."""
         known = dict(zip(self.changes, _fetched(self.changes.values()), strict=True))
         sizes = dict(zip(self.sizes, _fetched(self.sizes.values()), strict=True))
         change = [sum(known.get(shift, np.nan) for shift in some) for some in shifts]
@@ -82,6 +82,6 @@ class _Norms:
 
 
 def _fetched(norms: Iterable[Tensor]) -> list[float]:
-    """Squares, fetched at once."""
+    """Squared norms, in one copy from the device."""
     found = list(norms)
     return torch.stack([norm.to(found[0].device) for norm in found]).double().square().tolist() if found else []

@@ -20,19 +20,19 @@ UNIT = "change of your loss"
 
 
 def score_loss(scene: ScoringContext) -> ImpactScores:
-    """Estimate how far each removal moves the user's loss, to first order, for all removals at once.
+    """Estimate how far each removal changes the user's loss, to first order, for all removals at once.
 
     A removal that replaces ``y`` by ``s`` changes a sample's loss by the sum of ``e = ∂L/∂y · (s - y)`` over the
-    elements of ``y``. The impact is the root of the sum of their squares, the change that random signs give, averaged
-    over the samples. It ranks removals better than the mean of the absolute sums (arXiv 1611.06440, section 2.2), and
-    far better than the mean of the sums: of a trained model the gradient is nearly zero on average, and what a removal
-    does is not.
+    elements of ``y``. The impact is ``sqrt(sum e²)``, the expected change with random signs, averaged over the samples.
+    It ranks removals better than the mean of the absolute sums (arXiv 1611.06440, section 2.2), and far better than
+    the mean of the sums: a trained model's gradient is nearly zero on average.
 
     Args:
-        scene: what to score, and on what; its loss is taken to be a mean over the samples.
+        scene: removals and calibration data; its loss must be a mean over the samples.
 
     Raises:
-        CalibrationError: there is no loss, it is nan, no number or without a history, or calls the model several times.
+        CalibrationError: the scene has no loss; or the loss is nan, not a single number, without autograd history, or
+            calls the model several times.
     """
     loss = scene.loss
     if loss is None:
@@ -62,7 +62,7 @@ def score_loss(scene: ScoringContext) -> ImpactScores:
 
 
 def _once(loss: Loss, model: nn.Module, batch: Batch) -> Any:
-    """Call a loss, and see that it calls the model once: of a second call the tensors would not be known."""
+    """Call a loss, and check that it calls the model once: a second call has no values in the layer graph."""
     calls: list[nn.Module] = []
 
     def count(module: nn.Module, _args: Any) -> None:
@@ -82,15 +82,15 @@ def _once(loss: Loss, model: nn.Module, batch: Batch) -> Any:
 
 
 def loss_on(loss: Loss, model: nn.Module, batch: Batch) -> Any:
-    """Call a loss on a copy of a batch's item, which it may write into."""
+    """Call a loss on a copy of a batch's item, because the loss may write into it."""
     return loss(model, map_tensors(batch.item, lambda tensor: tensor.detach().clone()))
 
 
 def number_of(value: Any) -> float:
-    """What a loss returned, as a number.
+    """The loss as a Python number.
 
     Raises:
-        CalibrationError: it is none, or several.
+        CalibrationError: ``value`` is not a number, or several.
     """
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         return float(value.detach())
@@ -101,10 +101,10 @@ def number_of(value: Any) -> float:
 
 
 def check_finite(value: float, row: int) -> None:
-    """Raise for a loss of the untouched model that no other can be compared with.
+    """Check the loss of the original.
 
     Raises:
-        NotFiniteError: it is nan or infinite.
+        NotFiniteError: the loss is nan or infinite, so no removal can be compared with it.
     """
     if not math.isfinite(value):
         raise NotFiniteError(

@@ -1,4 +1,4 @@
-"""Scores a removal by the size of its weights; needs no data."""
+"""Scores a removal by the norm of its weights; needs no data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from layerprune.modules import named_parameters
 
 
 def score_magnitude(scene: ScoringContext) -> ImpactScores:
-    """The norm of the parameters that a removal takes, relative to that of all parameters.
+    """Score each removal by the norm of its parameters, relative to the norm of all parameters.
 
-    A baseline, as in much of the literature on pruning without data: large weights are taken to matter.
+    A baseline of pruning without data: large weights are assumed to matter.
 
     Args:
-        scene: what to score; its batches are not looked at.
+        scene: removals; its batches are not used.
     """
     squares: dict[int, float] = {}
     for name, parameter in named_parameters(scene.model, every_name=True):

@@ -21,18 +21,19 @@ def score_output_change(
     """Estimate how far each removal moves the output, for all removals at once.
 
     A removal that replaces ``y`` by ``s`` moves the output ``f`` along a direction ``v``, to first order, by the sum of
-    ``e = ∂(v·f)/∂y · (s - y)`` over the elements of ``y``. Added are the squares of the ``e``, over random ``v``: the
-    diagonal of the Gauss-Newton matrix, as in Optimal Brain Damage (LeCun 1990). With all of the matrix, which is the
-    square of the sum, the estimate is exact for small steps and ranks removals worse, whose steps are large: what lies
-    beside the diagonal does not reach that far. See ``docs/impact.md`` for the figures.
+    ``e = ∂(v·f)/∂y · (s - y)`` over the elements of ``y``. The impact is the sum of ``e²`` over random ``v``: the
+    diagonal of the Gauss-Newton matrix, as in Optimal Brain Damage (LeCun 1990). The whole matrix gives the square of
+    the sum. It is exact for small steps, but ranks removals worse, because their steps are large. ``docs/impact.md``
+    has the figures.
 
-    Of a distribution, classes are drawn from the model's own prediction and ``v`` is the gradient of their logarithm:
-    half the expectation is the Fisher estimate of the KL divergence (as in arXiv 1801.05787, of layers here). No labels
-    are needed. ``pairs`` holds the interactions: the correlation of two removals' moves, at the scale of their impacts.
+    If the output is a distribution, classes are drawn from the model's own prediction and ``v`` is the gradient of
+    their logarithm. Half the expectation is the Fisher estimate of the KL divergence (arXiv 1801.05787, there for
+    channels). No labels are needed. ``pairs`` holds the interactions: the correlation of two removals' changes, scaled
+    by their impacts.
 
     Args:
-        scene: what to score, and on what.
-        harm: how outputs are compared; told from the model and its output if None.
+        scene: removals and calibration data.
+        harm: divergence between outputs; chosen from the model and its output if None.
         num_directions: backwards per batch.
     """
     harm = harm or scene.harm
@@ -64,7 +65,7 @@ def score_output_change(
 
 
 def _pairs(products: np.ndarray, impacts: np.ndarray) -> np.ndarray:
-    """Interactions of the scale of the impacts: their roots times the correlation of what removals move."""
+    """Interactions, ``(removal, removal)``: the geometric mean of two impacts times their correlation."""
     lengths = np.sqrt(products.diagonal())
     with np.errstate(divide="ignore", invalid="ignore"):
         found = products * np.outer(*[np.sqrt(impacts) / lengths] * 2)
@@ -76,7 +77,7 @@ def _pairs(products: np.ndarray, impacts: np.ndarray) -> np.ndarray:
 def _pull(
     out: Any, ends: Sequence[Any], harm: Divergence, batch: Batch, generator: torch.Generator, num_directions: int
 ) -> float:
-    """Send random output directions backwards; returns what the squares are relative to."""
+    """Send random output directions backwards; returns the number that the squares are relative to."""
     outputs = [t for t in harm.outputs(out) if t.requires_grad]
     if not outputs or not ends:
         return 1.0
@@ -94,7 +95,7 @@ def _pull(
 def _direction(
     tensor: Tensor, harm: Divergence, batch: Batch, generator: torch.Generator, num_outputs: int
 ) -> tuple[Tensor, float]:
-    """A direction for one output, and what its squares are relative to: the number of predictions, or of samples."""
+    """A direction for one output, and the number of predictions or samples that its squares are relative to."""
     if harm.kind == "values":
         direction = masked(torch.randn(tensor.shape, generator=generator).to(tensor), batch.mask)
         scale = (batch.num_samples / num_outputs) ** 0.5 / masked(tensor, batch.mask).norm().clamp_min(1e-30)

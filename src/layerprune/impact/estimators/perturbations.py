@@ -1,4 +1,4 @@
-"""The tensors that a removal changes, and by which values."""
+"""Perturbations: the tensors that a removal changes, and their new values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from layerprune.proof import Removal
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A tensor, and what becomes of it.
+    """The change of one tensor.
 
     Attributes:
-        moved: number of the tensor that changes: a replaced one, or the result of a merge.
-        other: the tensor that replaces it, or the operand that the merge loses.
-        lost: whether ``other`` is lost rather than put in.
-        place: for an operand of a concat: (dimension, first channel) in the result.
+        moved: value that changes: a replaced value, or the result of a merge.
+        other: the substitute, or the operand that the merge loses.
+        lost: whether the merge loses ``other``.
+        place: (dimension, first channel) of a concat's operand in the result.
     """
 
     moved: int
@@ -28,7 +28,7 @@ class Perturbation:
     place: tuple[int, int] | None = None
 
     def part(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-        """The part of a tensor like the moved one that the change, which is of such a shape, concerns."""
+        """The part of a tensor, shaped as the moved tensor, that an operand of this shape fills."""
         if self.place is None:
             return tensor
         dim, start = self.place
@@ -36,7 +36,7 @@ class Perturbation:
 
 
 def perturbations_of(graph: LayerGraph, removal: Removal) -> list[Perturbation]:
-    """The tensors that a removal moves."""
+    """The perturbations of a removal."""
     found = [Perturbation(y, s) for y, s in removal.cut.substitutes.items()]
     for merge, value in sorted(removal.cut.dropped):
         result = graph.layers[merge].outputs[0]
@@ -45,7 +45,7 @@ def perturbations_of(graph: LayerGraph, removal: Removal) -> list[Perturbation]:
 
 
 def _place(graph: LayerGraph, merge: int, result: int, value: int) -> tuple[int, int] | None:
-    """Where an operand lies in a concat's result; None for a sum's."""
+    """Position of an operand in a concat's result; None for a sum."""
     whole, own = graph.values[result].shape, graph.values[value].shape
     differ = [dim for dim, (a, b) in enumerate(zip(whole, own, strict=False)) if a != b]
     if len(whole) != len(own) or len(differ) != 1:
@@ -59,11 +59,11 @@ def _place(graph: LayerGraph, merge: int, result: int, value: int) -> tuple[int,
 
 
 class Tensors:
-    """Keeps each observed tensor for as long as another one is still to be compared with it.
+    """Keeps each observed tensor until all of its comparisons are done.
 
     Args:
         graph: the layer graph.
-        shifts: what is compared.
+        shifts: the perturbations to compare.
     """
 
     def __init__(self, graph: LayerGraph, shifts: Sequence[Perturbation]) -> None:
@@ -79,12 +79,12 @@ class Tensors:
     def seeing(
         self, compare: Callable[[Perturbation, Tensor, Tensor], None], *, keeps: bool = True
     ) -> Callable[[int, Tensor], None]:
-        """What to call with each value's number and tensor in one run.
+        """A callback for one run; it takes each value's number and tensor.
 
         Args:
-            compare: called with a shift, the moved tensor and the other one as soon as both are there, both detached.
-            keeps: whether it keeps them, or views of them. What a later layer writes into is copied for it then; else
-                only what is still to be compared with another tensor.
+            compare: called with a perturbation, the moved tensor and the other tensor, detached, as soon as both exist.
+            keeps: whether ``compare`` keeps the tensors or views of them. Then each tensor that a later layer writes
+                into is copied; otherwise only those with further comparisons.
         """
         pending = {value: set(numbers) for value, numbers in self.partners.items()}
         kept: dict[int, Tensor] = {}
@@ -107,6 +107,6 @@ class Tensors:
 
 
 def written_later(graph: LayerGraph, values: Collection[int]) -> set[int]:
-    """The values into whose memory a later layer writes."""
+    """Values whose memory a later layer writes into."""
     last: Mapping[int, int] = {storage: layer.index for layer in graph.layers for storage in layer.writes}
     return {v for v in values if last.get(graph.values[v].storage, -1) > graph.values[v].layer}
