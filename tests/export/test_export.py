@@ -418,7 +418,7 @@ def test_strict_export_is_refused_with_the_reason() -> None:
 def test_what_is_pruned_without_stand_ins_can_be_scripted() -> None:
     model = randomised(nn.Sequential(linear(), nn.Sequential(linear(), nn.ReLU()), nn.Tanh(), linear(8, 3)))
     pruned = UniversalLayerPruner(model, example_inputs=rows()).prune(groups=["1.0"])
-    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.script"):
         scripted = torch.jit.script(pruned)
     assert close(scripted(rows()), pruned(rows()))
 
@@ -538,9 +538,15 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
             "torch cannot export Net to ONNX: ",
         ),
         (Net(lambda net, x, y: net.a(x) + y.sum(), a=linear()), (rows(), rows(3)), {}, "pass dynamic_batch=False"),
+        (
+            nn.Conv1d(8, 8, 3, dtype=torch.float64),
+            torch.ones(2, 8, 5, dtype=torch.float64),
+            {},
+            "onnxruntime cannot run the ONNX graph of Conv1d at batch size 4: .*; nothing was written",
+        ),
         (linear(), rows(), {"tolerance": -1.0}, "is off by .*at batch size 8; nothing was written"),
     ],
-    ids=["a value is read", "no batch", "differs"],
+    ids=["a value is read", "no batch", "does not run", "differs"],
 )
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
     model: nn.Module, inputs: Any, options: dict[str, Any], match: str, tmp_path: Path

@@ -67,7 +67,8 @@ def export_onnx(
         tolerance: how far the outputs may be from the model's, relative to the largest number in each.
 
     Raises:
-        ExportError: onnx, onnxscript or onnxruntime is missing, torch cannot export the model, or the outputs differ.
+        ExportError: onnx, onnxscript or onnxruntime is missing, torch cannot export the model, onnxruntime cannot run
+            what it makes of it, or the outputs differ.
         InputsError: the example inputs are none.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -117,7 +118,13 @@ def _difference(shade: Sandbox, program: Any, inputs: Inputs, tolerance: float) 
     own, name = shade.adapt(inputs), type(shade.model).__name__
     with shade.running():
         expected = tensors_by_place(shade.model(*own.args, **own.kwargs))
-    found: Sequence[Tensor] = program(*inputs.args, **inputs.kwargs)
+    try:
+        found: Sequence[Tensor] = program(*inputs.args, **inputs.kwargs)
+    except Exception as error:  # onnxruntime's exceptions have no class in common
+        raise ExportError(
+            f"onnxruntime cannot run the ONNX graph of {name} at batch size {inputs.batch_size}: {_cause(error)}; "
+            "nothing was written"
+        ) from error
     if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in expected]:
         shapes = [["×".join(map(str, t.shape)) for t in some] for some in (found, expected)]
         raise ExportError(f"the ONNX graph of {name} returns tensors of {shapes[0]}, the model {shapes[1]}")
