@@ -1,4 +1,4 @@
-"""A pruned model in a folder of safetensors files, its plan and a manifest, and back."""
+"""Saves a pruned model as a folder of safetensors files, plans and a manifest, and loads it."""
 
 # pyright: reportUnusedImport=false
 from layerprune.checkpoint.atomic_files import digest, write_record, write_tensors

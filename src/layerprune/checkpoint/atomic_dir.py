@@ -1,9 +1,9 @@
 """Writes a folder beside its target and puts it in place in one step, or not at all.
 
-Whoever writes holds a lock on the staging folder (``flock``), which ends with the process however that ends. A staging
-folder without a living owner is what a crash left; the next save or load of the same target removes it. Where the
-target exists, the two folders are exchanged in one step (``renameat2``). Where the system cannot do that, the old one
-is moved aside first; should the process die between the two renames, the next save or load moves the old one back.
+The writer holds a lock (``flock``) on the staging folder until its process ends, so an unlocked staging folder is the
+rest of a crash; the next save or load of the target removes it. An existing target is exchanged with the staging folder
+in one step (``renameat2``). Without this call the old folder is moved aside first; if the process dies between the two
+renames, the next save or load moves the old folder back.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ _STAGING, _OLD = ".staging", ".old"
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _AT_FDCWD = -100
 _TRIES = 100
-_PATIENCE_S = 10.0  # of a load that finds the target moved aside by a living save
+_PATIENCE_S = 10.0  # of a load whose target is moved aside by a running save
 
 Read = TypeVar("Read")
 
 
 @contextmanager
 def staged(target: Path) -> Generator[Path]:
-    """Give a new folder that takes the place of ``target`` when the block ends, or is gone if it fails.
+    """Yield a new folder that replaces ``target`` when the block ends, and is removed if the block fails.
 
-    Args:
-        target: where the folder will be; what is there now stays until then. No symbolic link.
+    An existing folder stays until the block ends.
 
     Raises:
-        CheckpointError: it cannot be written there; ``target`` is as it was.
+        CheckpointError: the folder cannot be written, or is a symbolic link; ``target`` is as it was.
     """
     if target.is_symlink():
         raise CheckpointError(f"{target} is a symbolic link: name the folder that it points to ({target.resolve()})")
@@ -64,20 +63,16 @@ def staged(target: Path) -> Generator[Path]:
             f"{target} was not written ({name}: {error.strerror or error}); what was there is as it was"
         ) from error
     finally:
-        # Either what was not finished, or the old folder that the new one was exchanged for.
+        # The unfinished folder, or the old folder after the exchange.
         shutil.rmtree(staging, ignore_errors=True)
         _unlock(lock)
 
 
 def steadily(target: Path, read: Callable[[], Read]) -> Read:
-    """Read a folder that another process may replace meanwhile: again, until one folder was read from start to end.
-
-    Args:
-        target: the folder; what saves of it have left beside it is cleared away first.
-        read: reads it.
+    """Read a folder that another process may replace, again until one version was read from start to end.
 
     Raises:
-        CheckpointError: it is being replaced without a pause, or ``read`` says so of a folder that stands still.
+        CheckpointError: the folder is replaced without a pause, or ``read`` fails on a folder that did not change.
     """
     for _ in range(_TRIES):
         sweep(target)
@@ -94,7 +89,7 @@ def steadily(target: Path, read: Callable[[], Read]) -> Read:
 
 
 def _stamp(target: Path) -> tuple[int, ...]:
-    """What changes when another folder takes a name."""
+    """Identify the folder that currently has a name."""
     try:
         found = target.stat()
     except OSError:
@@ -103,7 +98,7 @@ def _stamp(target: Path) -> tuple[int, ...]:
 
 
 def sweep(target: Path) -> None:
-    """Remove what dead processes left of their saves beside ``target``; put back what they had moved aside."""
+    """Remove staging folders of dead processes beside ``target``, and restore an old folder that was moved aside."""
     _recover(target)
     for path in _beside(target, _STAGING):
         if (lock := _lock(path)) is not None:
@@ -115,7 +110,7 @@ def sweep(target: Path) -> None:
 
 
 def _recover(target: Path) -> None:
-    """Move the old folder back where a process died between the two renames."""
+    """Move the old folder back after a process died between the two renames."""
     deadline = time.monotonic() + _PATIENCE_S
     while not os.path.lexists(target) and (old := next(_beside(target, _OLD), None)) is not None:
         locks = [_lock(path) for path in _beside(target, _STAGING)]
@@ -130,7 +125,7 @@ def _recover(target: Path) -> None:
 
 
 def _beside(target: Path, suffix: str) -> Iterator[Path]:
-    """What saves of a target have beside it."""
+    """Staging or old folders of a target."""
     start = f".{target.name}."
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(target.parent) as entries:
         names = sorted(entry.name for entry in entries)
@@ -138,13 +133,13 @@ def _beside(target: Path, suffix: str) -> Iterator[Path]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a name ends as :func:`_make` ends it: sixteen hexadecimal digits before the suffix."""
+    """Whether a name has the token of :func:`_make`: sixteen hexadecimal digits before the suffix."""
     token = name.rsplit(".", 2)[-2]
     return len(token) == 16 and not set(token) - set("0123456789abcdef")
 
 
 def _make(target: Path) -> tuple[Path, int]:
-    """Make a staging folder and lock it; another process may sweep it away in between."""
+    """Create and lock a staging folder; another process may remove it before the lock."""
     while True:
         staging = target.with_name(f".{target.name}.{secrets.token_hex(8)}{_STAGING}")
         staging.mkdir()
@@ -157,7 +152,7 @@ def _make(target: Path) -> tuple[Path, int]:
 
 def _lock(folder: Path) -> int | None:
     """Lock a folder; None where a living process holds it, or where it is gone."""
-    if sys.platform == "win32":  # no lock to see who lives: nothing is taken for dead before a day is over
+    if sys.platform == "win32":  # no flock on Windows: a folder counts as dead after one day
         with suppress(OSError):
             return -1 if time.time() - folder.stat().st_mtime > 86_400 or not any(folder.iterdir()) else None
         return None
@@ -179,7 +174,7 @@ def _unlock(lock: int | None) -> None:
 
 
 def _put_in_place(staging: Path, target: Path) -> None:
-    """Give a folder its name; what had the name is afterwards called as the folder was, or gone."""
+    """Rename a folder to ``target``; an existing target gets the old name of the folder, or is removed."""
     if not target.exists():
         staging.rename(target)
     elif not _exchange(staging, target):
@@ -199,7 +194,7 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:  # a C library that is older than the call
+    except AttributeError:  # a C library older than the call
         return False
     if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0:
         return True
@@ -210,7 +205,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def set_usual_mode(path: Path) -> None:
-    """Give a file the mode that the process gives new ones; safetensors' own writer keeps others from reading it."""
+    """Give a file the usual mode of new files, since safetensors' own writer denies other users to read it."""
     probe = path.with_name(f"{path.name}.mode")
     probe.touch()
     path.chmod(stat.S_IMODE(probe.stat().st_mode))
@@ -227,6 +222,6 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until a folder's names are on the disk; where the system cannot, it does so itself."""
+    """Wait until a folder's names are on the disk, where the system does not do so itself."""
     if sys.platform != "win32":
         sync_file(path)

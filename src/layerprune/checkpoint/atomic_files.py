@@ -1,4 +1,4 @@
-"""Writes tensors and records to disk, each whole or not at all, and nothing that could run code."""
+"""Writes tensors and JSON records to disk, each whole or not at all, without any executable content."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from layerprune.checkpoint.atomic_dir import set_usual_mode, sync_file, sync_fol
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file."""
+    """Write a safetensors file; views of one memory are copied."""
     held: dict[str, Tensor] = {}
     memories: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         memory = tensor.untyped_storage()
-        # safetensors takes no views of one memory.
+        # safetensors refuses tensors that share memory
         held[name] = tensor.clone() if memory.data_ptr() in memories or memory.nbytes() > tensor.nbytes else tensor
         memories.add(memory.data_ptr())
     _write(path, lambda beside: save_file(held, beside))
@@ -34,7 +34,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside a file, see that it is on the disk, and put it in the file's place in one step."""
+    """Write a file beside ``path``, flush it to the disk, and rename it in one step."""
     beside = path.with_name(f".{path.stem}.part{path.suffix}")
     write(beside)
     set_usual_mode(beside)
@@ -44,7 +44,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of tensors: names, shapes, dtypes and values."""
+    """Hash names, shapes, dtypes and values of tensors (SHA-256)."""
     found = hashlib.sha256()
     for name, tensor in tensors:
         found.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())

@@ -1,4 +1,4 @@
-"""The model card: what was removed from a model, what was measured, and how to load the pruned model."""
+"""The model card: removals, measured figures, and how to load the pruned model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from layerprune.plan import PruningPlan
 
 
 def card_text(manifest: Manifest, plans: Sequence[PruningPlan], repo: str, base_model: str | None = None) -> str:
-    """Write the README of a pruned model on a hub.
-
-    Args:
-        manifest: that of the artefact.
-        plans: what the model was pruned by, in order.
-        repo: the name of the repository, as ``from_hub`` takes it.
-        base_model: the repository of the unpruned model, if there is one.
-    """
+    """Write the README of a pruned model on a hub; ``base_model`` is the repository of the unpruned model."""
     first, last = plans[0], plans[-1]
     head = ["---", "library_name: layerprune", "tags:", "- layerprune", "- pruned"]
     head += [f"base_model: {base_model}"] if base_model else []
@@ -67,7 +60,6 @@ def _removals(plans: Sequence[PruningPlan]) -> Iterator[str]:
 
 
 def _figures(manifest: Manifest, plan: PruningPlan) -> Iterator[str]:
-    """What was predicted and measured, if anything was."""
     if plan.figures or manifest.figures:
         yield from ("## Figures", "", "| what | before | after |", "|---|---|---|")
         yield from (f"| {_plain(f.name)} | {f.before:,.6g} | {f.after:,.6g} |" for f in plan.figures)
@@ -76,7 +68,7 @@ def _figures(manifest: Manifest, plan: PruningPlan) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """A text in one cell of a table, in which nothing is a mark of Markdown or HTML."""
+    """Escape a text for one cell of a Markdown table."""
     marks = {mark: f"\\{mark}" for mark in "\\`*_[]<>|#"}
     return " ".join("".join(marks.get(letter, letter) for letter in text).split())
 

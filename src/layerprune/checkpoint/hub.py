@@ -1,4 +1,4 @@
-"""Sends a pruned model with a card to the Hugging Face hub, and loads it from there."""
+"""Uploads a pruned model with a card to the Hugging Face hub, and loads it from there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from layerprune.environment import how_to_install
 from layerprune.errors import CheckpointError
 from layerprune.plan import PruningPlan
 
-# What an artefact is made of: fetched from a repository, and cleared from it before another one goes there.
+# The files of an artefact, for downloads, and for removal before another artefact is uploaded.
 _FILES = (NAME, "plan*.json", "model*.safetensors", "model.safetensors.index.json")
 
 
@@ -34,17 +34,17 @@ def push_to_hub(
     token: str | None = None,
     message: str = "Pruned with layerprune",
 ) -> str:
-    """Save a pruned model in a repository of the Hugging Face hub, in one commit, with a card that says what was done.
+    """Save a pruned model in a repository of the Hugging Face hub, in one commit, with a model card.
 
     Args:
-        model: what pruning returned.
-        repo: the repository's name, ``owner/name``; made where there is none.
+        model: the pruned model.
+        repo: name of the repository, ``owner/name``; created if missing.
         plan: as for :func:`save_pruned`.
-        figures: as for :func:`save_pruned`; the card shows them.
-        base_model: the repository of the unpruned model, for the card.
-        private: whether a new repository is private; None for what is usual there.
-        token: of the hub; None for the one that ``hf auth login`` has stored.
-        message: of the commit.
+        figures: as for :func:`save_pruned`; shown in the card.
+        base_model: repository of the unpruned model, for the card.
+        private: whether a new repository is private; None for the account's default.
+        token: access token; None for the token stored by ``hf auth login``.
+        message: commit message.
 
     Returns:
         The address of the commit.
@@ -77,21 +77,22 @@ def from_hub(
     device: torch.device | str | None = None,
     verify: bool = True,
 ) -> nn.Module:
-    """Load a pruned model from a repository of the Hugging Face hub; see :func:`load_pruned`.
+    """Load a pruned model from a repository of the Hugging Face hub.
 
     Args:
-        repo: the repository's name, ``owner/name``.
+        repo: name of the repository, ``owner/name``.
         model: as for :func:`load_pruned`.
         factory: as for :func:`load_pruned`.
-        revision: a branch, tag or commit; None for the main branch.
-        token: of the hub; None for the one that ``hf auth login`` has stored.
-        cache_dir: where files are kept; None for the hub's own cache.
+        revision: branch, tag or commit; None for the main branch.
+        token: access token; None for the token stored by ``hf auth login``.
+        cache_dir: folder for downloaded files; None for the hub's own cache.
         device: as for :func:`load_pruned`.
         verify: as for :func:`load_pruned`.
 
     Raises:
-        CheckpointError: huggingface_hub is not installed, the hub refuses, or what is there is no whole artefact.
-        PlanError: the model is another one than the plan was made for.
+        CheckpointError: huggingface_hub is not installed, the hub refuses, or the repository holds no complete
+            artefact.
+        PlanError: the plan was made for another model.
     """
     given, maker = origin_of(model, factory)
     with _hub(repo) as hub:
@@ -103,12 +104,12 @@ def from_hub(
 
 @contextmanager
 def _hub(repo: str) -> Generator[Any]:
-    """Import huggingface_hub, and say of its errors which repository they are about."""
+    """Import huggingface_hub, and name the repository in its errors."""
     try:
         import huggingface_hub
     except ImportError as error:
         raise CheckpointError(f"huggingface_hub is not installed; run: {how_to_install('huggingface_hub')}") from error
     try:
         yield huggingface_hub
-    except (OSError, ValueError) as error:  # no network, no such repository, no right to it, no name of one
+    except (OSError, ValueError) as error:  # no network, no such repository, no access, invalid name
         raise CheckpointError(f"the hub and '{repo}': {error}") from error

@@ -1,4 +1,4 @@
-"""Carries a saved plan out on a fresh copy of the model and reads the weights from the files."""
+"""Applies a saved plan to a fresh copy of the model, and loads the saved weights."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ def load_pruned(
     device: torch.device | str | None = None,
     verify: bool = True,
 ) -> nn.Module:
-    """Load what :func:`save_pruned` saved: outputs are bit for bit those of the model that was saved.
+    """Load a model that :func:`save_pruned` saved; its outputs are bit for bit those of the saved model.
 
-    The plan is carried out on a copy of the unpruned model, whose weights do not matter, and the saved weights take
-    their places. Nothing in the folder is run or imported.
+    The plan is carried out on a copy of the unpruned model, and the saved weights replace all weights of the copy. No
+    code from the folder is run or imported.
 
     Args:
-        folder: the artefact, or a folder that :func:`allow_marked_saving` let another library write.
-        model: an unpruned instance, with any weights, of any floating-point dtype; it stays as it is. A class, or a
-            function that makes an instance, is taken as ``factory``.
-        factory: makes one instead. It is called under ``torch.device("meta")``, so that memory is taken once only;
-            where the model cannot be made so, or holds other tensors than parameters and buffers, it is called again.
-        device: where the weights go; None for where the model's are, the CPU for those of a factory.
+        folder: the artefact, or a folder that another library wrote after :func:`allow_marked_saving`.
+        model: an unpruned instance with any weights of any floating-point dtype; it is not changed. A class or function
+            that returns an instance is used as ``factory``.
+        factory: returns an unpruned instance. It runs under ``torch.device("meta")`` first, to save memory; it runs
+            again without that where it fails there, or where the model holds tensors that are no parameters or buffers.
+        device: device of the weights; None for the device of ``model``, or the CPU for ``factory``.
         verify: compare the SHA-256 of each file first.
 
     Returns:
         The pruned model, in the mode that it was saved in.
 
     Raises:
-        CheckpointError: the folder is damaged, incomplete, or no artefact, or its weights do not fit.
-        PlanError: the model is another one than the plan was made for; the message says where they differ.
+        CheckpointError: the folder is damaged, incomplete or no artefact, or its weights do not fit.
+        PlanError: the plan was made for another model; the message names the difference.
     """
     given, maker = origin_of(model, factory)
     _check_device(device)
@@ -80,11 +80,7 @@ def load_pruned(
 
 
 def origin_of(model: object, factory: object) -> tuple[nn.Module | None, Factory | None]:
-    """The unpruned instance that a user gives, or what makes one, whichever argument it came by.
-
-    Raises:
-        CheckpointError: nothing or both are given, or what is neither.
-    """
+    """Sort the argument into an unpruned instance or a factory; raises :class:`CheckpointError` for other arguments."""
     given = [one for one in (model, factory) if one is not None]
     if len(given) != 1:
         raise CheckpointError("give either model=, an unpruned instance, or factory=, which makes one")
@@ -101,7 +97,7 @@ def origin_of(model: object, factory: object) -> tuple[nn.Module | None, Factory
 def _check_device(device: torch.device | str | None) -> None:
     try:
         torch.empty(0, device=device)
-    except Exception as error:  # torch's own, of many types
+    except Exception as error:  # torch raises errors of many types
         raise CheckpointError(ended_by(f"device {device!r:.60} cannot be used", error)) from error
 
 
@@ -115,7 +111,7 @@ def load_artefact(
     verify: bool,
     from_cache: bool,
 ) -> nn.Module:
-    """Load an artefact; in the hub's cache files are links, and others may lie beside them."""
+    """Load an artefact; in the hub's cache, files are links, and other files may lie beside them."""
     manifest = read_manifest(folder, links=from_cache)
     if not from_cache:
         check_extra(folder, manifest)
@@ -135,7 +131,7 @@ def load_artefact(
 
 
 def _check_entries(pruned: nn.Module, manifest: Manifest, folder: Path) -> None:
-    """Raise :class:`CheckpointError` where the class's own ``state_dict`` tells another thing than before."""
+    """Raise :class:`CheckpointError` where extra entries of the ``state_dict`` differ from the saved ones."""
     expected = manifest.tensors.entries
     if not expected:
         return
@@ -155,7 +151,7 @@ def _loaded(
     weights: Weights,
     device: torch.device | str | None,
 ) -> nn.Module:
-    """Prune a fresh instance and fill it; another where the first holds tensors without values elsewhere."""
+    """Prune a fresh instance and fill it; the next instance is used where tensors without values are left."""
     left = ""
     for fresh in _instances(model, factory):
         pruned = _filled(_replayed(fresh, plans), weights, device)
@@ -166,12 +162,7 @@ def _loaded(
 
 
 def read_plans(folder: Path, manifest: Manifest) -> tuple[PruningPlan, ...]:
-    """The plans of an artefact, in the order in which they are carried out.
-
-    Raises:
-        PlanError: one is malformed.
-        CheckpointError: one cannot be read.
-    """
+    """Read an artefact's plans, in order of execution; raises :class:`PlanError` or :class:`CheckpointError`."""
     return tuple(_read_plan(folder / name) for name in manifest.plans)
 
 
@@ -184,11 +175,8 @@ def _read_plan(path: Path) -> PruningPlan:
         raise PlanError(f"{path}: {error}") from error
 
 
-# ---- the structure ------------------------------------------------------------------------------------------------
-
-
 def _instances(model: nn.Module | None, factory: Factory | None) -> Iterator[nn.Module]:
-    """The user's model, or what the factory makes: without memory first, and as it makes it by itself after that."""
+    """The user's model, or the factory's: first on the meta device, then with values."""
     if model is not None:
         yield _checked(model)
     if factory is None:
@@ -196,7 +184,7 @@ def _instances(model: nn.Module | None, factory: Factory | None) -> Iterator[nn.
     try:
         with torch.device("meta"):
             bare = _made(factory)
-    except Exception:  # the user's code may fail in any way without values; with them it is called below
+    except Exception:  # user code may fail without values in any way; it runs with values below
         bare = None
     if bare is not None:
         yield bare
@@ -204,14 +192,14 @@ def _instances(model: nn.Module | None, factory: Factory | None) -> Iterator[nn.
 
 
 def _made(factory: Factory) -> nn.Module:
-    """What a factory makes; the random values that it draws are thrown away."""
+    """Call a factory without changing the RNG."""
     try:
         inspect.signature(factory).bind()
-    except TypeError as error:  # it wants arguments
+    except TypeError as error:  # arguments are required
         name = factory.__name__ if inspect.isroutine(factory) or inspect.isclass(factory) else type(factory).__name__
         what = f"{name}() makes no unpruned model; give an instance, or factory=lambda: {name}(…) with its arguments"
         raise CheckpointError(ended_by(what, error)) from error
-    except ValueError:  # a callable in C tells no signature
+    except ValueError:  # a callable in C without a signature
         pass
     with torch.random.fork_rng(devices=()):
         made = factory()
@@ -227,7 +215,7 @@ def _checked(model: Any) -> nn.Module:
 
 
 def _replayed(fresh: nn.Module, plans: _Placed) -> nn.Module:
-    """A copy of a fresh model, with which it shares its tensors, without what the plans remove."""
+    """A pruned copy of a fresh model; the copy shares its tensors."""
     copy = clone(fresh, lambda tensor: tensor)
     for place, plan in plans:
         part = _part(copy, place)
@@ -237,7 +225,6 @@ def _replayed(fresh: nn.Module, plans: _Placed) -> nn.Module:
 
 
 def _part(model: nn.Module, place: str) -> nn.Module:
-    """The module that a plan was made for."""
     part = dict(model.named_modules(remove_duplicate=False)).get(place)
     if part is None:
         raise PlanError(
@@ -248,24 +235,21 @@ def _part(model: nn.Module, place: str) -> nn.Module:
 
 
 def _without_values(model: nn.Module) -> str | None:
-    """The first module that holds a tensor on the meta device, at any depth of its attributes."""
+    """Name of the first module with a tensor on the meta device at any depth of its attributes; None without one."""
     for name, module in model.named_modules():
         if any(not isinstance(tensor, DroppedTensor) and tensor.is_meta for tensor in tensors_in(vars(module))):
             return name or type(module).__name__
     return None
 
 
-# ---- the values ---------------------------------------------------------------------------------------------------
-
-
 def _filled(model: nn.Module, weights: Weights, device: torch.device | str | None) -> nn.Module:
-    """A copy of a pruned model with the tensors of the files; it shares none with the model."""
+    """A copy of a pruned model with the saved tensors; no tensor is shared with the model."""
     record = weights.record
     named = dict(named_tensors(model))
     homes = _homes(model, weights)
     made = _tensors(model, homes, weights, weights.read(_devices(homes, named, device)))
     by_old = {id(named[name]): made[name] for name in homes if name in named}
-    # By the old tensor first, since attributes may hold it, too; by its place then: ties may have changed since.
+    # By the old tensor first, since attributes may hold it, too; then by name, since ties may have changed since.
     copy = clone(model, lambda tensor: by_old[id(tensor)] if id(tensor) in by_old else _kept(tensor, device))
     for name, (_, registry, key) in _slots(copy).items():
         if name in made:
@@ -278,11 +262,7 @@ def _filled(model: nn.Module, weights: Weights, device: torch.device | str | Non
 
 
 def _homes(model: nn.Module, weights: Weights) -> dict[str, str]:
-    """Each of the model's tensors → the name by which the files hold it, checked against the shapes that they have.
-
-    Raises:
-        CheckpointError: a tensor of the model is in no file, one of the files not in the model, or of another shape.
-    """
+    """Map the model's tensors to their names in the files, and check their shapes."""
     record = weights.record
     homes: dict[str, str] = {}
     used: set[str] = set()
@@ -313,7 +293,7 @@ def _homes(model: nn.Module, weights: Weights) -> dict[str, str]:
 
 
 def _slots(model: nn.Module) -> _Slots:
-    """Where a tensor hangs or may hang, by its name: parameters and buffers, those that are None too."""
+    """Registry and key of each parameter and buffer by name, with those that are None."""
     found: _Slots = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for registry in (parameters_of(module), buffers_of(module)):
@@ -323,7 +303,7 @@ def _slots(model: nn.Module) -> _Slots:
 
 
 def _tensors(model: nn.Module, homes: Mapping[str, str], weights: Weights, read: Mapping[str, Tensor]) -> _Tensors:
-    """Make the new tensor of each name; tied names get one object, shared ones one memory."""
+    """Make the new tensors; tied names get one object."""
     record, slots = weights.record, _slots(model)
     frozen = set(record.frozen)
     objects: dict[str, Tensor] = {}
@@ -342,7 +322,7 @@ def _tensors(model: nn.Module, homes: Mapping[str, str], weights: Weights, read:
 def _devices(
     homes: Mapping[str, str], named: Mapping[str, Tensor], device: torch.device | str | None
 ) -> dict[str, torch.device]:
-    """Where each tensor of the files goes: where the model has it, or most likely would."""
+    """Device of each saved tensor: that of the model's tensor, or of the model's first tensor with values."""
     if device is not None:
         return dict.fromkeys(homes.values(), torch.device(device))
     usual = next((tensor.device for tensor in named.values() if not tensor.is_meta), torch.device("cpu"))
@@ -354,7 +334,7 @@ def _devices(
 
 
 def _kept(tensor: Tensor, device: torch.device | str | None) -> Tensor:
-    """A copy of a tensor that is no parameter or buffer, or one that is not saved."""
+    """Copy a tensor that is not saved."""
     if tensor.is_meta:
         return tensor
     return own(tensor) if device is None else own(tensor).to(device)

@@ -1,4 +1,4 @@
-"""The manifest: the files of a checkpoint, and what weights files cannot say of the model's tensors."""
+"""The manifest: files of an artefact, and properties of the tensors that weights files cannot hold."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from layerprune.checkpoint.atomic_dir import steadily
 from layerprune.errors import CheckpointError
 
 NAME = "manifest.json"
-SCHEMA = 2  # 2: plans of modules inside the model, entries; an artefact without these is written as of schema 1
-#: The folder that holds an artefact inside one that another library writes.
+SCHEMA = 2  # 2: plans of modules inside the model, and entries; an artefact without these is written as schema 1
+#: Folder of an artefact inside a folder of another library.
 INSIDE = "layerprune"
-#: What a hub or a reader adds to the folder, and nobody loads.
+#: Files that a hub or a reader adds, and that are never loaded.
 BESIDE = frozenset({"README.md", ".gitattributes"})
 
-_MOST_BYTES = 256 * 2**20  # of a manifest; one of a model with a million tensors has fewer
+_MOST_BYTES = 256 * 2**20  # upper bound for a manifest; a model with a million tensors stays below
 _PIECE = 2**20
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
 
 
 class FileRecord(BaseModel):
-    """One file as it was written."""
+    """Size and hash of a file as it was written."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,7 +37,7 @@ class FileRecord(BaseModel):
 
 
 class TensorRecord(BaseModel):
-    """What the weights files do not say of the tensors; names are those of :func:`named_tensors`."""
+    """Properties of tensors that weights files do not hold; names are those of :func:`named_tensors`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +55,7 @@ class TensorRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The record of an artefact, written last; its text is canonical, and its checksum covers all but itself."""
+    """The record of an artefact, written last; its text is canonical, and its checksum covers everything else in it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,16 +75,16 @@ class Manifest(BaseModel):
     checksum: str = Field(default="", description="SHA-256 of this manifest with an empty checksum")
 
     def to_json(self) -> str:
-        """Write the manifest as JSON text, with its checksum."""
+        """Format as JSON text, with the checksum."""
         body = self.model_copy(update={"checksum": ""})
         return _text(body.model_copy(update={"checksum": _digest(_text(body))}))
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Read a manifest from its text, which must be as :meth:`to_json` wrote it, byte by byte.
+        """Read a manifest from text that equals the output of :meth:`to_json` byte by byte.
 
         Raises:
-            CheckpointError: it is no manifest, of a newer schema, changed, or names files that it does not record.
+            CheckpointError: the text is no manifest, has a newer schema, was changed, or names files without a record.
         """
         try:
             manifest = cls.model_validate_json(text)
@@ -110,7 +110,7 @@ class Manifest(BaseModel):
 
     @property
     def placed(self) -> tuple[tuple[str, str], ...]:
-        """Each plan's place and file, in the order in which the plans are carried out."""
+        """Module name and file of each plan, in order of execution."""
         return tuple(zip(self.places or ("",) * len(self.plans), self.plans, strict=True))
 
 
@@ -125,10 +125,10 @@ def _digest(text: str) -> str:
 
 
 def _schema_of(text: str) -> int:
-    """The schema that a text claims; 0 where it claims none."""
+    """The schema that a text states; 0 without one."""
     try:
         read: Any = from_json(text)
-    except (ValueError, TypeError):  # no JSON; no text, with half a surrogate pair
+    except (ValueError, TypeError):  # no JSON, or half a surrogate pair
         return 0
     version: Any = read.get("schema_version") if isinstance(read, dict) else None  # pyright: ignore[reportUnknownVariableType]
     return version if type(version) is int else 0
@@ -138,11 +138,8 @@ def _too_new(version: int) -> CheckpointError:
     return CheckpointError(f"{NAME} has schema {version}, this layerprune reads up to {SCHEMA}: upgrade layerprune")
 
 
-# ---- files and what the manifest says of them ---------------------------------------------------------------------
-
-
 def record_of(path: Path) -> FileRecord:
-    """Measure a file."""
+    """Size and SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
@@ -152,7 +149,7 @@ def record_of(path: Path) -> FileRecord:
 
 
 def path_of(folder: str | os.PathLike[str]) -> Path:
-    """The path that a user gives; raises :class:`CheckpointError` for what is none."""
+    """Convert the user's path; raises :class:`CheckpointError` for other types."""
     try:
         return Path(folder)
     except TypeError:
@@ -165,15 +162,12 @@ def is_artefact(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path, *, links: bool = False, complete: bool = True) -> Manifest:
-    """Read a folder's manifest, and hold the names and sizes of its files against it.
+    """Read a folder's manifest, and check names and sizes of its files.
 
-    Args:
-        folder: the artefact.
-        links: whether files may be symbolic links, as in the hub's cache.
-        complete: whether to look at the files that it names.
+    Files may be symbolic ``links`` in the hub's cache only.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or files are missing, of another size, or too many.
+        CheckpointError: the manifest is missing or damaged, or a file is missing or has another size.
     """
     check_file(folder / NAME, links)
     try:
@@ -199,7 +193,7 @@ def read_manifest(folder: Path, *, links: bool = False, complete: bool = True) -
 
 
 def check_extra(folder: Path, manifest: Manifest) -> None:
-    """Raise :class:`CheckpointError` where a folder holds what its manifest does not name."""
+    """Raise :class:`CheckpointError` for files that the manifest does not name."""
     extra = sorted({path.name for path in folder.iterdir()} - {NAME, *manifest.files} - BESIDE)
     if extra:
         raise CheckpointError(
@@ -208,7 +202,7 @@ def check_extra(folder: Path, manifest: Manifest) -> None:
 
 
 def check_hashes(folder: Path, manifest: Manifest) -> None:
-    """Raise :class:`CheckpointError` for the first file whose bytes are not those that were written."""
+    """Raise :class:`CheckpointError` for the first file with another SHA-256 than recorded."""
     for name, record in manifest.files.items():
         found = record_of(folder / name)
         if found != record:
@@ -219,7 +213,7 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
 
 
 def check_file(path: Path, links: bool) -> None:
-    """Raise :class:`CheckpointError` unless a path is a plain file, or a link to one where these are allowed."""
+    """Raise :class:`CheckpointError` unless a path is a plain file, or a link to a plain file with ``links``."""
     try:
         mode = path.stat().st_mode if links else path.lstat().st_mode
     except FileNotFoundError as error:
@@ -236,8 +230,12 @@ def check_file(path: Path, links: bool) -> None:
 def verify(folder: str | Path, *, links: bool = False) -> Manifest:
     """Check that an artefact is complete and bit for bit as it was written.
 
+    Args:
+        folder: the artefact.
+        links: whether files may be symbolic links, as in the hub's cache.
+
     Raises:
-        CheckpointError: it is not; the message names the first file, what was expected, and what was found.
+        CheckpointError: the check fails; the message names the first file, the expected value and the value found.
     """
     folder = path_of(folder).absolute().resolve()
 

@@ -1,8 +1,7 @@
-"""Lets a model's own saving method write a layerprune checkpoint, which no other library mistakes for its own.
+"""Lets a model's own ``save_pretrained`` write an artefact that other libraries do not take for their own.
 
-For hosts that save a model by its ``save_pretrained`` and cannot be told to save it otherwise, as the Trainer of
-transformers does. The folder holds the configs where the class writes them, and no weights but those of the artefact
-in a folder of its own: ``from_pretrained`` finds none and says so.
+It serves hosts that always save by ``save_pretrained``, as the Trainer of transformers. The folder holds the configs
+that the class writes, and the artefact in a folder of its own, so ``from_pretrained`` finds no weights and says so.
 """
 
 from __future__ import annotations
@@ -20,18 +19,14 @@ from layerprune.errors import CheckpointError
 from layerprune.modules import unwrap
 from layerprune.surgery import RefusedSaving
 
-# Of weights that are no safetensors; optimizers and arguments are saved under the same endings.
+# Weights files of other formats; optimizers and arguments have the same suffixes.
 _WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt")
 
 
 class MarkedSaving(RefusedSaving):
-    """Stands in the place of a pruned module's ``save_pretrained`` and saves it by :func:`save_pruned`.
+    """Replaces the ``save_pretrained`` of a pruned module, and saves by :func:`save_pruned`.
 
-    It knows its module by a weak reference, so that the module is freed as before, and goes along with copies of it.
-
-    Args:
-        refused: what stood there.
-        module: the module.
+    A weak reference to the module lets it be freed as before; copies of the module get their own.
     """
 
     def __init__(self, refused: RefusedSaving, module: nn.Module) -> None:
@@ -46,14 +41,10 @@ class MarkedSaving(RefusedSaving):
         push_to_hub: bool = False,
         **_: Any,
     ) -> None:
-        """Save the module as an artefact inside a folder.
+        """Save the module as an artefact inside a folder that may hold other files, but no weights.
 
-        Args:
-            save_directory: the folder; it may hold other files, but no weights.
-            is_main_process: False where another process saves.
-            state_dict: the module's own tensors, as hosts hand them over.
-            push_to_hub: refused.
-            **_: what else the class's own method takes; an artefact has one form.
+        ``state_dict`` may only repeat the module's own tensors, ``push_to_hub`` is refused, and other arguments are
+        ignored.
 
         Raises:
             CheckpointError: the tensors are not the module's own, the folder holds weights, or it cannot be saved.
@@ -91,7 +82,7 @@ class MarkedSaving(RefusedSaving):
 
 
 def _bare(*args: Any) -> MarkedSaving:
-    """One without its module, which a pickle hands over later."""
+    """An instance without its module, which unpickling sets later."""
     made = MarkedSaving.__new__(MarkedSaving)
     RefusedSaving.__init__(made, *args)
     return made
@@ -106,16 +97,16 @@ def _may_hold_weights(path: Path) -> bool:
 
 
 def allow_marked_saving(model: nn.Module) -> nn.Module:
-    """Let a pruned model's own ``save_pretrained`` write what only :func:`load_pruned` loads, where it is refused else.
+    """Let a pruned model's refused ``save_pretrained`` write an artefact for :func:`load_pruned`.
 
-    For the Trainer of transformers and other hosts that save by that method. ``load_pruned(folder, factory=…)`` loads
-    what they wrote; ``from_pretrained(folder)`` finds no weights there and fails.
+    It serves the Trainer of transformers and other hosts that save by this method. ``load_pruned(folder, factory=…)``
+    loads the artefact; ``from_pretrained(folder)`` finds no weights and fails.
 
     Args:
-        model: what pruning returned.
+        model: the pruned model.
 
     Returns:
-        The same model. A model that is saved by its own methods rightly stays as it is.
+        The same model; a model whose own methods save it correctly is not changed.
     """
     for module in unwrap(model).modules():
         refused = vars(module).get("save_pretrained")

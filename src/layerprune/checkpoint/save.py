@@ -39,27 +39,26 @@ def save_pruned(
     figures: Mapping[str, float] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Save a pruned model: its weights as safetensors, its plan, and a manifest with the SHA-256 of each file.
+    """Save a pruned model: weights as safetensors, its plan, and a manifest with the SHA-256 of each file.
 
-    The folder appears when everything is on the disk. An artefact that is there already is replaced in one step:
-    whenever the process dies, the old or the new one is there, complete. No pickle is written, and no code: to load it,
-    :func:`load_pruned` needs the unpruned model's class.
+    The folder appears when all files are on the disk. An existing artefact is replaced in one step, so a crash leaves
+    either the old or the new artefact, complete. The folder holds no pickle and no code: :func:`load_pruned` needs the
+    unpruned model's class.
 
     Args:
-        model: what pruning returned, at whatever it was trained to since; it stays as it is.
+        model: the pruned model, with its current weights; it is not changed.
         folder: a new or empty folder, or an artefact to replace.
-        plan: what the model was pruned by (a plan, its JSON text or dict, or the path of its file), or several, in
-            order; None for what the model itself remembers, as copies of
-            it do, and a model that holds a pruned one.
-        figures: what was measured on the pruned model, by name; kept in the manifest.
-        max_shard_bytes: the most that one weights file holds, unless a single tensor is larger.
+        plan: the plan that pruned the model (a plan, its JSON text or dict, or the path of its file), or several in
+            order; None for the plans that the model, its copies, and models that hold it remember.
+        figures: measured values of the pruned model by name, for the manifest.
+        max_shard_bytes: upper bound of a weights file, in bytes, unless a single tensor is larger.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: the plan is not known, the model holds what safetensors has no form for, or the folder cannot
-            be written, or holds anything else. What was there is as it was.
+        CheckpointError: the plan is not known, safetensors cannot hold a tensor of the model, or the folder cannot be
+            written or holds other files. An existing folder is as it was.
     """
     model, target = unwrap(model), path_of(folder).absolute()
     placed = placed_plans(model) if plan is None else tuple(("", one) for one in _several(plan))
@@ -89,17 +88,7 @@ def write_manifest(
     record: TensorRecord,
     figures: Mapping[str, float],
 ) -> None:
-    """Write the plans and, last, the manifest of a folder that holds everything else.
-
-    Args:
-        staging: the folder.
-        model: what was saved in it.
-        placed: its plans, each with the name of the module that it was made for.
-        weights: the names of the weights files.
-        files: the names of all files, these included.
-        record: what the weights files do not say.
-        figures: what was measured on the model.
-    """
+    """Write the plans and, last, the manifest; ``files`` are all other files, ``weights`` some of them."""
     names = ["plan.json", *(f"plan-{i}.json" for i in range(2, len(placed) + 1))][: len(placed)]
     for name, (_, plan) in zip(names, placed, strict=True):
         write_text(staging / name, plan.to_json() + "\n")
@@ -138,8 +127,8 @@ def _check_options(max_shard_bytes: int, figures: Mapping[str, float]) -> None:
 
 
 def _check_plan(model: nn.Module, plan: PruningPlan) -> None:
-    """Raise :class:`CheckpointError` where a model still has what a plan takes out."""
-    if any(edit.kind == "shorten" for edit in plan.edits):  # names have moved up since
+    """Raise :class:`CheckpointError` where a model still has modules that a plan removes."""
+    if any(edit.kind == "shorten" for edit in plan.edits):  # the elements have other numbers by now
         return
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in taken_out(plan.edits):
@@ -152,7 +141,7 @@ def _check_plan(model: nn.Module, plan: PruningPlan) -> None:
 
 
 def check_target(target: Path) -> None:
-    """Raise :class:`CheckpointError` unless a folder is new, empty, or an artefact and nothing else."""
+    """Raise :class:`CheckpointError` unless a folder is new, empty, or an artefact with no other files."""
     sweep(target)
     if not target.exists():
         return

@@ -1,6 +1,6 @@
-"""Saves a transformers model that lost whole layers as transformers itself saves it.
+"""Saves a transformers model without some of its layers in the format of transformers.
 
-The plan and a manifest lie beside config, weights and tokenizer, so that :func:`load_pruned` loads the folder, too.
+Plan and manifest lie beside config, weights and tokenizer, so :func:`load_pruned` loads the folder, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from layerprune.modules import unwrap
 from layerprune.plan import placed_plans
 from layerprune.surgery import RefusedSaving
 
-# What of a source is not taken over: its weights, what the pruned model writes of its own, other libraries' records.
+# Not copied from a source: weights, files that the pruned model writes itself, records of other libraries.
 _LEFT = (
     *(
         "*.safetensors",
@@ -45,33 +45,25 @@ _LEFT = (
 
 
 def is_vanilla(model: nn.Module) -> bool:
-    """Whether transformers loads a pruned model that it has saved: only whole layers left it."""
+    """Whether transformers itself loads the pruned model after saving: only whole layers were removed."""
     model = unwrap(model)
     refused = isinstance(vars(model).get("save_pretrained"), RefusedSaving)
     return builds_from_config(model) and not refused and bool(placed_plans(model))
 
 
 def save_as_it_came(model: nn.Module, folder: str | Path, *, source: str | None = None) -> Path:
-    """Save a pruned model so that transformers loads it where it can, and by :func:`save_pruned` else."""
+    """Save a pruned model in the format of transformers where possible, else by :func:`save_pruned`."""
     return save_vanilla(model, folder, source=source) if is_vanilla(model) else save_pruned(model, folder)
 
 
 def save_vanilla(model: nn.Module, folder: str | Path, *, source: str | None = None) -> Path:
     """Save a pruned transformers model in a folder that transformers loads without layerprune.
 
-    The folder holds what the model's own ``save_pretrained`` writes, the files of the unpruned model's tokenizer or
-    processor, the plan and a manifest. It appears when everything is on the disk.
-
-    Args:
-        model: a model that only whole layers left; see :func:`is_vanilla`.
-        folder: a new or empty folder, or an artefact to replace.
-        source: the folder or the name on the hub that the unpruned model came from; None for no other files.
-
-    Returns:
-        The folder.
+    The folder holds the files of the model's own ``save_pretrained``, tokenizer or processor of the unpruned model
+    (from ``source``, a folder or hub name), the plan and a manifest. It appears when all files are on the disk.
 
     Raises:
-        CheckpointError: transformers would not load what is left, or the folder cannot be written.
+        CheckpointError: transformers would not load the model, or the folder cannot be written.
     """
     model, target = unwrap(model), path_of(folder).absolute()
     if not is_vanilla(model):
@@ -96,7 +88,7 @@ def save_vanilla(model: nn.Module, folder: str | Path, *, source: str | None = N
 
 
 def _files_beside(source: str | None) -> Iterator[Path]:
-    """The files of a tokenizer or processor, where a model came from."""
+    """Tokenizer or processor files of the unpruned model."""
     if source is None:
         return
     folder = Path(source)
@@ -105,7 +97,7 @@ def _files_beside(source: str | None) -> Iterator[Path]:
 
         try:
             folder = Path(huggingface_hub.snapshot_download(source, ignore_patterns=[*_LEFT, "*/*"]))
-        except (OSError, ValueError) as error:  # the hub is out of reach, and its cache holds only a part
+        except (OSError, ValueError) as error:  # the hub is out of reach, and its cache is incomplete
             raise CheckpointError(f"the files beside the weights of '{source}' cannot be had: {error}") from error
     for path in sorted(folder.iterdir()):
         if path.is_file() and not any(fnmatchcase(path.name, pattern) for pattern in _LEFT):
@@ -113,7 +105,6 @@ def _files_beside(source: str | None) -> Iterator[Path]:
 
 
 def _names(folder: Path, weights: list[str]) -> set[str]:
-    """The names of all tensors in weights files."""
     found: set[str] = set()
     for name in weights:
         with cast(Any, safe_open)(folder / name, framework="pt") as file:
@@ -122,9 +113,9 @@ def _names(folder: Path, weights: list[str]) -> set[str]:
 
 
 def _record(saved: Collection[str], record: TensorRecord, names: set[str]) -> TensorRecord | None:
-    """What the files do not say, where transformers has chosen the names of tied tensors.
+    """Adapt the record to the names that transformers chose for tied tensors.
 
-    None where it saves tensors under names of an older form of the model, which only itself knows.
+    None where transformers saves tensors under names of an older form of the model, which only transformers can map.
     """
     tied = dict(record.tied)
     for home in set(saved) - names - set(record.transient):

@@ -1,4 +1,4 @@
-"""Writes a model's tensors to safetensors files, and reads them back into a model."""
+"""Writes a model's tensors to safetensors files, and reads them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,11 @@ from layerprune.errors import CheckpointError
 from layerprune.modules import named_tensors
 from layerprune.torch_internals import buffers_of, is_wrapper_subclass, parameters_of, unsaved_buffers
 
-_LONG = 1000  # letters of a description that is kept as it is; of a longer one its hash is
+_LONG = 1000  # characters; longer descriptions are hashed
 
 
 def record_tensors(model: nn.Module) -> tuple[dict[str, Tensor], TensorRecord]:
-    """Tell what of a model's tensors is to be written, by name, and what the files will not say of them.
-
-    Raises:
-        CheckpointError: a tensor has no values, or is of a kind that safetensors has no form for.
-    """
+    """Return the tensors to write, and their properties that files do not hold; raises :class:`CheckpointError`."""
     saved: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     shared: dict[str, str] = {}
@@ -71,7 +67,7 @@ def _check_can_be_saved(name: str, tensor: Tensor) -> None:
 
 
 def check_extra_state(model: nn.Module) -> None:
-    """Raise :class:`CheckpointError` for modules with extra state, which only pickle could keep."""
+    """Raise :class:`CheckpointError` for modules with extra state, which only pickle can hold."""
     for name, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise CheckpointError(
@@ -81,12 +77,10 @@ def check_extra_state(model: nn.Module) -> None:
 
 
 def entries_of(model: nn.Module) -> dict[str, str]:
-    """Describe what a class's own ``state_dict`` holds beside parameters and buffers, as its constructor's arguments.
+    """Describe entries of a class's own ``state_dict`` that are no parameters or buffers, as constructor arguments.
 
-    It is not written: whoever makes the model anew makes it, too, and loading compares the two.
-
-    Raises:
-        CheckpointError: an entry is a tensor, or an object of which nothing tells whether it is the same.
+    The entries are not saved: the constructor makes them again, and loading compares the descriptions. Raises
+    :class:`CheckpointError` for an entry that is a tensor, or an object that cannot be compared.
     """
     known = {name for name, _ in named_tensors(model)}
     found: dict[str, str] = {}
@@ -105,7 +99,7 @@ def entries_of(model: nn.Module) -> dict[str, str]:
 
 
 def _text_of(value: Any) -> str:
-    """Write plain values, and the names of functions and classes; raises :class:`TypeError` with the type of others."""
+    """Format plain values, and names of functions and classes; raises :class:`TypeError` with the type of others."""
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
         return repr(value)
     if isinstance(value, (list, tuple)):
@@ -127,7 +121,7 @@ def _is_frozen(tensor: Tensor) -> bool:
 
 
 def _order_of(tensor: Tensor) -> tuple[int, ...] | None:
-    """The dimensions of a dense tensor as they lie in memory; None where they lie in order, or where it has holes."""
+    """Dimensions of a dense tensor in memory order; None for contiguous tensors, and for tensors with gaps."""
     order = tuple(sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim)))
     return order if not tensor.is_contiguous() and tensor.permute(order).is_contiguous() else None
 
@@ -146,19 +140,16 @@ def _empty(model: nn.Module) -> Iterator[str]:
                 yield f"{prefix}.{key}" if prefix else key
 
 
-# ---- writing --------------------------------------------------------------------------------------------------------
-
-
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> tuple[list[str], list[str]]:
-    """Write tensors into ``model.safetensors``, or into several files with an index where they are too large for one.
+    """Write tensors into ``model.safetensors``, or into several files with an index where one would be too large.
 
-    The names and the index are those that the Hugging Face libraries use.
+    Names and index follow the Hugging Face libraries.
 
     Returns:
         The weights files, and all files.
 
     Raises:
-        CheckpointError: a tensor has a dtype that safetensors does not know.
+        CheckpointError: safetensors does not know a tensor's dtype.
         OSError: a file could not be written.
     """
     shards = _shards(tensors, max_shard_bytes)
@@ -169,7 +160,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: 
         flat = {key: _flat(tensors[key]) for key in shard}
         try:
             save_file(flat, folder / name, metadata={"format": "pt"})
-        except SafetensorError as error:  # what the system says of the disk arrives as one, too
+        except SafetensorError as error:  # errors of the disk also arrive as this type
             raise CheckpointError(f"{name} was not written: {error}; what was there is as it was") from error
         set_usual_mode(folder / name)
         sync_file(folder / name)
@@ -184,13 +175,13 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file to the disk."""
+    """Write a text file, and wait until it is on the disk."""
     path.write_bytes(text.encode())
     sync_file(path)
 
 
 def _shards(tensors: Mapping[str, Tensor], most: int) -> list[list[str]]:
-    """Fill one file after the other; a tensor that is larger than a file may be has one of its own."""
+    """Split tensors over files in order; a tensor larger than a file gets its own."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in tensors.items():
@@ -207,7 +198,7 @@ def _num_bytes(tensor: Tensor) -> int:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """A tensor in memory of its own, in order: what safetensors writes."""
+    """A contiguous tensor with its own memory, as safetensors needs."""
     order = _order_of(tensor)
     plain = tensor.detach() if order is None else tensor.detach().permute(order)
     plain = plain.as_subclass(Tensor).contiguous()
@@ -215,17 +206,8 @@ def _flat(tensor: Tensor) -> Tensor:
     return plain if whole else plain.clone()
 
 
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
 class Weights:
-    """The tensors of an artefact's weights files, read one by one.
-
-    Args:
-        folder: the artefact.
-        names: its weights files.
-        record: what the files do not say.
-    """
+    """Reads tensors of an artefact's weights files ``names``, each on demand."""
 
     def __init__(self, folder: Path, names: tuple[str, ...], record: TensorRecord) -> None:
         self.record = record
@@ -245,27 +227,26 @@ class Weights:
     def _opened(self, name: str, device: str = "cpu") -> Any:
         try:
             return cast(Any, safe_open)(self.folder / name, framework="pt", device=device)
-        except (SafetensorError, OSError, RuntimeError) as error:  # the last where it goes while torch maps it
+        except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: the file is gone when torch maps it
             raise CheckpointError(f"{self.folder / name} cannot be read: {error}; save the model again") from error
 
     def saved_as(self, name: str) -> str | None:
-        """The name by which a tensor's values are in the files; None where they are not."""
+        """Name of a tensor's values in the files; None where they are not saved."""
         name = self.record.tied.get(name, name)
         name = self.record.shared.get(name, name)
         return name if name in self.home else None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, by the name it is saved by."""
         return self.shapes[name]
 
     def read(self, names: Mapping[str, torch.device]) -> dict[str, Tensor]:
-        """Read tensors, by the names they are saved by, each onto its device."""
+        """Read tensors by their names in the files, each onto its device."""
         found: dict[str, Tensor] = {}
         for file_name in sorted(set(self.home.values())):
             with self._opened(file_name) as file:
                 for name in (name for name in names if self.home[name] == file_name):
                     order = self.record.order.get(name)
-                    # A copy: what safetensors gives may lie in the mapped file, and change when somebody writes there.
+                    # A copy: tensors from safetensors may map the file, and would change with it.
                     tensor = self._tensor(file, name).to(names[name], copy=True)
                     found[name] = tensor.permute(_inverse(order)) if order else tensor
         return found
@@ -273,7 +254,7 @@ class Weights:
     def _tensor(self, file: Any, name: str) -> Tensor:
         try:
             return cast(Tensor, file.get_tensor(name))
-        except (SafetensorError, OSError, RuntimeError) as error:  # another file than when its names were read
+        except (SafetensorError, OSError, RuntimeError) as error:  # the file was replaced after its names were read
             raise CheckpointError(f"{self.folder / self.home[name]}: '{name}' cannot be read: {error}") from error
 
 
