@@ -1,4 +1,4 @@
-"""Linear least squares on activations: layers as matrices, ridge regression, and fitted projections."""
+"""Linear least squares on activations: layers as matrices, ridge regression, fitted projections."""
 
 # pyright: reportUnusedImport=false
 from layerprune.fitting.fold_plan import fold_alone, fold_into, missed_by

@@ -12,14 +12,14 @@ from layerprune.fitting.ridge import STRENGTHS
 
 @dataclass(frozen=True, eq=False)
 class DualFit:
-    """``wanted ≈ (read - read_mean) · readᵀ-combination``: a matrix of the rank of the rows, in two factors.
+    """``wanted ≈ left · right · read + constant``: a matrix of low rank, in two factors.
 
     Attributes:
         left: ``(output, row)``.
         right: ``(row, input)``.
-        constant: ``(output,)``; None where none was fitted.
-        strength: of the ridge.
-        left_over: share of the squared size of the held-out rows that the fit on the others leaves.
+        constant: ``(output,)``; None if none was fitted.
+        strength: strength of the ridge.
+        left_over: squared error on held-out rows of a fit without them, relative to their squared size.
     """
 
     left: Tensor
@@ -30,12 +30,12 @@ class DualFit:
 
 
 class DualRidge:
-    """The rows of a fit, kept: with N of them it takes N × N numbers, whatever the number of inputs.
+    """Ridge regression that keeps its rows: N rows take N × N numbers, for any number of inputs.
 
-    The answer is that of :class:`Sums` (the dual of ridge regression, Saunders et al., 1998).
+    The result equals that of :class:`Sums` (dual ridge regression, Saunders et al., 1998).
 
     Args:
-        bias: whether a constant may be fitted, too.
+        bias: whether to fit a constant, too.
     """
 
     def __init__(self, *, bias: bool) -> None:
@@ -47,18 +47,18 @@ class DualRidge:
 
     @property
     def num_rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows so far."""
         return len(self.held_out)
 
     def add(self, read: Tensor, wanted: Tensor, *, held_out: bool) -> None:
-        """Take rows in: ``(row, input)`` and ``(row, output)``."""
+        """Add rows: ``(row, input)`` and ``(row, output)``."""
         self.read.append(read)
         self.wanted.append(wanted)
         self.held_out += [held_out] * len(read)
         self.num_bytes += 8 * (read.numel() + wanted.numel())
 
     def fit(self) -> DualFit | None:
-        """Fit on some rows, choose the strength on the held-out ones, and fit on all; None where nothing helps."""
+        """Choose the strength on the held-out rows, then fit on all; None if no strength reduces the held-out error."""
         read, wanted = torch.cat(self.read), torch.cat(self.wanted)
         mask = torch.tensor(self.held_out, device=read.device)
         size = float(wanted[mask].square().sum())
@@ -83,7 +83,7 @@ class DualRidge:
 
 
 class _Dual:
-    """Rows about their means, and the products of each with each."""
+    """Centred rows and their Gram matrix, ``(row, row)``."""
 
     def __init__(self, read: Tensor, wanted: Tensor, bias: bool) -> None:
         self.read_mean = read.mean(0) if bias else torch.zeros_like(read[0])
@@ -102,6 +102,6 @@ class _Dual:
             strength * (size or 1.0)
         )
         factor, failed = torch.linalg.cholesky_ex(penalised)
-        if bool(failed):  # rounding has made it indefinite
+        if bool(failed):  # indefinite because of rounding
             return torch.linalg.lstsq(penalised, self.wanted).solution
         return torch.cholesky_solve(self.wanted, factor)

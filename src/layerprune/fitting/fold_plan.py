@@ -1,4 +1,4 @@
-"""Fits the projections of a plan front to back and multiplies them into the layers behind."""
+"""Fits the projections of a plan from front to back and folds them into the transforms that read them."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def fold_into(
     memory_bytes: int,
     written: Collection[str] = (),
 ) -> Projections:
-    """Fit the projections of a plan, and write the weights that take them in into the pruned model.
+    """Fit the projections of a plan, and write the folded weights into the pruned model.
 
-    Front to back: each is fitted to the original's tensor, from what the pruned model makes of the same batch by then.
-    The strength of the ridge is chosen on the last quarter of the data. Both models run in eval mode, on copies.
+    From front to back, each projection is fitted to the original's tensor, with the earlier projections already in
+    the pruned model. The last quarter of the data chooses the strength of the ridge. Both models run as copies in
+    eval mode.
 
     Args:
-        original: the model before pruning; it stays as it is.
-        pruned: what surgery has left of it.
+        original: the model before pruning; it stays unchanged.
+        pruned: the model after surgery.
         batches: calibration data.
-        edits: what was done to it.
-        memory_bytes: what one fit may take.
+        edits: the edits of the plan.
+        memory_bytes: memory limit of one fit.
         written: names of parameters that the forward writes into.
 
     Raises:
-        CalibrationError: a batch does not run, a fit takes more memory than allowed, or the weights that come out are
-            too large for their type.
+        CalibrationError: a batch does not run, a fit exceeds the memory limit, or a folded weight exceeds its dtype.
     """
     if not folds_of(edits):
         return Projections()
@@ -71,13 +71,13 @@ def fold_alone(
     memory_bytes: int,
     written: Collection[str] = (),
 ) -> Projections:
-    """Fit the projections of several sets of edits, each as if it was made alone; the model stays as it is.
+    """Fit the projections of sets of edits, each set applied alone to a copy of the model.
 
     Args:
-        model: the original.
-        sets: the edits of each; those without projections are passed over.
+        model: the original; it stays unchanged.
+        sets: sets of edits; sets without projections are skipped.
         batches: calibration data.
-        memory_bytes: what one fit may take; a projection that takes more is left out, and a note says so.
+        memory_bytes: memory limit of one fit; a projection that needs more gets a note instead.
         written: names of parameters that the forward writes into.
 
     Raises:
@@ -99,7 +99,7 @@ def fold_alone(
 def _front_to_back(
     original: Sandbox, side: InputProbe, edits: Sequence[Edit], batches: Sequence[Batch], memory_bytes: int
 ) -> Projections:
-    """Fit all projections of a pruned shadow, and put each into it before the next."""
+    """Fit all projections on a pruned sandbox, and fold each into it before the next fit."""
     found: list[Projections] = []
     for some in _stages(side, batches[0], folds_of(edits)):
         found.append(ProjectionFitter(original, side, some, memory_bytes).fit(batches))
@@ -116,17 +116,17 @@ def missed_by(
     *,
     written: Collection[str] = (),
 ) -> list[tuple[float, float]] | None:
-    """How far projections are from what they stand for, on each batch: the squared distance, and the squared size.
+    """Squared error and squared size of a removal's projections on each batch.
 
     Args:
         model: the original.
-        edits: what a removal does.
+        edits: the edits of the removal.
         batches: calibration data.
-        found: what :func:`fold_alone` has fitted for it.
+        found: the result of :func:`fold_alone` for these edits.
         written: names of parameters that the forward writes into.
 
     Returns:
-        A pair of numbers for each batch; None where a projection of the removal was not fitted.
+        A pair of numbers for each batch; None if a projection of the removal was not fitted.
     """
     folds = folds_of(edits)
     if not folds or not all(edit in found.matrices for edit in folds):
@@ -155,7 +155,7 @@ def _together(found: Sequence[Projections]) -> Projections:
 
 
 def _by_value(folds: Sequence[Fold]) -> list[list[Fold]]:
-    """Transforms that read the same tensor share its projection."""
+    """Folds grouped by projection: transforms that read the same tensor share it."""
     found: dict[tuple[str, str, int, tuple[int, ...]], list[Fold]] = {}
     for edit in folds:
         found.setdefault((edit.value, edit.source, edit.num_in, edit.strides), []).append(edit)
@@ -163,6 +163,6 @@ def _by_value(folds: Sequence[Fold]) -> list[list[Fold]]:
 
 
 def _stages(side: InputProbe, batch: Batch, folds: Sequence[Fold]) -> list[list[Fold]]:
-    """The projections in the order in which the pruned model comes to them."""
+    """The projections in order of execution in the pruned model."""
     order = list(side.see(batch, folds))
     return sorted(_by_value(folds), key=lambda some: order.index(some[0]))

@@ -1,4 +1,4 @@
-"""Collects the inputs of layers while a model runs."""
+"""Records the inputs of layers while a model runs."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from layerprune.torch_internals import registry_of
 
 
 class _Enough(BaseException):
-    """All that was to be seen of a forward has been seen. No Exception, which a model's own forward might catch."""
+    """Ends a forward when all inputs are recorded. Not an Exception, because the model's forward might catch it."""
 
 
 @dataclass(frozen=True, eq=False)
 class InputProbe:
-    """One of two models, and what its modules are called where surgery gave them other names."""
+    """Reads inputs of a model's layers by their names in the original; surgery may have renamed modules."""
 
     shade: Sandbox
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
     def of(cls, shade: Sandbox, edits: Sequence[Edit]) -> InputProbe:
-        """A shadow on which edits have been made."""
+        """The probe of a sandbox after these edits."""
         shortens = [edit for edit in edits if isinstance(edit, Shorten)]
         names = {name_before(name, shortens): name for name, _ in shade.model.named_modules()} if shortens else {}
         return cls(shade, names)
 
     def name_of(self, name: str) -> str:
-        """What a module of the original is called now."""
+        """Present name of a module of the original."""
         return self.renamed.get(name, name)
 
     def module_of(self, name: str) -> nn.Module:
-        """The module of that name in the original."""
+        """The module with this name in the original."""
         return self.shade.model.get_submodule(self.name_of(name))
 
     def name_of_tensor(self, name: str) -> str:
-        """What a parameter or buffer of the original is called now."""
+        """Present name of a parameter or buffer of the original."""
         owner, _, key = name.rpartition(".")
         return f"{self.name_of(owner)}.{key}" if owner else key
 
     def tensor_of(self, name: str) -> Tensor:
-        """The parameter or buffer of that name in the original."""
+        """The parameter or buffer with this name in the original."""
         owner, _, key = self.name_of_tensor(name).rpartition(".")
         module = self.shade.model.get_submodule(owner)
         held: Tensor | None = registry_of(module, key)[key]
@@ -60,21 +60,21 @@ class InputProbe:
 
     @torch.no_grad()
     def put(self, edit: Fold, values: Mapping[str, Tensor]) -> None:
-        """Write new values for a transform that has taken a projection in, and so has tensors of its own."""
+        """Write folded weights into a transform, whose tensors surgery has copied for the fold."""
         for name, value in named(edit, values).items():
             self.tensor_of(name).copy_(value)
 
     def see(self, batch: Batch, folds: Sequence[Fold]) -> dict[Fold, Tensor]:
-        """Run until some transforms were called, and return what they got, in order.
+        """Run until all transforms of ``folds`` were called, and return copies of their inputs, in order of execution.
 
         Raises:
-            CalibrationError: the forward raises, or does not call them.
+            CalibrationError: the forward raises, or does not call one of them.
         """
         found: dict[Fold, Tensor] = {}
 
         def keep(edit: Fold, given: object) -> None:
             if isinstance(given, Tensor):
-                found[edit] = given.detach().clone()  # a later layer may write into it
+                found[edit] = given.detach().clone()  # because a later layer may write into it
             if len(found) == len(folds):
                 raise _Enough
 
@@ -100,7 +100,7 @@ class InputProbe:
 
     @contextmanager
     def asking(self, folds: Sequence[Fold], keep: Callable[[Fold, object], None]) -> Generator[None]:
-        """Show what modules get."""
+        """Call ``keep`` with the first input of each module."""
 
         def hook(edit: Fold, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             keep(edit, args[0] if args else next(iter(kwargs.values()), None))
@@ -116,6 +116,6 @@ class InputProbe:
 
 
 def named(edit: Fold, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a projection makes of a transform, by the tensors' names in the original."""
+    """Folded tensors of a transform, by their names in the original."""
     names = {"weight": edit.weight_fqn, "constant": edit.constant}
     return {str(names[key]): value for key, value in values.items()}

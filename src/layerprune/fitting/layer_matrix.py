@@ -1,4 +1,4 @@
-"""Linear layers and convolutions as matrices: their input rows, outputs and weights."""
+"""Linear layers and convolutions as matrices: input rows, outputs and weights."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from layerprune.torch_internals import PADDING_FOR_PAD, Conv, has_hooks, paramet
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_ROW_BYTES = 64 * 2**20  # of one piece of rows in float32: a convolution's take its kernel's size times as much memory
+_ROW_BYTES = 64 * 2**20  # per piece of rows in float32: im2col multiplies memory by the size of the kernel
 
 
 def why_not_solvable(module: nn.Module) -> str:
-    """Why a transform cannot be solved again; empty if it can."""
+    """Why the weight of a transform cannot be solved again; empty if it can."""
     known = _base(module)
     if known is None:
         return f"a {type(module).__name__} is not solved again"
@@ -37,7 +37,7 @@ def why_not_solvable(module: nn.Module) -> str:
 
 
 def has_free_bias(module: nn.Module) -> bool:
-    """Whether a transform that is not solved again adds a bias that can be written: one with quantised weights may."""
+    """Whether a transform whose weight cannot be solved, such as a quantised one, has a bias that can be written."""
     if not isinstance(module, (nn.Linear, *_CONVS)) or "forward" in vars(module):
         return False
     bias = parameters_of(module).get("bias")
@@ -46,7 +46,7 @@ def has_free_bias(module: nn.Module) -> bool:
 
 
 def _base(module: nn.Module) -> type[nn.Module] | None:
-    """Which of the known layers a module computes the same as."""
+    """The known layer type with the same forward as a module."""
     forward = type(module).forward
     return next((known for known in (nn.Linear, *_CONVS) if forward is known.forward), None) or (
         type(module) if is_transposed(module) else None
@@ -54,7 +54,7 @@ def _base(module: nn.Module) -> type[nn.Module] | None:
 
 
 def num_groups(module: nn.Module) -> int:
-    """How many blocks the matrix has: a grouped convolution's groups."""
+    """Number of blocks of the matrix: the groups of a convolution."""
     return module.groups if isinstance(module, Conv) else 1
 
 
@@ -69,14 +69,14 @@ def matrix_of(module: nn.Module) -> Tensor:
 
 
 def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
-    """Give a matrix like :func:`matrix_of`'s the form and dtype of the module's weight."""
+    """A matrix of the form of :func:`matrix_of`, with the shape and dtype of the module's weight."""
     weight = cast(Tensor, module.weight)
     flat = matrix.reshape(-1, matrix.shape[-1])
     return (flat.T if is_transposed(module) else flat).reshape(weight.shape).to(weight.dtype)
 
 
 def num_rows(module: nn.Module, read: Tensor, found: Tensor, mask: Tensor | None) -> tuple[int, int]:
-    """How many rows there are of what a transform reads, and how many of them belong to one pick of :func:`rows_of`."""
+    """Number of rows in a transform's input, and number of rows for each element of ``some`` in :func:`rows_of`."""
     if isinstance(module, Conv):
         num_samples = read.shape[0] if read.dim() == len(module.kernel_size) + 2 else 1
         places = found.numel() // (num_samples * module.out_channels)
@@ -88,17 +88,17 @@ def num_rows(module: nn.Module, read: Tensor, found: Tensor, mask: Tensor | None
 def rows_of(
     module: nn.Module, read: Tensor, wanted: Tensor, mask: Tensor | None, some: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Lay out what a transform reads, and what its output should change by, in rows.
+    """Lay out a transform's input, and the change wanted of its output, as rows.
 
     Args:
         module: the transform.
-        read: what it reads.
-        wanted: what its output should change by; the output's elements in order, in any shape.
-        mask: ``(sample, token)``, 1 where a token counts; left out where ``read`` has no such dimensions.
-        some: numbers of those that are picked, of the tokens that count, or of a convolution's samples; all if None.
+        read: its input.
+        wanted: wanted change of its output; elements in the output's order, any shape.
+        mask: ``(sample, token)``, 1 for tokens that count; ignored if ``read`` has no such dimensions.
+        some: numbers of the tokens that count, or of a convolution's samples, to use; all if None.
 
     Yields:
-        Pieces of rows in float32, or float64 where they come so: ``(group, row, input)`` and ``(group, row, output)``.
+        Pieces of rows: ``(group, row, input)`` and ``(group, row, output)``, in float32, or in float64 if given so.
     """
     if isinstance(module, Conv):
         yield from _rows_of_conv(module, read, wanted, some)
@@ -118,7 +118,7 @@ def _fits(read: Tensor, mask: Tensor | None) -> bool:
 
 
 def _rows_of_conv(module: Conv, read: Tensor, wanted: Tensor, some: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Lay out the patches under a kernel (im2col), a few samples at a time."""
+    """The patches under a kernel as rows (im2col), a few samples at a time."""
     spatial = len(module.kernel_size)
     if read.dim() == spatial + 1:
         read = read[None]
@@ -147,31 +147,31 @@ def _rows_of_conv(module: Conv, read: Tensor, wanted: Tensor, some: Tensor | Non
 
 
 def layout(module: nn.Module) -> tuple[object, ...]:
-    """What decides the rows that a transform's input is laid out in: equal for two, so are the rows."""
+    """Key of the layout of input rows: transforms with equal keys and the same input have the same rows."""
     if not isinstance(module, Conv):
         return ()
     return module.kernel_size, module.stride, module.dilation, module.groups, module.padding, module.padding_mode
 
 
 def output_of(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Tensor) -> Tensor:
-    """What a transform would make with another weight and bias."""
+    """Output of a transform with another weight and bias."""
     bias = None if bias is None else nn.Parameter(bias, False)
     other = with_parameters(module, {"weight": nn.Parameter(weight, False), "bias": bias})
     return type(module).forward(other, read)
 
 
 def add_output(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Tensor, into: Tensor) -> bool:
-    """Add what a transform would make with another weight and bias to a tensor, without making it first.
+    """Add a linear layer's output with another weight and bias to a tensor, without a temporary for the output.
 
     Args:
         module: the transform.
         weight: the other weight, of the module's shape.
-        bias: the other bias; None where there is none.
-        read: what the transform reads.
-        into: gets the sum; the output's elements in order, in any shape.
+        bias: the other bias; None for none.
+        read: the transform's input.
+        into: receives the sum; elements in the output's order, any shape.
 
     Returns:
-        Whether that could be done: for linear layers, where all is of one dtype. If not, nothing is written.
+        True if added; False, with nothing written, for convolutions and mixed dtypes.
     """
     if isinstance(module, Conv) or not into.is_contiguous() or not weight.dtype == read.dtype == into.dtype:
         return False
@@ -187,12 +187,12 @@ def add_output(module: nn.Module, weight: Tensor, bias: Tensor | None, read: Ten
 
 
 def channel_dim(module: nn.Module) -> int:
-    """Where a transform's output has its channels, from behind."""
+    """Dimension of the channels in a transform's output, negative."""
     return -1 - len(module.kernel_size) if isinstance(module, Conv) else -1
 
 
 def _tap(module: Conv, offset: tuple[int, ...], sizes: list[int]) -> tuple[slice, ...]:
-    """What one element of the kernel sees, of the padded input."""
+    """Slices of the padded input under one element of the kernel."""
     return tuple(
         slice(o * dilation, o * dilation + stride * (size - 1) + 1, stride)
         for o, dilation, stride, size in zip(offset, module.dilation, module.stride, sizes, strict=True)
@@ -205,10 +205,10 @@ def _by_group(tensor: Tensor) -> Tensor:
 
 
 def exact(tensor: Tensor) -> torch.dtype:
-    """The dtype that sums are taken in: float64, or float32 where the device has no other."""
+    """Dtype of sums: float64, or float32 if the device has no float64."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def single(tensor: Tensor) -> torch.dtype:
-    """The dtype that rows are multiplied in: float32, or the tensor's own if that is wider."""
+    """Dtype of products of rows: float32, or the tensor's own if wider."""
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Fits one projection by ridge regression of the original's tensor on a tensor of the pruned model."""
+"""Fits a projection: ridge regression of a tensor of the original on a tensor of the pruned model."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from layerprune.fitting.ridge import Gram, Sums, fit
 from layerprune.surgery import Folded, Projection, folded
 
 _SHARE_HELD_OUT = 0.25
-_PIECE_BYTES = 64 * 2**20  # of rows in float64, at a time
+_PIECE_BYTES = 64 * 2**20  # per piece of rows in float64
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """One projection that was fitted.
+    """One fitted projection.
 
     Attributes:
-        value: the tensor that it stands for.
-        source: the tensor that it is a projection of.
-        readers: the transforms that it was folded into.
-        left: share of the squared size of ``value`` that it misses, on rows that it was not fitted on.
-        strength: of the ridge; None where nothing helped, and the projection is 0.
-        num_rows: tokens or places that it was fitted on.
+        value: the replaced tensor.
+        source: the tensor that the projection reads.
+        readers: the transforms that the projection was folded into.
+        left: squared error on held-out rows, relative to the squared size of ``value``.
+        strength: strength of the ridge; None if no fit helped, and the projection is 0.
+        num_rows: tokens or positions in the fit.
         num_inputs: channels of ``source``.
-        num_samples: images that the places are of, which are much alike within one; 0 where rows are no places.
+        num_samples: images in the fit, whose positions are correlated; 0 if rows are tokens.
     """
 
     value: str
@@ -49,7 +49,7 @@ class Fitted:
 
     @property
     def is_thin(self) -> bool:
-        """Whether it has more inputs than what it was fitted on tells apart."""
+        """Whether the fit had fewer independent rows than inputs."""
         return (self.num_samples or self.num_rows) < self.num_inputs
 
     def __str__(self) -> str:
@@ -58,13 +58,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Projections:
-    """Projections that were fitted, and what they make of the transforms that take them in.
+    """Fitted projections, and the weights of the transforms that they are folded into.
 
     Attributes:
-        fitted: front to back.
-        matrices: the projections themselves, by the transforms' edits.
-        weights: the new weights of the transforms, by their edits.
-        notes: what the user should know.
+        fitted: one record per projection, in order of execution.
+        matrices: the projections, by fold.
+        weights: the folded weights, by fold.
+        notes: notes for the user.
     """
 
     fitted: tuple[Fitted, ...] = ()
@@ -74,7 +74,7 @@ class Projections:
 
     @property
     def report(self) -> ProjectionReport:
-        """What is worth knowing once the weights are where they belong."""
+        """The part that is kept after the weights are written."""
         few = [one for one in self.fitted if one.is_thin]
         note = ""
         if few:
@@ -89,12 +89,12 @@ class Projections:
 
 @dataclass(frozen=True)
 class ProjectionReport:
-    """Which projections were fitted, and how well they do.
+    """Fitted projections and their errors.
 
     Attributes:
-        fitted: front to back.
-        notes: what the user should know.
-        verdict: on data that nothing was fitted on, where no repair follows, whose report else holds it.
+        fitted: one record per projection, in order of execution.
+        notes: notes for the user.
+        verdict: comparison on held-out data; None if a repair follows, whose report then holds it.
     """
 
     fitted: tuple[Fitted, ...] = ()
@@ -108,11 +108,11 @@ class ProjectionReport:
 
 
 class TooLarge(CalibrationError):
-    """A fit takes more memory than allowed."""
+    """A fit exceeds its memory limit."""
 
 
 class ProjectionFitter:
-    """Fits the projection that some transforms, which read the same tensor, take in."""
+    """Fits the projection of one tensor for all transforms that read it."""
 
     def __init__(self, original: Sandbox, pruned: InputProbe, folds: Sequence[Fold], memory_bytes: int) -> None:
         self.original = InputProbe(original)
@@ -143,7 +143,7 @@ class ProjectionFitter:
 
     @property
     def sums_bytes(self) -> int:
-        """The sums of two parts of the data, of both, the matrix that is solved, and its factor."""
+        """Bytes of the sums of both parts of the data, their total, the penalised matrix and its factor."""
         width = self.folds[0].num_in + 1
         return 5 * 8 * width * (width + self.num_out)
 
@@ -152,7 +152,7 @@ class ProjectionFitter:
         return self.sums_bytes <= self.memory_bytes
 
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the transforms read in the pruned model, and in the original: ``(row, channel)`` each."""
+        """Inputs of the transforms in the pruned model and in the original, ``(row, channel)`` each."""
         first = self.folds[0]
         wanted = self.original.see(batch, [first])[first]
         read = self.pruned.see(batch, [first])[first]
@@ -174,7 +174,7 @@ class ProjectionFitter:
         return read, wanted
 
     def parts(self, batches: Sequence[Batch]) -> Generator[tuple[Tensor, Tensor, bool]]:
-        """Rows in float64, and whether they are held out: the last quarter of the batches, or of the only one."""
+        """Rows in float64, and whether they are held out: the last quarter of the batches, or of a single batch."""
         first = first_of_last(len(batches))
         for number, batch in enumerate(batches):
             read, wanted = self.rows(batch)
@@ -230,5 +230,5 @@ class ProjectionFitter:
 
 
 def first_of_last(num_batches: int) -> int:
-    """The number of the first batch of the last quarter, or of the only one: the strength is chosen on these."""
+    """Number of the first batch of the last quarter, at least one batch; this quarter chooses the strength."""
     return num_batches - max(1, round(num_batches * _SHARE_HELD_OUT))

@@ -1,4 +1,4 @@
-"""Ridge regression from streamed rows, of which only the Gram matrix is kept."""
+"""Ridge regression from a stream of rows; only the Gram matrix is kept."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Strengths that are tried, strongest first, in units of the mean variance of the inputs.
+#: Candidates, strongest first, in units of the mean variance of the inputs.
 STRENGTHS = (100.0, 20.0, 5.0, 1.0, 0.2, 0.05, 0.01, 1e-3, 1e-4)
 
 _ROWS_AT_ONCE = 4096
 
-_VARIES = 1e-9  # share of the inputs' mean square below which their variance counts as rounding
+_VARIES = 1e-9  # variance below this share of the inputs' mean square is rounding
 
 
 class Gram:
-    """Sums of the products of inputs, and of a constant 1 behind them, in float64.
+    """Gram matrix of inputs with a constant 1 appended, in float64.
 
     Args:
-        groups: blocks of the matrix, each with inputs of its own.
+        groups: blocks of the matrix, each with its own inputs.
         num_in: inputs of a block.
-        device: where the rows come from.
+        device: device of the rows.
     """
 
     def __init__(self, groups: int, num_in: int, *, device: torch.device) -> None:
@@ -31,7 +31,7 @@ class Gram:
         self.num_rows = 0
 
     def add(self, read: Tensor) -> None:
-        """Take rows in: ``(group, row, input)``, the last input being 1."""
+        """Add rows ``(group, row, input)``; the last input is 1."""
         add_product(self.matrix, read, read)
         self.num_rows += read.shape[1]
 
@@ -39,8 +39,8 @@ class Gram:
 def add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
     """Add ``oneᵀ other`` to a total in float64.
 
-    Rows of single precision are multiplied as such, some thousand at a time: each entry is then right to about 1e-6 of
-    what it could be at most, far below what the ridge adds, in half the time (a sixty-fourth on some GPUs).
+    Rows of single precision are multiplied in float32, a few thousand at a time. The error is about 1e-6 of the largest
+    possible entry, far below the ridge. The time is half of that in float64, and 1/64 on some GPUs.
     """
     if total.dtype in (one.dtype, other.dtype) or (one.is_cuda and torch.backends.cuda.matmul.allow_tf32):
         total.baddbmm_(one.mT.to(total.dtype), other.to(total.dtype))
@@ -51,12 +51,12 @@ def add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
 
 
 class Sums:
-    """What a least-squares fit needs of its rows: sums of products, in float64.
+    """Sums over the rows of a least-squares fit, in float64.
 
     Args:
-        gram: of the inputs; sums of several fits that read the same rows may share it.
+        gram: Gram matrix of the inputs; several fits on the same rows may share it.
         num_out: outputs of a block.
-        bias: whether a constant may be fitted, too.
+        bias: whether to fit a constant, too.
     """
 
     def __init__(self, gram: Gram, num_out: int, *, bias: bool) -> None:
@@ -68,12 +68,12 @@ class Sums:
 
     @property
     def num_rows(self) -> int:
-        """How many rows there were."""
+        """Number of rows so far."""
         return self.gram_of.num_rows
 
     @property
     def gram(self) -> Tensor:
-        """``(group, input, input)``, with the constant where one is fitted."""
+        """``(group, input, input)``, with the constant if one is fitted."""
         return self.gram_of.matrix if self.bias else self.gram_of.matrix[:, :-1, :-1]
 
     @property
@@ -82,17 +82,17 @@ class Sums:
         return self.cross_of if self.bias else self.cross_of[:, :-1]
 
     def add(self, read: Tensor, wanted: Tensor) -> None:
-        """Take rows in: ``(group, row, input)``, the last input being 1, and ``(group, row, output)``.
+        """Add rows ``(group, row, input)``, whose last input is 1, and ``(group, row, output)``.
 
-        The Gram matrix is not touched: it may have taken them in before.
+        The Gram matrix is not changed, because another fit may have added these rows to it.
         """
         add_product(self.cross_of, read, wanted)
         self.square += float(torch.linalg.vector_norm(wanted, dtype=self.cross_of.dtype)) ** 2
 
     def subtract(self, matrix: Tensor) -> None:
-        """Take from what is wanted what a matrix makes of the rows: ``(group, input, output)``, the last input being 1.
+        """Subtract a matrix's outputs from the wanted outputs: ``(group, input, output)``, last input the constant.
 
-        What is left is right to the rounding of the sums: about a millionth of what was wanted.
+        The error is the rounding of the sums: about 1e-6 of the wanted outputs.
         """
         made = self.gram_of.matrix @ matrix
         self.square += float((matrix * made).sum()) - 2 * float((matrix * self.cross_of).sum())
@@ -101,7 +101,7 @@ class Sums:
         self.cross_of = self.cross_of - made
 
     def plus(self, other: Sums) -> Sums:
-        """The sums of both's rows."""
+        """The sums over the rows of both."""
         gram = Gram.__new__(Gram)
         gram.matrix = self.gram_of.matrix + other.gram_of.matrix
         gram.num_rows = self.num_rows + other.num_rows
@@ -111,45 +111,45 @@ class Sums:
         return both
 
     def solve(self, strength: float) -> Tensor:
-        """Find the matrix that brings the rows nearest to what is wanted, and is not far from 0.
+        """Solve for the matrix with the least squared error plus penalty.
 
         Args:
-            strength: weight of the matrix's squared norm, in units of the inputs' mean variance; a constant is free.
+            strength: weight of the squared norm, in units of the inputs' mean variance; a constant has no penalty.
 
         Returns:
-            ``(group, input, output)``; the last input is the constant where there is one.
+            ``(group, input, output)``; the last input is the constant, if there is one.
         """
         gram = self.gram
         diagonal = gram.diagonal(dim1=1, dim2=2)
         offset = gram[:, :-1, -1].square() / max(self.num_rows, 1) if self.bias else None
         own = diagonal if offset is None else diagonal[:, :-1] - offset
-        # Of inputs that never vary only rounding is left, and it may be all that there is to divide by.
+        # The variance of constant inputs is rounding; a penalty relative to it would be far too small.
         size = torch.maximum(own.clamp(min=0).mean(1, keepdim=True), _VARIES * diagonal.mean(1, keepdim=True))
-        size = torch.where(size > 0, size, torch.ones_like(size))  # they are 0
+        size = torch.where(size > 0, size, torch.ones_like(size))  # all inputs are 0
         penalty = (strength * size).expand(-1, diagonal.shape[1]).clone()
         if self.bias:
             penalty[:, -1] = 0
         penalised = gram + torch.diag_embed(penalty)
         factor, failed = torch.linalg.cholesky_ex(penalised)
-        if bool(failed.any()):  # rounding has made it indefinite
+        if bool(failed.any()):  # indefinite because of rounding
             return torch.linalg.solve(penalised, self.cross)
         return torch.cholesky_solve(self.cross, factor)
 
     def error(self, matrix: Tensor) -> float:
-        """The squared distance that a matrix leaves on these rows."""
+        """Squared error of a matrix on these rows."""
         gain = 2 * (matrix * self.cross).sum() - (matrix * (self.gram @ matrix)).sum()
         return self.square - float(gain)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A change of a matrix, and what it does on rows that it was not fitted on.
+    """Fitted change of a matrix, and its error on held-out rows.
 
     Attributes:
         matrix: ``(group, input, output)``, fitted on all rows.
-        tried: the same, fitted on all but those held out.
-        strength: of the ridge.
-        left: share of the squared distance on the held-out rows that the fit on the other rows leaves.
+        tried: the same, fitted without the held-out rows.
+        strength: strength of the ridge.
+        left: squared error of ``tried`` on the held-out rows, relative to that without a change.
     """
 
     matrix: Tensor
@@ -159,13 +159,13 @@ class Fit:
 
 
 def fit(seen: Sums, held_out: Sums, *, start: float = STRENGTHS[0]) -> Fit | None:
-    """Fit on some rows, choose the strength on the others, and fit on all; None where nothing helps the others.
+    """Fit with a strength chosen on held-out rows, then refit on all; None if no strength reduces the held-out error.
 
     Args:
-        seen: sums of the rows that are fitted on.
-        held_out: sums of the others.
-        start: the strength that is tried first, one of :data:`STRENGTHS`: from there on it goes to weaker ones as long
-            as that helps the others, or to stronger ones where it does not help at once.
+        seen: sums of the rows to fit on.
+        held_out: sums of the held-out rows.
+        start: first strength, one of :data:`STRENGTHS`. The search goes to weaker strengths while the held-out error
+            falls, or to stronger ones if the first step does not reduce it.
     """
     if seen.num_rows == 0 or held_out.square == 0:
         return None

@@ -1,1 +1,1 @@
-"""Where a pruned model can be repaired: the layers whose weights reach a tensor linearly."""
+"""Sites of repair: layers whose weights reach a tensor linearly."""

@@ -1,4 +1,4 @@
-"""Follows a tensor as long as what reads it is linear and element by element, with a single reader."""
+"""Follows a tensor through layers that are linear, elementwise and its single reader."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from layerprune.torch_internals import BatchNorm, parameters_of
 
 @dataclass(frozen=True)
 class LinearPath:
-    """A way from a tensor to the last one that is linear in it.
+    """The layers from a tensor to the last value that is linear in it.
 
     Attributes:
-        value: where it ends.
-        scales: what multiplies the channels on it: a batch norm's name, or a parameter's.
-        moves: what becomes of the order of the elements; None where it stays.
-        has_sums: whether something else is added on it.
-        has_channels_last: whether it ends where the channels are the last dimension, in order.
-        shorter: the same way up to where elements are only moved any more; None where it does not end so.
+        value: the last value.
+        scales: batch norms or parameters, by name, that multiply the channels.
+        moves: rearrangement of the elements; None if their order stays.
+        has_sums: whether another tensor is added on the path.
+        has_channels_last: whether the channels are the last dimension of ``value``, in order.
+        shorter: the path without the final layers that only rearrange elements; None if there are none.
     """
 
     value: int
@@ -50,12 +50,12 @@ class PathGuide:
         self.known: dict[Any, Any] = {}
 
     def follow(self, value: int, channel_dim: int, *, moving: bool = True) -> LinearPath:
-        """Walk on from a tensor as long as the way is linear and nobody else reads.
+        """Follow a tensor as long as its single reader is linear.
 
         Args:
             value: the tensor.
-            channel_dim: where it has its channels, from behind.
-            moving: whether to walk on where elements are moved to other places.
+            channel_dim: dimension of its channels, negative.
+            moving: whether to follow it through layers that rearrange elements.
         """
         elements = Elements(self.graph.values[value].shape, channel_dim, self.known)
         scales: list[str] = []
@@ -82,11 +82,11 @@ class PathGuide:
         return replace(self.way(value, scales, elements, has_sums=has_sums), shorter=shorter)
 
     def way(self, value: int, scales: Sequence[str], elements: Elements, *, has_sums: bool) -> LinearPath:
-        """The way to where the elements are."""
+        """The path to the present position of the elements."""
         return LinearPath(value, tuple(scales), elements.moves, has_sums, elements.are_channels_at(-1))
 
     def only_reader(self, value: int) -> Layer | None:
-        """The layer that alone reads a value, once, and makes one of it; None where there is none."""
+        """The only reader of a value, if it reads the value once and has one output; else None."""
         readers = self.graph.readers.get(value, ())
         if value in self.graph.outputs or len(readers) != 1:
             return None
@@ -94,14 +94,14 @@ class PathGuide:
         return layer if len(layer.outputs) == 1 and sum(value in read for read in layer.operands) == 1 else None
 
     def hands_on(self, layer: Layer, value: int) -> bool:
-        """Whether a layer's output is the value, in the same order, plus something else at most."""
+        """Whether a layer's output is the value, in the same order, possibly plus another tensor."""
         before, after = self.graph.values[value], self.graph.values[layer.outputs[0]]
         ops = [traits_of(function) for function in layer.functions]
         if before.storage == after.storage and before.storage not in layer.writes:
-            # A view of it: sums that lost their other operands, too, whatever else a block still does beside them.
+            # A view, also of a sum that lost its other operands, or of a block that still runs layers without effect.
             return _numel(before.shape) == _numel(after.shape) and all(map(_hands_on_in_order, ops))
         if ops and all(op.is_sum for op in ops):
-            # A module may add its only argument to itself, and hides what factors it adds by.
+            # The functions of a module hide their arguments: it may add its operand to itself, or scale one.
             plain = len(layer.functions) == 1 and len(layer.operands) > 1 if layer.is_module else True
             return plain and "alpha" not in layer.literals[1] and before.shape == after.shape
         if all(op.keeps_order for op in ops):
@@ -109,7 +109,7 @@ class PathGuide:
         return False
 
     def factor(self, layer: Layer, elements: Elements) -> str:
-        """The batch norm or parameter that multiplies channels, by name; empty where a layer does something else."""
+        """Name of the batch norm or parameter if a layer multiplies channels by it; else empty."""
         data = [read for read in layer.operands if read]
         module = self.modules[layer.fqn] if layer.is_module else None
         after = self.graph.values[layer.outputs[0]].shape
@@ -128,13 +128,13 @@ class PathGuide:
         return name if held.shape[0] == held.numel() and elements.are_channels_at(-held.dim()) else ""
 
     def moves(self, layer: Layer) -> bool:
-        """Whether all that a layer may do is to move elements of its only operand."""
+        """Whether a layer can do no more than rearrange the elements of its only operand."""
         ops = [traits_of(function) for function in layer.functions]
         once = layer.is_module or layer.nth >= 0
         return once and bool(ops) and all(map(_may_move, ops)) and len(layer.operands) == 1 and not layer.params
 
     def call(self, layer: Layer) -> Callable[[Tensor], Any]:
-        """A layer, waiting for its tensor."""
+        """A function that calls the layer on a tensor."""
         if layer.is_module:
             return self.modules[layer.fqn].forward
         try:
@@ -144,16 +144,16 @@ class PathGuide:
 
 
 def _nothing(_: Tensor) -> None:
-    """Stands for a function that is not known."""
+    """The call of an unknown function: it has no result."""
 
 
 def _may_move(op: OpTraits) -> bool:
-    """Whether numbered elements show what an op does."""
+    """Whether numbered elements show the rearrangement that an op makes."""
     return op.channels == "moves" or op.keeps_order or (op.kind, op.channels) == ("reshape", "spatial")
 
 
 def _hands_on_in_order(op: OpTraits) -> bool:
-    """Whether an op that hands on its operand's memory hands it on in the same order."""
+    """Whether an op that returns a view of its operand keeps the order of elements."""
     return op.keeps_order or op.kind not in ("reshape", "split", "other")
 
 

@@ -1,4 +1,4 @@
-"""Finds where the elements of a layer's output go, by running what moves them on numbered elements."""
+"""Finds where layers move the elements of a tensor, by running them on numbered elements."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from layerprune.torch_internals import no_modes
 
 @dataclass(frozen=True, eq=False)
 class Permutation:
-    """A rearrangement of all elements of a tensor, none left out and none twice.
+    """A rearrangement of all elements of a tensor.
 
     Attributes:
-        shape: of what comes out, as it was recorded.
-        sources: for each element of that, in order, which one it was before; of one sample where ``by_sample``.
-        by_sample: whether what comes out holds sample after sample, as what went in does, each rearranged alike.
+        shape: recorded shape of the result.
+        sources: for each element of the result, in order, its number before; within one sample if ``by_sample``.
+        by_sample: whether the rearrangement is the same within each sample, and samples keep their order.
     """
 
     shape: tuple[int, ...]
@@ -28,15 +28,15 @@ class Permutation:
     by_sample: bool
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether this is known to be what happens to a tensor that comes out in some shape."""
+        """Whether the rearrangement is known for results of this shape."""
         return tuple(shape[1:]) == self.shape[1:] and (self.by_sample or tuple(shape) == self.shape)
 
     def forth(self, tensor: Tensor) -> Tensor:
-        """Elements as they were before → as they come out, ``(sample, element)``."""
+        """From the order before to the order of the result, ``(sample, element)``."""
         return tensor.reshape(-1, len(self.sources))[:, self.sources.to(tensor.device)]
 
     def back(self, tensor: Tensor) -> Tensor:
-        """Elements as they come out → as they were before, ``(sample, element)``."""
+        """From the order of the result to the order before, ``(sample, element)``."""
         return tensor.reshape(-1, len(self.sources))[:, self._places.to(tensor.device)]
 
     @cached_property
@@ -47,12 +47,12 @@ class Permutation:
 
 
 class Elements:
-    """The elements of a transform's output on their way, by their numbers there.
+    """The elements of a transform's output, followed by their numbers through the layers behind it.
 
     Args:
-        shape: of the transform's output.
-        channel_dim: where it has its channels, from behind.
-        known: gets what is found, for others that go the same way: blocks of a model are much alike.
+        shape: shape of the transform's output.
+        channel_dim: dimension of its channels, negative.
+        known: cache of results; blocks of a model repeat the same layers.
     """
 
     def __init__(self, shape: Sequence[int], channel_dim: int, known: dict[Any, Any] | None = None) -> None:
@@ -66,19 +66,19 @@ class Elements:
 
     @property
     def numbers(self) -> Tensor:
-        """The number of each element, in the shape of where they are now."""
+        """The number of each element, in the present shape."""
         if self._moved is not None:
             return self._moved.reshape(self.shape)
         count = torch.Size(self.shape).numel()
         return torch.arange(count, dtype=torch.int32 if count < 2**31 else torch.int64).reshape(self.shape)
 
     def move(self, run: Callable[[Tensor], Any], shape: Sequence[int], name: Hashable = None) -> bool:
-        """Follow the elements through a layer; whether it hands on all of them, each once, in the shape recorded.
+        """Follow the elements through a layer; False if the result does not hold each element once, as recorded.
 
         Args:
             run: the layer.
-            shape: of what it makes.
-            name: layers that do the same have the same; None where it is not known what others do the same.
+            shape: recorded shape of its result.
+            name: cache key, equal for layers that compute the same; None to run without the cache.
         """
         self.path = None if name is None or self.path is None else (self.path, self.shape, name, tuple(shape))
         if self.path is not None and self.path in self.known:
@@ -93,11 +93,11 @@ class Elements:
         return True
 
     def _run(self, run: Callable[[Tensor], Any], shape: Sequence[int]) -> Tensor | None:
-        """The elements' numbers behind a layer, in order; None where it does not hand on all of them, each once."""
+        """The elements' numbers in the layer's result, in order; None if it does not hold each element once."""
         with no_modes(), torch.no_grad():
             try:
                 found = run(self.numbers)
-            except Exception:  # a recorded argument that cannot be repeated, or a layer that computes with floats only
+            except Exception:  # a recorded argument cannot be repeated, or the layer takes floats only
                 return None
             count = torch.Size(self.start).numel()
             if not isinstance(found, Tensor) or found.shape != torch.Size(shape) or found.is_floating_point():
@@ -108,7 +108,7 @@ class Elements:
             return flat.to(found.dtype)
 
     def are_channels_at(self, dim: int) -> bool:
-        """Whether the transform's channels lie along a dimension, counted from behind, in order."""
+        """Whether the transform's channels lie along a (negative) dimension, in order."""
         if -dim > len(self.shape) or self.shape[dim] != self.num_channels:
             return False
         if self._moved is None and self.shape == self.start:
@@ -119,7 +119,7 @@ class Elements:
 
     @property
     def moves(self) -> Permutation | None:
-        """Where all elements have gone; None where they are still in order."""
+        """The rearrangement of all elements; None if their order stays."""
         key = self.path, self.shape
         if self.path is None or self._moved is None:
             return self._moves()
@@ -132,7 +132,7 @@ class Elements:
             return None
         flat = self._moved.long()
         num_samples = self.shape[0] if self.shape else 1
-        if num_samples > 1:  # of one sample alone nobody knows how others lie beside it
+        if num_samples > 1:  # a single sample does not show how the layers treat several
             samples = flat.reshape(num_samples, -1)
             starts = torch.arange(num_samples)[:, None] * samples.shape[1]
             if torch.equal(samples - starts, samples[:1].expand_as(samples)):

@@ -1,4 +1,4 @@
-"""Finds the layers of a pruned model that can be solved again, and the tensor that each restores."""
+"""Finds the sites of a pruned model: layers that can be solved again, and the tensor that each restores."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NUMBERED = (nn.ModuleList, nn.Sequential)
 
 @dataclass(frozen=True)
 class Passed:
-    """A normalization that a transform's result passes on its way.
+    """A normalization between a transform and the value that it reaches.
 
     Attributes:
-        norm: what it does.
-        inner: the value that it reads.
-        moves: what becomes of the order of elements behind it; None where it stays.
-        scales: what multiplies the channels behind it, by name.
+        norm: its formula.
+        inner: its input value.
+        moves: rearrangement of elements behind it; None if their order stays.
+        scales: batch norms or parameters, by name, that multiply channels behind it.
     """
 
     norm: Norm
@@ -39,27 +39,26 @@ class Passed:
     scales: tuple[str, ...] = ()
 
     def scale(self, model: nn.Module) -> Tensor | None:
-        """The factor of each channel behind the normalization, ``(channel,)``; None where there is none."""
+        """Factor of each channel behind the normalization, ``(channel,)``; None if there is none."""
         return _scale(self.scales, model)
 
 
 @dataclass(frozen=True)
 class Site:
-    """A transform, and the tensor that it feeds linearly, or through one normalization.
+    """A transform, and the tensor that its output reaches linearly or through one normalization.
 
     Attributes:
         name: the transform's name in the pruned model.
-        source: the value that it reads, in the pruned model's graph.
-        reached: the last value that follows linearly from its output: through sums, reshapes and permutations, what
-            does nothing in eval mode, and factors per channel. Behind a normalization, if one is passed.
-        target: what the readers of ``reached`` read in the original, in its graph.
-        scales: what multiplies the transform's channels on the way: a batch norm's name, or a parameter's. Up to the
-            normalization, if one is passed.
-        num_gaps: how many layers, up to those that read ``reached``, read something else than they did in the original.
-        only_bias: why its weight cannot be written; its bias can. Empty where both can.
-        moves: what becomes of the order of the elements on the way, up to the normalization; None where it stays.
-        passed: the normalization that is passed; None where there is none, and the way is linear.
-        is_alone: whether its result comes to be ``reached`` with nothing added, and no channel multiplied.
+        source: its input value, in the pruned model's graph.
+        reached: the last value on the path from its output: through sums, reshapes, permutations, layers without
+            effect in eval mode, factors per channel and at most one normalization.
+        target: the value that the readers of ``reached`` read in the original, in the original's graph.
+        scales: batch norms or parameters, by name, that multiply the channels before the normalization.
+        num_gaps: number of layers, up to the last reader of ``reached``, with other operands than in the original.
+        only_bias: why the weight cannot be written although the bias can; empty if both can.
+        moves: rearrangement of elements before the normalization; None if their order stays.
+        passed: the normalization; None if the path has none and is linear.
+        is_alone: whether the path has no sums, no factors and no normalization, and the weight can be written.
         layer: the transform's number in the pruned model's graph.
     """
 
@@ -77,7 +76,7 @@ class Site:
     layer: int = -1
 
     def scale(self, model: nn.Module) -> Tensor | None:
-        """The factor of each of the transform's channels on the way, ``(channel,)``; None where there is none."""
+        """Factor of each channel of the transform on the path, ``(channel,)``; None if there is none."""
         return _scale(self.scales, model)
 
 
@@ -94,7 +93,7 @@ def _scale(names: Iterable[str], model: nn.Module) -> Tensor | None:
 
 
 def _gain(norm: nn.Module) -> Tensor:
-    """What a batch norm in eval mode multiplies its channels by."""
+    """Factor of each channel of a batch norm in eval mode, ``(channel,)``."""
     assert isinstance(norm, BatchNorm)
     assert norm.running_var is not None
     gain = torch.rsqrt(norm.running_var.to(exact(norm.running_var)) + norm.eps)
@@ -102,9 +101,9 @@ def _gain(norm: nn.Module) -> Tensor:
 
 
 def renumbered(original: nn.Module, pruned: nn.Module, edits: Sequence[Edit]) -> str:
-    """Say which layers have got new numbers since, where nobody says which those were before; empty if none have.
+    """Reason why layers cannot be matched with the original, because their numbers changed and no edit says how.
 
-    Those of an ``nn.Sequential`` outside transformers models keep theirs.
+    Empty if all can be. An ``nn.Sequential`` outside transformers models keeps its numbers.
     """
     told = {edit.fqn for edit in edits if edit.kind == "shorten"}
     passed = {edit.fqn.rpartition(".")[0] for edit in edits if edit.kind == "delete"}
@@ -131,23 +130,22 @@ def find_sites(
     norms: bool = True,
     knows: Callable[[Permutation], bool] = lambda moves: True,
 ) -> tuple[list[Site], dict[str, str]]:
-    """Find the transforms of a pruned model that can be solved again, in order of execution.
+    """Find the sites of a pruned model, in order of execution.
 
-    Layers of the two models are the same where the module, the call and the function are. What a tensor of the pruned
-    model ought to be is what its readers read in the original: behind a removed branch that is the sum with the branch.
+    Layers of both models are the same if module, call and function are equal. The target of a tensor is the value that
+    its readers read in the original; behind a removed branch this is the sum with the branch.
 
     Args:
         original: the original's layer graph.
         pruned: the pruned model's layer graph.
         model: the pruned model.
-        edits: what was done to it; needed only where containers were shortened, which gives modules other names.
-        norms: whether transforms are followed through normalizations where what these make is added to something, or
-            stands for what something else made.
-        knows: whether what becomes of the order of elements in the inputs recorded tells what does in all that will be
-            looked at; where not, transforms are not followed that far.
+        edits: the edits of the plan; needed only if containers were shortened, because modules then have other names.
+        norms: whether to follow transforms through a normalization whose result is added to a tensor, or replaces
+            another layer's output.
+        knows: whether a rearrangement holds for all inputs of the repair; paths end before one that does not.
 
     Returns:
-        The sites, and for each other transform why it is none.
+        The sites, and for each other transform the reason why it is not a site.
     """
     finder = _Finder(original, pruned, model, [edit for edit in edits if isinstance(edit, Shorten)], norms, knows)
     sites: list[Site] = []
@@ -190,7 +188,7 @@ class _Finder:
         self.gaps = [layer.index for layer in pruned.layers if layer.index in pruned.live and self.is_gap(layer)]
 
     def is_gap(self, layer: Layer) -> bool:
-        """Whether a layer reads something else than it did in the original: another layer's output, more or less."""
+        """Whether an operand of a layer has another maker than in the original."""
         same = self.same_of(layer)
         if same is None or len(same.operands) != len(layer.operands):
             return True
@@ -198,17 +196,17 @@ class _Finder:
         return any(self.makers(self.pruned, own) != self.makers(self.original, before) for own, before in pairs)
 
     def same_of(self, layer: Layer) -> Layer | None:
-        """The layer of the original that a layer of the pruned model is; None where there is none."""
+        """The same layer in the original; None if there is none."""
         return self.same.get(self.key_before(layer))
 
     def key_before(self, layer: Layer) -> CallKey:
-        """The call that a layer was in the original."""
+        """The key of the same call in the original."""
         if layer.fqn not in self.names:
             self.names[layer.fqn] = name_before(layer.fqn, self.shortens)
         return layer.key._replace(fqn=self.names[layer.fqn])
 
     def makers(self, graph: LayerGraph, read: Sequence[int]) -> list[CallKey | None]:
-        """What made what an operand reads, by the names of the original."""
+        """The layers that made an operand's values, by their keys in the original."""
         makers = [graph.values[value].layer for value in read]
         layers = [graph.layers[maker] if maker >= 0 else None for maker in makers]
         if graph is self.original:
@@ -216,7 +214,7 @@ class _Finder:
         return [None if layer is None else self.key_before(layer) for layer in layers]
 
     def site(self, layer: Layer) -> Site | str:
-        """The site that a transform is, or why it is none."""
+        """The site of a transform, or the reason why it is not a site."""
         module = self.modules[layer.fqn] if layer.is_module else None
         if module is None:
             return f"'{layer.function}' is called as a function"
@@ -242,17 +240,17 @@ class _Finder:
         return Site(layer.fqn, source, reached, target, way.scales, num_gaps, only_bias, moves, passed, is_alone, index)
 
     def follow(self, value: int, channel_dim: int) -> LinearPath:
-        """The way from a tensor on, as far as it is known where its elements go."""
+        """The path from a tensor, up to the first unknown rearrangement."""
         way = self.guide.follow(value, channel_dim)
         if way.moves is None or self.knows(way.moves):
             return way
         return self.guide.follow(value, channel_dim, moving=False)
 
     def through_norm(self, way: LinearPath) -> tuple[int, int, Passed] | None:
-        """Where a way leads behind a normalization, if that is another place than before it; None if not.
+        """The value that a path reaches behind a normalization, its target, and the normalization; else None.
 
-        It is where the result is added to something, and where it stands for what something else made in the original.
-        If neither, nothing is to be had behind the normalization that is not there before it.
+        This is useful only if the result is added to a tensor or replaces another layer's output. Otherwise the target
+        before the normalization determines the target behind it.
         """
         layer = self.guide.only_reader(way.value)
         shape = self.pruned.values[way.value].shape
@@ -272,7 +270,7 @@ class _Finder:
         return behind.value, target, Passed(norm, way.value, behind.moves, behind.scales)
 
     def stands_for_another(self, value: int) -> bool:
-        """Whether who reads a value reads in the original what another layer made."""
+        """Whether a reader of a value reads another layer's output in the original."""
         for reader in self.pruned.readers.get(value, ()):
             layer = self.pruned.layers[reader]
             same = self.same_of(layer)
@@ -296,7 +294,7 @@ class _Finder:
         return ""
 
     def target(self, value: int) -> int | str:
-        """The original's value for what the readers of a value read; or why there is none."""
+        """The value that the readers of a value read in the original; or the reason why there is none."""
         found: set[int] = set()
         if value in self.pruned.outputs and len(self.pruned.outputs) == len(self.original.outputs):
             found.add(self.original.outputs[self.pruned.outputs.index(value)])

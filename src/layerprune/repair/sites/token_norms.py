@@ -11,18 +11,18 @@ from layerprune.modules import parameters
 from layerprune.torch_internals import has_hooks, parameters_of, with_parameters
 
 _NUM_PROBES = 16
-_TOLERANCE = 1e-3  # of what a normalization makes, relative to its largest gain: bfloat16 inside one rounds by less
+_TOLERANCE = 1e-3  # of the output, relative to the largest gain; above the rounding of bfloat16 inside a normalization
 
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """``g ∘ u / rms(u) + b`` over the last dimension, of ``u`` or of ``u`` less its mean.
+    """``g ∘ u / rms(u) + b`` over the last dimension; LayerNorm subtracts the mean from ``u`` first.
 
     Attributes:
-        module: what computes it; its own parameters are copies in float32 or wider.
+        module: the module that computes it, with parameters copied in float32 or wider.
         gain: ``g``, ``(channel,)``.
         shift: ``b``, ``(channel,)``.
-        is_centred: whether the mean is taken off first (LayerNorm); if not, it stays (RMSNorm).
+        is_centred: whether the mean is subtracted (LayerNorm) or not (RMSNorm).
     """
 
     module: nn.Module
@@ -31,25 +31,25 @@ class Norm:
     is_centred: bool
 
     def of(self, u: Tensor) -> Tensor:
-        """What the module itself makes of a tensor, in float32 or wider."""
+        """The module's output, in float32 or wider."""
         return type(self.module).forward(self.module, u.to(torch.promote_types(u.dtype, self.gain.dtype)))
 
     def mean(self, u: Tensor) -> Tensor:
-        """What is taken off each token, ``(…, 1)``."""
+        """Mean that is subtracted from each token, ``(…, 1)``."""
         return u.mean(-1, keepdim=True) if self.is_centred else torch.zeros_like(u[..., :1])
 
     def size(self, u: Tensor) -> Tensor:
-        """What each token is divided by, ``(…, 1)``."""
+        """Divisor of each token, ``(…, 1)``."""
         return (u - self.mean(u)).square().mean(-1, keepdim=True).sqrt()
 
     def before(self, made: Tensor, like: Tensor) -> Tensor:
-        """What has to come in so that ``made`` comes out, if tokens keep the mean and the size that they have.
+        """Invert the normalization, for tokens with a given mean and size.
 
-        A channel of next to no gain takes anything: it stays as it is.
+        A channel with almost no gain keeps its input, because any input would do.
 
         Args:
-            made: what should come out.
-            like: what comes in now.
+            made: wanted output.
+            like: present input; its tokens' mean and size are kept.
         """
         large = self.gain.abs() > 1e-3 * self.gain.abs().max()
         unit = (made - self.shift) / torch.where(large, self.gain, torch.ones_like(self.gain))
@@ -58,11 +58,11 @@ class Norm:
 
 @torch.no_grad()
 def norm_of(module: nn.Module, width: int) -> Norm | None:
-    """Find out by trying whether a module normalizes each token, and how; None where it does something else.
+    """Test whether a module normalizes each token, and measure its gain and shift; None if it computes something else.
 
     Args:
-        module: a layer that the graph calls a normalization.
-        width: how many channels its tokens have.
+        module: a layer of kind normalization.
+        width: number of channels of a token.
     """
     held = next(parameters(module), None)
     if width < 2 or "forward" in vars(module) or has_hooks(module):
@@ -80,7 +80,7 @@ def norm_of(module: nn.Module, width: int) -> Norm | None:
     try:
         made = type(module).forward(alone, probes)
         shift = type(module).forward(alone, torch.zeros_like(probes[:, :1]))[0, 0]
-    except Exception:  # it wants another shape than tokens, or more than one tensor
+    except Exception:  # the module takes another shape than tokens, or several tensors
         return None
     if made.shape != probes.shape:
         return None
