@@ -26,6 +26,9 @@ from layerprune import LayerPruneError, UniversalLayerPruner
 
 CAP = 0.3
 
+#: What records that are older do not hold.
+SINCE = frozenset({"reason_code"})
+
 #: Beside the architectures that the test suite checks in full.
 MORE: Mapping[str, tuple[str, ...]] = {
     "torchvision": (
@@ -67,6 +70,7 @@ def behaviour(model: nn.Module) -> dict[str, Any]:
             "num_params": group.num_params,
             "verdict": _verdict(group),
             "reason": group.reason,
+            "reason_code": group.reason_code,
         }
         for group in sorted(pruner.groups, key=lambda group: group.name)
     }
@@ -89,9 +93,9 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
             place = f"{path} > {key}" if path else str(key)
             if key not in after:
                 yield f"{place}: gone, was {before[key]}"
-            elif key not in before:
+            elif key not in before and key not in SINCE:
                 yield f"{place}: new, {after[key]}"
-            else:
+            elif key in before:
                 yield from differences(before[key], after[key], place)
     elif before != after:
         yield f"{path}: {before} → {after}"

@@ -38,13 +38,13 @@ from layerprune.capture import Batch, Probe, Variants, read_calibration, real_sa
 from layerprune.cost.layer_costs import macs_by_layer
 from layerprune.edits import Edit
 from layerprune.fidelity import Divergence, Kind
+from layerprune.graph import Refusal
 from layerprune.impact import FINAL, ImpactScores, ScoringContext, ablate, score_output_change
 from layerprune.impact.ablation import score_ablation
 from layerprune.impact.estimators.influence import score_influence
 from layerprune.impact.estimators.magnitude import score_magnitude
 from layerprune.impact.estimators.perturbations import Perturbation, Tensors, perturbations_of
 from layerprune.impact.shortlist import score_shortlist
-from layerprune.removals import CannotLower
 from layerprune.replay import ReusePolicy
 from layerprune.select.conflicts import conflicts
 
@@ -376,7 +376,7 @@ def joint_sets(pruner: UniversalLayerPruner, num_sets: int) -> tuple[list[tuple[
             continue
         try:
             edits.append(pruner._planner.joints.proven(some).edits)
-        except CannotLower:
+        except Refusal:
             continue
         sets.append(some)
     return sets, edits

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from layerprune.capture import Sandbox
-from layerprune.graph import Group, LayerGraph, form_groups
+from layerprune.graph import Group, LayerGraph, Refusal, form_groups
 from layerprune.inputs import Inputs
 from layerprune.proof import Prover, Removal, why_critical
 from layerprune.removals import find_candidates, find_projections, without_argument
@@ -26,7 +26,7 @@ class Discovery:
     groups: Sequence[Group]
     prover: Prover
     removals: Sequence[Removal]
-    reasons: Mapping[str, str]
+    reasons: Mapping[str, Sequence[Refusal]]
 
 
 def discover(
@@ -58,21 +58,22 @@ def discover(
         graph, formed, prover.modules, protect=protect, protect_io=protect_io, granularity=granularity
     )
     proven, refused = prover.prove(candidates.found, candidates.critical)
-    unfoldable: Mapping[str, str] = {}  # why projections, or whole elements, do not help
+    unfoldable: Mapping[str, Refusal] = {}  # why projections, or whole elements, do not help
     if projections and granularity == "group":
         projected, unfoldable = _projections(prover, graph, formed, proven, candidates.critical)
         proven = [*proven, *projected]
     elif granularity == "block":
         unfoldable = _halves(prover, graph, formed)
     reasons = {
-        group.name: candidates.critical.get(group.name)
-        or why_critical(graph, group, refused.get(group.name, ()), unfoldable.get(group.name, ""))
+        group.name: [candidates.critical[group.name]]
+        if group.name in candidates.critical
+        else why_critical(graph, group, refused.get(group.name, ()), unfoldable.get(group.name))
         for group in formed
     }
     return Discovery(formed, prover, proven, reasons)
 
 
-def _halves(prover: Prover, graph: LayerGraph, formed: Sequence[Group]) -> dict[str, str]:
+def _halves(prover: Prover, graph: LayerGraph, formed: Sequence[Group]) -> dict[str, Refusal]:
     """Say of groups in an element that cannot hand on arguments for all that it returns why that is so."""
     found = without_argument(graph, prover.modules)
     inside = {group.name: [name for name in found if group.name.startswith(f"{name}.")] for group in formed}
@@ -84,8 +85,8 @@ def _projections(
     graph: LayerGraph,
     formed: Sequence[Group],
     proven: Sequence[Removal],
-    critical: Mapping[str, str],
-) -> tuple[list[Removal], Mapping[str, str]]:
+    critical: Mapping[str, Refusal],
+) -> tuple[list[Removal], Mapping[str, Refusal]]:
     """Prove projections for the groups that nothing else takes out, and say why there is none."""
     safe = {name for removal in proven for name in removal.groups}
     left = [group.name for group in formed if group.name not in safe and group.name not in critical]

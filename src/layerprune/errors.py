@@ -19,6 +19,12 @@ def ended_by(text: str, error: BaseException) -> str:
     return f"{_cut(text, MOST_CHARACTERS - len(inner) - 2)}: {inner}"
 
 
+def short(error: BaseException) -> str:
+    """An exception's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 

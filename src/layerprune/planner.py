@@ -12,7 +12,7 @@ from torch import nn
 from layerprune.edits import Edit, Pass, folds_of
 from layerprune.errors import BudgetError, CriticalGroupError
 from layerprune.fidelity import hold_out
-from layerprune.graph import Group, LayerGraph
+from layerprune.graph import Group, LayerGraph, Refusal
 from layerprune.impact import (
     FINAL,
     Refits,
@@ -30,7 +30,6 @@ from layerprune.impact import (
 from layerprune.modules import fingerprint, structure
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
 from layerprune.proof import JointRemovals
-from layerprune.removals import CannotLower
 from layerprune.repair import ClosedFormRepair
 from layerprune.report import cap_note, is_short, why_nothing
 from layerprune.scoring import Scored
@@ -129,7 +128,7 @@ class Planner:
             self.noise,
             self.effort,
             self.meter.has_to_shrink,
-            lambda some: not self.joints.why_no_smaller(some),
+            lambda some: self.joints.why_no_smaller(some) is None,
             slack,
         )
 
@@ -197,7 +196,7 @@ class Planner:
         assert self.scored.scene is not None
         edits: dict[int, Sequence[Edit]] = {}
         for place, some in enumerate(sets):
-            with suppress(CannotLower):
+            with suppress(Refusal):
                 edits[place] = self.joints.likely(some).edits
         impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets))
         if edits:
@@ -254,9 +253,9 @@ class Planner:
         if not chosen:
             return self.record(Selection((), "named", notes=(_NOBODY_NAMED,)), None, [_NOBODY_NAMED, *notes])
         try:
-            if reason := self.joints.why_no_smaller(chosen):
-                raise CannotLower(reason)
-        except CannotLower as error:
+            if (why := self.joints.why_no_smaller(chosen)) is not None:
+                raise why
+        except Refusal as error:
             names = ", ".join(f"'{name}'" for i in chosen for name in self.scored.removals[i].groups)
             raise CriticalGroupError(f"{names} cannot all be removed together: {error}") from error
         return self.record(Selection(tuple(chosen), "named"), None, notes)

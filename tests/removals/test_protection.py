@@ -6,7 +6,6 @@ from torch import nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.errors import CriticalGroupError
-from layerprune.removals.protection import HEAD, STEM
 from models.nets import Net, close, conv, image, linear, randomised, rows, run, tokens
 from oracle.checks import Oracle
 
@@ -127,7 +126,7 @@ def prepared(name):
 def test_a_stem_is_what_alone_reads_an_input(name):
     model, (example, _), stems = prepared(name)
     pruner = UniversalLayerPruner(model, example_inputs=example)
-    assert {group.name for group in pruner.groups if STEM in group.reason} == stems
+    assert {group.name for group in pruner.groups if group.reason_code == "stem"} == stems
 
 
 @pytest.mark.parametrize("name", STEMS)
@@ -198,7 +197,7 @@ HEADS = {
 def test_heads_that_are_joined_before_the_output_are_heads(name):
     model = randomised(two_heads(HEADS[name]))
     groups = {g.name: g for g in UniversalLayerPruner(model, example_inputs=rows()).groups}
-    assert {n for n, g in groups.items() if g.reason == HEAD} == {"p", "q"}
+    assert {n for n, g in groups.items() if g.reason_code == "head"} == {"p", "q"}
     free = UniversalLayerPruner(model, example_inputs=rows(), protect_io=False)
     assert {g.name for g in free.groups if g.can_remove} >= {"p", "q"}
 
@@ -207,7 +206,7 @@ def test_heads_that_are_joined_before_the_output_are_heads(name):
 def test_what_a_sum_or_a_product_merges_before_the_output_is_no_head(merge):
     join = {"add": lambda p, q: torch.cat([p + q, q]), "mul": lambda p, q: torch.stack([p * q, p])}[merge]
     model = randomised(two_heads(join))
-    heads = {g.name for g in UniversalLayerPruner(model, example_inputs=rows()).groups if g.reason == HEAD}
+    heads = {g.name for g in UniversalLayerPruner(model, example_inputs=rows()).groups if g.reason_code == "head"}
     assert heads == {"q" if merge == "add" else "p"}
 
 

@@ -17,14 +17,14 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from layerprune import UniversalLayerPruner
 from layerprune.capture import capture
 from layerprune.errors import BudgetError, CriticalGroupError, UnknownNameError
-from layerprune.graph import Cut
+from layerprune.graph import Cut, Refusal, RefusalCode
 from layerprune.inputs import as_inputs
 from layerprune.plan import PruningPlan
 from layerprune.removals import lower_removal
-from layerprune.removals.lowering import CannotLower
-from layerprune.removals.protection import HEAD, STEM
 from layerprune.surgery import operate
 from models.nets import Net, close, conv, copy_of, image, linear, parameter, randomised, rows, run, tokens
+
+STEM, HEAD = str(Refusal(RefusalCode.STEM)), str(Refusal(RefusalCode.HEAD))
 
 
 @dataclass(frozen=True)
@@ -628,7 +628,7 @@ def test_what_a_forward_does_between_a_tensor_and_its_substitute_is_the_reason()
     model = Net(lambda n, x: n.h(n.up(y := n.s(x), n.deep(y))), s=conv(3, 4), deep=conv(4), up=stage, h=conv(4, 2))
     graph = capture(model, as_inputs(image()))
     made = {layer.name: layer.outputs[0] for layer in graph.layers}
-    with pytest.raises(CannotLower, match=r"where 'up\.body\.1' .* is read: the forward of 'up' calls 'cat' in betw"):
+    with pytest.raises(Refusal, match=r"where 'up\.body\.1' .* is read: the forward of 'up' calls 'cat' in betw"):
         lower_removal(graph, dict(model.named_modules()), Cut({made["up.body.1"]: made["s"]}))
 
 

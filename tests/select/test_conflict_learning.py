@@ -10,9 +10,9 @@ from test_select import Residual, assert_best, choose, every_valid_set, problem_
 from torch import nn
 
 from layerprune import UniversalLayerPruner
-from layerprune.graph import Cut
+from layerprune.graph import Cut, Refusal, RefusalCode
 from layerprune.proof import JointRemovals, Removal
-from layerprune.removals import CannotLower, Lowering
+from layerprune.removals import Lowering
 from layerprune.select import Limit, Milp
 from layerprune.select.conflict_learning import ConflictLearner
 from layerprune.select.constraints import Exclusion
@@ -43,7 +43,7 @@ def culprits_of(removals, fails, *, in_runs=False):
     def judge(some):
         asked.append(tuple(some))
         if fails(set(some)):
-            raise CannotLower("by the rule")
+            raise Refusal(RefusalCode.NOTHING_DIES)
 
     return ConflictLearner(removals, judge, (lambda some: None) if in_runs else judge), asked
 
@@ -326,11 +326,11 @@ def test_a_set_that_cannot_be_realised_is_dealt_with_before_what_is_left_of_it_i
     def run(some):
         ran.append(some)
         if {2, 3} <= set(some):
-            raise CannotLower("in a run")
+            raise Refusal(RefusalCode.NOTHING_DIES)
 
     def lower_removal(some):
         if {0, 1} <= set(some):
-            raise CannotLower("at once")
+            raise Refusal(RefusalCode.NOTHING_DIES)
 
     conflict_learner = ConflictLearner(some, run, lower_removal)
     assert conflict_learner.among(range(4)) == [Exclusion.of((0, 1))]
@@ -362,7 +362,7 @@ def test_where_one_layer_of_a_kind_must_stay_the_choice_is_the_best_of_all_sets_
     def check(some):
         asked.append(some)
         if mixers <= dead_of(pruner.removals, some):
-            raise CannotLower("one must stay")
+            raise Refusal(RefusalCode.NOTHING_DIES)
         return proven(pruner)(some)
 
     impacts = [0.1 + 0.01 * i for i in range(9)]
@@ -383,7 +383,7 @@ def test_where_three_of_a_kind_must_stay_whichever_the_choice_is_the_best_after_
     def check(some):
         asked.append(some)
         if len(some) > 4:
-            raise CannotLower("three must stay")
+            raise Refusal(RefusalCode.NOTHING_DIES)
         return proven(pruner)(some)
 
     problem = problem_of(pruner, [0.1 + 0.01 * i for i in range(7)], prove=check)
@@ -410,7 +410,7 @@ def test_a_plan_of_a_model_of_which_two_layers_must_stay_fails_once_at_the_most(
     def watched(self, chosen):
         try:
             return prove(self, chosen)
-        except CannotLower:
+        except Refusal:
             failed.append(tuple(chosen))
             raise
 

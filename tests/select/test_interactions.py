@@ -12,8 +12,8 @@ from torch import nn
 from layerprune import UniversalLayerPruner
 from layerprune.edits import folds_of
 from layerprune.errors import CriticalGroupError
+from layerprune.graph import Refusal
 from layerprune.modules import num_params
-from layerprune.removals import CannotLower
 from layerprune.select import SLACK, Budgets, amount, exclusions_of, select
 from layerprune.select.interactions import with_interactions
 from models.nets import Net, conv, image, linear, randomised, rows
@@ -86,7 +86,7 @@ def subject(name):
         for some in combinations(range(len(pruner.removals)), num):
             try:
                 left = num_params(joints.without(some))
-            except CannotLower:
+            except Refusal:
                 continue
             sizes[some] = num_params(model) - left
     return pruner, sizes

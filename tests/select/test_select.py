@@ -11,8 +11,8 @@ from torch import nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.cost import bundles, params_taken
+from layerprune.graph import Refusal, RefusalCode
 from layerprune.proof import JointRemovals
-from layerprune.removals.lowering import CannotLower
 from layerprune.select import MORE_SLACK, SLACK, Problem, Resource, select
 from layerprune.select.conflicts import conflicts
 from layerprune.select.strategies.exact import WORTH
@@ -45,7 +45,7 @@ def problem_of(pruner, impacts, forbidden=(), prove=None):
 
     def holds(some):
         if any(set(bad) <= set(some) for bad in forbidden):
-            raise CannotLower("forbidden")
+            raise Refusal(RefusalCode.NOTHING_DIES)
 
     return Problem(pruner.graph, removals, [], prove or holds)
 
@@ -89,7 +89,7 @@ def every_valid_set(pruner, problem):
                 if some:
                     problem.prove(some)
                 num_params = count(some)
-            except CannotLower:
+            except Refusal:
                 continue
             found[some] = (num_params, sum(problem.removals[i].impact for i in some))
     return found

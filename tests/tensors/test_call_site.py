@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner
-from layerprune.removals import CannotLower
+from layerprune.graph import Refusal
 from layerprune.removals.lowering import _Lowerer
 from layerprune.tensors import caller
 from oracle.test_removals_by_oracle import GivenBack
@@ -109,5 +109,5 @@ def test_a_merge_elsewhere_does_not_make_up_for_one_that_was_missed(monkeypatch:
     monkeypatch.setattr(_Lowerer, "is_replaced_outside", lambda self, value, frame: False)
     pruner = UniversalLayerPruner(GivenBack(), example_inputs=torch.randn(2, 4))
     assert [removal.groups for removal in pruner.removals] == [("f",), ("block.f",)]
-    with pytest.raises(CannotLower, match="meets a sum that is no part of this removal"):
+    with pytest.raises(Refusal, match="meets a sum that is no part of this removal"):
         pruner._planner.joints.proven([0, 1])

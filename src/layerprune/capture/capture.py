@@ -11,8 +11,8 @@ from layerprune.capture.activation_store import ActivationStore
 from layerprune.capture.events import Recording
 from layerprune.capture.graph_builder import GraphBuilder
 from layerprune.capture.recorder import Recorder
-from layerprune.capture.sandbox import Sandbox, fake_sandbox, is_about_fakes, real_sandbox, short, why_not
-from layerprune.errors import CaptureError, InputsError, ended_by
+from layerprune.capture.sandbox import Sandbox, fake_sandbox, is_about_fakes, real_sandbox, why_not
+from layerprune.errors import CaptureError, InputsError, ended_by, short
 from layerprune.graph import LayerGraph, Read
 from layerprune.inputs import Inputs, describe, why_mismatched
 from layerprune.modules import CallKey, buffers, parameters

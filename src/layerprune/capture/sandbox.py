@@ -239,9 +239,3 @@ def _process_kept() -> Generator[None]:
         np.random.set_state(numpy)
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.set_default_dtype(dtype)
-
-
-def short(error: BaseException) -> str:
-    """An exception's type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from layerprune.channels.fold_target import CannotFold, Reader, reader_at
-from layerprune.channels.index_tracking import CannotFollow, ChannelGap, recorded_call
+from layerprune.channels.fold_target import Reader, reader_at
+from layerprune.channels.index_tracking import ChannelGap, recorded_call
 from layerprune.edits import Fold
-from layerprune.graph import Cut, Layer, LayerGraph
+from layerprune.graph import Cut, Layer, LayerGraph, Refusal, RefusalCode
 from layerprune.tensors import traits_of
 from layerprune.torch_internals import BatchNorm, buffers_of, has_hooks, no_modes
 
@@ -58,7 +58,7 @@ class FoldTrace:
         """Return what has to be folded.
 
         Raises:
-            CannotFold: something reads a projected tensor that cannot take the projection in.
+            Refusal: something reads a projected tensor that cannot take the projection in.
         """
         if not self.cut.projected:
             return []
@@ -69,7 +69,7 @@ class FoldTrace:
                 if forms:
                     self.follow(layer, forms)
         if any(self.form(value) is not None for value in self.graph.outputs):
-            raise CannotFold("it reaches the model's output")
+            raise Refusal(RefusalCode.VALUE_REACHES_OUTPUT)
         return self.found
 
     def form(self, value: int) -> _Form | None:
@@ -92,7 +92,7 @@ class FoldTrace:
         name = layer.function or (layer.functions[0] if len(set(layer.functions)) == 1 else "")
         data = [read for read in layer.operands if read]
         if data != [(value,)]:
-            raise CannotFold(f"'{layer.name}' ({layer.type_name}) reads it together with other tensors")
+            raise Refusal(RefusalCode.READ_WITH_OTHERS, layer.name, type=layer.type_name)
         if layer.kind == "transform" or layer.params:
             self.fold(layer, value, form)
             return
@@ -105,7 +105,7 @@ class FoldTrace:
             self.forms[layer.outputs[0]] = form
             return
         if not (spatial or flat or op.channels == "reduction") or len(layer.outputs) != 1:
-            raise CannotFold(f"'{layer.name}' ({layer.type_name}) reads it, and no projection can be folded into that")
+            raise Refusal(RefusalCode.NOT_FOLDABLE, layer.name, type=layer.type_name)
         self.pass_on(layer, value, form)
 
     def pass_on(self, layer: Layer, value: int, form: _Form) -> None:
@@ -119,9 +119,9 @@ class FoldTrace:
                 if form.shape[dim] == shape[min(out, len(shape) - 1)]
             )
         except Exception as error:  # a recorded argument that holds for the recorded shape only
-            raise CannotFold(f"'{layer.name}' ({layer.type_name}) cannot be run on other channels") from error
+            raise Refusal(RefusalCode.CANNOT_RUN_ON_OTHERS, layer.name, type=layer.type_name) from error
         if len(shape) != len(after) or not alone:
-            raise CannotFold(f"'{layer.name}' ({layer.type_name}) mixes its channels with other dimensions")
+            raise Refusal(RefusalCode.MIXES_DIMENSIONS, layer.name, type=layer.type_name)
         self.forms[layer.outputs[0]] = _Form(shape, form.source)
 
     def rerun(self, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -130,7 +130,7 @@ class FoldTrace:
         with no_modes(), torch.no_grad():
             out = call(torch.empty(shape, device="meta"))
         if not isinstance(out, torch.Tensor):
-            raise CannotFollow(layer.name)
+            raise Refusal(RefusalCode.RETURNS_NO_TENSORS)
         return tuple(out.shape)
 
     def fold(self, layer: Layer, value: int, form: _Form) -> None:
@@ -139,15 +139,15 @@ class FoldTrace:
         try:
             fqn, reader = reader_at(self.modules, layer)
             self.check_own(layer, fqn, reader)
-        except CannotFold as error:
-            raise CannotFold(f"'{name}' reads it, and {error}") from error
+        except Refusal as why:
+            raise Refusal(RefusalCode.READER_CANNOT, name, why=why) from why
         channel = 1 if reader.num_axes else -1
         if reader.num_in != before[channel]:
-            raise CannotFold(f"'{name}' reads it, and is a function that convolves groups of channels")
+            raise Refusal(RefusalCode.READER_CANNOT, name, why=Refusal(RefusalCode.CONVOLVES_GROUPS))
         strides = reader.strides(before, form.shape)
         if strides is None:
-            sizes = " to ".join("×".join(map(str, shape)) for shape in (before, form.shape))
-            raise CannotFold(f"'{name}' would have to read it from another grid ({sizes})")
+            wanted, found = ("×".join(map(str, shape)) for shape in (before, form.shape))
+            raise Refusal(RefusalCode.ANOTHER_GRID, name, before=wanted, after=found)
         self.found.append(
             Fold(
                 fqn=fqn,
@@ -162,13 +162,13 @@ class FoldTrace:
         )
 
     def check_own(self, layer: Layer, fqn: str, reader: Reader) -> None:
-        """Raise :class:`CannotFold` where a transform's weight is not its alone."""
+        """Raise :class:`Refusal` where a transform's weight is not its alone."""
         graph = self.graph
         calls = len(graph.calls[layer.fqn]) if layer.is_module else 1
         if calls > 1 or len(graph.aliases_of.get(layer.fqn, ((layer.fqn,),))[0]) > 1:
-            raise CannotFold("is called several times")
+            raise Refusal(RefusalCode.CALLED_SEVERAL_TIMES)
         if not self.is_own(layer, f"{fqn}.weight" if reader.called else fqn):
-            raise CannotFold("shares its weights")
+            raise Refusal(RefusalCode.SHARES_WEIGHTS)
 
     def is_own(self, layer: Layer, param: str) -> bool:
         """Whether a parameter has one name, and one layer that uses it."""

@@ -13,18 +13,13 @@ from torch import Tensor, nn
 
 from layerprune.capture import has_memo
 from layerprune.edits import Fold
-from layerprune.graph import Layer
+from layerprune.graph import Layer, Refusal, RefusalCode
 from layerprune.modules import FunctionWatch, is_transposed
 from layerprune.tensors import traits_of
 from layerprune.torch_internals import Conv, parameters_of, pre_hooks_of
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_OWN_WAY = "computes its weight or its input in a way of its own (a parametrization or a hook)"
-
-
-class CannotFold(Exception):
-    """A reader cannot take a projection in; the message is the reason that the plan shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +119,15 @@ def reader_of(module: nn.Module) -> Reader:
     """The reader that a module's own call is.
 
     Raises:
-        CannotFold: it is none.
+        Refusal: it is none.
     """
     if not _is_known(module):
-        raise CannotFold(f"is a {type(module).__name__}, which no projection can be folded into")
+        raise Refusal(RefusalCode.UNKNOWN_TRANSFORM, type=type(module).__name__)
     weight = parameters_of(module).get("weight")
     if weight is None or _is_hooked(module):
-        raise CannotFold(_OWN_WAY)
+        raise Refusal(RefusalCode.OWN_WAY)
     if not weight.is_floating_point():
-        raise CannotFold("holds a quantised weight")
+        raise Refusal(RefusalCode.QUANTISED)
     bias = "" if parameters_of(module).get("bias") is None else "bias"
     pads = False
     if isinstance(module, Conv):
@@ -144,13 +139,13 @@ def reader_for(module: nn.Module, edit: Fold) -> Reader:
     """The reader that an edit speaks of.
 
     Raises:
-        CannotFold: there is none in the module.
+        Refusal: there is none in the module.
     """
     if not edit.function:
         return reader_of(module)
     weight = parameters_of(module).get(edit.weight)
     if weight is None or not weight.is_floating_point() or weight.dim() <= edit.axis:
-        raise CannotFold(f"holds no weight '{edit.weight}'")
+        raise Refusal(RefusalCode.NO_WEIGHT, param=edit.weight)
     return Reader(module, edit.weight, "", edit.axis, called=False)
 
 
@@ -158,25 +153,25 @@ def reader_at(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[str, Read
     """The reader that a layer is, with its name: the module's, or the weight's that a function reads with.
 
     Raises:
-        CannotFold: it is none.
+        Refusal: it is none.
     """
     module = modules[layer.fqn]
     function = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
     if layer.is_module and (_is_known(module) or traits_of(function).weight_axis is None):
         return layer.fqn, reader_of(module)
     if layer.is_module and _is_hooked(module):
-        raise CannotFold(_OWN_WAY)
+        raise Refusal(RefusalCode.OWN_WAY)
     held = {name: parameters_of(modules[name.rpartition(".")[0]]).get(name.rpartition(".")[2]) for name in layer.params}
     matrices = [name for name, tensor in held.items() if tensor is not None and tensor.dim() > 1]
     axis = traits_of(function).weight_axis
     if axis is None or len(matrices) != 1 or not layer.operands[0]:
-        raise CannotFold(f"calls '{layer.function or layer.functions[0]}', which no projection can be folded into")
+        raise Refusal(RefusalCode.UNKNOWN_FUNCTION, function=layer.function or layer.functions[0])
     owner, _, weight = matrices[0].rpartition(".")
     tensor = cast(Tensor, held[matrices[0]])
     if not tensor.is_floating_point():
-        raise CannotFold("holds a quantised weight")
+        raise Refusal(RefusalCode.QUANTISED)
     if axis == 0 and tensor.dim() > 2:
-        raise CannotFold(f"calls '{function}' with several matrices")
+        raise Refusal(RefusalCode.SEVERAL_MATRICES, function=function)
     biases = [name.rpartition(".") for name, bias in held.items() if bias is not None and bias.dim() == 1]
     bias = biases[0][2] if len(biases) == 1 and biases[0][0] == owner else ""
     pads = function.startswith("conv") and (layer.is_module or _pads(layer))  # what a module does inside is not known

@@ -12,13 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.edits import ranges
-from layerprune.graph import Layer
+from layerprune.graph import Layer, Refusal, RefusalCode
 from layerprune.tensors import is_custom
 from layerprune.torch_internals import no_modes
-
-
-class CannotFollow(Exception):
-    """The elements cannot be followed through a layer."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +58,8 @@ class Moved:
     before: ChannelGap
     after: tuple[ChannelGap | None, ...]
 
-    def faults(self, run: Callable[[Tensor], Any]) -> str:
-        """What is wrong with the run's own call of the layer, given the channels that are left; empty if nothing is.
+    def fault(self, run: Callable[[Tensor], Any]) -> Refusal | None:
+        """What is wrong with the run's own call of the layer, given the channels that are left; None if nothing is.
 
         Args:
             run: the call as the pruned model makes it, but for the tensor.
@@ -73,12 +69,13 @@ class Moved:
             found = _results(run(self.before.without(whole)))
             wanted = _results(run(whole) if self.layer.is_module else recorded_call(self.layer)(whole))
             if len(found) != len(wanted):
-                return f"'{self.layer.name}' makes {len(found)} tensors of what is left, not {len(wanted)}"
+                code = RefusalCode.MAKES_OTHER_NUMBER
+                return Refusal(code, self.layer.name, num=len(found), wanted=len(wanted))
             for one, other, gap in zip(found, wanted, self.after, strict=True):
                 kept = other if gap is None else gap.without(other)
                 if one.shape != kept.shape or not torch.equal(one, kept):
-                    return f"'{self.layer.name}' would move the channels that are left to other places"
-        return ""
+                    return Refusal(RefusalCode.MOVES_CHANNELS, self.layer.name)
+        return None
 
 
 def follow(
@@ -96,7 +93,7 @@ def follow(
         For each result what it has lost; None where it is whole.
 
     Raises:
-        CannotFollow: what is missing is no set of whole channels any more, or a whole result.
+        Refusal: what is missing is no set of whole channels any more, or a whole result.
     """
     with no_modes():
         marks = torch.from_numpy(gap.missing).view([-1 if d == gap.dim else 1 for d in range(len(shape))])
@@ -104,7 +101,7 @@ def follow(
         try:
             results = _results(run(marks))
         except Exception as error:  # a recorded argument that cannot be repeated: nothing is known then
-            raise CannotFollow(f"channels cannot be followed through '{layer.name}' ({layer.type_name})") from error
+            raise _not_followed(layer) from error
         return tuple(_gap_of(layer, marked) for marked in results)
 
 
@@ -112,12 +109,12 @@ def recorded_call(layer: Layer) -> Callable[[Tensor], Any]:
     """The function that a layer was recorded as, waiting for its tensor.
 
     Raises:
-        CannotFollow: it is not known, or it takes further tensors.
+        Refusal: it is not known, or it takes further tensors.
     """
     args, kwargs = layer.literals
     functions = _functions(layer.function or "")
     if not functions or len(layer.operands) != 1 or not args or args[0] is not None:
-        raise CannotFollow(f"channels cannot be followed through '{layer.name}' ({layer.type_name})")
+        raise _not_followed(layer)
 
     def call(tensor: Tensor) -> Any:
         for function in functions[:-1]:
@@ -128,6 +125,10 @@ def recorded_call(layer: Layer) -> Callable[[Tensor], Any]:
         return functions[-1](tensor, *args[1:], **kwargs)
 
     return call
+
+
+def _not_followed(layer: Layer) -> Refusal:
+    return Refusal(RefusalCode.CHANNELS_NOT_FOLLOWED, layer.name, channels="channels", type=layer.type_name)
 
 
 def _functions(name: str) -> list[Callable[..., Any]]:
@@ -146,7 +147,7 @@ def _results(out: Any) -> list[Tensor]:
         return [out]
     if isinstance(out, (list, tuple)) and all(isinstance(item, Tensor) for item in out):
         return list(out)
-    raise CannotFollow("it returns something other than tensors")
+    raise Refusal(RefusalCode.RETURNS_NO_TENSORS)
 
 
 def _numbered(shape: Sequence[int]) -> Tensor:
@@ -159,10 +160,10 @@ def _gap_of(layer: Layer, marks: Tensor) -> ChannelGap | None:
     if not bool(marks.any()):
         return None
     if bool(marks.all()):
-        raise CannotFollow(f"'{layer.name}' ({layer.type_name}) would have a result without any channels")
+        raise Refusal(RefusalCode.NO_CHANNELS_LEFT, layer.name, type=layer.type_name)
     for dim in range(marks.dim()):
         others = [d for d in range(marks.dim()) if d != dim]
         line = marks.amax(others) if others else marks
         if torch.equal(line.view([-1 if d == dim else 1 for d in range(marks.dim())]).expand_as(marks), marks):
             return ChannelGap(dim, line.numpy().astype(bool))
-    raise CannotFollow(f"'{layer.name}' ({layer.type_name}) mixes the channels that go with channels that stay")
+    raise Refusal(RefusalCode.MIXES_CHANNELS, layer.name, type=layer.type_name)

@@ -8,10 +8,10 @@ import numpy as np
 from torch import nn
 
 from layerprune.channels import index_tracking as rearrange
-from layerprune.channels.index_tracking import CannotFollow, ChannelGap, Moved
-from layerprune.channels.rules import CannotSlice, slice_layer
+from layerprune.channels.index_tracking import ChannelGap, Moved
+from layerprune.channels.rules import slice_layer
 from layerprune.edits import Slice
-from layerprune.graph import Layer, LayerGraph
+from layerprune.graph import Layer, LayerGraph, Refusal, RefusalCode
 from layerprune.tensors import is_custom, traits_of
 
 
@@ -50,7 +50,7 @@ class ChannelTrace:
             dropped: (concat layer, value) pairs.
 
         Raises:
-            CannotSlice: some reader cannot lose channels.
+            Refusal: some reader cannot lose channels.
         """
         gone: dict[int, set[int]] = {}
         for merge, value in dropped:
@@ -65,7 +65,7 @@ class ChannelTrace:
             elif any(v in self.gaps for read in self.operands(layer) for v in read):
                 self.follow(layer)
         if any(self.resolve(v) in self.gaps for v in self.graph.outputs):
-            raise CannotSlice(f"{self.whose} reach the model's output")
+            raise Refusal(RefusalCode.REACHES_OUTPUT, channels=self.whose)
         self.check_calls()
         return [Slice(fqn=fqn, side=side, dropped=gap.indices) for (fqn, side), (gap, _) in self.cuts.items()]  # type: ignore[arg-type]
 
@@ -83,7 +83,7 @@ class ChannelTrace:
     def follow(self, layer: Layer) -> None:
         reads = [read[0] for read in self.operands(layer) if len(read) == 1]
         if any(len(read) > 1 and any(v in self.gaps for v in read) for read in self.operands(layer)):
-            raise CannotSlice(f"{self.whose} are written in place on the way to '{layer.name}'")
+            raise Refusal(RefusalCode.CHANNELS_WRITTEN, layer.name, channels=self.whose)
         value = next(v for v in reads if v in self.gaps)
         gap = self.gaps[value]
         name = layer.function or (layer.functions[0] if len(set(layer.functions)) == 1 else "")
@@ -94,7 +94,7 @@ class ChannelTrace:
         elif layer.params and alone and self.slice_params(layer, value):
             return
         elif layer.params:
-            raise CannotSlice(self.refusal(layer))
+            raise self.refusal(layer)
         elif (
             (layer.is_module and not layer.functions)
             or op.channels == "elementwise"
@@ -108,19 +108,20 @@ class ChannelTrace:
         elif alone and op.channels in ("over", "reduction"):
             self.reduce(layer, value)
         else:
-            raise CannotSlice(self.refusal(layer))
+            raise self.refusal(layer)
 
-    def refusal(self, layer: Layer) -> str:
+    def refusal(self, layer: Layer) -> Refusal:
         """Why a layer cannot lose channels of which nothing else is known."""
         if layer.kind == "normalization":
-            return f"'{layer.name}' ({layer.type_name}) normalizes across channels, so the others would change"
-        return f"{self.whose} pass through '{layer.name}' ({layer.type_name}), which cannot lose some of them"
+            return Refusal(RefusalCode.NORMALIZES_ACROSS, layer.name, type=layer.type_name)
+        return Refusal(RefusalCode.CANNOT_LOSE_SOME, layer.name, channels=self.whose, type=layer.type_name)
 
     def pass_on(self, layer: Layer, gap: ChannelGap) -> None:
         for value in layer.outputs:
             shape = self.graph.values[value].shape
             if len(shape) <= gap.dim or shape[gap.dim] != len(gap.missing):
-                raise CannotSlice(f"{self.whose} cannot be followed through '{layer.name}' ({layer.type_name})")
+                code = RefusalCode.CHANNELS_NOT_FOLLOWED
+                raise Refusal(code, layer.name, channels=self.whose, type=layer.type_name)
             self.gaps[value] = gap
 
     def concat(self, layer: Layer, gone: set[int]) -> None:
@@ -129,14 +130,14 @@ class ChannelTrace:
         missing: list[np.ndarray] = []
         for original, read in zip(layer.operands, self.operands(layer), strict=True):
             if len(read) != 1:
-                raise CannotSlice(f"an operand of '{layer.name}' is written in place")
+                raise Refusal(RefusalCode.OPERAND_WRITTEN, layer.name)
             shape = self.graph.values[read[0]].shape
             if dim >= len(shape):
-                raise CannotSlice(f"'{layer.name}' joins tensors of different dimensions")
+                raise Refusal(RefusalCode.JOINS_OTHER_SHAPES, layer.name)
             size = shape[dim]
             gap = self.gaps.get(read[0])
             if gap is not None and gap.dim != dim:
-                raise CannotSlice(f"'{layer.name}' joins its tensors along another dimension")
+                raise Refusal(RefusalCode.JOINS_ANOTHER_DIMENSION, layer.name)
             missing.append(np.full(size, original[0] in gone) | (gap.missing if gap is not None else False))
         self.gaps[layer.outputs[0]] = ChannelGap(dim, np.concatenate(missing))
 
@@ -158,21 +159,18 @@ class ChannelTrace:
             broadcast = dim < 0 or shape[dim] == 1
             same = other is not None and other.dim == gap.dim and bool(np.array_equal(other.missing, gap.missing))
             if not broadcast and not same:
-                raise CannotSlice(f"'{layer.name}' joins {self.whose} with a tensor that keeps all of them")
+                raise Refusal(RefusalCode.JOINS_WHOLE_TENSOR, layer.name, channels=self.whose)
         self.pass_on(layer, gap)
 
     def rearrange(self, layer: Layer, value: int) -> None:
         """A view, a permutation, a split: numbered elements tell where the channels go."""
         gap, shape = self.gaps[value], self.graph.values[value].shape
         if layer.nth < 0:
-            raise CannotSlice(self.refusal(layer))
-        try:
-            call = self.modules[layer.fqn].forward if layer.is_module else rearrange.recorded_call(layer)
-            after = rearrange.follow(layer, call, gap, shape)
-        except CannotFollow as error:
-            raise CannotSlice(str(error)) from error
+            raise self.refusal(layer)
+        call = self.modules[layer.fqn].forward if layer.is_module else rearrange.recorded_call(layer)
+        after = rearrange.follow(layer, call, gap, shape)
         if len(after) != len(layer.results) or not {*layer.outputs} <= {*layer.results}:
-            raise CannotSlice(self.refusal(layer))
+            raise self.refusal(layer)
         self.moved.append(Moved(layer, shape, gap, after))
         self.gaps.update({v: found for v, found in zip(layer.results, after, strict=True) if found is not None})
 
@@ -182,7 +180,7 @@ class ChannelTrace:
         over = _dims_over(layer, dims)
         out = self.graph.values[layer.outputs[0]].shape
         if over is None or gap.dim in over or len(layer.results) > 1:
-            raise CannotSlice(self.refusal(layer))
+            raise self.refusal(layer)
         dim = gap.dim if len(out) == dims else gap.dim - sum(d < gap.dim for d in over)
         self.pass_on(layer, ChannelGap(dim, gap.missing))
 
@@ -205,10 +203,10 @@ class ChannelTrace:
         for name in layer.params:
             users = self.graph.param_users[self.graph.param_ids[name]]
             if any(self.graph.layers[u].fqn != layer.fqn for u in users):
-                raise CannotSlice(f"'{name}' is tied to another layer, which keeps all channels")
+                raise Refusal(RefusalCode.WEIGHT_TIED, layer.fqn, param=name)
         known = self.cuts.get((layer.fqn, side))
         if known is not None and not np.array_equal(known[0].missing, gap.missing):
-            raise CannotSlice(f"'{layer.fqn}' is called several times, with different channels missing")
+            raise Refusal(RefusalCode.CALLS_MISS_OTHERS, layer.fqn)
         self.cuts[(layer.fqn, side)] = (gap, (known[1] if known else 0) + 1)
 
     def check_calls(self) -> None:
@@ -218,7 +216,7 @@ class ChannelTrace:
             users[fqn] = {layer.index for layer in inside if layer.params and layer.index in self.graph.live}
         for (fqn, _), (_, count) in self.cuts.items():
             if len(users[fqn] - self.dead) != count:
-                raise CannotSlice(f"'{fqn}' is called several times, not always with these channels")
+                raise Refusal(RefusalCode.CALLS_MISS_NONE, fqn)
 
 
 def _joined_dim(graph: LayerGraph, layer: Layer) -> int:
@@ -226,7 +224,7 @@ def _joined_dim(graph: LayerGraph, layer: Layer) -> int:
     out = graph.values[layer.outputs[0]].shape
     dims = [d for d in range(len(out)) if sum(s[d] for s in shapes) == out[d] and len(shapes) > 1]
     if len(dims) != 1:
-        raise CannotSlice(f"the dimension that '{layer.name}' joins is not known")
+        raise Refusal(RefusalCode.JOINED_DIMENSION_UNKNOWN, layer.name)
     return dims[0]
 
 

@@ -9,12 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from layerprune.channels.index_tracking import ChannelGap
-from layerprune.graph import Layer
+from layerprune.graph import Layer, Refusal, RefusalCode
 from layerprune.torch_internals import Conv, pre_hooks_of
-
-
-class CannotSlice(Exception):
-    """Channels cannot be taken out of a layer; the message is the reason that the plan shows."""
 
 
 def slice_layer(module: nn.Module, layer: Layer, gap: ChannelGap, dims: int) -> tuple[str, ChannelGap | None] | None:
@@ -31,16 +27,14 @@ def slice_layer(module: nn.Module, layer: Layer, gap: ChannelGap, dims: int) -> 
         where nothing is known of the layer's channels.
 
     Raises:
-        CannotSlice: they are known, and cannot be taken out.
+        Refusal: they are known, and cannot be taken out.
     """
     for types, functions, rule in _RULES:
         cls = next((cls for cls in types if isinstance(module, cls)), None)
         if cls is None or not _does_only(module, layer, cls, functions):
             continue
         if parametrize.is_parametrized(module) or set(pre_hooks_of(module)):
-            raise CannotSlice(
-                f"'{layer.fqn}' computes its weight (a parametrization or a hook), which cannot lose channels"
-            )
+            raise Refusal(RefusalCode.COMPUTES_ITS_WEIGHT, layer.fqn)
         return rule(module, gap, dims, layer.fqn)
     return None
 
@@ -61,31 +55,31 @@ def _does_only(module: nn.Module, layer: Layer, cls: type[nn.Module], functions:
 def _conv(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     assert isinstance(module, Conv)
     if gap.dim != 1 or dims != module.weight.dim() or len(gap.missing) != module.in_channels:
-        raise CannotSlice(f"'{name}' reads the channels that go as something other than channels")
+        raise Refusal(RefusalCode.READS_NO_CHANNELS, name)
     lost = gap.missing.reshape(module.groups, -1).sum(1)
     if (lost == lost[0]).all() and lost[0] < module.in_channels // module.groups:
         return "in", None
     if set(lost.tolist()) <= {0, module.in_channels // module.groups}:
         return "channels", ChannelGap(1, np.repeat(lost > 0, module.out_channels // module.groups))
-    raise CannotSlice(f"'{name}' is a grouped convolution ({module.groups} groups), whose groups would become uneven")
+    raise Refusal(RefusalCode.UNEVEN_GROUPS, name, num=module.groups)
 
 
 def _linear(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     assert isinstance(module, nn.Linear)
     if gap.dim != dims - 1 or len(gap.missing) != module.in_features:
-        raise CannotSlice(f"'{name}' mixes another dimension than the one that loses channels")
+        raise Refusal(RefusalCode.MIXES_ANOTHER_DIMENSION, name)
     return "in", None
 
 
 def _batch_norm(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     if gap.dim != 1:
-        raise CannotSlice(f"'{name}' normalizes another dimension than the one that loses channels")
+        raise Refusal(RefusalCode.NORMALIZES_ANOTHER_DIMENSION, name)
     return "channels", gap
 
 
 def _instance_norm(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
     if gap.dim != 1 or dims < 3:
-        raise CannotSlice(f"'{name}' normalizes another dimension than the one that loses channels")
+        raise Refusal(RefusalCode.NORMALIZES_ANOTHER_DIMENSION, name)
     return "channels", gap
 
 
@@ -98,7 +92,7 @@ def _group_norm(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tup
 
 
 def _mixing_norm(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:
-    raise CannotSlice(f"'{name}' ({type(module).__name__}) normalizes across channels, so the others would change")
+    raise Refusal(RefusalCode.NORMALIZES_ACROSS, name, type=type(module).__name__)
 
 
 def _prelu(module: nn.Module, gap: ChannelGap, dims: int, name: str) -> tuple[str, ChannelGap | None]:

@@ -8,9 +8,8 @@ from functools import cached_property
 from torch import nn
 
 from layerprune.channels.propagate import ChannelTrace
-from layerprune.channels.rules import CannotSlice
 from layerprune.edits import Slice
-from layerprune.graph import Cut, LayerGraph
+from layerprune.graph import Cut, LayerGraph, Refusal, RefusalCode
 from layerprune.modules import CallKey
 
 _Place = tuple[CallKey, int]
@@ -46,7 +45,7 @@ class TrainGraph:
             known: the slices of the recorded forward.
 
         Raises:
-            CannotSlice: a head cannot lose channels, or reads something that eval mode does not have.
+            Refusal: a head cannot lose channels, or reads something that eval mode does not have.
         """
         values = {value for pair in cut.substitutes.items() for value in pair} | {value for _, value in cut.dropped}
         merges = {merge for merge, _ in cut.dropped}
@@ -66,14 +65,14 @@ class TrainGraph:
         here = {edit.fqn: edit for edit in found if edit.fqn in self.graph.calls}
         for edit in here.values():
             if seen.get((edit.fqn, edit.side)) != edit:
-                raise CannotSlice(f"'{edit.fqn}' would lose other channels in train mode than in eval mode")
+                raise Refusal(RefusalCode.LOSES_OTHERS_IN_TRAINING, edit.fqn)
         return [edit for edit in found if edit.fqn not in self.graph.calls]
 
     def value(self, value: int) -> int:
         """The value of the training graph that a value of the eval graph is."""
         there = self.there.get(_place(self.graph, value))
         if there is None:
-            raise CannotSlice(f"{self.graph.describe([value])} is not made in train mode")
+            raise Refusal(RefusalCode.NOT_MADE_IN_TRAINING, value=self.graph.describe([value]))
         return there
 
 

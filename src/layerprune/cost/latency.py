@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from layerprune.capture import real_sandbox, short
+from layerprune.capture import real_sandbox
 from layerprune.environment import locked
-from layerprune.errors import CostError
+from layerprune.errors import CostError, short
 from layerprune.inputs import Inputs
 from layerprune.modules import buffers, parameters, unwrap
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layerprune.capture import Sandbox, real_sandbox, short
+from layerprune.capture import Sandbox, real_sandbox
 from layerprune.cost.formulas import formulas
 from layerprune.cost.sandbox_forward import on_sandbox
-from layerprune.errors import CostError
+from layerprune.errors import CostError, short
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.overrides import BaseTorchFunctionMode
 
-from layerprune.capture import Sandbox, fake_sandbox, is_about_fakes, real_sandbox, short
-from layerprune.errors import CostError
+from layerprune.capture import Sandbox, fake_sandbox, is_about_fakes, real_sandbox
+from layerprune.errors import CostError, short
 from layerprune.inputs import Inputs
 from layerprune.modules import buffers, parameters
 

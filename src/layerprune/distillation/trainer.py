@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerprune.capture import Batch, Probe, See, short
+from layerprune.capture import Batch, Probe, See
 from layerprune.distillation.accelerator import Accelerating
 from layerprune.distillation.hidden_matching import Match
 from layerprune.distillation.losses import loss_of_hidden, loss_of_output
@@ -20,7 +20,7 @@ from layerprune.distillation.student import Student
 from layerprune.distillation.teacher import Teacher, TeacherOutput
 from layerprune.distillation.training_state import TrainingState
 from layerprune.environment import ProgressMessage
-from layerprune.errors import DistillationError
+from layerprune.errors import DistillationError, short
 from layerprune.fidelity import Divergence
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.capture import FEW_SAMPLES, Batch, Sandbox, real_sandbox, short
-from layerprune.errors import CalibrationError
+from layerprune.capture import FEW_SAMPLES, Batch, Sandbox, real_sandbox
+from layerprune.errors import CalibrationError, short
 from layerprune.fidelity.divergence import Divergence, class_dim, divergence_of
 from layerprune.modules import no_fast_path
 

@@ -49,6 +49,8 @@ class Group:
         needs_calibration: whether it leaves by projections only, which have to be fitted on calibration data.
         reason: why not, where it cannot be removed; what that needs, where it can with calibration data only; which
             groups leave with it, where it leaves with others.
+        reason_code: what the reason is, in a word that stays when texts are worded anew: ``parameter_tied``,
+            ``needs_calibration``; see ``docs/internals/reason_codes.md``. Empty without a reason.
         impact: the least impact of a removal that takes it out; infinite where there is none, ``nan`` where it is not
             known, as of what needs calibration data that there are none of.
         num_removed: how many parameters fewer the model has once its removal of least impact is made: channels of what
@@ -66,6 +68,7 @@ class Group:
     calls: tuple[int, ...]
     can_remove: bool = False
     reason: str = ""
+    reason_code: str = ""
     impact: float = float("inf")
     needs_calibration: bool = False
     num_removed: int = 0

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from torch import nn
 
-from layerprune.channels import CannotFold, reader_for
+from layerprune.channels import reader_for
 from layerprune.edits import Edit, folds_of, why_malformed
 from layerprune.errors import PlanError, SurgeryError
+from layerprune.graph import Refusal
 from layerprune.modules import UndoLog, clone, difference, fingerprint, num_params, own, structure, unwrap
 from layerprune.plan.provenance import entries_of, record
 from layerprune.surgery import check_numbers, cover, operate, rebuilders
@@ -280,7 +281,7 @@ class PruningPlan(BaseModel):
         for fold in folds_of(self.edits):
             try:
                 size = reader_for(modules[fold.owner], fold).size(fold.num_in)
-            except (KeyError, CannotFold):
+            except (KeyError, Refusal):
                 continue  # surgery says so
             if size > most:
                 raise PlanError(f"the plan would {fold}, with {size:,} elements where the whole model has {most:,}")

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerprune.capture import Sandbox, ShapeCache, short
+from layerprune.capture import Sandbox, ShapeCache
 from layerprune.edits import Fold, Slice, taken_out
 from layerprune.errors import LayerPruneError
-from layerprune.graph import Cut, LayerGraph
+from layerprune.graph import Cut, LayerGraph, Refusal, RefusalCode
 from layerprune.inputs import Inputs
 from layerprune.modules import names_by_module
 from layerprune.proof.dataflow import Dataflow, DataflowStep, Place, Tag, is_outside, trace_dataflow
-from layerprune.removals import CannotLower, Lowering, is_concat
+from layerprune.removals import Lowering, is_concat
 from layerprune.surgery import applied
 from layerprune.torch_internals import has_hooks
 
@@ -56,7 +56,7 @@ class DataflowCheck:
         """Check that what is left of the model does what it did.
 
         Raises:
-            CannotRealise: a step takes something else, or is another one; the message names it.
+            Refusal: a step takes something else, or is another one; the message names it.
         """
         if not self.is_wanted:
             return
@@ -64,12 +64,10 @@ class DataflowCheck:
         try:
             with applied(self.shade.model, joint.stand_ins or joint.edits):
                 flows = self.flows()
-        except (CannotLower, LayerPruneError):
+        except (Refusal, LayerPruneError):
             raise
         except Exception as error:  # the user's forward on what is left of the model: anything may come
-            raise CannotLower(
-                f"the forward fails without it, at its second call at the latest: {short(error)}"
-            ) from error
+            raise Refusal(RefusalCode.SECOND_CALL_FAILS, error=error) from error
         for before, after in zip(whole, flows, strict=True):
             expected.compare(before, after)
 
@@ -192,7 +190,7 @@ class _Expected:
             while s in cut.substitutes:
                 s = cut.substitutes[s]
             if y not in tags or s not in tags:
-                raise CannotLower(f"whether {self.graph.describe([y])} is read only by calls cannot be told")
+                raise Refusal(RefusalCode.READ_BY_CALLS_ONLY, value=self.graph.describe([y]))
             found[tags[y]] = found.get(tags[y], frozenset()) | {tags[s]}
         for value, tag in tags.items():
             read = any(reader not in self.gone for reader in self.graph.readers.get(value, ()))
@@ -216,11 +214,11 @@ class _Expected:
             if found is not None:
                 self.compare_steps(place, index, (before, step), (after, found))
             elif any(tag in before.data for tag in step.operands) and not is_concat(self.graph.layers[index]):
-                raise CannotLower(f"'{self.graph.layers[index].name}' would no longer run: {_WHY}")
+                raise Refusal(RefusalCode.NO_LONGER_RUNS, self.graph.layers[index].name)
         for place, step in after.steps.items():
             is_new = place not in before.steps and any(tag in after.data for tag in step.operands)
             if is_new and not any(name in place[0] for name in self.out):
-                raise CannotLower(f"the forward would call '{place[1]}' where it does not: {_WHY}")
+                raise Refusal(RefusalCode.CALLS_ANEW, place[0], step=place[1])
         self.compare_outputs((before, before.returned.get("", ())), (after, after.returned.get("", ())))
 
     def compare_steps(
@@ -232,25 +230,22 @@ class _Expected:
         if len(wanted) != len(after[1].operands) or not all(
             self.fits(tag, before[0], found, after[0]) for tag, found in zip(wanted, after[1].operands, strict=True)
         ):
-            raise CannotLower(f"'{name}' would read another tensor than now: {_WHY}")
+            raise Refusal(RefusalCode.READS_ANOTHER, name)
         if not self.resized and before[1].literals != after[1].literals and place not in self.owner.drawn:
-            raise CannotLower(f"'{name}' would compute with other numbers than now: {_WHY}")
+            raise Refusal(RefusalCode.OTHER_NUMBERS, name)
 
     def compare_outputs(self, before: tuple[Dataflow, Sequence[Tag]], after: tuple[Dataflow, Sequence[Tag]]) -> None:
         same = len(before[1]) == len(after[1])
         if not same or not all(
             self.fits(tag, before[0], found, after[0]) for tag, found in zip(before[1], after[1], strict=True)
         ):
-            raise CannotLower(f"the model would return another tensor than now: {_WHY}")
+            raise Refusal(RefusalCode.RETURNS_ANOTHER)
 
     def fits(self, wanted: Tag, before: Dataflow, found: Tag, after: Dataflow) -> bool:
         """Whether a tensor is the one that is expected; of what depends on no input it may be made anew or kept."""
         if is_outside(wanted) != is_outside(found):
             return not (wanted in before.data or found in after.data)
         return found in self.replaced.get(wanted, (wanted,))
-
-
-_WHY = "layers report to, or take from, something that they share, and each one behind would have another place there"
 
 
 def _reports(shade: Sandbox) -> bool:

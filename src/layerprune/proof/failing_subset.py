@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
+from layerprune.graph import Refusal, RefusalCode
 from layerprune.removals import Lowering
 
 # How many removals that differ in numbers only have to fail for the same reason before the rest counts as failed.
@@ -13,10 +13,10 @@ _SAMPLES = 3
 _PARTS = 3
 
 #: Carries removals out together, and says what is wrong with the result; None if nothing is.
-ReasonAgainst = Callable[[Sequence[Lowering]], str | None]
+ReasonAgainst = Callable[[Sequence[Lowering]], Refusal | None]
 
 
-def failures(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> dict[int, str]:
+def failures(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> dict[int, Refusal]:
     """Which removals of a batch fail, and why; found by halving."""
     reason = reason_against(list(batch.values())) if batch else None
     if reason is None:
@@ -26,7 +26,7 @@ def failures(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> di
     classes = _classes(batch)
     if len(classes) == 1:
         return _failures_alike(batch, reason_against)
-    found: dict[int, str] = {}
+    found: dict[int, Refusal] = {}
     for some in classes:
         found |= failures({i: batch[i] for i in some}, reason_against)
     return found
@@ -49,7 +49,7 @@ def _classes(batch: Mapping[int, Lowering]) -> list[list[int]]:
     return list(classes.values())
 
 
-def _failures_alike(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> dict[int, str]:
+def _failures_alike(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> dict[int, Refusal]:
     """Which of a batch of removals fail that differ in numbers only, as those of repeated blocks do.
 
     Where the first :data:`_SAMPLES` fail for the same reason, the others are taken to fail as well: a verdict of
@@ -57,14 +57,14 @@ def _failures_alike(batch: Mapping[int, Lowering], reason_against: ReasonAgainst
     """
     members = list(batch)
     rest = dict(batch)
-    found: dict[int, str] = {}
+    found: dict[int, Refusal] = {}
     for i in members[:_SAMPLES]:
         found |= failures({i: rest.pop(i)}, reason_against)
         if i not in found:
             break  # it holds alone: what fails is another one, or their company
-    if len(found) == _SAMPLES and len({_pattern(why) for why in found.values()}) == 1:
+    if len(found) == _SAMPLES and len({why.form for why in found.values()}) == 1:
         alike = batch[members[0]].edits[0].fqn
-        return found | dict.fromkeys(rest, f"as with '{alike}', which is alike: {found[members[0]]}")
+        return found | dict.fromkeys(rest, Refusal(RefusalCode.FAILS_AS_ANOTHER, alike, why=found[members[0]]))
     if not rest or reason_against(list(rest.values())) is None:
         return found
     some = list(rest)
@@ -72,8 +72,3 @@ def _failures_alike(batch: Mapping[int, Lowering], reason_against: ReasonAgainst
     for half in halves:
         found |= failures({i: rest[i] for i in half}, reason_against)
     return found
-
-
-def _pattern(text: str) -> str:
-    """A text without its numbers."""
-    return re.sub(r"\d+", "#", text)

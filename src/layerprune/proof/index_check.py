@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from layerprune.channels import Moved
+from layerprune.graph import Refusal, RefusalCode
 from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
 
 
 @contextmanager
-def index_checked(model: nn.Module, moved: Sequence[Moved]) -> Generator[list[str]]:
+def index_checked(model: nn.Module, moved: Sequence[Moved]) -> Generator[list[Refusal]]:
     """Check rearrangements of channels as a model's forward makes them inside the block.
 
     Args:
@@ -21,20 +22,20 @@ def index_checked(model: nn.Module, moved: Sequence[Moved]) -> Generator[list[st
         moved: the rearrangements that the recorded forward made, and what they should make now.
 
     Yields:
-        What is wrong: a sentence for each fault, also for a rearrangement that never runs.
+        What is wrong: a refusal for each fault, also for a rearrangement that never runs.
     """
-    faults: list[str] = []
+    faults: list[Refusal] = []
     if not moved:
         yield faults
         return
     rerun = _Rerun(moved, faults)
     with CallTracker(names_by_module(model), rerun.run_module, rerun.run_function).watching(model):
         yield faults
-    faults += [f"'{m.layer.name}' does not run as it was recorded" for m in rerun.waiting.values()]
+    faults += [_runs_otherwise(m) for m in rerun.waiting.values()]
 
 
 class _Rerun:
-    def __init__(self, moved: Sequence[Moved], faults: list[str]) -> None:
+    def __init__(self, moved: Sequence[Moved], faults: list[Refusal]) -> None:
         self.waiting = {m.layer.key: m for m in moved}
         self.faults = faults
 
@@ -53,11 +54,15 @@ class _Rerun:
         if moved is None:
             return
         if not args or not isinstance(args[0], Tensor):
-            self.faults.append(f"'{moved.layer.name}' does not run as it was recorded")
+            self.faults.append(_runs_otherwise(moved))
             return
         try:
-            fault = moved.faults(lambda tensor: func(tensor, *args[1:], **kwargs))
+            fault = moved.fault(lambda tensor: func(tensor, *args[1:], **kwargs))
         except Exception as error:  # the forward's own sizes, on what is left: anything may come
-            fault = f"'{moved.layer.name}' fails on the channels that are left: {error}"
-        if fault:
+            fault = Refusal(RefusalCode.FAILS_ON_CHANNELS, moved.layer.name, error=error)
+        if fault is not None:
             self.faults.append(fault)
+
+
+def _runs_otherwise(moved: Moved) -> Refusal:
+    return Refusal(RefusalCode.RUNS_OTHERWISE, moved.layer.name)

@@ -8,9 +8,10 @@ from torch import nn
 
 from layerprune.cost import params_taken
 from layerprune.edits import folds_of
+from layerprune.graph import Refusal, RefusalCode
 from layerprune.modules import clone
 from layerprune.proof.prover import Prover, Removal
-from layerprune.removals import CannotLower, Lowering, join_cuts, key_of
+from layerprune.removals import Lowering, join_cuts, key_of
 from layerprune.surgery import Folded, operate
 
 
@@ -33,7 +34,7 @@ class JointRemovals:
         """Realise removals together and prove the whole.
 
         Raises:
-            CannotRealise: they do not hold together; the message says why.
+            Refusal: they do not hold together; the message says why.
         """
         key = tuple(chosen)
         if key in self._known:
@@ -44,7 +45,7 @@ class JointRemovals:
             joint = self.lower_removal(chosen, shorten=False)
             reason = self.prover.reason_against([joint])
         if reason is not None:
-            raise CannotLower(reason)
+            raise reason
         self._known[key] = joint
         return joint
 
@@ -52,21 +53,21 @@ class JointRemovals:
         """The part of it that runs nothing.
 
         Raises:
-            CannotRealise: they do not go together.
+            Refusal: they do not go together.
         """
         picked = [self.removals[i] for i in chosen]
         cut = join_cuts([(r.cut, r.dead) for r in picked], self.prover.graph)
         able = not any(key_of(r.cut) in self.prover.unshortened for r in picked)  # what failed alone fails together
         joint = self.prover.lower_removal(cut, shorten=shorten and able)
         if not all(r.dead <= joint.dead for r in picked):
-            raise CannotLower("what one of them removes, another one needs")
+            raise Refusal(RefusalCode.ONE_NEEDS_ANOTHER)
         return joint
 
     def likely(self, chosen: Sequence[int]) -> Lowering:
         """As it is proven, where that is known; else as it would be proven first.
 
         Raises:
-            CannotRealise: they do not go together.
+            Refusal: they do not go together.
         """
         return self._known.get(tuple(chosen)) or self.lower_removal(chosen)
 
@@ -76,22 +77,19 @@ class JointRemovals:
             return 0
         return params_taken(self.prover.graph, self.prover.modules, self.proven(chosen)).size(self.prover.graph)
 
-    def why_no_smaller(self, chosen: Sequence[int]) -> str:
-        """Say why a set that holds together leaves a model that is no smaller; empty where it is smaller.
+    def why_no_smaller(self, chosen: Sequence[int]) -> Refusal | None:
+        """Say why a set that holds together leaves a model that is no smaller; None where it is smaller.
 
         What takes a projection in may grow by more than leaves once the removals before it have moved its source.
         """
         joint = self.proven(chosen)
         if not folds_of(joint.edits):
-            return ""
+            return None
         taken = params_taken(self.prover.graph, self.prover.modules, joint)
         size, growth = taken.size(self.prover.graph), int(sum(taken.growth.values()))
         if size > 0:
-            return ""
-        return (
-            f"{size + growth:,} parameters would leave, and what takes their projections in would grow by {growth:,}: "
-            "the model would be no smaller"
-        )
+            return None
+        return Refusal(RefusalCode.NO_SMALLER, saved=size + growth, growth=growth)
 
     def without(self, chosen: Sequence[int], folded: Folded | None = None) -> nn.Module:
         """A copy of the model without a set that holds together; it shares the tensors that stay.

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.removals import CannotLower
+from layerprune.graph import Refusal, RefusalCode
 from layerprune.stand_ins import DroppedTensor
 
 
 def signature(out: Any, depth: int = 0) -> Any:
     """Describe an output: types, keys, and each tensor's shape and dtype. A dropped tensor in it is an error."""
     if isinstance(out, DroppedTensor):
-        raise CannotLower("the dropped tensor would reach the model's output")
+        raise Refusal(RefusalCode.DROPPED_IN_OUTPUT)
     if isinstance(out, Tensor):
         return f"{'×'.join(map(str, out.shape))} {str(out.dtype).removeprefix('torch.')}"
     if isinstance(out, Mapping):

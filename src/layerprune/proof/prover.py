@@ -8,12 +8,12 @@ from types import FunctionType
 
 from torch import Tensor, nn
 
-from layerprune.capture import Sandbox, ShapeCache, record_training, short
+from layerprune.capture import Sandbox, ShapeCache, record_training
 from layerprune.channels import TrainGraph
 from layerprune.cost import params_gone, params_taken
 from layerprune.edits import Edit, Shorten, folds_of, name_before
-from layerprune.errors import LayerPruneError, SurgeryError
-from layerprune.graph import Cut, LayerGraph
+from layerprune.errors import LayerPruneError, SurgeryError, short
+from layerprune.graph import Cut, LayerGraph, Refusal, RefusalCode
 from layerprune.inputs import Inputs
 from layerprune.modules import named_parameters, names_by_module, reached
 from layerprune.proof.dataflow_check import DataflowCheck
@@ -27,7 +27,6 @@ from layerprune.proof.trace_equivalence import TraceEquivalence
 from layerprune.removals import (
     CacheSlots,
     Candidate,
-    CannotLower,
     ContainerShortener,
     Lowering,
     difference,
@@ -156,14 +155,14 @@ class Prover:
         try:
             check_numbers(self.shade.model, found.edits)
         except SurgeryError as error:
-            raise CannotLower(str(error)) from error
+            raise Refusal(RefusalCode.ERROR, error=error) from error
         return found
 
     # ---- many removals --------------------------------------------------------------------------------------------
 
     def prove(
-        self, alternatives: Iterable[Sequence[Candidate]], forbidden: Mapping[str, str]
-    ) -> tuple[list[Removal], dict[str, list[str]]]:
+        self, alternatives: Iterable[Sequence[Candidate]], forbidden: Mapping[str, Refusal]
+    ) -> tuple[list[Removal], dict[str, list[Refusal]]]:
         """Prove candidates, many at a time where they touch different layers.
 
         Args:
@@ -173,7 +172,7 @@ class Prover:
         Returns:
             The removals, in the order of their candidates; and for each group the reasons why others failed.
         """
-        refused: dict[str, list[str]] = {}
+        refused: dict[str, list[Refusal]] = {}
         listed = list(alternatives)
         proven = self.prove_some([c for c in listed if not c[0].waits], forbidden, refused)
         others = [some for some in listed if some[0].waits]
@@ -183,8 +182,8 @@ class Prover:
     def prove_some(
         self,
         alternatives: Iterable[Sequence[Candidate]],
-        forbidden: Mapping[str, str],
-        refused: dict[str, list[str]],
+        forbidden: Mapping[str, Refusal],
+        refused: dict[str, list[Refusal]],
     ) -> list[Removal]:
         """Prove the first of each list that can be realised; where its proof fails, the next."""
         proven: list[tuple[int, Removal]] = []
@@ -212,18 +211,18 @@ class Prover:
         return some[place:]
 
     def first_realised(
-        self, candidates: Sequence[Candidate], forbidden: Mapping[str, str], refused: dict[str, list[str]]
+        self, candidates: Sequence[Candidate], forbidden: Mapping[str, Refusal], refused: dict[str, list[Refusal]]
     ) -> tuple[Candidate, Lowering] | None:
         for candidate in candidates:
             kept = [name for name in candidate.groups if name in forbidden]
             try:
                 found = self.lower_removal(candidate.cut, shorten=key_of(candidate.cut) not in self.unshortened)
                 if kept:  # only where nothing else stands in the way
-                    raise CannotLower(f"leaves only together with '{kept[0]}', which {_as_clause(forbidden[kept[0]])}")
+                    raise Refusal(RefusalCode.TAKES_A_KEPT_GROUP, kept[0], because=forbidden[kept[0]])
                 return candidate, found
-            except CannotLower as error:
+            except Refusal as why:
                 for name in candidate.groups:
-                    refused.setdefault(name, []).append(str(error))
+                    refused.setdefault(name, []).append(why.bare)
         return None
 
     def batches(self, realised: Sequence[tuple[Candidate, Lowering]]) -> list[list[int]]:
@@ -257,13 +256,13 @@ class Prover:
         batch: list[int],
         realised: Sequence[tuple[Candidate, Lowering]],
         proven: dict[int, Removal],
-        refused: dict[str, list[str]],
+        refused: dict[str, list[Refusal]],
     ) -> None:
         """Prove removals together, one run after the other; what fails drops out."""
         left = list(batch)
         for run in [*self.runs, None]:
             whole = {i: realised[i][1] for i in left}
-            failed: dict[int, str] = {}
+            failed: dict[int, Refusal] = {}
             for part in [whole] if run is not None else spread(whole) if self.flow.is_wanted else []:
                 failed |= failures(part, lambda some, run=run: self.reason_against(some, [run]))
             for i, reason in failed.items():
@@ -285,7 +284,7 @@ class Prover:
 
     def reason_against(
         self, lowerings: Sequence[Lowering], runs: Sequence[ProofRun | None] | None = None
-    ) -> str | None:
+    ) -> Refusal | None:
         """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is.
 
         Args:
@@ -313,8 +312,10 @@ class Prover:
                 self.retracer.check(joint)
             if runs is None or None in runs:
                 self.flow.check(joint)
-        except (CannotLower, LayerPruneError) as error:
-            return str(error)
+        except Refusal as why:
+            return why.bare
+        except LayerPruneError as error:
+            return Refusal(RefusalCode.ERROR, error=error)
         return None
 
     # ---- one set --------------------------------------------------------------------------------------------------
@@ -327,8 +328,8 @@ class Prover:
         lost, promised = frozenset(ids.values()) - left, params_gone(self.graph, joint)
         if lost != promised:
             wrong = next(name for name, number in ids.items() if number in lost ^ promised)
-            what = "would be lost, though it is still used" if ids[wrong] in lost else "would stay behind"
-            raise CannotLower(f"parameter '{wrong}' {what}")
+            code = RefusalCode.PARAMETER_LOST if ids[wrong] in lost else RefusalCode.PARAMETER_STAYS
+            raise Refusal(code, param=wrong)
 
     def check_run(self, run: ProofRun, joint: Lowering, earlier: Sequence[DroppedTensor]) -> None:
         known = {id(token) for token in earlier}
@@ -338,18 +339,18 @@ class Prover:
         with watching_merges(new, self.names) as merges, rerun as faults:
             try:
                 found = self.trials.repeat(run)
-            except (CannotLower, LayerPruneError):
+            except (Refusal, LayerPruneError):
                 raise
             except Exception as error:  # the user's forward on what is left of the model: anything may come
-                what = "the forward or backward" if run.backward else "the forward"
-                raise CannotLower(f"{what} fails without it: {short(error)}") from error
+                code = RefusalCode.FORWARD_OR_BACKWARD_FAILS if run.backward else RefusalCode.FORWARD_FAILS
+                raise Refusal(code, error=error) from error
         if faults:
-            raise CannotLower(faults[0])
+            raise faults[0]
         if found != run.expected:
             mode = "train" if run.training else "eval"
-            raise CannotLower(f"the output would change its form in {mode} mode: {run.expected} to {found}")
-        if not run.training and (wrong := difference(merges, joint.merges)):
-            raise CannotLower(wrong)
+            raise Refusal(RefusalCode.OUTPUT_CHANGES, mode=mode, wanted=run.expected, found=found)
+        if not run.training and (wrong := difference(merges, joint.merges)) is not None:
+            raise wrong
 
 
 def _reaches_others(module: nn.Module) -> bool:
@@ -370,8 +371,3 @@ def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
     Handing a branch's input on in place of its output is no better way to lose the branch than dropping it.
     """
     return removal.groups == candidate.groups and candidate.dead <= removal.dead
-
-
-def _as_clause(reason: str) -> str:
-    """Fit a verdict into a sentence: "protected by …" wants a verb, "reads the model's input" has one."""
-    return f"is {reason}" if reason.startswith("protected") else reason

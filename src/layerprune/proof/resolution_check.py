@@ -8,12 +8,13 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from layerprune.capture import Sandbox, ShapeCache, short
-from layerprune.channels import CannotFold, reader_of, watching_functions
+from layerprune.capture import Sandbox, ShapeCache
+from layerprune.channels import reader_of, watching_functions
 from layerprune.edits import Fold
+from layerprune.errors import short
+from layerprune.graph import Refusal, RefusalCode
 from layerprune.inputs import Inputs
 from layerprune.modules import named_parameters
-from layerprune.removals import CannotLower
 
 _Shapes = dict[str, tuple[int, ...]]
 
@@ -71,7 +72,7 @@ class ResolutionCheck:
         """Check the edited shadow.
 
         Raises:
-            CannotRealise: at another size a transform would make more or fewer places than before.
+            Refusal: at another size a transform would make more or fewer places than before.
         """
         modules = [fold.fqn for fold in folds if not fold.function]
         weights = [fold.fqn for fold in folds if fold.function]
@@ -79,11 +80,11 @@ class ResolutionCheck:
             try:
                 found = self.run(inputs, modules, weights)
             except Exception as error:  # the user's forward on what is left of the model: anything may come
-                raise CannotLower(f"the forward fails on inputs of another size: {short(error)}") from error
+                raise Refusal(RefusalCode.OTHER_SIZE_FAILS, error=error) from error
             for name, shape in found.items():
                 if shape != shapes.get(name):
-                    sizes = " instead of ".join("×".join(map(str, s)) for s in (shape, shapes.get(name, ())))
-                    raise CannotLower(f"on inputs of another size '{name}' would make {sizes}")
+                    made, wanted = ("×".join(map(str, s)) for s in (shape, shapes.get(name, ())))
+                    raise Refusal(RefusalCode.OTHER_SIZE_DIFFERS, name, found=made, wanted=wanted)
 
     def run(self, inputs: Inputs, modules: Sequence[str], weights: Sequence[str]) -> _Shapes:
         """Run the shadow, and return what some modules, and functions with some weights, make."""
@@ -104,7 +105,7 @@ class ResolutionCheck:
 def _reads(module: nn.Module) -> bool:
     try:
         return bool(reader_of(module))
-    except CannotFold:
+    except Refusal:
         return False
 
 

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from layerprune.capture import Sandbox, record_results
 from layerprune.edits import Drop, Edit, Pass
-from layerprune.graph import LayerGraph
+from layerprune.graph import LayerGraph, Refusal, RefusalCode
 from layerprune.inputs import Inputs
-from layerprune.removals import CannotLower
 from layerprune.tensors import OutputTree
 
 
@@ -37,12 +36,12 @@ class SizeConstants:
             )
 
     def check(self, edits: tuple[Edit, ...]) -> None:
-        """Raise :class:`CannotLower` where a stand-in would return numbers that other inputs change."""
+        """Raise :class:`Refusal` where a stand-in would return numbers that other inputs change."""
         for edit in edits:
             if not isinstance(edit, (Pass, Drop)) or edit.fqn not in self.moving:
                 continue
             if _numbers(OutputTree.from_json(edit.structure)):
-                raise CannotLower(f"'{edit.fqn}' returns numbers that follow from the size of the input")
+                raise Refusal(RefusalCode.SIZE_IN_RESULT, edit.fqn)
 
 
 def _larger(tensor: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from layerprune.capture import NAMED, FunctionShapeCache, Sandbox, ShapeCache, short
+from layerprune.capture import NAMED, FunctionShapeCache, Sandbox, ShapeCache
 from layerprune.edits import Edit
 from layerprune.errors import LayerPruneError
+from layerprune.graph import Refusal, RefusalCode
 from layerprune.inputs import Inputs
 from layerprune.modules import FunctionWatch
-from layerprune.removals import CannotLower, Lowering
+from layerprune.removals import Lowering
 from layerprune.stand_ins import DroppedTensor
 from layerprune.surgery import applied
 from layerprune.tensors import form_of, tensors_by_place, tensors_in
@@ -156,7 +157,7 @@ class TraceEquivalence:
         """Check that nothing depends on the places of layers, which edits change and stand-ins do not.
 
         Raises:
-            CannotRealise: something does; the message names the function.
+            Refusal: something does; the message names the function.
         """
         forms = (joint.stand_ins, joint.edits)
         held = [self.held(edits) for edits in forms]
@@ -164,7 +165,7 @@ class TraceEquivalence:
         steps = [self.steps(edits, settled) for edits in forms]
         where = first_difference(*steps)
         if where:
-            raise CannotLower(f"the forward depends on the places of layers: '{where}' would run on something else")
+            raise Refusal(RefusalCode.PLACES_COUNT, step=where)
 
     def held(self, edits: Sequence[Edit]) -> dict[int, dict[str, object]]:
         with applied(self.shade.model, edits):
@@ -179,10 +180,10 @@ class TraceEquivalence:
             with applied(model, edits), self.shade.running():
                 forward = partial(model, *inputs.args, **inputs.kwargs)
                 return self.tracer.trace(forward, (inputs.args, inputs.kwargs), keep=self.memo is not None)
-        except (CannotLower, LayerPruneError):
+        except (Refusal, LayerPruneError):
             raise
         except Exception as error:  # the user's forward on what is left of the model: anything may come
-            raise CannotLower(f"the forward fails without it: {short(error)}") from error
+            raise Refusal(RefusalCode.FORWARD_FAILS, error=error) from error
         finally:
             if self.memo is not None:
                 self.memo.observer = None

@@ -6,17 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf, isnan, nan
 
-from layerprune.graph import Group, GroupVerdict, LayerGraph
+from layerprune.graph import Group, GroupVerdict, LayerGraph, Refusal, RefusalCode
 from layerprune.proof.prover import Removal
 from layerprune.removals import also_used, why_not
 
 #: In the order in which they are shown.
 VERDICTS: tuple[GroupVerdict, ...] = ("removable", "with_calibration", "critical")
-
-#: What the reason of a group says that leaves by projections only, where there are no data to fit them on.
-_NO_DATA = (
-    "a projection takes its place, which is fitted on calibration data: pass calibration=, an iterable of batches"
-)
 
 
 def by_impact(removal: Removal) -> tuple[bool, bool, float, int, tuple[str, ...]]:
@@ -27,7 +22,10 @@ def by_impact(removal: Removal) -> tuple[bool, bool, float, int, tuple[str, ...]
 
 
 def with_reasons(
-    groups: Sequence[Group], removals: Sequence[Removal], unfitted: Sequence[Removal], reasons: Mapping[str, str]
+    groups: Sequence[Group],
+    removals: Sequence[Removal],
+    unfitted: Sequence[Removal],
+    reasons: Mapping[str, Sequence[Refusal]],
 ) -> list[Group]:
     """Give each group its verdict, its least impact and its reason.
 
@@ -45,7 +43,7 @@ def with_reasons(
         ways = [r for r in removals if group.name in r.groups]
         later = [r for r in unfitted if group.name in r.groups]
         if not ways and not later:
-            judged.append(replace(group, can_remove=False, impact=inf, reason=reasons.get(group.name, "")))
+            judged.append(replace(group, can_remove=False, impact=inf, **_said(reasons.get(group.name, ()))))
             continue
         best = min(ways or later, key=by_impact)
         found = replace(
@@ -53,7 +51,7 @@ def with_reasons(
             can_remove=bool(ways),
             needs_calibration=all(r.needs_calibration for r in ways or later),
             impact=best.impact if ways else nan,
-            reason="; ".join(filter(None, ("" if ways else _NO_DATA, _company(group.name, ways or later)))),
+            **_said([*(() if ways else [_NO_DATA]), *_company(group.name, ways or later)]),
             num_removed=best.num_params,
             leaves_with=tuple(name for name in best.groups if name != group.name),
         )
@@ -61,16 +59,24 @@ def with_reasons(
     return sorted(judged, key=lambda g: (VERDICTS.index(g.verdict), isnan(g.impact), g.impact))
 
 
-def _company(name: str, ways: Sequence[Removal]) -> str:
-    """Say which groups have to leave with a group; empty where some removal takes it alone."""
+_NO_DATA = Refusal(RefusalCode.NEEDS_CALIBRATION)
+
+
+def _said(refusals: Sequence[Refusal]) -> dict[str, str]:
+    """A group's reason, and its code: that of the first."""
+    return {"reason": "; ".join(map(str, refusals)), "reason_code": refusals[0].name if refusals else ""}
+
+
+def _company(name: str, ways: Sequence[Removal]) -> list[Refusal]:
+    """Say which groups have to leave with a group; nothing where some removal takes it alone."""
     least = min((r.groups for r in ways), key=len)
     if len(least) == 1:
-        return ""
+        return []
     always = [f"'{other}'" for other in least if other != name and all(other in r.groups for r in ways)]
     if always:
-        return f"leaves together with {', '.join(always)}"
+        return [Refusal(RefusalCode.LEAVES_TOGETHER, name, groups=", ".join(always))]
     some = [f"'{other}'" for other in least if other != name]
-    return f"leaves only together with others, as with {', '.join(some)}"
+    return [Refusal(RefusalCode.LEAVES_WITH_SOME, name, groups=", ".join(some))]
 
 
 def about_calls(groups: Sequence[Group], removals: Sequence[Removal]) -> list[str]:
@@ -86,22 +92,24 @@ def about_calls(groups: Sequence[Group], removals: Sequence[Removal]) -> list[st
     ]
 
 
-def why_critical(graph: LayerGraph, group: Group, refused: Sequence[str], unfoldable: str) -> str:
+def why_critical(
+    graph: LayerGraph, group: Group, refused: Sequence[Refusal], unfoldable: Refusal | None
+) -> list[Refusal]:
     """Say why a group cannot go, and of its weights what would hinder it all the same.
 
     Args:
         graph: the layer graph.
         group: the group.
         refused: what its candidates met with, the nearest miss first.
-        unfoldable: why no projection helps; empty where none was looked for.
+        unfoldable: why no projection helps; None where none was looked for.
     """
-    first = refused[0] if refused else "; ".join(filter(None, (why_not(graph, group), unfoldable)))
+    found = [refused[0]] if refused else [why_not(graph, group), *([] if unfoldable is None else [unfoldable])]
     tie = _tie(graph, group)
-    return first if not tie or tie in first else f"{first}; {tie}"
+    return found if tie is None or any(why.root == tie for why in found) else [*found, tie]
 
 
-def _tie(graph: LayerGraph, group: Group) -> str:
-    """Which parameter others use, or hold, that would have to go with a group; empty where there is none."""
+def _tie(graph: LayerGraph, group: Group) -> Refusal | None:
+    """Which parameter others use, or hold, that would have to go with a group; None where there is none."""
     for layer in (graph.layers[index] for index in group.members):
         for name in layer.params:
             number = graph.param_ids[name]
@@ -113,7 +121,7 @@ def _tie(graph: LayerGraph, group: Group) -> str:
             others = [user for user in users if user not in group.members]
             if not others and len(held) > 1:
                 elsewhere = next(other for other in held.values() if other != name)
-                return f"its parameter '{name}' is tied to '{elsewhere}'"
+                return Refusal(RefusalCode.PARAMETER_TIED, param=name, other=elsewhere)
             if others and len(held) == 1 and layer.is_module:
                 return also_used(name, graph.layers[others[0]])
-    return ""
+    return None

@@ -12,4 +12,4 @@ from layerprune.removals.container_shortening import ContainerShortener
 from layerprune.removals.idle_merges import difference, is_concat
 from layerprune.removals.lowering import Lowering, lower_removal
 from layerprune.removals.projection_candidates import find_projections
-from layerprune.removals.rewiring import CannotLower, also_used
+from layerprune.removals.rewiring import also_used

@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from layerprune.adapters import PLACES, CacheUse, by_name, generates, may_cache, observe_cache
-from layerprune.capture import Sandbox, ShapeCache, short
+from layerprune.capture import Sandbox, ShapeCache
 from layerprune.edits import Edit, Shorten, TakePlace, taken_out
+from layerprune.errors import short
+from layerprune.graph import Refusal, RefusalCode
 from layerprune.inputs import Inputs
 from layerprune.removals.lowering import Lowering
-from layerprune.removals.rewiring import CannotLower
 
 _Place = tuple[int, int]
 
@@ -67,18 +68,18 @@ class CacheSlots:
         """Check, with edits made, that a second step finds the past that it finds in the untouched model.
 
         Raises:
-            CannotRealise: it does not.
+            Refusal: it does not.
         """
         if self.use is None or not self.concerned(edits):
             return
         try:
             found = self.observe()
         except Exception as error:  # the user's forward on what is left of the model: anything may come
-            raise CannotLower(f"generation with a cache fails without it: {short(error)}") from error
+            raise Refusal(RefusalCode.CACHE_FAILS, error=error) from error
         strange = sorted((found.answers if found is not None else frozenset()) - self.use.answers)
         if strange:
             kind, method, answer = strange[0]
-            raise CannotLower(f"generation with a cache loses its past: {method} of {kind} gives {answer}")
+            raise Refusal(RefusalCode.CACHE_FORGETS, method=method, kind=kind, answer=answer)
 
     def concerned(self, edits: Sequence[Edit]) -> bool:
         """Whether edits touch the cache: its writers, or the number of its layers."""
@@ -96,7 +97,7 @@ class CacheSlots:
         """Let a writer that stays take the place of one that goes, where that place is asked about the past.
 
         Raises:
-            CannotRealise: no writer of that kind is left.
+            Refusal: no writer of that kind is left.
         """
         moves = self.moves(lowering.edits)
         if not moves:
@@ -136,16 +137,14 @@ class CacheSlots:
             if where in left:
                 continue
             if not free:
-                raise CannotLower(
-                    f"'{names[where][0]}' says how long the past in the cache is, and no layer of its kind is left"
-                )
+                raise Refusal(RefusalCode.CACHE_LENGTH_LOST, names[where][0])
             moves.append(self.move(names[free.pop(0)], names[where]))
         return moves
 
     def move(self, who: Sequence[str], whose: Sequence[str]) -> TakePlace:
         for name in (*who, *whose):
             if len(who) != 1 or len(whose) != 1 or not _has_place(self.modules.get(name)):
-                raise CannotLower(f"no other layer can take the place of '{whose[0]}' in the key-value cache")
+                raise Refusal(RefusalCode.CACHE_PLACE_LOST, whose[0])
         return TakePlace(fqn=who[0], of=whose[0])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from layerprune.graph import Cut, Group, Layer, LayerGraph
+from layerprune.graph import Cut, Group, Layer, LayerGraph, Refusal, RefusalCode
 from layerprune.removals.container_elements import alike, elements
 from layerprune.removals.protection import protected_by_name, stem_and_head
 from layerprune.tensors import traits_of
@@ -55,7 +55,7 @@ class Candidates:
     """
 
     found: tuple[tuple[Candidate, ...], ...]
-    critical: Mapping[str, str]
+    critical: Mapping[str, Refusal]
 
 
 def find_candidates(
@@ -301,19 +301,20 @@ def _call_name(fqn: str, call: int) -> str:
 # ---- why there is none ------------------------------------------------------------------------------------------
 
 
-def why_not(graph: LayerGraph, group: Group) -> str:
+def why_not(graph: LayerGraph, group: Group) -> Refusal:
     """Say why no substitution takes a group out, from the shapes around it."""
     lead, last = graph.layers[group.calls[0]], graph.layers[group.members[-1]]
     after = graph.values[lead.outputs[0]].shape
     before = graph.values[lead.operands[0][0]].shape if lead.operands and lead.operands[0] else after
     channel = 1 if any("conv" in name for name in lead.functions) else len(after) - 1
     if len(before) == len(after) > channel and before[channel] != after[channel]:
-        return f"changes {before[channel]} channels to {after[channel]} and nothing of that shape exists before it"
+        return Refusal(RefusalCode.CHANGES_CHANNELS, group.name, before=before[channel], after=after[channel])
     if len(before) == len(after) and before != after:
-        return f"changes {_sizes(before)} to {_sizes(after)} and nothing of that shape exists before it"
+        return Refusal(RefusalCode.CHANGES_SHAPE, group.name, before=_sizes(before), after=_sizes(after))
     if len(group.calls) > 1:
-        return f"its lead is called {len(group.calls)} times, and no substitution takes all calls out"
-    return f"no earlier tensor of its shape {_sizes(graph.values[last.outputs[0]].shape)} lies on every way to it"
+        return Refusal(RefusalCode.SEVERAL_CALLS, group.name, num=len(group.calls))
+    shape = _sizes(graph.values[last.outputs[0]].shape)
+    return Refusal(RefusalCode.NO_TENSOR_OF_ITS_SHAPE, group.name, shape=shape)
 
 
 def _sizes(shape: Sequence[int]) -> str:

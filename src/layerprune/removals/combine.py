@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from layerprune.edits import Edit, Shorten, Slice, joined, ranges
-from layerprune.graph import Cut, LayerGraph
+from layerprune.graph import Cut, LayerGraph, Refusal, RefusalCode
 from layerprune.removals.lowering import Lowering
-from layerprune.removals.rewiring import CannotLower
 
 
 def side_by_side(graph: LayerGraph, lowerings: Sequence[Lowering]) -> Lowering:
@@ -44,7 +43,7 @@ def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
         )
     sides = {(edit.fqn, edit.side): edit for edit in slices}
     if len({fqn for fqn, _ in sides}) < len(sides):
-        raise CannotLower("a layer would lose input channels and whole groups of channels at once")
+        raise Refusal(RefusalCode.INPUTS_AND_GROUPS)
     return [edit.model_copy(update={"dropped": ranges(gone[key])}) for key, edit in sides.items()]
 
 
@@ -56,7 +55,7 @@ def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> 
         graph: the layer graph.
 
     Raises:
-        CannotRealise: two cuts put different things in one tensor's place.
+        Refusal: two cuts put different things in one tensor's place.
     """
     substitutes: dict[int, int] = {}
     dropped: set[tuple[int, int]] = set()
@@ -70,11 +69,11 @@ def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> 
             if graph.values[y].layer in others and all(reader in others for reader in graph.readers.get(y, (-1,))):
                 continue
             if substitutes.get(y, s) != s:
-                raise CannotLower(f"{graph.describe([y])} would be replaced by two things at once")
+                raise Refusal(RefusalCode.TWO_SUBSTITUTES, value=graph.describe([y]))
             substitutes[y] = s
             projected |= {y} & cut.projected
         dropped |= {(merge, value) for merge, value in cut.dropped if merge not in others}
     for merge in {m for m, _ in dropped}:
         if {(v,) for m, v in dropped if m == merge} >= set(graph.layers[merge].operands):
-            raise CannotLower(f"'{graph.layers[merge].name}' would have nothing left to join")
+            raise Refusal(RefusalCode.NOTHING_LEFT_TO_JOIN, graph.layers[merge].name)
     return Cut(substitutes, frozenset(dropped), frozenset(projected))

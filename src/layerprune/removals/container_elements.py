@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from layerprune.graph import Cut, Frame, LayerGraph
+from layerprune.graph import Cut, Frame, LayerGraph, Refusal, RefusalCode
 from layerprune.tensors import traits_of
 
 _Way: TypeAlias = tuple[int | None, str | None]  # position and keyword of an argument
@@ -48,7 +48,7 @@ def elements(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> Iterator[El
             yield Element(frame, Cut(pairs))
 
 
-def without_argument(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+def without_argument(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> dict[str, Refusal]:
     """Say of each element that is left out which of its results no argument stands for.
 
     Returns:
@@ -56,15 +56,13 @@ def without_argument(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> dic
     """
     frames = [frame for frame in graph.frames[1:] if _is_element(graph, modules, frame)]
     roles = _roles(graph, frames)
-    found: dict[str, str] = {}
+    found: dict[str, Refusal] = {}
     for frame in frames:
         exits = _exits(graph, frame)
         if len(exits) > 1 and not _pairs(graph, frame, roles[_container(frame)]):
             shapes = ", ".join("×".join(map(str, graph.values[value].shape)) for value in exits)
-            found[frame.fqn] = (
-                f"the forward of '{frame.fqn}' returns {len(exits)} tensors that others read ({shapes}), and no "
-                "argument of it stands for each"
-            )
+            code = RefusalCode.NO_ARGUMENT_FOR_EACH
+            found[frame.fqn] = Refusal(code, frame.fqn, num=len(exits), shapes=shapes)
     return found
 
 

@@ -10,10 +10,9 @@ from torch import nn
 from layerprune.adapters import Stack, owner_of, shorten_stacks, stacks_by_owner
 from layerprune.edits import Delete, Drop, Edit, Pass, Shorten, joined
 from layerprune.errors import SurgeryError
-from layerprune.graph import LayerGraph
+from layerprune.graph import LayerGraph, Refusal, RefusalCode
 from layerprune.modules import parameters
 from layerprune.removals.lowering import Lowering
-from layerprune.removals.rewiring import CannotLower
 
 
 class ContainerShortener:
@@ -51,7 +50,7 @@ class ContainerShortener:
         """The same realisation with shorter containers; as it is where that cannot be.
 
         Raises:
-            CannotRealise: ``whole_only`` is set, and vanilla transformers would not load what is left.
+            Refusal: ``whole_only`` is set, and vanilla transformers would not load what is left.
         """
         edits = [self.shortened(edit) for edit in lowering.edits]
         shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
@@ -60,7 +59,7 @@ class ContainerShortener:
         if self.whole_only:
             for edit in others:
                 if self.owner(edit.fqn) is not None:
-                    raise CannotLower(f"a stand-in would be left at '{edit.fqn}', which only layerprune can load")
+                    raise Refusal(RefusalCode.STAND_IN_LEFT, edit.fqn)
         if not shortens:
             return lowering
         try:
@@ -75,7 +74,7 @@ class ContainerShortener:
                 stack.find(stack.shortened(inside))
         except SurgeryError as error:
             if self.whole_only:
-                raise CannotLower(str(error)) from error
+                raise Refusal(RefusalCode.ERROR, error=error) from error
             return lowering
         stand_ins = tuple(edit for edit in lowering.edits if edit not in needless)
         return replace(lowering, edits=(*others, *shortens), stand_ins=stand_ins)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from layerprune.edits import Drop, Edit, is_under
-from layerprune.graph import Layer, LayerGraph
+from layerprune.graph import Layer, LayerGraph, Refusal, RefusalCode
 from layerprune.tensors import merge_label, merge_of_label
 
 _WORDS = {"add": "a sum", "mul": "a product", "cat": "a concat", "bypass": "a linear layer or convolution"}
@@ -73,8 +73,8 @@ def merge_of(layer: Layer) -> str:
     return merge_label(name)
 
 
-def difference(found: Sequence[tuple[str, str]], expected: Sequence[tuple[str, str]]) -> str:
-    """Say in which merges a run leaves dropped tensors out otherwise than expected; empty where in none.
+def difference(found: Sequence[tuple[str, str]], expected: Sequence[tuple[str, str]]) -> Refusal | None:
+    """Say in which merges a run leaves dropped tensors out otherwise than expected; None where in none.
 
     Args:
         found: the kind of each merge of the run, and from where it was called.
@@ -83,25 +83,10 @@ def difference(found: Sequence[tuple[str, str]], expected: Sequence[tuple[str, s
     places = all(site for _, site in expected)
     one, other = (Counter(pair if places else (pair[0], "") for pair in pairs) for pairs in (found, expected))
     more, fewer = one - other, other - one
-    if more:
-        kind, site = next(iter(more))
-        return (
-            f"{_where(site, places)} the dropped tensor also meets {_word(kind)} that is no part of this removal, and "
-            "the other operand would be handed on there in its place"
-        )
-    if fewer:
-        kind, site = next(iter(fewer))
-        return (
-            f"{_where(site, places)} the dropped tensor does not reach {_word(kind)} that should leave it out: "
-            "something else is made of it on the way"
-        )
-    return ""
-
-
-def _word(label: str) -> str:
-    return _WORDS[merge_of_label(label)]
-
-
-def _where(site: str, is_known: bool) -> str:
-    name = site.partition(" ")[0]
-    return "in the forward" + ((f" of '{name}'" if name else " of the model") if is_known and site else "")
+    for code, pairs in ((RefusalCode.MEETS_A_MERGE, more), (RefusalCode.MISSES_A_MERGE, fewer)):
+        if pairs:
+            kind, site = next(iter(pairs))
+            name = site.partition(" ")[0]
+            where = (f" of '{name}'" if name else " of the model") if places and site else ""
+            return Refusal(code, name, where=where, merge=_WORDS[merge_of_label(kind)])
+    return None

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from layerprune.channels import CannotFold, CannotSlice, ChannelGap, ChannelTrace, FoldTrace, Moved, TrainGraph
+from layerprune.channels import ChannelGap, ChannelTrace, FoldTrace, Moved, TrainGraph
 from layerprune.edits import Delete, Drop, DropParameter, Edit, Fold, Guard, Pass, Slice, is_under, taken_out
-from layerprune.graph import Cut, Frame, LayerGraph, Read
+from layerprune.graph import Cut, Frame, LayerGraph, Read, Refusal, RefusalCode
 from layerprune.modules import parameters
 from layerprune.removals.idle_merges import idle_merges, is_concat, merge_of
-from layerprune.removals.rewiring import CannotLower, Rewirer, Rewiring, also_used
+from layerprune.removals.rewiring import Rewirer, Rewiring, also_used
 from layerprune.stand_ins import kept_members, parts_read
 from layerprune.tensors import OutputTree, StandInLeaf, Structure
 from layerprune.torch_internals import children_of, registry_of
@@ -63,7 +63,7 @@ def lower_removal(
         companion: the model in train mode, where that runs more than eval mode does.
 
     Raises:
-        CannotRealise: there are none; the message says why.
+        Refusal: there are none; the message says why.
     """
     return _Lowerer(graph, modules, cut, companion).run()
 
@@ -81,7 +81,7 @@ class _Lowerer:
 
     def run(self) -> Lowering:
         if not self.dead:
-            raise CannotLower("nothing dies with it")
+            raise Refusal(RefusalCode.NOTHING_DIES)
         marks = self.marks()
         slices, moved, gaps = self.slices()
         outermost = self.outermost_dead()
@@ -115,14 +115,14 @@ class _Lowerer:
         for y, s in self.cut.substitutes.items():
             found = self.marker.carry(y, s)
             if found is None:
-                raise CannotLower(self.marker.stuck(y, s))
+                raise self.marker.stuck(y, s)
             if self.marker.is_written(s, found.carried):
                 found.copies |= found.entries
             marks.join(found)
         for merge, value in sorted(self.cut.dropped):
             found = self.marker.token(value, merge_of(self.graph.layers[merge]))
             if found is None:
-                raise CannotLower(f"{self.graph.describe([value])} is made where it cannot be dropped")
+                raise Refusal(RefusalCode.CANNOT_BE_DROPPED, value=self.graph.describe([value]))
             marks.join(found)
         cut_merges = [self.graph.layers[m] for m in {m for m, _ in self.cut.dropped} - self.dead]
         marks.merges += [(merge_of(layer), layer.site) for layer in cut_merges]
@@ -170,7 +170,7 @@ class _Lowerer:
                 merges = tuple(sorted({*known.merges, *same.merges}))
                 known, same = (one.model_copy(update={"merges": merges}) for one in (known, same))
             if same != known:
-                raise CannotLower(f"'{known.fqn}' is also called as '{edit.fqn}', and would have to do another thing")
+                raise Refusal(RefusalCode.OTHER_NAME, known.fqn, other=edit.fqn)
             found[first] = known
         return list(found.values())
 
@@ -218,7 +218,8 @@ class _Lowerer:
             if self.graph.values[value].layer not in self.gone or self.is_replaced_outside(value, frame):
                 ways = [(position, keyword) for position, keyword, v in frame.arguments if v == value]
                 if not ways:
-                    raise CannotLower(f"'{frame.fqn}' also returns {self.graph.describe([value])}, which stays")
+                    what = self.graph.describe([value])
+                    raise Refusal(RefusalCode.RETURNS_WHAT_STAYS, frame.fqn, value=what)
                 found[value] = ways[0]
         return found
 
@@ -232,12 +233,9 @@ class _Lowerer:
         if first is None or any(output is None for output in outputs):
             results = [self.graph.frames[f].result for f in self.graph.calls[name]]
             opaque = any(result is not None and result.is_opaque for result in results)
-            what = (
-                "an object whose form cannot be rebuilt" if opaque else "a tensor that is written into by others, too"
-            )
-            raise CannotLower(f"'{name}' returns {what}: nothing can stand in its place")
+            raise Refusal(RefusalCode.RETURNS_AN_OBJECT if opaque else RefusalCode.RETURNS_A_WRITTEN_TENSOR, name)
         if any(output != first for output in outputs):
-            raise CannotLower(f"'{name}' is called {len(outputs)} times, and would hand on different things")
+            raise Refusal(RefusalCode.CALLS_DIFFER, name, num=len(outputs))
         return first.to_json()
 
     def is_element(self, name: str, frames: list[Frame]) -> bool:
@@ -274,19 +272,19 @@ class _Lowerer:
             if number not in self.dead_params and number in self.graph.param_users and is_under(name, removed):
                 users = [u for u in self.graph.param_users[number] if u not in self.gone]
                 if users and not self.held_elsewhere(number, removed):
-                    raise CannotLower(also_used(name, self.graph.layers[users[0]]))
+                    raise also_used(name, self.graph.layers[users[0]])
         dropped = {self.graph.param_ids[e.fqn] for e in edits if e.kind == "drop_parameter"}
         for number in dropped:
             names = self.names_by_owner(number)
             if len(names) > 1:
-                raise CannotLower(f"its parameter '{names[0]}' is tied to '{names[1]}'")
+                raise Refusal(RefusalCode.PARAMETER_TIED, param=names[0], other=names[1])
 
     def check_hooks(self, edits: list[Edit]) -> None:
         """Refuse where hooks would go that others depend on."""
         taken = set(taken_out(edits))
         for name in self.graph.hooked:
             if taken & set(self.graph.aliases_of.get(name, ((name,),))[0]):
-                raise CannotLower(f"a hook of '{name}' changes or keeps tensors that others read, and would go along")
+                raise Refusal(RefusalCode.HOOK_GOES_ALONG, name)
 
     def check_hosts(self, edits: list[Edit]) -> None:
         """Refuse where a module that stays has a method that reads weights which would go, and could no longer run."""
@@ -298,7 +296,9 @@ class _Lowerer:
             held = self.modules[name]
             for method, attribute in sorted(parts_read(type(self.modules[parent])).get(key, ())):
                 if attribute in registry_of(held, attribute):
-                    raise CannotLower(f"'{parent or 'the model'}' reads '{key}.{attribute}' in its '{method}'")
+                    read = f"{key}.{attribute}"
+                    code = RefusalCode.METHOD_READS_WEIGHT
+                    raise Refusal(code, parent or "the model", attribute=read, method=method)
 
     def names_by_owner(self, number: int) -> list[str]:
         """A name of a parameter for each place that holds it: several names of one module are one place."""
@@ -318,21 +318,15 @@ class _Lowerer:
         if not cats:
             return [], (), {}
         trace = ChannelTrace(self.graph, self.modules, self.dead, self.cut.substitutes, self.cut.projected)
-        try:
-            slices = trace.run(cats)
-            if self.companion is not None:
-                slices += self.companion.slices(self.cut, self.dead, slices)
-            return slices, tuple(trace.moved), trace.gaps
-        except CannotSlice as error:
-            raise CannotLower(str(error)) from error
+        slices = trace.run(cats)
+        if self.companion is not None:
+            slices += self.companion.slices(self.cut, self.dead, slices)
+        return slices, tuple(trace.moved), trace.gaps
 
     def folds(self, slices: list[Slice], gaps: Mapping[int, ChannelGap]) -> list[Fold]:
-        try:
-            folds = FoldTrace(self.graph, self.modules, self.cut, self.dead, gaps).run()
-        except CannotFold as error:
-            raise CannotLower(str(error)) from error
+        folds = FoldTrace(self.graph, self.modules, self.cut, self.dead, gaps).run()
         for name in {fold.owner for fold in folds} & {edit.fqn for edit in slices}:
-            raise CannotLower(f"'{name}' would take a projection in and lose channels at once")
+            raise Refusal(RefusalCode.FOLDS_AND_LOSES, name)
         return folds
 
     def leftovers(self, edits: list[Edit]) -> tuple[int, ...]:
@@ -366,10 +360,7 @@ class _Lowerer:
         for value, frame in self.graph.shape_reads:
             fqn = self.graph.frames[frame].fqn
             if value in tokens and not is_under(fqn + ".", removed):
-                where = f"'{fqn}'" if fqn else "the model"
-                raise CannotLower(
-                    f"the forward of {where} reads the shape of {self.graph.describe([value])}, which would be gone"
-                )
+                raise Refusal(RefusalCode.READS_THE_SHAPE, fqn, value=self.graph.describe([value]))
 
 
 def _output(frame: Frame, leaves: Mapping[int, StandInLeaf]) -> OutputTree[StandInLeaf] | None:

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch import nn
 
-from layerprune.channels import CannotFold, FoldTrace, reader_at, reader_for
-from layerprune.graph import Cut, Group, LayerGraph
+from layerprune.channels import FoldTrace, reader_at, reader_for
+from layerprune.graph import Cut, Group, LayerGraph, Refusal, RefusalCode
 from layerprune.removals.candidates import Candidate, Candidates
 
 _POINTS = 8  # tensors behind a group, nearest first, that are tried in the place of y
@@ -43,17 +43,17 @@ def find_projections(
     """
     finder = _Finder(graph, groups, modules, critical) if wanted else None
     found: dict[tuple[int, int], tuple[Candidate, ...]] = {}
-    reasons: dict[str, str] = {}
+    reasons: dict[str, Refusal] = {}
     for group in groups:
         if finder is None or group.name not in wanted or len(group.calls) > 1:
             continue
-        finder.reason = ""
+        finder.reason = None
         nearest = {(c.groups, c.cut.projected): c for c in reversed(list(finder.candidates(group)))}
         candidates = sorted(reversed(nearest.values()), key=finder.rank)[:_ALTERNATIVES]
         if candidates:
             found.setdefault(next(iter(candidates[0].cut.substitutes.items())), tuple(candidates))
-        elif finder.reason:
-            reasons[group.name] = f"no projection can take its place: {finder.reason}"
+        elif finder.reason is not None:
+            reasons[group.name] = Refusal(RefusalCode.NO_PROJECTION, why=finder.reason)
     return Candidates(tuple(found.values()), reasons)
 
 
@@ -70,9 +70,9 @@ class _Finder:
         self.critical = critical
         self.leads = {call: group for group in groups for call in group.calls}
         self.ranks: dict[int, int] = {}
-        self.refused: dict[int, str] = {}
+        self.refused: dict[int, Refusal] = {}
         self.points = self.points_by_layer()
-        self.reason = ""
+        self.reason: Refusal | None = None
 
     def points_by_layer(self) -> dict[int, list[int]]:
         """Layer → what it makes that foldable transforms read, at once or behind layers that would stay."""
@@ -82,8 +82,8 @@ class _Finder:
                 continue
             try:
                 reader_at(self.modules, layer)
-            except CannotFold as error:
-                self.refused[layer.index] = f"'{layer.name}' reads it, and {error}"
+            except Refusal as why:
+                self.refused[layer.index] = Refusal(RefusalCode.READER_CANNOT, layer.name, why=why)
                 continue
             if len(layer.operands[0]) != 1:
                 continue
@@ -113,15 +113,15 @@ class _Finder:
         lead = group.calls[0]
         num = 0
         node = lead
-        refused = ""
+        refused: Refusal | None = None
         while node is not None and node != "out" and num < _POINTS:
             for point in self.points.get(node, ()):
                 num += 1
                 yield from self.at(group, point)
-            refused = refused or ("" if node == lead else self.refused.get(node, ""))
+            refused = refused or (None if node == lead else self.refused.get(node))
             node = self.graph.post_dominator.get(node)
         if not num:
-            self.reason = refused or "no linear layer or convolution reads it"
+            self.reason = refused or Refusal(RefusalCode.READ_BY_NO_TRANSFORM)
 
     def at(self, group: Group, point: int) -> Iterator[Candidate]:
         """Projections to one tensor."""
@@ -153,14 +153,14 @@ class _Finder:
         kept = [name for name in gone if name in self.critical]
         try:
             if kept:
-                raise CannotFold(f"'{kept[0]}', which has to stay, would leave with it")
+                raise Refusal(RefusalCode.KEPT_GROUP_WOULD_LEAVE, kept[0])
             folds = FoldTrace(self.graph, self.modules, cut, dead).run()
             saved = sum(self.graph.size_of_param[param] for param in self.graph.dead_params(dead))
             more = sum(reader_for(self.modules[fold.owner], fold).growth(fold.num_in) for fold in folds)
             if not folds or more >= saved:
-                raise CannotFold(f"{saved:,} parameters would leave, and what reads it would grow by {more:,}")
-        except CannotFold as error:
-            self.reason = self.reason or str(error)
+                raise Refusal(RefusalCode.GROWS, saved=saved, growth=more)
+        except Refusal as why:
+            self.reason = self.reason or why.bare
             return None
         subject = self.graph.name_of(point), self.graph.name_of(source)
         name = "{} projected from {}".format(*subject)

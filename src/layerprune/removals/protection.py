@@ -6,17 +6,11 @@ import fnmatch
 from collections.abc import Sequence
 
 from layerprune.errors import UnknownNameError
-from layerprune.graph import Group, Layer, LayerGraph
+from layerprune.graph import Group, Layer, LayerGraph, Refusal, RefusalCode
 from layerprune.tensors import traits_of
 
-#: What the reason of a stem or head says of the way out.
-_OPTION = "protect_io=False lets it go"
 
-STEM = f"reads the model's input; {_OPTION}"
-HEAD = f"feeds the model's output; {_OPTION}"
-
-
-def protected_by_name(graph: LayerGraph, groups: Sequence[Group], patterns: Sequence[str]) -> dict[str, str]:
+def protected_by_name(graph: LayerGraph, groups: Sequence[Group], patterns: Sequence[str]) -> dict[str, Refusal]:
     """Find the groups that patterns of names protect.
 
     Args:
@@ -30,7 +24,7 @@ def protected_by_name(graph: LayerGraph, groups: Sequence[Group], patterns: Sequ
     Raises:
         UnknownNameError: a pattern matches nothing; the message lists what is there.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Refusal] = {}
     for pattern in patterns:
         matched = False
         for name in graph.calls:
@@ -38,14 +32,14 @@ def protected_by_name(graph: LayerGraph, groups: Sequence[Group], patterns: Sequ
         for group in groups:
             if any(_matches(layer.name, pattern) for layer in group.layers):
                 matched = True
-                found.setdefault(group.name, f"protected by '{pattern}'")
+                found.setdefault(group.name, Refusal(RefusalCode.PROTECTED, group.name, pattern=pattern))
         if not matched:
             some = ", ".join(f"'{g.name}'" for g in groups[:6])
             raise UnknownNameError(f"protect pattern '{pattern}' matches no module of the model; groups are {some}, …")
     return found
 
 
-def stem_and_head(graph: LayerGraph, groups: Sequence[Group]) -> dict[str, str]:
+def stem_and_head(graph: LayerGraph, groups: Sequence[Group]) -> dict[str, Refusal]:
     """Find the groups that are a stem or a head.
 
     A stem reads an input of the model through no other transform, and is alone in that: of branches that all read the
@@ -62,12 +56,12 @@ def stem_and_head(graph: LayerGraph, groups: Sequence[Group]) -> dict[str, str]:
     """
     behind = _behind_transforms(graph)
     alone = [first for value in graph.inputs if (first := _first_readers(graph, value))]
-    found: dict[str, str] = {}
+    found: dict[str, Refusal] = {}
     for group in groups:
         if any(call not in behind for call in group.calls) and any(first <= set(group.calls) for first in alone):
-            found[group.name] = STEM
+            found[group.name] = Refusal(RefusalCode.STEM, group.name)
         elif _feeds_output(graph, group):
-            found[group.name] = HEAD
+            found[group.name] = Refusal(RefusalCode.HEAD, group.name)
     return found
 
 

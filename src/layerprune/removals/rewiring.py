@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from layerprune.graph import Cut, Frame, Layer, LayerGraph
+from layerprune.graph import Cut, Frame, Layer, LayerGraph, Refusal, RefusalCode
 from layerprune.tensors import merge_label, traits_of
-
-
-class CannotLower(Exception):
-    """No edit of the module tree carries a cut out; the message is the reason that the plan shows."""
 
 
 @dataclass
@@ -139,21 +135,18 @@ class Rewirer:
             marks.join(found)
         return marks
 
-    def stuck(self, value: int, substitute: int) -> str:
+    def stuck(self, value: int, substitute: int) -> Refusal:
         """Why a value cannot be replaced."""
         between = self.between(value)
         layer = self.graph.layers[self.graph.values[between].layer]
-        what = (
-            f"{self.graph.describe([substitute])} cannot be handed on to where {self.graph.describe([value])} is read"
-        )
+        what = {"value": self.graph.describe([substitute]), "read": self.graph.describe([value])}
         if layer.index not in self.dead:
-            return f"{what}: {self.graph.describe([between])} lies in between, and is needed elsewhere"
+            return Refusal(RefusalCode.LAYER_NEEDED, layer.name, **what, between=self.graph.describe([between]))
         if layer.is_module:
             parts = self.reads_parts(layer, between)
-            how = "reads a part of an argument, which cannot be handed on" if parts else "is called with more than it"
-            return f"{what}: '{layer.name}' lies in between, and {how}"
-        where = f"'{layer.fqn}'" if layer.fqn else "the model"
-        return f"{what}: the forward of {where} calls '{layer.function}' in between"
+            code = RefusalCode.LAYER_READS_A_PART if parts else RefusalCode.LAYER_READS_MORE
+            return Refusal(code, layer.name, **what)
+        return Refusal(RefusalCode.FUNCTION_IN_BETWEEN, layer.fqn, **what, function=layer.function)
 
     def reads_parts(self, layer: Layer, value: int) -> bool:
         """Whether the call that makes a value reads a tensor that is a field or an element of what it is given."""
@@ -265,9 +258,9 @@ class Rewirer:
         return layer.functions[0] if len(set(layer.functions)) == 1 and len(layer.functions) == 1 else ""
 
 
-def also_used(param: str, user: Layer) -> str:
+def also_used(param: str, user: Layer) -> Refusal:
     """Say that a layer which stays uses a parameter; the module that owns it may do so in another call."""
     owner = param.rpartition(".")[0]
     if user.is_module and user.fqn == owner:
-        return f"its parameter '{param}' is that of '{owner}', which is called by itself as well ('{user.name}')"
-    return f"its parameter '{param}' is also used by '{user.name}'"
+        return Refusal(RefusalCode.PARAMETER_OF_A_CALLED_MODULE, owner, param=param, user=user.name)
+    return Refusal(RefusalCode.PARAMETER_USED, user.name, param=param)

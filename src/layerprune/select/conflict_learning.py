@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeAlias
 
-from layerprune.graph import numbers_in, without_numbers
+from layerprune.graph import Refusal, numbers_in, without_numbers
 from layerprune.proof import Removal
-from layerprune.removals import CannotLower
 from layerprune.select.constraints import Exclusion
 
 _SAMPLES = 3
@@ -120,8 +119,8 @@ class ConflictLearner:
 
     Args:
         removals: the removals that sets are made of, by number.
-        check: proves a set, or raises :class:`CannotLower`.
-        lower_removal: the part of ``check`` that runs nothing; raises :class:`CannotLower` where that fails.
+        check: proves a set, or raises :class:`Refusal`.
+        lower_removal: the part of ``check`` that runs nothing; raises :class:`Refusal` where that much fails already.
     """
 
     def __init__(
@@ -191,7 +190,7 @@ class ConflictLearner:
             try:
                 (self.check if runs else self.lower_removal)(key[0])
                 self.known[key] = True
-            except CannotLower:
+            except Refusal:
                 self.known[key] = False
         return self.known[key]
 

@@ -10,10 +10,9 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from layerprune.errors import CalibrationError, CriticalGroupError, UnknownNameError
-from layerprune.graph import Group, LayerGraph, LayerInfo
+from layerprune.graph import Group, LayerGraph, LayerInfo, Refusal
 from layerprune.plan import PlannedRemoval
 from layerprune.proof import Removal, by_impact
-from layerprune.removals import CannotLower
 from layerprune.select.cover import cover
 from layerprune.select.problem import Problem
 from layerprune.torch_internals import INNER_OF_COMPILED
@@ -73,7 +72,7 @@ def removals_for(
     chosen = _least_besides(wishes, wanted, sizes, problem.removals)
     try:
         _ = problem.prove(chosen) if chosen else None
-    except CannotLower:
+    except Refusal:
         besides = [_besides(removal, wanted, sizes)[0] for removal in problem.removals]
         return list(cover(problem, sorted(wanted), fixed, besides) or chosen)
     return chosen

@@ -84,7 +84,7 @@ class Problem:
         graph: the layer graph.
         removals: the removals.
         resources: what they save, and the budgets on it.
-        prove: proves a set; raises :class:`CannotLower` where it does not hold together.
+        prove: proves a set; raises :class:`Refusal` where it does not hold together.
         lower_removal: the part of ``prove`` that runs nothing.
         harm: what each of several sets does to the output when it is made, ``nan`` where it cannot be; None where
             nothing can be measured.

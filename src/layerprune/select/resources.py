@@ -22,12 +22,12 @@ from layerprune.cost import (
     tally_layers,
     time_by_layer,
 )
-from layerprune.graph import LayerGraph
+from layerprune.graph import LayerGraph, Refusal
 from layerprune.inputs import Inputs
 from layerprune.modules import num_params
 from layerprune.plan import PlannedFigure
 from layerprune.proof import JointRemovals, Removal
-from layerprune.removals import CannotLower, Lowering
+from layerprune.removals import Lowering
 from layerprune.select.budgets import Budgets
 from layerprune.select.constraints import Limit, Pieces
 from layerprune.select.interactions import interactions, with_interactions
@@ -187,7 +187,7 @@ class Resources:
         if some not in self._joint:
             try:
                 self._joint[some] = self.joints.likely(some)
-            except CannotLower:
+            except Refusal:
                 self._joint[some] = None
         return self._joint[some]
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from layerprune.graph import Refusal
 from layerprune.impact import counted
-from layerprune.removals import CannotLower
 from layerprune.select.conflict_learning import ConflictLearner
 from layerprune.select.conflicts import exclusions_of
 from layerprune.select.constraints import Exclusion, Limit, weighted
@@ -97,7 +97,7 @@ class Search:
         """Whether a set is proven; what is to blame where it is not is banned."""
         try:
             self.problem.prove(chosen)
-        except CannotLower:
+        except Refusal:
             self.bans += self._culprits.among(chosen)
             return False
         return True
@@ -106,7 +106,7 @@ class Search:
         """Whether a set is proven and leaves a smaller model; who is to blame where it is not is not asked."""
         try:
             self.problem.prove(chosen)
-        except CannotLower:
+        except Refusal:
             return False
         return self.problem.is_smaller(chosen)
 

@@ -9,9 +9,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from layerprune.channels import CannotFold, Reader, reader_for
+from layerprune.channels import Reader, reader_for
 from layerprune.edits import Fold
 from layerprune.errors import SurgeryError
+from layerprune.graph import Refusal
 from layerprune.modules import UndoLog
 from layerprune.torch_internals import PADDING_FOR_PAD, Conv, registry_of
 
@@ -95,8 +96,8 @@ def resize(
     """
     try:
         reader = reader_for(module, edit)
-    except CannotFold as error:
-        raise SurgeryError(f"cannot {edit}: it {error}") from error
+    except Refusal as why:
+        raise SurgeryError(f"cannot {edit}: it {why}") from why
     weight = reader.tensor
     shape = list(weight.shape)
     shape[reader.axis] = edit.num_in

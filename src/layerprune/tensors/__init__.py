@@ -4,7 +4,7 @@ Knows nothing of modules, graphs or pruning.
 """
 
 # pyright: reportUnusedImport=false
-from layerprune.tensors.call_site import caller, custom_function
+from layerprune.tensors.call_site import caller, custom_function, user_line
 from layerprune.tensors.concrete_ints import KeepsIntegers, holds_values
 from layerprune.tensors.containers import attributes_of, map_arrays, map_tensors, tensors_by_place, tensors_in
 from layerprune.tensors.identity import is_wrapped, same_bits, same_tensor

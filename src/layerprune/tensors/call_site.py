@@ -64,6 +64,16 @@ def caller(names: Mapping[int, str]) -> str:
     return ""
 
 
+def user_line(error: BaseException) -> tuple[str, int]:
+    """The file and line of the user's code that an error passed last; of torch's or this library's without one."""
+    found, traceback = ("", 0), error.__traceback__
+    while traceback is not None:
+        place = traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
+        found = place if not place[0].startswith(_LIBRARIES) or found[0].startswith(_LIBRARIES) else found
+        traceback = traceback.tb_next
+    return found
+
+
 def _place(code: CodeType, instruction: int) -> str:
     """Name the place of an instruction by what it is in the source.
 

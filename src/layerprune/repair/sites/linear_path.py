@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.channels import CannotFollow, recorded_call
-from layerprune.graph import Layer, LayerGraph
+from layerprune.channels import recorded_call
+from layerprune.graph import Layer, LayerGraph, Refusal
 from layerprune.repair.sites.permutation import Elements, Permutation
 from layerprune.tensors import OpTraits, traits_of
 from layerprune.torch_internals import BatchNorm, parameters_of
@@ -139,7 +139,7 @@ class PathGuide:
             return self.modules[layer.fqn].forward
         try:
             return recorded_call(layer)
-        except CannotFollow:
+        except Refusal:
             return _nothing
 
 
