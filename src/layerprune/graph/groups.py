@@ -50,7 +50,7 @@ class Group:
         reason: why not, where it cannot be removed; what that needs, where it can with calibration data only; which
             groups leave with it, where it leaves with others.
         reason_code: what the reason is, in a word that stays when texts are worded anew: ``parameter_tied``,
-            ``needs_calibration``; see ``docs/internals/reason_codes.md``. Empty without a reason.
+            ``needs_calibration``; a name of ``graph/refusals.RefusalCode`` in lower case. Empty without a reason.
         impact: the least impact of a removal that takes it out; infinite where there is none, ``nan`` where it is not
             known, as of what needs calibration data that there are none of.
         num_removed: how many parameters fewer the model has once its removal of least impact is made: channels of what
