@@ -110,7 +110,7 @@ def test_where_no_earlier_tensor_has_the_shape_the_shapes_are_the_reason():
     graph = net.graph(transform(net, "head", net.function("relu", net.input(2, 8)), 3))
     assert found_on(graph) == []
     (group,) = form_groups(graph)
-    assert why_not(graph, group) == "changes 8 channels to 3 and nothing of that shape exists before it"
+    assert str(why_not(graph, group)) == "changes 8 channels to 3 and nothing of that shape exists before it"
 
 
 def test_an_element_of_a_container_hands_on_its_input():
