@@ -44,7 +44,7 @@ PARTS = (
     (closed_form.ClosedFormRepair, "__init__", "recording"),
     (closed_form, "_side", "recording"),
     (closed_form, "find_sites", "sites"),
-    (refit, "Walk", "shadows"),
+    (refit, "Lockstep", "shadows"),
 )
 COLUMNS = list(dict.fromkeys(part for *_, part in PARTS))
 

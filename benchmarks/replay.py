@@ -1,7 +1,7 @@
 """What it saves not to run again calls whose inputs did not change: CPU time and peak memory, with and without.
 
 Each run is a fresh process, so that its peak memory is its own; with and without take turns, on one thread. Results
-must be the same to the bit. For instance ``python benchmarks/replay.py --models resnet50 --tasks repair --pairs 3``.
+must be the same to the bit. For instance ``python benchmarks/replay.py --models resnet50 --tasks ablation --pairs 3``.
 """
 
 from __future__ import annotations
@@ -23,18 +23,11 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("vit_b_16", "llama_12", "resnet50")
-TASKS = ("planning", "ablation", "default", "repair", "repair late", "mean late")
+TASKS = ("planning", "ablation", "default")
 WAYS = ("with", "without")
 NUM_BATCHES = 2
 #: Images or texts of 128 tokens in a batch: ablations run a forward per removal and batch.
-SAMPLES = {"planning": 4, "ablation": 1, "default": 1, "repair": 4, "repair late": 4, "mean late": 4}
-MAX_PARAM_REDUCTION = 0.25
-#: Blocks near the output, a fifth to a quarter of the parameters: all before the first of them is as it was.
-LATE = {
-    "vit_b_16": [f"encoder.layers.encoder_layer_{number}" for number in (9, 10, 11)],
-    "llama_12": [f"model.layers.{number}" for number in (9, 10, 11)],
-    "resnet50": ["layer3.5", "layer4.2"],
-}  # fmt: skip
+SAMPLES = {"planning": 4, "ablation": 1, "default": 1}
 console = Console()
 
 
@@ -112,23 +105,19 @@ def measure(name: str, task: str, way: str, num_samples: int) -> dict[str, Any]:
         model(**batches[0]) if isinstance(batches[0], dict) else model(batches[0])
     if task == "planning":
         seconds, found, about = planning(model, batches[0])
-    elif task in ("ablation", "default"):
-        seconds, found, about = scoring(model, batches, "auto" if task == "default" else task)
     else:
-        seconds, found, about = repairing(model, batches, task, LATE[name] if "late" in task else None)
+        seconds, found, about = scoring(model, batches, "auto" if task == "default" else task)
     digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     return {"cpu_s": seconds, "peak_gib": peak, "digest": digest, "about": about}
 
 
 def run_all() -> None:
-    """Have every call run, whatever it takes: in ablations, in the pruned model of a repair, in proofs on fakes."""
+    """Have every call run, whatever it takes: in ablations, and whole blocks in proofs on fakes."""
     from layerprune.capture.shape_cache import ShapeCache
-    from layerprune.repair import refit
     from layerprune.replay import reuse
 
     reuse._why_never = lambda *_: "whole forwards are measured"
-    refit.prefix = lambda *_, **__: ()
     ShapeCache.attach_whole = lambda *_: None
 
 
@@ -176,22 +165,6 @@ def scoring(model: Any, batches: list[Any], criterion: str) -> tuple[float, Any,
     removals = pruner.removals
     seconds = time.process_time() - start
     return seconds, [[one.name, one.impact.hex()] for one in removals], f"{len(removals)} removals"
-
-
-def repairing(model: Any, batches: list[Any], task: str, groups: list[str] | None) -> tuple[float, Any, str]:
-    """Closed-form repair of what a plan leaves, and nothing else."""
-    from layerprune import UniversalLayerPruner
-    from layerprune.repair import repair
-
-    pruner = UniversalLayerPruner(model, example_inputs=batches[0], criterion="magnitude")
-    plan = pruner.plan(groups=groups) if groups else pruner.plan(max_param_reduction=MAX_PARAM_REDUCTION)
-    pruned = plan.apply(model)
-    start = time.process_time()
-    report = repair(model, pruned, batches, edits=plan.edits, how="mean" if task == "mean late" else "refit")
-    seconds = time.process_time() - start
-    sums = {key: hashlib.sha256(held.numpy().tobytes()).hexdigest() for key, held in pruned.state_dict().items()}
-    about = f"{plan.reduction:.0%} gone, {len(report.refitted)} solved again"
-    return seconds, [sums, report.before, report.after], about
 
 
 if __name__ == "__main__":

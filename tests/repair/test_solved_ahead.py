@@ -171,7 +171,7 @@ def test_a_branch_that_makes_next_to_nothing_leaves_no_trace():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "bert", "gemma2", "t5", "swin", "deberta_v2"])
 def test_families_are_repaired_as_by_whole_forwards(family):
-    """Nothing taken over, nothing solved ahead, and the verdict on the repaired model's own forwards: the same."""
+    """Nothing left out, nothing solved ahead, and the verdict on the repaired model's own forwards: the same."""
     pytest.importorskip("transformers")
     from models.families import build  # imports transformers
 
@@ -183,7 +183,7 @@ def test_families_are_repaired_as_by_whole_forwards(family):
     report = repair(model, pruned, batches, edits=plan.edits)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refit, "solved_ahead", lambda *_: frozenset())
-        patch.setattr(refit.Refitter, "shared", lambda *_: ())
+        patch.setattr(closed_form, "changed_sites", lambda sites, *_: sites)
         patch.setattr(judging, "ends", lambda *_: False)
         other = repair(model, whole, batches, edits=plan.edits)
     assert report.refitted

@@ -194,9 +194,9 @@ def test_the_verdict_knows_outputs_from_recordings_and_the_originals_where_its_f
     known = []
     judge = closed_form.judge
 
-    def seen(model, shades, graph, batches, harm):
+    def seen(model, shades, batches, harm):
         known.extend((one.original, one.before) for one in batches)
-        return judge(model, shades, graph, batches, harm)
+        return judge(model, shades, batches, harm)
 
     monkeypatch.setattr(closed_form, "judge", seen)
     model = branched(torch.relu)

@@ -4,7 +4,7 @@ The sandbox is the only place where a user's forward runs for planning.
 """
 
 # pyright: reportUnusedImport=false
-from layerprune.capture.activation_store import ActivationStore, Shared
+from layerprune.capture.activation_store import ActivationStore
 from layerprune.capture.calibration import (
     FEW_SAMPLES,
     Batch,

@@ -8,8 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from layerprune.modules import storage_key
-from layerprune.tensors import same_tensor
-from layerprune.torch_internals import no_modes
 
 
 class ActivationStore:
@@ -73,53 +71,6 @@ class ActivationStore:
             self.forget(copies)
             for value, copy in copies.items():
                 self.keep(value, copy)
-
-
-class Shared(ActivationStore):
-    """What a recorded forward makes just as another model's has made it of the same inputs, up to the first difference.
-
-    Nothing is held for that.
-
-    Args:
-        other: what the other model's forward has shown.
-
-    Attributes:
-        values: the values that are known to be the same: they have the same numbers, and the same bits.
-    """
-
-    def __init__(self, other: ActivationStore) -> None:
-        self.other = other
-        self.values: set[int] = set()
-        super().__init__(0)
-
-    def clear(self) -> None:
-        """Forget everything, for another try."""
-        super().clear()
-        self.values.clear()
-        self.is_full = not self.other.tensors
-
-    def keep(self, value: int, tensor: Tensor) -> None:
-        """Compare a tensor with the other model's; behind the first that differs none is looked at."""
-        before = self.other.tensors.get(value)
-        if before is None:  # it was let go, as nothing outside a layer reads it
-            return
-        with no_modes():
-            alike = same_tensor(tensor, before)
-        if alike:
-            self.values.add(value)
-        else:
-            self.is_full = True
-
-    def lies_beside(self, tensor: Tensor) -> bool:
-        """Whether to look at a tensor that is no result of a module with weights, and no sum: what is known tells."""
-        return True
-
-    def forget(self, values: Iterable[int]) -> None:
-        """Let go of values that nobody will ask for."""
-        self.values.difference_update(values)
-
-    def before_write(self, written: Iterable[Tensor]) -> None:
-        """Nothing: no tensor is held."""
 
 
 def _num_bytes(tensor: Tensor) -> int:

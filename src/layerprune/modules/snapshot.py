@@ -43,11 +43,6 @@ class AttributeSnapshot:
         registers = ((held, self.hooks.get(id(held), {})) for one in self.model.modules() for held in _registers(one))
         self.hooked = [(held, before) for held, before in registers if held.keys() != before.keys()]
 
-    def changed(self) -> frozenset[str]:
-        """The first names of the modules of which an attribute differs now."""
-        differing = {id(held) for held, before in self.before if _differing(held, before)}
-        return frozenset(name for name, module in self.model.named_modules() if id(vars(module)) in differing)
-
     def put_back(self) -> None:
         """Give the attributes that were noted the values that they had."""
         for held, key, value in self.moved:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.capture import ActivationStore, Batch, Shared, fitting, notes_of, read_calibration, record_real
+from layerprune.capture import ActivationStore, Batch, fitting, notes_of, read_calibration, record_real
 from layerprune.edits import Edit
 from layerprune.environment import locked
 from layerprune.errors import RepairError
@@ -17,10 +17,10 @@ from layerprune.modules import unwrap, write
 from layerprune.repair.refit import Refitter, first_held_out
 from layerprune.repair.report import RepairReport
 from layerprune.repair.sites.permutation import Permutation
-from layerprune.repair.sites.sites import Site, find_sites, renumbered
+from layerprune.repair.sites.sites import find_sites, renumbered
+from layerprune.repair.sites.unchanged import changed_sites
 from layerprune.repair.stream.model_run import ModelRun
 from layerprune.repair.verdict import Judged, judge
-from layerprune.replay import steady
 
 MEMORY_BYTES = 4 * 2**30
 
@@ -118,26 +118,22 @@ class ClosedFormRepair:
         pruned, batches = unwrap(pruned), self.batches
         if why := renumbered(self.original, pruned, edits):
             raise RepairError(why)
-        shared = Shared(self.side.held)
-        side = _side(pruned, batches, self.recorded, shared)
+        side = _side(pruned, batches, self.recorded, ActivationStore(0))
         original = replace(self.side, num_forwards=0)
         norms, knows = self.how == "refit", _order_known_to(batches)
         sites, refused = find_sites(original.graph, side.graph, pruned, edits, norms=norms, knows=knows)
         if not sites:
             return RepairReport(refused=refused, notes=("no transform can be solved again",)), {}
-        same = steady(self.original, pruned, side.graph, shared.values)
-        sites = [site for site in sites if not _stays(site, same[0])]
-        refitter = Refitter(
-            original, side, batches, self.memory_bytes, steady=same, how=self.how, new_biases=self.new_biases
-        )
+        sites = changed_sites(sites, side.graph, self.original, pruned)
+        refitter = Refitter(original, side, batches, self.memory_bytes, how=self.how, new_biases=self.new_biases)
         refitted, repaired = refitter.run(sites)
         refused |= refitter.refused
         if not refitted:
             same = "no tensor that a transform feeds differs from the original's"
             return RepairReport(refused=refused, notes=(same,)), {}
-        judged = [self._judged(number, side, outputs, refitter) for number, outputs in refitter.outputs.items()]
+        judged = [self._judged(number, side, outputs) for number, outputs in refitter.outputs.items()]
         shades = original.shade, side.shade, repaired
-        verdict = judge(self.original, shades, side.graph, judged, self.harm)
+        verdict = judge(self.original, shades, judged, self.harm)
         kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
         notes = list(refitter.notes)
         if not kept:
@@ -154,10 +150,9 @@ class ClosedFormRepair:
         )
         return report, refitter.values if kept else {}
 
-    def _judged(self, number: int, side: ModelRun, outputs: tuple[Any, Any], refitter: Refitter) -> Judged:
+    def _judged(self, number: int, side: ModelRun, outputs: tuple[Any, Any]) -> Judged:
         """A batch to judge by, with what both models' forwards have shown of it."""
-        handed = (refitter.prefix, self.side.held.tensors) if number == self.recorded else ((), {})
-        return Judged(self.batches[number], outputs[0], side.output(number), outputs[1], handed)
+        return Judged(self.batches[number], outputs[0], side.output(number), outputs[1])
 
 
 def _order_known_to(batches: Sequence[Batch]) -> Callable[[Permutation], bool]:
@@ -178,11 +173,6 @@ def _recorded(batches: Sequence[Batch]) -> int:
     return next(
         (number for number in range(first_held_out(len(batches)), len(batches)) if shapes[number] == shapes[0]), 0
     )
-
-
-def _stays(site: Site, same: Collection[int]) -> bool:
-    """Whether what a transform feeds is what it was: it lies before all gaps, and comes to be as it did."""
-    return site.num_gaps == 0 and site.reached == site.target and site.reached in same
 
 
 def _side(model: nn.Module, batches: Sequence[Batch], number: int, held: ActivationStore) -> ModelRun:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from layerprune.capture import Batch, Sandbox, real_sandbox
-from layerprune.graph import Frame
 from layerprune.modules import write
 from layerprune.repair.normed_solver import solve_normed
 from layerprune.repair.report import Refitted
@@ -17,9 +16,8 @@ from layerprune.repair.sites.sites import Site
 from layerprune.repair.solver import Change, Solver
 from layerprune.repair.stream.lockstep import Lockstep
 from layerprune.repair.stream.model_run import ModelRun
-from layerprune.repair.stream.schedule import solved_ahead, stop_of
-from layerprune.repair.stream.site_batch import SiteBatch, needs
-from layerprune.replay import prefix
+from layerprune.repair.stream.schedule import solved_ahead
+from layerprune.repair.stream.site_batch import SiteBatch
 
 _SHARE_HELD_OUT = 0.25
 
@@ -70,7 +68,6 @@ class Refitter:
         pruned: the pruned model; it is not touched.
         batches: calibration data.
         memory_bytes: what solving one site may take, and as much again the batches that wait on their way.
-        steady: the values and layers of the pruned model that are as in the original, whatever goes in.
         how: ``refit`` or ``mean``.
         new_biases: whether ``mean`` may give a bias to a transform without one.
 
@@ -80,7 +77,6 @@ class Refitter:
         notes: what the user should know.
         outputs: number of each batch that is held out → what the original returns of it, and what the forward of the
             pruned model has returned that was mended on its way; None for either where it is not known.
-        prefix: the calls that make in the pruned model what they make in the original.
     """
 
     def __init__(
@@ -90,7 +86,6 @@ class Refitter:
         batches: Sequence[Batch],
         memory_bytes: int,
         *,
-        steady: tuple[Collection[int], Collection[int]] = ((), ()),
         how: str = "refit",
         new_biases: bool = False,
     ) -> None:
@@ -98,14 +93,12 @@ class Refitter:
         self.pruned = pruned
         self.batches = batches
         self.memory_bytes = memory_bytes
-        self.steady = steady
         self.how = how
         self.new_biases = new_biases
         self.values: dict[str, Tensor] = {}
         self.refused: dict[str, str] = {}
         self.notes: list[str] = []
         self.outputs: Mapping[int, tuple[Any, Any]] = {}
-        self.prefix: tuple[Frame, ...] = ()
 
     def run(self, sites: Sequence[Site]) -> tuple[list[Refitted], Sandbox]:
         """Solve those sites again that the removals have moved, each on what those before it have become.
@@ -123,10 +116,7 @@ class Refitter:
         done: list[Refitted] = []
         unseen = {site.name for site in sites}
         ahead = solved_ahead(sites, self.pruned.graph, solver.fits_ahead) if self.how == "refit" else frozenset[str]()
-        self.prefix = self.shared(sites, ahead)
-        walk = Lockstep(
-            self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, first, self.prefix, ahead
-        )
+        walk = Lockstep(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, first, ahead)
         patience, left = Patience(self.pruned.graph.outputs), list[str]()
         with walk.running():
             for stop, here in walk.stops():
@@ -166,18 +156,6 @@ class Refitter:
         write(repaired.model, change.values)
         for view in views:
             change.make(view)
-
-    def shared(self, sites: Sequence[Site], ahead: frozenset[str]) -> tuple[Frame, ...]:
-        """The calls that make in the pruned model what they make in the original."""
-        return prefix(
-            self.original.graph,
-            (self.pruned.model, self.pruned.graph),
-            self.steady,
-            self.pruned.shade.start,
-            read={value for site in sites for value in (stop_of(site, ahead), *needs(site))},
-            changed={v for site in sites if site.name not in ahead for v in (site.reached, *needs(site)[1:])},
-            solved=[site.name for site in sites],
-        )
 
     def solve(self, solver: Solver, site: Site, views: Sequence[SiteBatch]) -> tuple[Refitted, Change | None] | None:
         """Solve a site as it is asked for, or by the mean where its sums do not fit or its weight cannot be written.

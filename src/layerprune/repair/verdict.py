@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from layerprune.capture import Batch, Sandbox
 from layerprune.errors import CalibrationError, ended_by
 from layerprune.fidelity import Divergence, divergence_of
-from layerprune.graph import Frame, LayerGraph
 from layerprune.impact import ends
 from layerprune.inputs import Inputs, describe
 from layerprune.modules import no_fast_path
-from layerprune.replay import handing
 from layerprune.tensors import tensors_by_place
 
 _PARTS = 8  # of a batch: on the last of them the repaired model shows that it makes what its mended forward made
@@ -31,14 +29,12 @@ class Judged:
         before: what the pruned model returned before it was repaired.
         mended: what its forward returned whose tensors were changed one after the other as new weights would have
             changed them. That is what the repaired model returns, to rounding, if nothing went wrong.
-        prefix: calls whose results the repaired model can take over, and these results.
     """
 
     batch: Batch
     original: Any = None
     before: Any = None
     mended: Any = None
-    prefix: tuple[Sequence[Frame], Mapping[int, Tensor]] = ((), {})
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,6 @@ class RepairVerdict:
 def judge(
     model: nn.Module,
     shades: tuple[Sandbox, Sandbox, Sandbox],
-    graph: LayerGraph,
     batches: Sequence[Judged],
     harm: Divergence | None,
 ) -> RepairVerdict:
@@ -62,14 +57,13 @@ def judge(
     Args:
         model: the original.
         shades: of the original, the pruned model, and the repaired one.
-        graph: the pruned model's layer graph.
         batches: what to judge by.
         harm: how outputs are compared; told from the model and its output if None.
     """
     change, size = [0.0, 0.0], 0.0
     for one in batches:
         original = _output(shades[0], one.batch) if one.original is None else one.original
-        others = [_output(shades[1], one.batch) if one.before is None else one.before, _after(shades[2], graph, one)]
+        others = [_output(shades[1], one.batch) if one.before is None else one.before, _after(shades[2], one)]
         harm = harm or divergence_of(model, original)
         if not harm.outputs(original):
             return RepairVerdict(float("nan"), float("nan"), "")
@@ -79,15 +73,14 @@ def judge(
     return RepairVerdict(change[0] / size, change[1] / size, "" if harm is None else harm.unit)
 
 
-def _after(shade: Sandbox, graph: LayerGraph, one: Judged) -> Any:
+def _after(shade: Sandbox, one: Judged) -> Any:
     """What the repaired model returns: run on a part of the batch where that confirms what is known, else on all."""
     if one.mended is not None:
         size = one.batch.num_samples
         part = one.batch.samples(size - max(1, size // _PARTS), size) if size > 1 else None
         if part is not None and _ends(shade, part, one.mended):
             return one.mended
-    with handing(shade.model, graph, *one.prefix):
-        return _output(shade, one.batch)
+    return _output(shade, one.batch)
 
 
 def _ends(shade: Sandbox, part: Batch, mended: Any) -> bool:

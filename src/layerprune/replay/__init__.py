@@ -2,5 +2,4 @@
 
 # pyright: reportUnusedImport=false
 from layerprune.replay.policy import ReusePolicy
-from layerprune.replay.prefix import handing, prefix, steady
 from layerprune.replay.reuse import CannotReuse, OutputReuse

@@ -60,6 +60,8 @@ class Site:
         passed: the normalization; None if the path has none and is linear.
         is_alone: whether the path has no sums, no factors and no normalization, and the weight can be written.
         layer: the transform's number in the pruned model's graph.
+        is_behind_gap: whether such a layer lies at or before ``reached`` or its readers, or another layer made
+            ``target``.
     """
 
     name: str
@@ -69,11 +71,11 @@ class Site:
     scales: tuple[str, ...] = ()
     num_gaps: int = 0
     only_bias: str = ""
-
     moves: Permutation | None = None
     passed: Passed | None = None
     is_alone: bool = False
     layer: int = -1
+    is_behind_gap: bool = True
 
     def scale(self, model: nn.Module) -> Tensor | None:
         """Factor of each channel of the transform on the path, ``(channel,)``; None if there is none."""
@@ -237,7 +239,12 @@ class _Finder:
         source = layer.operands[0][0]
         is_alone = not (way.has_sums or way.scales or passed or only_bias)
         moves, index = way.moves, layer.index
-        return Site(layer.fqn, source, reached, target, way.scales, num_gaps, only_bias, moves, passed, is_alone, index)
+        same_maker = self.makers(self.pruned, [reached]) == self.makers(self.original, [target])
+        is_behind_gap = not same_maker or any(gap <= max(last, self.pruned.values[reached].layer) for gap in self.gaps)
+        return Site(
+            *(layer.fqn, source, reached, target, way.scales, num_gaps, only_bias, moves, passed, is_alone, index),
+            is_behind_gap=is_behind_gap,
+        )
 
     def follow(self, value: int, channel_dim: int) -> LinearPath:
         """The path from a tensor, up to the first unknown rearrangement."""

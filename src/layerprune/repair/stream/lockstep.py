@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from layerprune.capture import Batch, Sandbox, real_sandbox
-from layerprune.graph import Frame
 from layerprune.repair.sites.sites import Site
 from layerprune.repair.stream.model_run import ModelRun
 from layerprune.repair.stream.schedule import stop_of
 from layerprune.repair.stream.site_batch import SiteBatch, knows_order, needs
 from layerprune.repair.stream.suspended_forward import SuspendedForward, closing
-from layerprune.replay import handing
 
 #: Threads that may exist at once: each lane has one, and torch gives it helpers of its own.
 MOST_THREADS = 512
@@ -36,7 +34,6 @@ class Lockstep:
         memory_bytes: what the tensors of the batches that wait may take. Where they do not fit, the last batches start
             anew for each tensor.
         first_judged: the number of the first of the batches, the last ones, of which outputs are asked for in the end.
-        prefix: calls whose results are handed on from the original to the pruned model.
         ahead: the names of the transforms that are solved before they run.
     """
 
@@ -49,11 +46,9 @@ class Lockstep:
         sites: Sequence[Site],
         memory_bytes: int,
         first_judged: int,
-        prefix: Sequence[Frame] = (),
         ahead: frozenset[str] = frozenset(),
     ) -> None:
         self.original = original
-        self.prefix = prefix
         self.pruned = pruned
         self.first_judged = first_judged
         self.repaired = repaired
@@ -74,8 +69,7 @@ class Lockstep:
         """How many of the batches can wait side by side; one at the least."""
         recorded = max(_num_elements(self.batches[self.original.recorded]), 1)
         asked = [sum(self.original.num_bytes(site.target) for site in some) for some in self.sites_at.values()]
-        handed = sum(self.original.num_bytes(value) for frame in self.prefix for value in frame.outputs)
-        each = (self.original.live_bytes + self.pruned.live_bytes + max([*asked, handed])) / recorded
+        each = (self.original.live_bytes + self.pruned.live_bytes + max(asked, default=0)) / recorded
         sizes = torch.tensor([max(_num_elements(batch), 1) * each for batch in self.batches]).cumsum(0)
         num_threads = max(1, MOST_THREADS // (2 * torch.get_num_threads()))
         return max(1, min(num_threads, int((sizes <= memory_bytes - self.original.held.num_bytes).sum())))
@@ -88,8 +82,6 @@ class Lockstep:
         ]
         with ExitStack() as stack:
             stack.enter_context(self.original.shade.running())
-            for pair in self.waiting:
-                stack.enter_context(handing(pair.shade.model, self.pruned.graph, self.prefix, pair.handed))
             stack.enter_context(closing(suspended_forwards))
             yield
 
@@ -218,17 +210,14 @@ class _Waiting:
         batch = walk.batches[number]
         self.targets = {site.target for site in sites}
         self.wanted = walk.original.known(number, self.targets)
-        handed = {value for frame in walk.prefix for value in frame.outputs}
-        self.handed = walk.original.known(number, handed)
-        self.original = self._lane(batch, handed - self.handed.keys())
+        self.original = self._lane(batch)
         values = {value for site in sites for value in (stop_of(site, walk.ahead), *needs(site))}
-        self.shade = real_sandbox(walk.repaired.model, written=walk.pruned.graph.written_params)
-        self.pruned = walk.pruned.lane(batch, values, self.shade, to_end=walk.ends(number), passes=self._passes)
+        shade = real_sandbox(walk.repaired.model, written=walk.pruned.graph.written_params)
+        self.pruned = walk.pruned.lane(batch, values, shade, to_end=walk.ends(number), passes=self._passes)
         self.reads: dict[int, Tensor] = {}
         self.at: tuple[int, Tensor] | None = None
-        self.has_begun = False
 
-    def _lane(self, batch: Batch, handed: set[int]) -> SuspendedForward | None:
+    def _lane(self, batch: Batch) -> SuspendedForward | None:
         """The original's forward, or None where its recording stands for it."""
         original = self.walk.original
         left = self.targets - self.wanted.keys()
@@ -238,21 +227,15 @@ class _Waiting:
             return None
 
         def passes(value: int, tensor: Tensor) -> bool:
-            if value in handed:
-                self.handed[value] = original.kept(value, tensor)
             if value in left and self.walk.targets[value] and value not in self.walk.last_targets:
                 self.wanted[value] = original.kept(value, tensor)  # more are asked for with it
                 return True
             return value not in left or not self.walk.targets[value]
 
-        return original.lane(batch, left | handed, to_end=to_end, passes=passes)
+        return original.lane(batch, left, to_end=to_end, passes=passes)
 
     def stop(self) -> int | None:
         """Run on to the next tensor that is not mended yet; None at the end."""
-        if not self.has_begun:
-            self.has_begun = True
-            if self.walk.prefix:  # the original goes ahead, so that there is something to hand on
-                self._want()
         if self.at is None:
             self.at = self.walk.pruned.next(self.pruned, self.number)
         return None if self.at is None else self.at[0]
@@ -280,7 +263,6 @@ class _Waiting:
         if self.at is not None and self.at[0] == stop:
             self._keep(*self.at)
             self.at = None
-        self.handed.clear()
         self.reads = {value: tensor for value, tensor in self.reads.items() if self.walk.uses[value] > 0}
 
     def seen(self, stop: int, sites: Sequence[Site]) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
