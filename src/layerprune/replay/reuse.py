@@ -19,6 +19,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,11 @@ from torch import Tensor
 from layerprune.capture import Sandbox
 from layerprune.edits import Edit
 from layerprune.graph import LayerGraph
-from layerprune.modules import CallTracker, ModelState, RunningCall, buffers, parameters
+from layerprune.modules import CallTracker, ModelState, RunningCall, buffers, parameters, storage_key
 from layerprune.replay.cached_call import CachedCall, Leaf, NotPlain
 from layerprune.replay.call_reachability import UnchangedCalls
-from layerprune.replay.policy import ReusePolicy
 from layerprune.surgery import Folded, applied
 from layerprune.tensors import map_tensors, tensors_in
-from layerprune.torch_internals import storage_id
 
 #: What may be kept of one forward; what would be more is computed again.
 MOST_BYTES = 2**30
@@ -50,6 +49,29 @@ class CannotReuse(BaseException):
 
     No Exception, which a loss may catch.
     """
+
+
+@dataclass
+class ReusePolicy:
+    """What the ablations of one model have in common; see :class:`OutputReuse`.
+
+    Attributes:
+        doubt: why every forward is run whole; empty while nothing speaks against handing stored outputs on.
+        is_trusted: whether that was checked.
+        barred: frames of the layer graph whose calls do more than to return a tree of tensors, or whose outputs are
+            written into later.
+        fewest: samples that a part of a batch has to have to tell what the batch does; 0 where no part does, None where
+            that was not looked at.
+        share: how much of a batch is looked at first, where not all of the data need be.
+        handed_on: frame of the layer graph → for how many samples the output of that call was handed on.
+    """
+
+    doubt: str = ""
+    is_trusted: bool = False
+    barred: set[int] = field(default_factory=set[int])
+    fewest: int | None = None
+    share: float = 1.0
+    handed_on: Counter[int] = field(default_factory=Counter[int])
 
 
 class OutputReuse:
@@ -160,10 +182,10 @@ class OutputReuse:
 
     def own(self, out: Any) -> Any:
         """An output of the original's forward, with copies of the tensors that are kept: these may be written into."""
-        memory = {storage_id(leaf.tensor) for one in self.outcomes.values() for leaf in one.leaves}
-        if not any(storage_id(tensor) in memory for tensor in tensors_in(out)):
+        memory = {storage_key(leaf.tensor) for one in self.outcomes.values() for leaf in one.leaves}
+        if not any(storage_key(tensor) in memory for tensor in tensors_in(out)):
             return out
-        return map_tensors(out, lambda tensor: tensor.clone() if storage_id(tensor) in memory else tensor)
+        return map_tensors(out, lambda tensor: tensor.clone() if storage_key(tensor) in memory else tensor)
 
     # ---- an edited model's forward --------------------------------------------------------------------------------
 
@@ -287,11 +309,11 @@ class _Keeper(_Replay):
 
     def let_go(self, outcome: CachedCall) -> None:
         for leaf in outcome.leaves:
-            if storage_id(leaf.tensor) not in self.memory:
+            if storage_key(leaf.tensor) not in self.memory:
                 self.output_reuse.leaves.pop(id(leaf.tensor), None)
 
     def has_room(self, outcome: CachedCall) -> bool:
-        tensors = {storage_id(leaf.tensor): leaf.tensor for leaf in outcome.leaves}
+        tensors = {storage_key(leaf.tensor): leaf.tensor for leaf in outcome.leaves}
         new = {key: tensor for key, tensor in tensors.items() if key not in self.memory}
         more = sum(tensor.untyped_storage().nbytes() for tensor in new.values())
         if self.num_bytes + more > MOST_BYTES:

@@ -1,4 +1,4 @@
-"""Unchanged: the sites whose tensors are what they were, as nothing before them differs between the two models."""
+"""The sites that come before any difference between the two models: their tensors are what they were."""
 
 from __future__ import annotations
 
