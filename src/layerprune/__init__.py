@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from layerprune.pruner import UniversalLayerPruner, quick_prune
     from layerprune.repair import repair
     from layerprune.surgery import applied
+    from layerprune.tensors import register_op
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "push_to_hub",
     "quick_prune",
     "register_criterion",
+    "register_op",
     "repair",
     "save_pruned",
 ]
@@ -58,6 +60,7 @@ _HOMES = {
     "push_to_hub": "checkpoint",
     "quick_prune": "pruner",
     "register_criterion": "impact",
+    "register_op": "tensors",
     "save_pruned": "checkpoint",
 }
 

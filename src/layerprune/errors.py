@@ -56,6 +56,10 @@ class GraphError(LayerPruneError):
     """A layer graph contradicts itself; the message names the layers and values."""
 
 
+class OpClaimError(LayerPruneError):
+    """What ``register_op`` was told of an op does not hold where a model calls it, or cannot be checked there."""
+
+
 class CostError(LayerPruneError):
     """A model's cost could not be measured; the message says which and why."""
 

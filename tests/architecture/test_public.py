@@ -31,6 +31,7 @@ NAMES = [
     "push_to_hub",
     "quick_prune",
     "register_criterion",
+    "register_op",
     "repair",
     "save_pruned",
 ]
@@ -52,6 +53,7 @@ HOMES = {
     "push_to_hub": "checkpoint",
     "quick_prune": "pruner",
     "register_criterion": "impact",
+    "register_op": "tensors",
     "save_pruned": "checkpoint",
 }
 

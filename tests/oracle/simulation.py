@@ -220,6 +220,10 @@ class _Simulation(TorchFunctionMode):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         name = (getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name).strip("_")
+        if isinstance(func, torch._ops.OpOverloadPacket):
+            func = getattr(func, func.overloads()[0])
+        if isinstance(func, torch._ops.OpOverload) and func.namespace != "aten":  # of another library
+            name = func._schema.name
         frame, counts = self.stack[-1]
         nth = counts[name]
         counts[name] += 1
@@ -294,7 +298,7 @@ class _Simulation(TorchFunctionMode):
         return [self.marked[v] for v in self.concats.get((frame, function), ()) if v in self.marked]
 
     def run_function(self, name: str, func: Any, args: Any, kwargs: Any, gone: list[Tensor]) -> Any:
-        if gone and name in ("cat", "concat", "concatenate"):
+        if gone and (name in ("cat", "concat", "concatenate") or "::" in name):
             nans = {id(tensor): torch.full_like(tensor, math.nan) for tensor in gone}
             return func(*replace(args, nans), **replace(kwargs, nans))
         if self.marked and name in _TRANSFORMS:

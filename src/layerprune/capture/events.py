@@ -8,7 +8,7 @@ from typing import Any
 
 from layerprune.graph import Read, Value
 from layerprune.modules import CallKey
-from layerprune.tensors import OutputTree
+from layerprune.tensors import OpCall, OutputTree
 
 
 @dataclass
@@ -65,4 +65,5 @@ class Recording:
         self.written_params: set[str] = set()
         self.hooked: set[str] = set()
         self.implicit_inputs: set[int] = set()
+        self.registered: list[OpCall] = []  # calls of ops of which users have said what is to be checked
         self.writes_arguments = False

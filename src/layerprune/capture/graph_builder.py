@@ -10,6 +10,7 @@ from layerprune.capture.recorder import Recorder
 from layerprune.errors import CaptureError
 from layerprune.graph import Frame, Layer, LayerGraph, Read, Value, kind_of_function, kind_of_module
 from layerprune.modules import named_parameters, names_by_module
+from layerprune.tensors import check_claims
 
 
 class GraphBuilder:
@@ -42,6 +43,7 @@ class GraphBuilder:
             raise CaptureError(
                 f"{type(self.model).__name__}.forward returns no tensor that a layer computes: return one"
             )
+        check_claims(self.recording.registered)
         self.add_notes(values)
         return LayerGraph(
             layers=layers,

@@ -30,7 +30,16 @@ from layerprune.modules import (
     storage_key,
 )
 from layerprune.stand_ins import DroppedTensor
-from layerprune.tensors import OutputTree, caller, custom_function, flat_tensors, tensors_in, traits_of
+from layerprune.tensors import (
+    OpCall,
+    OutputTree,
+    caller,
+    custom_function,
+    flat_tensors,
+    has_claims,
+    tensors_in,
+    traits_of,
+)
 from layerprune.torch_internals import no_function_modes, parameters_of
 
 # Operations through which a value of a tensor reaches Python: what runs then depends on the input.
@@ -309,6 +318,8 @@ class Recorder:
         call = Call(len(self.recording.functions), self.tracker.count(name), frame.index)
         call.custom = custom_function()
         call.site = caller(self.first_names) if traits_of(name).merge else ""
+        if has_claims(name):
+            self.recording.registered.append(OpCall.of(name, func, args, kwargs))
         self.recording.functions.append(call)
         frame.functions.append(name)
         frame.steps.append(name)

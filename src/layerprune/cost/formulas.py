@@ -11,6 +11,9 @@ from typing import Any, cast
 
 import torch
 
+from layerprune.errors import CostError, ended_by
+from layerprune.tensors import registered_ops
+
 _Shape = Sequence[int]
 
 
@@ -23,7 +26,26 @@ def formulas() -> Mapping[Any, Callable[..., int]]:
             operations = getattr(torch.ops, space or "aten")
             if hasattr(operations, short):
                 found[getattr(operations, short)] = formula
+    for name, traits in registered_ops().items():
+        if traits.macs is not None:
+            library, _, short = name.partition("::")
+            found[getattr(getattr(torch.ops, library), short)] = _registered(name, traits.macs)
     return found
+
+
+def _registered(name: str, macs: Callable[..., int]) -> Callable[..., int]:
+    """The formula that a user has registered, in flops."""
+
+    def formula(*args: Any, out_shape: Any = (), **kwargs: Any) -> int:
+        try:
+            found = macs(*args, out_shape=out_shape, **kwargs)
+        except Exception as error:  # the user's own
+            raise CostError(ended_by(f"macs= of '{name}' raised", error)) from error
+        if type(found) is not int or found < 0:
+            raise CostError(f"macs= of '{name}' returned {found!r:.40}: return a number, an int of 0 or more")
+        return 2 * found
+
+    return formula
 
 
 def _attention(query: _Shape, key: _Shape, value: _Shape, *_: Any, **__: Any) -> int:

@@ -14,6 +14,7 @@ from layerprune.cost.formulas import formulas
 from layerprune.cost.sandbox_forward import on_sandbox, run
 from layerprune.inputs import Inputs
 from layerprune.modules import CallTracker, names_by_module
+from layerprune.tensors import has_claims
 from layerprune.torch_internals import DispatchMode
 
 # Operations from elsewhere may hold products that nobody has told us of.
@@ -111,6 +112,7 @@ class _Foreign(DispatchMode):
         """Run one operation, and look where it comes from."""
         packet = getattr(func, "overloadpacket", func)
         space = getattr(func, "namespace", "aten")
-        if space not in _KNOWN and packet not in self.formulas:
+        known = packet in self.formulas or has_claims(f"{space}::{getattr(packet, '__name__', '')}")
+        if space not in _KNOWN and not known:
             self.seen.add(f"{space}.{packet.__name__}")
         return func(*args, **(kwargs or {}))

@@ -18,7 +18,7 @@ from layerprune.tensors import (
     StandInLeaf,
     Structure,
     caller,
-    is_custom,
+    is_merge_label,
     merge_label,
     op_name,
     pick,
@@ -103,7 +103,16 @@ class DroppedTensor(Tensor):
 def dropped(
     merges: Iterable[str], copies: bool = False, dtype: torch.dtype = torch.float32, moved: bool = False
 ) -> DroppedTensor:
-    """Make a dropped tensor that the merges named leave out; a forward may ask for its type."""
+    """Make a dropped tensor that the merges named leave out; a forward may ask for its type.
+
+    Raises:
+        DroppedTensorError: a merge is an op that is not registered here, and would not leave the tensor out.
+    """
+    merges = tuple(merges)
+    if unknown := min((label for label in merges if not is_merge_label(label)), default=""):
+        raise DroppedTensorError(
+            f"a removed tensor is left out by {unknown!r:.80}: call register_op() for it, with merge="
+        )
     with no_modes():  # a constant of the pruned model, never a traced value
         token = torch.zeros((), dtype=dtype).as_subclass(DroppedTensor)
     token.merges = frozenset(merges)
@@ -164,7 +173,7 @@ def _merge(
     """Hand on what the merge has left without its dropped operands."""
     merge = traits_of(name).merge
     if merge == "cat":
-        key = next(iter(kwargs), "") if is_custom(name) else "tensors"
+        key = next((key for key, value in kwargs.items() if isinstance(value, (list, tuple))), "tensors")
         operands = cast("Sequence[Any]", args[0] if args else kwargs[key])
         kept = [t for t in operands if not isinstance(t, DroppedTensor)]
         if not kept:

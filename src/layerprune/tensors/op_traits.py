@@ -112,6 +112,12 @@ def is_custom(name: str) -> bool:
     return "::" in name
 
 
+def has_claims(name: str) -> bool:
+    """Whether a user has said of an op what is checked where a model calls it."""
+    traits = traits_of(name)
+    return is_custom(name) and bool(traits.merge or traits.channels)
+
+
 def registered_ops() -> Mapping[str, OpTraits]:
     """What users have registered, by name."""
     return {name: traits for name, traits in _OPS.items() if is_custom(name)}

@@ -55,4 +55,10 @@ from layerprune.torch_internals.modules import (
     unsaved_buffers,
     with_parameters,
 )
-from layerprune.torch_internals.operations import OpOverload, OpOverloadPacket, schema_of
+from layerprune.torch_internals.operations import (
+    CustomOpDef,
+    OpOverload,
+    OpOverloadPacket,
+    name_of_custom_op,
+    schema_of,
+)
