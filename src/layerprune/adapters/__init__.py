@@ -1,6 +1,6 @@
-"""What timm and transformers say of their models: example inputs, configs, key-value caches, stacks of layers.
+"""Knowledge of timm and transformers: example inputs, configs, key-value caches, containers of layers.
 
-The core works without these libraries; nothing here imports them before a model of theirs is seen.
+Neither library is imported before one of its models is seen, so the rest of the package works without them.
 """
 
 # pyright: reportUnusedImport=false

@@ -1,4 +1,4 @@
-"""timm: example inputs from the model's own description of its pretrained weights."""
+"""timm: example inputs from the config of a model's pretrained weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SIZE_KEYS = ("input_size", "test_input_size", "min_input_size")
 
 
 def timm_example_inputs(model: nn.Module) -> Iterator[Inputs]:
-    """Yield one image for each size that the model states; nothing for other models.
+    """Yield an image (1, channels, height, width) per size that a timm model's config states; nothing for other models.
 
-    A model built with another ``img_size`` or ``in_chans`` keeps the ``default_cfg`` of its weights, so its own grid
-    comes first, and what its first convolution reads comes as well.
+    A model built with another ``img_size`` or ``in_chans`` keeps the config of its weights, so its own grid comes
+    first.
     """
     config = pretrained_config(model)
     if config is None:
@@ -36,7 +36,7 @@ def timm_example_inputs(model: nn.Module) -> Iterator[Inputs]:
 
 
 def pretrained_config(model: nn.Module) -> Mapping[str, Any] | None:
-    """Return a timm model's ``pretrained_cfg`` (once ``default_cfg``), or ``None`` for any other model."""
+    """Return a timm model's ``pretrained_cfg`` (formerly ``default_cfg``), or ``None`` for any other model."""
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, name, None)
         if isinstance(config, Mapping) and config.get("input_size"):

@@ -1,7 +1,7 @@
-"""Follows timm's ``feature_info`` when elements leave an ``nn.Sequential``.
+"""Updates timm's ``feature_info`` when elements leave an ``nn.Sequential``.
 
-``feature_info`` names a module for each feature; lists as ``feature_ends`` hold the places of these among the elements,
-which ``forward_intermediates`` counts. No forward reads them, so no proof sees them.
+``feature_info`` names a module per feature; lists as ``feature_ends`` hold the places of these modules among the
+elements that ``forward_intermediates`` counts. No forward reads them, so no proof covers them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ Entry = dict[str, Any]
 
 
 def feature_info_changes(model: nn.Module, deleted: Collection[str]) -> list[tuple[dict[str, Any], str, Any]]:
-    """What to write, as (attributes, name, value), when elements leave their containers and the others keep their keys.
+    """Return changes (attributes, name, value) for elements that leave containers; other elements keep their keys.
 
-    A feature that was taken at an element that leaves is taken at the element before it, which now ends the same run.
-    Where that one has a feature of its own, there is one feature less.
-
-    Args:
-        model: the model, before anything leaves it.
-        deleted: the dotted names of the elements that go.
+    A feature of a removed element moves to the element before it, which now ends the same run; if that element has a
+    feature already, the feature is dropped. ``deleted`` are dotted names of elements; the model still has them.
     """
     found: list[tuple[dict[str, Any], str, Any]] = []
     for prefix, module in model.named_modules() if deleted else ():
@@ -36,7 +32,6 @@ def feature_info_changes(model: nn.Module, deleted: Collection[str]) -> list[tup
 
 
 def _entries(module: nn.Module) -> list[Entry]:
-    """What a module's ``feature_info`` lists."""
     info = vars(module).get("feature_info")
     entries = cast("list[Any]", info) if isinstance(info, list) else []
     return entries if all(isinstance(one, dict) and isinstance(one.get("module"), str) for one in entries) else []
@@ -59,7 +54,7 @@ def _followed(module: nn.Module, entries: list[Entry], deleted: set[str]) -> Ite
 
 
 def _instead(name: str, modules: Mapping[str, nn.Module], deleted: Collection[str]) -> str | None:
-    """Where a feature is taken from now on; None where nothing is left before it in its container."""
+    """New module of a feature; None where no element is left before it in its container."""
     gone = next((one for one in deleted if f"{name}.".startswith(f"{one}.")), None)
     if gone is None:
         return name
@@ -71,7 +66,7 @@ def _instead(name: str, modules: Mapping[str, nn.Module], deleted: Collection[st
 
 
 def _place(name: str, modules: Mapping[str, nn.Module], deleted: Collection[str]) -> int | None:
-    """Which of its container's elements a module is."""
+    """Place of a module among the elements of its container."""
     parent, _, key = name.rpartition(".")
     held = modules.get(parent)
     if not isinstance(held, nn.Sequential):

@@ -1,1 +1,1 @@
-"""Models of transformers: their configs, input fields, key-value caches, and smaller configs for fewer layers."""
+"""Adapters for transformers models: configs, input fields, key-value caches, smaller configs for fewer layers."""

@@ -1,4 +1,4 @@
-"""Finds the fields of a transformers config that count the layers of a container, and their new values."""
+"""Finds the config fields that count the layers of a container, and their new values."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ _MOST_CHANGES = 4
 
 @dataclass(frozen=True)
 class Count:
-    """Where a config says how many elements a container has: under ``key`` of the config at ``path``.
-
-    ``place`` is the entry of a list of counts (one per stage); ``key`` is None where only a list's length says it.
-    """
+    """A config field, or without ``key`` a list's length, that counts the elements of a container or stage."""
 
     path: _Path
     key: str | None
@@ -33,12 +30,7 @@ class Count:
 
 @dataclass(frozen=True)
 class _Lists:
-    """What becomes of the lists beside a count.
-
-    Attributes:
-        shorten: those of the count's length lose the entries of the layers that go.
-        leave_derived: the others are left out, where the config's class makes them itself (names of stages).
-    """
+    """Lists beside a count: whether to shorten those of its length, and to leave out those that the class derives."""
 
     shorten: bool
     leave_derived: bool
@@ -49,7 +41,7 @@ _LISTS = (_Lists(True, False), _Lists(True, True), _Lists(False, False), _Lists(
 
 @dataclass(frozen=True)
 class Found:
-    """A config for what is left; ``reason`` says why there is none."""
+    """A config for the remaining layers; ``reason`` says why there is none."""
 
     origin: Origin
     reason: str = ""
@@ -57,15 +49,11 @@ class Found:
 
 @lru_cache(maxsize=512)
 def find_config(origin: Origin, removed: tuple[tuple[str, tuple[int, ...]], ...], sizes: tuple[int, ...]) -> Found:
-    """Find the config from which vanilla transformers builds a model without some layers.
+    """Find the config from which vanilla transformers builds a model without the removed layers.
 
-    The count is lowered and every list of its length loses the entries of the layers that go. Where the stack that
-    this config builds is another one than what is left, fields that may hold places of layers are tried, one by one.
-
-    Args:
-        origin: what the whole model is built from.
-        removed: for each container the elements that go.
-        sizes: how many elements each has.
+    The count is lowered, and each list of its length loses the entries of removed layers. If the reference model of
+    this config differs from the pruned model, fields that may hold layer numbers are changed as well, one by one.
+    ``removed`` are the removed elements of each container, ``sizes`` the containers' numbers of elements.
     """
     shortened = Shortened(dict(removed), {fqn: n for (fqn, _), n in zip(removed, sizes, strict=True)})
     whole = reference_model_of(origin)
@@ -106,16 +94,15 @@ class _Search:
         return Found(found, f"vanilla transformers would not load what is left: {reasons[0]}" if reasons else "")
 
     def judged(self, lists: _Lists, changes: Sequence[_Change]) -> list[str]:
-        """What is wrong with the stack that a config builds."""
+        """Differences between the pruned model and the reference model of a config."""
         twin = reference_model_of(self.origin.with_config(self.config(lists, changes)))
         if twin.model is None:
             return [twin.reason] * _FAILED
         return unlike(reference_model_of(self.origin), twin, self.shortened)
 
     def config(self, lists: _Lists, changes: Sequence[_Change]) -> ConfigDict:
-        """The config with lower counts and more changes."""
         config = self.origin.config
-        # Entries of lists first: a list may lose entries of its own below.
+        # Entries of lists first, since a list may lose entries below.
         for fqn, count in sorted(self.counts.items(), key=lambda item: item[1].place is None):
             lower(self.origin, config, count, self.shortened.removed[fqn], self.shortened.sizes[fqn], lists)
         for change in changes:
@@ -123,7 +110,7 @@ class _Search:
         return config
 
     def changes(self) -> Iterator[_Change]:
-        """Changes to fields that may hold places of layers."""
+        """Changes of fields that may hold layer numbers."""
         for fqn, count in self.counts.items():
             gone, size = self.shortened.removed[fqn], self.shortened.sizes[fqn]
             inner = _at(self.origin.config, count.path)
@@ -132,7 +119,7 @@ class _Search:
                     yield lambda config, path=count.path, key=key, new=new: _at(config, path).__setitem__(key, new)
 
     def followers(self) -> Iterator[_Change]:
-        """Changes to fields that name layers, and by which nothing is built: a forward asks them."""
+        """Changes of fields that name layers for forwards only; the reference model does not depend on them."""
         for fqn, count in self.counts.items():
             gone, size = self.shortened.removed[fqn], self.shortened.sizes[fqn]
             for key, value in _at(self.origin.config, count.path).items():
@@ -144,13 +131,11 @@ class _Search:
 
 
 def _names_places(key: str) -> bool:
-    """Whether a field's name says that it lists layers by their numbers."""
     words = set(key.split("_"))
     return bool(words & _PLACES) and bool(words & _LAYERS) and "num" not in words
 
 
 def _move(config: ConfigDict, path: _Path, key: str, old: Any, new: Any) -> None:
-    """Let a list of places follow, unless it has already."""
     inner = _at(config, path)
     if inner.get(key) == old:
         inner[key] = new
@@ -158,7 +143,7 @@ def _move(config: ConfigDict, path: _Path, key: str, old: Any, new: Any) -> None
 
 @lru_cache(maxsize=128)
 def find_count(origin: Origin, fqn: str, size: int) -> Count | None:
-    """Find the field that counts the elements of a container: lower by one, and the container has one less."""
+    """Find the field that counts the elements of a container: lowered by one, it builds one element less."""
     whole = reference_model_of(origin).forms
     best: tuple[int, Count | None] = (_FAILED, None)
     for count in _candidates(origin.config, size):
@@ -176,7 +161,7 @@ def find_count(origin: Origin, fqn: str, size: int) -> Count | None:
 
 @lru_cache(maxsize=128)
 def placing_fields(origin: Origin, fqn: str, size: int, count: Count) -> tuple[str, ...]:
-    """The fields beside a count that hold places of layers: when one changes, some elements do, and others do not."""
+    """Fields beside a count that hold layer numbers: a change of the field changes some elements, but not all."""
     whole = reference_model_of(origin).forms
     found: list[str] = []
     for key, value in _at(origin.config, count.path).items():
@@ -195,7 +180,7 @@ def placing_fields(origin: Origin, fqn: str, size: int, count: Count) -> tuple[s
 
 @lru_cache(maxsize=64)
 def derived_lists(origin: Origin, path: _Path) -> tuple[str, ...]:
-    """The lists of a config that its class makes just so when they are not given."""
+    """Lists of a config that its class derives identically when they are missing."""
     whole = origin.reread()
     found: list[str] = []
     for key, value in _at(origin.config, path).items():
@@ -208,7 +193,7 @@ def derived_lists(origin: Origin, path: _Path) -> tuple[str, ...]:
 
 
 def _candidates(config: ConfigDict, size: int) -> Iterator[Count]:
-    """The fields that might count a container's elements, likeliest first."""
+    """Fields that may count a container's elements, most likely first."""
     lengths: list[Count] = []
     for path, inner in _inner(config):
         for key, value in inner.items():
@@ -224,7 +209,7 @@ def _candidates(config: ConfigDict, size: int) -> Iterator[Count]:
 
 
 def lower(origin: Origin, config: ConfigDict, count: Count, gone: Sequence[int], size: int, lists: _Lists) -> None:
-    """Lower a count, and see to the lists beside it."""
+    """Lower a count, and adapt the lists beside it."""
     inner = _at(config, count.path)
     if count.key is not None and count.place is not None:
         inner[count.key][count.place] -= len(gone)
@@ -237,7 +222,7 @@ def lower(origin: Origin, config: ConfigDict, count: Count, gone: Sequence[int],
     for key, value in list(inner.items()):
         entries = cast("list[Any]", value)
         if isinstance(value, list) and len(entries) == size and lists.shorten:
-            places = entries == list(range(size))  # all of them: those of the layers with experts, say
+            places = entries == list(range(size))  # a list of all layer numbers, such as the layers with experts
             inner[key] = (
                 renumbered(entries, gone, size) if places else [e for i, e in enumerate(entries) if i not in gone]
             )
@@ -246,7 +231,6 @@ def lower(origin: Origin, config: ConfigDict, count: Count, gone: Sequence[int],
 
 
 def _inner(config: ConfigDict, path: _Path = ()) -> Iterator[tuple[_Path, ConfigDict]]:
-    """A config and the configs inside it."""
     yield path, config
     for key, value in config.items():
         if isinstance(value, dict) and "model_type" in value:

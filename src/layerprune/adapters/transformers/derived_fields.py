@@ -1,4 +1,4 @@
-"""Input fields of transformers that follow from other fields: masks, lengths, a second text, future values."""
+"""Input fields of transformers models that follow from other fields: masks, lengths, second texts, future values."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from layerprune.inputs import Sampler
 
 Fields = Mapping[str, Tensor]
 
-# What a forward makes itself, or what asks for another way of running: never filled for its own sake.
+# The forward makes these itself, or they ask for another way of running.
 _NEVER = ("label", "past_key", "embed", "position_ids", "encoder_outputs", "token_type_ids", "cache", "codes")
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
 class DerivedFields:
-    """Draws a field from those that are there, by its name, its annotation and the docstring."""
+    """Draws a field by its name, its annotation, the docstring, and the fields already drawn."""
 
     def __init__(self, model: nn.Module, config: Config, sampler: Sampler) -> None:
         self._model = model
@@ -52,7 +52,7 @@ class DerivedFields:
         }
 
     def draw(self, name: str, fields: Fields) -> Tensor | None:
-        """Return a value for one field, or None where neither its name nor the docstring tells."""
+        """Return a value for a field, or None where neither its name nor the docstring gives a shape."""
         rule = self._rules.get(name)
         if rule is not None:
             return rule(fields)
@@ -74,7 +74,7 @@ class DerivedFields:
         return self._vectors(name) if name.endswith(("hidden_states", "embeds")) else None
 
     def required(self, fields: Fields) -> dict[str, Tensor] | None:
-        """Return what forward requires beside some fields, or None where that cannot be made up."""
+        """Return the missing required fields, or None where a field cannot be drawn."""
         made: dict[str, Tensor] = {}
         for name in self.required_names:
             if name not in fields:
@@ -85,17 +85,14 @@ class DerivedFields:
         return made
 
     def usual(self, fields: Fields) -> dict[str, Tensor]:
-        """Return what usually comes with some fields: the mask of a text and the boxes of its words, a future."""
+        """Return fields that usually come along: a text's mask and boxes, future values of a series."""
         names = ["attention_mask", "bbox"] if "input_ids" in fields else []
         names += ["static_categorical_features", "static_real_features"]
         names += ["future_values", "future_time_features"] if "past_time_features" in self._parameters else []
         return self._of(names, fields)
 
     def texts(self, fields: Fields) -> Iterator[Fields]:
-        """Yield fields whose text holds the tokens that stand for its images, where the config tells, and as they are.
-
-        A model that puts the images' features in these tokens' places counts them.
-        """
+        """Yield fields with as many image tokens in the text as the model expects, then the fields unchanged."""
         images, token = fields.get("pixel_values"), self._config.number(*_IMAGE_TOKENS)
         count = self._config.positive("image_seq_length", "num_query_tokens", "mm_tokens_per_image")
         if images is not None and "input_ids" in fields and token is not None and count is not None:
@@ -106,16 +103,15 @@ class DerivedFields:
         yield fields
 
     def fractions(self, boxes: Tensor) -> Tensor:
-        """Return boxes in thousandths of a page as parts of it."""
         return self._sampler.floats(*boxes.shape) if self._sampler.device.type == "meta" else boxes / 1000
 
     def decoder_tokens(self) -> Tensor:
-        """Draw the start of what a decoder continues, a row for each codebook where it writes several."""
+        """Draw a decoder's first tokens, one row per codebook."""
         shape, _ = self._documented.get("decoder_input_ids", ((1,), True))
         return self.tokens((shape[0] if len(shape) == 2 else 1, NUM_TOKENS // 2))
 
     def optional(self, fields: Fields) -> dict[str, Tensor]:
-        """Return every other field that can be made up: some forwards need what has a default of None."""
+        """Return all other fields that can be drawn, since some forwards need fields with a default of None."""
         names = [
             name
             for name, parameter in self._parameters.items()
@@ -126,7 +122,7 @@ class DerivedFields:
         return self._of(names, fields)
 
     def tokens(self, shape: tuple[int, ...], second: bool = False) -> Tensor:
-        """Draw ordinary tokens of the vocabulary, the last one the end of the text; a second text may have its own."""
+        """Draw ordinary tokens of the vocabulary and an end token; a ``second`` text uses the smallest vocabulary."""
         special = self._config.special_tokens()
         vocabulary = self._vocabulary_size()
         if second:
@@ -149,7 +145,6 @@ class DerivedFields:
         return made
 
     def _vocabulary_size(self) -> int:
-        """Return how many tokens the model embeds."""
         try:
             embedding = self._model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         except (AttributeError, NotImplementedError):
@@ -159,12 +154,10 @@ class DerivedFields:
         return self._config.number("vocab_size") or 2
 
     def whole(self, values: list[Any]) -> Tensor:
-        """Make integers that have values, whatever the model's device."""
         device = self._sampler.device
         return torch.tensor(values, device="cpu" if device.type == "meta" else device)
 
     def _mask(self, name: str, fields: Fields) -> Tensor | None:
-        """Keep everything: tokens of a text, frames of a sound, pixels of an image."""
         prefix = name.partition("attention_mask")[0] if "attention_mask" in name else name.partition("_mask")[0] + "_"
         if f"{prefix}input_ids" in fields:
             return self._kept(fields[f"{prefix}input_ids"].shape[:2])
@@ -183,7 +176,6 @@ class DerivedFields:
         return self._sampler.integers(range(1, 2), *shape)
 
     def _frames(self, features: Tensor) -> int:
-        """Return how long features are: the axis that is not the bins'."""
         bins = self._config.number("num_mel_bins")
         transposed = features.ndim == 3 and features.shape[1] == bins and features.shape[2] != bins
         return features.shape[2 if transposed else 1]
@@ -219,7 +211,6 @@ class DerivedFields:
         return None if width is None else self._sampler.floats(1, width)
 
     def _vectors(self, name: str) -> Tensor | None:
-        """Draw hidden states, of another model where the name says so."""
         names = ["encoder_hidden_size", "cross_attention_hidden_size"] if name.startswith("encoder") else []
         width = self._config.positive(*names) or self._config.positive("hidden_size", "d_model")
         return None if width is None else self._sampler.floats(1, NUM_TOKENS, width)
@@ -231,12 +222,10 @@ class DerivedFields:
         return self.whole([[side // patch for side in images.shape[-2:]]])
 
     def _images_of_token(self, fields: Fields) -> Tensor | None:
-        """Let every token see every image, where images come as a list for each sample."""
         ids, images = fields.get("input_ids"), fields.get("pixel_values")
         return None if ids is None or images is None or images.ndim != 5 else self._kept((*ids.shape, images.shape[1]))
 
     def _places_of_image(self, fields: Fields) -> Tensor | None:
-        """Mark the first tokens of a text as the places of an image's."""
         ids, count = fields.get("input_ids"), self._config.positive("latent_query_num")
         if ids is None or count is None or "pixel_values" not in fields:
             return None

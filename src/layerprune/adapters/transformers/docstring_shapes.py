@@ -1,4 +1,4 @@
-"""Input shapes as the docstring of a transformers forward states them, with sizes from the config."""
+"""Input shapes that the docstring of a transformers forward states, with sizes from the config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ONE = {"batch_size", "batch", "num_images", "num_videos", "num_images_or_videos
 
 
 def documented(model: nn.Module, config: Config) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Return shape and whether it is of integers for each tensor that the docstring of forward gives a shape."""
+    """Map each tensor with a shape in the docstring of ``forward`` to this shape, and to whether it holds integers."""
     found: dict[str, tuple[tuple[int, ...], bool]] = {}
     for name, kind, shape in _STATED.findall(inspect.getdoc(model.forward) or ""):
         found.setdefault(name, (tuple(_sizes(shape, config)), kind in ("LongTensor", "IntTensor", "BoolTensor")))
@@ -32,7 +32,7 @@ def _sizes(shape: str, config: Config) -> Iterator[int]:
 
 
 def _size(dimension: str, config: Config) -> int:
-    """Return a size such as ``num_channels * patch_size``; what the config does not know is a length."""
+    """Evaluate a size such as ``num_channels * patch_size``; an unknown name is a length."""
     for sign in ("+", "*"):
         first, found, rest = dimension.partition(sign)
         if found:

@@ -20,15 +20,14 @@ _MOST_SHAPES = 20
 
 
 def transformers_example_inputs(model: nn.Module) -> Iterator[Inputs]:
-    """Yield what a transformers model may take, likeliest first; nothing for other models.
+    """Yield possible inputs of a transformers model, most likely first; nothing for other models.
 
-    Which fields are filled follows from ``main_input_name`` and the parameters of ``forward``, their shapes from the
-    config: text, images, video, audio, time series, and pairs of text and images. Last come the ``dummy_inputs``.
+    ``main_input_name`` and the parameters of ``forward`` select the fields; the config gives their shapes.
     """
     if not is_transformers_model(model):
         return
     parameters = inspect.signature(model.forward).parameters
-    state = {"use_cache": False} if "use_cache" in parameters else {}  # a cache in the output is state, not a result
+    state = {"use_cache": False} if "use_cache" in parameters else {}  # a cache in the output is state, no result
     for fields in _FieldSets(model, parameters):
         origin = f"inferred: {describe(Inputs((), fields))} from the transformers config"
         yield Inputs((), {**fields, **state}, origin)
@@ -39,10 +38,10 @@ def transformers_example_inputs(model: nn.Module) -> Iterator[Inputs]:
 
 
 def settle_config(copy: nn.Module) -> None:
-    """Make a copy of a transformers model recordable; other models are left alone.
+    """Make a copy of a transformers model recordable; other models are not changed.
 
-    Key-value caches, which are state and no result, stay out of the outputs. A mixture of experts runs them batched:
-    the grouped kernels refuse float32 on fake tensors, and the eager loop reaches only the experts that are hit.
+    Key-value caches are state, and stay out of the outputs. Experts of a mixture run batched: the grouped kernels
+    refuse float32 on fake tensors, and the eager loop runs only experts that receive tokens.
     """
     for module in copy.modules():
         if not is_transformers_model(module):
@@ -57,7 +56,7 @@ def settle_config(copy: nn.Module) -> None:
 
 
 def untie_in_config(model: nn.Module) -> None:
-    """Let a transformers model's configs say that its embeddings are not tied; other models are left alone."""
+    """Turn off tied embeddings in the configs of a transformers model; other models are not changed."""
     for module in model.modules():
         if is_transformers_model(module):
             whole = cast(Any, module.config)
@@ -67,19 +66,18 @@ def untie_in_config(model: nn.Module) -> None:
 
 
 def is_transformers_model(model: nn.Module) -> bool:
-    """Whether a model is of a transformers class, or of a class derived from one."""
+    """Whether the class of a model is from transformers, or derived from such a class."""
     library = any(cls.__module__.partition(".")[0] == "transformers" for cls in type(model).__mro__)
     return library and hasattr(model, "config") and hasattr(model, "main_input_name")
 
 
 def builds_from_config(model: nn.Module) -> bool:
-    """Whether a model's class builds itself from a config; one that forwards to such a model (peft's) does not."""
+    """Whether a model's class builds itself from a config; wrappers of such a model, as peft's, do not."""
     own = any(c.__name__ == "PreTrainedModel" and c.__module__.startswith("transformers.") for c in type(model).__mro__)
     return own and is_transformers_model(model)
 
 
 def _dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """Return the library's own example; it is written for some classes only and may not fit."""
     try:
         dummy = cast("Mapping[str, Any]", model.dummy_inputs)
     except (AttributeError, NotImplementedError, TypeError, ValueError):
@@ -89,7 +87,7 @@ def _dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
 
 
 class _FieldSets:
-    """The sets of fields that one model's forward may take, as tensors by name."""
+    """Sets of fields, as tensors by name, that the forward of a model may take."""
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, inspect.Parameter]) -> None:
         self._parameters = parameters
@@ -101,10 +99,10 @@ class _FieldSets:
         self._required = self._companions.required_names
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the main field with what forward requires beside it, then with the other modalities too.
+        """Yield the main field with required fields, then with other modalities; unlikely shapes come last.
 
-        The likeliest shapes come first. Where none of them fits, all that can be made up is given, as forwards may need
-        what is optional by their signatures; then come less likely shapes.
+        All fields that can be drawn follow likely shapes, since forwards may need fields that their signatures call
+        optional.
         """
         if any(name.endswith(_GRIDS) for name in self._required):
             for fields in self._patches():
@@ -132,13 +130,12 @@ class _FieldSets:
                 yield from self._usual(fields)
 
     def _shaped(self, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
-        """Yield fields that have shapes of their own, in every combination, first those of what is likely for each."""
+        """Yield fields with their own shapes in every combination, most likely first."""
         options = [list(enumerate(SHAPES[name](self._config))) for name in names]
         for choice in sorted(product(*options), key=lambda choice: sum(rank for rank, _ in choice)):
             yield {name: self._draw(name, shape) for name, (_, shape) in zip(names, choice, strict=True)}
 
     def _usual(self, fields: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Add what forward requires and what usually comes along."""
         required = self._companions.required(fields)
         if required is None or not (fields or required):
             return
@@ -146,13 +143,12 @@ class _FieldSets:
             yield from self._decoding({**given, **self._companions.usual(given)})
 
     def _decoding(self, fields: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Add the start of what a decoder continues; and give it none, as some make their own."""
+        """Add a decoder's first tokens, then leave them out, since some models make their own."""
         if "decoder_input_ids" in self._parameters:
             yield {**fields, "decoder_input_ids": self._companions.decoder_tokens()}
         yield fields
 
     def _with_options(self, fields: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Add everything that can be made up."""
         required = self._companions.required(fields)
         if required is None:
             return
@@ -162,7 +158,7 @@ class _FieldSets:
             yield {**whole, **options}
 
     def _patches(self) -> Iterator[dict[str, Tensor]]:
-        """Yield an image cut into patches with the grid that they make, and a text where one is read."""
+        """Yield an image as patches with their grid, and a text where the forward reads text."""
         grid = next((name for name in (*self._required, *self._parameters) if name.endswith(_GRIDS)), None)
         of = next((name for name in self._required if not name.endswith(_GRIDS)), "pixel_values")
         if grid is None or of not in self._parameters:
@@ -177,7 +173,7 @@ class _FieldSets:
             yield fields
 
     def _plainer(self, fields: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Yield fields without what usually comes along, and with boxes as fractions of the page."""
+        """Yield fields without usual companions, and with boxes as fractions of the page."""
         required = self._companions.required(fields)
         usual = self._companions.usual(fields)
         if required is None or not usual:

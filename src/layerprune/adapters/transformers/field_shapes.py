@@ -16,30 +16,27 @@ _GRID = 4
 
 
 class Config:
-    """A model's config with the configs inside it, read as one; and what the model's layers say of themselves."""
+    """A model's config and all configs inside it, read as one, with sizes that modules state."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._configs: list[Any] = [model.config]
-        for outer in self._configs:  # grows on the way: breadth first
+        for outer in self._configs:  # grows in the loop: breadth first
             inner = [value for value in vars(outer).values() if hasattr(value, "model_type")]
             self._configs += [value for value in inner if value not in self._configs]
 
     def values(self, *names: str) -> Iterator[Any]:
-        """Yield what stands under the names, outer configs first."""
         for config in self._configs:
             yield from (value for name in names if (value := getattr(config, name, None)) is not None)
 
     def number(self, *names: str) -> int | None:
-        """Return the first whole number under one of the names."""
         return next((value for value in self.values(*names) if type(value) is int), None)
 
     def positive(self, *names: str) -> int | None:
-        """Return the first number above zero under one of the names; some configs say -1 for no limit."""
+        """Return the first number above zero; some configs say -1 for no limit."""
         return next((value for value in self.values(*names) if type(value) is int and value > 0), None)
 
     def side(self, *names: str) -> int | None:
-        """Return the first size of something square under one of the names, stated as a number or as a pair."""
         for value in self.values(*names):
             first = cast("Sequence[Any]", value)[0] if isinstance(value, (list, tuple)) and value else value
             if type(first) is int and first > 0:
@@ -47,23 +44,19 @@ class Config:
         return None
 
     def length(self, name: str) -> int | None:
-        """Return how long the first list under a name is."""
         return next((len(cast("Sequence[Any]", v)) for v in self.values(name) if isinstance(v, (list, tuple))), None)
 
     def channels(self) -> int:
-        """Return how many channels an image has."""
         return self.positive("num_channels", "in_channels", "in_chans", "image_channels") or 3
 
     def special_tokens(self) -> set[int]:
-        """Return the tokens that have a meaning of their own: padding, ends, placeholders of images."""
         items = [item for config in self._configs for item in vars(config).items()]
         return {value for name, value in items if name.endswith(("_token_id", "_token_index")) and type(value) is int}
 
     def image_sizes(self) -> Iterator[tuple[int, int]]:
-        """Yield (height, width) as the configs state it, then as the layers do, then usual ones."""
         for value in self.values("image_size", "crop_size", "img_size"):
             yield from _height_and_width(value)
-        for module in self._model.modules():  # those of other libraries, which are no part of the config
+        for module in self._model.modules():  # modules of other libraries, which have no part in the config
             yield from _height_and_width(getattr(module, "img_size", None))
         yield from ((side, side) for side in _IMAGE_SIDES)
 
@@ -83,10 +76,7 @@ Shapes: TypeAlias = Iterator[tuple[int, ...]]
 
 
 def text(config: Config) -> Shapes:
-    """Tokens: as many as the model has positions, but few; more where an image takes the place of some.
-
-    Models of sound may read the codes of every codebook beside each token.
-    """
+    """Token shapes within the model's positions; models of sound may read codes of all codebooks beside each token."""
     count = NUM_TOKENS + (config.positive("latent_query_num") or 0)
     count = min(count, config.positive("max_position_embeddings", "n_positions") or count)
     yield 1, count
@@ -105,7 +95,7 @@ def _images(config: Config) -> Shapes:
             yield 1, frames, channels, *size
         yield 1, channels, *size
         if size == sizes[0]:
-            yield 1, 2, channels, *size  # two views to match, two frames
+            yield 1, 2, channels, *size  # pairs of views or frames
 
 
 def _videos(config: Config) -> Shapes:
@@ -114,10 +104,7 @@ def _videos(config: Config) -> Shapes:
 
 
 def _waveforms(config: Config) -> Shapes:
-    """A spectrogram where the config has one, a second of sound, and one with channels as codecs take it.
-
-    Last comes a length that more frame sizes divide.
-    """
+    """A spectrogram where the config has bins, sound without and with channels, and a length with more divisors."""
     bins, length = config.number("num_mel_bins"), config.number("max_length")
     if bins is not None and length is not None:
         yield 1, length, bins
@@ -133,7 +120,7 @@ def _spectra(config: Config) -> Shapes:
     positions = config.number("max_source_positions")
     window = config.positive("n_window")
     if window is not None:
-        yield 1, bins, 2 * window  # cut into windows, two frames a position
+        yield 1, bins, 2 * window  # windows of two frames per position
     if positions is not None:
         yield 1, bins, 2 * positions  # Whisper's encoder halves the time
     yield 1, _NUM_SPECTRA, bins
@@ -142,7 +129,7 @@ def _spectra(config: Config) -> Shapes:
     widths = list(dict.fromkeys(width for width in config.values(*names) if type(width) is int))
     yield from ((1, _NUM_SPECTRA, width) for width in widths)
     hop = config.positive("hop_length")
-    if hop is not None:  # beside a waveform, as many frames as that has
+    if hop is not None:  # as many frames as the waveform beside it
         yield from ((1, _NUM_SAMPLES // hop, width) for width in widths)
     yield 1, 1, config.number("spec_size") or 1001, bins
 
@@ -159,16 +146,16 @@ def _series(config: Config) -> Shapes:
     channels = config.number("num_input_channels", "input_size") or 1
     shapes = [(1, length + lags, channels), (1, length + lags)]
     if channels == 1 and config.number("num_input_channels") is None:
-        shapes.reverse()  # a series of one variable has no axis for it
+        shapes.reverse()  # a series of one variable has no axis of variables
     yield from shapes
 
 
 def _flat_patches(config: Config) -> Shapes:
     patch = config.number("patch_size") or 16
-    yield 1, 64, config.channels() * patch * patch + 2  # each patch comes with its row and column
+    yield 1, 64, config.channels() * patch * patch + 2  # each patch starts with its row and column
 
 
-#: The fields that have shapes of their own; others follow from these.
+#: Fields with their own shapes; other fields are derived from these.
 SHAPES: Mapping[str, Callable[[Config], Shapes]] = {
     "input_ids": text,
     "pixel_values": _images,
@@ -182,10 +169,9 @@ SHAPES: Mapping[str, Callable[[Config], Shapes]] = {
 
 
 def patch_grids(config: Config) -> Iterator[tuple[tuple[int, ...], tuple[int, int, int]]]:
-    """Yield the shape of an image that comes cut into patches, with its grid: (time, height, width) in patches.
+    """Yield the shape of an image cut into patches, with its grid: (time, height, width) in patches.
 
-    The patches are flat, as the processors give them, or stand as little images; one batch axis may lead. The last is
-    of the tokens that several patches become.
+    The patches are flat, as processors return them, or small images; a batch dimension may lead.
     """
     patch = config.side("patch_size", "spatial_patch_size") or 16
     frames = config.positive("temporal_patch_size", "patch_temporal") or 1

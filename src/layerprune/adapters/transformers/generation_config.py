@@ -1,7 +1,7 @@
-"""Follows fields of a generation config that name layers by number when layers leave.
+"""Updates generation config fields that name layers by number when layers are removed.
 
-Whisper's ``alignment_heads`` are pairs of a decoder layer and a head, read when words are dated. No forward reads them,
-so no proof sees them.
+Whisper's ``alignment_heads`` are pairs (decoder layer, head) for timestamps of words. No forward reads them, so no
+proof covers them.
 """
 
 from __future__ import annotations
@@ -15,19 +15,13 @@ from torch import nn
 from layerprune.errors import SurgeryError
 from layerprune.modules import names_by_module
 
-#: For each container's dotted name the numbers of the elements that go.
+#: The numbers of the removed elements of each container, by its dotted name.
 Removed = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a generation config that names layers.
-
-    Attributes:
-        held: the config's attributes.
-        key: the field's name.
-        stacks: the dotted names of the containers that its numbers may count.
-    """
+    """The config field ``key`` that names layers of containers ``stacks``; ``held`` are the config's attributes."""
 
     held: dict[str, Any]
     key: str
@@ -35,30 +29,27 @@ class Field:
 
     @property
     def layers(self) -> list[int]:
-        """The layers that it names."""
         return _layers(self.held[self.key])
 
     @property
     def is_pairs(self) -> bool:
-        """Whether it lists a layer and what of it, as a head; what else names layers may count states between them."""
+        """Whether the field lists pairs (layer, part of it); a plain number may also count hidden states."""
         return isinstance(self.held[self.key], list) and isinstance(self.held[self.key][0], (list, tuple))
 
     def gone(self, removed: Removed) -> list[set[int]]:
-        """The elements that leave each of its containers, where some do."""
         return [set(removed[fqn]) for fqn in self.stacks if fqn in removed]
 
     def follows(self, removed: Removed) -> bool:
-        """Whether it is known how it changes, and of which container it speaks."""
+        """Whether the change of the field is known: pairs, and one affected container."""
         return self.is_pairs and len(self.gone(removed)) == 1
 
     def without(self, removed: Removed) -> list[list[int]]:
-        """Its pairs, those of layers that go left out and the others by their new numbers."""
         (gone,) = self.gone(removed)
         pairs = cast("list[Sequence[int]]", self.held[self.key])
         return [[layer - sum(i < layer for i in gone), *rest] for layer, *rest in pairs if layer not in gone]
 
     def counted_otherwise(self, stood_in: Collection[str]) -> str | None:
-        """A stand-in among what its numbers count: where a listed layer no longer looks at the encoder, say."""
+        """A stand-in among the counted layers: the forward of a listed layer may no longer read the encoder."""
         for fqn in self.stacks if self.is_pairs else ():
             for name in stood_in:
                 key, _, below = name.removeprefix(f"{fqn}.").partition(".")
@@ -69,25 +60,18 @@ class Field:
 
 
 def generation_config_changes(model: nn.Module, removed: Removed) -> list[tuple[dict[str, Any], str, Any]]:
-    """What to write into generation configs, as (attributes, name, value), when elements leave containers.
+    """Return changes (attributes, name, value) of generation configs, for elements that leave containers.
 
-    Args:
-        model: the model, before anything leaves it.
-        removed: for each container's dotted name the numbers of the elements that go.
+    ``removed`` are numbers of elements by their container's dotted name; the model still has them.
     """
     return [(field.held, field.key, field.without(removed)) for field in _fields(model) if field.follows(removed)]
 
 
 def check_generation_config(model: nn.Module, removed: Removed, stood_in: Collection[str]) -> None:
-    """Refuse what a generation config cannot follow.
-
-    Args:
-        model: the model, before anything leaves it.
-        removed: as for :func:`changes`.
-        stood_in: the names of modules in whose places a stand-in is put.
+    """Refuse removals that a generation config cannot follow; a stand-in replaces the modules ``stood_in``.
 
     Raises:
-        SurgeryError: a field would name other layers than before, or none any more.
+        SurgeryError: a field would name other layers than before, or no layer.
     """
     for field in _fields(model):
         where = f"generation_config.{field.key}"
@@ -104,7 +88,6 @@ def check_generation_config(model: nn.Module, removed: Removed, stood_in: Collec
 
 
 def _fields(model: nn.Module) -> Iterator[Field]:
-    """The fields that name layers, of every generation config in a model."""
     done: set[int] = set()
     for module in model.modules():
         config = vars(module).get("generation_config")
@@ -124,7 +107,6 @@ def _names_layers(key: str) -> bool:
 
 
 def _layers(value: Any) -> list[int]:
-    """The numbers of layers in a field's value; none where it holds something else."""
     if type(value) is int:
         return [value]
     if not isinstance(value, (list, tuple)):
@@ -134,7 +116,6 @@ def _layers(value: Any) -> list[int]:
 
 
 def _stacks(model: nn.Module, module: nn.Module) -> tuple[str, ...]:
-    """The names of the outermost containers in the decoder of a model that generates."""
     get = getattr(module, "get_decoder", None)
     decoder = get() if callable(get) else module
     decoder = decoder if isinstance(decoder, nn.Module) else module

@@ -1,7 +1,7 @@
-"""Finds the modules of a transformers model that write the key-value cache, and measures its growth.
+"""Finds the modules of a transformers model that write the key-value cache, and measures the cache's growth.
 
-transformers asks one layer for all: the first of its kind how long the past is, the last recurrent one whether there is
-a past. When that layer's attention has gone, nobody answers, and generation goes wrong without a word.
+transformers asks one layer on behalf of all: the first of its kind for the length of the past, and the last recurrent
+layer for the presence of a past. Without the attention of that layer, generation gives wrong tokens without an error.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from layerprune.tensors import tensors_in
 _WRITES = ("update", "update_conv_state", "update_recurrent_state")
 _READS = ("get_seq_length", "get_mask_sizes")
 _CACHES = ("past_key_values", "cache_params")
-#: Under these names a module holds the number of its place in the cache.
+#: Attributes that hold a module's place in the cache.
 PLACES = ("layer_idx", "layer_id", "layer_number")
 
 
 @dataclass(frozen=True)
 class CacheUse:
-    """What one step of generation does with the cache.
+    """The use of the cache in one step of generation.
 
     Attributes:
-        writers: (which of several caches, place, recurrent or not) → the modules that write there.
-        asked: the places that others than their writers ask about the past, with whether they ask a recurrent one.
-        answers: what they get, by kind of layer.
-        kinds: (which cache, place) → the kind of cache layer there.
+        writers: (number of the cache, place, recurrent or not) → the modules that write there.
+        asked: the places that other modules than their writers ask about the past; True for recurrent ones.
+        answers: the answers, by kind of cache layer.
+        kinds: (number of the cache, place) → the kind of cache layer.
     """
 
     writers: Mapping[tuple[int, int, bool], tuple[str, ...]]
@@ -46,7 +46,7 @@ class CacheUse:
 
 
 def by_name(model: nn.Module, inputs: Inputs) -> Inputs | None:
-    """Inputs with every argument under its name; None where one has none."""
+    """Inputs with all arguments by name; None where an argument has no name."""
     if not inputs.args:
         return inputs
     parameters = inspect.signature(model.forward).parameters.values()
@@ -57,7 +57,7 @@ def by_name(model: nn.Module, inputs: Inputs) -> Inputs | None:
 
 
 def may_cache(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether a model's forward takes a cache, and the inputs are such that a second step follows from the first."""
+    """Whether the forward takes a cache, and the inputs are tokens that a second step can continue."""
     takes = set(inspect.signature(model.forward).parameters)
     text = {"input_ids", "decoder_input_ids"} & inputs.kwargs.keys()
     return not inputs.args and bool(text) and "use_cache" in takes and bool(takes & set(_CACHES))
@@ -66,13 +66,10 @@ def may_cache(model: nn.Module, inputs: Inputs) -> bool:
 def observe_cache(
     model: nn.Module, inputs: Inputs, running: Callable[[], AbstractContextManager[None]], *, prepared: bool
 ) -> CacheUse | None:
-    """Run a forward that fills a cache and one that uses it, and write down how; None where the model fills none.
+    """Run a forward that fills a cache and a forward that reads it, and record the use; None where no cache is filled.
 
-    Args:
-        model: the model, a shadow.
-        inputs: as its forward takes them; a new copy.
-        running: what to run its forward in.
-        prepared: start from an empty cache as ``generate`` makes it of the config, not from what the forward makes.
+    ``prepared`` starts with an empty cache from the config, as ``generate`` does, and not with the forward's own. All
+    ``inputs`` have names and may be written into; ``running`` is the context of the forwards.
     """
     with running():
         empty = _empty_cache(model) if prepared else {}
@@ -86,7 +83,7 @@ def observe_cache(
                 return None
             cache = getattr(first, name)
             watch.attach(cache)
-            watch.read.clear()  # of an empty past
+            watch.read.clear()  # answers about an empty past
             model(**_next(inputs.kwargs, first), **{name: cache, "use_cache": True})
     return watch.use()
 
@@ -94,16 +91,10 @@ def observe_cache(
 def cache_growth(
     model: nn.Module, inputs: Inputs, running: Callable[[], AbstractContextManager[None]], *, prepared: bool
 ) -> int | None:
-    """Run a forward that fills a cache and one that adds a token, and count the bytes that the cache has grown by.
-
-    Args:
-        model: the model, a shadow.
-        inputs: as its forward takes them, all by name; a new copy.
-        running: what to run its forward in.
-        prepared: start from an empty cache as ``generate`` makes it of the config, not from what the forward makes.
+    """Run a forward that fills a cache and a forward with one more token; arguments as for :func:`observe_cache`.
 
     Returns:
-        The bytes for one more token of every sample; None where the model fills no cache.
+        Bytes for one more token of every sample; None where the model fills no cache.
     """
     with running():
         empty = _empty_cache(model) if prepared else {}
@@ -118,7 +109,6 @@ def cache_growth(
 
 
 def _cache_in(out: Any) -> str | None:
-    """Under which name an output holds a cache."""
     return next((name for name in _CACHES if getattr(out, name, None) is not None), None)
 
 
@@ -127,14 +117,13 @@ def _bytes_in(cache: Any) -> int:
 
 
 def generates(model: nn.Module) -> bool:
-    """Whether ``generate`` would make a model's cache."""
+    """Whether ``generate`` would make the model's cache."""
     can = getattr(model, "can_generate", lambda: False)
     makes = getattr(model, "_supports_default_dynamic_cache", lambda: True)
     return bool(can()) and bool(makes())
 
 
 def _empty_cache(model: nn.Module) -> dict[str, Any]:
-    """The cache that ``generate`` starts from."""
     library = cast(Any, importlib.import_module("transformers.cache_utils"))
     config = cast(Any, model).config
     some = [library.DynamicCache(config=config.get_text_config(decoder=True)) for _ in range(2)]
@@ -144,7 +133,6 @@ def _empty_cache(model: nn.Module) -> dict[str, Any]:
 
 
 def _next(given: Mapping[str, Any], first: Any) -> dict[str, Any]:
-    """The arguments of a second step: one more token."""
     name = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
     found: dict[str, Any] = {name: given[name][:, -1:]}
     mask = given.get("attention_mask")
@@ -157,7 +145,7 @@ def _next(given: Mapping[str, Any], first: Any) -> dict[str, Any]:
 
 
 class _Watch:
-    """Sees what modules do with the layers of a cache."""
+    """Records the accesses of modules to the layers of a cache."""
 
     def __init__(self, model: nn.Module) -> None:
         self.tracker = CallTracker(names_by_module(model, only_first=True))
@@ -167,7 +155,6 @@ class _Watch:
         self.kinds: dict[tuple[int, int], str] = {}
 
     def attach(self, cache: Any) -> None:
-        """Watch a cache, and the layers of it that are new."""
         parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
         for number, part in enumerate(parts if parts[0] is not None else [cache]):
             self.attach_part(number, part)
@@ -185,7 +172,6 @@ class _Watch:
             cache.has_previous_state = self.watched(number, recurrent[-1], "has_previous_state", asks)
 
     def is_new(self, thing: Any) -> bool:
-        """Whether something is met for the first time; it is then kept, so that it stays who it is."""
         known = any(thing is other for other in self.seen)
         self.seen += [] if known else [thing]
         return not known
@@ -209,7 +195,7 @@ class _Watch:
         return seen
 
     def asks_own(self, place: int) -> bool:
-        """Whether the module that asks holds the very place: a cross-attention beside a self-attention that may go."""
+        """Whether the asking module has this place, as a cross-attention beside a removable self-attention."""
         held = vars(self.tracker.running.module) if self.tracker.running is not None else {}
         return any(held.get(name) == place for name in PLACES)
 

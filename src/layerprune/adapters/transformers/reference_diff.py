@@ -1,4 +1,4 @@
-"""Compares a model without some layers with the model that transformers builds from a shortened config."""
+"""Compares a model without some layers with the reference model of a shortened config."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from layerprune.adapters.transformers.reference_model import Form, ReferenceModel, inner_configs
 
-# What configs raise where an attribute does not apply. A RuntimeError comes from those of which layers differ in size
-# (gemma4's ``head_dim``), and is a NotImplementedError's base.
+# Configs raise these for attributes that do not apply; RuntimeError where layers differ in size (gemma4's
+# ``head_dim``).
 _UNREADABLE = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
 
 
@@ -20,30 +20,24 @@ _MOST_LAYERS = 10**6
 
 @dataclass(frozen=True)
 class Shortened:
-    """Which elements of which containers stay.
-
-    Attributes:
-        removed: container → the elements that go, sorted.
-        sizes: container → how many elements it has.
-    """
+    """The elements that leave containers: container → removed elements, sorted, and container → size."""
 
     removed: Mapping[str, tuple[int, ...]]
     sizes: Mapping[str, int]
 
     @cached_property
     def kept(self) -> dict[str, list[int]]:
-        """Container → the old number of each element that stays, outer containers first."""
+        """Container → old numbers of the remaining elements, outer containers first."""
         found = {fqn: [i for i in range(self.sizes[fqn]) if i not in gone] for fqn, gone in self.removed.items()}
         return dict(sorted(found.items(), key=lambda item: item[0].count(".")))
 
     @cached_property
     def counts(self) -> set[int]:
-        """How much less a number of layers may be."""
         each = [len(gone) for gone in self.removed.values()]
         return {*each, sum(each)}
 
     def original(self, name: str) -> str | None:
-        """The old name of a module; None where there was none."""
+        """The old name of a module; None for a new module."""
         for fqn, kept in self.kept.items():
             rest = name.removeprefix(fqn + ".")
             if rest != name:
@@ -54,11 +48,10 @@ class Shortened:
         return name
 
     def is_gone(self, name: str) -> bool:
-        """Whether a module of an old name goes."""
         return any(f"{name}.".startswith(f"{fqn}.{i}.") for fqn, gone in self.removed.items() for i in gone)
 
     def places(self, name: str) -> Iterator[tuple[str, int, int]]:
-        """For a module's old name the containers that hold it, innermost first, with its old and its new place."""
+        """The containers of a module (by old name), innermost first, with its old and its new place."""
         for fqn, kept in reversed(self.kept.items()):
             rest = name.removeprefix(fqn + ".")
             if rest != name:
@@ -67,7 +60,7 @@ class Shortened:
 
 
 def unlike(before: ReferenceModel, after: ReferenceModel, shortened: Shortened) -> list[str]:
-    """Say in what the twin of a shortened config differs from the twin of the whole one without the layers that go."""
+    """Differences between the model of the shortened config and the whole config's model without removed layers."""
     old_names: set[str] = set()
     found: list[str] = []
     for name, form in after.forms.items():
@@ -99,10 +92,7 @@ def _module_differs(before: ReferenceModel, name: str, after: Form, shortened: S
 
 
 def is_exchangeable(one: Form, other: Form) -> bool:
-    """Whether two modules without parts and values stand for each other: nothing, and what does nothing in eval mode.
-
-    That it does nothing is for the proof to show, which runs the model with the other one in its place.
-    """
+    """Whether two leaves without tensors may swap: Identity, and (as the proof verifies) a no-op in eval mode."""
     return (
         one.is_leaf
         and other.is_leaf
@@ -113,9 +103,9 @@ def is_exchangeable(one: Form, other: Form) -> bool:
 
 
 def _is_counted(before: ReferenceModel, name: str, key: str, new: Any, shortened: Shortened) -> bool:
-    """Whether an attribute differs only as places, numbers and schedules of layers do.
+    """Whether an attribute differs only as layer places, layer counts and schedules do.
 
-    Fractions (stochastic depth) follow the new place; the proof shows that nothing depends on them in eval mode.
+    Fractions (stochastic depth) follow the new place; the proof verifies that nothing depends on them in eval mode.
     """
     old = before.forms[name].plain.get(key)
     if type(old) is float and type(new) is float:
@@ -133,7 +123,7 @@ def _is_counted(before: ReferenceModel, name: str, key: str, new: Any, shortened
 
 
 def is_shortened_list(old: Sequence[Any], new: Sequence[Any], removals: Iterable[Sequence[int]]) -> bool:
-    """Whether a list is another one without the entries of the layers that go, or one of places or of a schedule."""
+    """Whether a list is another list without entries of removed layers, or a shorter list of places or schedule."""
     for gone in removals:
         if list(new) in ([v for i, v in enumerate(old) if i not in gone], renumbered(list(old), gone, _MOST_LAYERS)):
             return True
@@ -142,7 +132,7 @@ def is_shortened_list(old: Sequence[Any], new: Sequence[Any], removals: Iterable
 
 
 def renumbered(value: Any, gone: Sequence[int], size: int) -> Any:
-    """A field that holds places of layers, as it reads without some of them; None where it can be no such field."""
+    """A field of layer numbers after the removal; None where its value cannot be layer numbers."""
     if type(value) is int:
         return value - sum(i < value for i in gone) if 0 < value <= size else None
     if isinstance(value, list):
@@ -159,7 +149,6 @@ def renumbered(value: Any, gone: Sequence[int], size: int) -> Any:
 
 
 def _series(before: ReferenceModel, fqn: str, place: int, name: str, key: str) -> list[tuple[int, int]]:
-    """What all elements of a container hold under one name: (place, value)."""
     below = name.removeprefix(f"{fqn}.{place}")
     found: list[tuple[int, int]] = []
     for i in range(_MOST_LAYERS):
@@ -173,7 +162,7 @@ def _series(before: ReferenceModel, fqn: str, place: int, name: str, key: str) -
 
 
 def _step(series: Sequence[tuple[int, int]]) -> int | None:
-    """By how much a series rises from each place to the next; None where it is not a straight line."""
+    """Slope of a series; None where it is no straight line."""
     if len(series) < 2:
         return 1
     steps = {(b - a, j - i) for (i, a), (j, b) in pairwise(series)}
@@ -183,7 +172,7 @@ def _step(series: Sequence[tuple[int, int]]) -> int | None:
 
 
 def _lists_differ(before: ReferenceModel, after: ReferenceModel, shortened: Shortened) -> Iterator[str]:
-    """Where a config lists its layers, it must list those that stay, and a list that could be read stays readable."""
+    """Lists of layers in configs that do not name the remaining layers, or can no longer be read."""
     if before.model is None or after.model is None:
         return
     configs = dict(inner_configs(cast(Any, after.model).config))
@@ -204,7 +193,6 @@ def _lists_differ(before: ReferenceModel, after: ReferenceModel, shortened: Shor
 
 
 def _lists(config: Any) -> dict[str, Sequence[Any]]:
-    """The lists that a config states or derives."""
     derived = [
         name
         for cls in type(config).__mro__

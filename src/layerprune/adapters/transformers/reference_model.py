@@ -18,7 +18,7 @@ from torch import nn
 from layerprune.adapters.transformers.example_inputs import builds_from_config
 from layerprune.torch_internals import children_of, tensors_of
 
-#: A config as it stands in ``config.json``.
+#: A config as in ``config.json``.
 ConfigDict = dict[str, Any]
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -28,7 +28,7 @@ _NUM_TWINS = 64
 
 @dataclass(frozen=True)
 class Form:
-    """What a module is, apart from values: its class, the shapes of its own tensors, its plain attributes."""
+    """A module without its values: class, shapes of its own tensors, plain attributes."""
 
     kind: str
     tensors: Mapping[str, tuple[int, ...]]
@@ -38,7 +38,7 @@ class Form:
 
 @dataclass(frozen=True)
 class ReferenceModel:
-    """A model on the meta device as ``config.json`` makes it; ``reason`` says why there is none."""
+    """A model on the meta device, built from ``config.json``; ``reason`` says why there is none."""
 
     model: nn.Module | None
     forms: Mapping[str, Form]
@@ -46,7 +46,7 @@ class ReferenceModel:
 
 
 def owner_of(model: nn.Module, fqn: str) -> str | None:
-    """The name of the outermost transformers model that holds a module, itself included; None where none does."""
+    """The name of the outermost transformers model that holds a module, or is it; None where there is none."""
     module: nn.Module | None = model
     parts = fqn.split(".") if fqn else []
     for depth in range(len(parts) + 1):
@@ -60,10 +60,7 @@ def owner_of(model: nn.Module, fqn: str) -> str | None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a twin is built from: the classes of a model and of its config, and the config as ``config.json`` holds it.
-
-    The choice of kernels goes along: a config holds it, and does not save it.
-    """
+    """Model class, config class and ``config.json`` of a reference model, and kernel choices, which are never saved."""
 
     model_class: type
     config_class: type
@@ -72,7 +69,6 @@ class Origin:
 
     @classmethod
     def of(cls, model: nn.Module) -> Origin:
-        """The origin of a transformers model."""
         config = cast(Any, model).config
         with _quiet():
             text = _json(config.to_dict())
@@ -80,28 +76,24 @@ class Origin:
 
     @property
     def config(self) -> ConfigDict:
-        """The config, a new copy."""
+        """A new copy of the config."""
         return json.loads(self.text)
 
     def with_config(self, config: ConfigDict) -> Origin:
-        """The same with another config."""
         return replace(self, text=_json(config))
 
     def reread(self) -> ConfigDict | None:
-        """What the config's class makes of the config; None where it refuses it."""
+        """The config after a pass through its class; None where the class refuses it."""
         try:
             with _quiet():
                 return json.loads(_json(cast(Any, self.config_class).from_dict(self.config).to_dict()))
-        except Exception:  # the library's own checks: anything may come
+        except Exception:  # checks of the library may raise any error
             return None
 
 
 @lru_cache(maxsize=_NUM_TWINS)
 def reference_model_of(origin: Origin) -> ReferenceModel:
-    """What vanilla transformers builds; remembered.
-
-    The config is read, saved and read again on the way: a config's class derives what the saved one leaves out.
-    """
+    """Build vanilla transformers' model of a config that was saved and read again: classes derive fields; cached."""
     config_class = cast(Any, origin.config_class)
     try:
         with _quiet(), _weightless():
@@ -110,7 +102,7 @@ def reference_model_of(origin: Origin) -> ReferenceModel:
             for path, name, value in origin.implementations:
                 vars(_inner(config, path))[name] = value
             model = origin.model_class(config)
-    except Exception as error:  # the library's own checks, written for each class: anything may come
+    except Exception as error:  # checks of the library may raise any error
         lines = str(error).strip().splitlines()
         return ReferenceModel(None, {}, f"{type(error).__name__}: {lines[0][:200] if lines else ''}")
     return ReferenceModel(model, forms(model))
@@ -134,7 +126,7 @@ def _form(module: nn.Module) -> Form:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is made of numbers, strings and containers of them only."""
+    """Whether a value consists of numbers, strings and containers of them only."""
     if isinstance(value, _PLAIN):
         return True
     if isinstance(value, Mapping):
@@ -157,7 +149,6 @@ def _inner(config: Any, path: str) -> Any:
 
 
 def _implementations(config: Any) -> tuple[tuple[str, str, Any], ...]:
-    """The choice of kernels, which a config holds and does not save."""
     return tuple(
         (path, name, value)
         for path, inner in inner_configs(config)
@@ -168,11 +159,11 @@ def _implementations(config: Any) -> tuple[tuple[str, str, Any], ...]:
 
 @contextmanager
 def _weightless() -> Generator[None]:
-    """Build modules on the meta device, without drawing weights, the RNG untouched."""
+    """Build modules on the meta device without drawing weights or using the RNG."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.device("meta"))
-        for home in ("initialization", "modeling_utils"):  # it has moved
+        for home in ("initialization", "modeling_utils"):  # the function has moved
             skip = getattr(importlib.import_module(f"transformers.{home}"), "no_init_weights", None)
             if skip is not None:
                 stack.enter_context(skip())
@@ -182,7 +173,7 @@ def _weightless() -> Generator[None]:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Keep the library from logging what it thinks of configs that are only tried."""
+    """Silence the library's logs and warnings about trial configs."""
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)

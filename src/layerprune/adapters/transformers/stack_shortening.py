@@ -1,7 +1,4 @@
-"""Takes layers out of a container and renumbers the layers that stay.
-
-Of a transformers model the config follows, and all that its modules know of their places.
-"""
+"""Takes layers out of a container and renumbers the others; a transformers model's config and modules are adapted."""
 
 from __future__ import annotations
 
@@ -35,21 +32,21 @@ _ABSENT = object()
 
 
 def shorten_stacks(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Callable[[UndoLog], None]:
-    """Prepare to take elements out of containers; what is left of a transformers model is what vanilla builds.
+    """Prepare the removal of elements from containers.
 
-    For each outermost transformers model a shortened config is found; what vanilla builds from it must be what is left:
-    the same modules, shapes and plain attributes. Other containers are renumbered, and nothing more. All of this is
-    decided on the model as it is now; edits of other modules may be made before the result is called.
+    For each outermost transformers model, a shortened config must build the remaining modules with their shapes and
+    plain attributes. Other containers are only renumbered. Everything is decided on the model as it is now; edits of
+    other modules may precede the call of the result.
 
     Args:
         model: the module tree.
-        removed: for each container's dotted name the numbers of the elements that go.
+        removed: the numbers of the removed elements of each container, by its dotted name.
 
     Returns:
-        A function that carries it out, and writes down what it changes.
+        A function that carries out the removal, and records the changes in an undo log.
 
     Raises:
-        SurgeryError: vanilla transformers would not build what is left; the message says what differs.
+        SurgeryError: vanilla transformers would not build the remaining model; the message names the difference.
     """
     sorted_ = stacks_by_owner(model, removed)
     steps = [_plainly(model, fqn, gone) for fqn, gone in sorted_.pop(None, {}).items()]
@@ -69,10 +66,7 @@ def shorten_stacks(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> Ca
 def stacks_by_owner(
     model: nn.Module, removed: Mapping[str, Sequence[int]]
 ) -> dict[str | None, dict[str, Sequence[int]]]:
-    """Sort containers by the outermost transformers model that holds them; names are its own from then on.
-
-    Those that no such model holds are under None.
-    """
+    """Group containers by their outermost transformers model (None without one), with names relative to it."""
     found: dict[str | None, dict[str, Sequence[int]]] = {}
     for fqn, gone in removed.items():
         owner = owner_of(model, fqn)
@@ -81,7 +75,6 @@ def stacks_by_owner(
 
 
 def _plainly(model: nn.Module, fqn: str, gone: Sequence[int]) -> _Step:
-    """Take elements out of a container that no transformers model holds."""
     container = dict(model.named_modules(remove_duplicate=False)).get(fqn)
     size = _size(container, fqn, gone)
     assert container is not None
@@ -89,11 +82,7 @@ def _plainly(model: nn.Module, fqn: str, gone: Sequence[int]) -> _Step:
 
 
 class Stack:
-    """A transformers model as it is, to ask what of it may leave.
-
-    Args:
-        model: the model; it is looked at once.
-    """
+    """A transformers model as it is now, for questions about possible removals."""
 
     def __init__(self, model: nn.Module) -> None:
         self.origin = Origin.of(model)
@@ -104,16 +93,11 @@ class Stack:
         self.refusal = _foreign({name: own[place] for name, place in places.items()}, self.twin, self.modules)
 
     def shortened(self, removed: Mapping[str, Sequence[int]]) -> Shortened:
-        """Which elements stay; checked against the containers that there are."""
         gone = {fqn: tuple(sorted(set(some))) for fqn, some in sorted(removed.items())}
         return Shortened(gone, {fqn: _size(self.modules.get(fqn), fqn, some) for fqn, some in gone.items()})
 
     def find(self, shortened: Shortened) -> Origin:
-        """Find the config from which vanilla transformers builds what is left.
-
-        Raises:
-            SurgeryError: there is none; the message says why.
-        """
+        """Find the config that builds the remaining model; raises :class:`SurgeryError` where there is none."""
         if self.refusal:
             raise SurgeryError(self.refusal)
         found = find_config(self.origin, tuple(shortened.removed.items()), tuple(shortened.sizes.values()))
@@ -123,8 +107,6 @@ class Stack:
 
 
 class _Shortening:
-    """Elements that leave one transformers model."""
-
     def __init__(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
         stack = Stack(model)
         self.modules = stack.modules
@@ -134,14 +116,14 @@ class _Shortening:
         self.steps = [*self.attributes(), *self.configs(), *self.exchanges(), *self.containers()]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Each surviving module's old name and the name of its like in the twin of the shortened config."""
+        """Old name of each surviving module, and its name in the reference model of the shortened config."""
         for name in self.after.forms:
             old = self.shortened.original(name)
             if old is not None and old in self.modules:
                 yield old, name
 
     def attributes(self) -> Iterator[_Step]:
-        """Plain attributes in which the two twins differ: places and numbers of layers."""
+        """Plain attributes that differ between the two reference models: layer places and layer counts."""
         for old, new in self.pairs():
             before, after = self.before.forms[old].plain, self.after.forms[new].plain
             if before == after or self.before.forms[old].kind != self.after.forms[new].kind:
@@ -155,7 +137,7 @@ class _Shortening:
                 yield _setting(held, key, after.get(key, _ABSENT))
 
     def configs(self) -> Iterator[_Step]:
-        """What differs in the configs that the modules hold, each of them once."""
+        """Fields that differ in the configs of the modules, each config once."""
         assert self.before.model is not None
         assert self.after.model is not None
         befores = dict(self.before.model.named_modules(remove_duplicate=False))
@@ -172,7 +154,7 @@ class _Shortening:
                     yield from _changes(vars(inner), vars(told[0][path]), vars(told[1][path]))
 
     def exchanges(self) -> Iterator[_Step]:
-        """Modules without values that vanilla builds otherwise at another place: an Identity for a drop of rate 0."""
+        """Modules that vanilla builds differently at another place: an Identity for a drop of rate 0."""
         assert self.after.model is not None
         for old, new in self.pairs():
             before, after = self.before.forms[old], self.after.forms[new]
@@ -201,7 +183,7 @@ def _size(container: nn.Module | None, fqn: str, gone: Sequence[int]) -> int:
 
 
 def _foreign(own: Mapping[str, Form], twin: ReferenceModel, modules: Mapping[str, nn.Module]) -> str:
-    """Why a model is not what transformers builds from its own config; empty where it is."""
+    """Why a model is not the one that transformers builds from its own config; empty where it is."""
     if twin.model is None:
         return f"transformers does not build the model from its own config: {twin.reason}"
     for name in own.keys() | twin.forms.keys():
@@ -214,10 +196,7 @@ def _foreign(own: Mapping[str, Form], twin: ReferenceModel, modules: Mapping[str
 
 
 def _is_left_empty(name: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a transformers model holds None where an argument says so, not its config (``add_pooling_layer=False``).
-
-    Whoever builds the model leaves that empty, before a removal and after it.
-    """
+    """Whether a constructor's argument, not the config, leaves a module None, as ``add_pooling_layer=False``."""
     while name not in modules:
         name, _, key = name.rpartition(".")
         if name in modules:
@@ -234,7 +213,7 @@ def _changes(held: dict[str, Any], before: Mapping[str, Any], after: Mapping[str
 
 
 def _setting(held: dict[str, Any], key: str, new: Any) -> _Step:
-    """Set one entry, or delete it; taking it back restores the order of the entries, too."""
+    """Set or delete an entry; the undo log also restores the order of the entries."""
 
     def carry_out(undo_log: UndoLog) -> None:
         if new is not _ABSENT:

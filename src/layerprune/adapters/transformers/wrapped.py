@@ -1,7 +1,7 @@
-"""Finds the transformers modules inside the modules that another library put around them.
+"""Finds the transformers modules inside wrappers of another library.
 
-peft puts a module with a low-rank branch in the place of a linear layer, which it holds. Whoever builds the model puts
-that around it again, before a removal and after it.
+peft replaces a linear layer by a module that holds the layer and a low-rank branch. The builder of the model wraps it
+again, before a removal and after it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,13 @@ from layerprune.torch_internals import children_of
 
 
 def unwrapped(modules: Mapping[str, nn.Module], own: Mapping[str, Form], built: Mapping[str, Form]) -> dict[str, str]:
-    """Where the modules that transformers builds are in a model: their names → their names in the model.
+    """Map names of modules that transformers builds (forms ``built``) to names in the model (forms ``own``).
 
-    A module stands for the one that is built in its place if it is like it; else its only part that is like it does,
-    and what else the module holds is left out.
-
-    Args:
-        modules: the model's modules, by all their names.
-        own: their forms.
-        built: the forms of what transformers builds.
+    A module that differs from the one built in its place is a wrapper: its only matching child takes its place, and its
+    other children are left out.
     """
     found: dict[str, str] = {}
-    pending = [("", "")]  # a name as it is built, and as it is in the model
+    pending = [("", "")]  # name in the reference model, name in the model
     while pending:
         name, place = pending.pop()
         if name in built and not _is_like(own[place], built[name]):
