@@ -10,17 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from layerprune.capture import Sandbox, real_sandbox
-from layerprune.cost.formulas import formulas
+from layerprune.cost.macs import WHOLE, mac_counter
 from layerprune.cost.sandbox_forward import on_sandbox
 from layerprune.errors import CostError, short
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
 
-_WHOLE = "Global"  # the counter's own name for all
 _ROUNDS = 5  # forwards that are timed
 
 
@@ -46,12 +44,11 @@ def tally_layers(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> tuple[M
 
     def tally(shade: Sandbox, given: Inputs) -> tuple[dict[int, float], int]:
         running = _Running(shade.model, graph)
-        counter = FlopCounterMode(display=False, custom_mapping=dict(formulas()))
-        counter.mod_tracker = running  # pyright: ignore[reportAttributeAccessIssue]  # asks it what is running
+        counter = mac_counter(lambda: [] if running.layer is None else [str(running.layer)])
         with shade.running(), running.tracker.watching(shade.model), counter:
             shade.model(*given.args, **given.kwargs)
         sums = {name: sum(found.values()) / 2 for name, found in counter.get_flop_counts().items()}
-        return {int(name): macs for name, macs in sums.items() if name.isdigit()}, int(sums.get(_WHOLE, 0))
+        return {int(name): macs for name, macs in sums.items() if name.isdigit()}, int(sums.get(WHOLE, 0))
 
     return on_sandbox(model, inputs, tally)
 
@@ -77,7 +74,7 @@ def time_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
     shade = real_sandbox(model, written=graph.written_params)
     times: dict[int, list[float]] = {}
     for _ in range(_ROUNDS):
-        running = _Timing(shade.model, graph)
+        running = _Running(shade.model, graph, clock=_now)
         given = shade.adapt(inputs)
         try:
             with shade.running(), running.tracker.watching(shade.model):
@@ -90,65 +87,38 @@ def time_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
 
 
 class _Running:
-    """Which layer of the graph is running; in the form in which torch's counter asks for it.
+    """Follows which layer of the graph is running, and for how long.
 
     Args:
-        model: a shadow of the model.
+        model: a sandbox's model.
         graph: the layer graph.
+        clock: gives seconds; None to take no times.
+
+    Attributes:
+        layer: the layer that is running; None between layers.
+        seconds: layer → the time that it has taken.
     """
 
-    def __init__(self, model: nn.Module, graph: LayerGraph) -> None:
-        self.tracker = CallTracker(names_by_module(model), self.run_module, self.run_function)
+    def __init__(self, model: nn.Module, graph: LayerGraph, clock: Callable[[], float] | None = None) -> None:
+        self.tracker = CallTracker(names_by_module(model), self.run_module, self.run)
         self.layers = {layer.key: layer.index for layer in graph.layers}
+        self.clock = clock or (lambda: 0.0)
         self.layer: int | None = None
-
-    def __enter__(self) -> _Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing was opened."""
-
-    @property
-    def parents(self) -> set[str]:
-        """What an operation counts for."""
-        return {_WHOLE} if self.layer is None else {_WHOLE, str(self.layer)}
-
-    def enter(self, layer: int) -> None:
-        self.layer = layer
-
-    def leave(self) -> None:
-        self.layer = None
+        self.seconds: Counter[int] = Counter()
 
     def run_module(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return self.run_function(call.key, forward, args, kwargs)
+        return self.run(call.key, forward, args, kwargs)
 
-    def run_function(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def run(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         layer = self.layers.get(key) if self.layer is None else None
         if layer is None:
             return func(*args, **kwargs)
-        self.enter(layer)
+        self.layer, since = layer, self.clock()
         try:
             return func(*args, **kwargs)
         finally:
-            self.leave()
-
-
-class _Timing(_Running):
-    """The same, with a clock."""
-
-    def __init__(self, model: nn.Module, graph: LayerGraph) -> None:
-        super().__init__(model, graph)
-        self.seconds: Counter[int] = Counter()
-        self.since = 0.0
-
-    def enter(self, layer: int) -> None:
-        super().enter(layer)
-        self.since = _now()
-
-    def leave(self) -> None:
-        if self.layer is not None:
-            self.seconds[self.layer] += _now() - self.since  # pyright: ignore[reportArgumentType]
-        super().leave()
+            self.seconds[layer] += self.clock() - since  # pyright: ignore[reportArgumentType]
+            self.layer = None
 
 
 def _now() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from layerprune.modules import CallTracker, names_by_module
 from layerprune.tensors import has_claims
 from layerprune.torch_internals import DispatchMode
 
+#: Under this name torch's counter has the whole forward.
+WHOLE = "Global"
 # Operations from elsewhere may hold products that nobody has told us of.
 _KNOWN = frozenset({"aten", "prim", "prims", "profiler", "higher_order"})
 
@@ -67,24 +69,35 @@ def macs_by_module(model: nn.Module, inputs: Inputs) -> Mapping[str, int]:
 
 
 def _tally(shade: Sandbox, inputs: Inputs) -> Macs:
-    calls = _Calls(names_by_module(shade.model, only_first=True))
+    calls = CallTracker(names_by_module(shade.model, only_first=True))
     foreign = _Foreign(formulas())
-    counter = FlopCounterMode(display=False, custom_mapping=foreign.formulas)
-    counter.mod_tracker = calls  # pyright: ignore[reportAttributeAccessIssue]  # torch's own names shared modules twice
+    counter = mac_counter(lambda: [call.key.fqn for call in calls.running.outward()] if calls.running else [])
     with shade.running(), calls.watching(shade.model), foreign, counter:
         run(shade, inputs)
     sums = {name: sum(found.values()) // 2 for name, found in counter.get_flop_counts().items()}
-    total = sums.pop(_WHOLE, 0)
+    total = sums.pop(WHOLE, 0)
     return Macs(total, sums, tuple(sorted(foreign.seen)))
 
 
-_WHOLE = "Global"  # the counter's own name for all
+def mac_counter(owners: Callable[[], Iterable[str]]) -> FlopCounterMode:
+    """Make torch's counter; it counts a multiply-accumulate as two.
+
+    Args:
+        owners: what an operation counts for, beside the whole forward; asked for at each operation.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=dict(formulas()))
+    tracker = _Owners(owners)
+    counter.mod_tracker = tracker  # pyright: ignore[reportAttributeAccessIssue]  # torch's own names shared modules twice
+    return counter
 
 
-class _Calls(CallTracker):
-    """The modules whose forwards are running, in the form in which torch's counter asks for them."""
+class _Owners:
+    """Says what an operation counts for, in the form in which torch's counter asks for it."""
 
-    def __enter__(self) -> _Calls:
+    def __init__(self, owners: Callable[[], Iterable[str]]) -> None:
+        self.owners = owners
+
+    def __enter__(self) -> _Owners:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,8 +105,8 @@ class _Calls(CallTracker):
 
     @property
     def parents(self) -> set[str]:
-        """What an operation counts for."""
-        return {_WHOLE} | ({call.key.fqn for call in self.running.outward()} if self.running else set())
+        """The names that an operation counts for."""
+        return {WHOLE, *self.owners()}
 
 
 class _Foreign(DispatchMode):

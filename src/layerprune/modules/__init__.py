@@ -4,7 +4,7 @@ Works on ``nn.Module`` objects alone; recording and graphs come above.
 """
 
 # pyright: reportUnusedImport=false
-from layerprune.modules.call_tracker import CallKey, CallTracker, RunningCall
+from layerprune.modules.call_tracker import CallKey, CallTracker, OnModule, RunningCall
 from layerprune.modules.external_state import ExternalState
 from layerprune.modules.fingerprint import difference, structure
 from layerprune.modules.interpose import (

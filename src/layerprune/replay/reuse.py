@@ -29,7 +29,7 @@ from torch import Tensor
 from layerprune.capture import Sandbox
 from layerprune.edits import Edit
 from layerprune.graph import LayerGraph
-from layerprune.modules import CallTracker, ModelState, RunningCall, buffers, parameters, storage_key
+from layerprune.modules import CallTracker, ModelState, OnModule, RunningCall, buffers, parameters, storage_key
 from layerprune.replay.cached_call import CachedCall, Leaf, NotPlain
 from layerprune.replay.call_reachability import UnchangedCalls
 from layerprune.surgery import Folded, applied
@@ -254,27 +254,24 @@ class OutputReuse:
 class _Replay:
     """Knows which calls of one forward are frames of the layer graph."""
 
-    def __init__(self, output_reuse: OutputReuse, frames: frozenset[int]) -> None:
+    def __init__(self, output_reuse: OutputReuse, frames: frozenset[int], run: OnModule) -> None:
         self.output_reuse = output_reuse
         self.upstream = output_reuse.upstream
         self.frames = frames
         self.thread = threading.get_ident()
-        self.tracker = CallTracker(self.upstream.names, self.run)
+        self.tracker = CallTracker(self.upstream.names, run)
 
     def frame(self, call: RunningCall) -> int | None:
         """The frame that a call is; None for one that is not looked at, or is made by another thread."""
         frame = self.upstream.calls.get(call.key) if threading.get_ident() == self.thread else None
         return frame if frame in self.frames else None
 
-    def run(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError
-
 
 class _Keeper(_Replay):
     """Keeps what calls take and return, as the original's forward makes them."""
 
     def __init__(self, output_reuse: OutputReuse, frames: frozenset[int]) -> None:
-        super().__init__(output_reuse, frames)
+        super().__init__(output_reuse, frames, self.run)
         self.too_large: set[int] = set()
         self.num_bytes = 0
         self.memory: set[int] = set()
@@ -327,7 +324,7 @@ class _Hander(_Replay):
     """Hands on what was kept, for as long as calls take what they took."""
 
     def __init__(self, output_reuse: OutputReuse, frames: frozenset[int]) -> None:
-        super().__init__(output_reuse, frames)
+        super().__init__(output_reuse, frames, self.run)
         self.differs = False
         self.handed_on: Counter[int] = Counter()
 
