@@ -47,7 +47,6 @@ class DualRidge:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows so far."""
         return len(self.held_out)
 
     def add(self, read: Tensor, wanted: Tensor, *, held_out: bool) -> None:

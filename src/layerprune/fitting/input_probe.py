@@ -42,7 +42,6 @@ class InputProbe:
         return self.renamed.get(name, name)
 
     def module_of(self, name: str) -> nn.Module:
-        """The module with this name in the original."""
         return self.shade.model.get_submodule(self.name_of(name))
 
     def name_of_tensor(self, name: str) -> str:
@@ -51,7 +50,6 @@ class InputProbe:
         return f"{self.name_of(owner)}.{key}" if owner else key
 
     def tensor_of(self, name: str) -> Tensor:
-        """The parameter or buffer with this name in the original."""
         owner, _, key = self.name_of_tensor(name).rpartition(".")
         module = self.shade.model.get_submodule(owner)
         held: Tensor | None = registry_of(module, key)[key]
@@ -100,8 +98,6 @@ class InputProbe:
 
     @contextmanager
     def asking(self, folds: Sequence[Fold], keep: Callable[[Fold, object], None]) -> Generator[None]:
-        """Call ``keep`` with the first input of each module."""
-
         def hook(edit: Fold, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             keep(edit, args[0] if args else next(iter(kwargs.values()), None))
 

@@ -68,7 +68,6 @@ class Sums:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows so far."""
         return self.gram_of.num_rows
 
     @property
@@ -136,7 +135,6 @@ class Sums:
         return torch.cholesky_solve(self.cross, factor)
 
     def error(self, matrix: Tensor) -> float:
-        """Squared error of a matrix on these rows."""
         gain = 2 * (matrix * self.cross).sum() - (matrix * (self.gram @ matrix)).sum()
         return self.square - float(gain)
 

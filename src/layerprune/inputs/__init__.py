@@ -1,4 +1,4 @@
-"""Example inputs: what the user gave brought to the arguments of a forward, or inferred from the model's layers."""
+"""Example inputs: the user's as arguments of a forward, or inferred from the model's layers."""
 
 # pyright: reportUnusedImport=false
 from layerprune.inputs.arguments import ArgumentReader

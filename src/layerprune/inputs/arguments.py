@@ -1,4 +1,4 @@
-"""Maps what a batch holds to the arguments of the model's forward."""
+"""Maps a batch to the arguments of the model's forward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYW
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _NO_DEFAULT = inspect.Parameter.empty
 _LABELS = {"y", "gt", "label", "labels", "target", "targets", "answer", "answers"}
-# Parameters that take one number a sample, which is what labels look like, too.
+# Parameters with one number per sample, as labels have.
 _ONE_A_SAMPLE = {
     *("t", "time", "times", "timestep", "timesteps", "step", "steps", "len", "lens", "length", "lengths"),
     *("sigma", "sigmas", "speaker", "scale"),
@@ -27,15 +27,15 @@ _ONE_A_SAMPLE = {
 
 
 class ArgumentReader:
-    """Reads the batches of a loader as arguments of one forward, by the names and the number that its signature has.
+    """Reads batches of a loader as arguments of one forward, by the names and the number of its parameters.
 
-    A tuple or a list holds positional arguments, a mapping keyword arguments. What the forward has no place for, such
-    as labels, is left out, and never handed on as an optional argument that it was not meant for. Where a batch can be
-    read in several ways (a list may be one argument, a dict, too), the first that the forward runs on is taken.
+    A tuple or a list holds positional arguments, a mapping keyword arguments. Items without a parameter, such as
+    labels, are left out, never passed as an optional argument of another meaning. If a batch can be read in several
+    ways (a list or a dict may be one argument), the first one that the forward accepts is used.
 
     Args:
         model: the model; its signature is read.
-        runs: tells whether the model's forward takes some inputs.
+        runs: whether the model's forward accepts some inputs.
     """
 
     def __init__(self, model: nn.Module, runs: Callable[[Inputs], bool]) -> None:
@@ -46,12 +46,12 @@ class ArgumentReader:
         self._chosen: dict[Any, int] = {}
 
     def read(self, item: Any, *, by_hand: bool = False) -> Inputs:
-        """Read one batch; numpy arrays become tensors, those of floating point in the model's dtype.
+        """Read one batch; numpy arrays become tensors, floating-point arrays in the model's dtype.
 
         Args:
             item: the batch.
-            by_hand: whether it was made for this forward, as example inputs are: then a tuple is handed on as it is,
-                and no key of a dict is taken for a name that the forward does not have.
+            by_hand: whether the user wrote it for this forward, as example inputs are. Then all items of a
+                tuple are arguments, and the only tensor of a dict is not taken as the first argument.
         """
         item = map_arrays(item, self._tensor)
         ways = [inputs for inputs, _ in self._ways(item, by_hand)]
@@ -60,21 +60,21 @@ class ArgumentReader:
         key = _form(item)
         if key not in self._chosen:
             top_logits = next(number for number, (_, is_likely) in enumerate(self._ways(item, by_hand)) if is_likely)
-            # Where none runs, the error of the likeliest tells what is wrong; as the only one left it needs no trial.
+            # If all fail, the likeliest one gives the clearest error; as the last one left it needs no trial.
             tried = ways if top_logits < len(ways) - 1 else ways[:-1]
             self._chosen[key] = next((number for number, way in enumerate(tried) if self._runs(way)), top_logits)
         return ways[min(self._chosen[key], len(ways) - 1)]
 
     def _tensor(self, array: np.ndarray) -> Any:
         if array.dtype.kind not in "biufc":
-            return array  # of strings or objects
+            return array  # strings or objects
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
-    # ---- the ways to read an item, the likeliest first -------------------------------------------------------------
+    # ---- readings of an item, likeliest first ----------------------------------------------------------------------
 
     def _ways(self, item: Any, by_hand: bool) -> Iterator[tuple[Inputs, bool]]:
-        """Yield the ways, and whether one is the likeliest where nothing tells."""
+        """Yield the readings, and whether each is the one to take if none runs."""
         if isinstance(item, Inputs) or self._parameters is None:
             yield as_inputs(item), True
         elif is_list_of_images(item) and len(self._required) <= 1 and not by_hand:
@@ -87,7 +87,7 @@ class ArgumentReader:
             yield from self._of_sequence(cast("Sequence[Any]", item), is_tuple=True)
         elif isinstance(item, (list, tuple)):
             if len(self._required) <= 1 and self._has_places:
-                yield Inputs((item,)), False  # forwards that take a list are rare, and all others raise on it at once
+                yield Inputs((item,)), False  # few forwards take a list; the others raise on it at once
             if names := getattr(item, "_fields", None):
                 yield from ((way, False) for way, _ in self._of_mapping(dict(zip(names, item, strict=True))))
             yield from self._of_sequence(cast("Sequence[Any]", item), is_tuple=False)
@@ -97,15 +97,15 @@ class ArgumentReader:
     def _of_sequence(self, items: Sequence[Any], *, is_tuple: bool) -> Iterator[tuple[Inputs, bool]]:
         required = len(self._required)
         bound = list(items if self._rest is not None else items[: len(self._positional)])
-        kept = bound[: max(required, 1)]  # what may be left out is behind the first, if that is not required, too
+        kept = bound[: max(required, 1)]  # optional items come after the first, which counts as required
         for place in range(len(kept), len(bound)):
             if not self._is_meant(self._at(place), bound[place], items[0], is_tuple=is_tuple):
                 break
             kept.append(bound[place])
         yield Inputs(tuple(kept), notes=tuple(self._about_sequence(items, len(kept), len(bound)))), True
-        if len(kept) < len(bound):  # a forward may want what looks like labels
+        if len(kept) < len(bound):  # the forward may need an item that looks like labels
             yield Inputs(tuple(bound), notes=tuple(self._about_sequence(items, len(bound), len(bound)))), False
-        if items and isinstance(items[0], Mapping):  # a pair of keyword arguments and labels
+        if items and isinstance(items[0], Mapping):  # keyword arguments and labels, as a pair
             for way, _ in self._of_mapping(cast("Mapping[str, Any]", items[0])):
                 yield replace(way, notes=(*way.notes, *self._about_sequence(items, 1, 1))), False
 
@@ -126,9 +126,9 @@ class ArgumentReader:
                 said = f"'{plain[0]}' of each batch is handed on as '{self._at(0).name}', the first argument"
                 yield Inputs((item[plain[0]],), notes=(said, *self._left_out(set(item) - set(plain)))), False
         if not (is_complete and known):
-            yield Inputs((), dict(item)), not (is_complete and more)  # whose error says what is unexpected
+            yield Inputs((), dict(item)), not (is_complete and more)  # its error names the unexpected keys
 
-    # ---- what to say of it -----------------------------------------------------------------------------------------
+    # ---- notes for the user ----------------------------------------------------------------------------------------
 
     def _by_name(self, chosen: dict[str, Any], item: Mapping[str, Any]) -> Inputs:
         return Inputs((), chosen, notes=tuple(self._left_out(item.keys() - chosen.keys())))
@@ -139,7 +139,7 @@ class ArgumentReader:
             yield f"{names} of each batch is left out: {self.name}.forward is not called with it"
 
     def _about_sequence(self, items: Sequence[Any], num_kept: int, num_bound: int) -> Iterator[str]:
-        """Say which items were left out, and which were handed on as optional arguments."""
+        """Yield notes on items that were left out or passed as optional arguments."""
         if num_kept > max(1, len(self._required)):
             names = ", ".join(dict.fromkeys(self._at(place).name for place in range(num_kept)))
             yield f"{num_kept} items of each batch are handed on by position, as {names}; a dict names them"
@@ -168,7 +168,6 @@ class ArgumentReader:
 
     @property
     def _has_places(self) -> bool:
-        """Whether there is a positional argument at all."""
         return bool(self._positional) or self._rest is not None
 
     @property
@@ -176,7 +175,7 @@ class ArgumentReader:
         return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters or ())
 
     def _at(self, place: int) -> inspect.Parameter:
-        """The parameter that takes a positional argument."""
+        """The parameter of a positional argument."""
         named = self._positional
         if place < len(named):
             return named[place]
@@ -185,17 +184,17 @@ class ArgumentReader:
 
     @staticmethod
     def _is_meant(parameter: inspect.Parameter, value: Any, first: Any, *, is_tuple: bool) -> bool:
-        """Whether an item is what an optional parameter takes, rather than labels that come by at its place.
+        """Whether an item is meant for an optional parameter, and is not labels at the same position.
 
-        A tuple is how positional arguments are written by hand, a list what a loader makes of the pairs of a data set:
-        where the tensor itself does not tell, the one is handed on and the other is not.
+        Users write positional arguments as a tuple, and loaders make lists of the pairs of a data set. If the tensor
+        does not decide, an item of a tuple is passed and an item of a list is not.
         """
         if _is_label(parameter.name, value):
             return False
         if not isinstance(value, Tensor):
             return value is None or isinstance(value, (bool, int, float)) or bool(tensors_in(value))
         if isinstance(parameter.default, (bool, int, float, str)):
-            return False  # such a parameter takes no tensor
+            return False  # a parameter with such a default takes no tensor
         if "mask" in parameter.name:
             return _is_mask(value, first)
         if value.numel() <= (value.shape[0] if value.dim() else 1):
@@ -204,7 +203,7 @@ class ArgumentReader:
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter] | None:
-    """The parameters of a forward; None where it has no signature."""
+    """The parameters of a forward; None if it has no signature."""
     try:
         return list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError):
@@ -212,7 +211,7 @@ def _parameters(model: nn.Module) -> list[inspect.Parameter] | None:
 
 
 def _is_label(name: str, value: Any) -> bool:
-    """Whether a name says that labels are meant, or a value is text, which no forward takes."""
+    """Whether a name means labels, or a value is text, which no forward takes."""
     texts = cast("list[Any]", value) if isinstance(value, (list, tuple)) else [value]
     return bool(_words(name) & _LABELS) or (bool(texts) and all(isinstance(text, (str, bytes)) for text in texts))
 
@@ -222,7 +221,7 @@ def _words(name: str) -> set[str]:
 
 
 def _is_mask(value: Tensor, first: Any) -> bool:
-    """Whether a tensor is a mask of another one's elements: booleans, zeros and ones, or what is added to scores."""
+    """Whether a tensor is a mask of another tensor: booleans, zeros and ones, or a bias added to attention scores."""
     if value.is_meta or value.dtype is torch.bool:
         return True
     like = isinstance(first, Tensor) and value.dim() > 1 and value.shape[-1] in first.shape[1:]
@@ -231,7 +230,7 @@ def _is_mask(value: Tensor, first: Any) -> bool:
 
 
 def _form(item: Any) -> Any:
-    """What tells batches of one kind: how they hold what, but for sizes."""
+    """Key of batches with the same structure, ranks and dtypes; sizes may differ."""
 
     def described(tensor: Tensor) -> Tensor:
         forms.append((tensor.dim(), tensor.dtype))

@@ -22,15 +22,15 @@ from layerprune.torch_internals import NEEDS_VALUES
 
 _MAX_TRIES = 120
 _MIN_TRIES = 8
-_MOST_MODULES = 20_000  # to run in all tries: a large model gets fewer
-_MOST_BESIDE = 20  # guesses where candidates of an adapter failed: these knew more
-_MOST_WANTING = 4  # tries that failed for want of values: others will, too
+_MOST_MODULES = 20_000  # module calls of all tries together: a large model gets fewer tries
+_MOST_BESIDE = 20  # guesses after an adapter's candidates failed, which are better informed
+_MOST_WANTING = 4  # tries that failed because a tensor has no values; later ones would, too
 _WANTING = (
     "Its forward may depend on values of weights or activations; the meta device has none: "
     "load the model to the CPU or a GPU first."
 )
 _SHOWN = 5
-_MOST_DESCRIBED = 8  # arguments
+_MOST_DESCRIBED = 8  # arguments in a description
 _SPEAKS_OF_DTYPES = re.compile(r"(?i)\bd?types?\b")
 
 
@@ -41,8 +41,8 @@ class Inputs:
     Attributes:
         args: the positional arguments.
         kwargs: the keyword arguments.
-        origin: "given", or a sentence that says how they were inferred; the plan shows it.
-        notes: what of the user's batch was left out, or read in a way that is not the only one.
+        origin: "given", or a sentence on how they were inferred, which the plan shows.
+        notes: parts of the user's batch that were left out or read in one of several ways.
     """
 
     args: tuple[Any, ...]
@@ -52,15 +52,14 @@ class Inputs:
 
     @property
     def inferred(self) -> bool:
-        """Whether the values are made up."""
         return self.origin != "given"
 
     @property
     def batch_size(self) -> int | None:
-        """The number of samples: the first dimension that the tensors share, or the length of a list of images.
+        """Number of samples: the common first dimension of the tensors, or the length of a list of images.
 
-        Tensors of one dimension count only where there are no others, and a first dimension of 1 counts as broadcast.
-        ``None`` where the tensors disagree or there are none.
+        Tensors of one dimension count only if there are no others. A first dimension of 1 counts as broadcast.
+        ``None`` if the tensors disagree or there are none.
         """
         images = next((value for value in self._values() if is_list_of_images(value)), None)
         if images is not None:
@@ -73,37 +72,33 @@ class Inputs:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there are tensors, but no sample or no element in any of them."""
+        """Whether there are tensors, but no sample or no element in them."""
         tensors = self.tensors()
         return bool(tensors) and (self.batch_size == 0 or not any(tensor.numel() for tensor in tensors))
 
     def tensors(self) -> list[Tensor]:
-        """Return every tensor at any depth, each once."""
+        """All tensors at any depth, each once."""
         return tensors_in([self.args, self.kwargs])
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Inputs:
-        """Return a copy with every tensor at any depth passed through ``fn``; the same tensor once only."""
+        """Copy with ``fn`` applied to every tensor at any depth, once per tensor."""
         args, kwargs = map_tensors((self.args, self.kwargs), fn)
         return replace(self, args=args, kwargs=kwargs)
 
     def repeat(self, times: int) -> Inputs | None:
-        """Return the same samples ``times`` over, or ``None`` where no batch dimension can be told.
+        """Repeat the samples, or return ``None`` if the batch dimension is unknown.
 
-        Every tensor whose first dimension is the batch size is repeated along it; lists of one item a sample (images of
-        a detector, and their targets) are repeated as lists.
+        Every tensor whose first dimension is the batch size is repeated along it. A list with one item per sample
+        (a detector's images and targets) is repeated as a list.
         """
         return self._with_samples(
             lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)), lambda items: items * times
         )
 
     def samples(self, start: int, stop: int) -> Inputs | None:
-        """Return some of the samples, as views, or ``None`` where it is not known that each tensor has a row a sample.
+        """Samples from ``start`` up to ``stop`` as views, or ``None`` if a tensor may not have one row per sample.
 
-        It is not of tensors in a list, which may be images of one sample each as well as batches.
-
-        Args:
-            start: the first of them.
-            stop: the one behind the last.
+        Tensors in a list are such: they may be images of one sample each, or batches.
         """
         listed = [value for value in self._values() if _lists_tensors(value)]
         by_item = any(is_list_of_images(value) for value in listed)
@@ -112,7 +107,7 @@ class Inputs:
         return self._with_samples(lambda tensor: tensor[start:stop], lambda items: items[start:stop])
 
     def _with_samples(self, of_tensor: Callable[[Tensor], Tensor], of_list: Callable[[Any], Any]) -> Inputs | None:
-        """Change every tensor that holds one row for each sample, or every list of one item for each."""
+        """Apply ``of_tensor`` to tensors with one row per sample, or ``of_list`` to lists with one item per sample."""
         size = self.batch_size
         if size is None:
             return None
@@ -140,20 +135,20 @@ class Inputs:
 
 
 def floating_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that a model computes in: that of its weights, as mixed models keep the norms' scales in float32."""
+    """Dtype of a model's weights; norms count only if it has no matrix, because mixed models keep them in float32."""
     tensors = [*parameters(model), *buffers(model)]
-    floating = [t for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1]  # no float8, which is storage
+    floating = [t for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1]  # float8 is only for storage
     return next((t.dtype for t in (*(t for t in floating if t.ndim > 1), *floating)), torch.float32)
 
 
 def why_mismatched(model: nn.Module, inputs: Inputs, what: str, error: BaseException) -> str:
-    """Say of inputs on which a forward raised that they have another device or dtype than the model; "" if not so.
+    """Why inputs do not fit a model by device or dtype; empty if they do.
 
     Args:
         model: the model.
-        inputs: its arguments.
-        what: the name of the inputs in the message, such as ``calibration``.
-        error: what the forward raised; a dtype is blamed only where it speaks of one, as many models cast.
+        inputs: the arguments on which the forward raised.
+        what: name of the inputs in the message, such as ``calibration``.
+        error: the error; a dtype is the cause only if the error names dtypes, because many models cast.
     """
     tensors = [tensor for tensor in inputs.tensors() if not tensor.is_meta]
     homes = [str(parameter.device) for parameter in parameters(model) if not parameter.is_meta]
@@ -173,9 +168,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class Sampler:
-    """Plausible values for a model: on its device, in its dtype, the same each time, the global RNG untouched.
+    """Draws values for a model, on its device and in its dtype, from a fixed seed without use of the global RNG.
 
-    A model on the meta device gets meta tensors, but integers that have values.
+    A model on the meta device gets meta tensors, but integers with values.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -185,31 +180,30 @@ class Sampler:
         self._generator = torch.Generator("cpu").manual_seed(0)
 
     def floats(self, *shape: int) -> Tensor:
-        """Draw from the standard normal distribution."""
+        """Draw from the standard normal distribution; ``shape`` in the model's dtype."""
         if self.device.type == "meta":
             return torch.empty(shape, dtype=self.dtype, device="meta")
         return torch.randn(shape, generator=self._generator, device="cpu").to(self.device, self.dtype)
 
     def integers(self, choices: range, *shape: int) -> Tensor:
-        """Draw evenly from a range, as int64; with values even for a model on the meta device: sizes hang on them."""
+        """Draw evenly from a range, as int64; with values even on the meta device, because sizes may depend on them."""
         drawn = torch.randint(choices.start, choices.stop, shape, generator=self._generator, device="cpu")
         return drawn if self.device.type == "meta" else drawn.to(self.device)
 
     def make(self, spec: TensorSpec) -> Tensor:
-        """Draw the tensor that a guess asks for."""
         return self.floats(*spec.shape) if spec.integers is None else self.integers(spec.integers, *spec.shape)
 
 
 def as_inputs(example_inputs: Any) -> Inputs:
-    """Read what the user gave as the arguments of one forward call.
+    """Read the user's example inputs as arguments of one forward.
 
     Args:
         example_inputs: a tuple holds the positional arguments, a mapping with string keys (a dict, a ``BatchEncoding``)
-            the keyword arguments; a tensor, a list, a named tuple or any other object is the one positional argument.
-            ``({...},)`` passes a dict as such. An ``Inputs`` is returned as it is.
+            the keyword arguments. A tensor, a list, a named tuple or any other object is the only positional argument;
+            so is a dict in ``({...},)``. An ``Inputs`` is returned unchanged.
 
     Raises:
-        InputsError: ``None``, a model, or a loader of batches.
+        InputsError: the value is ``None``, a model, or a loader of batches.
     """
     if isinstance(example_inputs, Inputs):
         return example_inputs
@@ -236,19 +230,19 @@ def as_inputs(example_inputs: Any) -> Inputs:
 def infer_inputs(
     model: nn.Module, attempt: Callable[[Inputs], Exception | None], candidates: Iterable[Inputs] = ()
 ) -> Inputs:
-    """Find arguments that the model's forward takes, by trying.
+    """Find arguments that the model's forward accepts, by trial.
 
     Args:
-        model: its parameters and the signature of its forward are read; it is not run here.
-        attempt: runs the model once and returns the exception, or ``None`` when it ran; on real tensors where fake ones
-            cannot go, as that says nothing about the inputs.
-        candidates: what to try first, such as the adapters' proposals; then come guesses from the first layers.
+        model: its parameters and the signature of its forward are read; it does not run here.
+        attempt: runs the model once and returns the exception, or ``None`` if it ran. It runs on real tensors if fake
+            ones fail, because this does not show that the inputs are wrong.
+        candidates: first candidates, such as the adapters' proposals; guesses from the first layers follow.
 
     Returns:
-        The first inputs that ran, batch 1, with values drawn from a fixed seed; ``origin`` says what they are.
+        The first inputs that ran, with batch size 1 and values from a fixed seed; ``origin`` describes them.
 
     Raises:
-        InputsError: nothing ran; the message lists what was tried, and what to pass.
+        InputsError: no candidate ran; the message lists them, and says how to pass inputs.
     """
     failures: list[_Failure] = []
     wanting = 0
@@ -269,7 +263,7 @@ def infer_inputs(
 
 
 def describe(inputs: Inputs) -> str:
-    """Name the arguments and their tensors' shapes: ``1×3×224×224`` or ``input_ids 1×16 int64, use_cache False``."""
+    """Arguments with the shapes of their tensors: ``1×3×224×224``, or ``input_ids 1×16 int64, use_cache False``."""
     named = [("", value) for value in inputs.args] + list(inputs.kwargs.items())
     shown = [f"{name} {_describe_value(value)}".strip() for name, value in named[:_MOST_DESCRIBED]]
     return ", ".join([*shown, "…"] if len(named) > _MOST_DESCRIBED else shown) or "no arguments"
@@ -291,7 +285,7 @@ def _is_list(value: Any, length: int | None) -> bool:
 
 
 def is_list_of_images(value: Any) -> bool:
-    """Whether a value is a detector's input: a list or tuple of (channels, height, width)."""
+    """Whether a value is a detector's input: a list or tuple of (channel, height, width) tensors."""
     items = cast("Sequence[Any]", value) if type(value) in (list, tuple) else []
     return bool(items) and all(
         isinstance(item, Tensor) and item.ndim == 3 and item.shape[0] in (1, 3, 4) and min(item.shape[1:]) >= 16
@@ -316,7 +310,7 @@ def _lists_tensors(root: Any) -> bool:
 
 
 def _guessed(model: nn.Module) -> Iterator[Inputs]:
-    """Yield the generic candidates."""
+    """Yield inputs from the guesses."""
     for guess in guesses(model):
         sampler = Sampler(model)
         args = tuple(sampler.make(spec) for spec in guess.args)
@@ -326,7 +320,7 @@ def _guessed(model: nn.Module) -> Iterator[Inputs]:
 
 @dataclass(frozen=True)
 class _Failure:
-    """One candidate that did not run: its shapes, the module where it failed, and the error."""
+    """One candidate that did not run: its shapes, the module that failed, and the error."""
 
     tried: str
     where: str
@@ -334,7 +328,7 @@ class _Failure:
 
 
 def _explain(error: Exception, model: nn.Module) -> tuple[str, str]:
-    """Return the module in which a forward failed, as far as the traceback tells, and the error's first line."""
+    """The module in which a forward failed, by the traceback, and the first line of the error."""
     modules: list[nn.Module] = []
     trace = error.__traceback__
     while trace is not None:
@@ -343,7 +337,7 @@ def _explain(error: Exception, model: nn.Module) -> tuple[str, str]:
             modules.append(owner)
         trace = trace.tb_next
     where = ""
-    root = next((module for module in modules if type(module) is type(model)), None)  # attempts may run a copy
+    root = next((module for module in modules if type(module) is type(model)), None)  # because a copy may have run
     if root is not None:
         names = {id(module): name for name, module in root.named_modules()}
         where = next((f"'{names[id(m)]}'" for m in reversed(modules) if names.get(id(m))), "forward")
@@ -353,7 +347,7 @@ def _explain(error: Exception, model: nn.Module) -> tuple[str, str]:
 
 
 def _nothing_fits(model: nn.Module, failures: list[_Failure]) -> str:
-    """Say what was tried, how it failed, and what to pass."""
+    """Text of the error: the candidates, how they failed, and how to pass inputs."""
     name = type(model).__name__
     try:
         signature = str(inspect.signature(model.forward))
@@ -379,7 +373,6 @@ def _nothing_fits(model: nn.Module, failures: list[_Failure]) -> str:
 
 
 def _line(group: list[_Failure]) -> str:
-    """Show the first of several failures that are alike."""
     more = f" and {len(group) - 1} more" if len(group) > 1 else ""
     where = f" in {group[0].where}" if group[0].where else ""
     return f"  {group[0].tried}{more}: {group[0].error}{where}"

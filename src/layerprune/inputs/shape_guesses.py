@@ -1,4 +1,4 @@
-"""Guesses input shapes from the layers that may read the input first."""
+"""Guesses input shapes from the first layers of a model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ IMAGE_SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 512, 384, 84, 48, 16, 8)
 SIGNAL_LENGTHS = (128, 16, 1000, 16000, 64, 256, 512, 4096, 32, 8)
 TOKEN_COUNTS = (8, 32, 64, 128, 16, 256, 512, 10, 20, 50, 100, 4)
 
-_MAX_LAYERS = 6  # beyond the first few, a layer is hardly the one that reads the input
+_MAX_LAYERS = 6  # later layers hardly read the input
 _EACH_AT_FIRST = 3
 _TRIED_AT_LENGTH = 2
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor to make: floats, or integers out of a range."""
+    """Shape of one tensor, and the range of its integers; None for floats."""
 
     shape: tuple[int, ...]
     integers: range | None = None
@@ -32,7 +32,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Guess:
-    """The tensors of one forward call, and the layer they were made to fit."""
+    """Tensors of one forward call, and the layer that they fit."""
 
     args: tuple[TensorSpec, ...] = ()
     kwargs: Mapping[str, TensorSpec] = field(default_factory=dict[str, TensorSpec])
@@ -40,11 +40,11 @@ class Guess:
 
 
 def guesses(model: nn.Module) -> Iterator[Guess]:
-    """Yield what the model's forward may take, likeliest first.
+    """Yield guesses of the forward's arguments, likeliest first.
 
-    The first few embeddings, transforms and normalizations in registration order each propose the usual shapes. A
-    forward with several required parameters gets tensors by their names (``attention_mask``, ``t``, ``edge_index``),
-    else the same shape for each, and last one shape per child module (two towers).
+    The first embeddings, transforms and normalizations in order of registration each propose common shapes. A forward
+    with several required parameters gets tensors by their names (``attention_mask``, ``t``, ``edge_index``), else
+    equal shapes, and last one shape per child module (two towers).
     """
     positional, keywords = required_parameters(model)
     if positional is None:
@@ -64,9 +64,9 @@ def guesses(model: nn.Module) -> Iterator[Guess]:
 
 
 def required_parameters(model: nn.Module) -> tuple[list[str] | None, list[str]]:
-    """Return the names that forward requires, by position and by keyword.
+    """Names that forward requires by position, and by keyword.
 
-    Where it requires none but would take one, that one counts as required; where it takes none at all, ``None``.
+    If nothing is required, the first parameter counts as required; if there is no parameter, ``None``.
     """
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
@@ -88,7 +88,7 @@ def _guess(specs: Sequence[TensorSpec], positional: list[str], keywords: list[st
 
 
 def _one_for_each(names: Sequence[str], spec: TensorSpec) -> Iterator[list[TensorSpec]]:
-    """Yield a spec for each parameter: what its name tells, then the same for each."""
+    """Yield one spec per parameter: first by its name, then the same for each."""
     same = [spec] * len(names)
     companions = [_COMPANIONS[name](spec) if i and name in _COMPANIONS else spec for i, name in enumerate(names)]
     yield companions
@@ -97,7 +97,7 @@ def _one_for_each(names: Sequence[str], spec: TensorSpec) -> Iterator[list[Tenso
 
 
 def _towers(proposals: Sequence[tuple[str, list[TensorSpec]]], count: int) -> Iterator[Guess]:
-    """Yield one guess that gives each parameter the shape that another child module reads, and its reverse."""
+    """Yield a guess that gives each parameter the shape of another child module, and the reverse."""
     by_child: dict[str, tuple[str, list[TensorSpec]]] = {}
     for name, specs in proposals:
         by_child.setdefault(name.partition(".")[0], (name, specs))
@@ -125,7 +125,7 @@ _COMPANIONS: dict[str, Callable[[TensorSpec], TensorSpec]] = {
 
 
 def _reading_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the layers that may read the input: the first of every child, then the next ones, no two alike."""
+    """Layers that may read the input: the first one of every child, then later ones, with different proposals."""
     known = [(name, module) for name, module in model.named_modules() if next(_proposals(module), None)]
     first_of_child: dict[str, tuple[str, nn.Module]] = {}
     for name, module in known:
@@ -139,25 +139,25 @@ def _reading_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _proposals(layer: nn.Module) -> Iterator[TensorSpec]:
-    """Yield the shapes that one layer reads; none where its type says nothing."""
+    """Yield shapes that a layer may read; none if its type is unknown."""
     for types, propose in _READERS:
         if isinstance(layer, types):
             yield from propose(layer)
             return
     weight = dict(layer.named_parameters(recurse=False)).get("weight")
-    if weight is not None and not isinstance(weight, UninitializedParameter):  # a transform of the user's own
+    if weight is not None and not isinstance(weight, UninitializedParameter):  # the user's own transform
         yield from _BY_WEIGHT.get(weight.ndim, lambda _: iter(()))(weight.shape)
 
 
 def _tokens(count: int) -> Iterator[TensorSpec]:
-    ids = range(min(1, count - 1), count)  # 0 is padding, as a rule
+    ids = range(min(1, count - 1), count)  # because 0 is often padding
     yield from (TensorSpec((1, length), ids) for length in TOKEN_COUNTS[:2])
     yield TensorSpec((8,), ids)
     yield from (TensorSpec((1, length), ids) for length in TOKEN_COUNTS[2:])
 
 
 def _features(width: int) -> Iterator[TensorSpec]:
-    """A vector, a sequence of them, a set of them, and images that are cut into patches of that width or flattened."""
+    """A vector, a sequence, a set, and images that are flattened or cut into patches of this width."""
     yield from (TensorSpec(shape) for shape in ((1, width), (1, 8, width), (8, width)))
     for channels in (1, 3):
         side = math.isqrt(width // channels)
@@ -203,7 +203,7 @@ def _normalized(shape: Sequence[int]) -> Iterator[TensorSpec]:
     yield TensorSpec((1, *shape))
 
 
-# By type, the first that matches: a lazy layer has no width yet, and proposes nothing.
+# By type; the first match counts. A lazy layer has no width yet and proposes nothing.
 _READERS: tuple[tuple[tuple[type, ...], Callable[[Any], Iterator[TensorSpec]]], ...] = (
     ((LazyModuleMixin,), lambda _: iter(())),
     ((nn.Embedding, nn.EmbeddingBag), lambda m: _tokens(m.num_embeddings)),

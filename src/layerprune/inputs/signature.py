@@ -1,4 +1,4 @@
-"""The names of a forward's positional arguments."""
+"""Names of a forward's positional parameters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def positional_names(forward: Callable[..., Any]) -> Sequence[str]:
-    """The names of a forward's positional parameters, decorators looked through."""
+    """Names of a forward's positional parameters, of the function inside its decorators."""
     function = inspect.unwrap(getattr(forward, "__func__", forward))
-    return _signature_names(getattr(function, "__func__", function))  # of a bound method nothing is remembered
+    return _signature_names(getattr(function, "__func__", function))  # bound methods would fill the cache
 
 
 @functools.lru_cache(maxsize=4096)

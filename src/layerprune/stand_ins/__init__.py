@@ -1,6 +1,6 @@
-"""What takes the place of a removed module or tensor while the rest of the model runs on unchanged.
+"""Stand-ins for removed modules and tensors, with which the other modules run unchanged.
 
-An absent tensor has a shape and no values. The merge that reads it leaves it out, any other reader raises an error.
+A dropped tensor has no shape and no values. The merge that reads it leaves it out; other readers raise an error.
 """
 
 # pyright: reportUnusedImport=false

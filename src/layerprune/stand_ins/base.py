@@ -1,4 +1,4 @@
-"""What all stand-ins of removed modules have in common."""
+"""Base classes of the stand-ins for removed modules."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from layerprune.stand_ins.class_members import bound
 
 
 class Shown:
-    """Answers for a removed module with the methods of its class that need nothing of what is gone."""
+    """Keeps attributes of a removed module, and methods of its class that read no removed weight or submodule."""
 
-    # The removed module's class, the names of its methods that are kept, and its name in the model.
+    # Class of the removed module, names of the kept methods, name of the module in the model.
     _former: type[nn.Module] | None = None
     _kept: frozenset[str] = frozenset()
     _place: str = ""
 
     def missing(self, name: str) -> Any:
-        """What an attribute is that the object itself has not.
+        """Look up an attribute that the object itself does not have.
 
         Raises:
-            RemovedPartError: it is gone with the removed module.
+            RemovedPartError: the attribute was removed with the module.
         """
         held = vars(self)
         former, kept = held.get("_former"), held.get("_kept", ())
@@ -36,7 +36,7 @@ class Shown:
         raise RemovedPartError(f"layerprune removed {what}, and what stands in for it has no '{name}'{hint}")
 
     def portable(self) -> dict[str, Any]:
-        """All that the object holds, for pickle: without a class that pickle would not find again."""
+        """The object's attributes for pickle, without a class that pickle could not import."""
         held = dict(vars(self))
         former = held.get("_former")
         if former is not None:
@@ -49,7 +49,7 @@ class Shown:
 
 
 class StandIn(Shown, nn.Module):
-    """A module in a removed module's place."""
+    """A module in the place of a removed module."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -63,5 +63,5 @@ class StandIn(Shown, nn.Module):
         return self.portable()
 
     def with_place(self, what: str) -> str:
-        """Describe the stand-in: tools that want a layer of some type print it when they refuse it."""
+        """Text for ``repr`` with the removed module's name: libraries print it if they reject the module's type."""
         return f"{what}; layerprune removed '{self._place}'" if self._place else what

@@ -1,7 +1,7 @@
-"""Members of a removed module's class that its stand-in keeps, so that other code can call them.
+"""Methods of a removed module's class that its stand-in keeps, because other modules may call them.
 
-A host calls more of its layers than their forward: it lets them build caches, and asks for their sizes.
-Such a method is kept where it reads no weight and no part of the layer, which are gone; all it reads must be there.
+A model calls other methods of its layers than forward, to build caches or to ask for sizes, say. A method is kept if it
+reads no weight and no submodule of the layer.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 from layerprune.torch_internals import MODULE_DICTS, buffers_of, children_of, parameters_of
 
-# What a method reads that goes through all that a module holds.
+# Names that read everything a module holds.
 _WHOLE = frozenset(
     f"{prefix}{kind}" for kind in ("parameters", "buffers", "modules", "children") for prefix in ("", "named_")
 ) | {"state_dict", "load_state_dict", "apply", *MODULE_DICTS, "__dict__", "__class__", "super"}
-# What the names of methods that set a model up hold.
+# Parts of the names of methods that set a model up.
 _SETTING_UP = ("init", "reset", "load")
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.Size)
 
 
 class Member(NamedTuple):
-    """A method or property of a class, and the names that it reads, those that it calls included."""
+    """A method or property of a class, and the names that it reads, directly or through other methods."""
 
     what: Any
     reads: frozenset[str]
@@ -36,10 +36,10 @@ class Member(NamedTuple):
 
 @functools.cache
 def members(cls: type) -> Mapping[str, Member]:
-    """The methods and properties that a module's class adds to :class:`torch.nn.Module`, but for its forward.
+    """Methods and properties that a module's class adds to :class:`torch.nn.Module`, except its forward.
 
     Args:
-        cls: the class; those of torch itself add none.
+        cls: the class; torch's own classes add none.
     """
     bases = [base for base in cls.__mro__ if base not in nn.Module.__mro__ and not base.__module__.startswith("torch.")]
     found: dict[str, Any] = {}
@@ -54,19 +54,19 @@ def _code(member: Any) -> CodeType | None:
     function = member.fget if isinstance(member, property) else member
     if isinstance(function, (staticmethod, classmethod)):
         function = cast("staticmethod[Any, Any]", function).__func__
-    function = inspect.unwrap(function) if isinstance(function, FunctionType) else None  # as no_grad wraps it
+    function = inspect.unwrap(function) if isinstance(function, FunctionType) else None  # no_grad wraps functions
     return function.__code__ if isinstance(function, FunctionType) else None
 
 
 def _names(code: CodeType) -> frozenset[str]:
-    """The names of all attributes and globals that code may read, of functions inside it, too."""
+    """Names of attributes and globals that code may read, nested functions included."""
     own = {str(step.argval) for step in dis.get_instructions(code) if step.opname.startswith("LOAD_")}
     inside = (const for const in code.co_consts if isinstance(const, CodeType))
     return frozenset(own).union(*map(_names, inside))
 
 
 def _closure(key: str, reads: Mapping[str, frozenset[str]]) -> frozenset[str]:
-    """What a method reads, and the methods of its class do that it names."""
+    """Names that a method reads, also through other methods of its class."""
     found, pending = {key}, [key]
     while pending:
         new = (reads.get(pending.pop()) or frozenset()) - found
@@ -77,9 +77,9 @@ def _closure(key: str, reads: Mapping[str, frozenset[str]]) -> frozenset[str]:
 
 @functools.cache
 def parts_read(cls: type) -> Mapping[str, frozenset[tuple[str, str]]]:
-    """What a module's class reads of its parts where its forward does not get to: part → (method, attribute).
+    """Attributes of submodules that methods outside the forward read: submodule → (method, attribute).
 
-    A fusing method, say, that joins the weights of three projections. What sets a model up first is left out.
+    For instance, a method that fuses the weights of three projections. Methods that set a model up are left out.
     """
     forward = getattr(cls.forward, "__code__", None)
     reads = {key: member.reads for key, member in members(cls).items()}
@@ -98,7 +98,7 @@ def parts_read(cls: type) -> Mapping[str, frozenset[tuple[str, str]]]:
 
 
 def kept_members(module: nn.Module) -> dict[str, frozenset[str]]:
-    """The methods and properties of a module that work without its weights and parts, and the names that each reads."""
+    """Methods and properties that read no weight and no submodule of a module, with the names that each reads."""
     gone = {*parameters_of(module), *buffers_of(module), *children_of(module), *_WHOLE}
     held = vars(module)
     return {
@@ -109,12 +109,12 @@ def kept_members(module: nn.Module) -> dict[str, frozenset[str]]:
 
 
 def is_plain(value: Any, depth: int = 0, *, deep: bool = True) -> bool:
-    """Whether a value holds no tensor, no module and no code: nothing of the model's own stays alive with it.
+    """Whether a value holds no tensor, no module and no code, so that it keeps no part of the model alive.
 
     Args:
         value: the value.
-        depth: how many containers it lies in.
-        deep: whether objects of classes of their own count, which settings often are.
+        depth: number of containers around the value.
+        deep: whether to look into objects of other classes, such as settings.
     """
     if isinstance(value, _PLAIN):
         return True
@@ -129,7 +129,7 @@ def is_plain(value: Any, depth: int = 0, *, deep: bool = True) -> bool:
 
 
 def class_values(cls: type) -> dict[str, Any]:
-    """The plain values that a module's class, or a base of it, holds for all its objects."""
+    """Plain class attributes of a module's class and its bases."""
     found: dict[str, Any] = {}
     for base in reversed([base for base in cls.__mro__ if base not in nn.Module.__mro__]):
         found |= {key: value for key, value in vars(base).items() if not key.startswith("_")}
@@ -137,7 +137,7 @@ def class_values(cls: type) -> dict[str, Any]:
 
 
 def bound(member: Any, owner: Any) -> Any:
-    """What a member of a class gives for an object that stands for one of the class."""
+    """A class member bound to an object that is no instance of the class."""
     if isinstance(member, property):
         return cast("Callable[[Any], Any]", member.fget)(owner)
     if isinstance(member, staticmethod):

@@ -1,4 +1,4 @@
-"""The dropped tensor: what a removed layer returns; the merge that reads it leaves it out."""
+"""Dropped tensors, which stand-ins of removed branches return; the merge that reads one leaves it out."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from layerprune.torch_internals import is_strict_export, is_tracing, no_function
 
 _INPLACE = frozenset({"add_", "iadd", "mul_", "imul", "sub_", "isub"})
 
-# What may be read off a dropped tensor as off any other: nothing here depends on its (unknown) shape or values.
+# Attributes that do not depend on the unknown shape and values.
 _PLAIN = frozenset(
     {"dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized"}
     | {"is_floating_point", "is_complex", "is_inference", "grad", "grad_fn", "is_leaf", "is_nested", "is_mps", "is_xpu"}
     | {"_version", "requires_grad_", "_backward_hooks", "as_subclass", "is_mkldnn", "names", "retains_grad"}
     | {"element_size", "itemsize", "get_device", "is_signed", "is_conj", "is_neg", "is_pinned", "is_shared", "is_xla"}
 )
-# Answered by themselves: none of these depends on what the tensor is.
+# Functions that need no answer from the tensor.
 _SILENT = frozenset({"__set__", "__repr__", "__format__", "__deepcopy__", "__hash__"})
-# Whatever gives away a shape or a value: there is none to give.
+# Functions that return a shape or a value, which is unknown.
 _UNKNOWN = frozenset(
     {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "__len__", "__iter__", "__array__"}
     | {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy"}
@@ -47,16 +47,16 @@ _UNKNOWN = frozenset(
 
 
 class DroppedTensor(Tensor):
-    """A tensor that has been removed from the network: it has no shape and no values.
+    """A removed tensor: it has no shape and no values.
 
-    Any function of a dropped tensor is dropped too, except a merge of the kinds in :attr:`merges`: it hands on its
-    other operand. So the forward of a module runs unchanged around a removed branch, at any batch size, and pays
-    nothing for it. What cannot be answered (a shape, a truth value) raises :class:`DroppedTensorError`, never a guess.
+    Any function of a dropped tensor is dropped too, except a merge named in :attr:`merges`, which returns its other
+    operand. So a forward runs unchanged around a removed branch, at any batch size and without cost. A function that
+    needs a shape or a value raises :class:`DroppedTensorError`.
 
     Attributes:
         merges: the merges that leave this tensor out: any of ``add``, ``mul``, ``cat``, ``bypass``.
-        copies: whether the merge hands on a copy, needed where a later layer writes into its result in place.
-        moved: whether its type is another one than when the removal was proven, so that it counts in sums.
+        copies: whether the merge returns a copy, needed if a later layer writes into the result in place.
+        moved: whether the dtype changed since the proof; the dtype then promotes the result of a sum.
     """
 
     merges: frozenset[str] = frozenset()
@@ -103,17 +103,17 @@ class DroppedTensor(Tensor):
 def dropped(
     merges: Iterable[str], copies: bool = False, dtype: torch.dtype = torch.float32, moved: bool = False
 ) -> DroppedTensor:
-    """Make a dropped tensor that the merges named leave out; a forward may ask for its type.
+    """Make a dropped tensor that these merges leave out.
 
     Raises:
-        DroppedTensorError: a merge is an op that is not registered here, and would not leave the tensor out.
+        DroppedTensorError: a merge is an op that is not registered, so it would not leave the tensor out.
     """
     merges = tuple(merges)
     if unknown := min((label for label in merges if not is_merge_label(label)), default=""):
         raise DroppedTensorError(
             f"a removed tensor is left out by {unknown!r:.80}: call register_op() for it, with merge="
         )
-    with no_modes():  # a constant of the pruned model, never a traced value
+    with no_modes():  # because it is a constant of the pruned model, not a traced value
         token = torch.zeros((), dtype=dtype).as_subclass(DroppedTensor)
     token.merges = frozenset(merges)
     token.copies = copies
@@ -127,10 +127,10 @@ def _words(merges: Iterable[str]) -> str:
 
 
 def is_described() -> bool:
-    """Whether torch.compile is writing down which tensors there are; the forward that it traces does not get here."""
+    """Whether torch.compile describes the tensors of a trace; the traced forward itself does not get here."""
     if torch.compiler.is_dynamo_compiling() or not is_tracing():
         return False
-    if is_strict_export():  # strict export: its graphs hold plain tensors only
+    if is_strict_export():  # its graphs hold plain tensors only
         raise DroppedTensorError(
             "torch.export with strict=True takes a dropped tensor for a number; leave strict at False, its default"
         )
@@ -138,7 +138,7 @@ def is_described() -> bool:
 
 
 def _writes_into_live(raw: str, args: Sequence[Any]) -> bool:
-    """Whether a function writes into its first argument in place, and that is a tensor which stays."""
+    """Whether a function writes in place into its first argument, a tensor that stays."""
     writes = raw == "__setitem__" or (raw.startswith("__i") and raw != "__invert__") or (raw[-1:] == "_" != raw[:1])
     return writes and bool(args) and isinstance(args[0], Tensor) and not isinstance(args[0], DroppedTensor)
 
@@ -149,9 +149,9 @@ def _note(token: DroppedTensor, kind: str) -> None:
 
 
 def _dropped_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> DroppedTensor:
-    """The dropped argument that the result stands for: the first one that some merge leaves out, if there is one.
+    """The dropped argument that the result stands for: the first one that a merge leaves out, if any.
 
-    In ``gamma * branch(x)`` both may be dropped, and it is the branch that the sum behind leaves out.
+    In ``gamma * branch(x)`` both may be dropped, and the merge behind leaves out the branch.
     """
     found: list[DroppedTensor] = []
     for value in (*args, *kwargs.values()):
@@ -170,7 +170,6 @@ def _dropped_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> DroppedTen
 def _merge(
     func: Callable[..., Any], name: str, raw: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Hand on what the merge has left without its dropped operands."""
     merge = traits_of(name).merge
     if merge == "cat":
         key = next((key for key, value in kwargs.items() if isinstance(value, (list, tuple))), "tensors")
@@ -197,14 +196,14 @@ def _merge(
 
 
 def _widened(merged: Tensor, token: DroppedTensor) -> Tensor:
-    """Bring what is left of a merge to the type that its dropped operand would give it."""
+    """Convert the result of a merge to the dtype that the dropped operand would promote it to."""
     if not token.moved or not merged.is_floating_point():
         return merged
     return merged.to(torch.promote_types(merged.dtype, token.dtype))
 
 
 def _spread(name: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Hand the drop on through any other function, in the structure that the function returns."""
+    """Result of a function of a dropped tensor, in the function's output structure."""
     if name == "chunk":
         return tuple([token] * int(args[1] if len(args) > 1 else kwargs["chunks"]))
     if name in ("split", "unsafe_split"):
@@ -218,7 +217,7 @@ def _spread(name: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mappin
 
 
 def _cast(name: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> DroppedTensor:
-    """A dropped tensor that a forward casts: of the type that it is cast to."""
+    """A dropped tensor with the dtype that the forward casts it to."""
     with no_function_subclasses():
         plain = torch.zeros((), dtype=token.dtype)
         cast_to = getattr(plain, name)(*args[1:], **kwargs).dtype
@@ -226,7 +225,7 @@ def _cast(name: str, token: DroppedTensor, args: Sequence[Any], kwargs: Mapping[
 
 
 class _Pieces(Sequence[Any]):
-    """A dropped tensor split into pieces of a given size: each is dropped, and how many there are is not known."""
+    """A dropped tensor split into pieces of a given size: their number is unknown."""
 
     def __init__(self, token: DroppedTensor) -> None:
         self.token = token
@@ -244,17 +243,17 @@ class _Pieces(Sequence[Any]):
 
 
 def dropped_tensors(model: nn.Module) -> list[DroppedTensor]:
-    """The dropped tensors that a model's modules hold."""
+    """Dropped tensors in the attributes of a model's modules."""
     return [value for module in model.modules() for value in vars(module).values() if type(value) is DroppedTensor]
 
 
 @contextmanager
 def watching_merges(tokens: Sequence[DroppedTensor], names: Mapping[int, str]) -> Generator[list[tuple[str, str]]]:
-    """Collect the merges that leave dropped tensors out: the kind of each, and from where it was called.
+    """Record the merges that leave dropped tensors out: their kind and their caller.
 
     Args:
         tokens: the dropped tensors.
-        names: what modules are called, by their ids; see :func:`caller`.
+        names: id of each module → its name; see :func:`caller`.
     """
     log: list[tuple[str, str]] = []
     for token in tokens:
@@ -267,10 +266,9 @@ def watching_merges(tokens: Sequence[DroppedTensor], names: Mapping[int, str]) -
 
 
 class DroppedBranch(StandIn):
-    """Stands where a removed module was and hands on dropped tensors, in the structure its caller unpacks.
+    """Stand-in that returns dropped tensors, in the output structure of the removed module.
 
-    These are of the type that the model computes in: the caller may bring other tensors to it. It follows ``half()``
-    and the like.
+    They have the dtype of the model's weights, because callers may convert other tensors to it. It follows ``half()``.
     """
 
     def __init__(
@@ -300,13 +298,13 @@ class DroppedBranch(StandIn):
 
 
 class PassThrough(StandIn):
-    """Stands where a removed module was and hands on one of its arguments.
+    """Stand-in that returns one of its arguments.
 
     Args:
         position: the argument's position in the call.
-        keyword: its name, for callers that pass it by keyword; None where it has none.
-        structure: the removed module's output: ``"argument"`` where that goes, ``"tensor"`` for a dropped tensor.
-        copies: hand on a copy, needed where a later layer writes into it in place.
+        keyword: its name, for callers that pass it by keyword; None if it has none.
+        structure: output of the removed module, with ``"argument"`` and ``"tensor"`` (a dropped tensor) as leaves.
+        copies: whether to return a copy, needed if a later layer writes into it in place.
     """
 
     def __init__(
@@ -334,7 +332,7 @@ class PassThrough(StandIn):
 def _built(
     output: OutputTree[StandInLeaf], token: Any, argument: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Build a stand-in's output of a dropped tensor, the argument that it hands on, and other arguments of the call."""
+    """Output of a stand-in, from a dropped tensor, the argument that it returns, and other arguments of the call."""
 
     def at(leaf: StandInLeaf) -> Any:
         if isinstance(leaf, tuple):
@@ -349,17 +347,17 @@ def _copied(value: Any) -> Any:
 
 
 class SkipsDropped(nn.Module):
-    """Stands around a module without parameters, and hands dropped tensors past it."""
+    """Wraps a module without parameters, and returns dropped tensors without a call of it."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the first argument that is dropped, or what the module makes of its arguments."""
+        """Return the first dropped argument, or the module's output if no argument is dropped."""
         token = next((value for value in (*args, *kwargs.values()) if isinstance(value, DroppedTensor)), None)
         return self.inner(*args, **kwargs) if token is None else token
 
 
-#: What hands on what it gets, or a dropped tensor, and computes nothing.
+#: Stand-ins that compute nothing.
 STAND_INS = (DroppedBranch, PassThrough, SkipsDropped)

@@ -1,4 +1,4 @@
-"""The stand-in of a module that no forward has run."""
+"""The stand-in of a module that no forward called."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from layerprune.errors import DroppedTensorError
 
 
 class NeverRun(nn.Module):
-    """Stands where a module was that no forward had run when it was removed.
+    """Stand-in of a removed module that no forward had called; a call raises an error.
 
     Args:
-        fqn: the module's dotted name, for the error of whoever calls it all the same.
+        fqn: the module's dotted name, for the error.
     """
 
     def __init__(self, fqn: str) -> None:
@@ -21,7 +21,7 @@ class NeverRun(nn.Module):
         self.fqn = fqn
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise: what would be returned is not known."""
+        """Raise an error, because the removed module's output is unknown."""
         raise DroppedTensorError(
             f"layerprune took '{self.fqn}' out because neither eval nor train mode ran it on the example inputs, and "
             "now it is called: plan without unused=True, or with example_inputs that reach it"

@@ -1,8 +1,7 @@
-"""Code that looks at a dropped tensor without being part of a forward: hooks, summaries, profilers.
+"""Code outside a forward that reads dropped tensors: hooks, summaries, profilers.
 
-Hooks, summaries, profilers and function modes, ``torch.export``'s own among them, read sizes and values of whatever
-passes by, and compute nothing that the model goes on from. They see an empty tensor. A forward never does: what it goes
-on from must not be made up.
+These, and function modes such as those of ``torch.export``, read sizes and values of every tensor, but the model
+computes nothing from them. They see an empty tensor. A forward gets an error, because its result would be made up.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import nn
 
 from layerprune.torch_internals import GLOBAL_HOOKS, MODULE_CALL, MODULE_CALLS, hooks_of
 
-#: What an empty tensor answers, by the name of the function.
+#: Answers of an empty tensor, by name of the function.
 _EMPTY: dict[str, Any] = {
     **dict.fromkeys(("numel", "nelement", "__len__", "nbytes", "storage_offset", "sparse_dim"), 0),
     **dict.fromkeys(("__int__", "__index__", "data_ptr", "const_data_ptr", "_cdata"), 0),
@@ -34,17 +33,17 @@ _EMPTY: dict[str, Any] = {
     "__complex__": complex(math.nan),
     "dim_order": (0,),
 }
-#: The names of functions that give away what a dropped tensor has not, and that an onlooker gets an answer from.
+#: Functions that need a shape or a value; an observer gets the answer of an empty tensor.
 ANSWERED = frozenset(
     {*_EMPTY, "shape", "size", "stride", "__iter__", "tolist", "numpy", "__array__", "untyped_storage"}
 )
 
 
 def looks_on(func: Callable[..., Any]) -> bool:
-    """Whether the code that calls a function just now is no part of a forward.
+    """Whether the calling code is outside a forward.
 
     Args:
-        func: the function; a mode that is handed the very same one passes it on for somebody else.
+        func: the called function; a function mode that received it only passes it on for its caller.
     """
     if torch.compiler.is_dynamo_compiling():
         return False
@@ -63,14 +62,14 @@ def looks_on(func: Callable[..., Any]) -> bool:
 
 
 def _is_method(frame: FrameType) -> bool:
-    """Whether a frame runs a module's method: a forward may be called past the module's call."""
+    """Whether a frame runs a module's method; a forward may be called without the module's ``__call__``."""
     code = frame.f_code
     first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
     return isinstance(first, nn.Module) and hasattr(type(first), code.co_name) and code not in MODULE_CALLS
 
 
 def _is_hook(code: CodeType, call: FrameType) -> bool:
-    """Whether a module's call runs code as one of its hooks."""
+    """Whether a module's call runs this code as a hook."""
     while call.f_code is not MODULE_CALL and call.f_back is not None:
         call = call.f_back
     module = call.f_locals["self"]
@@ -85,16 +84,16 @@ def _codes(hook: Any) -> Iterable[CodeType]:
 
 
 def answer(name: str, args: Any, dtype: torch.dtype) -> Any:
-    """What a function of the name given answers of an empty tensor.
+    """Answer of an empty tensor.
 
     Args:
-        name: one of :data:`ANSWERED`.
-        args: the arguments behind the tensor.
-        dtype: the tensor's.
+        name: the function, one of :data:`ANSWERED`.
+        args: the arguments after the tensor.
+        dtype: dtype of the dropped tensor.
     """
     if name in ("shape", "size", "stride"):
         whole = torch.Size([0]) if name != "stride" else (1,)
-        return whole[0] if args else whole  # of any dimension
+        return whole[0] if args else whole  # the arguments are dimensions
     if name == "__iter__":
         return iter(())
     if name == "tolist":

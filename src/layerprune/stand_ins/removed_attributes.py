@@ -1,8 +1,8 @@
-"""Attributes of a removed module that other modules still read.
+"""Attributes of removed modules that other modules still read.
 
-A forward may look at the parts of a module that it is about to call: ``nn.TransformerEncoderLayer`` gathers the weights
-of its parts to decide between two ways to compute the same. Numbers and flags stay as they were; a weight that is gone
-is a tensor without values, which may be passed around, and computes nothing.
+A forward may read submodules of a module before it calls the module: ``nn.TransformerEncoderLayer`` collects their
+weights to choose between two implementations. Numbers and flags keep their values. A removed weight is a tensor without
+values, which can be passed as an argument but not computed with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SILENT = frozenset({"requires_grad", "__repr__", "__format__", "__hash__", "__s
 
 
 class RemovedValue(DroppedTensor):
-    """A parameter or buffer of a removed module. There is one object for all of them, of no type and on no device."""
+    """A parameter or buffer of a removed module: one object for all of them, without a dtype or a device."""
 
     @classmethod
     def __torch_function__(
@@ -35,7 +35,7 @@ class RemovedValue(DroppedTensor):
         read = raw_name(func)
         if read in _SILENT or is_described() or looks_on(func):
             return super().__torch_function__(func, types, args, kwargs)
-        # Not even its type: that may change later, when the pruned model is converted.
+        # Not even its dtype, which would be wrong after a later conversion of the pruned model.
         raise DroppedTensorError(f"a forward takes '{read}' of a weight that this removal takes away")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RemovedValue:
@@ -60,7 +60,7 @@ REMOVED_VALUE = _make()
 
 
 class RemovedModule(Shown):
-    """Stands for a part of a removed module: it has the part's attributes, and cannot be called."""
+    """A submodule of a removed module: has its attributes, and cannot be called."""
 
     def __init__(self, shown: Mapping[str, Any]) -> None:
         vars(self).update(shown)
@@ -74,28 +74,24 @@ class RemovedModule(Shown):
         return self.portable()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse.
-
-        Raises:
-            DroppedTensorError: always.
-        """
+        """Raise :class:`DroppedTensorError`, because the module was removed."""
         raise DroppedTensorError("a forward calls a part of a module that this removal takes away")
 
 
 def plain(module: nn.Module) -> dict[str, Any]:
-    """A module's numbers, flags, strings and lists of them, by name; and those of its class."""
+    """Plain attributes of a module and of its class, by name."""
     own = {key: value for key, value in vars(module).items() if key not in _MACHINERY and is_plain(value, deep=False)}
     own["training"] = module.training
     return class_values(type(module)) | {key: copy.copy(value) for key, value in own.items()}
 
 
 def shown(module: nn.Module, place: str, gone: Tensor = REMOVED_VALUE) -> dict[str, Any]:
-    """What a module's stand-in shows: plain attributes, dropped tensors for tensors, husks for parts, some methods.
+    """Attributes of a module's stand-in: plain values, dropped tensors, stand-ins of submodules, kept methods.
 
     Args:
         module: the module.
         place: its name in the model.
-        gone: what it shows for each tensor.
+        gone: the value of each tensor.
     """
     tensors = {**parameters_of(module), **buffers_of(module)}
     parts = {
