@@ -1,4 +1,4 @@
-"""Edits carried out on a module tree: all or nothing, and undoable."""
+"""Edits carried out on a module tree, all or nothing, and undone."""
 
 # pyright: reportUnusedImport=false
 from layerprune.surgery.apply import applied, check_numbers, operate

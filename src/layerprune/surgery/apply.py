@@ -1,4 +1,4 @@
-"""Carries edits out on a module tree: all or nothing, and undoable."""
+"""Carries out edits on a module tree, all or nothing, with undo."""
 
 from __future__ import annotations
 
@@ -51,26 +51,25 @@ from layerprune.torch_internals import children_of, parameters_of, registry_of
 def operate(
     model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None, undo_log: UndoLog | None = None
 ) -> Undo:
-    """Carry edits out on a model, in place.
+    """Carry out edits on a model, in place.
 
-    The surviving modules and parameters are the same objects as before, except sliced parameters, and those that have
-    taken a projection in, which are new.
+    Remaining modules and parameters stay the same objects, except sliced parameters and folded weights.
 
     Args:
         model: the module tree to edit.
-        edits: what to do; each names a module of ``model``.
-        folded: the weights of transforms that take a projection in; those not in it get zeros, to be written over.
-        undo_log: what is changed is written down in it; whoever gives one may take it back from any point on.
+        edits: edits; each names a module of ``model``.
+        folded: folded weights; a fold without weights here gets zeros, to be overwritten later.
+        undo_log: records every change; the caller may undo from any point on.
 
     Returns:
-        A function that takes every edit back, bit for bit.
+        A function that undoes all edits, bit for bit.
 
     Raises:
-        SurgeryError: an edit does not fit the model, which then is as it was. So it is after a Ctrl-C.
+        SurgeryError: an edit does not fit the model. All edits are then undone, as after a Ctrl-C.
     """
     undo_log = UndoLog() if undo_log is None else undo_log
     try:
-        places = slots(model)  # an edit moves no module but its own
+        places = slots(model)  # valid for all edits: an edit moves no other module
         shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
         shorten = _prepared(model, shortens)
         told = generation_config_changes(model, {edit.fqn: edit.removed for edit in shortens})
@@ -89,17 +88,17 @@ def operate(
 
 
 def check_numbers(model: nn.Module, edits: Sequence[Edit]) -> None:
-    """Refuse edits after which numbers that the model keeps of its layers, and no forward reads, would be wrong.
+    """Refuse edits that would make numbers wrong that the model's config holds and no forward reads.
 
     Raises:
-        SurgeryError: they would.
+        SurgeryError: a number would be wrong.
     """
     removed = {edit.fqn: edit.removed for edit in joined(edit for edit in edits if isinstance(edit, Shorten))}
     check_generation_config(model, removed, [edit.fqn for edit in edits if isinstance(edit, (Pass, Drop))])
 
 
 def _prepared(model: nn.Module, shortens: Sequence[Shorten]) -> Callable[[UndoLog], None]:
-    """Decide on the untouched model how its containers are shortened: last, since that gives modules other names."""
+    """Prepare the shortening of containers on the unedited model; it runs last, because it renames modules."""
     if not shortens:
         return lambda _: None
     try:
@@ -109,7 +108,7 @@ def _prepared(model: nn.Module, shortens: Sequence[Shorten]) -> Callable[[UndoLo
 
 
 def _move(model: nn.Module, edit: TakePlace) -> tuple[nn.Module, nn.Module, str]:
-    """Who takes whose place, on the untouched model, and under which name they hold it."""
+    """The module that moves, the module whose place it takes, and the attribute that holds the place."""
     module, other = _find(model, edit.fqn, edit), _find(model, edit.of, edit)
     for name in PLACES:
         if type(vars(module).get(name)) is int and type(vars(other).get(name)) is int:
@@ -118,14 +117,14 @@ def _move(model: nn.Module, edit: TakePlace) -> tuple[nn.Module, nn.Module, str]
 
 
 def _take_places(moves: Sequence[tuple[TakePlace, nn.Module, nn.Module, str]], undo_log: UndoLog) -> None:
-    """Hand the places on, all at once: who leaves one may take another."""
+    """Assign all places at once, because a module may leave its place to another one and take a third."""
     for module, name, place in [(module, name, vars(other)[name]) for _, module, other, name in moves]:
         undo_log.set(vars(module), name, place)
 
 
 @contextmanager
 def applied(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = None) -> Generator[nn.Module]:
-    """Run a block with edits carried out on a model, and take them back afterwards whatever happens."""
+    """Run a block with edits carried out on a model; they are undone afterwards in every case."""
     undo_log = UndoLog()
     try:
         try:
@@ -133,13 +132,13 @@ def applied(model: nn.Module, edits: Sequence[Edit], folded: Folded | None = Non
             yield model
         finally:
             undo_log.take_back()
-    except BaseException:  # a Ctrl-C may have come just before
+    except BaseException:  # a Ctrl-C may have interrupted the first undo
         undo_log.take_back()
         raise
 
 
 def _in_order(edits: Sequence[Edit]) -> list[Edit]:
-    """Parameters first: deleting a module last keeps every name valid until it is needed."""
+    """Parameters first, deletions last, so that every name is valid until it is needed."""
     order = {"slice": 0, "fold": 0, "drop_parameter": 1, "guard": 2, "pass": 2, "drop": 2, "vacate": 2, "delete": 3}
     return sorted(edits, key=lambda edit: order[edit.kind])
 
@@ -171,7 +170,7 @@ def _carry_out(model: nn.Module, edit: Edit, places: _Places, folded: Folded, un
 
 
 def _places_of(module: nn.Module, edit: Edit, places: _Places) -> Sequence[tuple[nn.Module, str]]:
-    """Where a module hangs; a stand-in that an earlier edit put there hangs nowhere."""
+    """Parents and keys of a module; an error if an earlier edit has replaced it."""
     if id(module) not in places:
         raise SurgeryError(f"cannot {edit}: another edit has put a stand-in there")
     return places[id(module)]
@@ -199,14 +198,13 @@ def _stand_in(edit: Pass | Drop | Vacate, module: nn.Module, model: nn.Module, g
         stand_in = PassThrough(edit.position, edit.keyword, edit.structure, edit.copies)
     stand_in.training = module.training
     held = vars(stand_in)
-    # A parent may read them off a module which it calls. Only torch's own Identity loads where this library is not.
+    # Parents may read attributes of a module that they call. Only torch's own Identity loads without this library.
     kept = plain(module) if type(stand_in) is nn.Identity else shown(module, edit.fqn, gone)
     held |= {key: value for key, value in kept.items() if key not in held and key not in children_of(stand_in)}
     return stand_in
 
 
 def _replace(places: Sequence[tuple[nn.Module, str]], new: nn.Module, undo_log: UndoLog) -> None:
-    """Hang ``new`` wherever a module hangs: a shared one has several places."""
     for parent, key in places:
         undo_log.set(cast("dict[str, Any]", children_of(parent)), key, new)
 
@@ -249,5 +247,5 @@ def _slice(module: nn.Module, edit: Slice, undo_log: UndoLog) -> None:
 
 
 def holds_dropped(model: nn.Module) -> bool:
-    """Whether a model has stand-ins for removed modules, so that loading it needs layerprune."""
+    """Whether a model holds dropped tensors, so that loading it needs layerprune."""
     return any(isinstance(value, DroppedTensor) for module in model.modules() for value in vars(module).values())

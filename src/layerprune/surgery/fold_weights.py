@@ -16,20 +16,20 @@ from layerprune.graph import Refusal
 from layerprune.modules import UndoLog
 from layerprune.torch_internals import PADDING_FOR_PAD, Conv, registry_of
 
-#: What modules call the number of channels that they read.
+#: Attributes for the number of input channels.
 _WIDTHS = ("in_features", "in_channels", "nx")
 
-#: The weight of transforms that have taken a projection in, and what has taken its constant.
+#: Folded weights of transforms, and the tensors that hold the constants.
 Folded: TypeAlias = Mapping[Fold, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """``y ≈ left · right · x + constant``, place by place.
+    """``y ≈ left · right · x + constant``, for each token or position.
 
     Attributes:
         left: ``(channel of y, rank)``.
-        right: ``(rank, channel of x)``; None for the identity, where ``left`` is the whole matrix.
+        right: ``(rank, channel of x)``; None if ``left`` is the whole matrix.
         constant: ``(channel of y,)``; None for 0.
     """
 
@@ -44,21 +44,21 @@ class Projection:
         return found if self.constant is None else found + self.constant
 
     def after(self, matrix: Tensor) -> Tensor:
-        """Multiply a matrix, ``(…, channel of y)``, with the projection's: ``(…, channel of x)``."""
+        """Product of a matrix, ``(…, channel of y)``, and the projection: ``(…, channel of x)``."""
         product = matrix.to(self.left.dtype) @ self.left
         return product if self.right is None else product @ self.right
 
 
 def folded(model: nn.Module, edit: Fold, projection: Projection) -> dict[str, Tensor]:
-    """What a transform's weight, and what takes the constant, become where it makes of ``x`` what it made of ``y``.
+    """Weights with which a transform computes from ``x`` the result that it computed from ``y``.
 
     Args:
-        model: the model, its transform as it was.
-        edit: what is folded.
-        projection: of ``x`` to ``y``; a constant in it is left out where nothing takes it.
+        model: the model, with the transform before the fold.
+        edit: the fold.
+        projection: the projection of ``x`` to ``y``; its constant is ignored if no tensor can hold it.
 
     Returns:
-        ``weight``, and ``constant`` where the edit names what takes one.
+        ``weight``, in the weight's dtype, and ``constant`` if the edit names a tensor for it.
     """
     reader = reader_for(model.get_submodule(edit.owner), edit)
     weight = reader.dense()
@@ -67,14 +67,14 @@ def folded(model: nn.Module, edit: Fold, projection: Projection) -> dict[str, Te
     if edit.constant is not None:
         held = _holder(model, edit.constant)[0]
         shift = torch.zeros_like(held) if projection.constant is None else _shift(reader, weight, projection.constant)
-        # A bias is added, a mean subtracted.
+        # A bias is added to the output, a running mean is subtracted.
         wider = held.detach().to(shift.dtype)
         found["constant"] = (wider + shift if isinstance(held, nn.Parameter) else wider - shift).to(held.dtype)
     return found
 
 
 def _shift(reader: Reader, weight: Tensor, constant: Tensor) -> Tensor:
-    """What a transform makes of a constant, ``(channel of its output,)``."""
+    """Output of a transform for a constant input, ``(channel of its output,)``."""
     matrix = weight.movedim(reader.axis, 1).to(constant.dtype)
     return (matrix.flatten(2).sum(2) if matrix.dim() > 2 else matrix) @ constant
 
@@ -82,17 +82,17 @@ def _shift(reader: Reader, weight: Tensor, constant: Tensor) -> Tensor:
 def resize(
     model: nn.Module, module: nn.Module, edit: Fold, values: Mapping[str, Tensor] | None, undo_log: UndoLog
 ) -> None:
-    """Let a transform read another tensor, with the values given, or zeros until there are some.
+    """Change the number of a transform's input channels, with the given weights, or zeros until there are some.
 
     Args:
-        model: the model, which is edited.
-        module: the one in it that owns the transform's weight.
-        edit: what to do.
-        values: what :func:`folded` has found.
-        undo_log: what is changed is written down in it.
+        model: the model to edit.
+        module: the module that owns the transform's weight.
+        edit: the fold.
+        values: the result of :func:`folded`.
+        undo_log: records every change.
 
     Raises:
-        SurgeryError: the transform cannot take a projection in, or the values do not fit it.
+        SurgeryError: no projection can be folded into the transform, or the values have other shapes.
     """
     try:
         reader = reader_for(module, edit)
@@ -113,7 +113,7 @@ def resize(
 
 
 def _renew(model: nn.Module, edit: Fold, value: Tensor | None, undo_log: UndoLog) -> None:
-    """Give what takes the constant memory of its own: what it shares with another model is to stay as it is."""
+    """Replace the tensor that holds the constant, because another model may share its memory."""
     assert edit.constant is not None
     try:
         held, module = _holder(model, edit.constant)
@@ -126,7 +126,7 @@ def _renew(model: nn.Module, edit: Fold, value: Tensor | None, undo_log: UndoLog
 
 
 def _holder(model: nn.Module, name: str) -> tuple[Tensor, nn.Module]:
-    """The parameter or buffer of a name, and the module that holds it."""
+    """The parameter or buffer with this name, and the module that holds it."""
     owner, _, key = name.rpartition(".")
     module = model.get_submodule(owner)
     held = registry_of(module, key).get(key)
@@ -136,14 +136,13 @@ def _holder(model: nn.Module, name: str) -> tuple[Tensor, nn.Module]:
 
 
 def _put(module: nn.Module, key: str, new: Tensor, undo_log: UndoLog) -> None:
-    """Put a parameter or buffer in the place of another one."""
     registry = registry_of(module, key)
     held = registry[key]
     undo_log.set(registry, key, nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new)
 
 
 def _settings(reader: Reader, edit: Fold) -> dict[str, object]:
-    """What a module says of its input; of a convolution's call also how it steps once every so many-th place counts."""
+    """New settings of a module: its input channels, and for a convolution strides that skip positions."""
     module = reader.module
     found: dict[str, object] = {name: edit.num_in for name in _WIDTHS if type(vars(module).get(name)) is int}
     if not reader.called or not isinstance(module, Conv):

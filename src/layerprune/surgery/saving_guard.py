@@ -1,9 +1,9 @@
 """Refuses saving methods that would write a config of the unpruned model.
 
-``save_pretrained`` of transformers, diffusers, peft and of the mixin that huggingface_hub gives to any module writes
-weights beside a config; ``from_pretrained`` builds the class from the config and fills in what it finds. Where layers
-left in a way that the config cannot say, they come back with random weights, and nothing fails. So these methods are
-covered on the pruned instance: its class, its state dict and ``torch.save`` stay as they are.
+``save_pretrained`` of transformers, diffusers, peft and of the mixin of huggingface_hub writes weights beside a config.
+``from_pretrained`` builds the class from the config and loads the weights that fit. If the config cannot describe the
+removals, removed layers come back with random weights, and nothing fails. So these methods are replaced on the pruned
+instance. Its class, its state dict and ``torch.save`` are unchanged.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SAVING = ("save_pretrained", "push_to_hub")
 
 
 class RefusedSaving:
-    """Stands before a saving method of one pruned module; it is picklable, and does nothing until it is called.
+    """Replaces a saving method of a pruned module; it is picklable, and raises an error only if called.
 
     Args:
-        method: the method's name.
-        owner: the name of the module's class.
-        place: the module's dotted name in what was pruned; empty for the model itself.
-        root: the name of the class of what was pruned.
-        follows: whether the module's config could follow a removal of whole layers.
+        method: name of the method.
+        owner: name of the module's class.
+        place: dotted name of the module in the pruned model; empty for the model itself.
+        root: name of the pruned model's class.
+        follows: whether the module's config can describe a removal of whole layers.
     """
 
     def __init__(self, method: str, owner: str, place: str, root: str, follows: bool) -> None:
@@ -42,16 +42,12 @@ class RefusedSaving:
         self.__name__ = method
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse.
-
-        Raises:
-            CheckpointError: always.
-        """
+        """Raise :class:`CheckpointError`."""
         raise CheckpointError(self.reason)
 
     @property
     def reason(self) -> str:
-        """Why the method is refused, and what to call instead."""
+        """Reason, and the function to call instead."""
         whole = f" of the whole {self.root}, of which this is '{self.place}'" if self.place else ""
         instead = "push_to_hub(model, repo)" if self.method == "push_to_hub" else "save_pruned(model, folder)"
         whole_layers = "; or prune with granularity='block', which its config follows" if self.follows else ""
@@ -62,13 +58,13 @@ class RefusedSaving:
 
 
 def cover(model: nn.Module, places: dict[str, nn.Module], edits: Sequence[Edit], undo_log: UndoLog) -> None:
-    """Refuse the saving methods of modules whose classes would rebuild what the edits took out.
+    """Refuse saving methods of modules whose classes would build removed layers again.
 
     Args:
         model: the model, after the edits.
-        places: what :func:`rebuilders` found in it before.
-        edits: what was done; names are those from before.
-        undo_log: what is changed is written down in it.
+        places: the result of :func:`rebuilders` before the edits.
+        edits: the edits; their names are those before.
+        undo_log: records every change.
     """
     for place, module in places.items():
         inside = [edit for edit in edits if _is_inside(edit, place)]
@@ -85,7 +81,7 @@ def _is_inside(edit: Edit, place: str) -> bool:
 
 
 def rebuilders(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules whose classes save themselves and build themselves again, by dotted name."""
+    """Modules whose classes have ``save_pretrained`` and ``from_pretrained``, by dotted name."""
     names = names_by_module(model)
     return {
         name: module

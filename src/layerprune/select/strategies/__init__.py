@@ -1,1 +1,1 @@
-"""Strategies: ways to search for a set of removals, by name."""
+"""Search strategies for a set of removals, by name."""

@@ -1,4 +1,4 @@
-"""The strategies by name, and what is said where nothing can be chosen."""
+"""Runs a search strategy by name, and reports why no set was found."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ STRATEGIES: dict[str, Callable[[Search], tuple[int, ...] | None]] = {
     "repaired": repaired,
 }
 
-#: Those that add impacts up, and make no set.
+#: Strategies that add impacts up and measure no set.
 BY_SUMS = frozenset({"exact", "quadratic"})
 
 _MEASURING = frozenset({"greedy", "evolution", "repaired"})
 
 
 def select(problem: Problem, strategy: str = "auto") -> Selection:
-    """Choose removals that are proven to hold together, within the budgets.
+    """Choose a set of removals that is proven and within the budgets.
 
     Args:
-        problem: the removals, the budgets, and how to prove a set.
+        problem: the removals, the budgets, and the function that proves a set.
         strategy: ``exact``, ``quadratic``, ``greedy``, ``evolution``, ``resampled``, ``repaired``, or ``auto``.
 
     Returns:
-        What was chosen; where there was something to choose from and nothing is, the only note says why.
+        The chosen set; if it is empty although there are removals, its only note says why.
 
     Raises:
-        BudgetError: there is no such strategy, it has nothing to measure on, or what has to go cannot.
+        BudgetError: the strategy is unknown, it has no data to measure on, or no set reaches the targets.
     """
     name = _picked(problem, strategy)
     if not problem.removals:
@@ -83,7 +83,7 @@ def _picked(problem: Problem, strategy: str) -> str:
 
 
 def _too_large(problem: Problem) -> str:
-    """Say why not even one removal is within the caps."""
+    """Reason why not even one removal is within the caps."""
     for resource in problem.resources:
         takes = [resource.limit.of((number,)) for number in range(len(problem.removals))]
         least = min(range(len(takes)), key=takes.__getitem__)
@@ -98,7 +98,7 @@ def _too_large(problem: Problem) -> str:
 
 
 def _refuse_targets(problem: Problem, search: Search | None) -> None:
-    """Say of targets that are not met how close a set comes to each."""
+    """Raise :class:`BudgetError` if there are targets, with the largest amount that a set reaches for each."""
     wanted = [resource for resource in problem.resources if resource.at_least > 0]
     if not wanted:
         return
@@ -116,7 +116,7 @@ def _refuse_targets(problem: Problem, search: Search | None) -> None:
 
 
 def _most_of(search: Search, resource: Resource) -> float:
-    """The most of a resource that a proven set within the caps saves."""
+    """The largest amount of a resource that a proven set within the caps saves."""
     places: Sequence[int] = [i for i, r in enumerate(search.problem.resources) if r is resource]
     search.rounds = max(search.rounds, 10)
     caps = [limit.without_low() for limit in search.limits]

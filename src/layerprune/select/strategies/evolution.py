@@ -1,4 +1,4 @@
-"""Evolution: a set that random swaps make better, each judged by making it."""
+"""Strategy ``evolution``: improves a set by random swaps that are measured."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from layerprune.select.local_search import LocalSearch
 from layerprune.select.search import Search
 from layerprune.select.strategies.exact import exact
 
-#: Sets that are made and measured, in all.
+#: Sets measured in all.
 EVALUATIONS = 200
 
 _OFFSPRING = 8
-_TRIES = 30  # to find an offspring that is new and fits
+_TRIES = 30  # mutations per generation; many are known already or exceed a budget
 
 
 def evolution(search: Search) -> tuple[int, ...] | None:
-    """Choose by swap mutations at constant budget, judged by the harm measured (EvoPress, arXiv 2410.14649).
+    """Choose by swap mutations at constant budget and measured divergence (EvoPress, arXiv 2410.14649).
 
-    Starts from the exact choice. Each generation makes some offspring of the best set, in each of which a few removals
-    gave way to others within the same budgets, measures what each does to the output, and keeps the best.
+    The search starts from the exact choice. Each generation swaps a few removals of the best set for others within the
+    budgets, measures these offspring, and keeps the best.
 
     Args:
-        search: a problem whose harm can be measured; its seed decides the swaps.
+        search: a problem with measurable sets; its seed determines the swaps.
 
     Returns:
-        A proven set within the budgets; None where there is none.
+        A proven set within the budgets; None if there is none.
     """
     best = exact(search)
     if best is None:

@@ -11,26 +11,25 @@ import numpy as np
 from layerprune.select.constraints import Exclusion, Limit
 from layerprune.select.search import Search
 
-#: With calibration data a choice may use so many times the slack, where no more than that share of the impact is left.
+#: With calibration data, a set may leave this multiple of the slack unused if at most this share of the impact remains.
 MORE_SLACK = 2.0
 WORTH = 0.5
 
-_REFINEMENTS = 6  # halvings
+_REFINEMENTS = 6  # bisection steps
 
 
 def exact(search: Search) -> tuple[int, ...] | None:
-    """Choose the removals whose impacts add up to the least, within the budgets.
+    """Choose the set with the least sum of impacts within the budgets.
 
-    Caps are used first: two programmes, one for the most that fits under them, and one for the least impact among the
-    sets that come within the problem's slack of that. With calibration data, the least within :data:`MORE_SLACK` times
-    the slack is taken instead where it is no more than :data:`WORTH` of the other. Where something has to go, as for a
-    latency, it is the least impact that does it.
+    With caps, a first programme finds the most that fits, and a second one the least impact among sets within the
+    problem's slack of it. With calibration data, the least impact within :data:`MORE_SLACK` times the slack is taken if
+    it is at most :data:`WORTH` of the former. With targets, the least impact that reaches them is taken.
 
     Args:
-        search: the problem, and what is known of it.
+        search: the problem, and all that is known of its sets.
 
     Returns:
-        A proven set within the budgets; None where there is none.
+        A proven set within the budgets; None if there is none.
     """
     chosen = least(search)
     if chosen is None:
@@ -46,13 +45,13 @@ def exact(search: Search) -> tuple[int, ...] | None:
 
 
 def stays_below(search: Search) -> str:
-    """Say of a choice that it makes use of more than the slack."""
+    """Note on a set that leaves more than the slack unused."""
     most = MORE_SLACK * search.problem.slack
     return f"it stays below the budget, by up to {most:.0%} of what fits, as that at least halves the impact"
 
 
 def least(search: Search) -> tuple[int, ...] | None:
-    """Choose the least sum of impacts among the sets that use the caps as far as they have to."""
+    """The set with the least sum of impacts among those that use the caps up to the slack."""
     costs = search.problem.impacts
     most: tuple[int, ...] | None = None
     if search.is_filling and search.floor is None:
@@ -71,7 +70,7 @@ def least(search: Search) -> tuple[int, ...] | None:
 
 @contextmanager
 def roomier(search: Search) -> Generator[Limit | None]:
-    """Let caps be used less inside, by :data:`MORE_SLACK` slacks; None without a slack, or without calibration data."""
+    """Widen the slack to :data:`MORE_SLACK` slacks inside; None without a slack or without calibration data."""
     before, slack = search.floor, search.problem.slack
     if before is not None and search.problem.has_data and slack > 0:
         low = before.low * max(1 - MORE_SLACK * slack, 0.0) / (1 - slack)
@@ -83,7 +82,7 @@ def roomier(search: Search) -> Generator[Limit | None]:
 
 
 def _refined(search: Search, chosen: tuple[int, ...], costs: np.ndarray) -> tuple[int, ...]:
-    """Let less go where a set saves more than has to go: halve, between what is too little and what is enough."""
+    """Improve a set that exceeds the targets, by bisection of the amount that is removed."""
     best, known = chosen, {chosen: True}
     low, high = 0.0, 1.0
     part = search.surplus(chosen)

@@ -1,4 +1,4 @@
-"""Strategy ``greedy``: one removal after the other, each time the removal with the least measured impact."""
+"""Strategy ``greedy``: adds removals in turn, each time the one with the least measured impact."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from layerprune.select.search import Search
 
 
 def greedy(search: Search) -> tuple[int, ...] | None:
-    """Choose one removal after the other by the harm measured with all chosen before it (SLEB, arXiv 2402.09025).
+    """Add removals in turn by the divergence measured together with those before (SLEB, arXiv 2402.09025).
 
-    Each step makes every removal that still fits, runs, and undoes it: with n removals of which k go, about n times k
-    ablations. Of removals of different sizes, that of the least harm per what it brings nearer to the budget is taken.
+    Each step measures every removal that still fits: about n times k ablations to choose k of n removals. It takes the
+    removal with the least divergence relative to its progress towards the budget.
 
     Args:
-        search: a problem whose harm can be measured.
+        search: a problem with measurable sets.
 
     Returns:
-        A proven set within the budgets; None where there is none.
+        A proven set within the budgets; None if there is none.
     """
     aim = search.aim
     held: tuple[int, ...] = ()

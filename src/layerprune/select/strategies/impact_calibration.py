@@ -1,4 +1,4 @@
-"""Corrects impacts of single removals by the measured impacts of sets."""
+"""Corrects impacts of single removals by measured impacts of sets."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_LEAST = 0.1  # sums that are this good, relatively, are taken as they are
+_LEAST = 0.1  # relative error of the sums below which they need no correction
 _TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
 class CalibratedImpacts:
-    """Impacts of removals, corrected by sets that were made.
+    """Impacts of removals, corrected by measured sets.
 
     Attributes:
-        costs: one number per removal, that add up to what sets were seen to do.
-        trust: from 0 to 1, how much of what a made set does beyond such a sum is its own, and no accident of the data.
-        is_needed: whether sets do something else than their sums say, beyond such accidents.
+        costs: one number per removal, ``(removal,)``, whose sums approximate the measurements.
+        trust: from 0 to 1, the share of a measurement's deviation from the sum that is not noise.
+        is_needed: whether measurements deviate from the sums by more than the noise.
     """
 
     costs: np.ndarray
@@ -26,7 +26,7 @@ class CalibratedImpacts:
     is_needed: bool
 
     def of(self, sets: Sequence[Sequence[int]], harms: np.ndarray) -> np.ndarray:
-        """What to believe of sets of which it was measured what they do."""
+        """Expected impacts of measured sets."""
         sums = np.array([self.costs[list(some)].sum() for some in sets])
         return self.trust * harms + (1 - self.trust) * sums
 
@@ -34,17 +34,17 @@ class CalibratedImpacts:
 def calibrate_impacts(
     impacts: np.ndarray, sets: Sequence[Sequence[int]], harms: np.ndarray, noise: float
 ) -> CalibratedImpacts:
-    """Correct impacts by least squares, the more, the worse their sums predict.
+    """Correct impacts by least squares, the more the worse their sums predict measurements.
 
-    What a set does is taken for the sum of its removals' costs, a part of its own, and noise. How much of it is not in
-    the impacts' sums, beyond the noise, is told from the sets themselves (empirical Bayes). Half of that is put down to
-    the removals, each as likely as the other, and half to the sets. A factor that all have in common counts as nothing.
+    The model of a measurement is the sum of the removals' costs, a part of the set's own, and noise. The sets show
+    how much the sums miss beyond the noise (empirical Bayes). Half of it is attributed to the removals, equally, and
+    half to the sets. A factor common to all sets is ignored.
 
     Args:
-        impacts: one number per removal.
-        sets: removals, by number.
-        harms: what each set did when it was made; nan where that is not known.
-        noise: the standard deviation of one such measurement, relative to it.
+        impacts: one number per removal, ``(removal,)``.
+        sets: numbers of the removals in each set.
+        harms: measured divergence of each set, ``(set,)``; nan if unknown.
+        noise: standard deviation of a measurement, relative to it.
     """
     known = np.isfinite(harms)
     members = np.zeros((int(known.sum()), len(impacts)))

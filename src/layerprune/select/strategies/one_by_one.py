@@ -1,4 +1,4 @@
-"""Adds removals one by one, where too many sets fail together."""
+"""Adds removals in turn, if too many sets fail the proof."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from layerprune.select.search import Search
 
 
 def one_by_one(search: Search) -> tuple[int, ...] | None:
-    """Take removals by impact per what they bring for as long as they hold together and fit."""
+    """Add removals in order of impact per progress towards the budget, as long as the set is proven and fits."""
     aim, impacts = search.aim, search.problem.impacts
     order = sorted(range(len(impacts)), key=lambda i: impacts[i] / max(amount(aim, (i,)), 1e-30))
     held: tuple[int, ...] = ()

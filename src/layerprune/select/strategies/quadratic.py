@@ -1,4 +1,4 @@
-"""Quadratic: the set of least impact when pairs cost more, or less, than their parts."""
+"""Strategy ``quadratic``: least impact with interactions of pairs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _RESTARTS = 8
 
 
 def quadratic(search: Search) -> tuple[int, ...] | None:
-    """Choose by ``zᵀQz``: from the exact choice without pairs, swaps lower the cost with them, again from mutations.
+    """Minimize ``zᵀQz`` by swaps from the exact choice without pairs, and again from mutations of the best set.
 
     Args:
         search: a problem with ``pairs``.
 
     Returns:
-        A proven set within the budgets; None where there is none.
+        A proven set within the budgets; None if there is none.
     """
     first = exact(search)
     pairs = search.problem.pairs

@@ -1,4 +1,4 @@
-"""Strategy ``repaired``: removals made, repaired and scored one after the other."""
+"""Strategy ``repaired``: repairs candidate sets and compares them after the repair."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from layerprune.select.search import Search
 from layerprune.select.strategies.exact import exact
 from layerprune.select.strategies.resampled import choices, runners_up
 
-#: So many removals are repaired at each step: those of the least harm, unrepaired, for what they save.
+#: Removals repaired at each step: those with the least divergence before the repair, relative to what they save.
 WIDTH = 4
 
-#: So many whole sets are repaired besides: the exact choice, and those that come next or that other draws choose.
+#: Whole sets repaired besides: the exact choice, its runners-up, and choices for resampled impacts.
 SETS = 6
 
 
 def repaired(search: Search) -> tuple[int, ...] | None:
-    """Choose by the harm that is left after a repair.
+    """Choose by the divergence after a repair.
 
-    One removal after the other: of all that still fit, made on top of those chosen before, the most promising
-    unrepaired are repaired, and the one that then harms least for what it saves stays. The sets that adding impacts up
-    chooses are repaired, too; the best of all is taken. With k removals chosen from n that is about ``WIDTH`` k repairs
-    and n k ablations.
+    The search adds removals in turn. Each step repairs the most promising removals that still fit, together with those
+    chosen before, and keeps the best after repair. The sets with the least sum of impacts are repaired, too; the best
+    of all is taken. This takes about ``WIDTH`` k repairs and n k ablations to choose k of n removals.
 
     Args:
         search: a problem with ``harm`` and ``mended``.
 
     Returns:
-        A proven set within the budgets; None where there is none.
+        A proven set within the budgets; None if there is none.
     """
     assert search.problem.mended is not None
     steps, num_repairs = _one_by_one(search)
@@ -44,7 +43,7 @@ def repaired(search: Search) -> tuple[int, ...] | None:
 
 
 def _one_by_one(search: Search) -> tuple[tuple[int, ...] | None, int]:
-    """The greedy choice, and how many repairs it took."""
+    """The set found step by step, and the number of repairs."""
     assert search.problem.mended is not None
     aim, held, now, num_repairs = search.aim, tuple[int, ...](), 0.0, 0
     while search.is_filling or not held or not search.meets_targets(held):
@@ -71,7 +70,7 @@ def _one_by_one(search: Search) -> tuple[tuple[int, ...] | None, int]:
 
 
 def _whole_sets(search: Search) -> list[tuple[int, ...]]:
-    """Valid sets of about the least sum of impacts."""
+    """Valid sets with about the least sum of impacts."""
     first = exact(search)
     if first is None:
         return []

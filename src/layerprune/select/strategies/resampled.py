@@ -1,4 +1,4 @@
-"""Strategy ``resampled``: sets chosen by impacts drawn anew, measured, and the best set taken."""
+"""Strategy ``resampled``: measures sets that are best for resampled impacts, and takes the best."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from layerprune.select.strategies.search_budget import Race, race, search_budget
 _DRAWS = 20
 _FEWEST = 5
 _RUNNERS_UP = 8
-_WORK = 4000  # programmes times removals: large programmes take seconds each
+_WORK = 4000  # programmes times removals: a large programme takes seconds
 
-#: Sets that are made at first: of those that use the caps, and of those that use them less.
+#: Sets measured first: those that use the caps, and those that leave more unused.
 FIRST = (8, 3)
 
-#: Rounds of sets that are made after that, and how many there are in each.
+#: Further rounds, and sets in each.
 ROUNDS = 3
 NEXT = (4, 2)
 
-#: Rounds there may be where a tenth of what greedy takes leaves room, sets beside the best in each of these, and after
-#: how many without anything better the search ends.
+#: Most rounds if the search budget allows more, neighbours of the best sets in each, and rounds without a better set
+#: before the search ends.
 DEEP = 6
 BESIDE = 6
 PATIENCE = 2
@@ -37,25 +37,24 @@ PATIENCE = 2
 _DEEP_WORK = 800
 _FEW = 100
 
-_VARIATION = 0.5  # of the impacts' logarithm: sums of impacts are about as wrong
+_VARIATION = 0.5  # standard deviation of the log impacts: about the error of their sums
 
 
 def resampled(search: Search) -> tuple[int, ...] | None:
-    """Choose exactly for the impacts, and for others that come into question; make these sets, and take the best.
+    """Choose sets for the impacts and for resampled impacts, measure these sets, and take the best.
 
-    Impacts add up only roughly, and sets whose sums hardly differ do differ when they are made. So sets are made that
-    come out where the calibration data are drawn anew, or the impacts varied by chance. Impacts are corrected by what
-    these do (``strategies/impact_calibration``), and the sets that come out then are made; where sets do something
-    else than their sums say, that is done three times over. Where removing one after the other would take far more,
-    that goes on, also with sets beside the best, until two rounds find nothing better or a tenth of that is used up
-    (``select/strategies/search_budget``). The best of all are measured on more data. Among them are sets that use the
-    caps less; they have to harm half as much.
+    Impacts add up only roughly, and sets with almost equal sums differ when measured. The first sets are the choices
+    for resampled calibration data and for randomly varied impacts. Measurements correct the impacts
+    (``strategies/impact_calibration``), and the next sets are the choices for these: one round, or three if
+    measurements deviate from the sums. If greedy would take far longer, rounds go on, with neighbours of the best sets,
+    until two rounds find no better set or the search budget is spent (``strategies/search_budget``). The best sets race
+    on more data. Sets that leave more of the caps unused take part, but must halve the divergence.
 
     Args:
-        search: the problem; with ``harm``, and with ``resampled`` for the draws; else this is the exact choice.
+        search: the problem; without ``harm`` the result is the exact choice; with ``resampled`` impacts are resampled.
 
     Returns:
-        A proven set within the budgets; None where there is none.
+        A proven set within the budgets; None if there is none.
     """
     if search.problem.harm is None:
         return exact(search)
@@ -90,18 +89,17 @@ def resampled(search: Search) -> tuple[int, ...] | None:
 
 
 class _Looked:
-    """Sets that were made on the first of the data, and what they say."""
+    """Sets measured on the first part of the data, and the impacts corrected by them."""
 
     def __init__(self, search: Search, sets: Sequence[tuple[int, ...]]) -> None:
         self.search = search
         self.share = 0.0 if search.problem.effort is None else search.problem.effort.share
         self.sets: list[tuple[int, ...]] = []
         self.harms = np.empty(0)
-        self.idle = 0  # rounds since one has found something better
+        self.idle = 0  # rounds since the last improvement
         self.add(sets)
 
     def add(self, sets: Sequence[tuple[int, ...]]) -> None:
-        """Make more sets, and correct the impacts by all of them."""
         before = self.expected.min() if self.sets else np.inf
         self.sets += sets
         self.harms = np.concatenate([self.harms, self.search.first_look(sets)])
@@ -114,28 +112,28 @@ class _Looked:
 
     @property
     def calls(self) -> float:
-        """How often the model was called for them, in batches."""
+        """Calls of the model so far, in batches."""
         return self.calls_of(len(self.sets))
 
     @property
     def calls_of_race(self) -> float:
-        """How often it is called at the least to find the best of them."""
+        """Fewest calls that find the best of the sets, in batches."""
         effort = self.search.problem.effort
         return 0.0 if effort is None else Race(final=min(FINAL, effort.num_batches)).calls(effort.share)
 
     def calls_of(self, num: int) -> float:
-        """How often it is called for more sets, the original once."""
+        """Calls for ``num`` more sets and once for the original, in batches."""
         return self.share * (num + 1)
 
 
 def _most_rounds(search: Search) -> int:
-    """How many rounds there may be: large programmes, and proofs of large models, take seconds each."""
+    """Most rounds; fewer for large problems, whose programmes and proofs take seconds each."""
     num = len(search.problem.removals)
     return max(min(ROUNDS, _WORK // num), min(DEEP, _DEEP_WORK // num))
 
 
 def _beside(search: Search, looked: _Looked, known: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Valid sets that corrected impacts choose among those that differ little from the two best, none of them known."""
+    """New valid sets that differ little from the two best, chosen by corrected impacts."""
     if len(search.problem.removals) > _FEW:
         return []
     swaps = LocalSearch(looked.held.costs, search.limits, search.bans)
@@ -146,7 +144,7 @@ def _beside(search: Search, looked: _Looked, known: Sequence[tuple[int, ...]]) -
 
 
 def _first(search: Search, chosen: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The exact choice, and valid sets that others would choose."""
+    """The exact choice, and valid choices for other impacts."""
     found = _valid(search, chain([chosen], choices(search), _varied(search)), FIRST[0])
     with roomier(search) as floor:
         less = None if floor is None else least(search)
@@ -156,7 +154,7 @@ def _first(search: Search, chosen: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _next(search: Search, held: CalibratedImpacts, known: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Valid sets that corrected impacts choose, none of them known."""
+    """New valid sets, chosen by corrected impacts."""
     found = _valid(search, _in_order(search, held.costs, known, NEXT[0]), NEXT[0])
     with roomier(search) as floor:
         if floor is not None:
@@ -168,7 +166,7 @@ def _next(search: Search, held: CalibratedImpacts, known: Sequence[tuple[int, ..
 def _valid(
     search: Search, some: Iterable[tuple[int, ...]], most: int, known: Sequence[tuple[int, ...]] = ()
 ) -> list[tuple[int, ...]]:
-    """The first of some sets that are valid and not known."""
+    """The first ``most`` sets that are valid and not known."""
     found: list[tuple[int, ...]] = []
     seen = set(known)
     for one in some:
@@ -181,18 +179,18 @@ def _valid(
 
 
 def _handicaps(search: Search, sets: Sequence[Sequence[int]]) -> np.ndarray:
-    """What the harm of sets counts: those that use the caps less than they should have to do half of it."""
+    """Factors of divergence, ``(set,)``: above 1 for sets that leave more than the slack unused."""
     floor = search.floor
     return np.array([1.0 if floor is None or floor.of(some) >= floor.low else 1 / WORTH for some in sets])
 
 
 def runners_up(search: Search, first: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The sets that come after the exact choice by the sum of impacts, none of them proven."""
+    """Next-best sets after the exact choice by sum of impacts, unproven."""
     return _in_order(search, search.problem.impacts, [first], _RUNNERS_UP)
 
 
 def _in_order(search: Search, costs: np.ndarray, known: Sequence[tuple[int, ...]], num: int) -> list[tuple[int, ...]]:
-    """The sets of least cost after those that are known, none of them proven."""
+    """Next-best sets by cost after the known ones, unproven."""
     found: list[tuple[int, ...]] = []
     for _ in range(num):
         bans = [*search.bans, *map(Exclusion.of, [*known, *found])]
@@ -204,13 +202,13 @@ def _in_order(search: Search, costs: np.ndarray, known: Sequence[tuple[int, ...]
 
 
 def choices(search: Search) -> list[tuple[int, ...]]:
-    """What the exact programme chooses for each draw of the calibration data, none of it proven."""
+    """The exact choice for each draw of the calibration data, unproven."""
     drawn = search.drawn(max(_FEWEST, min(_DRAWS, _WORK // max(len(search.problem.removals), 1))))
     return search.once("choices", lambda: [_least(search, impacts) for impacts in drawn])
 
 
 def _varied(search: Search) -> Iterator[tuple[int, ...]]:
-    """What the exact programme chooses where impacts are others by chance, none of it proven."""
+    """The exact choice for randomly varied impacts, unproven."""
     rng, impacts = np.random.default_rng(search.problem.seed), search.problem.impacts
     factors = np.exp(_VARIATION * rng.standard_normal((sum(FIRST), len(impacts))))
     return (_least(search, impacts * some) for some in factors)
@@ -221,6 +219,6 @@ def _least(search: Search, impacts: np.ndarray) -> tuple[int, ...]:
 
 
 def recurrence(search: Search, chosen: Sequence[int]) -> tuple[float, ...]:
-    """How often the sum of impacts chooses each removal of a choice for the draws; empty where there are none."""
+    """How often each chosen removal is chosen for resampled impacts, from 0 to 1; empty without draws."""
     again = choices(search)
     return tuple(sum(i in some for some in again) / len(again) for i in chosen) if again else ()

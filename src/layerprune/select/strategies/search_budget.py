@@ -1,4 +1,4 @@
-"""How many forwards a search may take, as a share of what greedy removal would take."""
+"""Number of forwards for a search, as a share of those of greedy removal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from layerprune.select.constraints import Limit
 from layerprune.select.local_search import Amounts, LocalSearch
 from layerprune.select.search import Search
 
-#: Of the calls of the model that :func:`greedy` would take, what scoring and choosing may.
-#: Calls that go on from stored outputs count whole: a search that looks at a quarter more finds sets that are better on
-#: the calibration data only (docs/selection.md).
+#: Share of the model calls of :func:`greedy` that scoring and choosing may use. Calls that reuse outputs count in full.
+#: A longer search overfits: a quarter more finds sets that are better on the calibration data only (docs/selection.md).
 SHARE = 0.1
 
-#: Above that relative noise, finalists are looked at for longer before the first of them leave; below, there are more.
+#: Relative noise above which sets race longer before the first are dropped; below it, more sets race.
 NOISY = 0.15
 
 _FINALISTS = (8, 16, 32)
@@ -29,9 +28,9 @@ class Race:
     """A race between sets.
 
     Attributes:
-        num: how many there are.
-        first: after how many rounds half of them leave for the first time.
-        final: batches on which the last two meet.
+        num: number of sets.
+        first: rounds before the first halving.
+        final: batches that the last two sets are measured on.
     """
 
     num: int = _FINALISTS[0]
@@ -39,7 +38,7 @@ class Race:
     final: float = FINAL
 
     def calls(self, share: float) -> float:
-        """How often it calls the model, in batches, the original once a round, if each round is that share of one."""
+        """Calls of the model, in batches, with one of the original per round; a round is ``share`` of a batch."""
         found, done, number = 0.0, 0.0, 0
         while (going_on := going_on_of(self.num, number, done, self.first, self.final)) > 1:
             found, done, number = found + share * (going_on + 1), done + share, number + 1
@@ -47,13 +46,13 @@ class Race:
 
 
 def search_budget(search: Search) -> float:
-    """What is left of the calls that scoring and choosing may take, in batches; 0 where that is nothing."""
+    """Model calls left for the choice, in batches, at least 0."""
     effort = search.problem.effort
     return 0.0 if effort is None else max(0.0, SHARE * effort.num_batches * sets_of_greedy(search) - effort.spent)
 
 
 def race(search: Search, left: float) -> Race:
-    """The longest race that there are calls for; the shortest at the least."""
+    """The longest race with at most ``left`` calls; at least the shortest."""
     effort = search.problem.effort
     if effort is None:
         return Race()
@@ -67,7 +66,7 @@ def race(search: Search, left: float) -> Race:
 
 
 def sets_of_greedy(search: Search) -> int:
-    """How many sets a greedy choice would make, if harms were the sums of impacts."""
+    """Number of sets that greedy would measure if divergences were sums of impacts."""
     costs, held, found = search.problem.impacts, tuple[int, ...](), 0
     caps = [limit.without_low() for limit in search.limits]
     swaps, aim = LocalSearch(costs, caps, search.bans), Amounts(Limit(search.aim), len(costs))
