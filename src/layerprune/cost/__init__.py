@@ -1,4 +1,4 @@
-"""What a model costs (parameters, MACs, bytes, latency), and what removals save of it."""
+"""Costs of a model (parameters, MACs, bytes, latency), and savings by removals."""
 
 # pyright: reportUnusedImport=false
 from layerprune.cost.latency import Latency, compare_latency

@@ -1,6 +1,6 @@
 """MACs of operations that torch's FLOP counter counts as zero.
 
-Formulas return flops, two for each multiply-accumulate, as torch's do; they get shapes in place of tensors.
+As in torch, formulas return FLOPs, two per multiply-accumulate, and receive shapes in place of tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Shape = Sequence[int]
 
 
 def formulas() -> Mapping[Any, Callable[..., int]]:
-    """Return the formulas by operation, for those operations that this torch, and what is loaded beside it, has."""
+    """Return the formulas by operation, for the operations that torch and loaded libraries have."""
     found: dict[Any, Callable[..., int]] = {}
     for formula, names in _FORMULAS:
         for name in names.split():
@@ -34,7 +34,6 @@ def formulas() -> Mapping[Any, Callable[..., int]]:
 
 
 def _registered(name: str, macs: Callable[..., int]) -> Callable[..., int]:
-    """The formula that a user has registered, in flops."""
 
     def formula(*args: Any, out_shape: Any = (), **kwargs: Any) -> int:
         try:
@@ -49,18 +48,18 @@ def _registered(name: str, macs: Callable[..., int]) -> Callable[..., int]:
 
 
 def _attention(query: _Shape, key: _Shape, value: _Shape, *_: Any, **__: Any) -> int:
-    """Scores and their weighted sum; fewer heads of keys than of queries are read several times."""
+    """Scores and weighted sum; with grouped queries, key heads count once per query head."""
     *samples, tokens, width = query
     return 2 * prod(samples) * tokens * key[-2] * (width + value[-1])
 
 
 def _times_matrix(left: _Shape, right: _Shape, *_: Any, out_shape: _Shape = (), **__: Any) -> int:
-    """Rows of the left times a matrix, whichever way that lies or is packed."""
+    """Rows of ``left`` times a matrix in any layout or packing."""
     return 2 * prod(left) * out_shape[-1]
 
 
 def _grouped(left: _Shape, right: _Shape, *_: Any, **__: Any) -> int:
-    """Each row, or column, meets one of several matrices; two stacks are a batch."""
+    """Each row or column meets one of several matrices; two stacks are a batch."""
     one = left[1:] if len(left) > len(right) else left
     return 2 * prod(one) * right[-1]
 
@@ -84,7 +83,7 @@ def _distances(left: _Shape, right: _Shape, *_: Any, out_shape: _Shape = (), **_
 def _bilinear(
     left: _Shape, weight: _Shape, right: _Shape, expand1: Any, expand2: Any, expand3: Any, *_: Any, **__: Any
 ) -> int:
-    """A product at every place of the three operands broadcast together."""
+    """One product per element of the three operands after broadcasting."""
     shapes = zip((left, weight, right), (expand1, expand2, expand3), strict=True)
     sizes = [_unsqueezed(shape, places) for shape, places in shapes]
     return 2 * prod(max(each) for each in zip(*sizes, strict=True))
@@ -106,12 +105,12 @@ def _deformed(_: _Shape, weight: _Shape, *__: Any, out_shape: _Shape = (), **___
 
 
 def _one_recurrence(rows: _Shape, of_input: _Shape, of_state: _Shape, *_: Any, **__: Any) -> int:
-    """One layer in one direction: each step's input and state times a matrix."""
+    """One layer in one direction: each step multiplies input and state by a matrix."""
     return 2 * prod(rows[:-1]) * (prod(of_input) + prod(of_state))
 
 
 def _whole_recurrence(rows: _Shape, weights: Any, *_: Any, **__: Any) -> int:
-    """All layers, in all directions: each weight meets each step once, biases aside."""
+    """All layers and directions: each weight counts once per step, without biases."""
     shapes = cast("Sequence[_Shape]", weights)
     return 2 * prod(rows[:-1]) * sum(prod(shape) for shape in shapes if len(shape) == 2)
 

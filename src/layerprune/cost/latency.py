@@ -1,4 +1,4 @@
-"""Times several models in turn, so that a busy machine slows all of them alike."""
+"""Times several models in turn, so that other load on the machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from layerprune.inputs import Inputs
 from layerprune.modules import buffers, parameters, unwrap
 
 _DRAWS = 2000  # bootstrap samples
-_BLOCK_S = 0.05  # what one timing should take at least: timers and schedulers are coarser than small models
+_BLOCK_S = 0.05  # minimum duration of a timing: timers and schedulers are coarser than small models
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one model takes as another.
+    """The ratio of two latencies.
 
     Attributes:
-        value: the ratio of the medians.
+        value: ratio of the medians.
         low: lower end of its 95 % bootstrap interval.
         high: upper end.
     """
@@ -43,12 +43,12 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Latency:
-    """What one forward of a model takes.
+    """The duration of a model's forward.
 
     Attributes:
-        times_ms: milliseconds for one forward, round by round; each is the mean over a block of forwards.
-        block: forwards timed together.
-        num_threads: CPU threads that they ran on.
+        times_ms: milliseconds per forward in each round, the mean over a block of forwards.
+        block: number of forwards timed together.
+        num_threads: number of CPU threads.
     """
 
     times_ms: tuple[float, ...]
@@ -57,17 +57,15 @@ class Latency:
 
     @property
     def median_ms(self) -> float:
-        """The median round."""
         return median(self.times_ms)
 
     @property
     def min_ms(self) -> float:
-        """The fastest round."""
         return min(self.times_ms)
 
     @property
     def iqr_ms(self) -> float:
-        """The distance between the quartiles of the rounds."""
+        """The interquartile range of the rounds."""
         low, high = np.percentile(self.times_ms, [25, 75])
         return float(high - low)
 
@@ -75,8 +73,8 @@ class Latency:
         """Compare with another model timed in the same rounds.
 
         Args:
-            other: what one is divided by, from the same :func:`compare_latency`.
-            seed: for the bootstrap, which draws rounds, of both at once.
+            other: the divisor, from the same :func:`compare_latency`.
+            seed: for the bootstrap over rounds, which draws the same rounds of both.
 
         Raises:
             CostError: the two have different numbers of rounds.
@@ -100,21 +98,20 @@ class Latency:
 def compare_latency(
     models: Mapping[str, nn.Module], inputs: Inputs, *, rounds: int = 15, block_s: float = _BLOCK_S
 ) -> Mapping[str, Latency]:
-    """Time one forward of several models on the same inputs, in turn.
+    """Time a forward of several models on the same inputs, in turn.
 
-    Every round times each model once, in an order that turns from round to round. Forwards run in eval mode without
-    grad, on as many threads as torch has; the timer waits for the accelerator. What runs is a copy that shares the
-    parameters: the models, their modes and buffers, and the RNG stay as they are. A compiled model is timed as it is
-    without its compiler.
+    Each round times each model once, in rotating order. Forwards run in eval mode without gradients, on torch's number
+    of threads; the timer waits for the accelerator. Copies run that share the parameters, so models, modes, buffers and
+    the RNG are kept. Compiled models run without their compiler.
 
     Args:
-        models: by name, on one device.
-        inputs: arguments that the forward of each takes, on that device.
-        rounds: how many times each is timed; two at least.
-        block_s: seconds that one timing should take at least; faster models run several times.
+        models: models by name, on one device.
+        inputs: arguments that each forward takes, on that device.
+        rounds: number of rounds, at least two.
+        block_s: minimum duration of a timing, in seconds; faster models run several times.
 
     Returns:
-        For each model, in the order given, the times of its rounds.
+        The latency of each model, in the order given.
 
     Raises:
         CostError: there is no model, fewer than two rounds, a model is on the meta device, or its forward raises.
@@ -141,20 +138,14 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 class _Timed:
-    """One model, ready to be timed.
-
-    Args:
-        name: what the caller calls it.
-        model: the model.
-        inputs: arguments that its forward takes.
-    """
+    """A model in a sandbox, ready to be timed."""
 
     def __init__(self, name: str, model: nn.Module, inputs: Inputs) -> None:
-        # Not settled as other shadows are: experts run as they will.
+        # Not settled as other sandboxes: experts run by their own kernels.
         self.shade = real_sandbox(unwrap(model), settled=False)
         copy = self.shade.model
         given = self.shade.adapt(inputs)
-        # A forward may write into a list that it is given; copying one takes no time that counts, beside a forward.
+        # A forward may write into a list argument. The time of copying the list is negligible.
         plain = all(isinstance(value, Tensor) for value in (*given.args, *given.kwargs.values()))
         self.timer = Timer(
             stmt="model(*args, **kwargs)" if plain else "own = fresh(); model(*own.args, **own.kwargs)",
@@ -165,15 +156,14 @@ class _Timed:
             with self.shade.running():
                 first = self.shade.adapt(inputs)
                 copy(*first.args, **first.kwargs)
-        except Exception as error:  # the user's own forward: anything may come
+        except Exception as error:  # the user's own forward
             raise CostError(f"'{name}' raised on the inputs ({inputs!r}): {short(error)}") from error
 
     def block(self, seconds: float) -> int:
-        """Find how many forwards take that long."""
         with self.shade.running(timed=True):
             return math.ceil(seconds / self.timer.blocked_autorange(min_run_time=seconds).median)
 
     def time(self, block: int) -> float:
-        """Time a block of forwards, and return the milliseconds of one."""
+        """Time a block of forwards; milliseconds per forward."""
         with self.shade.running(timed=True):
             return self.timer.timeit(block).mean * 1e3

@@ -1,4 +1,4 @@
-"""MACs and share of latency of each layer."""
+"""MACs and latency of each layer."""
 
 from __future__ import annotations
 
@@ -25,13 +25,7 @@ _ROUNDS = 5  # forwards that are timed
 def macs_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mapping[int, float]:
     """Count the multiply-accumulates of each layer in one forward; see :func:`tally_macs`.
 
-    Args:
-        model: the model that ``graph`` was recorded from; it stays as it is.
-        graph: the layer graph.
-        inputs: the inputs that it was recorded on.
-
-    Returns:
-        Layer → its multiply-accumulates; of layers that compute no product nothing. What runs in no layer is left out.
+    Layers that compute no product, and operations outside of layers, are left out.
 
     Raises:
         CostError: the forward raises on these inputs.
@@ -54,19 +48,10 @@ def tally_layers(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> tuple[M
 
 
 def time_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mapping[int, float]:
-    """Time each layer in a few forwards on real tensors.
+    """Time each layer in a few forwards on real tensors: layer → milliseconds, the median over the forwards.
 
-    An accelerator is waited for before and after every layer, so the times are too long, and their sum is; what they
-    are good for is to tell which removals save much. The whole model is to be timed without this, see
-    :func:`compare_latency`.
-
-    Args:
-        model: the model that ``graph`` was recorded from; it stays as it is.
-        graph: the layer graph.
-        inputs: arguments that the forward takes.
-
-    Returns:
-        Layer → milliseconds, the median over the forwards.
+    The accelerator is synchronized before and after each layer, so the times are too long. They rank removals by their
+    saving; :func:`compare_latency` times whole models.
 
     Raises:
         CostError: the forward raises on these inputs.
@@ -87,17 +72,7 @@ def time_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
 
 
 class _Running:
-    """Follows which layer of the graph is running, and for how long.
-
-    Args:
-        model: a sandbox's model.
-        graph: the layer graph.
-        clock: gives seconds; None to take no times.
-
-    Attributes:
-        layer: the layer that is running; None between layers.
-        seconds: layer → the time that it has taken.
-    """
+    """Tracks the running layer of a sandbox's model, and sums up its seconds; without a ``clock`` all times are 0."""
 
     def __init__(self, model: nn.Module, graph: LayerGraph, clock: Callable[[], float] | None = None) -> None:
         self.tracker = CallTracker(names_by_module(model), self.run_module, self.run)

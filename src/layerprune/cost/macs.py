@@ -1,4 +1,4 @@
-"""MACs of one forward, by torch's FLOP counter and the formulas that it lacks."""
+"""MACs of a forward, by torch's FLOP counter and additional formulas."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from layerprune.modules import CallTracker, names_by_module
 from layerprune.tensors import has_claims
 from layerprune.torch_internals import DispatchMode
 
-#: Under this name torch's counter has the whole forward.
+#: The counter's own name for the whole forward.
 WHOLE = "Global"
-# Operations from elsewhere may hold products that nobody has told us of.
+# Operations of other libraries may compute products without a formula.
 _KNOWN = frozenset({"aten", "prim", "prims", "profiler", "higher_order"})
 
 
 @dataclass(frozen=True)
 class Macs:
-    """The multiply-accumulates of one forward.
+    """The multiply-accumulates of a forward.
 
     Attributes:
         total: of the whole forward.
-        by_module: by the module's first name, the modules inside it included; the model itself is ``""``. Modules that
+        by_module: by the module's first name, with the modules inside it; the model itself is ``""``. Modules that
             compute no product are left out.
-        uncounted: operations from outside torch that ran and count as nothing, for want of a formula.
+        uncounted: operations of other libraries that ran and have no formula; they count as zero.
     """
 
     total: int
@@ -40,16 +40,16 @@ class Macs:
 
 
 def tally_macs(model: nn.Module, inputs: Inputs) -> Macs:
-    """Count the multiply-accumulates of one forward in eval mode, by module.
+    """Count the multiply-accumulates of a forward in eval mode, by module.
 
-    One multiply-accumulate is one product and its addition, in convolutions, matrix products, recurrences and
-    attention; biases, norms and activations count as nothing. Attention counts whole, masked or causal.
+    A multiply-accumulate is a product and its addition, in convolutions, matrix products, recurrences and attention;
+    biases, norms and activations count as zero. Attention counts in full, also with a mask.
 
-    The forward runs on fake tensors, which needs no memory and works on the meta device; where that is impossible, on
-    real ones, and then the number holds for these inputs.
+    The forward runs on fake tensors, which need no memory and work on the meta device, or on real tensors where fake
+    ones fail; then the number holds for these inputs only.
 
     Args:
-        model: any module; original or pruned. It stays as it is.
+        model: any module, original or pruned; it is not changed.
         inputs: arguments that its forward takes; their sizes count.
 
     Raises:
@@ -59,12 +59,12 @@ def tally_macs(model: nn.Module, inputs: Inputs) -> Macs:
 
 
 def count_macs(model: nn.Module, inputs: Inputs) -> int:
-    """Count the multiply-accumulates of one forward; see :func:`tally_macs`."""
+    """Count the multiply-accumulates of a forward; see :func:`tally_macs`."""
     return tally_macs(model, inputs).total
 
 
 def macs_by_module(model: nn.Module, inputs: Inputs) -> Mapping[str, int]:
-    """Count the multiply-accumulates of one forward in each module, those inside it included; see :class:`Macs`."""
+    """Count the multiply-accumulates of each module in a forward, with the modules inside it; see :class:`Macs`."""
     return tally_macs(model, inputs).by_module
 
 
@@ -80,11 +80,7 @@ def _tally(shade: Sandbox, inputs: Inputs) -> Macs:
 
 
 def mac_counter(owners: Callable[[], Iterable[str]]) -> FlopCounterMode:
-    """Make torch's counter; it counts a multiply-accumulate as two.
-
-    Args:
-        owners: what an operation counts for, beside the whole forward; asked for at each operation.
-    """
+    """Make torch's counter of FLOPs, two per multiply-accumulate; ``owners`` are asked at each operation."""
     counter = FlopCounterMode(display=False, custom_mapping=dict(formulas()))
     tracker = _Owners(owners)
     counter.mod_tracker = tracker  # pyright: ignore[reportAttributeAccessIssue]  # torch's own names shared modules twice
@@ -92,7 +88,7 @@ def mac_counter(owners: Callable[[], Iterable[str]]) -> FlopCounterMode:
 
 
 class _Owners:
-    """Says what an operation counts for, in the form in which torch's counter asks for it."""
+    """Names that an operation counts for, with the interface of torch's module tracker."""
 
     def __init__(self, owners: Callable[[], Iterable[str]]) -> None:
         self.owners = owners
@@ -101,20 +97,15 @@ class _Owners:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing was opened."""
+        """Leave no context."""
 
     @property
     def parents(self) -> set[str]:
-        """The names that an operation counts for."""
         return {WHOLE, *self.owners()}
 
 
 class _Foreign(DispatchMode):
-    """Notes the operations from outside torch that no formula counts.
-
-    Args:
-        formulas: the formulas, by operation.
-    """
+    """Collects operations of other libraries that have no formula."""
 
     def __init__(self, formulas: Mapping[Any, Callable[..., int]]) -> None:
         super().__init__()
@@ -122,7 +113,6 @@ class _Foreign(DispatchMode):
         self.seen: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation, and look where it comes from."""
         packet = getattr(func, "overloadpacket", func)
         space = getattr(func, "namespace", "aten")
         known = packet in self.formulas or has_claims(f"{space}::{getattr(packet, '__name__', '')}")

@@ -1,4 +1,4 @@
-"""Bytes of parameters, of activations at their peak, and of the key-value cache for one more token."""
+"""Bytes of parameters, of activations at their peak, and of the key-value cache per token."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from layerprune.torch_internals import DispatchMode, is_wrapper_subclass, sparse
 
 
 def param_bytes(model: nn.Module) -> int:
-    """Count the bytes of a model's parameters, each in its own dtype, tied ones once."""
+    """Count the bytes of a model's parameters in their own dtypes; tied ones count once."""
     return sum(_nbytes(parameter) for parameter in parameters(model))
 
 
 def buffer_bytes(model: nn.Module) -> int:
-    """Count the bytes of a model's buffers, shared ones once, those that are not saved with it too."""
+    """Count the bytes of a model's buffers, with those that are not saved; shared ones count once."""
     return sum(_nbytes(buffer) for buffer in buffers(model))
 
 
 def _nbytes(tensor: Tensor) -> int:
-    """A tensor's size; of one that packs others, a quantised weight say, theirs."""
+    """A tensor's size; for a wrapper, such as a quantised weight, the size of its parts."""
     if not is_wrapper_subclass(tensor):
         return tensor.nbytes
     names, _ = tensor.__tensor_flatten__()
@@ -36,17 +36,19 @@ def _nbytes(tensor: Tensor) -> int:
 
 
 def activation_peak_bytes(model: nn.Module, inputs: Inputs) -> int:
-    """Measure how many bytes the tensors that one forward makes hold at once, at the most.
+    """Measure the peak of the bytes that tensors of a forward hold.
 
-    One forward in eval mode without grad, on fake tensors, whose lifetimes are those of real ones; where fake ones
-    cannot go, on real ones. Outputs count, and what is cached on the way; parameters, buffers and inputs do not, nor
-    what a kernel needs inside itself, nor what an allocator rounds up. A mixture of experts of transformers runs
-    batched, and then the weights that it gathers count: far more than its own kernels need. Masks that a forward leaves
-    out when it has seen their values are there on fake tensors.
+    The forward runs in eval mode without gradients, on fake tensors with the lifetimes of real ones, or on real tensors
+    where fake ones fail. Outputs and caches count; parameters, buffers, inputs, workspaces of kernels and rounding by
+    the allocator do not. A mixture of experts of transformers runs batched, so gathered weights count, far more than
+    its own kernels need. Masks that a forward drops after a look at their values count on fake tensors.
 
     Args:
-        model: any module; original or pruned. It stays as it is.
+        model: any module, original or pruned; it is not changed.
         inputs: arguments that its forward takes; their sizes count.
+
+    Returns:
+        The peak in bytes.
 
     Raises:
         CostError: the forward raises on these inputs.
@@ -62,12 +64,7 @@ def _peak(shade: Sandbox, inputs: Inputs) -> int:
 
 
 class _Lifetimes(DispatchMode):
-    """Follows the storages that operations make, from the operation to the last reference.
-
-    Attributes:
-        live: bytes that are held now.
-        peak: the most that were.
-    """
+    """Follows storages that operations create, until their last reference is gone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,19 +73,18 @@ class _Lifetimes(DispatchMode):
         self._held: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation, and take in what it made."""
         kwargs = kwargs or {}
         given = {key for tensor in flat_tensors((args, kwargs)) for key, _ in _storages(tensor)}
         out = func(*args, **kwargs)
         for tensor in flat_tensors(out):
             for key, storage in _storages(tensor):
-                if key in self._held or key not in given:  # else of a parameter or an input, or a view of one
+                if key in self._held or key not in given:  # otherwise a parameter, an input, or a view of these
                     self._hold(key, storage)
         self.peak = max(self.peak, self.live)
         return out
 
     def _hold(self, key: int, storage: torch.UntypedStorage) -> None:
-        """Take a storage in; one that is known may have been resized."""
+        """Add a storage; a known storage may have been resized."""
         known = self._held.get(key)
         reference = weakref.ref(storage, lambda _: self._release(key)) if known is None else known[0]
         size = storage.nbytes()
@@ -101,7 +97,7 @@ class _Lifetimes(DispatchMode):
 
 
 def _storages(tensor: Tensor) -> list[tuple[int, torch.UntypedStorage]]:
-    """The storages behind a tensor, each with the key that it has while it lives."""
+    """The storages of a tensor, with keys that are unique during their lives."""
     if tensor.layout is torch.strided:
         return [(storage_id(tensor), tensor.untyped_storage())]
     if tensor.layout is torch.sparse_coo:
@@ -110,20 +106,20 @@ def _storages(tensor: Tensor) -> list[tuple[int, torch.UntypedStorage]]:
 
 
 def kv_cache_bytes_per_token(model: nn.Module, inputs: Inputs) -> int | None:
-    """Measure how many bytes the key-value cache of a transformers model grows by for one more token of one sequence.
+    """Measure the growth of a transformers model's key-value cache for one more token of one sequence, in bytes.
 
-    Two steps of generation run on fake tensors: one that fills a cache from the inputs, and one with a token more. So
-    the number holds at the inputs' length: attention within a window grows no further once that is full.
+    Two generation steps run on fake tensors: the inputs fill a cache, then one token is added. The number holds at the
+    inputs' length: attention in a full window does not grow.
 
     Args:
-        model: original or pruned. It stays as it is.
+        model: original or pruned model; it is not changed.
         inputs: arguments that its forward takes.
 
     Returns:
-        The bytes, or None where the model keeps no cache, or reads no tokens in these inputs.
+        The bytes; None where the model keeps no cache, or the inputs are no tokens.
 
     Raises:
-        CostError: the forward raises on these inputs, or with the cache that it made of them.
+        CostError: the forward raises on these inputs, or with the cache.
     """
     named = by_name(model, inputs)
     if named is None or not may_cache(model, named):

@@ -1,4 +1,4 @@
-"""The cost of a model, and what another model saves against it."""
+"""The cost of a model, and the saving of another model against it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layerprune.errors import CostError
 from layerprune.inputs import Inputs
 from layerprune.modules import num_params
 
-#: What is measured, and how a reader sees it called.
+#: Fields of :class:`Cost`, and their labels in reports.
 LABELS = {
     "num_params": "parameters",
     "param_bytes": "parameter memory",
@@ -28,16 +28,16 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs in one forward on certain inputs.
+    """The cost of a model in one forward on given inputs.
 
     Attributes:
-        num_params: the parameters; tied ones count once.
-        param_bytes: their bytes.
-        buffer_bytes: the bytes of the buffers.
+        num_params: number of parameters; tied ones count once.
+        param_bytes: bytes of the parameters.
+        buffer_bytes: bytes of the buffers.
         macs: multiply-accumulates; None where they could not be counted.
-        activation_bytes: the most that the tensors of the forward hold at once; None where that could not be measured.
-        kv_cache_bytes_per_token: what one more token of one sequence adds to the cache; None where there is none.
-        notes: by field, why it is None or what it leaves out.
+        activation_bytes: peak bytes of the forward's tensors; None where they could not be measured.
+        kv_cache_bytes_per_token: growth of the cache per token of a sequence; None without a cache.
+        notes: by field, why it is None, or its omissions.
     """
 
     num_params: int
@@ -50,20 +50,18 @@ class Cost:
 
     @property
     def peak_bytes(self) -> int | None:
-        """What parameters, buffers and the activations at their peak hold together; None where the last is not known.
+        """Bytes of parameters, buffers and activations at their peak; None without the last.
 
-        It is what ``max_memory_bytes`` limits; the inputs and what kernels need inside themselves come on top.
+        ``max_memory_bytes`` limits this number; inputs and workspaces of kernels come on top.
         """
         if self.activation_bytes is None:
             return None
         return self.param_bytes + self.buffer_bytes + self.activation_bytes
 
     def value(self, name: str) -> int | None:
-        """Return a field's number."""
         return getattr(self, name)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return what is measured and how much it is, as text, one pair a row of a table."""
         return [(label, _text(name, self.value(name))) for name, label in LABELS.items()]
 
     def __str__(self) -> str:
@@ -72,28 +70,22 @@ class Cost:
 
 @dataclass(frozen=True)
 class Saving:
-    """What one model costs less than another, on the same inputs.
-
-    Attributes:
-        before: the cost of the one.
-        after: the cost of the other.
-    """
+    """The saving of a model (``after``) against a larger model (``before``), on the same inputs."""
 
     before: Cost
     after: Cost
 
     def amount(self, name: str) -> int | None:
-        """Return how much less a field is, negative where it is more; None where either is not known."""
+        """Return the decrease of a field, negative for an increase; None where a value is not known."""
         before, after = self.before.value(name), self.after.value(name)
         return None if before is None or after is None else before - after
 
     def share(self, name: str) -> float | None:
-        """Return how much less a field is, as a share of what it was; None where that is not known, or nothing."""
+        """Return the decrease of a field as a share of its value before; None where it is not known, or zero before."""
         amount, before = self.amount(name), self.before.value(name)
         return None if amount is None or not before else amount / before
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """Return what is measured, before, after, and the change, as text, four a row of a table."""
         found: list[tuple[str, str, str, str]] = []
         for name, label in LABELS.items():
             share = self.share(name)
@@ -106,17 +98,16 @@ class Saving:
 
 
 def measure(model: nn.Module, inputs: Inputs) -> Cost:
-    """Measure what a model costs as it is, original or pruned: for a set of removals, of the model without them.
+    """Measure the cost of a model, original or pruned, without its latency (see :func:`compare_latency`).
 
-    Nothing runs but forwards on fake tensors, or on real ones where those cannot go; the latency is another matter, see
-    :func:`compare_latency`. The model stays as it is.
+    Forwards run on fake tensors, or on real tensors where fake ones fail.
 
     Args:
-        model: any module, on the meta device too.
+        model: any module, on any device, also the meta device; it is not changed.
         inputs: arguments that its forward takes.
 
     Returns:
-        The cost. A part that cannot be measured is None, with the reason in its notes.
+        The cost. Parts that cannot be measured are None, with the reason in its notes.
     """
     notes: dict[str, str] = {}
     macs: int | None = None
@@ -154,7 +145,7 @@ def _text(name: str, value: int | None) -> str:
 
 
 def bytes_text(value: int) -> str:
-    """Three digits and a unit: ``1.95 KiB``."""
+    """Format with three digits and a unit: ``1.95 KiB``."""
     if value < 1024:
         return f"{value} B"
     size, place = value / 1024, 0
@@ -164,7 +155,6 @@ def bytes_text(value: int) -> str:
 
 
 def _lines(rows: list[tuple[str, str]] | list[tuple[str, str, str, str]], notes: Mapping[str, str]) -> str:
-    """Set rows in columns, the first to the left, and the notes below."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])

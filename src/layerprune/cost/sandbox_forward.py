@@ -1,4 +1,4 @@
-"""One forward of a shadow to measure on: on fake tensors, or on real ones where those cannot go."""
+"""A forward in a sandbox, for measurements: on fake tensors, or on real tensors where fake ones fail."""
 
 from __future__ import annotations
 
@@ -18,23 +18,17 @@ _T = TypeVar("_T")
 
 
 def on_sandbox(model: nn.Module, inputs: Inputs, measure: Callable[[Sandbox, Inputs], _T]) -> _T:
-    """Measure on a shadow of a model, with inputs that it takes; the model is not touched.
+    """Measure in a sandbox of a model; the model is not changed.
 
-    Args:
-        model: any module, on any device, the meta device too.
-        inputs: arguments that its forward takes.
-        measure: runs the shadow's forward. It is called again, with another shadow, where fake tensors cannot go: first
-            with one whose integers have values, then with one on real tensors.
-
-    Returns:
-        What the first call to come through returned.
+    Where fake tensors fail, ``measure`` is called again with a new sandbox: first with fake tensors whose integers have
+    values, then with real tensors.
 
     Raises:
-        CostError: the forward raises, on real tensors as well, or needs these on the meta device.
+        CostError: the forward raises on real tensors, or needs them on the meta device.
     """
     try:
         return measure(*_fresh(fake_sandbox(model), inputs))
-    except Exception as error:  # the user's own forward: anything may come
+    except Exception as error:  # the user's own forward
         failure = error
     if is_about_fakes(failure):
         try:
@@ -54,9 +48,9 @@ def on_sandbox(model: nn.Module, inputs: Inputs, measure: Callable[[Sandbox, Inp
 
 
 def run(shade: Sandbox, inputs: Inputs) -> Any:
-    """Run the forward of a shadow that is running, on inputs adapted to it.
+    """Run the forward of a running sandbox, on adapted inputs.
 
-    Modules take no fused fast paths: on fake tensors these would run for real, on zeros, and hide what they compute.
+    Fused fast paths are off: on fake tensors they would run on zeros, and hide their operations.
     """
     with BaseTorchFunctionMode():
         return shade.model(*inputs.args, **inputs.kwargs)

@@ -1,4 +1,4 @@
-"""Parameters and layers that removals take, whole or in part, alone or together; exact for sets."""
+"""Parameters and layers that removals save, whole or in part, alone or together; exact for sets."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from layerprune.removals import Lowering
 
 @dataclass(frozen=True)
 class Savings:
-    """The parameters that a removal takes, or the layers whose cost it saves.
+    """The parameters, or the cost of layers, that a removal saves.
 
     Attributes:
-        whole: numbers of the parameters, or layers, that go.
-        parts: for those that lose channels, (size of a channel, half-open ranges of channels).
-        growth: for those that take a projection in, by how much they grow; below 0 where they shrink.
+        whole: numbers of the parameters or layers that are removed.
+        parts: for sliced ones (size of a channel, half-open ranges of channels).
+        growth: growth of those that a projection is folded into; negative for a decrease.
     """
 
     whole: frozenset[int]
@@ -29,24 +29,19 @@ class Savings:
     growth: Mapping[int, float] = field(default_factory=dict[int, float])
 
     def size(self, graph: LayerGraph) -> int:
-        """Count the elements of the parameters."""
         return int(self.amount(graph.size_of_param))
 
     def amount(self, sizes: Mapping[int, float]) -> float:
-        """Add up what goes.
-
-        Args:
-            sizes: parameter or layer → its size.
-        """
+        """Sum of the saving; ``sizes`` are the sizes of parameters or layers."""
         pieces = sum(each * (b - a) for each, ranges in self.parts.values() for a, b in ranges)
         return sum(sizes[number] for number in self.whole) + pieces - sum(self.growth.values())
 
 
 def params_gone(graph: LayerGraph, lowering: Lowering) -> frozenset[int]:
-    """Tell which parameters leave whole.
+    """Parameters that are removed whole.
 
-    Those that the recorded forward never used (an unused bias, an auxiliary weight) go with the modules that hold them,
-    where no other module does.
+    Parameters that the recorded forward never used (an unused bias, an auxiliary weight) leave with the last module
+    that holds them.
     """
     removed = graph.all_names(taken_out(lowering.edits))
     if not removed:
@@ -57,7 +52,7 @@ def params_gone(graph: LayerGraph, lowering: Lowering) -> frozenset[int]:
 
 
 def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], lowering: Lowering) -> Savings:
-    """Tell what a realisation removes; tied parameters are one."""
+    """The parameters that a lowering saves; tied parameters count once."""
     whole = params_gone(graph, lowering)
     parts = {
         graph.param_ids[f"{edit.fqn}.{name}"]: price
@@ -78,14 +73,7 @@ def params_taken(graph: LayerGraph, modules: Mapping[str, nn.Module], lowering: 
 def layers_taken(
     graph: LayerGraph, modules: Mapping[str, nn.Module], lowering: Lowering, costs: Mapping[int, float]
 ) -> Savings:
-    """Tell of which layers a realisation saves the cost: of dead ones whole, of sliced ones by channel.
-
-    Args:
-        graph: the layer graph.
-        modules: the model's modules by name.
-        lowering: the removal.
-        costs: layer → what it costs; layers that cost nothing may be left out.
-    """
+    """The cost of layers that a lowering saves: whole for dead layers, by channel for sliced ones."""
     parts: dict[int, tuple[float, Ranges]] = {}
     for edit in lowering.edits:
         if isinstance(edit, Slice):
@@ -107,14 +95,10 @@ def layers_taken(
 
 
 def bundles(sizes: Mapping[int, float], some: Iterable[Savings]) -> dict[tuple[int, ...], float]:
-    """Split what removals take into pieces that are taken together.
-
-    Args:
-        sizes: parameter or layer → its size.
-        some: what each removal takes of these.
+    """Split savings of removals into pieces that are saved together.
 
     Returns:
-        For each set of removals (by place, ascending) the size of what each of them takes and no other does.
+        Removals (places in ``some``, ascending) → size saved by each of them and by no other.
     """
     takers: dict[int, list[int]] = {}
     cuts: dict[int, list[tuple[int, float, Ranges]]] = {}
@@ -130,7 +114,7 @@ def bundles(sizes: Mapping[int, float], some: Iterable[Savings]) -> dict[tuple[i
     for number in {*takers, *cuts, *grown}:
         rest = sizes[number]
         whole = takers.get(number, [])
-        for place, more in grown.get(number, ()):  # what takes the whole takes the growth back
+        for place, more in grown.get(number, ()):  # a removal of the whole also reverts the growth
             key = tuple(sorted({*whole, place}))
             found[key] = found.get(key, 0) - more
             rest += more

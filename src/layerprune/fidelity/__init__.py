@@ -1,4 +1,4 @@
-"""How far the outputs of one model are from those of another model, on data."""
+"""Compares the outputs of a model with those of another model, on data."""
 
 # pyright: reportUnusedImport=false
 from layerprune.fidelity.compare import compare

@@ -1,4 +1,4 @@
-"""Runs both models on the same batches and takes every measure sample by sample."""
+"""Runs both models on the same batches, and takes each measure per sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from layerprune.fidelity.sample_stats import Sampled, added, distances, divergen
 from layerprune.inputs import describe, why_mismatched
 from layerprune.modules import unwrap
 
-#: Scores an output: gets it and the batch as the user gave it; one score for each sample, or one for the whole batch.
+#: Scores an output, given the user's batch: one score per sample, or one for the whole batch.
 Metric = Callable[[Any, Any], Any]
 Combine = Callable[[list[np.ndarray]], np.ndarray]
 _WHO = ("the original", "the pruned model")
@@ -38,25 +38,29 @@ def compare(
     latency: bool = False,
     seed: int = 0,
 ) -> Fidelity:
-    """Measure how near a pruned model is to the original, on data that neither planning nor repair has seen.
+    """Compare a pruned model with the original on data that neither planning nor repair has seen.
 
-    Both run in eval mode on copies that share their weights; modes, hooks, buffers and the RNG stay as they are. Tokens
-    that ``attention_mask`` leaves out count nowhere. Of a causal language model the perplexity is measured, too.
+    Both models run in eval mode in sandboxes that share their weights; modes, hooks, buffers and the RNG are kept.
+    Tokens masked by ``attention_mask`` are left out. For causal language models the perplexity is measured, too.
 
     Args:
         original: the model before pruning.
-        pruned: what is left of it.
-        batches: real inputs, each as the forward takes it.
-        kind: ``distribution`` where the output are logits, ``values`` where numbers count as they are; told from the
-            model and its output if None: what is called ``logits``, or has as many classes as the model says.
-        metric: a measure of your own, ``metric(output, batch)``; its mean over samples is reported for both models.
-        num_generated: how many tokens a causal language model generates greedily after the first half of each sequence.
-        latency: time both models on the first batch.
+        pruned: the pruned model.
+        batches: real inputs in the form that the forward takes.
+        kind: ``distribution`` for logits, ``values`` for other numbers. If None, ``distribution`` for an output named
+            ``logits``, or with as many classes as the model states.
+        metric: the user's measure, ``metric(output, batch)``; its mean over samples is reported for both models.
+        num_generated: number of tokens that a causal language model generates greedily after the first half of a
+            sequence.
+        latency: whether to time both models on the first batch.
         seed: for the bootstrap.
+
+    Returns:
+        Each measure with a 95 % interval over samples, and the saving in parameters, MACs and bytes.
 
     Raises:
         CalibrationError: there are no batches, or they could not be read.
-        FidelityError: a forward or the metric raises, the outputs do not match, or are not finite.
+        FidelityError: a forward or the metric raises, or the outputs do not match or are not finite.
     """
     original, pruned = unwrap(original), unwrap(pruned)
     read = read_calibration(batches, original)
@@ -73,7 +77,7 @@ def compare(
 
 
 class _Comparison:
-    """Collects measures of each sample, batch by batch."""
+    """Collects measures per sample, batch by batch."""
 
     def __init__(
         self, original: nn.Module, shades: tuple[Sandbox, Sandbox], metric: Metric | None, harm: Divergence | None
@@ -91,7 +95,6 @@ class _Comparison:
             self.found.setdefault(name, []).append(one)
 
     def take(self, number: int, batch: Batch) -> None:
-        """Run both models on a batch."""
         outs = [self.run(which, number, batch) for which in (0, 1)]
         self.harm = self.harm or divergence_of(self.model, outs[0])
         pairs = self.pairs(number, outs)
@@ -138,7 +141,7 @@ class _Comparison:
         return [(one, other.to(one.device)) for one, other in zip(*some, strict=True)]
 
     def scored(self, number: int, out: Any, batch: Batch) -> Sampled:
-        """The user's metric of one batch."""
+        """The user's metric of a batch; one score for a batch counts for each of its samples."""
         assert self.metric is not None
         try:
             scores = np.atleast_1d(np.asarray(torch.as_tensor(self.metric(out, batch.item)).double().cpu())).ravel()
@@ -148,7 +151,6 @@ class _Comparison:
         return Sampled(scores * weight, np.full(len(scores), float(weight)))
 
     def generate(self, batches: Sequence[Batch], count: int) -> None:
-        """Let both models generate, and hold what they say against each other."""
         if not self.causal:
             self.notes.append("nothing was generated: the output is not the next tokens' logits")
             return
@@ -165,10 +167,7 @@ class _Comparison:
                 said = [Sampled(repeated(ids).double().numpy(), ones) for ids in (before, after)]
                 self.note(repeated_before=said[0], repeated_after=said[1])
 
-    # ---- the result ---------------------------------------------------------------------------------------------
-
     def result(self, saving: Saving, timed: Mapping[str, Latency] | None, seed: int) -> Fidelity:
-        """Combine what was collected."""
 
         def mean(name: str) -> Estimate | None:
             return estimate(self.parts(name), lambda sums: sums[0] / sums[1], seed) if name in self.found else None

@@ -1,4 +1,4 @@
-"""Measures what is kept of the output on data that no weight was fitted on."""
+"""Compares a pruned model with the original on held-out data."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from layerprune.modules import no_fast_path
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How far a pruned model is from the original on held-out data.
+    """The difference between a pruned model and the original on held-out data.
 
     Attributes:
-        harm: of the output, in the unit of ``unit``; nan where the output is not finite.
-        kept: share of the predictions whose most likely class is the original's; of an output of plain numbers, 1 less
-            its squared relative change, at least 0.
+        harm: divergence of the output, in ``unit``; nan where the output is not finite.
+        kept: share of predictions with the original's most likely class; for ``values`` 1 minus the squared relative
+            change, at least 0.
         kind: of the output: ``distribution`` or ``values``.
-        unit: what the harm is.
-        num_samples: how many samples that was measured on.
+        unit: unit of the divergence.
+        num_samples: number of samples.
     """
 
     harm: float
@@ -37,13 +37,13 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class HeldOutVerdict:
-    """What is kept on data that no weight was fitted on, and on which none of the fits' settings was chosen.
+    """The comparison on data without influence on fitted weights or on settings of the fits.
 
     Attributes:
-        before: before the repair, projections being fitted.
-        after: of the model that comes out.
-        num_fitted: samples that weights were fitted on.
-        on_fitted: harm of what comes out on the data of the fit; nan where it was not measured.
+        before: before the repair, with fitted projections.
+        after: of the final model.
+        num_fitted: number of samples that weights were fitted on.
+        on_fitted: divergence of the final model on the data of the fit; nan where it was not measured.
     """
 
     before: HeldOut
@@ -53,7 +53,6 @@ class HeldOutVerdict:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know about it."""
         notes: list[str] = []
         if self.after.num_samples < FEW_SAMPLES:
             notes.append(
@@ -82,14 +81,9 @@ class HeldOutVerdict:
 
 
 def hold_out(batches: Sequence[Batch], share: float = 0.25) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
-    """Cut off the last part of the data: whole batches, or samples where there are fewer than four batches.
+    """Split off the last part of the data: whole batches, or samples where there are fewer than ``1 / share`` batches.
 
-    Args:
-        batches: calibration data.
-        share: how much to cut off.
-
-    Returns:
-        What is left, and what is cut off; nothing where the data cannot be cut.
+    Returns the remaining and the held-out batches; no held-out batches where the data cannot be split.
     """
     if len(batches) >= 1 / share:
         first = len(batches) - max(1, round(len(batches) * share))
@@ -100,7 +94,7 @@ def hold_out(batches: Sequence[Batch], share: float = 0.25) -> tuple[tuple[Batch
         last = kept.pop()
         num = last.num_samples
         head, tail = (last.samples(0, num - left), last.samples(num - left, num)) if num > left else (None, last)
-        if tail is None or (head is None and num > left):  # it cannot be told what belongs to each sample
+        if tail is None or (head is None and num > left):  # the samples of the batch cannot be separated
             return tuple(batches), ()
         held.insert(0, tail)
         kept += [] if head is None else [head]
@@ -111,7 +105,7 @@ def hold_out(batches: Sequence[Batch], share: float = 0.25) -> tuple[tuple[Batch
 def hold_out_of(
     model: nn.Module, batches: Sequence[Batch], share: float = 0.25, *, written: Collection[str] = ()
 ) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
-    """As :func:`hold_out`, but a batch stays whole where the model does not run on a part of it."""
+    """Like :func:`hold_out`, but a batch stays whole where the model does not run on a part of it."""
     kept, held = hold_out(batches, share)
     parts = [batch for batch in (*kept, *held) if not any(batch is one for one in batches)]
     shade = real_sandbox(model, written=written) if parts else None
@@ -132,14 +126,9 @@ def held_by(
     *,
     written: Collection[str] = (),
 ) -> HeldOut | None:
-    """Hold a pruned model's output against the original's; None where there is nothing to compare.
+    """Compare a pruned model with the original on held-out batches; None where there is nothing to compare.
 
-    Args:
-        original: the original; it is not touched.
-        pruned: what has become of it; it is not touched.
-        batches: data that it was not fitted on, at least one batch.
-        harm: how outputs are compared; told from the model and its output if None.
-        written: names of parameters that the forward writes into.
+    ``harm`` is derived from the model and its output if None; ``written`` are parameters that the forward writes into.
 
     Raises:
         CalibrationError: a forward raises.
@@ -165,7 +154,7 @@ def held_by(
 
 
 def _same_class(original: Tensor, other: Tensor, mask: Tensor | None) -> tuple[float, float]:
-    """How many predictions keep their most likely class, and how many there are."""
+    """Number of predictions that keep their most likely class, and number of predictions."""
     dim = class_dim(original)
     same = original.argmax(dim) == other.argmax(dim)
     if mask is not None and mask.shape == same.shape:

@@ -1,4 +1,4 @@
-"""Tokens of a language model, next-token predictions, and greedy generation."""
+"""Tokens of a language model, causality of its predictions, and greedy generation."""
 
 from __future__ import annotations
 
@@ -14,23 +14,17 @@ from layerprune.inputs import Inputs
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The tokens of a batch.
-
-    Attributes:
-        ids: ``(sample, token)``.
-        keyword: the argument that they are; None for the first one.
-    """
+    """The tokens of a batch, ``(sample, token)``, and their argument's name; None for the first positional argument."""
 
     ids: Tensor
     keyword: str | None
 
     def inputs(self, ids: Tensor) -> Inputs:
-        """A forward's arguments for other tokens, and nothing else."""
         return Inputs((ids,)) if self.keyword is None else Inputs((), {self.keyword: ids})
 
 
 def tokens_of(batch: Batch, logits: Tensor) -> Tokens | None:
-    """Find the tokens that a batch's logits are about: integers of the logits' first two dimensions."""
+    """Find the tokens of a batch: integers with the logits' first two dimensions."""
     if logits.dim() != 3:
         return None
     held = batch.inputs.kwargs.get("input_ids")
@@ -43,7 +37,7 @@ def tokens_of(batch: Batch, logits: Tensor) -> Tokens | None:
 
 
 def is_causal(shade: Sandbox, batch: Batch, tokens: Tokens, logits: Tensor) -> bool:
-    """Whether predictions hang on earlier tokens only: another last token leaves the logits before it as they are."""
+    """Whether predictions depend on earlier tokens only: a changed last token keeps the logits before it."""
     other = tokens.ids.clone()
     other[:, -1] = tokens.ids[:, -2]
     other[:, -1] += (other[:, -1] == tokens.ids[:, -1]) * torch.where(other[:, -1] > 0, -1, 1)
@@ -53,11 +47,7 @@ def is_causal(shade: Sandbox, batch: Batch, tokens: Tokens, logits: Tensor) -> b
 
 
 def generations(shades: tuple[Sandbox, Sandbox], tokens: Tokens, mask: Tensor | None, count: int) -> list[Tensor]:
-    """Let models go on greedily from the first halves of the sequences that have no padding there.
-
-    Returns:
-        For each model the tokens that it generated, ``(sample, count)``.
-    """
+    """Generate greedily from the first halves of all sequences without padding there: ``(sample, count)`` per model."""
     half = max(1, tokens.ids.shape[1] // 2)
     keep = torch.ones(len(tokens.ids), dtype=torch.bool) if mask is None else mask[:, :half].bool().all(1)
     prompts = tokens.ids[keep, :half]
@@ -71,7 +61,7 @@ def generations(shades: tuple[Sandbox, Sandbox], tokens: Tokens, mask: Tensor | 
 
 
 def run(shade: Sandbox, inputs: Inputs) -> Any:
-    """Run a shadow's forward."""
+    """Run a sandbox's model."""
     adapted = shade.adapt(inputs)
     with shade.running():
         return shade.model(*adapted.args, **adapted.kwargs)

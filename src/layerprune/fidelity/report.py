@@ -1,4 +1,4 @@
-"""The report of a comparison: each measure with its interval, and what the smaller model saves."""
+"""The report of a comparison: each measure with its interval, and the saving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from layerprune.cost import Latency, Saving
 
 _DRAWS = 1000  # bootstrap samples
-_AT_ONCE = 2_000_000  # indices that are drawn together
+_AT_ONCE = 2_000_000  # indices drawn together
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,9 @@ class Estimate:
 
 
 def estimate(parts: Sequence[np.ndarray], combine: Callable[[list[np.ndarray]], np.ndarray], seed: int = 0) -> Estimate:
-    """Combine sums over samples into one number, with an interval from samples drawn with replacement.
+    """Combine sums over samples into a number, with a bootstrap interval over samples.
 
-    Args:
-        parts: ``(sample,)`` arrays, summed over the samples before they are combined.
-        combine: makes one number, or one for each draw, of the sums.
-        seed: the same one draws the same samples, so that two models are compared on the same draws.
+    ``parts`` are ``(sample,)`` arrays, summed before ``combine``. Equal seeds draw the same samples for two models.
     """
     value = float(combine([part.sum() for part in parts]))
     num = len(parts[0])
@@ -58,13 +55,7 @@ def estimate(parts: Sequence[np.ndarray], combine: Callable[[list[np.ndarray]], 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same measure of both models.
-
-    Attributes:
-        original: the original's.
-        pruned: the pruned model's.
-        change: the difference, or for perplexities the ratio, on the same samples.
-    """
+    """A measure of both models, and its change on the same samples: the difference, or for perplexities the ratio."""
 
     original: Estimate
     pruned: Estimate
@@ -73,21 +64,21 @@ class Pair:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near a pruned model is to the original.
+    """The comparison of a pruned model with the original.
 
     Attributes:
-        num_samples: how many samples they were compared on.
-        relative_l2: distance of the outputs, relative to the original's length.
+        num_samples: number of samples.
+        relative_l2: L2 distance of the outputs, relative to the original's norm.
         cosine: of the angle between the outputs.
-        kl: divergence of the pruned model's distribution from the original's, in nats per prediction; None for values.
-        top1_agreement: share of the predictions whose most likely class is the same.
-        perplexity: of the tokens, by either model, with the ratio; for causal language models.
-        greedy_agreement: share of greedily generated tokens before the first that differs; where they were asked for.
-        repetition: share of the four-grams of the generated tokens that were there before.
-        metric: the user's own, of either model, with the difference.
-        saving: parameters, bytes, multiply-accumulates and memory of both.
-        latency: of both, timed in turn; where it was asked for.
-        notes: what the user should know.
+        kl: KL divergence from the original's distribution, in nats per prediction; None for ``values``.
+        top1_agreement: share of predictions with the same most likely class.
+        perplexity: of the tokens, with the ratio; for causal language models.
+        greedy_agreement: share of greedily generated tokens before the first difference; only on request.
+        repetition: share of repeated four-grams among generated tokens.
+        metric: the user's metric, with the difference.
+        saving: parameters, bytes, MACs and memory of both models.
+        latency: of both models, timed in turn; only on request.
+        notes: notes for the user.
     """
 
     num_samples: int
@@ -104,7 +95,7 @@ class Fidelity:
     notes: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """Return what is measured, of the original, of the pruned model, and between them, four a row of a table."""
+        """Return table rows of text: measure, original, pruned model, comparison."""
         between = [
             ("relative L2 of the output", self.relative_l2),
             ("cosine of the output", self.cosine),

@@ -1,4 +1,4 @@
-"""Distances, divergences and token accuracy of two models' outputs, sample by sample."""
+"""Distances, divergences and token accuracy of two models' outputs, per sample."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ from layerprune.fidelity.divergence import class_dim, masked
 
 @dataclass(frozen=True, eq=False)
 class Sampled:
-    """One measure: for each sample a sum, and what it is to be divided by."""
+    """A measure per sample, ``(sample,)``: a sum, and its divisor."""
 
     total: np.ndarray
     weight: np.ndarray
 
 
 def added(some: Sequence[Sampled]) -> Sampled:
-    """Measures of the same samples, each taken on another tensor, as one."""
+    """Add up measures of the same samples from several tensors."""
     return Sampled(sum(one.total for one in some), sum(one.weight for one in some))  # pyright: ignore[reportArgumentType]
 
 
 def distances(pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None, num_samples: int) -> tuple[Sampled, Sampled]:
-    """Relative L2 distance and cosine of each sample's outputs, all of them taken as one vector.
+    """Relative L2 distance and cosine of each sample's outputs, flattened into one vector.
 
-    Args:
-        pairs: outputs of the original and of the other model.
-        mask: ``(sample, token)``, 1 where a token counts.
-        num_samples: the batch size; a batch with an output of another first dimension is taken as one sample.
+    ``mask`` is ``(sample, token)``; a batch with an output of another first dimension than ``num_samples`` is one
+    sample.
     """
     split = all(a.dim() > 0 and a.shape[0] == num_samples for a, _ in pairs)
     originals, others = (
@@ -51,7 +49,7 @@ def _flat(tensor: Tensor, split: bool) -> Tensor:
 
 
 def divergences(original: Tensor, other: Tensor, mask: Tensor | None) -> tuple[Sampled, Sampled]:
-    """KL divergence and top-1 agreement of logits, summed over each sample's predictions."""
+    """KL divergence (nats) and top-1 agreement of logits, summed over each sample's predictions."""
     dim = class_dim(original)
     p, q = (_at_least_single(tensor.detach()).log_softmax(dim) for tensor in (original, other))
     each = (p.exp() * (p - q)).sum(dim).double()
@@ -70,13 +68,7 @@ def _at_least_single(tensor: Tensor) -> Tensor:
 
 
 def surprise(logits: Tensor, tokens: Tensor, mask: Tensor | None) -> Sampled:
-    """Negative log-likelihood of each sample's tokens but the first, in nats.
-
-    Args:
-        logits: ``(sample, token, vocabulary)``.
-        tokens: ``(sample, token)``.
-        mask: ``(sample, token)``, 1 where a token counts.
-    """
+    """Negative log-likelihood, in nats, of each sample's tokens ``(sample, token)`` except the first."""
     each = F.cross_entropy(_at_least_single(logits[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none").double()
     counts = torch.ones_like(each) if mask is None else (mask[:, 1:] * mask[:, :-1]).double()
     return _per_sample(each, counts)
