@@ -1,6 +1,6 @@
-"""The user's module tree: walked, copied, compared, watched while it runs, and put back as it was.
+"""The user's module tree: copies, comparisons, interposed calls and restored state.
 
-Works on ``nn.Module`` objects alone; recording and graphs come above.
+Works on ``nn.Module`` objects alone; capture and layer graphs import it.
 """
 
 # pyright: reportUnusedImport=false

@@ -1,4 +1,4 @@
-"""Tracks which call of which module runs, and which call of a function in its forward."""
+"""Tracks the running module call, and the function calls in its forward."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from layerprune.modules.interpose import FunctionWatch, watched
 
 
 class CallKey(NamedTuple):
-    """Names one call in a model's forward: of a module, or of a function in a module's forward.
+    """Identifies a call in a model's forward: of a module, or of a function in a module's forward.
 
     Attributes:
         fqn: the module's dotted name.
-        call: which call of the module, from 0.
-        function: the function's name without underscores around it; empty for the call of the module.
-        nth: which call of the function in this forward, from 0.
+        call: number of the module's call, from 0.
+        function: name of the function without underscores around it; empty for the module's call itself.
+        nth: number of the function's call in this forward, from 0.
     """
 
     fqn: str
@@ -32,14 +32,14 @@ class CallKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class RunningCall:
-    """A module's call whose forward has not returned yet.
+    """A module call whose forward has not returned yet.
 
     Attributes:
-        key: its name.
+        key: its key.
         module: the module.
-        index: its number among all calls of modules, in order of execution.
-        parent: the call in whose forward it was made; None for the model's own.
-        num_calls: how often its forward has called each function so far.
+        index: its number among all module calls, in order of execution.
+        parent: the call whose forward made it; None for the model's own call.
+        num_calls: calls of each function in its forward so far.
     """
 
     key: CallKey
@@ -56,27 +56,27 @@ class RunningCall:
             call = call.parent
 
 
-#: Runs a module's forward: gets the call, the forward and its arguments.
+#: Runs a module's forward; takes the call, the forward and its arguments.
 OnModule: TypeAlias = Callable[[RunningCall, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-#: Runs a function that a forward calls: gets the name of the call, the function and its arguments.
+#: Runs a function that a forward calls; takes the key of the call, the function and its arguments.
 OnFunction: TypeAlias = Callable[[CallKey, Callable[..., Any], Any, Any], Any]
 
 
 class CallTracker:
-    """Follows a model's forward call by call.
+    """Tracks the calls in a model's forward.
 
-    A module with several names goes by the one that lies below the running module. For that, all modules have to be
-    watched; give only first names where some are.
+    A module with several names gets the name below the running module. This needs wrappers on all modules; pass only
+    first names if some modules are not wrapped.
 
     Args:
-        names: the names that each module may go by, by its id; see :func:`layerprune.modules.names_by_module`.
-        on_module: runs the forwards of modules; None to only follow them.
-        on_function: runs the functions that forwards call, but for those inside other functions; None to see none.
+        names: id of each module → its names; see :func:`layerprune.modules.names_by_module`.
+        on_module: runs the forwards of modules; None to track calls only.
+        on_function: runs the functions that forwards call, except those inside other functions; None for no functions.
 
     Attributes:
-        running: the innermost call that runs; None outside the model's forward.
-        num_calls: how often each module has been called so far, by name.
-        is_in_function: whether functions are not counted: while one runs, or the watcher itself computes something.
+        running: the innermost running call; None outside the model's forward.
+        num_calls: calls of each module so far, by name.
+        is_in_function: whether functions are not counted: while a function runs, or in :meth:`uncounted`.
     """
 
     def __init__(
@@ -91,7 +91,6 @@ class CallTracker:
         self.reset()
 
     def reset(self) -> None:
-        """Begin another forward."""
         self.running: RunningCall | None = None
         self.num_calls: Counter[str] = Counter()
         self.is_in_function = False
@@ -99,24 +98,24 @@ class CallTracker:
 
     @property
     def fqn(self) -> str:
-        """The name of the module that runs; empty outside the model's forward."""
+        """Name of the running module; empty outside the model's forward."""
         return "" if self.running is None else self.running.key.fqn
 
     @property
     def index(self) -> int:
-        """The number of the call that runs; -1 outside the model's forward."""
+        """Number of the running call; -1 outside the model's forward."""
         return -1 if self.running is None else self.running.index
 
     @contextmanager
     def watching(self, model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Generator[None]:
-        """Follow what the model, or only some of its modules, call inside."""
+        """Track calls of the model inside, or of some of its modules only."""
         functions = nullcontext() if self.on_function is None else FunctionWatch(self.call_function)
         with watched(model, self.wrap, modules), functions:
             yield
 
     @contextmanager
     def outside(self) -> Generator[None]:
-        """Let the caller of the running call count as what runs: what a call takes and returns is looked at there."""
+        """Make the caller of the running call the running one, because a call's arguments and outputs belong to it."""
         call = self.running
         self.running = None if call is None else call.parent
         try:
@@ -126,7 +125,7 @@ class CallTracker:
 
     @contextmanager
     def uncounted(self) -> Generator[None]:
-        """Let what is computed inside count as no step of the model."""
+        """Do not count functions inside as steps of the model."""
         before, self.is_in_function = self.is_in_function, True
         try:
             yield
@@ -134,7 +133,7 @@ class CallTracker:
             self.is_in_function = before
 
     def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a module's forward so that its calls are known."""
+        """Wrap a module's forward to track its calls."""
         names = self.names[id(module)]
 
         @functools.wraps(forward)
@@ -156,7 +155,7 @@ class CallTracker:
         return tracked
 
     def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a function; for :class:`layerprune.modules.FunctionWatch`."""
+        """Run a function; callback of :class:`layerprune.modules.FunctionWatch`."""
         if self.is_in_function or self.running is None or self.on_function is None:
             return func(*args, **kwargs)
         key = self.count(name)
@@ -164,7 +163,7 @@ class CallTracker:
             return self.on_function(key, func, args, kwargs)
 
     def count(self, function: str) -> CallKey:
-        """Count a call of a function in the running forward; returns its name."""
+        """Count a call of a function in the running forward; returns its key."""
         assert self.running is not None
         counts = self.running.num_calls
         counts[function] += 1

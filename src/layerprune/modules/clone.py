@@ -1,4 +1,4 @@
-"""Copies what modules hold beside tensors and modules: containers, objects, functions over modules."""
+"""Copies attributes of modules other than tensors and modules: containers, objects, closures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-#: What is never copied.
+#: Types that are never copied.
 ATOMS = (int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size)
-#: The same, told by one look: nearly all attributes of modules are of these very types.
+#: The same for a fast test: nearly all attributes of modules have exactly these types.
 PLAIN_TYPES = frozenset(ATOMS)
 
 
@@ -18,10 +18,10 @@ class Copier:
     """Copies the attributes of a module tree.
 
     Args:
-        apart: whether lists and dicts that functions close over are copied, too.
+        apart: whether to copy lists and dicts in closures of functions, too.
 
     Attributes:
-        memo: ``id`` → copy, as for ``copy.deepcopy``; the modules and tensors are to be put in before.
+        memo: ``id`` → copy, as for ``copy.deepcopy``; the caller adds modules and tensors first.
     """
 
     def __init__(self, *, apart: bool) -> None:
@@ -29,7 +29,7 @@ class Copier:
         self.memo: dict[int, Any] = {}
 
     def copy(self, value: Any) -> Any:
-        """Copy an attribute; what cannot be copied is shared."""
+        """Copy an attribute; a value that cannot be copied is shared."""
         kind = type(value)
         if kind in PLAIN_TYPES or isinstance(value, ATOMS):
             return value
@@ -38,7 +38,7 @@ class Copier:
         if kind is FunctionType:
             return self.function(value)
         if kind is dict or kind.__name__ == "OrderedDict":
-            # Mostly a module's own registries: copied here because deepcopy is slow on hundreds of small empty dicts.
+            # Mostly a module's own registries: deepcopy is slow on hundreds of small empty dicts.
             same = kind()
             self.memo[id(value)] = same
             for key, item in value.items():
@@ -50,19 +50,19 @@ class Copier:
             return self.memo.setdefault(id(value), set(value))
         try:
             return copy.deepcopy(value, self.memo)
-        except Exception:  # deepcopy runs the user's own code, which may raise anything; sharing is the safe way out
+        except Exception:  # deepcopy runs the user's code, which may raise anything; a shared value is safe
             return value
 
     def function(self, function: FunctionType) -> FunctionType:
-        """Make a function over the copies of the modules that it closes over; the function itself where there are none.
+        """Copy a function whose closure holds copied modules; return other functions themselves.
 
-        ``copy.deepcopy`` shares functions: a hook, or a forward that ``torch.compile`` has wrapped, would go on using
-        the modules of the original.
+        ``copy.deepcopy`` shares functions: a hook, or a forward wrapped by ``torch.compile``, would still use
+        modules of the original.
         """
         old = function.__closure__ or ()
         cells = tuple(CellType() if _has_value(cell) else cell for cell in old)
         made = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
-        self.memo[id(function)] = made  # it may call itself
+        self.memo[id(function)] = made  # because the function may call itself
         changed = False
         for cell, before in zip(cells, old, strict=True):
             if cell is not before:
@@ -82,7 +82,7 @@ class Copier:
         return made
 
     def held(self, value: Any) -> Any:
-        """What a function's copy holds in place of a value."""
+        """The value in a function's copy."""
         if id(value) in self.memo and not isinstance(value, ATOMS):
             return self.memo[id(value)]
         if isinstance(value, FunctionType):
@@ -94,7 +94,7 @@ class Copier:
 
 
 def _has_value(cell: CellType) -> bool:
-    """Whether a name that a function closes over has a value already."""
+    """Whether a variable of a closure is assigned."""
     try:
         _ = cell.cell_contents
     except ValueError:

@@ -1,7 +1,7 @@
-"""State outside parameters and plain attributes that forwards change: lists, counters, sequences.
+"""State of forwards outside parameters and plain attributes: lists, counters, iterators.
 
-They lie in globals, closures and classes, or in what modules hold. A run leaves them where they were: planning runs a
-forward many times, and the user's next forward is to take up where the last one ended.
+It lies in globals, closures, classes and attributes of modules. Planning runs forwards many times and restores this
+state, so that the user's next forward continues after the user's last one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from layerprune.modules.reachability import Slot, is_filled, is_known, slots_of
 _STILL = (int, float, complex, str, bytes, type(None), type, Tensor, nn.Module, ModuleType, torch.dtype, torch.device)
 _CODE = (FunctionType, BuiltinFunctionType)
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
-_CONSTANT = (str, int, float, type(None), type, torch.dtype)  # what registries and settings hold
+_CONSTANT = (str, int, float, type(None), type, torch.dtype)  # entries of registries and settings
 _REGISTERS = frozenset(vars(nn.Module())) | {"forward"}
 _RANDOM: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
     torch.Generator: (lambda one: one.get_state(), lambda one, state: one.set_state(state)),
@@ -38,23 +38,23 @@ _RANDOM: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] =
     ),
 }
 _DEPTH = 4
-_MOST = 5_000  # objects: what is larger is data, not state
-_MANY = 128  # entries: such containers are not looked into while a forward runs
+_MOST = 5_000  # objects: a larger collection is data, not state
+_MANY = 128  # entries: larger containers are not compared during a forward
 
 _running = 0
 
 
 class ExternalState:
-    """What the forwards of a model may change beside its parameters and plain attributes.
+    """State that a model's forwards may change beside its parameters and plain attributes.
 
     Args:
-        model: the model, or a copy of it that is to run.
+        model: the model, or a copy of it that will run.
 
     Attributes:
-        has_sequences: whether there is an iterator, of which the next item may be taken.
-        has_changed: whether a run has changed something.
-        has_moved: whether a run has changed something that modules hold, which may be a state that they go on from.
-        notes: what cannot be left where it is.
+        has_sequences: whether there is an iterator from which a forward may take items.
+        has_changed: whether a run changed the state.
+        has_moved: whether a run changed attributes of modules, on which the next forward may depend.
+        notes: state that cannot be restored, for the user.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -83,9 +83,9 @@ class ExternalState:
 
     @contextmanager
     def left_alone(self) -> Generator[None]:
-        """Put everything back at the end that a run inside changes."""
+        """Restore at the end all state that a run inside changes."""
         global _running
-        states = [self._held] if _running else [self._held, self._named]  # runs in turns come to the same names
+        states = [self._held] if _running else [self._held, self._named]  # an outer run restores the shared names
         takes_back: list[Callable[[], bool]] = []
         _running += 1
         try:
@@ -96,11 +96,11 @@ class ExternalState:
             for number, take_back in enumerate(takes_back):
                 changed = take_back()
                 self.has_changed |= changed
-                self.has_moved |= changed and number == 0  # the modules' own come first
+                self.has_moved |= changed and number == 0  # the first state is that of the modules' attributes
 
     @contextmanager
     def watched(self, model: nn.Module) -> Generator[None]:
-        """Look, while the model runs, whether what its code names changes, even if that ends as it was."""
+        """Detect, at each module call inside, changes of named state that the end of the run may hide."""
         before = self._contents()
 
         def wrap(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,13 +115,13 @@ class ExternalState:
             yield
 
     def _contents(self) -> Any:
-        """What lies in what the code names; what is empty counts as nothing."""
+        """Contents of the named state; an empty container equals None."""
         contexts = [_contents(context.get(None)) for context in self._named.contexts]
         return contexts, [slot.get() for slot in self._numbers], [_contents(one) for one in self._watched]
 
 
 class _State:
-    """Places, and what lies in them."""
+    """Slots, and the objects in them that may change."""
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
@@ -131,7 +131,7 @@ class _State:
         self.contexts: list[ContextVar[Any]] = []
 
     def look_at(self, slot: Slot, value: Any, seen: set[int], depth: int = 0) -> None:
-        """Find what may change of a value that lies somewhere, and of what it holds."""
+        """Collect the objects that may change, in a value and in its contents."""
         if isinstance(value, _STILL) or depth > _DEPTH or len(seen) > _MOST:
             return
         if is_sequence(value):
@@ -153,10 +153,10 @@ class _State:
             self.look_at(slot, held if isinstance(held, dict) else None, seen, depth)
 
     def note(self) -> Callable[[], bool]:
-        """Write down what is where, and let a run take from stand-ins for sequences.
+        """Record the state, and replace iterators by copies for a run.
 
         Returns:
-            A function that puts everything back; whether something was not there.
+            A function that restores the state; it returns whether the state had changed.
         """
         slots = [(slot, slot.get()) for slot in self.slots]
         containers = [(one, _copied(one)) for one in self.containers]
@@ -184,7 +184,7 @@ class _State:
 
 
 def _entries(container: Any, slot: Slot) -> Iterator[tuple[Slot, Any]]:
-    """What lies in a container, and where; what lies in a set or a queue is known by the container's own place."""
+    """Items of a container with their slots; items of a set or a queue have the slot of the container."""
     if isinstance(container, dict):
         yield from ((Slot(container, key), item) for key, item in cast("dict[Any, Any]", container).items())
     elif isinstance(container, list):
@@ -198,13 +198,13 @@ def _is_library(value: Any) -> bool:
 
 
 def _is_constant(container: Any) -> bool:
-    """Whether a container holds settings, or code under names."""
+    """Whether a container holds settings or a registry of code."""
     items = _items(container)
     return bool(items) and (len(items) > _MANY or all(isinstance(one, _CONSTANT) or callable(one) for one in items))
 
 
 def _items(container: Any) -> list[Any]:
-    """Keys and values, or elements, past whatever a class of the user's does on access."""
+    """Keys and values, or elements, without use of a subclass's own accessors."""
     if isinstance(container, dict):
         held = cast("dict[Any, Any]", container)
         return [*dict.keys(held), *dict.values(held)]
@@ -226,7 +226,7 @@ def _refill(container: Any, before: Any) -> None:
 
 
 def _contents(value: Any, depth: int = 3) -> Any:
-    """What lies in a value, by identity; empty where it is nothing or an empty container."""
+    """Contents of a value, by identity; empty for None and empty containers."""
     if value is None:
         return ()
     if depth == 0 or not isinstance(value, _CONTAINERS):

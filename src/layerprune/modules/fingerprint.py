@@ -1,4 +1,4 @@
-"""The structure of a model as text lines, to say where another model differs."""
+"""The structure of a model as text lines, to show where two models differ."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import nn
 
 from layerprune.torch_internals import tensors_of, unsaved_buffers
 
-# "weight(8, 3) float32": a dtype of weights, which say nothing about the structure where they come from a file.
+# "weight(8, 3) float32": weights from a file may have another dtype without another structure.
 _FLOATS = re.compile(r"\) b?float\w+")
 
 
 def structure(model: nn.Module) -> tuple[str, ...]:
-    """Describe a model, one module a line: its name, its class, its parameters and buffers.
+    """Describe a model, one line per module: name, class, parameters and buffers.
 
-    As in the fingerprint, buffers that are not saved with a model are left out.
+    Buffers that are not saved with the model are left out, as in the fingerprint.
 
     >>> structure(nn.Sequential(nn.Linear(2, 3)))
     (': Sequential', '0: Linear weight(3, 2) float32, bias(3) float32')
@@ -33,12 +33,12 @@ def structure(model: nn.Module) -> tuple[str, ...]:
 
 
 def difference(expected: Sequence[str], found: Sequence[str], *, dtypes: bool = True) -> str:
-    """Say where two structures first differ; empty where they do not.
+    """Describe the first difference of two structures; empty if there is none.
 
     Args:
-        expected: the structure of the plan's model.
-        found: the structure of the model at hand.
-        dtypes: whether other floating-point dtypes are a difference.
+        expected: structure of the plan's model.
+        found: structure of the present model.
+        dtypes: whether another floating-point dtype is a difference.
     """
     there = dict(_split(line, dtypes) for line in found)
     for line in expected:

@@ -1,4 +1,4 @@
-"""Watches functions, operations and module calls of a forward, and keeps torch's fused fast path off."""
+"""Interposes on functions, operations and module calls of a forward, and turns off torch's fused fast path."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ _SHAPE_QUERIES = frozenset(
 
 
 class FunctionWatch(TorchFunctionMode):
-    """Sees every function as the forward calls it, and by that keeps fused fast paths off.
+    """Interposes on every function that a forward calls; this also turns off fused fast paths.
 
     Args:
-        call: gets the function's name without underscores around it, the function and its arguments; runs it.
-        query: gets each tensor whose shape the forward reads.
+        call: runs a function; takes its name without underscores around it, the function and its arguments.
+        query: takes each tensor whose shape the forward reads.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class FunctionWatch(TorchFunctionMode):
         self.query = query
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Hand a function call on to the watcher; queries of a shape or a flag run unseen."""
+        """Pass a function call to ``call``; queries of a shape or a flag run directly."""
         kwargs = kwargs or {}
         name = raw_name(func)
         if name in _QUERIES:
@@ -74,11 +74,11 @@ class FunctionWatch(TorchFunctionMode):
 
 
 class OperationWatch(DispatchMode):
-    """Sees every operation with its schema, under autograd and inside C++ composites.
+    """Interposes on every operation with its schema, below autograd and inside C++ composites.
 
     Args:
-        before: gets the tensors that an operation is about to write into, if there are some.
-        after: gets its name, the tensors that it takes, those that it returns, and those written into.
+        before: takes the tensors that an operation will write into, if there are any.
+        after: takes the name, and the tensors that are read, returned and written.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class OperationWatch(DispatchMode):
         self.after = after
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and tell of it, unless it neither makes nor writes nor reads out a tensor."""
+        """Run an operation and report it, unless it makes, writes and reads out no tensor."""
         kwargs = kwargs or {}
         written = list(written_tensors(func, args, kwargs))
         if written:
@@ -110,7 +110,7 @@ def watched(
     wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]],
     modules: Iterable[nn.Module] | None = None,
 ) -> Generator[None]:
-    """Wrap the forward of every module, or of some of the modules only, and take the wrappers off again."""
+    """Wrap the forward of every module, or of ``modules`` only, and restore it at the end."""
     before: list[tuple[nn.Module, Any]] = []
     try:
         for module in model.modules() if modules is None else modules:
@@ -127,9 +127,9 @@ def watched(
 
 @contextmanager
 def no_fast_path() -> Generator[None]:
-    """Keep torch's transformer modules from running as one fused operation, in which no value shows up."""
+    """Turn off the fused operation of torch's transformer modules, in which no value is visible."""
     global _num_without_fast_path, _had_fast_path
-    with _COUNTING:  # of several that end in any order the last one switches it back
+    with _COUNTING:  # contexts may end in any order: the last one restores the setting
         if _num_without_fast_path == 0:
             _had_fast_path = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
@@ -144,26 +144,26 @@ def no_fast_path() -> Generator[None]:
 
 
 def nothing() -> Tensor:
-    """What stands for a weight that is gone from a layer of :class:`torch.nn.TransformerEncoder`.
+    """A tensor in the place of a removed weight in :class:`torch.nn.TransformerEncoder`.
 
-    The encoder reads the weights of its first layer to decide whether it packs padded tokens into a nested tensor, of
-    which the padded ones come out as zeros. Any plain tensor lets it do so as before; it computes nothing with them.
+    The encoder reads the weights of its first layer to decide whether it packs padded tokens into a nested tensor,
+    which returns zeros for them. Any plain tensor keeps this decision; no computation uses it.
     """
     with no_modes():
         return torch.empty(0)
 
 
 def unfuse(layer: nn.TransformerEncoderLayer, undo_log: UndoLog) -> None:
-    """Keep a layer that has lost a part from running as one fused operation, which would use all its weights."""
+    """Turn off the fused operation of a layer with a removed module, because it would read all weights."""
     undo_log.set(vars(layer), "activation_relu_or_gelu", 0)
 
 
 @contextmanager
 def hooks_watched(model: nn.Module, told: Callable[[nn.Module], None]) -> Generator[None]:
-    """Tell, while the model runs, which modules have a forward hook that other layers may depend on.
+    """Report, while the model runs, modules with a forward hook on which other layers may depend.
 
-    That is one that replaces what the module takes or returns, or keeps a tensor where the model's forward may read it:
-    in an attribute of another module, or in a list or dict that is one.
+    Such a hook replaces the module's arguments or outputs, or stores a tensor where the model's forward may read it: in
+    another module's attribute, or in a list or dict that is one.
     """
     shared = {
         id(value) for module in model.modules() for value in _own_attributes(module) if type(value) in (dict, list)
@@ -197,7 +197,7 @@ def hooks_watched(model: nn.Module, told: Callable[[nn.Module], None]) -> Genera
 
 
 def reached(hook: Callable[..., Any]) -> list[Any]:
-    """The objects that a hook or a forward may read or write: what it is bound to, closes over, has as defaults."""
+    """Objects that a hook or a forward may read or write: its bound object, closure and defaults."""
     if isinstance(hook, functools.partial):
         return [*hook.args, *hook.keywords.values(), *reached(hook.func)]
     bound = getattr(hook, "__self__", None)
@@ -210,7 +210,7 @@ def reached(hook: Callable[..., Any]) -> list[Any]:
 def _is_filled(cell: Any) -> bool:
     try:
         return cell.cell_contents is not None
-    except ValueError:  # nothing assigned yet
+    except ValueError:  # the variable is not assigned yet
         return False
 
 
@@ -219,7 +219,7 @@ def _own_attributes(module: nn.Module) -> list[Any]:
 
 
 def _kept(places: Iterable[Any]) -> dict[int, Tensor]:
-    """The tensors that lie in some places, by their ids, which are theirs for as long as the result lives."""
+    """Tensors in modules and containers, by id; the result keeps them alive, so that ids stay unique."""
     found: list[Any] = []
     for place in places:
         for value in _own_attributes(place) if isinstance(place, nn.Module) else [place]:

@@ -1,4 +1,4 @@
-"""Iterators of which a forward takes the next item: copied, replayed, and left where they were."""
+"""Iterators that forwards take items from: copies, replays and restored positions."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
-# A copy of these goes on from the same place, and leaves the original there.
+# Types whose copy continues at the same position without an effect on the original.
 _COPIED = (*(type(iter(one)) for one in ([], (), range(0), "", b"")), itertools.count, itertools.repeat)
 
 
 def is_sequence(value: object) -> bool:
-    """Whether a value is one of Python's own iterators, which keep their place where nothing else can look."""
+    """Whether a value is one of Python's own iterators, which hide their position."""
     return isinstance(value, Iterator) and not hasattr(value, "__dict__")
 
 
 def copied(value: Iterator[Any]) -> Iterator[Any] | None:
-    """Make an iterator that goes on from the same place; None where taking from it would take from the first."""
+    """Copy an iterator with its position; None if items taken from a copy would be taken from the original."""
     if isinstance(value, _COPIED):
         return copy.copy(value)
-    if isinstance(value, itertools.cycle) and sys.version_info < (3, 14):  # these tell of themselves until then
+    if isinstance(value, itertools.cycle) and sys.version_info < (3, 14):  # later versions have no __reduce__
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             _, (inner,), (saved, passed) = cast("Any", value).__reduce__()
@@ -34,26 +34,26 @@ def copied(value: Iterator[Any]) -> Iterator[Any] | None:
 
 
 def stand_in_for(value: Iterator[Any]) -> Iterator[Any]:
-    """Make an iterator that gives the same items, for a run to take from."""
+    """An iterator with the same items, for a run."""
     same = copied(value)
     return Replayed(value) if same is None else same
 
 
 def left_of(value: Iterator[Any], stand_in: Iterator[Any]) -> Iterator[Any]:
-    """What is to lie where an iterator lay, once its stand-in was taken from: itself, where nothing is missing."""
+    """The iterator to restore after a run: the original, or one that first replays the items that the run took."""
     if isinstance(stand_in, Replayed) and stand_in.taken:
         return itertools.chain(stand_in.taken, value)
     return value
 
 
 class Replayed(Iterator[Any]):
-    """Takes from an iterator that cannot be copied, such as a generator, and keeps what it took.
+    """Takes items from an iterator that cannot be copied, such as a generator, and keeps them.
 
     Args:
         source: the iterator.
 
     Attributes:
-        taken: the items that the source has given, and would not give again.
+        taken: items taken from the source so far.
     """
 
     def __init__(self, source: Iterator[Any]) -> None:

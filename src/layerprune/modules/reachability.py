@@ -1,4 +1,4 @@
-"""The names outside of a model's modules that its code uses: globals, closures, class attributes."""
+"""State outside a model's modules that its code names: globals, closures, class attributes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import nn
 
 from layerprune.torch_internals import hooks_of
 
-# Whose code keeps no state that a forward could depend on, but for what it says itself (torch's RNGs).
+# Packages whose code keeps no state for a forward, except torch's RNGs.
 _KNOWN = frozenset({"torch", "numpy", "torchvision", "layerprune", *sys.stdlib_module_names} - {"__main__"})
-_DEPTH = 4  # functions that functions call
+_DEPTH = 4  # of calls of functions by functions
 _STORES = frozenset({"STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR", "DELETE_GLOBAL", "DELETE_ATTR"})
 _OPCODES = frozenset(dis.opmap[name] for name in _STORES if name in dis.opmap)
 
@@ -26,12 +26,12 @@ _MISSING = object()
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """A place that holds a value: a name in a dict, a place in a list, a cell of a closure, or a class's attribute.
+    """A place for a value: an entry of a dict or a list, a cell of a closure, or a class attribute.
 
     Attributes:
         holder: the dict, list, cell or class.
-        key: the name or the place; None for a cell.
-        is_written: whether the code that names it puts other values there.
+        key: the name or the index; None for a cell.
+        is_written: whether the code assigns to it.
     """
 
     holder: Any
@@ -39,11 +39,11 @@ class Slot:
     is_written: bool = False
 
     def get(self) -> Any:
-        """The value that lies there; a marker of its own where there is none."""
+        """The value; a marker if there is none, see :func:`is_filled`."""
         if isinstance(self.holder, CellType):
             try:
                 return self.holder.cell_contents
-            except ValueError:  # nothing assigned yet
+            except ValueError:  # the variable is not assigned yet
                 return _MISSING
         if isinstance(self.holder, type):
             return vars(self.holder).get(self.key, _MISSING)
@@ -53,7 +53,7 @@ class Slot:
         return self.holder.get(self.key, _MISSING)
 
     def put(self, value: Any) -> None:
-        """Put a value there, or take away what lies there."""
+        """Assign a value, or remove the entry if the value is the marker."""
         if isinstance(self.holder, CellType):
             self.holder.cell_contents = value
         elif isinstance(self.holder, type):
@@ -65,12 +65,12 @@ class Slot:
 
 
 def is_filled(value: Any) -> bool:
-    """Whether a slot held something."""
+    """Whether a slot's value is not the marker of an empty slot."""
     return value is not _MISSING
 
 
 def slots_of(model: nn.Module) -> list[Slot]:
-    """The places outside of a model's modules that the code of its modules names, each once."""
+    """Slots outside a model's modules that the code of its modules names, each once."""
     found: dict[tuple[int, Any], Slot] = {}
     for cls in {cls for module in model.modules() for cls in type(module).__mro__}:
         if not is_known(cls):
@@ -86,7 +86,7 @@ def slots_of(model: nn.Module) -> list[Slot]:
 
 
 def is_known(value: Any) -> bool:
-    """Whether something comes from a package whose code keeps no state."""
+    """Whether a value comes from a package whose code keeps no state."""
     name = getattr(value, "__module__", None) or getattr(type(value), "__module__", "")
     return str(name).partition(".")[0] in _KNOWN
 
@@ -95,7 +95,7 @@ _classes: WeakKeyDictionary[type, dict[tuple[int, Any], Slot]] = WeakKeyDictiona
 
 
 def _of_class(cls: type) -> dict[tuple[int, Any], Slot]:
-    """What the methods of a class name, and its own attributes that are neither code nor of the language."""
+    """Slots that the methods of a class name, and its own data attributes."""
     if cls not in _classes:
         found: dict[tuple[int, Any], Slot] = {}
         for key, value in vars(cls).items():
@@ -126,7 +126,7 @@ def _of_code(value: Any) -> dict[tuple[int, Any], Slot]:
 
 
 def _functions(value: Any) -> Iterator[FunctionType]:
-    """The functions that a value is, wraps or is made of."""
+    """The Python functions in a value: itself, or those that it wraps."""
     if isinstance(value, (staticmethod, classmethod, MethodType)):
         yield from _functions(value.__func__)
     elif isinstance(value, functools.partial):
@@ -138,7 +138,7 @@ def _functions(value: Any) -> Iterator[FunctionType]:
 
 
 def _named(function: FunctionType) -> Iterator[Slot]:
-    """What a function's code names: its closure, globals, and of other Python modules and classes what it asks for."""
+    """Slots that a function's code names: closure, globals, defaults, attributes of other modules and classes."""
     code = function.__code__
     names, stored = set(_names(code)), _stored(code)
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
@@ -157,23 +157,23 @@ def _named(function: FunctionType) -> Iterator[Slot]:
 
 
 def _methods(cls: type) -> Iterator[FunctionType]:
-    """The functions of a class's body."""
+    """The functions in a class body."""
     for value in vars(cls).values():
         yield from _functions(value)
 
 
 @functools.cache
 def _stored(code: CodeType) -> frozenset[str]:
-    """The names that code, that of the functions in it included, puts values under: variables and attributes."""
+    """Variables and attributes that code assigns to, nested functions included."""
     inner: Iterable[Any] = code.co_consts
     found: set[str] = set()
-    if not _OPCODES.isdisjoint(code.co_code[::2]):  # to take all code apart takes long
+    if not _OPCODES.isdisjoint(code.co_code[::2]):  # because disassembly is slow
         found = {step.argval for step in dis.get_instructions(code) if step.opname in _STORES}
     return frozenset(found.union(*(_stored(one) for one in inner if isinstance(one, CodeType))))
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """The names that code uses, that of the functions in it included."""
+    """Names that code uses, nested functions included."""
     yield from code.co_names
     inner: Iterable[Any] = code.co_consts
     for constant in inner:

@@ -1,4 +1,4 @@
-"""Snapshot of the plain attributes and hooks that a forward may change; puts them back."""
+"""Snapshot of plain attributes and hooks of modules, which a forward may change; restores them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import nn
 from layerprune.torch_internals import HOOK_DICTS
 
 _PLAIN = (bool, int, float, str, type(None))
-_PLAIN_TYPES = frozenset(_PLAIN)  # the same, told by one look
+_PLAIN_TYPES = frozenset(_PLAIN)  # the same for a fast test
 _MISSING = object()
 
 
 class AttributeSnapshot:
-    """The plain attributes of a model's modules at some moment, but for ``training``, and their hooks.
+    """Plain attributes of a model's modules, without ``training``, and their hooks.
 
-    A forward may install hooks and write a flag that they are there, as those of transformers do which are asked for
-    hidden states: with the flag put back and the hooks left, the next one would install them once more.
+    A forward may install hooks and set a flag for them, as transformers do for hidden states. If the flag was restored
+    without the hooks, the next forward would install them again.
 
     Args:
-        model: the model, as it is at that moment.
+        model: the model in its present state.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,10 +33,7 @@ class AttributeSnapshot:
         self.hooked: list[tuple[dict[int, Any], dict[int, Any]]] = []
 
     def settle(self) -> None:
-        """Note which attributes differ now: whose, their names, and what they were; or that they were not there.
-
-        So are the hooks that were added.
-        """
+        """Record the attributes and hooks that differ now, for :meth:`put_back`."""
         self.moved = [
             (held, key, value) for held, before in self.before for key, value in _differing(held, before).items()
         ]
@@ -44,7 +41,7 @@ class AttributeSnapshot:
         self.hooked = [(held, before) for held, before in registers if held.keys() != before.keys()]
 
     def put_back(self) -> None:
-        """Give the attributes that were noted the values that they had."""
+        """Restore the recorded attributes and hooks."""
         for held, key, value in self.moved:
             if value is _MISSING:
                 held.pop(key, None)
@@ -57,7 +54,7 @@ class AttributeSnapshot:
 
 
 def _differing(held: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """What attributes were that differ now."""
+    """Former values of the attributes that differ now."""
     found = {key: value for key, value in before.items() if held.get(key, _MISSING) is not value}
     found |= {key: _MISSING for key, value in held.items() if key not in before and _is_plain(value)}
     found.pop("training", None)
@@ -65,7 +62,7 @@ def _differing(held: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 
 
 def _registers(module: nn.Module) -> Iterator[dict[int, Any]]:
-    """Where a module holds its hooks, and what tells of them how they are called."""
+    """The registries of a module's hooks and of their options."""
     held = vars(module)
     return (held[name] for name in HOOK_DICTS if name in held)
 
@@ -79,17 +76,17 @@ def _is_plain(value: object) -> bool:
 
 
 class Held:
-    """What the attributes of a module, and of those inside it, hold at some moment; in containers, their items.
+    """Attribute values of a module tree, by identity; also the items of containers.
 
     Args:
-        module: the module, as it is at that moment.
+        module: the module in its present state.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.before = [(vars(one), _contents(vars(one))) for one in module.modules()]
 
     def is_as_before(self) -> bool:
-        """Whether all of it is still the very same."""
+        """Whether all values and items are still the same objects."""
         return all(_are_same(_contents(held), before) for held, before in self.before)
 
 

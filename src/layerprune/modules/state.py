@@ -20,9 +20,9 @@ from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import attributes_of
 from layerprune.torch_internals import buffers_of, num_writes, parameters_of
 
-# Values without parts, compared as such.
+# Values without parts, compared by value.
 _VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, torch.layout)
-# Code, and what no forward changes.
+# Code, and objects that no forward changes.
 _STILL = (
     *(type, ModuleType, BuiltinFunctionType, enum.Enum, logging.Logger, slice, range, property, type(...), np.generic),
     *(np.dtype, type(NotImplemented), torch.memory_format, type({}.get), type("".join), type(dict.get)),
@@ -33,21 +33,21 @@ _RANDOM: Mapping[type, Callable[[Any], Any]] = {
     np.random.Generator: lambda source: repr(source.bit_generator.state),
     np.random.RandomState: lambda source: repr(source.get_state()),
 }
-_EMPTY = (dict, OrderedDict, list, set)  # exact types: whether one is still empty is quickly asked
-_MOST = 500_000  # objects: a model that holds a data set is not looked through
+_EMPTY = (dict, OrderedDict, list, set)  # exact types with a fast test for emptiness
+_MOST = 500_000  # objects: a model that holds a data set would take too long
 
 
 class ModelState:
-    """What a model's modules hold, at some moment: attributes down through containers, plain objects and closures.
+    """Snapshot of everything in a model's modules: attributes, containers, plain objects and closures.
 
-    Tensors are known by their version counters, all else by identity or, where it has no parts, by value. What lies in
-    globals is not seen.
+    Tensors are compared by version counter, values without parts by value, other objects by identity. Globals are not
+    included.
 
     Args:
-        model: the model, as it is at that moment.
+        model: the model in its present state.
 
     Attributes:
-        unseen: what is held whose condition cannot be told; empty if all of it can.
+        unseen: an object whose state cannot be compared, as a reason; empty if there is none.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -59,12 +59,12 @@ class ModelState:
         self._tensors: list[Tensor] = []
         self._random: list[tuple[Any, Callable[[Any], Any], Any]] = []
         self._holders: dict[int, list[int]] = {}
-        self._seen: dict[int, Any] = {}  # keeps what is known by its id alive
+        self._seen: dict[int, Any] = {}  # keeps objects alive, so that ids stay unique
         self._walk()
         self._versions = [num_writes(tensor) for tensor in self._tensors]
 
     def changed(self) -> set[int]:
-        """The ids of what was there, and is not as it was."""
+        """Ids of objects that changed since the snapshot."""
         found = {register.owner for register in self._registers if register.differs()}
         if any(self._empty):
             found |= {id(container) for container in self._empty if container}
@@ -73,7 +73,7 @@ class ModelState:
         return found | {id(source) for source, state, before in self._random if state(source) != before}
 
     def holding(self, ids: Iterable[int]) -> frozenset[int]:
-        """The ids of the modules that hold some of what was there, or hold what holds it, and so on."""
+        """Ids of modules that hold one of these objects, directly or indirectly."""
         found: set[int] = set()
         stack = list(ids)
         while stack:
@@ -84,7 +84,7 @@ class ModelState:
         return frozenset(id(module) for module in self.modules if id(module) in found)
 
     def differing(self, changed: set[int]) -> frozenset[int]:
-        """The ids of the modules that are gone, or whose own attributes, parameters or buffers changed."""
+        """Ids of modules that were removed, or whose own attributes, parameters or buffers changed."""
         there = {id(module) for module in self.model.modules()}
         return frozenset(
             id(module)
@@ -108,7 +108,7 @@ class ModelState:
                 self.unseen = f"the model holds more than {_MOST:,} objects"
 
     def _hold(self, owner: Any, parts: Iterable[Any], stack: list[Any]) -> None:
-        """Write down who holds what, and what has to be looked through."""
+        """Record the holder of each part, and push new parts on the stack."""
         for part in parts:
             if type(part) in _VALUES or isinstance(part, _STILL):
                 continue
@@ -118,7 +118,7 @@ class ModelState:
                 stack.append(part)
 
     def _parts(self, owner: Any) -> Iterator[Any]:
-        """What an object holds; what of it may change is written down."""
+        """The parts of an object; records those that may change."""
         if isinstance(owner, Tensor):
             yield from self._parts_of_tensor(owner)
             return
@@ -139,7 +139,7 @@ class ModelState:
         yield from _fixed(owner)
 
     def _parts_of_tensor(self, tensor: Tensor) -> Iterator[Any]:
-        if isinstance(tensor, DroppedTensor):  # what an earlier surgery left holds nothing, and stays as it is
+        if isinstance(tensor, DroppedTensor):  # an earlier surgery left it; it never changes
             return
         if tensor.is_inference():
             self.unseen = self.unseen or "the model holds a tensor made in inference mode, which counts no writes"
@@ -151,7 +151,7 @@ class ModelState:
 
 
 class _Register:
-    """A container, and what lay in it."""
+    """A container and its items at the snapshot."""
 
     __slots__ = ("container", "ids", "items", "owner")
 
@@ -169,7 +169,7 @@ class _Register:
 
 
 class _Slots:
-    """The attributes that an object keeps in slots."""
+    """The attributes that an object keeps in ``__slots__``."""
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
@@ -179,7 +179,7 @@ class _Slots:
 
 
 def _containers(owner: Any) -> Iterator[Any]:
-    """What holds the parts of an object that may change."""
+    """The containers of an object's parts that may change."""
     if isinstance(owner, (dict, list, set, deque, MappingProxyType, CellType, np.ndarray)):
         yield owner
     held = getattr(owner, "__dict__", None)
@@ -190,23 +190,22 @@ def _containers(owner: Any) -> Iterator[Any]:
 
 
 def _is_known(cls: type) -> bool:
-    """Whether a class is of those that hold no state of their own."""
+    """Whether a class has no state of its own."""
     return cls is object or cls.__module__.partition(".")[0] in ("torch", "abc", "typing")
 
 
 def _items(container: Any) -> list[Any]:
-    """What lies in a container."""
     if isinstance(container, dict):
         held = cast("dict[Any, Any]", container)
         return [*dict.keys(held), *dict.values(held)]
-    if isinstance(container, MappingProxyType):  # of a class: its functions are code
+    if isinstance(container, MappingProxyType):  # namespace of a class; its functions are code
         held = cast("Mapping[str, Any]", container)
         own = (value for name, value in held.items() if not name.startswith("__"))
         return [value for value in own if not callable(value) and not hasattr(value, "__get__")]
     if isinstance(container, CellType):
         try:
             return [container.cell_contents]
-        except ValueError:  # nothing assigned yet
+        except ValueError:  # the variable is not assigned yet
             return []
     if isinstance(container, np.ndarray):
         return [str(container.dtype), container.tobytes()]
@@ -214,7 +213,7 @@ def _items(container: Any) -> list[Any]:
 
 
 def _fixed(owner: Any) -> Iterator[Any]:
-    """The parts of an object that stay the ones that they are."""
+    """The parts of an object that never change."""
     if isinstance(owner, (tuple, frozenset)):
         yield from cast("Iterable[Any]", owner)
     elif isinstance(owner, FunctionType):

@@ -1,4 +1,4 @@
-"""Refuses models that cannot be recorded at all, and says what to prune instead."""
+"""Refuses models that cannot be captured, and says which model to prune instead."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from layerprune.errors import UnsupportedModelError
 from layerprune.torch_internals import PACKED_WEIGHTS, tensors_of
 
-# Classes of torch that leave a process only a part of each weight; not imported for it.
+# torch classes that shard weights over processes; by name, because importing them is slow.
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
 def check_module(model: object) -> None:
-    """Raise :class:`UnsupportedModelError` for what is no module, such as a class, a pruner or a plan."""
+    """Raise :class:`UnsupportedModelError` if ``model`` is not a module, but a class, a pruner or a plan, say."""
     if isinstance(model, nn.Module):
         return
     got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
@@ -26,13 +26,13 @@ def check_module(model: object) -> None:
 
 
 def check_supported(model: object) -> None:
-    """Refuse what cannot be recorded at all.
+    """Refuse models that cannot be captured.
 
     Args:
-        model: what the user gave.
+        model: the user's model.
 
     Raises:
-        UnsupportedModelError: it is no module, or one is scripted, exported, lazy, packed, offloaded or sharded.
+        UnsupportedModelError: it is no module, or has scripted, exported, lazy, packed, offloaded or sharded parts.
     """
     check_module(model)
     assert isinstance(model, nn.Module)
@@ -43,7 +43,7 @@ def check_supported(model: object) -> None:
 
 
 def _reasons(module: nn.Module) -> Iterator[str]:
-    """Why a module cannot be recorded."""
+    """Reasons why a module cannot be captured."""
     if isinstance(module, torch.jit.ScriptModule):
         yield (
             "is a TorchScript module ({kind}): its forward is compiled and cannot be edited; "
@@ -77,7 +77,7 @@ def _reasons(module: nn.Module) -> Iterator[str]:
 
 
 def _hooks(hook: Any) -> Iterator[Any]:
-    """A hook, or those that one of several consists of."""
+    """A hook and the hooks that it consists of."""
     inside = cast("tuple[Any, ...]", getattr(hook, "hooks", ()))
     yield hook
     for one in inside:

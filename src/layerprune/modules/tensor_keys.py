@@ -11,8 +11,8 @@ from layerprune.torch_internals import storage_id
 
 
 def storage_key(tensor: Tensor) -> int:
-    """What names a tensor's memory as long as it lives; tensors without any (sparse, opaque) count as their own."""
-    if type(tensor) is not Tensor and isinstance(tensor, DroppedTensor):  # what an earlier surgery left
+    """Identifies a tensor's memory while it lives; a tensor without a storage (sparse, opaque) gets its own key."""
+    if type(tensor) is not Tensor and isinstance(tensor, DroppedTensor):  # an earlier surgery left it
         return -id(tensor)
     try:
         return storage_id(tensor)
@@ -21,7 +21,7 @@ def storage_key(tensor: Tensor) -> int:
 
 
 class StrongTensorKeys:
-    """Values by tensor, for tensors that are kept alive: their ids stay theirs."""
+    """Dictionary with tensors as keys; it keeps them alive, so that their ids stay unique."""
 
     def __init__(self) -> None:
         self.values: dict[int, tuple[Tensor, int]] = {}
@@ -36,13 +36,12 @@ class StrongTensorKeys:
         self.values[id(tensor)] = (tensor, value)
 
     def get(self, tensor: Tensor) -> int | None:
-        """The value of a tensor; None if it is not known."""
         found = self.values.get(id(tensor))
         return None if found is None else found[1]
 
 
 class WeakTensorKeys:
-    """Values by tensor, for as long as the tensors live: an id that another tensor has got since is not theirs."""
+    """Dictionary with weak references to tensors as keys; it detects ids that a later tensor has reused."""
 
     def __init__(self) -> None:
         self.values: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -60,6 +59,5 @@ class WeakTensorKeys:
         self.values[id(tensor)] = (weakref.ref(tensor), value)
 
     def get(self, tensor: Tensor) -> int | None:
-        """The value of a tensor; None if it is not known."""
         found = self.values.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None

@@ -1,4 +1,4 @@
-"""The module tree: unwrapping, cloning, finding modules, and telling two models apart."""
+"""The module tree: unwrapping, copies, names, and fingerprints."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from layerprune.torch_internals import INNER_OF_COMPILED, children_of, tensors_o
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the user's own module from under ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
+    """Return the user's own module from ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
 
     Raises:
-        UnsupportedModelError: it is no module.
+        UnsupportedModelError: ``model`` is not a module.
     """
     check_module(model)
     while True:
@@ -36,19 +36,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether a module is the linear layer of GPT-2 in transformers, which holds its weight as (input, output)."""
+    """Whether a module is transformers' linear layer of GPT-2, whose weight is (input, output)."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter and buffer under every name it has, parameters first in each module."""
+    """Yield every parameter and buffer under each of its names, parameters first in each module."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, tensor in tensors_of(module):
             yield (f"{prefix}.{key}" if prefix else key), tensor
 
 
 def slots(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Map ``id(module)`` to every (parent, key) under which the tree holds it."""
+    """Map ``id(module)`` to every (parent, key) of it in the tree."""
     found: dict[int, list[tuple[nn.Module, str]]] = {}
     for parent in model.modules():
         for key, child in children_of(parent).items():
@@ -58,15 +58,15 @@ def slots(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 
 
 class Tree:
-    """What hangs where in a model at some moment.
+    """Snapshot of a model's module tree.
 
     Args:
-        model: the model, as it is at that moment.
+        model: the model in its present state.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.before: list[tuple[dict[str, nn.Module | None], list[tuple[str, nn.Module | None]]]] = []
-        pending, known = [model], {id(model)}  # as ``model.modules()`` does, which takes several times as long
+        pending, known = [model], {id(model)}  # as ``model.modules()``, which is several times slower
         while pending:
             held = children_of(pending.pop())
             self.before.append((held, list(held.items())))
@@ -76,7 +76,7 @@ class Tree:
                     pending.append(module)
 
     def put_back(self) -> bool:
-        """Hang every module where it was; whether any was not there."""
+        """Restore the places of all modules; returns whether a place had changed."""
         some = [(held, items) for held, items in self.before if held or items]
         moved = [(held, items) for held, items in some if _hung(held.items()) != _hung(items)]
         for held, items in moved:
@@ -90,7 +90,7 @@ def _hung(items: Iterable[tuple[str, nn.Module | None]]) -> list[tuple[str, int]
 
 
 def names_by_module(model: nn.Module, *, only_first: bool = False) -> dict[int, list[str]]:
-    """Map ``id(module)`` to all its dotted names, or only the first, in the order of ``named_modules``."""
+    """Map ``id(module)`` to all its dotted names, or to the first, in the order of ``named_modules``."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=only_first):
         names.setdefault(id(module), []).append(name)
@@ -98,12 +98,12 @@ def names_by_module(model: nn.Module, *, only_first: bool = False) -> dict[int, 
 
 
 def num_params(model: nn.Module) -> int:
-    """Count the model's parameters; tied ones once."""
+    """Number of parameters; tied parameters count once."""
     return sum(parameter.numel() for parameter in parameters(model))
 
 
 def names_with_nan(model: nn.Module) -> list[str]:
-    """The parameters that hold values which are not numbers."""
+    """Names of parameters with nan values."""
     with torch.no_grad():
         return [
             name
@@ -116,14 +116,17 @@ def names_with_nan(model: nn.Module) -> list[str]:
 
 
 def fingerprint(model: nn.Module, *, paths: bool = False, caches: bool = False) -> str:
-    """Return a hash of the model's classes, tensor names, shapes and dtypes; not of its weights or its device.
+    """Hash of the model's classes, tensor names, shapes and dtypes, without weights and device.
 
-    Buffers that are not saved with the model are left out: many are caches that a forward fills for its inputs' size.
+    Buffers that are not saved with the model are left out: many are caches that a forward fills.
 
     Args:
         model: the model.
-        paths: name the classes with the Python modules that define them, as plans of the first weeks did.
-        caches: include the buffers that are left out, as plans of schema 1 did.
+        paths: whether to include the classes' Python modules, as the first plans did.
+        caches: whether to include unsaved buffers, as plans of schema 1 did.
+
+    Returns:
+        SHA-256 as hexadecimal digits.
     """
     digest = hashlib.sha256()
     unsaved: set[str] = set()
@@ -138,18 +141,17 @@ def fingerprint(model: nn.Module, *, paths: bool = False, caches: bool = False) 
 
 
 def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool = False) -> nn.Module:
-    """Copy the module tree with every tensor passed through ``convert``; the original is not touched.
+    """Copy a module tree with ``convert`` applied to every tensor; the original stays unchanged.
 
-    Unlike ``copy.deepcopy`` this cannot fail: every module is copied shell by shell, tensors (non-leaf ones and those
-    hidden in attributes too) go through ``convert`` once each, so ties survive, and an attribute that cannot be copied
-    (an open file, a lock) is shared. Functions among the attributes and hooks that close over modules of the tree close
-    over their copies.
+    Unlike ``copy.deepcopy``, this cannot fail. An attribute that cannot be copied (an open file, a lock) is shared.
+    ``convert`` gets each tensor once, also non-leaf tensors and those in attributes, so that ties are kept. Functions
+    and hooks whose closures hold modules of the tree are copied with the copied modules.
 
     Args:
         model: the module tree; its modules' classes are kept.
-        convert: the new tensor for an old one, e.g. a clone, the tensor itself, or a fake of it.
-        apart: whether lists, dicts and sets that such functions close over are copied as well, so that what they
-            write down when the copy runs does not reach the user.
+        convert: returns the new tensor for a tensor: a clone, the tensor itself, or a fake of it.
+        apart: whether to copy lists, dicts and sets in such closures, so that a run of the copy does not change the
+            user's.
 
     Returns:
         The copy, of the same class, with the same training flags and hooks.
@@ -163,7 +165,7 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool 
         for tensor in own_tensors(module):
             if id(tensor) not in memo:
                 memo[id(tensor)] = tensor if isinstance(tensor, DroppedTensor) else convert(tensor)
-    functions: list[tuple[dict[str, Any], str, Any]] = []  # last: they may hold what other attributes do
+    functions: list[tuple[dict[str, Any], str, Any]] = []  # last, because they may hold copies of other attributes
     for module in modules:
         shell = vars(memo[id(module)])
         for key, value in vars(module).items():
@@ -171,7 +173,7 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool 
             if kind in PLAIN_TYPES:
                 shell[key] = value
             elif (kind is dict or kind is OrderedDict) and not value and id(value) not in memo:
-                shell[key] = memo[id(value)] = kind()  # with what is plain, nearly all that there is
+                shell[key] = memo[id(value)] = kind()  # a fast path: most attributes are plain or empty
             elif kind is FunctionType or key.endswith("_hooks"):
                 shell[key] = None
                 functions.append((shell, key, value))
@@ -183,7 +185,7 @@ def clone(model: nn.Module, convert: Callable[[Tensor], Tensor], *, apart: bool 
 
 
 def own(tensor: Tensor) -> Tensor:
-    """Copy a tensor; a parameter stays one."""
+    """Copy a tensor; the copy of a parameter is a parameter."""
     with torch.no_grad():
         copy = tensor.detach().clone()
     if isinstance(tensor, nn.Parameter):
@@ -192,7 +194,7 @@ def own(tensor: Tensor) -> Tensor:
 
 
 def own_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors that a module's attributes hold, down to three containers deep."""
+    """Yield the tensors in a module's attributes, up to three containers deep."""
     # Most of a module's attributes are flags and empty registries.
     stack: list[tuple[Any, int]] = [
         (value, 0)
@@ -211,7 +213,7 @@ def own_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 def _full(value: Any) -> bool:
     kind = type(value)
-    if kind is dict or kind is OrderedDict:  # by far the most, and empty: asking whether it is a mapping takes longer
+    if kind is dict or kind is OrderedDict:  # a fast path, because isinstance with Mapping is slow
         return bool(cast("dict[Any, Any]", value))
     if kind is set:
         return False

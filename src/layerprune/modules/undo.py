@@ -1,4 +1,4 @@
-"""An undo log of changes, and writing of tensors all at once or not at all."""
+"""Undo log of changes, and all-or-nothing writes of tensors."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ _ABSENT = object()
 
 
 class UndoLog:
-    """Knows how to take back what edits have changed.
+    """Undoes changes of edits.
 
-    A Ctrl-C may come between any two steps of Python. So each change is written down first: what has not been made by
-    then is taken back without harm.
+    A Ctrl-C may come between any two steps of Python. So each undo is recorded before its change, and an undo without
+    its change has no effect.
     """
 
     def __init__(self) -> None:
         self._undos: list[Undo] = []
 
     def note(self, undo: Undo) -> None:
-        """Write down what takes the next change back: it does no harm before that change, nor a second time."""
+        """Record the undo of the next change; it must be harmless before that change, and when repeated."""
         self._undos.append(undo)
 
     def set(self, held: MutableMapping[str, Any], key: str, value: Any) -> None:
-        """Set an entry, which keeps its place if there is one of that name."""
+        """Set an entry; an existing entry keeps its position."""
         old = held.get(key, _ABSENT)
         self.note(lambda: _put_back(held, key, old))
         held[key] = value
 
     def set_attribute(self, owner: object, name: str, value: Any) -> None:
-        """Set an attribute that there is already."""
         old = getattr(owner, name)
         self.note(lambda: setattr(owner, name, old))
         setattr(owner, name, value)
 
     def keep(self, held: MutableMapping[str, Any]) -> None:
-        """Write down all entries and their order, before some are taken out."""
+        """Record all entries and their order, before some are removed."""
         before = dict(held)
 
         def undo() -> None:
@@ -52,7 +51,7 @@ class UndoLog:
         self.note(undo)
 
     def take_back(self) -> None:
-        """Take everything back, the last change first; an interrupt on the way is passed on when that is done."""
+        """Undo all changes, the last one first; an interrupt is raised again after that."""
         try:
             self._take_back()
         except BaseException:
@@ -73,12 +72,11 @@ def _put_back(held: MutableMapping[str, Any], key: str, old: Any) -> None:
 
 
 def write(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Write values into a model's parameters and buffers; whatever happens meanwhile leaves all of them or none.
+    """Write values into a model's parameters and buffers, all or none.
 
     Args:
-        model: the model; its tensors stay the same objects. A parameter that a module has a place for and that is None
-            becomes a new one.
-        values: new values by name, of the tensors' shapes.
+        model: the model; its tensors stay the same objects. A parameter that is None becomes a new one.
+        values: new values by name, with the tensors' shapes.
     """
     before: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = []
     try:
