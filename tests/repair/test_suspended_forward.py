@@ -166,7 +166,7 @@ def test_a_repair_takes_one_forward_of_either_model():
 
 
 def test_batches_that_may_not_wait_start_anew_and_give_the_same_weights():
-    """Two of four batches wait; the 3 sites behind the gap take 3 forwards of each of the others."""
+    """The first batch always waits; 3 sites are 3 forwards more or less for each of the others."""
 
     def forward(net, x):
         x = torch.tanh(net.stem(x))
