@@ -1,6 +1,6 @@
-"""Removals: each way in which tensors of the layer graph can be replaced so that a group of layers dies.
+"""Removals: substitutions in the layer graph that take groups out.
 
-Candidates are found on the graph, lowered to edits, and combined.
+Candidates are found on the layer graph, lowered to edits, and combined.
 """
 
 # pyright: reportUnusedImport=false

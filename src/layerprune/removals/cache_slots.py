@@ -1,4 +1,4 @@
-"""Keeps the slots of a transformers key-value cache right when the modules that wrote them are gone."""
+"""Keeps the slots of a transformers key-value cache valid when modules that write them are removed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _Place = tuple[int, int]
 
 
 class CacheSlots:
-    """Keeps generation with a cache right: what is asked about the past must be answered by a layer that is left.
+    """Keeps generation with a cache valid: a slot that the model asks about the past must have a writer.
 
     Args:
-        shade: a shadow of the model.
+        shade: a sandbox of the model.
         modules: its modules by name.
         inputs: the example inputs.
-        notes: where to say what could not be shown.
-        memo: answers for functions on fakes; None where the shadow runs on real tensors.
+        notes: receives a note if generation does not run.
+        memo: shape cache for fake tensors; None if the sandbox has real tensors.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CacheSlots:
             self.prepared = generates(shade.model)
             try:
                 self.use = self.observe()
-            except Exception as error:  # the user's own forward, which may want more than these inputs
+            except Exception as error:  # the user's own forward, which may need other inputs for a second step
                 notes.append(f"generation with a cache does not run on these inputs ({short(error)}): not proven")
 
     def observe(self) -> CacheUse | None:
@@ -60,12 +60,12 @@ class CacheSlots:
 
     @contextmanager
     def running(self) -> Generator[None]:
-        """Run forwards inside, of which only shapes count: that is where a cache is asked about its past."""
+        """Run forwards inside; a shape cache suffices, because only shapes of the past are compared."""
         with self.shade.running(), nullcontext() if self.memo is None else self.memo.recalling():
             yield
 
     def check(self, edits: Sequence[Edit]) -> None:
-        """Check, with edits made, that a second step finds the past that it finds in the untouched model.
+        """Check that a second step, with edits made, sees the same past as in the original.
 
         Raises:
             Refusal: it does not.
@@ -74,7 +74,7 @@ class CacheSlots:
             return
         try:
             found = self.observe()
-        except Exception as error:  # the user's forward on what is left of the model: anything may come
+        except Exception as error:  # the user's forward after the edits may raise anything
             raise Refusal(RefusalCode.CACHE_FAILS, error=error) from error
         strange = sorted((found.answers if found is not None else frozenset()) - self.use.answers)
         if strange:
@@ -82,11 +82,11 @@ class CacheSlots:
             raise Refusal(RefusalCode.CACHE_FORGETS, method=method, kind=kind, answer=answer)
 
     def concerned(self, edits: Sequence[Edit]) -> bool:
-        """Whether edits touch the cache: its writers, or the number of its layers."""
+        """Whether edits change writers of the cache or the number of its layers."""
         return any(isinstance(edit, (Shorten, TakePlace)) for edit in edits) or bool(self.leaving(edits))
 
     def leaving(self, edits: Sequence[Edit]) -> set[str]:
-        """The writers that edits take out."""
+        """The writers that edits remove."""
         writers = (
             {name for names in self.use.writers.values() for name in names} if self.use is not None else set[str]()
         )
@@ -94,10 +94,10 @@ class CacheSlots:
         return {name for name in writers if any(f"{name}.".startswith(f"{top}.") for top in gone)}
 
     def keep(self, lowering: Lowering) -> Lowering:
-        """Let a writer that stays take the place of one that goes, where that place is asked about the past.
+        """Move remaining writers to slots that the model asks about the past and that lose their writers.
 
         Raises:
-            Refusal: no writer of that kind is left.
+            Refusal: no writer of the same kind is left.
         """
         moves = self.moves(lowering.edits)
         if not moves:
@@ -122,7 +122,7 @@ class CacheSlots:
         return found
 
     def moved(self, places: Sequence[_Place], recurrent: bool, gone: set[str]) -> list[TakePlace]:
-        """Within one kind of cache layer: fill the places that are asked."""
+        """Moves of writers within one kind of cache layer, to the slots that are asked."""
         assert self.use is not None
         names = {where: self.use.writers[(*where, recurrent)] for where in places}
         left = [where for where in places if not all(name in gone for name in names[where])]

@@ -1,4 +1,4 @@
-"""Finds every substitution in the layer graph that removes a group, and why a group has none."""
+"""Finds substitutions in the layer graph that remove a group, and reasons why a group has none."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from layerprune.tensors import traits_of
 
 GRANULARITIES = ("group", "branch", "block")
 
-# Kinds of layers that make pieces of a tensor, or tensors of their form.
+# Kinds of layers that make pieces of a tensor, or tensors of the same shape as a piece.
 _CUTTING = frozenset({"split", "reshape", "activation", "dropout"})
 
-# How many dominating tensors to look at for one that has the right shape and whose use removes a transform.
+# Number of dominating tensors to search for one with the right shape whose use removes a transform.
 _LOOK_BACK = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A substitution that would take at least one whole group out, not yet realised nor proven.
+    """A substitution that takes at least one whole group out, not yet lowered nor proven.
 
     Attributes:
-        name: what is replaced by what, for people; unique among a model's candidates.
-        subject: the layers and numbers that the name tells of: removals of repeated blocks are compared by them.
-        kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared`` or ``block``: the row of the removal
-            table.
-        cut: the change to the layer graph.
-        dead: the layers that die.
-        groups: names of the groups that leave.
-        waits: whether it is of use only where nothing tidier takes out the same.
+        name: text for people; unique among a model's candidates.
+        subject: layers and numbers in the name, by which removals of repeated blocks are compared.
+        kind: row of the removal table: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared`` or
+            ``block``.
+        cut: the change of the layer graph.
+        dead: layers that die.
+        groups: names of the groups that are taken out.
+        waits: whether to use it only if no other candidate takes out the same groups.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What :func:`find_candidates` found.
+    """Result of :func:`find_candidates`.
 
     Attributes:
-        found: the candidates, in lists of alternatives: the first of a list that can be realised stands for it.
-        critical: group name → why it may not go at all.
+        found: lists of alternative candidates; the first one of a list that can be lowered is used.
+        critical: group name → why it must stay.
     """
 
     found: tuple[tuple[Candidate, ...], ...]
@@ -72,14 +72,14 @@ def find_candidates(
     Args:
         graph: the layer graph.
         groups: its groups.
-        modules: the model's modules by name; only containers are looked at.
-        protect: patterns of dotted names (``fnmatch``); what matches, and all below it, stays.
-        protect_io: keep stem and head; see :func:`stem_and_head`.
+        modules: the model's modules by name; only containers are used.
+        protect: patterns of dotted names (``fnmatch``); matching modules and all below them stay.
+        protect_io: whether stem and head stay; see :func:`stem_and_head`.
         granularity: ``group`` for any removal, ``branch`` for branches, gates and concat operands, ``block`` for
             elements of ``Sequential`` and ``ModuleList`` only.
 
     Raises:
-        UnknownNameError: a pattern in ``protect`` matches nothing; the message lists what is there.
+        UnknownNameError: a pattern in ``protect`` matches nothing; the message lists the groups.
     """
     critical = protected_by_name(graph, groups, tuple(protect))
     if protect_io:
@@ -95,7 +95,7 @@ class _Finder:
         self.modules = modules
         self.leads = {call: group for group in groups for call in group.calls}
         self.seen: set[tuple[object, ...]] = set()
-        self.partial: list[tuple[str, Cut, frozenset[int]]] = []  # what takes out some calls of groups with several
+        self.partial: list[tuple[str, Cut, frozenset[int]]] = []  # cuts that take out some calls of a group only
 
     def find(self, granularity: str) -> Iterator[tuple[Candidate, ...]]:
         if granularity == "block":
@@ -115,7 +115,7 @@ class _Finder:
                 yield (candidate,)
 
     def candidate(self, kind: str, cut: Cut, name: str, *subject: str | int, waits: bool = False) -> Candidate | None:
-        """Make a candidate of a cut, if it is new and takes a whole group out; its name is filled in by its subject."""
+        """Make a candidate of a new cut that takes a whole group out; the subject completes its name."""
         if key_of(cut) in self.seen:
             return None
         dead = self.graph.dead(cut)
@@ -126,19 +126,13 @@ class _Finder:
             return None
         self.seen.add(key_of(cut))
         return Candidate(
-            name=name.format(*subject),
-            subject=subject,
-            kind=kind,
-            cut=cut,
-            dead=dead,
-            groups=tuple(gone),
-            waits=waits,
+            name=name.format(*subject), subject=subject, kind=kind, cut=cut, dead=dead, groups=tuple(gone), waits=waits
         )
 
     # ---- rows of the removal table --------------------------------------------------------------------------------
 
     def merges(self) -> Iterator[Candidate | None]:
-        """Drop one operand of an add, a product or a concat."""
+        """Drop one operand of a sum, a product or a concat."""
         for layer in self.live_layers():
             kind = merge_kind(layer)
             if kind in ("add", "mul"):
@@ -155,7 +149,7 @@ class _Finder:
                         yield self.candidate("concat", cut, "{} without {}", layer.name, what)
 
     def several(self) -> Iterator[Candidate | None]:
-        """Drop a tensor from every merge that reads it, or pieces of it, where several do and nothing else does."""
+        """Drop a tensor, or pieces of it, from every merge that reads it, if only merges read it."""
         for value, readers in self.graph.readers.items():
             several = len(readers) > 1 or self.is_cut_up(readers)
             if not several or self.graph.values[value].layer < 0 or value in self.graph.outputs:
@@ -180,11 +174,10 @@ class _Finder:
                     yield self.candidate("several", cut, "{} merges without {}", num, self.graph.name_of(value))
 
     def is_cut_up(self, readers: Sequence[int]) -> bool:
-        """Whether the one layer that reads a value makes pieces of it."""
         return any(self.graph.layers[r].kind == "split" and len(self.graph.layers[r].outputs) > 1 for r in readers)
 
     def pieces(self, value: int) -> set[int]:
-        """A value, and what is cut out of it or made of such a piece alone."""
+        """A value, its pieces, and values made of these alone."""
         found, pending = {value}, [value]
         while pending:
             for reader in self.graph.readers.get(pending.pop(), ()):
@@ -195,16 +188,16 @@ class _Finder:
         return found if found.isdisjoint(self.graph.outputs) else {value}
 
     def blocks(self) -> Iterator[Candidate | None]:
-        """Let an element of a container hand on its inputs, in place of all that it returns to others."""
+        """Substitute all results of a container's element by its arguments."""
         for element in elements(self.graph, self.modules):
             name = _call_name(element.frame.fqn, element.frame.call)
             plural = "s" if len(element.cut.substitutes) > 1 else ""
             yield self.candidate("block", element.cut, "{} by its input{}", name, plural)
 
     def shared(self) -> Iterator[Candidate | None]:
-        """Take a module that is called several times out at every call, each time in the smallest way.
+        """Take a module with several calls out at every call, each by the smallest cut.
 
-        That is with the whole branches that it lies on, and then in whatever way is smaller.
+        First with the whole branches of its calls, then by any smaller cut.
         """
         yield from self.at_all_calls([part for part in self.partial if part[0] != "bypass"], waits=False)
         yield from self.at_all_calls(self.partial, waits=True)
@@ -218,7 +211,7 @@ class _Finder:
             for call in dead & self.leads.keys():
                 if call not in ways or len(dead) < len(ways[call][1]):
                     ways[call] = cut, dead
-        for group in reversed(self.groups):  # what takes an earlier one out may take this one along
+        for group in reversed(self.groups):  # because an earlier group may take later ones out
             if len(group.calls) < 2 or not all(call in ways for call in group.calls):
                 continue
             cuts = [ways[call][0] for call in group.calls]
@@ -229,7 +222,7 @@ class _Finder:
                 yield self.candidate("shared", joint, name, group.name, how, len(group.calls), waits=waits)
 
     def bypasses(self) -> Iterator[tuple[Candidate, ...]]:
-        """Replace a layer's value by the nearest tensor of its shape that dominates it; a group's latest first."""
+        """Replace a layer's value by the nearest dominating tensor of its shape; a group's last value first."""
         in_group = {index: group.name for group in self.groups for index in group.members}
         alternatives: dict[str, list[Candidate]] = {}
         for layer in reversed(list(self.live_layers())):
@@ -260,10 +253,10 @@ class _Finder:
         return None
 
     def hangs_on(self, value: int) -> bool:
-        """Whether some transform reaches the output through a value only; else no substitute takes one out."""
-        return self.graph.kills_any(Cut({value: self.graph.inputs[0]}), self.leads)  # any other keeps more alive
+        """Whether a transform reaches the output through a value only; else no substitute takes one out."""
+        return self.graph.kills_any(Cut({value: self.graph.inputs[0]}), self.leads)  # no substitute kills more
 
-    # ---- small questions ------------------------------------------------------------------------------------------
+    # ---- predicates -----------------------------------------------------------------------------------------------
 
     def live_layers(self) -> Iterator[Layer]:
         for layer in self.graph.layers:
@@ -271,7 +264,7 @@ class _Finder:
                 yield layer
 
     def keepable(self, layer: Layer) -> list[int]:
-        """The operands of a merge that alone have its result's shape and type."""
+        """Operands of a merge with its result's shape and dtype, each of which could replace the result."""
         reads = [read[0] for read in layer.operands if len(read) == 1]
         if traits_of(layer.function or layer.functions[0]).is_left_only:
             reads = [read[0] for read in layer.operands[:1] if len(read) == 1]
@@ -283,12 +276,12 @@ class _Finder:
 
 
 def key_of(cut: Cut) -> tuple[object, ...]:
-    """What tells a cut from a model's others; hashable."""
+    """A hashable key of a cut, unique within a model."""
     return tuple(sorted(cut.substitutes.items())), tuple(sorted(cut.dropped))
 
 
 def merge_kind(layer: Layer) -> str:
-    """The kind of merge that a layer is (``add``, ``mul``, ``cat``); empty where it is none or merges nothing."""
+    """The merge that a layer is (``add``, ``mul``, ``cat``); empty for other layers and single operands."""
     name = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
     kind = traits_of(name).merge
     return kind if kind in ("add", "mul", "cat") and len(layer.operands) > 1 else ""
@@ -298,11 +291,11 @@ def _call_name(fqn: str, call: int) -> str:
     return fqn if call == 0 else f"{fqn}#{call}"
 
 
-# ---- why there is none ------------------------------------------------------------------------------------------
+# ---- why a group has no candidate -------------------------------------------------------------------------------
 
 
 def why_not(graph: LayerGraph, group: Group) -> Refusal:
-    """Say why no substitution takes a group out, from the shapes around it."""
+    """The reason why no substitution takes a group out, by the shapes around it."""
     lead, last = graph.layers[group.calls[0]], graph.layers[group.members[-1]]
     after = graph.values[lead.outputs[0]].shape
     before = graph.values[lead.operands[0][0]].shape if lead.operands and lead.operands[0] else after

@@ -10,7 +10,7 @@ from layerprune.removals.lowering import Lowering
 
 
 def side_by_side(graph: LayerGraph, lowerings: Sequence[Lowering]) -> Lowering:
-    """Put removals that do not disturb each other side by side, each carried out as it would be alone."""
+    """Combine removals that do not interfere, each carried out as if alone."""
     dead = frozenset(layer for r in lowerings for layer in r.dead)
     concats = {merge for r in lowerings for merge, _ in r.cut.dropped} - dead
     others = [merge for r in lowerings for merge in r.merges if merge[0] != "cat"]
@@ -35,7 +35,7 @@ def _joined_edits(edits: Iterable[Edit]) -> tuple[Edit, ...]:
 
 
 def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
-    """Slice each module once, of all the channels that it loses."""
+    """One slice per module, of all channels that it loses."""
     gone: dict[tuple[str, str], set[int]] = {}
     for edit in slices:
         gone.setdefault((edit.fqn, edit.side), set()).update(
@@ -48,14 +48,14 @@ def _joined_slices(slices: Sequence[Slice]) -> list[Slice]:
 
 
 def join_cuts(cuts: Sequence[tuple[Cut, frozenset[int]]], graph: LayerGraph) -> Cut:
-    """Join cuts into one, leaving out what dies by another one anyway.
+    """Join cuts into one, without parts that die by another cut.
 
     Args:
         cuts: each cut with the layers that die by it.
         graph: the layer graph.
 
     Raises:
-        Refusal: two cuts put different things in one tensor's place.
+        Refusal: two cuts replace a tensor by different substitutes, or a concat loses all operands.
     """
     substitutes: dict[int, int] = {}
     dropped: set[tuple[int, int]] = set()

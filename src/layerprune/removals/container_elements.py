@@ -1,4 +1,4 @@
-"""What an element of a container hands on in place of each of its outputs when it goes."""
+"""Elements of containers that return their arguments in place of their results."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from layerprune.graph import Cut, Frame, LayerGraph, Refusal, RefusalCode
 from layerprune.tensors import traits_of
 
 _Way: TypeAlias = tuple[int | None, str | None]  # position and keyword of an argument
-_Place: TypeAlias = tuple[Any, ...]  # where in an output
+_Place: TypeAlias = tuple[Any, ...]  # path in an output structure
 
 
 @dataclass(frozen=True)
 class Element:
-    """One call of an element of a ``Sequential`` or ``ModuleList``, and what takes it out as a whole.
+    """One call of an element of a ``Sequential`` or ``ModuleList``, and the cut that takes it out as a whole.
 
     Attributes:
         frame: the call.
-        cut: each result that others read, replaced by the argument that it is another state of.
+        cut: each result with other readers, replaced by an argument.
     """
 
     frame: Frame
@@ -30,15 +30,15 @@ class Element:
 
 
 def elements(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> Iterator[Element]:
-    """Find the elements that can hand on arguments in place of all that they return to others.
+    """Find elements whose results can all be replaced by arguments.
 
-    Which argument stands for a result is told by the next element, which gets the result in that argument's place; by
-    the sums that lead from the argument to the result; else by the shapes, in order. An element of whose results one
-    has no such argument is left out: half of it would go.
+    Three sources say which argument replaces a result. The first is the next element, which reads the result as that
+    argument; the second are sums that lead from the argument to the result; the last are the shapes, in order. An
+    element with a result without an argument is left out, because only a part of it would be removed.
 
     Args:
         graph: the layer graph.
-        modules: the model's modules by name; only containers are looked at.
+        modules: the model's modules by name; only containers are used.
     """
     frames = [frame for frame in graph.frames[1:] if _is_element(graph, modules, frame)]
     roles = _roles(graph, frames)
@@ -49,10 +49,10 @@ def elements(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> Iterator[El
 
 
 def without_argument(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> dict[str, Refusal]:
-    """Say of each element that is left out which of its results no argument stands for.
+    """Find elements with a result that no argument can replace.
 
     Returns:
-        The element's dotted name → the reason.
+        Dotted name of the element → the reason.
     """
     frames = [frame for frame in graph.frames[1:] if _is_element(graph, modules, frame)]
     roles = _roles(graph, frames)
@@ -67,7 +67,7 @@ def without_argument(graph: LayerGraph, modules: Mapping[str, nn.Module]) -> dic
 
 
 def alike(graph: LayerGraph, one: int, other: int) -> bool:
-    """Whether two values have the same shape, of two dimensions or more, and the same type."""
+    """Whether two values have the same dtype and the same shape of two dimensions or more."""
     a, b = graph.values[one], graph.values[other]
     return a.shape == b.shape and a.dtype == b.dtype and len(a.shape) > 1
 
@@ -82,7 +82,7 @@ def _container(frame: Frame) -> str:
 
 
 def _exits(graph: LayerGraph, frame: Frame) -> dict[int, _Place]:
-    """The results of a call that are made in it and read elsewhere, with their places in its output."""
+    """Results of a call that are made in it and read outside, with their paths in its output."""
     inside = set(graph.layers_inside[frame.index])
     found: dict[int, _Place] = {}
     for value, place in _places(frame):
@@ -94,16 +94,16 @@ def _exits(graph: LayerGraph, frame: Frame) -> dict[int, _Place]:
 
 
 def _places(frame: Frame) -> Iterator[tuple[int, _Place]]:
-    """The values that a call returns, with their places."""
+    """Values that a call returns, with their paths in its output."""
     listed = [] if frame.result is None or frame.result.is_opaque else list(frame.result.places())
     if listed and all(len(read) == 1 for read, _ in listed):
         yield from ((read[0], place) for read, place in listed)
-    else:  # an object of the model's own
+    else:  # an object of a class of the model's own
         yield from ((value, (number,)) for number, value in enumerate(frame.outputs))
 
 
 def _roles(graph: LayerGraph, frames: list[Frame]) -> dict[str, dict[_Place, Counter[_Way]]]:
-    """For each container and place in its elements' outputs, as which arguments other elements get what lies there."""
+    """For each container and path in its elements' outputs: the arguments by which other elements read this result."""
     found: dict[str, dict[_Place, Counter[_Way]]] = {_container(frame): {} for frame in frames}
     made: dict[int, tuple[str, _Place]] = {}
     for frame in frames:
@@ -116,7 +116,7 @@ def _roles(graph: LayerGraph, frames: list[Frame]) -> dict[str, dict[_Place, Cou
 
 
 def _pairs(graph: LayerGraph, frame: Frame, roles: Mapping[_Place, Counter[_Way]]) -> dict[int, int]:
-    """Each exit of a call with the argument that stands for it; empty where one has none."""
+    """Each result of a call with the argument that replaces it; empty if a result has none."""
     exits = _exits(graph, frame)
     arguments = {(position, keyword): value for position, keyword, value in frame.arguments}
     found: dict[int, int] = {}
@@ -133,7 +133,7 @@ def _pairs(graph: LayerGraph, frame: Frame, roles: Mapping[_Place, Counter[_Way]
 
 
 def _summands(graph: LayerGraph, frame: Frame, value: int) -> set[int]:
-    """What a value is a sum of, in its call."""
+    """The values that a value is a sum of, within its call."""
     inside = set(graph.layers_inside[frame.index])
     found: set[int] = set()
     stack = [value]

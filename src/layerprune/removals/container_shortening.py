@@ -1,4 +1,4 @@
-"""Takes whole layers out of their container, so that the model's own smaller class loads the rest."""
+"""Takes whole layers out of their container, so that the model's own class loads the rest."""
 
 from __future__ import annotations
 
@@ -16,27 +16,20 @@ from layerprune.removals.lowering import Lowering
 
 
 class ContainerShortener:
-    """Turns stand-ins for whole layers into shorter containers, where vanilla transformers would load what is left.
+    """Replaces stand-ins for whole layers by shorter containers, if transformers alone would load the result.
 
-    On request in other models, too: there a proof tells whether the forward does the same; see
-    ``proof/trace_equivalence``.
+    On request it does so in other models, too. There a proof compares the forwards (``proof/trace_equivalence``).
 
     Args:
         graph: the layer graph.
-        model: a shadow of the model; it is only looked at.
+        model: a sandbox of the model; it stays unchanged.
         modules: its modules by name.
-        whole_only: refuse what would not be loaded, instead of leaving a stand-in.
-        renumber: shorten containers of other models, too.
+        whole_only: whether to refuse removals that transformers alone would not load.
+        renumber: whether to shorten containers of other models.
     """
 
     def __init__(
-        self,
-        graph: LayerGraph,
-        model: nn.Module,
-        modules: Mapping[str, nn.Module],
-        *,
-        whole_only: bool,
-        renumber: bool,
+        self, graph: LayerGraph, model: nn.Module, modules: Mapping[str, nn.Module], *, whole_only: bool, renumber: bool
     ) -> None:
         self.graph = graph
         self.model = model
@@ -47,10 +40,10 @@ class ContainerShortener:
         self.stacks: dict[str, Stack] = {}
 
     def shorten(self, lowering: Lowering) -> Lowering:
-        """The same realisation with shorter containers; as it is where that cannot be.
+        """The same lowering with shorter containers, or unchanged if it cannot have them.
 
         Raises:
-            Refusal: ``whole_only`` is set, and vanilla transformers would not load what is left.
+            Refusal: ``whole_only`` is set, and transformers alone would not load the result.
         """
         edits = [self.shortened(edit) for edit in lowering.edits]
         shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
@@ -80,7 +73,7 @@ class ContainerShortener:
         return replace(lowering, edits=(*others, *shortens), stand_ins=stand_ins)
 
     def shortened(self, edit: Edit) -> Edit:
-        """What takes an element of a container out, of a transformers model's or any; another edit as it is."""
+        """The edit that shortens a container in place of a stand-in for its element; other edits unchanged."""
         if not isinstance(edit, (Pass, Delete)) or (isinstance(edit, Pass) and edit.copies):
             return edit
         parent, _, key = edit.fqn.rpartition(".")
@@ -92,21 +85,21 @@ class ContainerShortener:
         return Shorten(fqn=parent, removed=(int(key),)) if able else edit
 
     def must(self, lowering: Lowering) -> bool:
-        """Whether stand-ins may not take the place of what a realisation shortens."""
+        """Whether stand-ins must not replace the shortening of a container."""
         shortens = (edit for edit in lowering.edits if isinstance(edit, Shorten))
         return self.whole_only and any(self.owner(edit.fqn) is not None for edit in shortens)
 
     def is_needless(self, edit: Edit) -> bool:
-        """Whether an edit takes out what vanilla would build again, and what holds no parameters.
+        """Whether an edit removes a module without parameters that a model built from its config has.
 
-        But not what a merge has to leave out: that one has to be told from what the merge adds.
+        An operand of a merge does not count: only an edit tells the merge to leave it out.
         """
         module = self.modules.get(edit.fqn)
         bare = module is not None and not any(True for _ in parameters(module))
         return isinstance(edit, Drop) and not edit.merges and bare and self.owner(edit.fqn) is not None
 
     def owner(self, fqn: str) -> str | None:
-        """The transformers model that holds a module."""
+        """Name of the transformers model that holds a module; None if none does."""
         if fqn not in self.owners:
             self.owners[fqn] = owner_of(self.model, fqn)
         return self.owners[fqn]

@@ -15,18 +15,18 @@ _WORDS = {"add": "a sum", "mul": "a product", "cat": "a concat", "bypass": "a li
 def idle_merges(
     graph: LayerGraph, edits: Sequence[Edit], leftovers: Sequence[int], carried: frozenset[int]
 ) -> list[tuple[str, str]]:
-    """The merges that leave a dropped tensor out for nothing: only modules that are gone read what they hand on.
+    """Merges that leave a dropped tensor out although only removed modules read their results.
 
-    A loop that adds one tensor each time (``z = f(z) + u``) does so again and again, though only its last sum counts.
+    A loop that adds a tensor in each step (``z = f(z) + u``) runs such merges, because only the last sum is read.
 
     Args:
         graph: the layer graph.
         edits: the edits that carry a cut out.
-        leftovers: the dead layers that still run, in order.
-        carried: the values that equal a substitute; the merges that make these are no idle ones.
+        leftovers: dead layers that still run, in order of execution.
+        carried: values that equal a substitute; their merges do not count.
 
     Returns:
-        The kind of each, and from where it is called.
+        Label and call site of each.
     """
     kinds = {name: {*edit.merges} for edit in edits if isinstance(edit, Drop) for name in graph.all_names([edit.fqn])}
     dropped = {
@@ -50,7 +50,7 @@ def idle_merges(
 
 
 def _read_by_none(graph: LayerGraph, leftovers: Sequence[int], gone: Collection[str]) -> set[int]:
-    """Those of some layers of which only modules that are gone, or others of them, read what they make."""
+    """The layers whose results are read only by removed modules, or by other layers of this set."""
     found: set[int] = set()
     for index in reversed(leftovers):
         made = graph.layers[index].outputs
@@ -63,22 +63,22 @@ def _read_by_none(graph: LayerGraph, leftovers: Sequence[int], gone: Collection[
 
 
 def is_concat(layer: Layer) -> bool:
-    """Whether a layer joins tensors along a dimension."""
+    """Whether a layer is a concat."""
     return merge_of_label(merge_of(layer)) == "cat"
 
 
 def merge_of(layer: Layer) -> str:
-    """The merge that a layer is, as edits call it; empty where it is none."""
+    """The merge label of a layer, as in edits; empty if it is no merge."""
     name = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
     return merge_label(name)
 
 
 def difference(found: Sequence[tuple[str, str]], expected: Sequence[tuple[str, str]]) -> Refusal | None:
-    """Say in which merges a run leaves dropped tensors out otherwise than expected; None where in none.
+    """The first difference between the merges of a run and the expected merges; None if there is none.
 
     Args:
-        found: the kind of each merge of the run, and from where it was called.
-        expected: the same of the layer graph; compared by kinds only, where it is not known of all from where.
+        found: label and call site of each merge in the run.
+        expected: the same by the layer graph; call sites are compared only if all are known.
     """
     places = all(site for _, site in expected)
     one, other = (Counter(pair if places else (pair[0], "") for pair in pairs) for pairs in (found, expected))

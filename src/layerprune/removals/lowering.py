@@ -1,4 +1,4 @@
-"""Lowers a cut of the layer graph to the tidiest edits of the module tree."""
+"""Lowers a cut of the layer graph to edits of the module tree."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ class Lowering:
     """The edits that carry a cut out.
 
     Attributes:
-        cut: what they carry out.
-        edits: the edits, one for each module or parameter concerned.
-        merges: the merges that will leave a dropped tensor out, sorted: one for each time, with its kind and from where
-            it is called.
-        dead: the layers that die.
-        params: numbers of the parameters that go.
-        leftovers: layers that are dead and still run, on a dropped tensor or for nothing.
-        carried: the values that equal a substitute from then on.
-        moved: the rearrangements of values that lose channels.
-        stand_ins: edits to the same effect that leave stand-ins where ``edits`` shorten containers; empty if none do.
+        cut: the cut.
+        edits: one edit per module or parameter.
+        merges: label and call site of each merge that will leave a dropped tensor out, sorted, once per call.
+        dead: layers that die.
+        params: numbers of the removed parameters.
+        leftovers: dead layers that still run, on a dropped tensor or without effect.
+        carried: values that then equal a substitute.
+        moved: rearrangements of values that lose channels.
+        stand_ins: the same edits with stand-ins where ``edits`` shorten containers; empty if none do.
     """
 
     cut: Cut
@@ -51,19 +50,18 @@ def lower_removal(
 ) -> Lowering:
     """Find the edits that carry a cut out.
 
-    Every value that is to be substituted is traced back to its substitute: through dead modules, which then pass their
-    argument on, and through merges, whose other operands are dropped. Then all other dead modules are replaced, the
-    readers of concats sliced, and projections folded into those of tensors with other channels. Modules are
-    taken as far out as they are dead.
+    Each substituted value is traced back to its substitute: through dead modules, which then return an argument, and
+    through merges, whose other operands are dropped. Other dead modules are replaced, the outermost ones as a whole.
+    Readers of concats are sliced, and projections are folded into their readers.
 
     Args:
         graph: the layer graph.
         modules: the model's modules by name.
-        cut: one removal's, or several removals' together.
-        companion: the model in train mode, where that runs more than eval mode does.
+        cut: the cut of one removal or of several together.
+        companion: the graph of train mode, if it runs more layers than eval mode.
 
     Raises:
-        Refusal: there are none; the message says why.
+        Refusal: no edits carry the cut out; it says why.
     """
     return _Lowerer(graph, modules, cut, companion).run()
 
@@ -110,7 +108,7 @@ class _Lowerer:
         )
 
     def marks(self) -> Rewiring:
-        """What the cut asks of each module and parameter."""
+        """The rewiring of modules and parameters for the cut."""
         marks = Rewiring()
         for y, s in self.cut.substitutes.items():
             found = self.marker.carry(y, s)
@@ -158,7 +156,7 @@ class _Lowerer:
         return self.one_each([e for e in edits if not any(e.fqn.startswith(name + ".") for name in marks.passes)])
 
     def one_each(self, edits: list[Edit]) -> list[Edit]:
-        """Only one edit for a module that is called under several names."""
+        """One edit per module, also if it is called under several names."""
         found: dict[str, Edit] = {}
         for edit in edits:
             first = self.graph.aliases_of.get(edit.fqn, ((edit.fqn,),))[0][0]
@@ -175,7 +173,7 @@ class _Lowerer:
         return list(found.values())
 
     def opened(self, name: str, marks: Rewiring) -> list[Edit]:
-        """Edits for a dead module that must stay because something inside it is passed or dropped on its own."""
+        """Edits inside a dead module that stays because a module in it is passed or dropped separately."""
         prefix = name + "."
         named = [n for n in [*marks.passes, *marks.drops] if n.startswith(prefix)]
         inside: dict[str, None] = {}
@@ -202,7 +200,7 @@ class _Lowerer:
             keyword=None if alone else keyword,
             structure=structure,
             copies=copies,
-            others=not alone and keyword is None,  # behind *args arguments have no names
+            others=not alone and keyword is None,  # arguments after *args have no names
             shows=bool(kept_members(self.modules[name])),
         )
 
@@ -212,7 +210,7 @@ class _Lowerer:
         return Drop(fqn=name, merges=tuple(sorted(kinds)), structure=structure, copies=copies)
 
     def staying(self, frame: Frame) -> dict[int, StandInLeaf]:
-        """The outputs of a dead call that do not die: tensors made elsewhere, or in their place, which it hands on."""
+        """Outputs of a dead call that stay: arguments that it returns, made or replaced outside."""
         found: dict[int, StandInLeaf] = {}
         for value in frame.outputs:
             if self.graph.values[value].layer not in self.gone or self.is_replaced_outside(value, frame):
@@ -224,11 +222,11 @@ class _Lowerer:
         return found
 
     def is_replaced_outside(self, value: int, frame: Frame) -> bool:
-        """Whether a call gets what a value is replaced by: then that is what it hands on, whatever has died."""
+        """Whether a call gets a substituted value as an argument, and so returns the substitute."""
         return value in self.cut.substitutes and any(v == value for _, _, v in frame.arguments)
 
     def same(self, outputs: Sequence[OutputTree[StandInLeaf] | None], name: str) -> Structure:
-        """What a module's stand-in returns at each call."""
+        """The common output of a module's stand-in at each call."""
         first = outputs[0]
         if first is None or any(output is None for output in outputs):
             results = [self.graph.frames[f].result for f in self.graph.calls[name]]
@@ -239,7 +237,7 @@ class _Lowerer:
         return first.to_json()
 
     def is_element(self, name: str, frames: list[Frame]) -> bool:
-        """Whether a module is called by the ``nn.Sequential`` that holds it, and by nobody else."""
+        """Whether only the ``nn.Sequential`` that holds a module calls it."""
         parent, _, key = name.rpartition(".")
         container = self.modules.get(parent)
         return (
@@ -250,10 +248,10 @@ class _Lowerer:
             and all(f.parent >= 0 and self.graph.frames[f.parent].fqn == parent and f.arity == 1 for f in frames)
         )
 
-    # ---- parameters, channels, what is left -----------------------------------------------------------------------
+    # ---- parameters, channels, leftovers --------------------------------------------------------------------------
 
     def param_edits(self, marks: Rewiring, outermost: list[str]) -> list[Edit]:
-        """Dead parameters of modules that stay: each becomes a dropped tensor."""
+        """Edits that turn dead parameters of remaining modules into dropped tensors."""
         edits: list[Edit] = []
         inside = self.graph.all_names(outermost)
         done: set[int] = set()
@@ -266,7 +264,7 @@ class _Lowerer:
         return edits
 
     def check_params(self, edits: list[Edit]) -> None:
-        """Refuse where a parameter that stays alive hangs in a module that goes, or a tied one under two names."""
+        """Refuse if a parameter that stays lies in a removed module, or a dropped one is tied under two names."""
         removed = self.graph.all_names(taken_out(edits))
         for name, number in self.graph.param_ids.items():
             if number not in self.dead_params and number in self.graph.param_users and is_under(name, removed):
@@ -280,14 +278,14 @@ class _Lowerer:
                 raise Refusal(RefusalCode.PARAMETER_TIED, param=names[0], other=names[1])
 
     def check_hooks(self, edits: list[Edit]) -> None:
-        """Refuse where hooks would go that others depend on."""
+        """Refuse if a removed module has hooks on which other layers depend."""
         taken = set(taken_out(edits))
         for name in self.graph.hooked:
             if taken & set(self.graph.aliases_of.get(name, ((name,),))[0]):
                 raise Refusal(RefusalCode.HOOK_GOES_ALONG, name)
 
     def check_hosts(self, edits: list[Edit]) -> None:
-        """Refuse where a module that stays has a method that reads weights which would go, and could no longer run."""
+        """Refuse if a method of a remaining module reads removed weights."""
         taken = set(taken_out(edits))
         for name in sorted(taken):
             parent, _, key = name.rpartition(".")
@@ -301,7 +299,7 @@ class _Lowerer:
                     raise Refusal(code, parent or "the model", attribute=read, method=method)
 
     def names_by_owner(self, number: int) -> list[str]:
-        """A name of a parameter for each place that holds it: several names of one module are one place."""
+        """One name of a parameter for each place that holds it; a shared module is one place."""
         found: dict[tuple[int, str], str] = {}
         for name, other in self.graph.param_ids.items():
             if other == number:
@@ -337,10 +335,10 @@ class _Lowerer:
         )  # fmt: skip
 
     def guards(self, leftovers: tuple[int, ...]) -> list[Edit]:
-        """Guards for custom modules that other calls keep alive, so that they need not look at what is dropped.
+        """Guards for leftover modules of the user's own without parameters, which may read a dropped tensor's shape.
 
-        Most of torch's own hand their argument straight to functions, which know a dropped tensor; those that look at
-        it first (a batch norm asks for its dimensions) are parameterised, and the proof refuses them.
+        Most modules of torch pass their argument to functions, which support dropped tensors. Those that read its shape
+        first, such as a batch norm, have parameters, and the proof refuses them.
         """
         calls = [layer for layer in (self.graph.layers[i] for i in leftovers) if layer.is_module and not layer.params]
         names = dict.fromkeys(layer.fqn for layer in calls if not self.marker.is_dead(layer.fqn))
@@ -348,7 +346,7 @@ class _Lowerer:
         return [Guard(fqn=name) for name in own if not any(True for _ in parameters(self.modules[name]))]
 
     def check_shape_reads(self, edits: list[Edit], leftovers: tuple[int, ...], carried: set[int]) -> None:
-        """Refuse where a surviving forward reads the shape of what would be a dropped tensor."""
+        """Refuse if a remaining forward reads the shape of a dropped tensor."""
         removed = self.graph.all_names(taken_out(edits))
         drops = self.graph.all_names(edit.fqn for edit in edits if edit.kind == "drop")
         tokens = {v for n in drops for f in self.graph.calls.get(n, ()) for v in self.graph.frames[f].outputs}
@@ -364,7 +362,7 @@ class _Lowerer:
 
 
 def _output(frame: Frame, leaves: Mapping[int, StandInLeaf]) -> OutputTree[StandInLeaf] | None:
-    """What stands for a call's output: ``leaves`` for values, else dropped tensors; None where nothing can."""
+    """A stand-in's output: ``leaves`` for values, else dropped tensors; None if it cannot be rebuilt."""
     result = frame.result
     if result is None or result.is_opaque or any(len(read) != 1 for read in result.leaves()):
         return None

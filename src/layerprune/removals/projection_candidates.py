@@ -1,7 +1,7 @@
 """Candidates whose substitute has other channels or another size, and needs a fitted projection.
 
-A tensor ``y`` gives way to an earlier one ``x``; a projection of ``x``, fitted to ``y`` on calibration data, is folded
-into every transform that reads ``y``. So a run of groups leaves that changes the number of channels or the resolution.
+A tensor ``y`` is replaced by a projection of an earlier tensor ``x``. The projection is fitted to ``y`` on calibration
+data and folded into every transform that reads ``y``. So groups that change channels or resolution can be removed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from layerprune.channels import FoldTrace, reader_at, reader_for
 from layerprune.graph import Cut, Group, LayerGraph, Refusal, RefusalCode
 from layerprune.removals.candidates import Candidate, Candidates
 
-_POINTS = 8  # tensors behind a group, nearest first, that are tried in the place of y
-_SOURCES = 4  # tensors before it that are tried in the place of x, for each
-_ALTERNATIVES = 3  # candidates for a group that go to the proof, if need be
+_POINTS = 8  # tensors behind a group to try as y, nearest first
+_SOURCES = 4  # tensors before it to try as x, for each y
+_ALTERNATIVES = 3  # candidates of a group for the proof
 _LOOK_BACK = 400
-_KEPT = frozenset({"pooling", "dropout", "reshape"})  # kinds of layers that stay, and work on the substitute's channels
-_KEPT_IF_NEED_BE = _KEPT | {"activation"}  # one that a function makes cannot be left out where it is
+_KEPT = frozenset({"pooling", "dropout", "reshape"})  # kinds of layers that can stay and run on the substitute
+_KEPT_IF_NEED_BE = _KEPT | {"activation"}  # because an activation called as a function cannot be left out
 
 
 def find_projections(
@@ -29,17 +29,17 @@ def find_projections(
     wanted: Collection[str],
     critical: Collection[str],
 ) -> Candidates:
-    """Find projections that take groups out which nothing else does, those first that take the fewest others along.
+    """Find projections for groups without another removal, first those that take out the fewest other groups.
 
     Args:
         graph: the layer graph.
         groups: all groups.
         modules: the model's modules by name.
-        wanted: names of the groups that are to be taken out.
-        critical: names of the groups that may not go.
+        wanted: names of the groups to take out.
+        critical: names of the groups that must stay.
 
     Returns:
-        A list of alternatives for each group that has some; and why others have none, where that is known.
+        A list of alternatives for each group that has any, and known reasons for the other groups.
     """
     finder = _Finder(graph, groups, modules, critical) if wanted else None
     found: dict[tuple[int, int], tuple[Candidate, ...]] = {}
@@ -59,11 +59,7 @@ def find_projections(
 
 class _Finder:
     def __init__(
-        self,
-        graph: LayerGraph,
-        groups: Sequence[Group],
-        modules: Mapping[str, nn.Module],
-        critical: Collection[str],
+        self, graph: LayerGraph, groups: Sequence[Group], modules: Mapping[str, nn.Module], critical: Collection[str]
     ) -> None:
         self.graph = graph
         self.modules = modules
@@ -75,7 +71,7 @@ class _Finder:
         self.reason: Refusal | None = None
 
     def points_by_layer(self) -> dict[int, list[int]]:
-        """Layer → what it makes that foldable transforms read, at once or behind layers that would stay."""
+        """Layer → its values that foldable transforms read, directly or behind layers that can stay."""
         found: dict[int, list[int]] = {}
         for layer in self.graph.layers:
             if layer.kind != "transform" or layer.index not in self.graph.live or layer.param_only:
@@ -88,7 +84,7 @@ class _Finder:
             if len(layer.operands[0]) != 1:
                 continue
             value = layer.operands[0][0]
-            above = self.above(value, _KEPT)  # a pool that stays loses less than subsampling does
+            above = self.above(value, _KEPT)  # because pooling loses less than subsampling
             for rank, point in enumerate((above, value, self.above(above, _KEPT_IF_NEED_BE))):
                 known = found.setdefault(self.graph.values[point].layer, [])
                 known += [point] if point not in known else []
@@ -96,7 +92,7 @@ class _Finder:
         return found
 
     def above(self, value: int, kinds: Collection[str]) -> int:
-        """What a value is made of by layers of some kinds, each of one tensor."""
+        """The value that a value is made of by layers of these kinds with a single operand."""
         while (source := self.graph.values[value].layer) >= 0 and self.graph.layers[source].kind in kinds:
             data = [read for read in self.graph.layers[source].operands if read]
             if len(data) != 1 or len(data[0]) != 1:
@@ -105,11 +101,11 @@ class _Finder:
         return value
 
     def rank(self, candidate: Candidate) -> tuple[int, int]:
-        """Those first that take few groups out, and of these the ones at the better place."""
+        """Sort key: first by the number of groups, then by the rank of the replaced value."""
         return len(candidate.groups), min(self.ranks[point] for point in candidate.cut.projected)
 
     def candidates(self, group: Group) -> Iterator[Candidate]:
-        """Projections that take a group out: from tensors before it to tensors that all that it does passes."""
+        """Projections from tensors before a group to tensors on every path behind it."""
         lead = group.calls[0]
         num = 0
         node = lead
@@ -124,7 +120,6 @@ class _Finder:
             self.reason = refused or Refusal(RefusalCode.READ_BY_NO_TRANSFORM)
 
     def at(self, group: Group, point: int) -> Iterator[Candidate]:
-        """Projections to one tensor."""
         num = 0
         for looked, dominator in enumerate(self.graph.dominating(self.graph.values[point].layer)):
             if looked > _LOOK_BACK or num >= _SOURCES:
@@ -139,7 +134,7 @@ class _Finder:
                         yield candidate
 
     def comparable(self, source: int, point: int) -> bool:
-        """Whether a projection could lead from one tensor to another; those of one shape are others' business."""
+        """Whether a projection is possible between two tensors; tensors of equal shape need none."""
         x, y = self.graph.values[source], self.graph.values[point]
         return len(x.shape) == len(y.shape) > 1 and x.shape != y.shape and x.dtype == y.dtype
 

@@ -1,4 +1,4 @@
-"""Protected groups: those that the user names, and the stem and the head of the model."""
+"""Protected groups: named by the user, stem, and head."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from layerprune.tensors import traits_of
 
 
 def protected_by_name(graph: LayerGraph, groups: Sequence[Group], patterns: Sequence[str]) -> dict[str, Refusal]:
-    """Find the groups that patterns of names protect.
+    """Find the groups that are protected by name.
 
     Args:
         graph: the layer graph.
         groups: its groups.
-        patterns: dotted names (``fnmatch``); what matches, and all below it, stays.
+        patterns: dotted names (``fnmatch``); matching modules and all below them stay.
 
     Returns:
-        Group name → the reason that the plan shows.
+        Group name → the reason in the plan.
 
     Raises:
-        UnknownNameError: a pattern matches nothing; the message lists what is there.
+        UnknownNameError: a pattern matches nothing; the message lists groups.
     """
     found: dict[str, Refusal] = {}
     for pattern in patterns:
@@ -42,17 +42,17 @@ def protected_by_name(graph: LayerGraph, groups: Sequence[Group], patterns: Sequ
 def stem_and_head(graph: LayerGraph, groups: Sequence[Group]) -> dict[str, Refusal]:
     """Find the groups that are a stem or a head.
 
-    A stem reads an input of the model through no other transform, and is alone in that: of branches that all read the
-    input, as a first residual branch or one embedder of the time step in every block, each may go. An embedding is the
-    stem of what it reads. A head feeds an output through no other transform and no sum or product; concats, stacks,
-    splits and reshapes join heads and change nothing.
+    A stem is the only first transform behind an input of the model. If several branches read the input, such as a first
+    residual branch or one time-step embedder per block, each may be removed. An embedding is the stem of its input. A
+    head reaches an output through no other transform, sum or product; concats, stacks, splits and reshapes only arrange
+    the results of heads.
 
     Args:
         graph: the layer graph.
         groups: its groups.
 
     Returns:
-        Group name → the reason that the plan shows.
+        Group name → the reason in the plan.
     """
     behind = _behind_transforms(graph)
     alone = [first for value in graph.inputs if (first := _first_readers(graph, value))]
@@ -70,7 +70,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _behind_transforms(graph: LayerGraph) -> frozenset[int]:
-    """The layers that depend on a transform."""
+    """Layers that depend on a transform."""
     found: set[int] = set()
     for layer in graph.layers:
         sources = [s for s in graph.sources(layer.index) if s >= 0 and not graph.layers[s].param_only]
@@ -80,7 +80,7 @@ def _behind_transforms(graph: LayerGraph) -> frozenset[int]:
 
 
 def _first_readers(graph: LayerGraph, value: int) -> frozenset[int]:
-    """The transforms and embeddings that read a value, at once or behind other layers."""
+    """First transforms and embeddings behind a value."""
     found: set[int] = set()
     seen: set[int] = set()
     stack = [value]
@@ -97,7 +97,7 @@ def _first_readers(graph: LayerGraph, value: int) -> frozenset[int]:
 
 
 def _feeds_output(graph: LayerGraph, group: Group) -> bool:
-    """Whether a group's exit reaches an output with no transform, and nothing that merges, in between."""
+    """Whether a group reaches an output without a transform, a sum or a product in between."""
     stack = list(group.calls)
     seen: set[int] = set()
     while stack:
@@ -116,6 +116,6 @@ def _feeds_output(graph: LayerGraph, group: Group) -> bool:
 
 
 def _joins(layer: Layer) -> bool:
-    """Whether a merge only puts tensors side by side."""
+    """Whether a merge only arranges tensors, as a concat or a stack."""
     names = layer.functions if layer.function is None else (layer.function,)
     return not any(traits_of(name).is_pointwise for name in names)

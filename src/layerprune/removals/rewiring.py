@@ -1,4 +1,4 @@
-"""What modules and parameters must hand on, so that a cut of the layer graph holds in a forward."""
+"""Rewiring: values that modules and parameters must return so that a cut holds in a forward."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from layerprune.tensors import merge_label, traits_of
 
 @dataclass
 class Rewiring:
-    """What a cut asks of modules and parameters.
+    """Changes that a cut needs of modules and parameters.
 
     Attributes:
-        passes: module → value → (position, keyword): it hands on that argument as that value.
-        drops: module → kinds of the merges that leave its output out.
-        params: parameter → kinds of the merges that leave it out.
-        entries: modules and parameters through which the substitute itself is handed on.
-        copies: those of them that must hand on a copy of it.
-        merges: the merges that will leave something out, one for each time: the kind, and from where it is called.
-        carried: the values that will equal a substitute, and so stay real tensors.
+        passes: module → value → (position, keyword) of the argument that it returns as this value.
+        drops: module → labels of the merges that leave its output out.
+        params: parameter → labels of the merges that leave it out.
+        entries: modules and parameters that return the substitute itself.
+        copies: the entries that must return a copy.
+        merges: label and call site of each merge that will leave an operand out, once per call.
+        carried: values that will equal a substitute, and so stay real tensors.
     """
 
     passes: dict[str, dict[int, tuple[int | None, str | None]]] = field(
@@ -47,7 +47,7 @@ class Rewiring:
 
 
 class Rewirer:
-    """Finds the marks for one cut.
+    """Finds the rewiring of one cut.
 
     Args:
         graph: the layer graph.
@@ -63,10 +63,10 @@ class Rewirer:
         self._dead_modules: dict[str, bool] = {}
         self._stuck: set[tuple[int, int]] = set()
 
-    # ---- carrying a substitute to where it is read ----------------------------------------------------------------
+    # ---- carrying a substitute to its readers ---------------------------------------------------------------------
 
     def carry(self, value: int, substitute: int) -> Rewiring | None:
-        """Marks that make ``value`` equal ``substitute`` when the forward runs; None where there are none."""
+        """Rewiring that makes ``value`` equal ``substitute`` in a forward; None if there is none."""
         if value == substitute:
             return Rewiring()
         index = self.graph.values[value].layer
@@ -82,7 +82,7 @@ class Rewirer:
         return marks
 
     def carry_through_module(self, value: int, substitute: int) -> Rewiring | None:
-        """Let the outermost dead module that returns the value hand on an argument that equals the substitute."""
+        """Rewiring of the outermost dead module that returns the value and can return the substitute instead."""
         for frame in self.frames_returning(value):
             for position, keyword, argument in frame.arguments:
                 marks = self.carry(argument, substitute)
@@ -95,7 +95,7 @@ class Rewirer:
     def carry_through_function(self, layer: Layer, value: int, substitute: int) -> Rewiring | None:
         name = self.function_of(layer)
         kind, label = traits_of(name).merge, merge_label(name)
-        if kind in ("add", "mul") and len(layer.operands) > 1:  # a number on the other side leaves nothing to drop
+        if kind in ("add", "mul") and len(layer.operands) > 1:  # a Python number cannot be dropped
             for operand in layer.operands:
                 if len(operand) != 1 or (traits_of(name).is_left_only and layer.operands[0] != operand):
                     continue
@@ -120,7 +120,7 @@ class Rewirer:
         return None
 
     def drop_others(self, layer: Layer, kept: int, kind: str) -> Rewiring | None:
-        """Marks that drop every operand of a merge but one, which must not be there twice."""
+        """Rewiring that drops every operand of a merge except one, which must occur once."""
         if layer.operands.count((kept,)) > 1:
             return None
         marks = Rewiring()
@@ -136,7 +136,6 @@ class Rewirer:
         return marks
 
     def stuck(self, value: int, substitute: int) -> Refusal:
-        """Why a value cannot be replaced."""
         between = self.between(value)
         layer = self.graph.layers[self.graph.values[between].layer]
         what = {"value": self.graph.describe([substitute]), "read": self.graph.describe([value])}
@@ -149,14 +148,14 @@ class Rewirer:
         return Refusal(RefusalCode.FUNCTION_IN_BETWEEN, layer.fqn, **what, function=layer.function)
 
     def reads_parts(self, layer: Layer, value: int) -> bool:
-        """Whether the call that makes a value reads a tensor that is a field or an element of what it is given."""
+        """Whether a call that makes a value reads a field or an element of one of its arguments."""
         given = {
             v for frame in self.frames_returning(value) for _, _, v in frame.arguments
         } | self.graph.implicit_inputs
         return any(len(read) == 1 and read[0] not in given for read in layer.operands)
 
     def between(self, value: int) -> int:
-        """The nearest value before one that no module makes of a single argument."""
+        """The nearest value at or before this one that no module makes of a single argument."""
         for frame in self.frames_returning(value):
             if len(frame.arguments) == 1 and frame.arguments[0][2] != value:
                 return self.between(frame.arguments[0][2])
@@ -165,9 +164,9 @@ class Rewirer:
     # ---- dropping a value -----------------------------------------------------------------------------------------
 
     def token(self, value: int, kind: str) -> Rewiring | None:
-        """Marks that make ``value`` a dropped tensor which merges of ``kind`` leave out; None where there are none."""
+        """Rewiring that makes ``value`` a dropped tensor for merges of ``kind``; None if there is none."""
         index = self.graph.values[value].layer
-        if index not in self.dead or value in self.cut.substitutes:  # what is replaced is read: it cannot be dropped
+        if index not in self.dead or value in self.cut.substitutes:  # a substituted value has readers
             return None
         frames = self.frames_returning(value)
         if frames:
@@ -176,7 +175,7 @@ class Rewirer:
             return marks
         layer = self.graph.layers[index]
         if merge_label(self.function_of(layer)) == kind and len(layer.operands) > 1:
-            return self.drop_all(layer, kind)  # here a merge within the dead branch must not keep its live operand
+            return self.drop_all(layer, kind)  # so that a merge in the dead branch does not return a live operand
         for read in layer.operands:
             if len(read) == 1 and (marks := self.token(read[0], kind)) is not None:
                 return marks
@@ -194,7 +193,7 @@ class Rewirer:
         return marks
 
     def params_token(self, layer: Layer, kind: str) -> Rewiring | None:
-        """Drop the parameters of a function whose only readers die: then its result is dropped too."""
+        """Drop all parameters of a function if they are dead; its result is then dropped, too."""
         names = self.owned(layer)
         if not names:
             return None
@@ -204,7 +203,7 @@ class Rewirer:
         return marks
 
     def owned(self, layer: Layer) -> list[str]:
-        """The parameters of a function layer that are dead, where all of them are."""
+        """Parameters of a function layer, if all are dead."""
         if layer.is_module:
             return []
         names = list(layer.params)
@@ -213,7 +212,7 @@ class Rewirer:
     # ---- which modules are dead -----------------------------------------------------------------------------------
 
     def frames_returning(self, value: int) -> list[Frame]:
-        """The dead calls that return a value, outermost first."""
+        """Dead calls that return a value, outermost first."""
         found: list[Frame] = []
         for index in self.graph.results_of.get(value, ()):
             frame = self.graph.frames[index]
@@ -223,7 +222,7 @@ class Rewirer:
         return found
 
     def is_dead(self, fqn: str) -> bool:
-        """Whether a module runs, and every layer of every call of it is dead."""
+        """Whether a module runs, and all layers of all its calls are dead."""
         known = self._dead_modules.get(fqn)
         if known is None:
             layers = [
@@ -241,10 +240,9 @@ class Rewirer:
             yield from names
 
     def is_written(self, substitute: int, carried: set[int]) -> bool:
-        """Whether a layer that still runs writes in place into a substitute or a value that becomes an alias of it.
+        """Whether a layer that still runs writes in place into a substitute or a value that becomes its alias.
 
-        The values were tensors of their own; as aliases they would change each other, and what autograd has saved. A
-        layer whose results nobody needs writes all the same.
+        Aliases would change each other, and tensors saved by autograd. Layers whose results are not read count, too.
         """
         made = {v: self.graph.values[v].layer for v in (substitute, *carried)}
         storages = {v: self.graph.values[v].storage for v in made}
@@ -252,14 +250,14 @@ class Rewirer:
         return any(layer.index > made[v] and storages[v] in layer.writes for layer in running for v in made)
 
     def function_of(self, layer: Layer) -> str:
-        """The function that a layer is; for a leaf module the only one that it calls."""
+        """The function of a layer; for a leaf module, the only one that it calls."""
         if layer.function is not None:
             return layer.function
         return layer.functions[0] if len(set(layer.functions)) == 1 and len(layer.functions) == 1 else ""
 
 
 def also_used(param: str, user: Layer) -> Refusal:
-    """Say that a layer which stays uses a parameter; the module that owns it may do so in another call."""
+    """The reason that a remaining layer uses a parameter, maybe in another call of the module that owns it."""
     owner = param.rpartition(".")[0]
     if user.is_module and user.fqn == owner:
         return Refusal(RefusalCode.PARAMETER_OF_A_CALLED_MODULE, owner, param=param, user=user.name)
