@@ -1,7 +1,7 @@
-"""The library for the shell: ``layerprune plan``, ``prune``, ``distill`` and ``verify``.
+"""Command line: ``layerprune plan``, ``prune``, ``distill`` and ``verify``.
 
-What is slow to import (torch, rich's tables) is imported when a command runs, so that ``--help`` answers at once.
-Standard output holds the result and nothing else; whatever the model's own code prints goes to standard error.
+Slow imports (torch, rich's tables) happen when a command runs, so that ``--help`` answers at once. Standard output
+holds the result only; output of the model's own code goes to standard error.
 """
 
 from __future__ import annotations
@@ -41,6 +41,6 @@ for command in (plan, prune, distill, verify):
 
 
 def main() -> None:
-    """Run the command line; exit with 0 for done, 1 for a refusal of the library, 2 for a wrong call."""
+    """Run the command line; exit code 0 for success, 1 for an error of the library, 2 for a wrong call."""
     claim_stdout()
     app()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def claim_stdout() -> None:
-    """Keep standard output to ourselves: what compiled code prints (scipy's solver does) goes to standard error."""
-    with suppress(OSError, ValueError):  # a closed or replaced stream is nobody's to keep
+    """Reserve standard output: output of compiled code (scipy's solver prints) goes to standard error."""
+    with suppress(OSError, ValueError):  # closed or replaced streams cannot be duplicated
         own = os.dup(sys.stdout.fileno())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         sys.stdout = open(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, buffering=1)  # noqa: SIM115
@@ -28,7 +28,7 @@ def claim_stdout() -> None:
 
 @contextmanager
 def working() -> Generator[None]:
-    """Keep standard output clean meanwhile, and turn a refusal of the library into a message and exit code 1."""
+    """Redirect standard output, and turn an error of the library into a message and exit code 1."""
     try:
         with redirect_stdout(sys.stderr):
             yield
@@ -38,7 +38,7 @@ def working() -> Generator[None]:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that cannot be written before minutes of work, not after."""
+    """Refuse a folder that cannot be written, before minutes of work."""
     target = out.resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise typer.BadParameter(f"{out} is not an empty folder; name a new or an empty one", param_hint="--out")
@@ -48,13 +48,13 @@ def check_out(out: Path) -> None:
 
 
 def echo_notes(pruner: UniversalLayerPruner) -> None:
-    """Print what the user should know, beside the result."""
+    """Print the pruner's notes to standard error."""
     for note in pruner.notes:
         typer.echo(f"note: {note}", err=True)
 
 
 def print_table(chosen: PruningPlan) -> None:
-    """Print what the plan removes, the parameters before and after, and what else a budget speaks of."""
+    """Print the removals, the parameters before and after, and figures of other budgets."""
     from rich.console import Console
 
     from layerprune.report import figure_lines, table_of

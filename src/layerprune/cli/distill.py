@@ -1,4 +1,4 @@
-"""``layerprune distill``: trains what ``prune`` has left."""
+"""``layerprune distill``: trains the model that ``prune`` saved."""
 
 from __future__ import annotations
 

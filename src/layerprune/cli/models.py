@@ -1,4 +1,4 @@
-"""The MODEL and DATA arguments of a command: a model, its pruner, and where the model comes from."""
+"""The MODEL and DATA arguments of a command: a model, its pruner, and the origin of the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pruner_of(
     calibration: str | None,
     kind: Kind | None,
 ) -> UniversalLayerPruner:
-    """Build the model and capture it; random inputs are the same in every run."""
+    """Build and capture the model; random inputs are the same in every run."""
     example_inputs = None if input_shape is None else parsed_shape(input_shape)
     import torch
 
@@ -52,5 +52,5 @@ def model_of(model: str, pretrained: bool) -> nn.Module:
 
 
 def origin_of(model: str) -> str | None:
-    """The folder or the name on the hub that a transformers model comes from."""
+    """Folder or hub name of a transformers model; None for other models."""
     return model.removeprefix("hf:") if model.startswith("hf:") else None

@@ -93,7 +93,7 @@ def budgets_of(
     *,
     unused: bool,
 ) -> dict[str, Any]:
-    """What may go as it was given, as :meth:`UniversalLayerPruner.plan` calls it; empty where nothing was."""
+    """Collect the budgets that were given, as arguments of :meth:`UniversalLayerPruner.plan`."""
     named = {
         "max_param_reduction": reduction,
         "max_mac_reduction": mac_reduction,
@@ -106,7 +106,7 @@ def budgets_of(
 
 
 def parsed_shape(text: str) -> tuple[int, ...]:
-    """Read ``1,3,224,224``."""
+    """Parse a shape such as ``1,3,224,224``."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"'{text}' is not a shape; write it as 1,3,224,224", param_hint="--input-shape")

@@ -1,4 +1,4 @@
-"""``layerprune plan``: what can go, and what a budget would take."""
+"""``layerprune plan``: groups, and removals within a budget."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def plan(
     from layerprune.report import groups_as_json, terminal_width
 
     budgets = budgets_of(reduction, mac_reduction, latency_ms, memory_bytes, max_impact, unused=unused)
-    width = terminal_width()  # of the result, which standard output is not while we work
+    width = terminal_width()  # before standard output is redirected
     with working():
         pruner = pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
         chosen = pruner.plan(**budgets, slack=slack, strategy=strategy) if budgets else None

@@ -1,4 +1,4 @@
-"""``layerprune prune``: within a budget, into a folder."""
+"""``layerprune prune``: prunes a model within a budget, and saves it in a folder."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def prune(
         if not chosen.removals and not allow_empty:
             raise BudgetError(f"{chosen.shortfall}. Nothing is written; --allow-empty writes the model as it is")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ShortfallWarning)  # said below, with the notes
+            warnings.simplefilter("ignore", ShortfallWarning)  # printed below, with the notes
             pruner.prune(plan=chosen)
         save_as_it_came(pruner.model, out, source=origin_of(model))
     echo_notes(pruner)

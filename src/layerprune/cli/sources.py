@@ -23,13 +23,13 @@ from torch import nn
 from layerprune.environment import how_to_install, how_to_match_torchvision
 from layerprune.errors import SourceError, ended_by
 
-#: The forms that a MODEL argument can take.
+#: The forms of a MODEL argument.
 FORMS = "torchvision:resnet50, timm:vit_small_patch16_224, hf:DIR_OR_ID, path/to/file.py:factory"
 
 #: The form of a DATA argument.
 DATA_FORM = "path/to/data.py:batches"
 
-# The names that the Hugging Face hub has for repositories; all else after "hf:" is a path.
+# Repository names of the Hugging Face hub; other text after "hf:" is a path.
 _REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
@@ -38,15 +38,15 @@ def load_model(spec: str, *, pretrained: bool = False) -> nn.Module:
 
     Args:
         spec: one of :data:`FORMS`.
-        pretrained: give a torchvision or timm model its published weights (downloaded if need be) instead of random
-            ones. ``hf:`` models always have their own weights, and a file's factory decides for itself.
+        pretrained: load published weights of a torchvision or timm model (downloaded if needed) instead of random
+            weights. ``hf:`` models always have their own weights, and the factory of a file decides for itself.
 
     Returns:
-        The model, in whatever mode its library left it.
+        The model, in the mode that its library sets.
 
     Raises:
         SourceError: the argument has none of the forms, a package is missing or broken, the name is unknown, the
-            weights are out of reach, or the file's own code raised.
+            weights cannot be loaded, or the file's own code raised.
     """
     source, _, name = spec.partition(":")
     if source == "torchvision" and name:
@@ -62,11 +62,9 @@ def load_model(spec: str, *, pretrained: bool = False) -> nn.Module:
 
 
 def load_data(spec: str) -> Iterable[Any]:
-    """Run the file that a DATA argument names, and return the batches that it holds, or makes.
+    """Run the file that a DATA argument names, and return its batches.
 
-    Args:
-        spec: of the form of :data:`DATA_FORM`: an iterable in a Python file, or a function without arguments that
-            returns one, as a generator function does.
+    The name is an iterable, or a function without arguments that returns an iterable, such as a generator function.
 
     Raises:
         SourceError: the argument has another form, the name is unknown, or the file's own code raised.
@@ -86,7 +84,7 @@ def _from_torchvision(name: str, pretrained: bool) -> nn.Module:
         raise SourceError(_unknown(name, "torchvision", models.list_models()))
     options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
     if not pretrained and "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
-        options["weights_backbone"] = None  # a detector would download its backbone's weights by default
+        options["weights_backbone"] = None  # detectors download weights of their backbone by default
     with _weights_within_reach(name):
         return models.get_model(name, **options)
 
@@ -100,7 +98,7 @@ def _from_timm(name: str, pretrained: bool) -> nn.Module:
 
 
 def _from_transformers(name: str) -> nn.Module:
-    """Load a checkpoint as the class that it was saved from, or as the bare encoder where it does not say."""
+    """Load a checkpoint as the class that saved it, or as the bare encoder where it names no class."""
     transformers = _package("transformers")
     name = _folder_or_repository(name)
     with _weights_within_reach(name):
@@ -110,11 +108,7 @@ def _from_transformers(name: str) -> nn.Module:
 
 
 def _folder_or_repository(name: str) -> str:
-    """The local folder, or the hub's repository, that a name stands for, told before anything waits for a network.
-
-    Raises:
-        SourceError: it is the path of no folder, or the hub would have to be asked and cannot be reached.
-    """
+    """Decide between a local folder and a hub repository, without waiting for the network."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(folder)
@@ -135,9 +129,8 @@ def _folder_or_repository(name: str) -> str:
 
 
 def _out_of_reach(endpoint: str) -> str:
-    """Why a host cannot be reached, as far as one look-up of its name tells; "" where it may be."""
     host = urlsplit(endpoint).hostname or ""
-    if getproxies():  # a proxy looks names up itself
+    if getproxies():  # a proxy resolves names itself
         return ""
     try:
         socket.getaddrinfo(host, None)
@@ -154,7 +147,6 @@ def _from_file(path: Path, factory: str) -> nn.Module:
 
 
 def _made_by(path: Path, factory: str, is_made: Callable[[Any], bool]) -> Any:
-    """Run a file, and return what a name in it stands for, or makes where it is called."""
     if not path.is_file():
         raise SourceError(f"there is no file {path}")
     with _importable_siblings(path):
@@ -170,26 +162,25 @@ def _made_by(path: Path, factory: str, is_made: Callable[[Any], bool]) -> Any:
 
 
 def _run(path: Path) -> ModuleType:
-    """Execute a file as a module of a name that hides no real one."""
+    """Execute a file as a module whose name hides no other module."""
     name = f"layerprune_source_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise SourceError(f"{path} cannot be run as Python")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
+    sys.modules[name] = module  # dataclasses and pickle look up a class's module here
     with _blame(path, "the file"):
         spec.loader.exec_module(module)
     return module
 
 
 def _package(name: str) -> Any:
-    """Import a package that the library does without."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or name
         raise SourceError(f"{missing} is not installed; run: {how_to_install(missing)}") from error
-    except Exception as error:  # a broken binary raises anything: OSError, RuntimeError, AttributeError
+    except Exception as error:  # a broken binary raises any type: OSError, RuntimeError, AttributeError
         if "torchvision::" in str(error):
             raise SourceError(
                 ended_by(f"torchvision was not built for this torch; run: {how_to_match_torchvision()}", error)
@@ -199,7 +190,6 @@ def _package(name: str) -> Any:
 
 @contextmanager
 def _weights_within_reach(name: str) -> Generator[None]:
-    """Turn what the model libraries raise for weights that cannot be had into our own error."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
@@ -208,7 +198,6 @@ def _weights_within_reach(name: str) -> Generator[None]:
 
 @contextmanager
 def _importable_siblings(path: Path) -> Generator[None]:
-    """Let a file import its neighbours, as it may when Python runs it."""
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:
@@ -219,7 +208,6 @@ def _importable_siblings(path: Path) -> Generator[None]:
 
 @contextmanager
 def _blame(path: Path, what: str) -> Generator[None]:
-    """Report an exception of the user's own code with the line that raised it."""
     try:
         yield
     except Exception as error:

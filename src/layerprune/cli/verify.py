@@ -1,4 +1,4 @@
-"""``layerprune verify``: checks that a folder is as it was written."""
+"""``layerprune verify``: checks that a saved folder is unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruned models in formats of other libraries."""
+"""Exports pruned models to formats of other libraries."""
 
 # pyright: reportUnusedImport=false
 from layerprune.export.onnx import OnnxFile, export_onnx

@@ -1,4 +1,4 @@
-"""Writes a model as an ONNX file and checks the file's outputs at several batch sizes."""
+"""Writes a model as an ONNX file, after a check of its outputs at several batch sizes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What was written, and how it was checked.
+    """An exported file, and its check.
 
     Attributes:
         path: the file.
-        num_nodes: operators in its graph.
-        batch_sizes: at which it was run; one where the batch dimension is fixed.
-        max_difference: the largest difference to the model's output, relative to the largest number in that.
+        num_nodes: number of operators in the graph.
+        batch_sizes: batch sizes of the check; a single size for a fixed batch dimension.
+        max_difference: to the model's output, relative to the output's largest magnitude.
     """
 
     path: Path
@@ -54,22 +54,24 @@ def export_onnx(
     dynamic_batch: bool = True,
     tolerance: float = 1e-3,
 ) -> OnnxFile:
-    """Write a model as ONNX, after onnxruntime has run it and returned what the model returns.
+    """Write a model as ONNX, after a comparison of onnxruntime's outputs with the model's.
 
-    A thin wrapper of :func:`torch.onnx.export` with ``dynamo=True``, for pruned models and any others: in eval mode,
-    with a free batch dimension. Neutral leftovers of surgery are no part of the graph.
+    The function wraps :func:`torch.onnx.export` with ``dynamo=True``, in eval mode, with a dynamic batch dimension.
 
     Args:
-        model: the model, on the CPU or a GPU; it stays as it is.
-        path: the file to write; nothing is written unless the check passes.
-        example_inputs: a tensor, a tuple, a dict, or what ``forward`` takes.
-        dynamic_batch: let the first dimension that the inputs share be any number.
-        tolerance: how far the outputs may be from the model's, relative to the largest number in each.
+        model: any model, pruned or not, on the CPU or a GPU; it is not changed.
+        path: the file; it is written only if the check passes.
+        example_inputs: a tensor, a tuple, a dict, or other arguments of ``forward``.
+        dynamic_batch: whether the first dimension shared by the inputs is dynamic.
+        tolerance: largest accepted difference, relative to the largest magnitude of each output.
+
+    Returns:
+        The file, its size in nodes, and the difference found.
 
     Raises:
-        ExportError: onnx, onnxscript or onnxruntime is missing, torch cannot export the model, onnxruntime cannot run
-            what it makes of it, or the outputs differ.
-        InputsError: the example inputs are none.
+        ExportError: a package is missing, torch cannot export the model, onnxruntime cannot run it, or the outputs
+            differ.
+        InputsError: the example inputs are invalid.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
@@ -96,13 +98,13 @@ def _program(model: nn.Module, inputs: Inputs, shapes: dict[str, Any] | None) ->
         return torch.onnx.export(
             model, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True, dynamic_shapes=shapes, verbose=False
         )
-    except Exception as error:  # the exporter runs the user's forward, and raises whatever that or a converter raises
+    except Exception as error:  # errors of the user's forward, of the exporter, and of converters
         hint = " A fixed batch may do: pass dynamic_batch=False." if shapes is not None else ""
         raise ExportError(f"torch cannot export {type(model).__name__} to ONNX: {_cause(error)}.{hint}") from error
 
 
 def _dynamic_shapes(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """Per argument of the forward, the dimensions that are free: the first one of each tensor that has the batch's."""
+    """Dynamic dimensions per argument: the first of each tensor with the batch size."""
     size = inputs.batch_size
     bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
 
@@ -114,7 +116,6 @@ def _dynamic_shapes(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
 
 def _difference(shade: Sandbox, program: Any, inputs: Inputs, tolerance: float) -> float:
-    """The largest relative difference of what the program returns to what the model does."""
     own, name = shade.adapt(inputs), type(shade.model).__name__
     with shade.running():
         expected = tensors_by_place(shade.model(*own.args, **own.kwargs))
@@ -146,7 +147,6 @@ def _apart(found: Tensor, expected: Tensor) -> float:
 
 
 def _cause(error: BaseException) -> str:
-    """The first lines of the innermost error: the exporter wraps them in advice of its own."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}"

@@ -1,4 +1,4 @@
-"""The pruning plan: a plain record of what goes, which is saved as JSON and carried out on another copy."""
+"""The pruning plan: a plain record of removals, saved as JSON, applied to any copy of the model."""
 
 # pyright: reportUnusedImport=false
 from layerprune.plan.plan import (

@@ -1,4 +1,4 @@
-"""The pruning plan: a plain record of what to remove, saved as JSON and carried out on any copy of the model."""
+"""The pruning plan: a plain record of removals, saved as JSON, applied to any copy of the model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from layerprune.modules import UndoLog, clone, difference, fingerprint, num_para
 from layerprune.plan.provenance import entries_of, record
 from layerprune.surgery import check_numbers, cover, operate, rebuilders
 
-#: 2: budgets besides that of parameters, intervals, frontier; 3: the model's structure; 4: folded projections;
-#: 5: slack and shortfall.
+#: 2: more budgets, intervals, frontier; 3: the model's structure; 4: folded projections; 5: slack and shortfall.
 SCHEMA = 5
 
-_MOST = 2**63 - 1  # of what is counted
+_MOST = 2**63 - 1  # upper bound of counts
 
 
 class PlannedRemoval(BaseModel):
-    """One removal of a plan."""
+    """A removal of a plan."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +53,7 @@ class PlannedRemoval(BaseModel):
 
 
 class PlannedFigure(BaseModel):
-    """Something that a budget speaks of, measured on the model and on what the plan leaves of it."""
+    """A figure that a budget limits, measured before and after the plan."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,7 +63,7 @@ class PlannedFigure(BaseModel):
 
 
 class FrontierPoint(BaseModel):
-    """One size, and the least sum of impacts that removes as much; a prediction, not proven."""
+    """A size, and the least sum of impacts that reaches it; a prediction without proof."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +72,7 @@ class FrontierPoint(BaseModel):
 
 
 class PruningPlan(BaseModel):
-    """What to remove from a model, and what that was computed from.
+    """Removals from a model, and the settings that they were chosen by.
 
     A plan holds names and numbers only. ``PruningPlan.from_json(plan.to_json())`` equals ``plan``.
     """
@@ -117,11 +116,9 @@ class PruningPlan(BaseModel):
 
     @property
     def reduction(self) -> float:
-        """The share of parameters that goes."""
         return 1 - self.num_params_after / self.num_params_before if self.num_params_before else 0.0
 
     def to_json(self) -> str:
-        """Write the plan as JSON text."""
         return self.model_dump_json(indent=2)
 
     @classmethod
@@ -129,7 +126,7 @@ class PruningPlan(BaseModel):
         """Read a plan from JSON text.
 
         Raises:
-            PlanError: the text is no plan, or one of a newer schema; the message names the first field that is wrong.
+            PlanError: the text is no plan, or has a newer schema; the message names the first invalid field.
         """
         try:
             plan = cls.model_validate_json(text, strict=True)
@@ -145,7 +142,11 @@ class PruningPlan(BaseModel):
         return plan
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the plan to a JSON file, at once or not at all; :meth:`load` reads it."""
+        """Write the plan to a JSON file for :meth:`load`, whole or not at all.
+
+        Raises:
+            PlanError: the file cannot be written.
+        """
         target = Path(path)
         written = target.with_name(f".{target.name}.{os.getpid()}")
         try:
@@ -159,10 +160,10 @@ class PruningPlan(BaseModel):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruningPlan:
-        """Read a plan from a JSON file, or from a folder that :func:`layerprune.save_pruned` has written.
+        """Read a plan from a JSON file, or from a folder of :func:`layerprune.save_pruned`.
 
         Raises:
-            PlanError: there is no such file, it holds no plan, or the folder several.
+            PlanError: the file does not exist or holds no plan, or the folder holds several plans.
         """
         source = Path(path)
         if source.is_dir():
@@ -181,11 +182,14 @@ class PruningPlan(BaseModel):
             raise PlanError(f"{source}: {error}") from error
 
     def check(self, model: nn.Module, *, dtypes: bool = True) -> None:
-        """Raise :class:`PlanError` unless the plan was made for a model of this very structure.
+        """Check that the plan was made for a model of the same structure.
 
         Args:
             model: the model.
-            dtypes: False to allow other floating-point dtypes, where weights come from a file.
+            dtypes: False to allow other floating-point dtypes, for weights from a file.
+
+        Raises:
+            PlanError: the structure differs; the message names the first difference.
         """
         if self._fits(model):
             return
@@ -204,7 +208,7 @@ class PruningPlan(BaseModel):
         )
 
     def _fits(self, model: nn.Module) -> bool:
-        """Whether a model has the plan's fingerprint; schema 1 knew several ways to take it."""
+        """Whether a model has the plan's fingerprint; schema 1 had several kinds of fingerprint."""
         if fingerprint(model) == self.fingerprint:
             return True
         older = [(False, True), (True, True)] if self.schema_version == 1 else []
@@ -212,24 +216,24 @@ class PruningPlan(BaseModel):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether weights have to be fitted on calibration data: those of the transforms that take projections in."""
+        """Whether weights must be fitted on calibration data, for folded projections."""
         return bool(folds_of(self.edits))
 
     def apply(self, model: nn.Module, *, inplace: bool = False, weights_follow: bool = False) -> nn.Module:
-        """Carry the plan out on a model of the structure that it was made for; see :func:`layerprune.quick_prune`.
+        """Apply the plan to a model with the structure that it was made for; see :func:`layerprune.quick_prune`.
 
         Args:
-            model: another copy of the model; it may be on another device, in another mode, with other weights.
+            model: another copy of the model, on any device, in any mode, with any weights.
             inplace: edit the model itself instead of a copy.
-            weights_follow: all weights are about to be written over, as with a pruned model's that were saved. A plan
-                that folds projections is applied only so, as the weights that take these in are zeros until then.
+            weights_follow: saved weights will replace all weights. Plans that fold projections need this: the weights
+                that take in a projection are zeros until then.
 
         Returns:
             The pruned model.
 
         Raises:
-            PlanError: the plan was made for another model, its edits do not fit, or it folds projections and no weights
-                follow. The model is as it was.
+            PlanError: the plan was made for another model, its edits do not fit, or it folds projections and
+                ``weights_follow`` is False. The model is as it was.
         """
         model = unwrap(model)
         self.check(model)
@@ -239,24 +243,21 @@ class PruningPlan(BaseModel):
                 "UniversalLayerPruner(model, calibration=batches).prune(plan=plan); to load weights that were saved "
                 "into what it leaves, call plan.apply(model, weights_follow=True)"
             )
-        # The copy shares its tensors until the edits are made: what goes is never copied.
+        # The copy shares tensors until the edits are made, so removed tensors are never copied.
         target = model if inplace else clone(model, lambda tensor: tensor)
         undo_log = UndoLog()
         try:
             self.carry_out(target, undo_log)
             return target if inplace else clone(target, own)
-        except BaseException:  # Ctrl-C, too: the model is as it was, or done
+        except BaseException:  # Ctrl-C, too: the edits are reverted, or complete
             undo_log.take_back()
             raise
 
     def carry_out(self, model: nn.Module, undo_log: UndoLog | None = None) -> None:
-        """Make the plan's edits on a model that it was checked with, in place; the model remembers the plan.
+        """Make the plan's edits on a checked model, in place, and record the plan in the model.
 
-        Methods of its classes that would save what they build again otherwise are refused from then on.
-
-        Args:
-            model: the model.
-            undo_log: what is changed is written down in it; whoever gives one may take it back.
+        Methods of its classes that would save the model in a form that cannot be loaded are refused from then on. All
+        changes are recorded in ``undo_log``, for the caller to revert.
 
         Raises:
             PlanError: the edits do not fit, or leave another number of parameters. The model is as it was.
@@ -276,13 +277,13 @@ class PruningPlan(BaseModel):
         record(model, (*entries, ("", self.to_json())), undo_log)
 
     def _check_folds(self, model: nn.Module) -> None:
-        """Refuse a weight that no removal would leave, before memory is taken for it."""
+        """Refuse a weight larger than the whole model, before memory is allocated for it."""
         modules, most = dict(model.named_modules()), num_params(model)
         for fold in folds_of(self.edits):
             try:
                 size = reader_for(modules[fold.owner], fold).size(fold.num_in)
             except (KeyError, Refusal):
-                continue  # surgery says so
+                continue  # surgery reports this
             if size > most:
                 raise PlanError(f"the plan would {fold}, with {size:,} elements where the whole model has {most:,}")
 
@@ -295,12 +296,12 @@ class PruningPlan(BaseModel):
 
 
 def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
-    """The plans that were carried out on a model itself, first to last; a copy of it remembers them, too."""
+    """The plans that were applied to a model itself, in order; copies of the model have them, too."""
     return tuple(plan for place, plan in placed_plans(model) if not place)
 
 
 def placed_plans(model: nn.Module) -> tuple[tuple[str, PruningPlan], ...]:
-    """The plans that made a model and the modules in it, first to last, each with the name of its module."""
+    """The plans of a model and of the modules inside it, in order, each with the name of its module."""
     return tuple((place, _read(text)) for place, text in entries_of(unwrap(model)))
 
 
@@ -309,16 +310,12 @@ def _read(text: str) -> PruningPlan:
     return PruningPlan.from_json(text)
 
 
-#: What stands for a plan: the plan, its JSON as text or as a dict, or the path of a file or folder that holds it.
+#: A plan, its JSON as text or dict, or the path of a file or folder that holds it.
 PlanGiven: TypeAlias = "PruningPlan | str | os.PathLike[str] | Mapping[str, Any]"
 
 
 def plan_of(given: object) -> PruningPlan:
-    """The plan that a user gives: a plan, its JSON text or what that holds, or the path of a file or folder.
-
-    Raises:
-        PlanError: it is none of these, or no plan.
-    """
+    """Convert any form of :data:`PlanGiven` to a plan; raises :class:`PlanError` for other values."""
     if isinstance(given, PruningPlan):
         return given
     if isinstance(given, (str, os.PathLike)):
@@ -336,10 +333,10 @@ def plan_of(given: object) -> PruningPlan:
 
 
 def _check_schema(text: str) -> None:
-    """Raise :class:`PlanError` for a plan of a schema that is newer than this library, whatever else it holds."""
+    """Raise :class:`PlanError` for a plan of a newer schema, before other checks."""
     try:
         read = from_json(text)
-    except (ValueError, TypeError):  # no JSON; no text, with half a surrogate pair
+    except (ValueError, TypeError):  # no JSON, or half a surrogate pair
         return
     version = cast("dict[str, Any]", read).get("schema_version") if isinstance(read, dict) else None
     if isinstance(version, int) and version > SCHEMA:
@@ -347,5 +344,5 @@ def _check_schema(text: str) -> None:
 
 
 def json_safe(value: float) -> Any:
-    """Return a number that JSON has, or None."""
+    """Return the number; None for infinity and nan, which JSON lacks."""
     return value if value == value and abs(value) != float("inf") else None

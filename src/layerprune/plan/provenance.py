@@ -1,7 +1,7 @@
-"""Keeps the plans that made a pruned model in the model itself, as plain text.
+"""Keeps the plans of a pruned model in the model itself, as plain text.
 
-The record is an attribute of the module, a tuple of strings: it goes along with ``copy.deepcopy``, ``pickle`` and
-``torch.save``, and what loads it needs nothing of ours. The state dict does not hold it.
+The record is an attribute of the module, a tuple of strings: ``copy.deepcopy``, ``pickle`` and ``torch.save`` keep it
+without layerprune, and the state dict does not hold it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from torch import nn
 
 from layerprune.modules import UndoLog
 
-#: The attribute that holds the record.
+#: The attribute of the record.
 ATTRIBUTE = "_layerprune_plans"
 
-#: A plan as JSON text, after the dotted name of the module that it was carried out on, seen from who holds the record.
+#: Dotted name of the pruned module, relative to the holder of the record, and plan as JSON text.
 Entry = tuple[str, str]
 
 
 def entries_of(model: nn.Module) -> tuple[Entry, ...]:
-    """The plans that made a model and the modules in it, each with its module's name, in the order of their making.
+    """The plans of a model and of the modules inside it, each with its module's name, in order.
 
-    A record knows what its module was made of when it was pruned. What the records of inner modules hold beside that
-    was carried out on them later, or by themselves.
+    A module's record holds its parts' plans at its own pruning; additional plans in records of inner modules are later.
     """
     found: list[Entry] = []
     for name, module in model.named_modules():
@@ -39,5 +38,5 @@ def entries_of(model: nn.Module) -> tuple[Entry, ...]:
 
 
 def record(model: nn.Module, entries: tuple[Entry, ...], undo_log: UndoLog) -> None:
-    """Keep the plans that made a model."""
+    """Keep the plans of a model."""
     undo_log.set(vars(model), ATTRIBUTE, entries)

@@ -1,4 +1,4 @@
-"""The plan as text and tables for a person."""
+"""Plans and groups as text and tables."""
 
 # pyright: reportUnusedImport=false
 from layerprune.report.budget_notes import cap_note, is_short, why_nothing

@@ -1,4 +1,4 @@
-"""Notes on how close a plan comes to its caps, and what holds it back."""
+"""Notes on the use of a plan's caps, and the limits of that use."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from layerprune.graph import Group
 from layerprune.select import MORE_SLACK, CapUse
 
-_CLOSE = 0.005  # shares that differ by less are told as equal
-_HALF = 0.5  # of a cap: a plan that uses less warns
+_CLOSE = 0.005  # smaller differences of shares count as equal
+_HALF = 0.5  # of a cap: plans that use less get a warning
 
 
 def cap_note(use: CapUse, slack: float) -> str:
-    """Say how much of a cap a plan uses; where it does not fill the cap, what fits and what holds it back."""
+    """Describe the use of a cap, and for an unfilled cap the larger set that fits and the reason."""
     what = "" if use.resource == "parameters" else f" of {use.resource}"
     line = f"{use.used:.1%} of a budget of {use.cap:.1%}{what} is used"
     if use.is_near:
@@ -38,12 +38,7 @@ def is_short(use: CapUse) -> bool:
 
 
 def why_nothing(groups: Sequence[Group], num_unfitted: int) -> str:
-    """Say why nothing can be removed at all, and what would change that.
-
-    Args:
-        groups: the model's groups.
-        num_unfitted: removals that need calibration data, where there are none.
-    """
+    """Explain why nothing can be removed; ``num_unfitted`` removals lack calibration data."""
     if num_unfitted:
         return "nothing can be removed without calibration data: pass calibration=, an iterable of batches"
     if not groups:

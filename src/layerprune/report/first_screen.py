@@ -1,4 +1,4 @@
-"""The first screen of the printed plan: ten lines that say what can go, and what it costs."""
+"""The first screen of the printed plan: possible removals and their impact, in ten lines."""
 
 from __future__ import annotations
 
@@ -9,23 +9,16 @@ from layerprune.plan import FrontierPoint
 from layerprune.report.layout import clipped, short_number
 from layerprune.report.text import Totals, amount_text, impact_text
 
-#: The shares of the parameters whose least impact is told.
+#: Shares of the parameters whose least impact is shown.
 SHARES = (0.1, 0.3, 0.5)
 
-#: How many removals are shown.
+#: Number of removals shown.
 NUM_REMOVALS = 5
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One removal, or several together: what leaves, and what that takes.
-
-    Attributes:
-        groups: names of the groups that leave.
-        num_params: how many parameters fewer the model has then.
-        macs: how many multiply-accumulates fewer; None where that is not known.
-        impact: what it costs.
-    """
+    """A removal, or a set of removals: groups, parameters, MACs (None where not known), and impact."""
 
     groups: tuple[str, ...]
     num_params: int
@@ -35,17 +28,17 @@ class Offer:
 
 @dataclass(frozen=True)
 class Screen:
-    """What the first screen shows.
+    """The contents of the first screen.
 
     Attributes:
-        model: the model's class.
-        inputs: what one forward is counted on.
-        totals: the model's size.
-        most: all that can leave together.
-        is_predicted: whether that is what the layer graph tells, not proven.
+        model: class of the model.
+        inputs: description of the inputs whose MACs are counted.
+        totals: size of the model.
+        most: the largest set of removals.
+        is_predicted: whether ``most`` comes from the layer graph without a proof.
         cheapest: the removals of least impact, of different groups.
-        costs: for each of :data:`SHARES` the least impact that removes as much; None where so much cannot leave.
-        calibration: what calibration data would open, or have opened.
+        costs: least impact for each of :data:`SHARES`; None where so much cannot be removed.
+        calibration: removals that calibration data enable.
     """
 
     model: str
@@ -59,7 +52,7 @@ class Screen:
 
 
 def screen_lines(screen: Screen, width: int) -> list[str]:
-    """Render the first screen, in ten lines at most, each within the width."""
+    """Render the first screen, in at most ten lines within ``width`` columns."""
     totals = screen.totals
     macs = "" if totals.macs is None else f", {short_number(totals.macs)} MACs on {screen.inputs}"
     lines = [f"{screen.model}: {totals.num_params:,} parameters{macs}"]
@@ -77,7 +70,6 @@ def screen_lines(screen: Screen, width: int) -> list[str]:
 
 
 def _table(offers: Sequence[Offer], totals: Totals, width: int) -> list[str]:
-    """One row a removal, with a heading."""
     rows = [("parameters", "MACs", "impact"), *(_cells(offer, totals) for offer in offers)]
     widths = [max(len(row[place]) for row in rows) for place in range(3)]
     figures = ["  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows]
@@ -93,7 +85,7 @@ def _cells(offer: Offer, totals: Totals) -> tuple[str, str, str]:
 
 
 def together(names: Sequence[str]) -> str:
-    """Name groups that leave together, what their names begin with once: ``blocks.6.mlp: fc1, fc2``."""
+    """Join names of groups with their common prefix first: ``blocks.6.mlp: fc1, fc2``."""
     if len(names) == 1:
         return names[0]
     parts = [name.split(".") for name in names]

@@ -10,7 +10,7 @@ from layerprune.graph import Group
 
 
 def groups_as_json(groups: Sequence[Group], notes: Sequence[str]) -> str:
-    """Write groups with their verdicts and prices as JSON text; impacts that are infinite or unknown as null."""
+    """Format groups with their verdicts and costs as JSON text; infinite or unknown impacts are null."""
     rows = [
         {
             "lead": group.lead_transform.name,

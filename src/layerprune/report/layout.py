@@ -7,20 +7,20 @@ import sys
 import textwrap
 from collections.abc import Iterable
 
-#: The width where standard output is no terminal.
+#: Columns where standard output is no terminal.
 WIDTH = 80
 
 _UNITS = ("", " k", " M", " G", " T", " P")
 
 
 def terminal_width() -> int:
-    """The columns of the terminal that standard output is; :data:`WIDTH` where it is a pipe, a file or a notebook."""
+    """Columns of the terminal; :data:`WIDTH` where standard output is a pipe, a file or a notebook."""
     stream = sys.stdout
     return shutil.get_terminal_size((WIDTH, 24)).columns if stream is not None and stream.isatty() else WIDTH
 
 
 def wrapped(lines: Iterable[str], width: int) -> list[str]:
-    """Break lines that are too long; what follows is set in by four more columns."""
+    """Wrap long lines; continuation lines are indented by four more columns."""
     found: list[str] = []
     for line in lines:
         if len(line) <= width:
@@ -35,17 +35,17 @@ def wrapped(lines: Iterable[str], width: int) -> list[str]:
 
 
 def clipped(text: str, width: int) -> str:
-    """Leave out the end of a text that is too long."""
+    """Cut a long text, and mark the cut with an ellipsis."""
     return text if len(text) <= width else text[: max(width - 1, 0)].rstrip() + "…"
 
 
 def rule(width: int) -> str:
-    """The line below a heading."""
+    """Underline of a heading."""
     return "-" * min(width, 80)
 
 
 def short_number(value: float) -> str:
-    """Three digits and a unit: ``19.2 M``."""
+    """Format with three digits and a unit: ``19.2 M``."""
     place = 0
     while abs(value) >= 999.5 and place < len(_UNITS) - 1:
         value, place = value / 1000, place + 1

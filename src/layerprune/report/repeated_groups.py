@@ -9,19 +9,14 @@ from dataclasses import dataclass
 
 from layerprune.graph import Group
 
-_FEWEST = 3  # that are alike, before they are folded
+_FEWEST = 3  # minimum number of similar groups that are folded
 
 _NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
 class RepeatedGroups:
-    """Groups of which the first is shown and the others are named.
-
-    Attributes:
-        first: the place of the group that is shown.
-        others: the places of the groups that are alike.
-    """
+    """The place of a group that is shown, and the places of similar groups that are only named."""
 
     first: int
     others: tuple[int, ...] = ()
@@ -30,12 +25,9 @@ class RepeatedGroups:
 def repeated_groups_of(
     groups: Sequence[Group], told: Sequence[Iterable[str]], sizes: Sequence[Hashable]
 ) -> list[RepeatedGroups]:
-    """Find groups that are alike, and stand for each other.
+    """Fold similar groups.
 
-    Args:
-        groups: in the order in which they are shown.
-        told: what is said of each, without its number and its impact.
-        sizes: what has to be equal of groups that are alike, numbers included.
+    Groups are similar if their lines (``told``) differ in numbers only, and their ``sizes`` are equal.
     """
     alike: dict[Hashable, list[int]] = {}
     for place, (group, lines, size) in enumerate(zip(groups, told, sizes, strict=True)):
@@ -50,7 +42,7 @@ def repeated_groups_of(
 
 
 def alike_line(fold: RepeatedGroups, groups: Sequence[Group], impacts: Mapping[str, str]) -> str:
-    """Name the groups that are alike, by the numbers in which their names differ, with their impacts."""
+    """Name similar groups by the numbers in which their names differ, with their impacts."""
     names = [groups[place].name for place in (fold.first, *fold.others)]
     numbers = [_NUMBER.findall(name) for name in names]
     varying = [place for place, column in enumerate(zip(*numbers, strict=True)) if len(set(column)) > 1]

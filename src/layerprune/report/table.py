@@ -9,7 +9,7 @@ from layerprune.plan import PruningPlan
 
 
 def table_of(chosen: PruningPlan) -> Table:
-    """One row for each removal, and the parameters before and after below."""
+    """One row per removal, and a footer with the parameters before and after."""
     before, after = chosen.num_params_before, chosen.num_params_after
     share = f"-{1 - after / before:.1%}" if before else ""
     table = Table(show_footer=True)

@@ -20,19 +20,19 @@ CRITICAL = "✗ CRITICAL"
 HEADINGS: Mapping[GroupVerdict, str] = {"removable": SAFE, "with_calibration": WITH_CALIBRATION, "critical": CRITICAL}
 
 
-#: The ends of an interval; None where there is none.
+#: Lower and upper end; None without an interval.
 Interval = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is told of a group beside what it is.
+    """Facts about a group beside its own fields.
 
     Attributes:
-        kept: names of members that stay when it goes.
+        kept: names of members that stay when the group is removed.
         interval: of its impact.
-        macs: how many multiply-accumulates its removal saves; None where that is not known.
-        by_name: the removal that it leaves by when it is named, where that is not the one of least impact.
+        macs: MACs that its removal saves; None where they are not known.
+        by_name: the removal used when the group is named, where it is not the removal of least impact.
     """
 
     kept: frozenset[str] = frozenset()
@@ -43,12 +43,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Totals:
-    """What shares are shares of.
-
-    Attributes:
-        num_params: the model's parameters.
-        macs: the multiply-accumulates of one forward; None where they could not be counted.
-    """
+    """Parameters of the model, and MACs of a forward (None where not counted), as the totals of shares."""
 
     num_params: int
     macs: int | None = None
@@ -57,14 +52,9 @@ class Totals:
 def groups_text(
     groups: Sequence[Group], facts: Mapping[str, Facts], totals: Totals, *, width: int = WIDTH, full: bool = False
 ) -> str:
-    """Render groups, one block of lines each.
+    """Render groups in the given order, each as a block of lines, with long lines wrapped at ``width``.
 
-    Args:
-        groups: in the order in which they are shown and numbered.
-        facts: group name → what is told of it.
-        totals: what shares are shares of.
-        width: how long lines may be.
-        full: whether groups that are alike but for numbers in their names, and impacts, are each shown in full.
+    Without ``full``, a block of similar groups is shown once, and the other groups are named below it.
     """
     known = [facts.get(group.name, Facts()) for group in groups]
     blocks = [_group_lines(n, group, fact, totals) for n, (group, fact) in enumerate(zip(groups, known, strict=True))]
@@ -83,7 +73,7 @@ def groups_text(
 
 
 _SAYS: Mapping[GroupVerdict, str] = {"removable": "Note", "with_calibration": "Needs calibration", "critical": "Reason"}
-_OWN = ("  Impact Score: ", "  Impact Interval: ")  # in a block, what tells a group from others that are alike
+_OWN = ("  Impact Score: ", "  Impact Interval: ")  # lines that differ between similar groups
 
 
 def _group_lines(number: int, group: Group, facts: Facts, totals: Totals) -> list[str]:
@@ -109,7 +99,6 @@ def _group_lines(number: int, group: Group, facts: Facts, totals: Totals) -> lis
 
 
 def _price_lines(group: Group, facts: Facts, totals: Totals) -> list[str]:
-    """What leaves when the group does; nothing of a critical group."""
     if group.verdict == "critical":
         return []
     lines = [f"  Removes: {amount_text(group.num_removed, totals.num_params)}{_along(group.leaves_with)}"]
@@ -123,7 +112,7 @@ def _price_lines(group: Group, facts: Facts, totals: Totals) -> list[str]:
     return lines
 
 
-_NAMED = 8  # groups that leave along
+_NAMED = 8  # number of groups named
 
 
 def _along(names: Sequence[str]) -> str:
@@ -132,7 +121,7 @@ def _along(names: Sequence[str]) -> str:
 
 
 def amount_text(amount: int, total: int) -> str:
-    """An amount, and its share of all: ``26,816 (30.1%)``."""
+    """Format an amount and its share: ``26,816 (30.1%)``."""
     return f"{amount:,} ({amount / total if total else 0.0:.1%})"
 
 
@@ -141,7 +130,7 @@ def _mark(layer: LayerInfo, kept: frozenset[str]) -> str:
 
 
 def impact_text(impact: float) -> str:
-    """Three decimals, or digits of a small one; ``inf`` for what cannot go, ``unknown`` for what was not measured."""
+    """Format an impact: three decimals or digits, ``inf`` for critical groups, ``unknown`` for nan."""
     if math.isnan(impact):
         return "unknown"
     return f"{impact:.3g}" if 0 < abs(impact) < 0.1 else f"{impact:.3f}"
@@ -157,17 +146,7 @@ def summary_text(
     *,
     width: int = WIDTH,
 ) -> str:
-    """Render what stands below the groups: the sums, the unit of the impacts, the notes.
-
-    Args:
-        groups: the groups.
-        totals: what shares are shares of.
-        most: how many parameters can leave together.
-        is_predicted: whether that is what the layer graph tells, not proven.
-        impact_unit: what the impacts are.
-        notes: what the user should know.
-        width: how long lines may be.
-    """
+    """Render the lines below the groups; ``is_predicted`` says that ``most`` parameters come without a proof."""
     up_to = "up to " if is_predicted else ""
     count = Counter(group.verdict for group in groups)
     found = f"{count['removable']} safe to remove now, {count['with_calibration']} with calibration data"
@@ -184,13 +163,7 @@ def summary_text(
 
 
 def plan_text(plan: PruningPlan, held_out: HeldOutVerdict | None = None, *, width: int = WIDTH) -> str:
-    """Render what a plan removes, how close it came to its budgets, and what other sizes would cost.
-
-    Args:
-        plan: the plan.
-        held_out: what it kept of the output on data that nothing was fitted on, where it was carried out.
-        width: how long lines may be.
-    """
+    """Render a plan's removals, figures and frontier, and the held-out verdict once the plan was applied."""
     lines = [
         "CHOSEN REMOVALS:",
         rule(width),
@@ -207,7 +180,7 @@ def plan_text(plan: PruningPlan, held_out: HeldOutVerdict | None = None, *, widt
 
 
 def figure_lines(plan: PruningPlan) -> list[str]:
-    """What is left of multiply-accumulates, time and memory, where a budget speaks of them; the impact of all."""
+    """MACs, latency and memory before and after, where a budget limits them, and the measured impact."""
     lines = [
         f"{_FIGURES.get(each.name, each.name)}: {each.before:,.4g} → {each.after:,.4g} "
         f"({(each.after - each.before) / each.before if each.before else 0.0:+.1%})"
@@ -220,7 +193,6 @@ def figure_lines(plan: PruningPlan) -> list[str]:
 
 
 def _left_lines(plan: PruningPlan) -> list[str]:
-    """What still runs on what is left, and what it takes to load the pruned model."""
     left = [name for removal in plan.removals for name in removal.leftovers]
     named = ", ".join([*left[:3], "…"] if len(left) > 3 else left)
     lines = [f"Left over: {len(left)} of the functions around what goes: {named}"] if left else []
@@ -241,7 +213,7 @@ def _removal_line(removal: PlannedRemoval) -> str:
 
 
 def _frontier_lines(plan: PruningPlan, width: int) -> list[str]:
-    """The least sum of impacts for every size, two rows of a table; as many columns as fit, and the rest below."""
+    """The frontier as table rows of size and impact, with as many columns as fit."""
     if not plan.frontier:
         return []
     sizes = [f"{point.reduction:.1%}" for point in plan.frontier]
