@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -87,6 +88,18 @@ class Numbers(nn.Module):
         return x[:, 4:12]
 
 
+class Masked(nn.Module):
+    """Chooses each element by a mask of places, or of channels: the latter keeps all of them."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.act = nn.Tanh()
+        self.register_buffer("mask", torch.arange(math.prod(shape)).view(shape) % 3 == 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.mask, x, self.act(x))
+
+
 class Twice(nn.Module):
     """Two concats, of which the second joins both tensors in turns."""
 
@@ -117,6 +130,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "neighbours": (Pairs, "ab"),
     "numbers of its own": (Numbers, "b"),  # without a, 4 to 12 are other channels; without b there are four left
     "grouped, joined again": (Twice, "ab"),
+    "chosen by places": (lambda: Masked(8, 8), "ab"),
+    "chosen by channels": (lambda: Masked(16, 1, 1), ""),
 }
 
 

@@ -27,8 +27,6 @@ from layerprune.tensors import (
 )
 from layerprune.torch_internals import is_strict_export, is_tracing, no_function_subclasses, no_modes
 
-_INPLACE = frozenset({"add_", "iadd", "mul_", "imul", "sub_", "isub"})
-
 # Attributes that do not depend on the unknown shape and values.
 _PLAIN = frozenset(
     {"dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized"}
@@ -189,7 +187,7 @@ def _merge(
     if traits_of(name).is_left_only and isinstance(args[0], DroppedTensor):
         raise DroppedTensorError("the left side of a subtraction cannot be dropped: what remains would change its sign")
     _note(token, merge_label(name))
-    if raw in _INPLACE and not isinstance(args[0], DroppedTensor):
+    if _writes_into_live(raw, args):
         return kept[0]
     merged = kept[0] if merge == "bypass" else _widened(kept[0], token)
     return merged.clone() if token.copies and merged is kept[0] else merged
