@@ -32,7 +32,6 @@ class InputProbe:
 
     @classmethod
     def of(cls, shade: Sandbox, edits: Sequence[Edit]) -> InputProbe:
-        """The probe of a sandbox after these edits."""
         shortens = [edit for edit in edits if isinstance(edit, Shorten)]
         names = {name_before(name, shortens): name for name, _ in shade.model.named_modules()} if shortens else {}
         return cls(shade, names)
@@ -45,7 +44,6 @@ class InputProbe:
         return self.shade.model.get_submodule(self.name_of(name))
 
     def name_of_tensor(self, name: str) -> str:
-        """Present name of a parameter or buffer of the original."""
         owner, _, key = name.rpartition(".")
         return f"{self.name_of(owner)}.{key}" if owner else key
 

@@ -100,7 +100,6 @@ class Sums:
         self.cross_of = self.cross_of - made
 
     def plus(self, other: Sums) -> Sums:
-        """The sums over the rows of both."""
         gram = Gram.__new__(Gram)
         gram.matrix = self.gram_of.matrix + other.gram_of.matrix
         gram.num_rows = self.num_rows + other.num_rows

@@ -81,7 +81,6 @@ class _Ablation:
         self.num = len(scene.batches) * len(sets)
 
     def run(self, rule: Rule) -> ImpactScores:
-        """Measure until the rule drops all sets, and return the scores."""
         scene, rounds = self.scene, self.rounds(in_parts=rule is not all_of_them)
         known = (
             all(fold in held for held in fits for fold in folds_of(edits))
@@ -215,7 +214,6 @@ class _ByOutput:
         return fewest if is_part else 0
 
     def is_same(self, shade: Sandbox, batch: Batch) -> bool:
-        """Whether the model gives the same bits again."""
         pairs = tensors_by_place(self.original), tensors_by_place(_run(shade, batch))
         return len(pairs[0]) == len(pairs[1]) and all(map(same_tensor, *pairs))
 
@@ -247,7 +245,6 @@ class _ByLoss:
         return fewest if is_mean else 0
 
     def is_same(self, shade: Sandbox, batch: Batch) -> bool:
-        """Whether the model gives the same loss again."""
         return number_of(loss_on(self.loss, shade.model, batch)) == self.original
 
 

@@ -29,7 +29,6 @@ class CrossFit:
 
     @property
     def weights(self) -> tuple[Folded, ...]:
-        """Folded weights of each fit."""
         return tuple(fit.weights for fit in self.fits)
 
     @property

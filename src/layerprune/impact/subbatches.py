@@ -87,7 +87,6 @@ def _parts(one: SubBatch, fewest: int) -> Iterator[SubBatch]:
 
 
 def _is_end(part: Tensor, whole: Tensor) -> bool:
-    """Whether a tensor equals the end of another tensor."""
     if part.dim() == 0 or part.shape[1:] != whole.shape[1:] or not 0 < len(part) < len(whole):
         return False
     end = whole[-len(part) :]

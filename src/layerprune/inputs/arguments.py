@@ -175,7 +175,6 @@ class ArgumentReader:
         return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters or ())
 
     def _at(self, place: int) -> inspect.Parameter:
-        """The parameter of a positional argument."""
         named = self._positional
         if place < len(named):
             return named[place]
@@ -194,7 +193,7 @@ class ArgumentReader:
         if not isinstance(value, Tensor):
             return value is None or isinstance(value, (bool, int, float)) or bool(tensors_in(value))
         if isinstance(parameter.default, (bool, int, float, str)):
-            return False  # a parameter with such a default takes no tensor
+            return False  # the default shows that the parameter takes no tensor
         if "mask" in parameter.name:
             return _is_mask(value, first)
         if value.numel() <= (value.shape[0] if value.dim() else 1):

@@ -98,7 +98,7 @@ class Inputs:
     def samples(self, start: int, stop: int) -> Inputs | None:
         """Samples from ``start`` up to ``stop`` as views, or ``None`` if a tensor may not have one row per sample.
 
-        Tensors in a list are such: they may be images of one sample each, or batches.
+        A list of tensors is ambiguous: each may be an image of one sample, or a batch.
         """
         listed = [value for value in self._values() if _lists_tensors(value)]
         by_item = any(is_list_of_images(value) for value in listed)
@@ -294,7 +294,6 @@ def is_list_of_images(value: Any) -> bool:
 
 
 def _lists_tensors(root: Any) -> bool:
-    """Whether a value holds tensors in sequences, at any depth."""
     seen: set[int] = set()
     stack = [root]
     while stack:
@@ -310,7 +309,6 @@ def _lists_tensors(root: Any) -> bool:
 
 
 def _guessed(model: nn.Module) -> Iterator[Inputs]:
-    """Yield inputs from the guesses."""
     for guess in guesses(model):
         sampler = Sampler(model)
         args = tuple(sampler.make(spec) for spec in guess.args)

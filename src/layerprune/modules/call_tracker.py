@@ -49,7 +49,6 @@ class RunningCall:
     num_calls: Counter[str] = field(default_factory=Counter[str])
 
     def outward(self) -> Iterator[RunningCall]:
-        """The call and those around it, innermost first."""
         call: RunningCall | None = self
         while call is not None:
             yield call
@@ -133,7 +132,6 @@ class CallTracker:
             self.is_in_function = before
 
     def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a module's forward to track its calls."""
         names = self.names[id(module)]
 
         @functools.wraps(forward)

@@ -94,7 +94,6 @@ class Copier:
 
 
 def _has_value(cell: CellType) -> bool:
-    """Whether a variable of a closure is assigned."""
     try:
         _ = cell.cell_contents
     except ValueError:

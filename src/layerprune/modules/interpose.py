@@ -162,7 +162,7 @@ def unfuse(layer: nn.TransformerEncoderLayer, undo_log: UndoLog) -> None:
 def hooks_watched(model: nn.Module, told: Callable[[nn.Module], None]) -> Generator[None]:
     """Report, while the model runs, modules with a forward hook on which other layers may depend.
 
-    Such a hook replaces the module's arguments or outputs, or stores a tensor where the model's forward may read it: in
+    The hook replaces the module's arguments or outputs, or stores a tensor where the model's forward may read it: in
     another module's attribute, or in a list or dict that is one.
     """
     shared = {

@@ -47,14 +47,7 @@ def left_of(value: Iterator[Any], stand_in: Iterator[Any]) -> Iterator[Any]:
 
 
 class Replayed(Iterator[Any]):
-    """Takes items from an iterator that cannot be copied, such as a generator, and keeps them.
-
-    Args:
-        source: the iterator.
-
-    Attributes:
-        taken: items taken from the source so far.
-    """
+    """Takes items from an iterator that cannot be copied, such as a generator, and keeps them in ``taken``."""
 
     def __init__(self, source: Iterator[Any]) -> None:
         self.source = source

@@ -157,7 +157,6 @@ def _named(function: FunctionType) -> Iterator[Slot]:
 
 
 def _methods(cls: type) -> Iterator[FunctionType]:
-    """The functions in a class body."""
     for value in vars(cls).values():
         yield from _functions(value)
 

@@ -20,9 +20,6 @@ class AttributeSnapshot:
 
     A forward may install hooks and set a flag for them, as transformers do for hidden states. If the flag was restored
     without the hooks, the next forward would install them again.
-
-    Args:
-        model: the model in its present state.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,7 +38,6 @@ class AttributeSnapshot:
         self.hooked = [(held, before) for held, before in registers if held.keys() != before.keys()]
 
     def put_back(self) -> None:
-        """Restore the recorded attributes and hooks."""
         for held, key, value in self.moved:
             if value is _MISSING:
                 held.pop(key, None)
@@ -76,11 +72,7 @@ def _is_plain(value: object) -> bool:
 
 
 class Held:
-    """Attribute values of a module tree, by identity; also the items of containers.
-
-    Args:
-        module: the module in its present state.
-    """
+    """Attribute values of a module tree, by identity; also the items of containers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.before = [(vars(one), _contents(vars(one))) for one in module.modules()]

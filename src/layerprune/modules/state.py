@@ -43,9 +43,6 @@ class ModelState:
     Tensors are compared by version counter, values without parts by value, other objects by identity. Globals are not
     included.
 
-    Args:
-        model: the model in its present state.
-
     Attributes:
         unseen: an object whose state cannot be compared, as a reason; empty if there is none.
     """
@@ -190,7 +187,6 @@ def _containers(owner: Any) -> Iterator[Any]:
 
 
 def _is_known(cls: type) -> bool:
-    """Whether a class has no state of its own."""
     return cls is object or cls.__module__.partition(".")[0] in ("torch", "abc", "typing")
 
 

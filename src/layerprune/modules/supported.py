@@ -43,7 +43,6 @@ def check_supported(model: object) -> None:
 
 
 def _reasons(module: nn.Module) -> Iterator[str]:
-    """Reasons why a module cannot be captured."""
     if isinstance(module, torch.jit.ScriptModule):
         yield (
             "is a TorchScript module ({kind}): its forward is compiled and cannot be edited; "
@@ -77,7 +76,6 @@ def _reasons(module: nn.Module) -> Iterator[str]:
 
 
 def _hooks(hook: Any) -> Iterator[Any]:
-    """A hook and the hooks that it consists of."""
     inside = cast("tuple[Any, ...]", getattr(hook, "hooks", ()))
     yield hook
     for one in inside:

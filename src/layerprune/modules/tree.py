@@ -58,11 +58,7 @@ def slots(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 
 
 class Tree:
-    """Snapshot of a model's module tree.
-
-    Args:
-        model: the model in its present state.
-    """
+    """Snapshot of a model's module tree."""
 
     def __init__(self, model: nn.Module) -> None:
         self.before: list[tuple[dict[str, nn.Module | None], list[tuple[str, nn.Module | None]]]] = []

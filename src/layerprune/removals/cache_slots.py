@@ -86,7 +86,6 @@ class CacheSlots:
         return any(isinstance(edit, (Shorten, TakePlace)) for edit in edits) or bool(self.leaving(edits))
 
     def leaving(self, edits: Sequence[Edit]) -> set[str]:
-        """The writers that edits remove."""
         writers = (
             {name for names in self.use.writers.values() for name in names} if self.use is not None else set[str]()
         )

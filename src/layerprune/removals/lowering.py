@@ -108,7 +108,6 @@ class _Lowerer:
         )
 
     def marks(self) -> Rewiring:
-        """The rewiring of modules and parameters for the cut."""
         marks = Rewiring()
         for y, s in self.cut.substitutes.items():
             found = self.marker.carry(y, s)
@@ -129,7 +128,6 @@ class _Lowerer:
     # ---- modules --------------------------------------------------------------------------------------------------
 
     def outermost_dead(self) -> list[str]:
-        """The dead modules that lie in no dead module."""
         found: dict[str, None] = {}
         for index in sorted(self.dead):
             chain: list[Frame] = []
@@ -337,8 +335,8 @@ class _Lowerer:
     def guards(self, leftovers: tuple[int, ...]) -> list[Edit]:
         """Guards for leftover modules of the user's own without parameters, which may read a dropped tensor's shape.
 
-        Most modules of torch pass their argument to functions, which support dropped tensors. Those that read its shape
-        first, such as a batch norm, have parameters, and the proof refuses them.
+        Most modules of torch pass their argument to functions, which support dropped tensors. A module that reads its
+        shape first, as a batch norm does, has parameters, and the proof refuses it.
         """
         calls = [layer for layer in (self.graph.layers[i] for i in leftovers) if layer.is_module and not layer.params]
         names = dict.fromkeys(layer.fqn for layer in calls if not self.marker.is_dead(layer.fqn))

@@ -70,7 +70,6 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _behind_transforms(graph: LayerGraph) -> frozenset[int]:
-    """Layers that depend on a transform."""
     found: set[int] = set()
     for layer in graph.layers:
         sources = [s for s in graph.sources(layer.index) if s >= 0 and not graph.layers[s].param_only]

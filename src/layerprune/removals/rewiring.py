@@ -47,12 +47,7 @@ class Rewiring:
 
 
 class Rewirer:
-    """Finds the rewiring of one cut.
-
-    Args:
-        graph: the layer graph.
-        cut: the cut.
-    """
+    """Finds the rewiring of one cut."""
 
     def __init__(self, graph: LayerGraph, cut: Cut) -> None:
         self.graph = graph

@@ -288,7 +288,6 @@ class DroppedBranch(StandIn):
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the dropped tensor, in the removed module's output structure."""
         return _built(self.output, self.token, None, args, kwargs)
 
     def extra_repr(self) -> str:
@@ -316,7 +315,6 @@ class PassThrough(StandIn):
         self.token = None if structure == "argument" else dropped(())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the argument, in the removed module's output structure."""
         value = pick(self.position, self.keyword, args, kwargs)
         if self.copies:
             value = _copied(value)
@@ -352,7 +350,6 @@ class SkipsDropped(nn.Module):
         self.inner = inner
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the first dropped argument, or the module's output if no argument is dropped."""
         token = next((value for value in (*args, *kwargs.values()) if isinstance(value, DroppedTensor)), None)
         return self.inner(*args, **kwargs) if token is None else token
 

@@ -69,7 +69,6 @@ def _is_method(frame: FrameType) -> bool:
 
 
 def _is_hook(code: CodeType, call: FrameType) -> bool:
-    """Whether a module's call runs this code as a hook."""
     while call.f_code is not MODULE_CALL and call.f_back is not None:
         call = call.f_back
     module = call.f_locals["self"]

@@ -74,7 +74,6 @@ class RemovedModule(Shown):
         return self.portable()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise :class:`DroppedTensorError`, because the module was removed."""
         raise DroppedTensorError("a forward calls a part of a module that this removal takes away")
 
 

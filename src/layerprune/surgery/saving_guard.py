@@ -42,7 +42,6 @@ class RefusedSaving:
         self.__name__ = method
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise :class:`CheckpointError`."""
         raise CheckpointError(self.reason)
 
     @property
@@ -63,7 +62,7 @@ def cover(model: nn.Module, places: dict[str, nn.Module], edits: Sequence[Edit],
     Args:
         model: the model, after the edits.
         places: the result of :func:`rebuilders` before the edits.
-        edits: the edits; their names are those before.
+        edits: the edits, with the names before them.
         undo_log: records every change.
     """
     for place, module in places.items():

@@ -50,7 +50,6 @@ class DeltaStore:
         self.forget()
 
     def forget(self) -> None:
-        """Release all tensors."""
         self._saved: set[int] = set()
         self._held: dict[int, Tensor] = {}
         self._unsettled: set[int] = set()
@@ -94,12 +93,10 @@ class DeltaStore:
         self._held.clear()
 
     def of(self, value: int) -> Iterator[tuple[Perturbation, Tensor]]:
-        """The perturbations of a value."""
         for shift, change in self._kept.get(value, ()):
             yield shift, change()
 
     def drop(self, value: int) -> None:
-        """Release the perturbations of a value."""
         self._kept.pop(value, None)
 
     def _compare(self, shift: Perturbation, moved: Tensor, other: Tensor) -> None:
@@ -133,7 +130,6 @@ class DeltaStore:
         return lambda: after() - before()
 
     def _get(self, value: int, tensor: Tensor | None) -> _Get | None:
-        """A value from saved tensors."""
         if tensor is not None and storage_id(tensor) in self._saved:
             return lambda: tensor
         recipe = self._known.get(value)

@@ -40,9 +40,6 @@ class GradientTaps:
 
     Only parameters of the layers that read the inputs require gradients. This makes all later tensors require
     gradients and needs less memory than gradients of all parameters.
-
-    Args:
-        scene: the model and its removals.
     """
 
     def __init__(self, scene: ScoringContext) -> None:
@@ -124,7 +121,6 @@ class _Products:
         self.forget()
 
     def forget(self) -> None:
-        """Clear all products of an earlier run."""
         self.let_go()
         self.num_gradients.clear()
         self.found.clear()

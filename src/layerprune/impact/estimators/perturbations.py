@@ -59,12 +59,7 @@ def _place(graph: LayerGraph, merge: int, result: int, value: int) -> tuple[int,
 
 
 class Tensors:
-    """Keeps each observed tensor until all of its comparisons are done.
-
-    Args:
-        graph: the layer graph.
-        shifts: the perturbations to compare.
-    """
+    """Keeps each observed tensor until all of its comparisons are done."""
 
     def __init__(self, graph: LayerGraph, shifts: Sequence[Perturbation]) -> None:
         self.shifts = tuple(dict.fromkeys(shifts))

@@ -37,12 +37,7 @@ class LinearPath:
 
 
 class PathGuide:
-    """Follows tensors of a pruned model.
-
-    Args:
-        graph: its layer graph.
-        modules: its modules by name.
-    """
+    """Follows tensors of a pruned model."""
 
     def __init__(self, graph: LayerGraph, modules: Mapping[str, nn.Module]) -> None:
         self.graph = graph
@@ -134,7 +129,6 @@ class PathGuide:
         return once and bool(ops) and all(map(_may_move, ops)) and len(layer.operands) == 1 and not layer.params
 
     def call(self, layer: Layer) -> Callable[[Tensor], Any]:
-        """A function that calls the layer on a tensor."""
         if layer.is_module:
             return self.modules[layer.fqn].forward
         try:

@@ -60,8 +60,7 @@ class Site:
         passed: the normalization; None if the path has none and is linear.
         is_alone: whether the path has no sums, no factors and no normalization, and the weight can be written.
         layer: the transform's number in the pruned model's graph.
-        is_behind_gap: whether such a layer lies at or before ``reached`` or its readers, or another layer made
-            ``target``.
+        is_behind_gap: whether a gap lies at or before ``reached`` or its readers, or another layer made ``target``.
     """
 
     name: str
@@ -202,7 +201,6 @@ class _Finder:
         return self.same.get(self.key_before(layer))
 
     def key_before(self, layer: Layer) -> CallKey:
-        """The key of the same call in the original."""
         if layer.fqn not in self.names:
             self.names[layer.fqn] = name_before(layer.fqn, self.shortens)
         return layer.key._replace(fqn=self.names[layer.fqn])
@@ -216,7 +214,6 @@ class _Finder:
         return [None if layer is None else self.key_before(layer) for layer in layers]
 
     def site(self, layer: Layer) -> Site | str:
-        """The site of a transform, or the reason why it is not a site."""
         module = self.modules[layer.fqn] if layer.is_module else None
         if module is None:
             return f"'{layer.function}' is called as a function"

@@ -1,4 +1,4 @@
-"""The sites that come before any difference between the two models: their tensors are what they were."""
+"""Finds sites in front of the first difference between two models: their tensors are unchanged."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def changed_sites(sites: Sequence[Site], graph: LayerGraph, original: nn.Module, pruned: nn.Module) -> list[Site]:
-    """Leave out the sites that come before any difference between the models, whatever goes in.
+    """Leave out sites in front of the first difference between the models, because no input changes their tensors.
 
-    Up to their tensors each layer reads what it read, and has the same weights, buffers and settings. Other sites may
-    turn out to be unchanged when they are seen.
+    Each layer up to these tensors has the same operands, weights, buffers and settings as in the original. The tensors
+    of other sites may be equal, too, which only a run can show.
 
     Args:
-        sites: of the pruned model.
+        sites: sites of the pruned model.
         graph: its layer graph.
         original: the original.
         pruned: the pruned model.
 
     Returns:
-        The others, in the same order.
+        The other sites, in the same order.
     """
     last = max((graph.values[site.reached].layer for site in sites if not site.is_behind_gap), default=-1)
     both = _Comparison(original, pruned)
@@ -38,7 +38,7 @@ def changed_sites(sites: Sequence[Site], graph: LayerGraph, original: nn.Module,
 
 
 class _Comparison:
-    """Compares what the modules of two models hold, layer by layer."""
+    """Compares the modules of two models layer by layer."""
 
     def __init__(self, original: nn.Module, pruned: nn.Module) -> None:
         self.modules = [dict(model.named_modules(remove_duplicate=False)) for model in (original, pruned)]
@@ -46,7 +46,7 @@ class _Comparison:
         self.known: dict[tuple[str, bool], bool] = {}
 
     def is_alike(self, layer: Layer) -> bool:
-        """Whether a layer's module is the same in both; of a function, what the module around it holds itself."""
+        """Whether a layer's module is equal in both models; for a function, the own attributes of its module."""
         key = layer.fqn, layer.is_module
         if key not in self.known:
             held = [_held(modules.get(layer.fqn), whole=layer.is_module) for modules in self.modules]
@@ -56,13 +56,12 @@ class _Comparison:
         return self.known[key] and all(self.has_same(name) for name in layer.params)
 
     def has_same(self, name: str) -> bool:
-        """Whether both models have the same parameter of a name."""
         one, other = (parameters.get(name) for parameters in self.parameters)
         return one is not None and other is not None and _is_same(one, other)
 
 
 def _held(module: nn.Module | None, *, whole: bool) -> tuple[list[tuple[type, dict[str, Any]]], list[Tensor]]:
-    """The classes and plain attributes, and the tensors, of a module; and of those inside, if asked for."""
+    """Classes with plain attributes, and tensors, of a module itself or of the ``whole`` tree."""
     modules = [] if module is None else list(module.modules()) if whole else [module]
     return [(type(one), _settings(one)) for one in modules], [held for one in modules for held in own_tensors(one)]
 
@@ -76,7 +75,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _is_same(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same, or hold the same bits; what an earlier surgery left is the same as the like."""
+    """Whether tensors are identical or have equal bits; dropped tensors of an earlier surgery compare by merges."""
     if isinstance(tensor, DroppedTensor) or isinstance(other, DroppedTensor):
         return isinstance(tensor, DroppedTensor) and isinstance(other, DroppedTensor) and tensor.merges == other.merges
     return tensor is other or same_tensor(tensor, other)

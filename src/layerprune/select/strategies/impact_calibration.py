@@ -26,7 +26,6 @@ class CalibratedImpacts:
     is_needed: bool
 
     def of(self, sets: Sequence[Sequence[int]], harms: np.ndarray) -> np.ndarray:
-        """Expected impacts of measured sets."""
         sums = np.array([self.costs[list(some)].sum() for some in sets])
         return self.trust * harms + (1 - self.trust) * sums
 

@@ -70,7 +70,6 @@ def _one_by_one(search: Search) -> tuple[tuple[int, ...] | None, int]:
 
 
 def _whole_sets(search: Search) -> list[tuple[int, ...]]:
-    """Valid sets with about the least sum of impacts."""
     first = exact(search)
     if first is None:
         return []

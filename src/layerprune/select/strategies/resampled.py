@@ -154,7 +154,6 @@ def _first(search: Search, chosen: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _next(search: Search, held: CalibratedImpacts, known: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """New valid sets, chosen by corrected impacts."""
     found = _valid(search, _in_order(search, held.costs, known, NEXT[0]), NEXT[0])
     with roomier(search) as floor:
         if floor is not None:
