@@ -37,9 +37,7 @@ Read = TypeVar("Read")
 
 @contextmanager
 def staged(target: Path) -> Generator[Path]:
-    """Yield a new folder that replaces ``target`` when the block ends, and is removed if the block fails.
-
-    An existing folder stays until the block ends.
+    """Yield a folder that replaces ``target`` when the block ends, or is removed if the block fails.
 
     Raises:
         CheckpointError: the folder cannot be written, or is a symbolic link; ``target`` is as it was.
@@ -133,7 +131,7 @@ def _beside(target: Path, suffix: str) -> Iterator[Path]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a name has the token of :func:`_make`: sixteen hexadecimal digits before the suffix."""
+    """Whether a name has the token of :func:`_make`."""
     token = name.rsplit(".", 2)[-2]
     return len(token) == 16 and not set(token) - set("0123456789abcdef")
 

@@ -68,7 +68,6 @@ def _figures(manifest: Manifest, plan: PruningPlan) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Escape a text for one cell of a Markdown table."""
     marks = {mark: f"\\{mark}" for mark in "\\`*_[]<>|#"}
     return " ".join("".join(marks.get(letter, letter) for letter in text).split())
 

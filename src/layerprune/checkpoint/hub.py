@@ -89,6 +89,9 @@ def from_hub(
         device: as for :func:`load_pruned`.
         verify: as for :func:`load_pruned`.
 
+    Returns:
+        The pruned model, in the mode that it was saved in.
+
     Raises:
         CheckpointError: huggingface_hub is not installed, the hub refuses, or the repository holds no complete
             artefact.
@@ -104,7 +107,6 @@ def from_hub(
 
 @contextmanager
 def _hub(repo: str) -> Generator[Any]:
-    """Import huggingface_hub, and name the repository in its errors."""
     try:
         import huggingface_hub
     except ImportError as error:

@@ -303,7 +303,6 @@ def _slots(model: nn.Module) -> _Slots:
 
 
 def _tensors(model: nn.Module, homes: Mapping[str, str], weights: Weights, read: Mapping[str, Tensor]) -> _Tensors:
-    """Make the new tensors; tied names get one object."""
     record, slots = weights.record, _slots(model)
     frozen = set(record.frozen)
     objects: dict[str, Tensor] = {}
@@ -334,7 +333,6 @@ def _devices(
 
 
 def _kept(tensor: Tensor, device: torch.device | str | None) -> Tensor:
-    """Copy a tensor that is not saved."""
     if tensor.is_meta:
         return tensor
     return own(tensor) if device is None else own(tensor).to(device)

@@ -162,9 +162,7 @@ def is_artefact(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path, *, links: bool = False, complete: bool = True) -> Manifest:
-    """Read a folder's manifest, and check names and sizes of its files.
-
-    Files may be symbolic ``links`` in the hub's cache only.
+    """Read a folder's manifest, and check its files' names and sizes; they may be ``links`` in the hub's cache only.
 
     Raises:
         CheckpointError: the manifest is missing or damaged, or a file is missing or has another size.
@@ -233,6 +231,9 @@ def verify(folder: str | Path, *, links: bool = False) -> Manifest:
     Args:
         folder: the artefact.
         links: whether files may be symbolic links, as in the hub's cache.
+
+    Returns:
+        The manifest.
 
     Raises:
         CheckpointError: the check fails; the message names the first file, the expected value and the value found.

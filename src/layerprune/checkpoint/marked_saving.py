@@ -1,7 +1,7 @@
 """Lets a model's own ``save_pretrained`` write an artefact that other libraries do not take for their own.
 
 It serves hosts that always save by ``save_pretrained``, as the Trainer of transformers. The folder holds the configs
-that the class writes, and the artefact in a folder of its own, so ``from_pretrained`` finds no weights and says so.
+that the class writes, and the artefact in a folder of its own, so ``from_pretrained`` finds no weights and fails.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ class MarkedSaving(RefusedSaving):
 
 
 def _bare(*args: Any) -> MarkedSaving:
-    """An instance without its module, which unpickling sets later."""
     made = MarkedSaving.__new__(MarkedSaving)
     RefusedSaving.__init__(made, *args)
     return made

@@ -181,7 +181,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _shards(tensors: Mapping[str, Tensor], most: int) -> list[list[str]]:
-    """Split tensors over files in order; a tensor larger than a file gets its own."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in tensors.items():

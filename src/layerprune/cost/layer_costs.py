@@ -34,7 +34,7 @@ def macs_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
 
 
 def tally_layers(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> tuple[Mapping[int, float], int]:
-    """Count as :func:`macs_by_layer` does, and those of the whole forward, what runs in no layer included."""
+    """Count as :func:`macs_by_layer`, and count the whole forward, with operations outside of layers."""
 
     def tally(shade: Sandbox, given: Inputs) -> tuple[dict[int, float], int]:
         running = _Running(shade.model, graph)

@@ -62,6 +62,7 @@ class Cost:
         return getattr(self, name)
 
     def rows(self) -> list[tuple[str, str]]:
+        """Return table rows of text: label, value."""
         return [(label, _text(name, self.value(name))) for name, label in LABELS.items()]
 
     def __str__(self) -> str:
@@ -86,6 +87,7 @@ class Saving:
         return None if amount is None or not before else amount / before
 
     def rows(self) -> list[tuple[str, str, str, str]]:
+        """Return table rows of text: label, before, after, change."""
         found: list[tuple[str, str, str, str]] = []
         for name, label in LABELS.items():
             share = self.share(name)

@@ -29,7 +29,6 @@ class OnnxFile:
     """An exported file, and its check.
 
     Attributes:
-        path: the file.
         num_nodes: number of operators in the graph.
         batch_sizes: batch sizes of the check; a single size for a fixed batch dimension.
         max_difference: to the model's output, relative to the output's largest magnitude.

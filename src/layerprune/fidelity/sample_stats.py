@@ -29,8 +29,7 @@ def added(some: Sequence[Sampled]) -> Sampled:
 def distances(pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None, num_samples: int) -> tuple[Sampled, Sampled]:
     """Relative L2 distance and cosine of each sample's outputs, flattened into one vector.
 
-    ``mask`` is ``(sample, token)``; a batch with an output of another first dimension than ``num_samples`` is one
-    sample.
+    ``mask`` is ``(sample, token)``; a batch counts as one sample where an output has another first dimension.
     """
     split = all(a.dim() > 0 and a.shape[0] == num_samples for a, _ in pairs)
     originals, others = (

@@ -116,9 +116,11 @@ class PruningPlan(BaseModel):
 
     @property
     def reduction(self) -> float:
+        """Share of the parameters that the plan removes, in [0, 1]."""
         return 1 - self.num_params_after / self.num_params_before if self.num_params_before else 0.0
 
     def to_json(self) -> str:
+        """Format the plan as JSON text."""
         return self.model_dump_json(indent=2)
 
     @classmethod

@@ -15,7 +15,7 @@ from layerprune.inputs import Sampler
 
 Fields = Mapping[str, Tensor]
 
-# The forward makes these itself, or they ask for another way of running.
+# The forward makes these fields itself, or they select another mode of it.
 _NEVER = ("label", "past_key", "embed", "position_ids", "encoder_outputs", "token_type_ids", "cache", "codes")
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 

@@ -173,7 +173,7 @@ class _FieldSets:
             yield fields
 
     def _plainer(self, fields: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Yield fields without usual companions, and with boxes as fractions of the page."""
+        """Yield fields without the usual derived fields, and with boxes as fractions of the page."""
         required = self._companions.required(fields)
         usual = self._companions.usual(fields)
         if required is None or not usual:
