@@ -12,13 +12,12 @@ from torch import nn
 from layerprune.capture import Batch, finite_ones, require_finite, spoilt_inputs
 from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError, RepairError
-from layerprune.fidelity import Divergence, HeldOut, HeldOutVerdict, Kind, divergence_named, held_by, hold_out_of
+from layerprune.fidelity import Divergence, HeldOut, HeldOutVerdict, held_by, hold_out_of
 from layerprune.fitting import ProjectionReport, fold_into
 from layerprune.graph import LayerGraph
 from layerprune.modules import UndoLog, named_buffers, named_parameters, write
 from layerprune.plan import PruningPlan
-from layerprune.repair import MEMORY_BYTES, RepairReport
-from layerprune.repair import repair as mend
+from layerprune.repair import MEMORY_BYTES, ClosedFormRepair, RepairReport
 
 _T = TypeVar("_T")
 
@@ -46,7 +45,7 @@ def carry_out(
     *,
     how: str | None,
     inplace: bool,
-    kind: Kind | None = None,
+    harm: Divergence | None = None,
 ) -> ExecutedPlan:
     """Carry a plan out, fit its projections, and repair what is left.
 
@@ -59,7 +58,7 @@ def carry_out(
         graph: its layer graph.
         batches: calibration data; None if there are none.
         how: what to repair by, where there are data; None to leave the weights as they are.
-        kind: how a repair compares outputs; told from the model and its output if None.
+        harm: how a repair compares outputs; told from the model and its output if None.
         inplace: edit the user's model instead of a copy.
 
     Raises:
@@ -83,9 +82,9 @@ def carry_out(
         lambda some: fold_into(original, pruned, some, plan.edits, memory_bytes=MEMORY_BYTES, written=written),
         *(original, fitted_on, written),
     )
-    judge = _Judge(original, pruned, held, divergence_named(kind), written)
+    judge = _Judge(original, pruned, held, harm, written)
     unrepaired = judge.held()
-    report = None if how is None else _repaired(original, pruned, fitted_on, plan, how, kind, written)
+    report = None if how is None else _repaired(original, pruned, fitted_on, plan, how, harm, written)
     verdict, said = judge.verdict(unrepaired, report, sum(batch.num_samples for batch in fitted_on))
     fitted = replace(folding.report, notes=(*notes, *folding.report.notes)) if folds else None
     if report is not None:
@@ -147,11 +146,11 @@ def _repaired(
     batches: Sequence[Batch],
     plan: PruningPlan,
     how: str,
-    kind: Kind | None,
+    harm: Divergence | None,
     written: Collection[str],
 ) -> RepairReport:
     def attempt(some: Sequence[Batch]) -> RepairReport:
-        return mend(original, pruned, [batch.inputs for batch in some], edits=plan.edits, how=how, kind=kind)
+        return ClosedFormRepair(original, some, how=how, harm=harm).carry_out(pruned, plan.edits)
 
     try:
         report, notes = _on_finite(attempt, original, batches, written)

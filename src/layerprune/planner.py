@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -138,7 +140,7 @@ class Planner:
         scene = self.scored.scene
         if scene is None or not self.scored.has_data:
             return None
-        return ClosedFormRepair(self.model, [batch.inputs for batch in hold_out(scene.batches)[0]], harm=scene.harm)
+        return ClosedFormRepair(self.model, hold_out(scene.batches)[0], harm=scene.harm)
 
     def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
         """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""
@@ -267,17 +269,12 @@ class Planner:
         chosen = selection.chosen
         joint = self.joints.proven(chosen) if chosen else None
         limits = Budgets() if budgets is None else budgets
-        share = limits.max_param_reduction
+        said: dict[str, Any] = {**asdict(limits), "slack": None if budgets is None else budgets.slack}
         return PruningPlan(
             model=type(self.model).__name__,
             fingerprint=fingerprint(self.model),
             structure=structure(self.model),
-            max_param_reduction=share,
-            max_mac_reduction=limits.max_mac_reduction,
-            target_latency_ms=limits.target_latency_ms,
-            max_memory_bytes=limits.max_memory_bytes,
-            max_impact=limits.max_impact,
-            slack=None if budgets is None else limits.slack,
+            **said,
             granularity=self.granularity,
             strategy=selection.strategy,
             seed=self.seed,

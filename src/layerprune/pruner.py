@@ -243,15 +243,13 @@ class UniversalLayerPruner:
             CriticalGroupError: a group named cannot be removed, or those named not together.
             CalibrationError: a group named leaves by a projection only, and there are no data to fit it on.
         """
+        budgets = Budgets.among(locals())
+        return self._chosen(budgets, groups, strategy, unused)
+
+    def _chosen(
+        self, budgets: Budgets, groups: Named | Iterable[Named] | None, strategy: str, unused: bool
+    ) -> PruningPlan:
         self._check_original()
-        budgets = Budgets(
-            max_param_reduction=max_param_reduction,
-            max_mac_reduction=max_mac_reduction,
-            target_latency_ms=target_latency_ms,
-            max_memory_bytes=max_memory_bytes,
-            max_impact=max_impact,
-            slack=slack,
-        )
         if unused and (budgets.given or groups is not None):
             raise BudgetError("unused=True takes out what never runs, and nothing else: give it alone, then go on")
         if unused:
@@ -329,18 +327,12 @@ class UniversalLayerPruner:
             NotFiniteError: the model makes NaN or infinite values of the calibration data.
             BudgetError, CostError, UnknownNameError, CriticalGroupError: as for :meth:`plan`.
         """
-        budgets = {
-            "max_param_reduction": max_param_reduction,
-            "max_mac_reduction": max_mac_reduction,
-            "target_latency_ms": target_latency_ms,
-            "max_memory_bytes": max_memory_bytes,
-            "max_impact": max_impact,
-        }
+        budgets = Budgets.among(locals())
         check_way(repair, has_data=self._batches is not None)
         self._check_original()
         if plan is None:
-            chosen = self.plan(**budgets, slack=slack, groups=groups, strategy=strategy, unused=unused)  # pyright: ignore[reportArgumentType]
-        elif unused or groups is not None or any(value is not None for value in budgets.values()):
+            chosen = self._chosen(budgets, groups, strategy, unused)
+        elif unused or groups is not None or budgets.given:
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
         else:
             chosen = plan_of(plan)
@@ -349,8 +341,8 @@ class UniversalLayerPruner:
     def _carry_out(self, chosen: PruningPlan, repair: str | None, inplace: bool) -> nn.Module:
         if inplace:
             _ = self.notes  # measured on the model as it still is
-        how, kind = "refit" if repair == "auto" else repair, self._harm and self._harm.kind
-        carried = carry_out(chosen, self._original, self.graph, self._batches, how=how, inplace=inplace, kind=kind)
+        how, harm = "refit" if repair == "auto" else repair, self._harm
+        carried = carry_out(chosen, self._original, self.graph, self._batches, how=how, inplace=inplace, harm=harm)
         self.model, self.repair_report = carried.model, carried.repair_report
         self.projection_report = carried.projection_report
         self._pruned_by.append(chosen)

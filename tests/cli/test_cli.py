@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from typer.testing import CliRunner, Result
 
 from layerprune import UniversalLayerPruner, load_pruned
 from layerprune.cli import app
+from layerprune.cli.options import BUDGET_OPTIONS
 from layerprune.cli.sources import load_model
+from layerprune.select import Budgets
 
 # Three residual branches; each may go, the stem and the head may not.
 NET = """
@@ -361,3 +364,7 @@ def test_a_wrong_call_is_exit_code_2(args: list[str]) -> None:
     result = run(*args)
     assert result.exit_code == 2
     assert result.stdout == ""
+
+
+def test_there_is_an_option_for_each_budget():
+    assert {*BUDGET_OPTIONS, "slack"} == {field.name for field in fields(Budgets)}

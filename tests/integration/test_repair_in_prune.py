@@ -6,6 +6,7 @@ from torch import nn
 
 from layerprune import UniversalLayerPruner, quick_prune
 from layerprune.errors import CalibrationError, RepairError
+from layerprune.inputs import ArgumentReader
 from models.nets import Damped, Photograph, linear, randomised, rows, same_bits
 
 
@@ -68,7 +69,7 @@ def test_data_that_cannot_be_repaired_on_leave_the_pruned_model_and_say_why(monk
     model = net()
     pruner = UniversalLayerPruner(model, calibration=BATCHES)
     plan = pruner.plan(groups=["1.blocks.1"])
-    monkeypatch.setattr("layerprune.execute.mend", fails)
+    monkeypatch.setattr("layerprune.execute.ClosedFormRepair", fails)
     pruned = pruner.prune(plan=plan)
     assert same_bits(pruned, plan.apply(model))
     assert pruner.repair_report.notes == ("not repaired: they do not fit",)
@@ -135,3 +136,14 @@ def test_a_forward_that_wants_the_whole_batch_gets_it():
     assert pruner.repair_report.kept
     same = UniversalLayerPruner(net(), calibration=BATCHES).prune(max_param_reduction=0.35)
     assert torch.allclose(pruned(HELD_OUT), same(HELD_OUT))
+
+
+@pytest.mark.parametrize("strategy", ["auto", "repaired"])
+def test_calibration_data_are_read_once_and_handed_down(strategy, monkeypatch):
+    read = []
+    original = ArgumentReader.read
+    monkeypatch.setattr(ArgumentReader, "read", lambda reader, item: read.append(item) or original(reader, item))
+    pruner = UniversalLayerPruner(net(), calibration=BATCHES)
+    pruner.prune(max_param_reduction=0.35, strategy=strategy)
+    assert pruner.repair_report is not None
+    assert len(read) == len(BATCHES)

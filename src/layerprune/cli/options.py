@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import typer
@@ -39,30 +42,6 @@ ShapeOption = Annotated[
     str | None,
     typer.Option(metavar="SHAPE", help="Of the example input, as 1,3,224,224; inferred if not given."),
 ]
-ReductionOption = Annotated[
-    float | None,
-    typer.Option(callback=_check_reduction, help="Budget: the largest share of parameters that may go."),
-]
-MacReductionOption = Annotated[
-    float | None,
-    typer.Option(callback=_check_reduction, help="Budget: the largest share of multiply-accumulates that may go."),
-]
-LatencyOption = Annotated[
-    float | None, typer.Option(metavar="MS", help="Budget: milliseconds that one forward is to come down to.")
-]
-MemoryOption = Annotated[
-    int | None, typer.Option(metavar="BYTES", help="Budget: bytes that weights and activations are to come down to.")
-]
-MaxImpactOption = Annotated[
-    float | None, typer.Option(metavar="IMPACT", help="Budget: the largest impact of all removals together.")
-]
-SlackOption = Annotated[
-    float,
-    typer.Option(min=0, max=0.99, help="How far below what fits a plan may stay for less impact; 0 fills the budget."),
-]
-UnusedOption = Annotated[
-    bool, typer.Option("--unused", help="Take out what never runs, and nothing else: alone, without a budget.")
-]
 StrategyOption = Annotated[Strategy, typer.Option(help="What chooses within the budget.")]
 PretrainedOption = Annotated[
     bool, typer.Option("--pretrained", help="Published weights for torchvision and timm, not random.")
@@ -84,25 +63,68 @@ KindOption = Annotated[
 ]
 
 
-def budgets_of(
-    reduction: float | None,
-    mac_reduction: float | None,
-    latency_ms: float | None,
-    memory_bytes: int | None,
-    max_impact: float | None,
-    *,
-    unused: bool,
-) -> dict[str, Any]:
-    """Collect the budgets that were given, as arguments of :meth:`UniversalLayerPruner.plan`."""
-    named = {
-        "max_param_reduction": reduction,
-        "max_mac_reduction": mac_reduction,
-        "target_latency_ms": latency_ms,
-        "max_memory_bytes": memory_bytes,
-        "max_impact": max_impact,
-        "unused": unused or None,
-    }
-    return {name: value for name, value in named.items() if value is not None}
+#: What :meth:`UniversalLayerPruner.plan` calls a budget → the option that sets it, its type, and how typer reads it.
+BUDGET_OPTIONS: Mapping[str, tuple[str, Any, Any]] = {
+    "max_param_reduction": (
+        "reduction",
+        float,
+        typer.Option(callback=_check_reduction, help="Budget: the largest share of parameters that may go."),
+    ),
+    "max_mac_reduction": (
+        "mac_reduction",
+        float,
+        typer.Option(callback=_check_reduction, help="Budget: the largest share of multiply-accumulates that may go."),
+    ),
+    "target_latency_ms": (
+        "latency_ms",
+        float,
+        typer.Option(metavar="MS", help="Budget: milliseconds that one forward is to come down to."),
+    ),
+    "max_memory_bytes": (
+        "memory_bytes",
+        int,
+        typer.Option(metavar="BYTES", help="Budget: bytes that weights and activations are to come down to."),
+    ),
+    "max_impact": (
+        "max_impact",
+        float,
+        typer.Option(metavar="IMPACT", help="Budget: the largest impact of all removals together."),
+    ),
+}
+_SLACK = typer.Option(
+    min=0, max=0.99, help="How far below what fits a plan may stay for less impact; 0 fills the budget."
+)
+_UNUSED = typer.Option("--unused", help="Take out what never runs, and nothing else: alone, without a budget.")
+
+
+def takes_budgets(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of all budgets; it gets ``budgets``, as ``plan()`` takes them, empty without one."""
+    signature = inspect.signature(command, eval_str=True)
+
+    def option(name: str, kind: Any, how: Any, default: object) -> inspect.Parameter:
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, how])
+
+    options = [
+        *(option(name, kind | None, how, None) for name, kind, how in BUDGET_OPTIONS.values()),
+        option("slack", float, _SLACK, 0.1),
+        option("unused", bool, _UNUSED, default=False),
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        named = {budget: given.pop(name) for budget, (name, _, _) in BUDGET_OPTIONS.items()}
+        slack, unused = given.pop("slack"), given.pop("unused")
+        budgets = {budget: value for budget, value in named.items() if value is not None}
+        budgets |= {"unused": True} if unused else {}
+        command(**given, budgets=budgets | {"slack": slack} if budgets else {})
+
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "budgets"]
+    required = [p for p in own if p.default is inspect.Parameter.empty]
+    parameters = [*required, *options, *(p for p in own if p not in required)]
+    vars(run)["__signature__"] = signature.replace(parameters=parameters)
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
 
 
 def parsed_shape(text: str) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from layerprune.cli.console import echo_notes, print_table, working
@@ -12,33 +14,21 @@ from layerprune.cli.options import (
     GranularityOption,
     JsonOption,
     KindOption,
-    LatencyOption,
-    MacReductionOption,
-    MaxImpactOption,
-    MemoryOption,
     ModelArgument,
     PretrainedOption,
     ProtectIoOption,
     ProtectOption,
-    ReductionOption,
     ShapeOption,
-    SlackOption,
     StrategyOption,
-    UnusedOption,
-    budgets_of,
+    takes_budgets,
 )
 
 
+@takes_budgets
 def plan(
     model: ModelArgument,
-    reduction: ReductionOption = None,
-    mac_reduction: MacReductionOption = None,
-    latency_ms: LatencyOption = None,
-    memory_bytes: MemoryOption = None,
-    max_impact: MaxImpactOption = None,
-    slack: SlackOption = 0.1,
+    budgets: dict[str, Any],
     strategy: StrategyOption = "auto",
-    unused: UnusedOption = False,
     as_json: JsonOption = False,
     full: FullOption = False,
     granularity: GranularityOption = "group",
@@ -55,11 +45,10 @@ def plan(
     """
     from layerprune.report import groups_as_json, terminal_width
 
-    budgets = budgets_of(reduction, mac_reduction, latency_ms, memory_bytes, max_impact, unused=unused)
     width = terminal_width()  # before standard output is redirected
     with working():
         pruner = pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
-        chosen = pruner.plan(**budgets, slack=slack, strategy=strategy) if budgets else None
+        chosen = pruner.plan(**budgets, strategy=strategy) if budgets else None
         text = "" if as_json else pruner.render_plan(full=full, width=width)
     if as_json:
         echo_notes(pruner)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,38 +15,26 @@ from layerprune.cli.options import (
     GranularityOption,
     JsonOption,
     KindOption,
-    LatencyOption,
-    MacReductionOption,
-    MaxImpactOption,
-    MemoryOption,
     ModelArgument,
     PretrainedOption,
     ProtectIoOption,
     ProtectOption,
-    ReductionOption,
     ShapeOption,
-    SlackOption,
     StrategyOption,
-    UnusedOption,
-    budgets_of,
+    takes_budgets,
 )
 from layerprune.errors import BudgetError, ShortfallWarning
 
 
+@takes_budgets
 def prune(
     model: ModelArgument,
+    budgets: dict[str, Any],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder for the result.")],
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Save the model where nothing can go, too.")
     ] = False,
-    reduction: ReductionOption = None,
-    mac_reduction: MacReductionOption = None,
-    latency_ms: LatencyOption = None,
-    memory_bytes: MemoryOption = None,
-    max_impact: MaxImpactOption = None,
-    slack: SlackOption = 0.1,
     strategy: StrategyOption = "auto",
-    unused: UnusedOption = False,
     as_json: JsonOption = False,
     granularity: GranularityOption = "group",
     protect: ProtectOption = None,
@@ -64,7 +52,6 @@ def prune(
     With --calibration what is left is repaired in closed form. With --json, the output is the plan that was carried
     out, as in plan.json. Where nothing can be removed, nothing is written, and the exit code is 1.
     """
-    budgets = budgets_of(reduction, mac_reduction, latency_ms, memory_bytes, max_impact, unused=unused)
     if not budgets:
         said = "say how much may go: a budget, as --reduction 0.3, or --unused"
         raise typer.BadParameter(said, param_hint="--reduction")
@@ -73,7 +60,7 @@ def prune(
         from layerprune.checkpoint import save_as_it_came
 
         pruner = pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
-        chosen = pruner.plan(**budgets, slack=slack, strategy=strategy)
+        chosen = pruner.plan(**budgets, strategy=strategy)
         if not chosen.removals and not allow_empty:
             raise BudgetError(f"{chosen.shortfall}. Nothing is written; --allow-empty writes the model as it is")
         with warnings.catch_warnings():

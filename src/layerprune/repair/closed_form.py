@@ -77,11 +77,10 @@ def repair(
     """
     if how not in WAYS:
         raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
-    harm, memory = divergence_named(kind), memory_bytes
-    mender = ClosedFormRepair(original, calibration, memory_bytes=memory, how=how, new_biases=new_biases, harm=harm)
-    report, values = mender.mend(pruned, edits)
-    write(unwrap(pruned), values)
-    return replace(report, notes=(*notes_of(mender.batches), *report.notes))
+    harm, batches = divergence_named(kind), read_calibration(calibration, unwrap(original))
+    mender = ClosedFormRepair(original, batches, memory_bytes=memory_bytes, how=how, new_biases=new_biases, harm=harm)
+    report = mender.carry_out(pruned, edits)
+    return replace(report, notes=(*notes_of(batches), *report.notes))
 
 
 class ClosedFormRepair:
@@ -90,7 +89,7 @@ class ClosedFormRepair:
     def __init__(
         self,
         original: nn.Module,
-        calibration: Iterable[Any],
+        batches: Sequence[Batch],
         *,
         memory_bytes: int = MEMORY_BYTES,
         how: str = "refit",
@@ -98,13 +97,19 @@ class ClosedFormRepair:
         harm: Divergence | None = None,
     ) -> None:
         self.original = unwrap(original)
-        self.batches = read_calibration(calibration, self.original)
-        self.recorded = _recorded(self.batches)
-        self.side = _side(self.original, self.batches, self.recorded, ActivationStore(memory_bytes // _SHARE_HELD))
+        self.batches = batches
+        self.recorded = _recorded(batches)
+        self.side = _side(self.original, batches, self.recorded, ActivationStore(memory_bytes // _SHARE_HELD))
         self.memory_bytes = memory_bytes
         self.how = how
         self.harm = harm
         self.new_biases = new_biases
+
+    def carry_out(self, pruned: nn.Module, edits: Sequence[Edit]) -> RepairReport:
+        """Repair a pruned model, whose parameters are written into."""
+        report, values = self.mend(pruned, edits)
+        write(unwrap(pruned), values)
+        return report
 
     def mend(self, pruned: nn.Module, edits: Sequence[Edit]) -> tuple[RepairReport, Mapping[str, Tensor]]:
         """Find new values for a pruned model's tensors; it stays as it is.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from layerprune.errors import BudgetError
 from layerprune.select.problem import SLACK
@@ -48,6 +50,11 @@ class Budgets:
                 raise BudgetError(f"{name} is {value!r:.60}; give a number above 0, as {example}")
 
         check_slack(self.slack)
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> Budgets:
+        """The budgets among a function's arguments, which are called as the fields are."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     @property
     def given(self) -> tuple[str, ...]:
