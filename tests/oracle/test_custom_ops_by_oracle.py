@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from layerprune import UniversalLayerPruner, register_op
+from layerprune import UniversalLayerPruner, load_pruned, register_op, save_pruned
 from layerprune.errors import LayerPruneError, OpClaimError
 from layerprune.tensors.op_traits import registered_ops, unregister
 from models import custom_ops as ops
@@ -123,13 +123,17 @@ def test_a_plan_that_drops_an_operand_of_a_registered_op_wants_it_registered(tmp
     text, x = plan.to_json(), image()
     pruned = type(plan).from_json(text).apply(model)
     torch.save(pruned, tmp_path / "model.pt")
+    save_pruned(pruned, tmp_path / "folder")
     expected = pruned(x)
     unregister("lp_tests::join")
     with pytest.raises(LayerPruneError, match=r"lp_tests::join.*register_op\(\)"):
         type(plan).from_json(text).apply(model)
     with pytest.raises(LayerPruneError, match=r"lp_tests::join.*register_op\(\)"):
         torch.load(tmp_path / "model.pt", weights_only=False)
+    with pytest.raises(LayerPruneError, match=r"lp_tests::join.*register_op\(\)"):
+        load_pruned(tmp_path / "folder", randomised(CustomNet()))
     register_op(ops.join, merge="add")
+    assert torch.equal(load_pruned(tmp_path / "folder", CustomNet())(x), expected)
     assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=False)(x), expected)
 
 
