@@ -49,7 +49,7 @@ def save_pruned(
         model: the pruned model, with its current weights; it is not changed.
         folder: a new or empty folder, or an artefact to replace.
         plan: the plan that pruned the model (a plan, its JSON text or dict, or the path of its file), or several in
-            order; None for the plans that the model, its copies, and models that hold it remember.
+            order; None for the plans recorded in the model, which its copies and models that hold it keep.
         figures: measured values of the pruned model by name, for the manifest.
         max_shard_bytes: upper bound of a weights file, in bytes, unless a single tensor is larger.
 
