@@ -135,16 +135,7 @@ class _Ablation:
             return 0
 
     def measure(self, one: SubBatch, columns: Sequence[int], done: float) -> Units:
-        """Run the original on a batch or a part of it, then the sets in ``columns``.
-
-        Args:
-            one: the batch or the part.
-            columns: numbers of the sets.
-            done: how many batches are measured so far.
-
-        Returns:
-            Change and size with a column for each set.
-        """
+        """Run the original on a batch or a part of it, then the sets in ``columns``, after ``done`` earlier batches."""
         batch, output_reuse = one.batch, self.output_reuse
         with self.shade.running(), output_reuse.keeping(columns, batch.num_samples):
             self.by.start(self.shade, batch, one.row)

@@ -70,15 +70,7 @@ def fit_crosswise(
 ) -> CrossFit:
     """Fit the projections of sets of edits, each set applied alone, on either half of the batches.
 
-    Args:
-        model: the original; it stays unchanged.
-        sets: sets of edits; sets without projections are skipped.
-        batches: calibration data.
-        memory_bytes: memory limit of one fit.
-        written: names of parameters that the forward writes into.
-
-    Raises:
-        CalibrationError: a batch does not run.
+    See :func:`fold_alone` for the arguments and errors.
     """
     known = list(sets)
     fits = [fold_alone(model, known, some, memory_bytes=memory_bytes, written=written) for some in halves(batches)]

@@ -48,10 +48,8 @@ class ArgumentReader:
     def read(self, item: Any, *, by_hand: bool = False) -> Inputs:
         """Read one batch; numpy arrays become tensors, floating-point arrays in the model's dtype.
 
-        Args:
-            item: the batch.
-            by_hand: whether the user wrote it for this forward, as example inputs are. Then all items of a
-                tuple are arguments, and the only tensor of a dict is not taken as the first argument.
+        With ``by_hand``, the user wrote the item for this forward, as example inputs are. Then all items of a tuple are
+        arguments, and the only tensor of a dict is not taken as the first argument.
         """
         item = map_arrays(item, self._tensor)
         ways = [inputs for inputs, _ in self._ways(item, by_hand)]

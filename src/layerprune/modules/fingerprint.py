@@ -33,12 +33,9 @@ def structure(model: nn.Module) -> tuple[str, ...]:
 
 
 def difference(expected: Sequence[str], found: Sequence[str], *, dtypes: bool = True) -> str:
-    """Describe the first difference of two structures; empty if there is none.
+    """Describe the first difference between two structures; empty if there is none.
 
-    Args:
-        expected: structure of the plan's model.
-        found: structure of the present model.
-        dtypes: whether another floating-point dtype is a difference.
+    Without ``dtypes``, floating-point dtypes may differ.
     """
     there = dict(_split(line, dtypes) for line in found)
     for line in expected:

@@ -47,10 +47,6 @@ def stem_and_head(graph: LayerGraph, groups: Sequence[Group]) -> dict[str, Refus
     head reaches an output through no other transform, sum or product; concats, stacks, splits and reshapes only arrange
     the results of heads.
 
-    Args:
-        graph: the layer graph.
-        groups: its groups.
-
     Returns:
         Group name → the reason in the plan.
     """

@@ -111,10 +111,7 @@ def kept_members(module: nn.Module) -> dict[str, frozenset[str]]:
 def is_plain(value: Any, depth: int = 0, *, deep: bool = True) -> bool:
     """Whether a value holds no tensor, no module and no code, so that it keeps no part of the model alive.
 
-    Args:
-        value: the value.
-        depth: number of containers around the value.
-        deep: whether to look into objects of other classes, such as settings.
+    ``depth`` containers lie around it. With ``deep``, objects of other classes count by their attributes, as settings.
     """
     if isinstance(value, _PLAIN):
         return True

@@ -83,13 +83,7 @@ def _codes(hook: Any) -> Iterable[CodeType]:
 
 
 def answer(name: str, args: Any, dtype: torch.dtype) -> Any:
-    """Answer of an empty tensor.
-
-    Args:
-        name: the function, one of :data:`ANSWERED`.
-        args: the arguments after the tensor.
-        dtype: dtype of the dropped tensor.
-    """
+    """Answer of an empty tensor of a dtype to function ``name`` of :data:`ANSWERED`; ``args`` follow the tensor."""
     if name in ("shape", "size", "stride"):
         whole = torch.Size([0]) if name != "stride" else (1,)
         return whole[0] if args else whole  # the arguments are dimensions

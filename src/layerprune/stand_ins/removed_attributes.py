@@ -85,13 +85,7 @@ def plain(module: nn.Module) -> dict[str, Any]:
 
 
 def shown(module: nn.Module, place: str, gone: Tensor = REMOVED_VALUE) -> dict[str, Any]:
-    """Attributes of a module's stand-in: plain values, dropped tensors, stand-ins of submodules, kept methods.
-
-    Args:
-        module: the module.
-        place: its name in the model.
-        gone: the value of each tensor.
-    """
+    """Attributes of a stand-in: plain values, kept methods, stand-ins of submodules, and ``gone`` for each tensor."""
     tensors = {**parameters_of(module), **buffers_of(module)}
     parts = {
         key: None if part is None else RemovedModule(shown(part, f"{place}.{key}", gone))

@@ -60,16 +60,13 @@ class GradientTaps:
         *,
         num_backwards: int = 1,
     ) -> TensorChanges:
-        """Run one batch.
+        """Run one batch; returns the change of each removal, or nan if no gradient reached its tensors.
 
         Args:
             batch: the inputs.
-            pull: takes the output and the gradient edges, and runs the backward.
+            pull: takes the output and the gradient edges, and runs ``num_backwards`` backwards.
             forward: calls the model, in place of a call with the batch's inputs.
-            num_backwards: how many backwards ``pull`` runs.
-
-        Returns:
-            Change of each removal; nan if no gradient reached its tensors.
+            num_backwards: number of backwards.
         """
         products = self._run(batch, pull, forward, num_backwards)
         if products.deaf and not all(p.requires_grad for p in self._floating()):

@@ -22,9 +22,6 @@ def score_influence(scene: ScoringContext) -> ImpactScores:
     are taken as one. Block Influence (arXiv 2403.03853, section 3.2) uses 1 - cosine instead, which is 0 for a branch
     that only rescales.
 
-    Args:
-        scene: removals and calibration data.
-
     Returns:
         One score per removal: 0 for no change, without an upper bound.
     """

@@ -12,10 +12,7 @@ from layerprune.modules import named_parameters
 def score_magnitude(scene: ScoringContext) -> ImpactScores:
     """Score each removal by the norm of its parameters, relative to the norm of all parameters.
 
-    A baseline of pruning without data: large weights are assumed to matter.
-
-    Args:
-        scene: removals; its batches are not used.
+    A baseline of pruning without data: large weights are assumed to matter. The batches of ``scene`` are not used.
     """
     squares: dict[int, float] = {}
     for name, parameter in named_parameters(scene.model, every_name=True):

@@ -74,12 +74,11 @@ class Tensors:
     def seeing(
         self, compare: Callable[[Perturbation, Tensor, Tensor], None], *, keeps: bool = True
     ) -> Callable[[int, Tensor], None]:
-        """A callback for one run; it takes each value's number and tensor.
+        """A callback for one run, which takes each value's number and tensor.
 
-        Args:
-            compare: called with a perturbation, the moved tensor and the other tensor, detached, as soon as both exist.
-            keeps: whether ``compare`` keeps the tensors or views of them. Then each tensor that a later layer writes
-                into is copied; otherwise only those with further comparisons.
+        It calls ``compare`` with a perturbation, the moved and the other tensor, detached, as soon as both exist. With
+        ``keeps``, each tensor that a later layer writes into is copied, because ``compare`` keeps it or views of it.
+        Otherwise a copy is made only for further comparisons.
         """
         pending = {value: set(numbers) for value, numbers in self.partners.items()}
         kept: dict[int, Tensor] = {}

@@ -43,13 +43,9 @@ class Norm:
         return (u - self.mean(u)).square().mean(-1, keepdim=True).sqrt()
 
     def before(self, made: Tensor, like: Tensor) -> Tensor:
-        """Invert the normalization, for tokens with a given mean and size.
+        """Invert the normalization for ``made``, with each token's mean and size as in the present input ``like``.
 
         A channel with almost no gain keeps its input, because any input would do.
-
-        Args:
-            made: wanted output.
-            like: present input; its tokens' mean and size are kept.
         """
         large = self.gain.abs() > 1e-3 * self.gain.abs().max()
         unit = (made - self.shift) / torch.where(large, self.gain, torch.ones_like(self.gain))

@@ -19,6 +19,7 @@ from layerprune.select.strategies.resampled import recurrence, resampled
 
 Strategy = Literal["auto", "exact", "quadratic", "greedy", "evolution", "resampled", "repaired"]
 
+#: A strategy returns a proven set within the budgets, as sorted numbers of removals; None if there is none.
 STRATEGIES: dict[str, Callable[[Search], tuple[int, ...] | None]] = {
     "exact": exact,
     "quadratic": quadratic,

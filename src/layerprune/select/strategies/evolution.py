@@ -19,13 +19,7 @@ def evolution(search: Search) -> tuple[int, ...] | None:
     """Choose by swap mutations at constant budget and measured divergence (EvoPress, arXiv 2410.14649).
 
     The search starts from the exact choice. Each generation swaps a few removals of the best set for others within the
-    budgets, measures these offspring, and keeps the best.
-
-    Args:
-        search: a problem with measurable sets; its seed determines the swaps.
-
-    Returns:
-        A proven set within the budgets; None if there is none.
+    budgets, measures these offspring, and keeps the best. The seed of the problem determines the swaps.
     """
     best = exact(search)
     if best is None:

@@ -24,12 +24,6 @@ def exact(search: Search) -> tuple[int, ...] | None:
     With caps, a first programme finds the most that fits, and a second one the least impact among sets within the
     problem's slack of it. With calibration data, the least impact within :data:`MORE_SLACK` times the slack is taken if
     it is at most :data:`WORTH` of the former. With targets, the least impact that reaches them is taken.
-
-    Args:
-        search: the problem, and all that is known of its sets.
-
-    Returns:
-        A proven set within the budgets; None if there is none.
     """
     chosen = least(search)
     if chosen is None:

@@ -13,12 +13,6 @@ def greedy(search: Search) -> tuple[int, ...] | None:
 
     Each step measures every removal that still fits: about n times k ablations to choose k of n removals. It takes the
     removal with the least divergence relative to its progress towards the budget.
-
-    Args:
-        search: a problem with measurable sets.
-
-    Returns:
-        A proven set within the budgets; None if there is none.
     """
     aim = search.aim
     held: tuple[int, ...] = ()

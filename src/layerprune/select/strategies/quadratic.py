@@ -15,14 +15,7 @@ _RESTARTS = 8
 
 
 def quadratic(search: Search) -> tuple[int, ...] | None:
-    """Minimize ``zᵀQz`` by swaps from the exact choice without pairs, and again from mutations of the best set.
-
-    Args:
-        search: a problem with ``pairs``.
-
-    Returns:
-        A proven set within the budgets; None if there is none.
-    """
+    """Minimize ``zᵀQz`` by swaps from the exact choice without pairs, and again from mutations of the best set."""
     first = exact(search)
     pairs = search.problem.pairs
     if first is None or pairs is None:

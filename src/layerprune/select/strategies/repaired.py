@@ -22,12 +22,6 @@ def repaired(search: Search) -> tuple[int, ...] | None:
     The search adds removals in turn. Each step repairs the most promising removals that still fit, together with those
     chosen before, and keeps the best after repair. The sets with the least sum of impacts are repaired, too; the best
     of all is taken. This takes about ``WIDTH`` k repairs and n k ablations to choose k of n removals.
-
-    Args:
-        search: a problem with ``harm`` and ``mended``.
-
-    Returns:
-        A proven set within the budgets; None if there is none.
     """
     assert search.problem.mended is not None
     steps, num_repairs = _one_by_one(search)

@@ -48,13 +48,8 @@ def resampled(search: Search) -> tuple[int, ...] | None:
     (``strategies/impact_calibration``), and the next sets are the choices for these: one round, or three if
     measurements deviate from the sums. If greedy would take far longer, rounds go on, with neighbours of the best sets,
     until two rounds find no better set or the search budget is spent (``strategies/search_budget``). The best sets race
-    on more data. Sets that leave more of the caps unused take part, but must halve the divergence.
-
-    Args:
-        search: the problem; without ``harm`` the result is the exact choice; with ``resampled`` impacts are resampled.
-
-    Returns:
-        A proven set within the budgets; None if there is none.
+    on more data. Sets that leave more of the caps unused take part, but must halve the divergence. It needs
+    ``harm``, else the result is the exact choice.
     """
     if search.problem.harm is None:
         return exact(search)
