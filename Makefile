@@ -3,15 +3,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+CONSTRAINTS ?= constraints.txt
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench zoo reliability clean
+.PHONY: help demo test test-torch lint bench zoo reliability clean
 
 help:
-	@echo "make demo | test | lint | bench | zoo | reliability | clean"
+	@echo "make demo | test | test-torch TORCH=… | lint | bench | zoo | reliability | clean"
 
 demo: $(INSTALLED)-demo
 	$(BIN)/python examples/minilm.py
@@ -19,6 +20,17 @@ demo: $(INSTALLED)-demo
 
 test: $(INSTALLED)-dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+ifeq ($(MAKECMDGOALS)$(TORCH),test-torch)
+$(error name a version: make test-torch TORCH=2.14.1)
+endif
+# The suite under another torch, in an environment of its own. torchvision follows torch, so its pin goes.
+test-torch: out/constraints-torch-$(TORCH).txt
+	$(MAKE) test VENV=$(VENV)-torch-$(TORCH) CONSTRAINTS=$<
+
+out/constraints-torch-%.txt: constraints.txt
+	@mkdir -p out
+	@sed 's/^torch==.*/torch==$*/; /^torchvision==/d' $< > $@
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check
@@ -50,7 +62,7 @@ $(BIN)/python:
 	@echo "making the environment $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED)-%: pyproject.toml constraints.txt | $(BIN)/python
+$(INSTALLED)-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "installing layerprune[$*] into $(VENV) (minutes, the first time)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[$*]'
 	@touch $@

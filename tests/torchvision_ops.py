@@ -66,7 +66,7 @@ def _binary_loads() -> bool:
     if spec is None or spec.origin is None:
         return True
     try:
-        for binary in Path(spec.origin).parent.glob("_C.*"):
+        for binary in Path(spec.origin).parent.glob("_C*.*"):  # _C_stable from torchvision 0.29 on
             torch.ops.load_library(binary)
     except OSError:
         return False

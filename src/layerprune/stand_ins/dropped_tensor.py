@@ -25,7 +25,7 @@ from layerprune.tensors import (
     raw_name,
     traits_of,
 )
-from layerprune.torch_internals import is_strict_export, is_tracing, no_function_subclasses, no_modes
+from layerprune.torch_internals import FollowsCasts, is_strict_export, is_tracing, no_function_subclasses, no_modes
 
 # Attributes that do not depend on the unknown shape and values.
 _PLAIN = frozenset(
@@ -263,7 +263,7 @@ def watching_merges(tokens: Sequence[DroppedTensor], names: Mapping[int, str]) -
             token.merge_log = None
 
 
-class DroppedBranch(StandIn):
+class DroppedBranch(StandIn, FollowsCasts):
     """Stand-in that returns dropped tensors, in the output structure of the removed module.
 
     They have the dtype of the model's weights, because callers may convert other tensors to it. It follows ``half()``.
@@ -280,12 +280,11 @@ class DroppedBranch(StandIn):
         self.token = dropped(merges, copies, dtype)
         self.output = OutputTree.from_json(structure)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DroppedBranch:
-        super()._apply(fn, recurse)
-        made = fn(torch.zeros((), dtype=self.token.dtype))
+    def follow(self, cast_of: Callable[[Tensor], Tensor]) -> None:
+        """Hand on a dropped tensor of the type that the model computes in from now on."""
+        made = cast_of(torch.zeros((), dtype=self.token.dtype))
         if made.dtype != self.token.dtype:
             self.token = dropped(self.token.merges, self.token.copies, made.dtype, moved=True)
-        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return _built(self.output, self.token, None, args, kwargs)

@@ -1,4 +1,4 @@
-"""Private names of torch: all that the package uses, in one place.
+"""Private names of torch: all that the package uses, in one place; ``docs/internals/torch.md`` lists them.
 
 What a new version of torch renames is mended here alone.
 """
@@ -44,6 +44,7 @@ from layerprune.torch_internals.modules import (
     MODULE_CALL,
     MODULE_CALLS,
     MODULE_DICTS,
+    FollowsCasts,
     buffers_of,
     children_of,
     has_hooks,

@@ -12,7 +12,7 @@ import torch
 from torch._guards import CompileContext
 from torch.utils._pytree import tree_map
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: The name under which what ``torch.compile`` makes of a module holds that module.
 INNER_OF_COMPILED = "_orig_mod"
@@ -30,7 +30,7 @@ def is_strict_export() -> bool:
     return config.install_free_tensors
 
 
-def constant(function: _F) -> _F:
+def constant(function: F) -> F:
     """Let torch.compile call a function while it traces, and keep its result.
 
     This is :func:`torch.compiler.assume_constant_result` without its import of the compiler, which takes a second.

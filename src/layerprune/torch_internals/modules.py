@@ -29,6 +29,19 @@ MODULE_CALL = nn.Module._call_impl.__code__
 MODULE_CALLS = frozenset({MODULE_CALL, *(const for const in MODULE_CALL.co_consts if isinstance(const, CodeType))})
 
 
+class FollowsCasts(nn.Module):
+    """A module without parameters that is told of ``half()``, ``to()`` and the like."""
+
+    def follow(self, cast_of: Callable[[Tensor], Tensor]) -> None:
+        """Do as the model's tensors do, of which each becomes what ``cast_of`` makes of it."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self.follow(fn)
+        return self
+
+
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """A module's own parameters."""
     return module._parameters
