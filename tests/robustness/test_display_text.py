@@ -24,7 +24,7 @@ from models.nets import ExampleModel, Net, linear, randomised, rows
 
 
 class Stages(nn.Module):
-    """Residual blocks of three widths: projections stand for the transitions, and some sets of them do not hold."""
+    """Residual blocks of three widths, of which some sets do not hold."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,15 @@ def many_shapes(net, x):
     return net.head(torch.cat([x, net.tail(x)], 1)[:, :8])
 
 
+def widths():
+    """A chain of layers of other widths each: projections stand for them, where their readers' weights are plain."""
+    sizes = (8, 16, 12, 20, 14, 18, 4)
+    layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
+    return nn.Sequential(*(layer for pair in layers for layer in pair))
+
+
 NETS = {
+    "widths": (widths, lambda: rows(64)),
     "example": (ExampleModel, lambda: torch.randn(2, 3, 16, 16)),
     "stages": (Stages, rows),
     "reporting": (
