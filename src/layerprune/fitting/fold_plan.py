@@ -116,17 +116,9 @@ def missed_by(
     *,
     written: Collection[str] = (),
 ) -> list[tuple[float, float]] | None:
-    """Squared error and squared size of a removal's projections on each batch.
+    """Squared error and squared size of a removal's projections on each batch; None if one was not fitted.
 
-    Args:
-        model: the original.
-        edits: the edits of the removal.
-        batches: calibration data.
-        found: the result of :func:`fold_alone` for these edits.
-        written: names of parameters that the forward writes into.
-
-    Returns:
-        A pair of numbers for each batch; None if a projection of the removal was not fitted.
+    ``found`` is the result of :func:`fold_alone` for ``edits``; see there for the other arguments.
     """
     folds = folds_of(edits)
     if not folds or not all(edit in found.matrices for edit in folds):

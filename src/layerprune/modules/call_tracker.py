@@ -35,8 +35,6 @@ class RunningCall:
     """A module call whose forward has not returned yet.
 
     Attributes:
-        key: its key.
-        module: the module.
         index: its number among all module calls, in order of execution.
         parent: the call whose forward made it; None for the model's own call.
         num_calls: calls of each function in its forward so far.

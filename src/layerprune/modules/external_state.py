@@ -85,7 +85,7 @@ class ExternalState:
     def left_alone(self) -> Generator[None]:
         """Restore at the end all state that a run inside changes."""
         global _running
-        states = [self._held] if _running else [self._held, self._named]  # an outer run restores the shared names
+        states = [self._held] if _running else [self._held, self._named]  # the outer run restores named state
         takes_back: list[Callable[[], bool]] = []
         _running += 1
         try:
