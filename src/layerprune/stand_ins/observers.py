@@ -1,7 +1,7 @@
-"""Code outside a forward that reads dropped tensors: hooks, summaries, profilers.
+"""Observers: hooks, summaries, profilers and function modes (as in ``torch.export``) that read dropped tensors.
 
-These, and function modes such as those of ``torch.export``, read sizes and values of every tensor, but the model
-computes nothing from them. They see an empty tensor. A forward gets an error, because its result would be made up.
+An observer reads sizes and values of every tensor, but the model computes nothing from them. It sees an empty tensor.
+A forward gets an error instead, because its result would be made up.
 """
 
 from __future__ import annotations

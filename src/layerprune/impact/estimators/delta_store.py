@@ -25,10 +25,9 @@ _Get: TypeAlias = Callable[[], Tensor]
 class DeltaStore:
     """Keeps perturbations in little memory.
 
-    A tensor that autograd saves for the backward needs no further memory. Nor does a normalization or a sum of
-    such tensors: these are cheap to compute again. Autograd has saved a tensor or not when its last reader has run;
-    until then the tensor is in memory anyway. All other perturbations are kept as differences in half of their
-    precision; their squares are then right to a few thousandths.
+    A tensor that autograd saves for the backward needs no further memory. A normalization or a sum of saved tensors is
+    cheap to compute again. Autograd has saved a tensor or not when its last reader has run; until then the tensor is in
+    memory anyway. Other perturbations are kept as differences in half as many bits; squares err by a few thousandths.
 
     Args:
         graph: the layer graph.
