@@ -1,7 +1,6 @@
-"""Repair: win back what a removal costs, without training and without new parameters.
+"""Repair: win back quality that removals cost, without training and without new parameters.
 
-The package may be called as its function: ``layerprune.repair(original, pruned, batches)`` is
-:func:`repair`, so that the one name is both, whichever was imported first.
+The package is callable: ``layerprune.repair(original, pruned, batches)`` is :func:`repair`, in any order of imports.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""Estimates the running statistics of batch norms anew after a removal."""
+"""Estimates the running statistics of batch norms again after a removal."""
 
 from __future__ import annotations
 
@@ -40,16 +40,15 @@ class _Moments:
 
 @locked
 def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
-    """Give each batch norm the mean and variance, over all of the data, of what it sees now.
+    """Set the running statistics of each batch norm to the mean and variance of its inputs over all data.
 
-    One forward for each batch, in eval mode but for the batch norms, which normalise by their batch meanwhile. For what
-    a refit cannot reach, or instead of one: after a refit of the layers (:func:`repair`) the old
-    statistics are right again. Batch norms without running statistics, and frozen ones that are no ``nn.BatchNorm``,
-    stay as they are; so does ``num_batches_tracked``.
+    Takes one forward per batch, in eval mode except for the batch norms, which normalize by their batch. Use it instead
+    of a refit, or where no refit is possible: after a refit (:func:`repair`) the old statistics are right again. Batch
+    norms without running statistics, frozen batch norms of other classes, and ``num_batches_tracked`` do not change.
 
     Args:
-        model: the pruned model. Its running statistics are written into at the very end, all or none.
-        calibration: batches of real inputs, each as the forward takes it: two samples or more.
+        model: the pruned model. Its running statistics are written at the end, all or none.
+        calibration: batches of real inputs for the model's forward, each of two samples or more.
 
     Returns:
         The names of the batch norms that have new statistics.
@@ -67,7 +66,7 @@ def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
     }
     moments = {name: _Moments() for name in norms}
     for name, module in norms.items():
-        module.training = True  # not .train(), which would switch on what lies inside, such as dropout
+        module.training = True  # not .train(), which would also switch on child modules such as dropout
         module.register_forward_pre_hook(lambda _, args, name=name: moments[name].add(args[0]))
     for number, batch in enumerate(batches if norms else ()):
         inputs = shade.adapt(batch.inputs)
@@ -88,7 +87,7 @@ def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
 
 
 def _check_finite(number: int, moments: Mapping[str, _Moments]) -> None:
-    """Raise for the first batch norm that has just seen what is no number."""
+    """Raise for the first batch norm whose statistics are not finite."""
     for name, found in moments.items():
         if not bool((found.mean + found.scatter).isfinite().all()):
             raise NotFiniteError(

@@ -1,4 +1,4 @@
-"""Repairs a pruned model in closed form: all steps in order, judged by the output, written all at once."""
+"""Repairs a pruned model in closed form: solves all sites, judges by the output, writes all weights at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEMORY_BYTES = 4 * 2**30
 
 WAYS = ("refit", "mean")
 
-_SHARE_HELD = 4  # of the memory, for what the original's recording has shown: it need not run again on that batch
+_SHARE_HELD = 4  # a quarter of the memory holds the original's recorded tensors, which saves a forward on that batch
 
 
 @locked
@@ -41,39 +41,38 @@ def repair(
     new_biases: bool = False,
     kind: Kind | None = None,
 ) -> RepairReport:
-    """Solve the transforms behind each gap again, so that what they feed is what it was in the original.
+    """Solve the transforms behind each gap again, so that they restore the tensors of the original.
 
-    All batches go through both models side by side, once. Front to back, each transform that a removal has moved gets
-    the weights that bring the tensor which it feeds linearly (through sums, permutations, batch norms), or through one
-    normalization, nearest to the original's, by ridge regression. The strength of the ridge is chosen on the last
-    quarter of the data with weights that have not seen it; what does not serve that quarter is not kept. What is kept
-    is then fitted on all of the data, and if the output on the last quarter is no better in the end, the model stays as
-    it is. Where several transforms in a row win next to nothing, those behind them are left, up to the next gap.
+    Each batch runs once through both models, side by side. Front to back, each transform whose tensor the removals
+    changed gets new weights by ridge regression. They bring the tensor that the transform feeds linearly (through sums,
+    permutations, batch norms), or through one normalization, nearest to the original's. The ridge strength is chosen on
+    the last quarter of the data, with weights that were not fitted on it; weights that do not help there are dropped.
+    The others are then fitted on all data. If the output on the last quarter is no better at the end, the model does
+    not change. After several transforms in a row with almost no gain, the next ones are skipped, up to the next gap.
 
-    Both models run in eval mode on copies that share their weights; modes, hooks, buffers and the RNG stay as they are.
+    Both models run in eval mode on copies that share their weights; modes, hooks, buffers and the RNG do not change.
 
     Args:
         original: the model before pruning.
-        pruned: what is left of it. Its parameters are written into, at the very end, all or none.
-        calibration: batches of real inputs, each as the forward takes it; as many tokens as the widest layer has inputs
-            are right, or more.
+        pruned: the pruned model. Its parameters are written at the end, all or none.
+        calibration: batches of real inputs for the forward; at least as many tokens as the widest layer has inputs.
         edits: ``plan.edits``; needed where whole layers have left their container and the others are renumbered.
-        memory_bytes: what solving one transform may take, and the tensors of the batches on their way as much again. A
-            transform whose Gram matrix is too large gets ``W = T W₀`` instead, or stays as it is; batches whose tensors
-            do not fit start anew for each transform.
-        how: ``refit``: solve the weights; or ``mean``: only move biases, or the running means of batch norms behind
-            transforms without one, by the mean of what is missing. That costs the two forwards and needs few data.
+        memory_bytes: the memory for solving one transform, in bytes; the tensors of waiting batches may take as much
+            again. A transform whose Gram matrix is too large gets ``W = T W₀`` instead, or does not change; batches
+            whose tensors do not fit restart for each transform.
+        how: ``refit``: solve the weights; ``mean``: only shift biases, or the running means of batch norms behind
+            transforms without a bias, by the mean difference. That costs the two forwards and needs few data.
         new_biases: whether ``mean`` may give a bias to a transform without one, which adds parameters to the model and
             keys to its state.
-        kind: how outputs are compared: ``distribution`` where they are logits, ``values`` where numbers count as they
-            are; told from the model and its output if None.
+        kind: how outputs are compared: ``distribution`` for logits, ``values`` for plain numbers; None: told from the
+            model and its output.
 
     Returns:
-        What was done, layer by layer, and what it did to the output.
+        The result of each transform, and the divergence of the output before and after.
 
     Raises:
-        CalibrationError: the data are empty, do not fit either model, or make values that are not finite.
-        RepairError: there is no such way, or layers are renumbered and ``edits`` do not say how.
+        CalibrationError: the data are empty, do not fit either model, or give values that are not finite.
+        RepairError: ``how`` is unknown, or layers are renumbered and ``edits`` do not tell how.
     """
     if how not in WAYS:
         raise RepairError(f"how is {how!r}; give one of {', '.join(map(repr, WAYS))}")
@@ -84,7 +83,7 @@ def repair(
 
 
 class ClosedFormRepair:
-    """Finds what would repair one pruned model after the other; see :func:`repair`, also for the arguments."""
+    """Repairs pruned models of one original, one after the other; :func:`repair` explains the arguments."""
 
     def __init__(
         self,
@@ -106,19 +105,19 @@ class ClosedFormRepair:
         self.new_biases = new_biases
 
     def carry_out(self, pruned: nn.Module, edits: Sequence[Edit]) -> RepairReport:
-        """Repair a pruned model, whose parameters are written into."""
+        """Repair a pruned model in place."""
         report, values = self.mend(pruned, edits)
         write(unwrap(pruned), values)
         return report
 
     def mend(self, pruned: nn.Module, edits: Sequence[Edit]) -> tuple[RepairReport, Mapping[str, Tensor]]:
-        """Find new values for a pruned model's tensors; it stays as it is.
+        """Find new values for a pruned model's tensors, without changing the model.
 
         Returns:
-            What was done, and the values by name; none where the output is no better with them.
+            The report, and the new values by name; no values where the output is no better with them.
 
         Raises:
-            RepairError: layers are renumbered, and the edits do not say how.
+            RepairError: layers are renumbered and the edits do not tell how.
         """
         pruned, batches = unwrap(pruned), self.batches
         if why := renumbered(self.original, pruned, edits):
@@ -156,12 +155,12 @@ class ClosedFormRepair:
         return report, refitter.values if kept else {}
 
     def _judged(self, number: int, side: ModelRun, outputs: tuple[Any, Any]) -> Judged:
-        """A batch to judge by, with what both models' forwards have shown of it."""
+        """A held-out batch with the outputs that are known already."""
         return Judged(self.batches[number], outputs[0], side.output(number), outputs[1])
 
 
 def _order_known_to(batches: Sequence[Batch]) -> Callable[[Permutation], bool]:
-    """Tells whether what the first batch shows of the order of elements is so in all of them."""
+    """Tell whether a permutation that was recorded on the first batch holds for all batches."""
     shapes = [[tuple(tensor.shape) for tensor in batch.inputs.tensors()] for batch in batches]
     alike = all(some == shapes[0] for some in shapes)
     samples = [[shape[1:] for shape in some] for some in shapes]
@@ -170,9 +169,9 @@ def _order_known_to(batches: Sequence[Batch]) -> Callable[[Permutation], bool]:
 
 
 def _recorded(batches: Sequence[Batch]) -> int:
-    """The number of the batch that both models are recorded on: one whose outputs are asked for, if it is as the first.
+    """The number of the batch that both models are recorded on: a held-out one, if its shapes are those of the first.
 
-    What is recorded of a last batch of a few samples may not hold for the others.
+    A recording of a smaller last batch may not hold for the others.
     """
     shapes = [[tuple(tensor.shape) for tensor in batch.inputs.tensors()] for batch in batches]
     return next(
@@ -181,7 +180,7 @@ def _recorded(batches: Sequence[Batch]) -> int:
 
 
 def _side(model: nn.Module, batches: Sequence[Batch], number: int, held: ActivationStore) -> ModelRun:
-    """Record a model as it runs on real data, and hold what it shows there."""
+    """Record a model on a real batch, and hold the tensors of that forward."""
     with fitting(model, batches[number].inputs, number):
         graph, shade = record_real(model, batches[number].inputs, held)
     return ModelRun(model, shade, graph, recorded=number, held=held)

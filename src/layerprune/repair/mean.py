@@ -13,7 +13,7 @@ from layerprune.repair.sites.sites import Site
 from layerprune.repair.stream.site_batch import SiteBatch
 from layerprune.torch_internals import BatchNorm, Conv, buffers_of, parameters_of
 
-#: How many of a batch's rows are fitted on: of the batch's number and how many there are.
+#: (batch number, number of its rows) → how many of these rows are fitted on.
 Split = Callable[[int, int], int]
 
 
@@ -22,20 +22,20 @@ def fold_mean(
 ) -> tuple[Refitted, dict[str, Tensor], Tensor | None]:
     """Find the constant per channel that brings the tensor which a site feeds nearest to the original's.
 
-    Least squares over all rows: of a convolution's output all places, so that at borders, where padding lets less of
-    what is gone come in, the constant is a compromise. It goes into the bias, into the running mean of a batch norm
-    behind where there is no bias, or into a new one.
+    Least squares over all rows. The rows of a convolution are all places of its output, so the constant is a compromise
+    at borders, where padding lets less of the difference in. The constant goes into the bias; without a bias into the
+    running mean of the batch norm behind the transform, or into a new bias.
 
     Args:
         site: the site.
         model: the pruned model.
-        views: what the batches show of it.
-        split: which rows it is fitted on; whether it helps is seen on the others.
+        views: the tensors of the site in each batch.
+        split: how many rows are fitted on; the others tell whether the constant helps.
         new_biases: whether a transform without a bias may get one.
 
     Returns:
-        What was done; new values by name; and what the tensor's channels change by. No values, and None, where nothing
-        helps, or nothing can take the constant.
+        The result, the new values by name, and the change of the tensor, ``(channel,)``. No values, and None, where the
+        constant does not help or no tensor can take it.
     """
     module = model.get_submodule(site.name)
     changes = [_by_channel(site, module, view) for view in views]
@@ -53,7 +53,7 @@ def fold_mean(
 
 
 def spread(module: nn.Module, view: SiteBatch, shift: Tensor) -> Tensor:
-    """A constant per channel, as a transform's output with its elements in order, in any shape."""
+    """Expand a constant per channel to a transform's output, its elements in order, in any shape."""
     shift = shift.to(view.there.dtype)
     if not isinstance(module, Conv):
         return shift.expand(*view.read.shape[:-1], -1)
@@ -63,7 +63,7 @@ def spread(module: nn.Module, view: SiteBatch, shift: Tensor) -> Tensor:
 
 
 def _by_channel(site: Site, module: nn.Module, view: SiteBatch) -> Tensor:
-    """What a transform's output should change by, ``(row, channel)``."""
+    """The wanted change of a transform's output, ``(row, channel)``."""
     dtype = exact(view.there)
     change = view.wanted.to(view.there.device, dtype) - view.there.to(dtype)
     if site.moves is not None:
@@ -82,11 +82,11 @@ def _mean(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _values(site: Site, module: nn.Module, model: nn.Module, shift: Tensor, *, new_biases: bool) -> dict[str, Tensor]:
-    """The tensors that take a shift of the tensor that a site feeds, by name; empty where none can."""
+    """New values of the bias or running mean that takes a shift, by name; empty where none can."""
     bias = parameters_of(module).get("bias")
     norms = [place for place, name in enumerate(site.scales) if _is_norm(model, name)]
     if bias is None and norms:
-        # z − μ moves by d where μ moves by −d; what multiplies behind the batch norm's place counts, it included.
+        # z − μ moves by d where μ moves by −d; the scales from the batch norm on multiply d.
         rest = Site(site.name, 0, 0, 0, site.scales[norms[0] :]).scale(model)
         held = buffers_of(model.get_submodule(site.scales[norms[0]]))["running_mean"]
         assert held is not None
@@ -105,7 +105,7 @@ def _is_norm(model: nn.Module, name: str) -> bool:
 
 
 def _divided(shift: Tensor, scale: Tensor | None) -> Tensor:
-    """A shift before what multiplies the channels; none where this is next to nothing."""
+    """The shift in front of a scale of the channels; 0 where the scale is almost 0."""
     if scale is None:
         return shift
     return torch.where(scale.abs() > 1e-6, shift / scale, torch.zeros_like(shift))

@@ -16,10 +16,10 @@ from layerprune.repair.solver import Change, Solver, moved_back, too_few, unscal
 from layerprune.repair.stream.site_batch import SiteBatch
 from layerprune.torch_internals import parameters_of
 
-#: A round for the sizes of tokens before, and more as these change with the weights.
+#: The first round takes the token sizes under the old weights; later rounds take those under the new weights.
 MOST_ROUNDS = 4
 
-#: A round more is worth it while it takes away so much of the distance.
+#: Another round is worth it while it lowers the distance by this share.
 _WORTH = 0.01
 
 
@@ -28,10 +28,10 @@ class _Rows:
     """Rows of one batch, or a part of them.
 
     Attributes:
-        read: what the transform reads, and a 1 behind it: ``(1, row, input + 1)``.
-        inner: what the norm reads now: ``(1, row, channel)``.
-        wanted: what the norm should make.
-        is_held_out: whether no weights are fitted on them.
+        read: the transform's input and a 1 behind it, ``(1, row, input + 1)``.
+        inner: the norm's input now, ``(1, row, channel)``.
+        wanted: the wanted output of the norm, same shape.
+        is_held_out: whether no weights are fitted on these rows.
     """
 
     read: Tensor
@@ -44,18 +44,17 @@ class _Rows:
 def solve_normed(
     solver: Solver, site: Site, views: Sequence[SiteBatch], notes: list[str]
 ) -> tuple[Refitted, Change | None]:
-    """Find new weights of a transform in front of a norm; None where none serve the rows that they were not fitted on.
+    """Find new weights of a transform in front of a norm; None where none help on the held-out rows.
 
-    What comes into the norm ought to be ``u*``: its wanted output less ``b``, divided by ``g``, and multiplied by the
-    token's own size. With that size held it is a linear fit, of rows divided by it, as the norm divides what is left
-    over. Since the size changes with the weights the fit is made anew some times, while what comes out of the norm gets
-    nearer on rows that were not fitted on.
+    The wanted input of the norm is ``u*``: the wanted output less ``b``, divided by ``g``, times the token's own size.
+    With that size fixed this is a linear fit of rows divided by the size, because the norm divides the error as well.
+    The size changes with the weights, so the fit repeats while the norm's output gets nearer on held-out rows.
 
     Args:
         solver: the solver.
         site: a site that passes a norm.
-        views: what the batches show of it.
-        notes: gets what the user should know.
+        views: the tensors of the site in each batch.
+        notes: gets messages for the user.
     """
     found = _Normed(solver, site, views).run()
     module = solver.model.get_submodule(site.name)
@@ -99,7 +98,7 @@ class _Normed:
         return self
 
     def rows(self) -> Iterator[_Rows]:
-        """The rows that are picked of all batches."""
+        """The picked rows of all batches."""
         assert self.site.passed is not None
         width = matrix_of(self.module).shape[2]
         for view, some in self.solver.picked(self.module, self.views, width):
@@ -117,7 +116,7 @@ class _Normed:
                     yield _Rows(read[:, part], inner_rows, wanted, held_out)
 
     def with_change(self, rows: _Rows, matrix: Tensor | None) -> Tensor:
-        """What comes into the norm with a change of the weights, ``(1, row, channel)``."""
+        """The norm's input with a change of the weights, ``(1, row, channel)``."""
         if matrix is None:
             return rows.inner
         read = rows.read if self.has_bias else rows.read[..., :-1]
@@ -125,7 +124,7 @@ class _Normed:
         return rows.inner + (step if self.scale is None else step * self.scale.to(step.dtype))
 
     def sums(self, tried: Tensor | None) -> tuple[Sums, Sums]:
-        """The sums of the rows that are fitted on, and of those held out, each divided by its size now."""
+        """The sums over fitted rows and over held-out rows, each row divided by its size now."""
         matrix = matrix_of(self.module)
         grams = [Gram(1, matrix.shape[2], device=matrix.device) for _ in range(2)]
         parts = tuple(Sums(gram, matrix.shape[1], bias=self.has_bias) for gram in grams)
@@ -141,13 +140,13 @@ class _Normed:
 
     @property
     def typical_size(self) -> Tensor:
-        """The mean size of tokens: weights relative to it leave the strengths of the ridge what they are."""
+        """The mean size of tokens; weights relative to it keep the meaning of the ridge strengths."""
         view = self.views[0]
         assert view.inner is not None
         return self.norm.size(view.inner.to(single(view.inner))).mean().clamp_min(1e-30)
 
     def error(self, matrix: Tensor | None) -> float:
-        """The squared distance on the rows held out that a change of the weights leaves of what the norm makes."""
+        """The squared distance of the norm's output from the wanted one on held-out rows, with a change of weights."""
         total = 0.0
         for rows in self.rows():
             if rows.is_held_out:

@@ -21,22 +21,22 @@ from layerprune.repair.stream.site_batch import SiteBatch
 
 _SHARE_HELD_OUT = 0.25
 
-#: After so many transforms in a row that win next to nothing those behind them stay as they are, up to the next gap.
+#: After this many transforms in a row with almost no gain, the next ones are skipped, up to the next gap.
 PATIENCE = 4
 
-#: A transform wins next to nothing below this share of the most that one behind the same gap has won.
+#: A gain below this share of the largest gain behind the same gap counts as almost none.
 NEXT_TO_NOTHING = 0.02
 
 
 def first_held_out(num_batches: int) -> int:
-    """The number of the first batch that strengths are chosen on: of the last quarter, or of the only one."""
+    """The number of the first held-out batch: the last quarter is held out, or the only batch."""
     return num_batches - max(1, round(num_batches * _SHARE_HELD_OUT))
 
 
 class Patience:
-    """Tells when solving goes on for nothing: what a transform wins falls with its distance from the gap.
+    """Tells when further solving gains nothing: the gain of a transform falls with its distance from the gap.
 
-    What feeds the model's output is worth it at any distance: nothing comes behind it that could hide what it wins.
+    A transform that feeds the model's output is solved at any distance, as no later layer can hide its gain.
 
     Args:
         outputs: the values that the pruned model returns.
@@ -53,7 +53,7 @@ class Patience:
         return self.num_low < PATIENCE or site.num_gaps > self.num_gaps or site.reached in self.outputs
 
     def learn(self, site: Site, won: float) -> None:
-        """Hear what a site has won: a squared distance relative to its tensor, on rows that it was not fitted on."""
+        """Record the gain of a site: a squared distance relative to its tensor, on held-out rows."""
         if site.num_gaps > self.num_gaps:
             self.num_gaps, self.most, self.num_low = site.num_gaps, 0.0, 0
         self.most = max(self.most, won)
@@ -61,22 +61,22 @@ class Patience:
 
 
 class Refitter:
-    """Solves the transforms of a pruned model again, on a copy of these.
+    """Solves the transforms of a pruned model again, on copies of their weights.
 
     Args:
         original: the original.
-        pruned: the pruned model; it is not touched.
+        pruned: the pruned model; it does not change.
         batches: calibration data.
-        memory_bytes: what solving one site may take, and as much again the batches that wait on their way.
+        memory_bytes: the memory for solving one site, in bytes; the waiting batches may take as much again.
         how: ``refit`` or ``mean``.
         new_biases: whether ``mean`` may give a bias to a transform without one.
 
     Attributes:
         values: the new weights, by name.
         refused: sites that could not be solved again, and why.
-        notes: what the user should know.
-        outputs: number of each batch that is held out → what the original returns of it, and what the forward of the
-            pruned model has returned that was mended on its way; None for either where it is not known.
+        notes: messages for the user.
+        outputs: number of each held-out batch → the output of the original, and that of the pruned model's corrected
+            forward; None for either where it is not known.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class Refitter:
         self.outputs: Mapping[int, tuple[Any, Any]] = {}
 
     def run(self, sites: Sequence[Site]) -> tuple[list[Refitted], Sandbox]:
-        """Solve those sites again that the removals have moved, each on what those before it have become.
+        """Solve the sites whose tensors the removals changed, front to back, each on the sites repaired before it.
 
         Returns:
-            What was done, and a shadow of the pruned model with the new weights.
+            The result of each site, and a sandbox of the pruned model with the new weights.
 
         Raises:
-            CalibrationError: a batch does not run, or makes values that are not finite.
+            CalibrationError: a batch does not run, or gives values that are not finite.
         """
         weights = {f"{site.name}.{key}" for site in sites for key in ("weight", "bias")}
         repaired = real_sandbox(self.pruned.model, written=self.pruned.graph.written_params, copied=weights)
@@ -151,16 +151,16 @@ class Refitter:
         return done, repaired
 
     def make(self, change: Change, repaired: Sandbox, views: Iterable[SiteBatch]) -> None:
-        """Give a transform its new weights, and change what forwards that have run it have made of the old ones."""
+        """Give a transform its new weights, and correct the tensors of forwards that ran it with the old ones."""
         self.values |= change.values
         write(repaired.model, change.values)
         for view in views:
             change.make(view)
 
     def solve(self, solver: Solver, site: Site, views: Sequence[SiteBatch]) -> tuple[Refitted, Change | None] | None:
-        """Solve a site as it is asked for, or by the mean where its sums do not fit or its weight cannot be written.
+        """Solve a site; by the mean where its sums do not fit or its weight cannot be written.
 
-        None where neither can be, which the report then says.
+        None where neither is possible; the report then gives the reason.
         """
         if self.how == "refit" and not site.only_bias:
             reason = solver.why_not(site)
@@ -168,6 +168,6 @@ class Refitter:
                 solve = solver.solve if site.passed is None else partial(solve_normed, solver)
                 return solve(site, views, self.notes)
             self.refused[site.name] = reason if site.passed is not None else f"{reason}; its bias may take the mean"
-            if site.passed is not None:  # a constant before a normalization is none behind it
+            if site.passed is not None:  # behind a normalization the constant is no constant any more
                 return None
         return solver.fold(site, views, new_biases=self.new_biases)

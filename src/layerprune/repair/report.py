@@ -16,11 +16,11 @@ class Refitted:
 
     Attributes:
         name: the transform.
-        left: share of the squared distance from the original's tensor that the new weights leave, on rows that they
-            were not fitted on; 1 where nothing helped.
-        kept: whether the new weights were any better there.
-        strength: of the ridge; None where nothing helped.
-        num_rows: tokens or places that it was fitted on.
+        left: share of the squared distance from the original's tensor that the new weights leave, on held-out rows; 1
+            where no weights helped.
+        kept: whether the new weights were better there.
+        strength: of the ridge; None where no weights helped.
+        num_rows: tokens or places that the weights were fitted on.
         num_inputs: inputs of the matrix that was solved for.
     """
 
@@ -34,21 +34,20 @@ class Refitted:
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What a repair did to a model.
+    """The result of a repair.
 
     Attributes:
-        refitted: the transforms that the removals had moved, front to back.
-        refused: transforms that could not be solved again whether moved or not, and why.
-        before: harm to the output before the repair, on the last quarter of the data of the fit, on which the strengths
-            were chosen; nan where it was not measured.
-        after: after it: better than on other data, as the new weights were fitted on that quarter, too, in the end.
-        unit: what the two are.
-        kept: whether the new weights are in the model; where they would make the output worse, they are not.
-        num_forwards: passes of the original and of the pruned model over all batches, most of the latter's cut short;
-            the last look at the output comes on top, half a pass of the pruned model.
-        notes: what the user should know.
-        verdict: on data that nothing was fitted on; None where none were held out, as by
-            :func:`repair`: :func:`compare` judges that on data of your own.
+        refitted: the transforms whose tensors the removals changed, front to back.
+        refused: transforms that could not be solved again, changed or not, and why.
+        before: divergence of the output before the repair, on the last quarter of the calibration data, on which the
+            ridge strengths were chosen; nan where it was not measured.
+        after: the same after the repair; better than on other data, as the final fit includes that quarter.
+        unit: unit of ``before`` and ``after``.
+        kept: whether the new weights are in the model; they are not where the output is no better with them.
+        num_forwards: passes of the original and of the pruned model over all batches; most of the latter end early. The
+            final comparison of outputs takes half a pass of the pruned model more.
+        notes: messages for the user.
+        verdict: on held-out data; None without any, as after :func:`repair`; :func:`compare` judges on your own data.
     """
 
     refitted: tuple[Refitted, ...] = ()
@@ -63,7 +62,7 @@ class RepairReport:
 
     @property
     def num_kept(self) -> int:
-        """How many transforms have new weights."""
+        """The number of transforms with new weights."""
         return sum(one.kept for one in self.refitted) if self.kept else 0
 
     def __str__(self) -> str:

@@ -35,24 +35,23 @@ from layerprune.repair.stream.site_batch import SiteBatch
 from layerprune.torch_internals import parameters_of
 
 _MOVED = 1e-9  # relative squared distance up to which a tensor counts as the same: float32 rounds that much
-_FEWEST_SAMPLES = 128  # images, of which a convolution's rows are taken: the places of one image are much alike
+_FEWEST_SAMPLES = 128  # images from which a convolution's rows are taken: the places of one image are much alike
 
-#: So many times as many rows as inputs are taken of what the batches hold. Measured on a language model: 8 keep four
-#: fifths of what all (64) win, 16 nine tenths, 32 all but a hundredth.
+#: Rows that are taken from the batches, per input. Measured on a language model: 8 keep four fifths of the gain of all
+#: rows (64), 16 nine tenths, 32 all but a hundredth.
 ROWS_PER_INPUT = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What a site's new weights change.
+    """New weights of a site, and their effect on the tensor that the site feeds.
 
     Attributes:
         site: the site.
         values: the new weights, by name.
-        delta: what the transform's output changes by, times what multiplies it; its elements in order, in any shape.
-        passed_scale: what multiplies the channels behind the normalization that is passed; None where nothing does.
-        add: changes the tensor without making ``delta`` first, where it can; tells whether it did. None where it never
-            can.
+        delta: makes the change of the transform's output, times its scale; its elements in order, in any shape.
+        passed_scale: scale of the channels behind the normalization that is passed; None without one.
+        add: changes the tensor without making ``delta`` first, and returns whether it could. None where it never can.
     """
 
     site: Site
@@ -63,9 +62,9 @@ class Change:
 
     @torch.no_grad()
     def make(self, view: SiteBatch) -> None:
-        """Change the tensor that the site feeds by what the new weights change it by."""
+        """Add the effect of the new weights to the tensor that the site feeds."""
         if view.found is None or (self.add is not None and self.add(view)):
-            return  # the transform is still to run, or nothing else is to do
+            return  # the transform has not run yet, or the tensor is changed already
         delta, passed = moved_on(self.delta(view), self.site.moves), self.site.passed
         if passed is None or view.inner is None:
             view.there.add_(delta.reshape(view.there.shape))
@@ -79,7 +78,7 @@ class Change:
 
 
 def too_few(name: str, num_inputs: int, num_rows: int) -> str:
-    """Tell that a transform has more inputs than rows."""
+    """The message that a transform has more inputs than rows."""
     return (
         f"'{name}' has {num_inputs:,} inputs and was fitted on {num_rows:,} tokens or places: give calibration data "
         "with more than that"
@@ -87,25 +86,25 @@ def too_few(name: str, num_inputs: int, num_rows: int) -> str:
 
 
 def moved_on(tensor: Tensor, moves: Permutation | None) -> Tensor:
-    """Elements in the order that they come to, in any shape."""
+    """Elements in the order behind a permutation, in any shape."""
     return tensor if moves is None else moves.forth(tensor)
 
 
 def moved_back(tensor: Tensor, moves: Permutation | None) -> Tensor:
-    """Elements in the order that they came from, in any shape."""
+    """Elements in the order before a permutation, in any shape."""
     return tensor if moves is None else moves.back(tensor)
 
 
 def unscaled(wanted: Tensor, scale: Tensor | None) -> Tensor:
-    """What has to come in where channels, the last dimension, are multiplied; 0 where that is by next to nothing."""
+    """The wanted tensor in front of a scale of its last dimension; 0 where the scale is almost 0."""
     if scale is None:
         return wanted
     factor = scale.to(wanted.dtype)
     return torch.where(factor.abs() > 1e-6, wanted / factor, torch.zeros_like(wanted))
 
 
-#: Below this share of what a transform should make, what is missing is made out anew: sums of products of single
-#: precision are right to a millionth of the whole.
+#: Below this share of the wanted output the difference is computed directly: sums of products in single precision are
+#: right to a millionth of the whole.
 _TELLS = 1e-3
 
 
@@ -121,14 +120,14 @@ def _is_finite(view: SiteBatch) -> bool:
 
 
 class Solver:
-    """Solves one site after the other: ``min ‖ΔW a + Δb − δ‖² + λ‖ΔW‖²``, with δ what its output should change by.
+    """Solves one site after the other: ``min ‖ΔW a + Δb − δ‖² + λ‖ΔW‖²``, δ the wanted change of its output.
 
     Args:
         model: the pruned model with its old weights.
-        num_batches: how many there are.
-        first_held_out: the number of the first batch that strengths are chosen on.
-        share_held_out: where there is a single batch, the share of its rows that they are chosen on.
-        memory_bytes: what solving one may take.
+        num_batches: the number of batches.
+        first_held_out: the number of the first held-out batch; the ridge strengths are chosen on held-out rows.
+        share_held_out: the share of the rows that is held out where there is a single batch.
+        memory_bytes: the memory for solving one site, in bytes.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class Solver:
         return f"solving it takes {need:,} bytes, more than memory_bytes={self.memory_bytes:,}"
 
     def plan(self, site: Site) -> tuple[bool, int]:
-        """Whether a site is solved by its outputs, as the sums of its inputs would not fit, and the bytes it takes."""
+        """Whether a site is solved by its outputs, as the sums of its inputs do not fit; and the bytes it takes."""
         groups, num_out, num_in = matrix_of(self.model.get_submodule(site.name)).shape
 
         def need(width: int) -> int:
@@ -162,18 +161,18 @@ class Solver:
         return by_output, need(num_out if by_output else num_in)
 
     def fits_ahead(self, site: Site) -> bool:
-        """Whether a site that follows from what it reads alone can be solved before it runs."""
+        """Whether a site whose tensor depends on its input alone can be solved before it runs."""
         module = self.model.get_submodule(site.name)
         return channel_dim(module) == -1 and not self.plan(site)[0] and not self.why_not(site)
 
     def moved(self, site: Site, views: Sequence[SiteBatch]) -> float:
-        """How far the removals, and the repair so far, leave the tensor that a site feeds from what it was.
+        """The distance of the tensor that a site feeds from the original's, after the repair so far.
 
         Returns:
-            The squared distance, relative to the tensor's; 0 where that is rounding.
+            The squared distance, relative to the squared tensor; 0 where it is rounding.
 
         Raises:
-            NotFiniteError: it holds values that are not finite.
+            NotFiniteError: the tensor holds values that are not finite.
         """
         if views[0].found is None:
             return self.moved_ahead(site, views)
@@ -186,7 +185,7 @@ class Solver:
         return (change / size if size else 1.0) if change > _MOVED * size else 0.0
 
     def moved_ahead(self, site: Site, views: Sequence[SiteBatch]) -> float:
-        """The same before the transform has run, from the sums of what it reads and of what it should make."""
+        """The same before the transform has run, from the sums of its inputs and of its wanted outputs."""
         module = self.model.get_submodule(site.name)
         parts = self.sums(site, module, views, by_output=False)
         size = sum(part.square for part in parts)
@@ -202,7 +201,7 @@ class Solver:
         return (change / size if size else 1.0) if change > _MOVED * size else 0.0
 
     def with_bias(self, module: nn.Module) -> Tensor:
-        """What a module multiplies rows by that have a 1 behind them: ``(group, input + 1, output)``."""
+        """Weight and bias as one matrix for rows with a 1 behind them, ``(group, input + 1, output)``."""
         matrix, bias = matrix_of(module).mT, parameters_of(module).get("bias")
         last = matrix.new_zeros(matrix.shape[0], 1, matrix.shape[2])
         if bias is not None:
@@ -210,7 +209,7 @@ class Solver:
         return torch.cat([matrix, last], 1)
 
     def solve(self, site: Site, views: Sequence[SiteBatch], notes: list[str]) -> tuple[Refitted, Change | None]:
-        """Find new weights; None where none serve the rows that they were not fitted on."""
+        """Find new weights; None where none help on the held-out rows."""
         module = self.model.get_submodule(site.name)
         by_output = self.plan(site)[0]
         ready, self.ready = self.ready, None
@@ -225,14 +224,14 @@ class Solver:
         return told, None if found is None else self.change(site, module, found, by_output=by_output)
 
     def fit(self, seen: Sums, held_out: Sums) -> Fit | None:
-        """Fit, with the strength of the last fit as the first that is tried: neighbours need about the same."""
+        """Fit, and try the strength of the last fit first: neighbouring layers need about the same."""
         found = fit(seen, held_out, start=self.strength)
         if found is not None:
             self.strength = found.strength
         return found
 
     def fold(self, site: Site, views: Sequence[SiteBatch], *, new_biases: bool) -> tuple[Refitted, Change | None]:
-        """Find a new bias, or the like; None where none serves the rows that it was not fitted on."""
+        """Find a new bias or running mean; None where none helps on the held-out rows."""
         told, values, shift = fold_mean(site, self.model, views, self.split, new_biases=new_biases)
         module = self.model.get_submodule(site.name)
         return told, None if shift is None else Change(site, values, lambda view: spread(module, view, shift))
@@ -250,7 +249,7 @@ class Solver:
         if by_output:
             delta = delta @ matrix
         weight = values[f"{site.name}.weight"] = as_weight(module, matrix + delta)
-        step = weight - held.detach()  # as far as the weight's dtype lets it go
+        step = weight - held.detach()  # the change as the weight's dtype rounds it
 
         def moves(view: SiteBatch) -> Tensor:
             out = output_of(module, step, shift, view.read)
@@ -267,7 +266,7 @@ class Solver:
     def sums(
         self, site: Site, module: nn.Module, views: Sequence[SiteBatch], *, by_output: bool, ran: bool = False
     ) -> tuple[Sums, Sums]:
-        """The sums of rows that are fitted on, and of those held out; ``ran``: what is found is made, if need be."""
+        """The sums over fitted rows and over held-out rows; ``ran``: run a transform that has no output yet."""
         matrix, scale = matrix_of(module), site.scale(self.model)
         groups, num_out, num_in = matrix.shape
         width = num_out if by_output else num_in
@@ -293,7 +292,7 @@ class Solver:
         return parts[0], parts[1]
 
     def split(self, number: int, num: int) -> int:
-        """How many of a batch's rows are fitted on."""
+        """The number of a batch's rows that are fitted on."""
         if self.num_batches == 1:
             return round(num * (1 - self.share_held_out))
         return num if number < self.first_held_out else 0
@@ -301,7 +300,7 @@ class Solver:
     def rows(
         self, site: Site, module: nn.Module, views: Sequence[SiteBatch], width: int, *, ran: bool
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Rows of what a transform reads, and of what its output should change by, with the batch's number."""
+        """Batch number, rows of a transform's input, and rows of the wanted change of its output."""
         for view, some in self.picked(module, views, width):
             missing = moved_back(view.missing, site.moves)
             if ran and view.found is None:
@@ -312,7 +311,7 @@ class Solver:
     def picked(
         self, module: nn.Module, views: Sequence[SiteBatch], width: int
     ) -> Iterator[tuple[SiteBatch, Tensor | None]]:
-        """Pick rows of each batch, at random but the same for all transforms that read a tensor; None: all."""
+        """Pick rows of each batch at random, the same for all transforms that read a tensor; None: all rows."""
         counts = [num_rows(module, view.read, view.wanted, view.mask) for view in views]
         total, picks = sum(num for num, _ in counts), sum(num // each for num, each in counts)
         share = ROWS_PER_INPUT * width / max(total, 1)

@@ -1,4 +1,4 @@
-"""Gives layers that share a weight weights of their own, so that they can be solved."""
+"""Gives layers that share a weight a copy of their own, so that they can be solved."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from layerprune.torch_internals import parameters_of
 
 
 def untie(model: nn.Module) -> tuple[str, ...]:
-    """Give each transform whose weight another module holds, too, a copy of its own; it computes what it did.
+    """Give each transform that shares its weight with another module a copy of its own; the model computes the same.
 
-    This adds parameters. A transformers model's config no longer says that embeddings are tied, so that it is saved and
-    loaded as it is. Where only transforms share a weight, the first keeps it.
+    This adds parameters. The config of a transformers model no longer says that embeddings are tied, so that saving and
+    loading keep the copies. Where only transforms share a weight, the first keeps it.
 
     Args:
         model: the pruned model, before its repair; it is changed.
 
     Returns:
-        The parameters that are new, by name.
+        The new parameters, by name.
     """
     model = unwrap(model)
     owners: dict[int, list[tuple[str, nn.Module, str]]] = {}

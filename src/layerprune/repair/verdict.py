@@ -16,19 +16,19 @@ from layerprune.inputs import Inputs, describe
 from layerprune.modules import no_fast_path
 from layerprune.tensors import tensors_by_place
 
-_PARTS = 8  # of a batch: on the last of them the repaired model shows that it makes what its mended forward made
+_PARTS = 8  # of a batch: on the last part the repaired model must return the output of the corrected forward
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A batch to judge by, and what is known of it without another forward; None where something is not.
+    """A batch to judge by, with the outputs that are known without another forward; None where one is not known.
 
     Attributes:
         batch: the batch.
-        original: what the original returns.
-        before: what the pruned model returned before it was repaired.
-        mended: what its forward returned whose tensors were changed one after the other as new weights would have
-            changed them. That is what the repaired model returns, to rounding, if nothing went wrong.
+        original: output of the original.
+        before: output of the pruned model before its repair.
+        mended: output of the pruned model's forward whose tensors were corrected one after the other; up to rounding
+            that of the repaired model.
     """
 
     batch: Batch
@@ -39,7 +39,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class RepairVerdict:
-    """Harm to the output before and after a repair; without a unit where there is no output that could be compared."""
+    """Divergence of the output before and after a repair; the unit is empty where no output can be compared."""
 
     before: float
     after: float
@@ -52,13 +52,13 @@ def judge(
     batches: Sequence[Judged],
     harm: Divergence | None,
 ) -> RepairVerdict:
-    """Hold the outputs of the pruned model, unrepaired and repaired, against the original's.
+    """Compare the outputs of the pruned model, before and after its repair, with the original's.
 
     Args:
         model: the original.
-        shades: of the original, the pruned model, and the repaired one.
-        batches: what to judge by.
-        harm: how outputs are compared; told from the model and its output if None.
+        shades: sandboxes of the original, the pruned model, and the repaired model.
+        batches: the batches to judge by.
+        harm: the divergence of outputs; told from the model and its output if None.
     """
     change, size = [0.0, 0.0], 0.0
     for one in batches:
@@ -74,7 +74,7 @@ def judge(
 
 
 def _after(shade: Sandbox, one: Judged) -> Any:
-    """What the repaired model returns: run on a part of the batch where that confirms what is known, else on all."""
+    """The output of the repaired model: the known one if a run on a part of the batch confirms it, else a full run."""
     if one.mended is not None:
         size = one.batch.num_samples
         part = one.batch.samples(size - max(1, size // _PARTS), size) if size > 1 else None
@@ -84,19 +84,15 @@ def _after(shade: Sandbox, one: Judged) -> Any:
 
 
 def _ends(shade: Sandbox, part: Batch, mended: Any) -> bool:
-    """Whether the repaired model makes of the last part of a batch what is known to come of all of it."""
+    """Whether the output on the last part of a batch is the last part of the known output."""
     try:
         return ends(tensors_by_place(_output(shade, part)), tensors_by_place(mended))
-    except CalibrationError:  # the forward may want the whole batch; that is run then
+    except CalibrationError:  # the forward may need the whole batch, which runs then
         return False
 
 
 def _output(shade: Sandbox, batch: Batch) -> Any:
-    """What a model returns.
-
-    Raises:
-        CalibrationError: the user's forward raised.
-    """
+    """The output of a model; raises CalibrationError where the user's forward raises."""
     inputs = shade.adapt(batch.inputs)
     try:
         return _run(shade, inputs)
@@ -106,5 +102,5 @@ def _output(shade: Sandbox, batch: Batch) -> Any:
 
 
 def _run(shade: Sandbox, inputs: Inputs) -> Any:
-    with shade.running(), no_fast_path():  # as where outputs are known already
+    with shade.running(), no_fast_path():  # as in the forwards whose outputs are known already
         return shade.model(*inputs.args, **inputs.kwargs)

@@ -18,22 +18,22 @@ from layerprune.repair.stream.schedule import stop_of
 from layerprune.repair.stream.site_batch import SiteBatch, knows_order, needs
 from layerprune.repair.stream.suspended_forward import SuspendedForward, closing
 
-#: Threads that may exist at once: each lane has one, and torch gives it helpers of its own.
+#: Threads that may exist at once: each suspended forward has one, and torch starts more for it.
 MOST_THREADS = 512
 
 
 class Lockstep:
-    """Goes with all batches through both models.
+    """Runs both models in lockstep on all batches.
 
     Args:
         original: the original.
         pruned: the pruned model.
-        repaired: a shadow of it with the weights that were found so far.
+        repaired: a sandbox of the pruned model with the weights found so far.
         batches: calibration data.
-        sites: of the pruned model.
-        memory_bytes: what the tensors of the batches that wait may take. Where they do not fit, the last batches start
-            anew for each tensor.
-        first_judged: the number of the first of the batches, the last ones, of which outputs are asked for in the end.
+        sites: the sites of the pruned model.
+        memory_bytes: the memory for the tensors of the waiting batches, in bytes. Where they do not fit, the last
+            batches restart for each tensor.
+        first_judged: the number of the first batch whose outputs are compared at the end.
         ahead: the names of the transforms that are solved before they run.
     """
 
@@ -66,7 +66,7 @@ class Lockstep:
         self.waiting = [_Waiting(self, number) for number in range(self.num_waiting)]
 
     def _num_waiting(self, memory_bytes: int) -> int:
-        """How many of the batches can wait side by side; one at the least."""
+        """The number of batches that can wait side by side; at least one."""
         recorded = max(_num_elements(self.batches[self.original.recorded]), 1)
         asked = [sum(self.original.num_bytes(site.target) for site in some) for some in self.sites_at.values()]
         each = (self.original.live_bytes + self.pruned.live_bytes + max(asked, default=0)) / recorded
@@ -76,7 +76,7 @@ class Lockstep:
 
     @contextmanager
     def running(self) -> Generator[None]:
-        """Walk inside: whatever happens, no forward is left waiting, and the RNG and torch's switches are as before."""
+        """Run the forwards inside: afterwards no forward waits, and the RNG and torch's switches are as before."""
         suspended_forwards = [
             lane for pair in self.waiting for lane in (pair.original, pair.pruned) if lane is not None
         ]
@@ -86,7 +86,7 @@ class Lockstep:
             yield
 
     def stops(self) -> Generator[tuple[int, list[Site]]]:
-        """Go on to each tensor that can be mended, as the forward comes to it.
+        """Advance to each tensor that can be corrected, in the order of the forward.
 
         Yields:
             The value, and the sites that feed it.
@@ -104,7 +104,7 @@ class Lockstep:
                 pair.leave(stop)
 
     def leave_out(self, sites: Iterable[Site]) -> None:
-        """Look at some sites no more: no forward stops for them any longer."""
+        """Skip some sites: no forward stops for them any more."""
         for site in list(sites):
             self.uses.subtract(needs(site))
             self.targets.subtract([site.target])
@@ -114,14 +114,14 @@ class Lockstep:
                 del self.sites_at[stop]
 
     def behind(self, stop: int) -> list[Site]:
-        """The sites that are still to come behind a tensor."""
+        """The sites behind a tensor."""
         return [site for value, some in self.sites_at.items() if value != stop for site in some]
 
     def views(self, stop: int, sites: Sequence[Site]) -> dict[str, list[SiteBatch]]:
-        """What each batch shows of sites that feed the same tensor, by the sites' names.
+        """The tensors of sites that feed the same tensor, by site name and batch.
 
-        Nothing of a site that gets another number of rows than in the original: then values decide which rows it gets.
-        Nor of one of whose tensor it is not known where its elements come from in a batch of that size.
+        Empty for a site with another number of rows than in the original, as values then decide which rows it gets; and
+        for a site whose order of elements is not known for the size of a batch.
         """
         found: dict[str, list[SiteBatch]] = {site.name: [] for site in sites}
         for number, batch in enumerate(self.batches):
@@ -144,14 +144,14 @@ class Lockstep:
         return {name: [] if name in out else views for name, views in found.items()}
 
     def _is_alike(self, site: Site, view: SiteBatch) -> bool:
-        """Whether a site gets as many rows as in the original."""
+        """Whether a site has as many rows as in the original."""
         if view.found is not None:
             return view.found.shape == view.wanted.shape
         read, reached = (math.prod(self.pruned.graph.values[v].shape) for v in (site.source, site.reached))
         return view.read.numel() * reached == view.wanted.numel() * read
 
     def why_not_seen(self, name: str) -> str:
-        """Why no batch has shown a site."""
+        """Why a site has no tensors in any batch."""
         if name in self.routed:
             return "what it feeds holds other rows than in the original, as values decide"
         if name in self.resized:
@@ -159,13 +159,13 @@ class Lockstep:
         return "what it reads or feeds is not seen in a run"
 
     def ends(self, number: int) -> bool:
-        """Whether a batch's forward through the pruned model goes on to its end, mended on its way."""
+        """Whether the corrected forward of a batch through the pruned model runs to its end."""
         return self.first_judged <= number < self.num_waiting
 
     def outputs(self) -> dict[int, tuple[Any, Any]]:
-        """What the original returns of each batch that is to be judged, and the pruned model, mended on its way.
+        """Number of each judged batch → the outputs of the original and of the pruned model's corrected forward.
 
-        None for either where no forward of it waits.
+        None for a model without a waiting forward.
         """
         found: dict[int, tuple[Any, Any]] = {}
         for number in range(self.first_judged, len(self.batches)):
@@ -182,7 +182,7 @@ class Lockstep:
     def _anew(
         self, number: int, stop: int, sites: Sequence[Site]
     ) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
-        """The same from the start of the forward."""
+        """The tensors of a stop from a forward that starts again."""
         values = {stop, *(value for site in sites for value in needs(site))}
         reads = self._collected(self.pruned, number, values, self.repaired)
         targets = {site.target for site in sites}
@@ -201,7 +201,7 @@ class Lockstep:
 
 
 class _Waiting:
-    """One batch on its way through both models."""
+    """The two suspended forwards of one batch."""
 
     def __init__(self, walk: Lockstep, number: int) -> None:
         self.walk = walk
@@ -218,7 +218,7 @@ class _Waiting:
         self.at: tuple[int, Tensor] | None = None
 
     def _lane(self, batch: Batch) -> SuspendedForward | None:
-        """The original's forward, or None where its recording stands for it."""
+        """The original's forward, or None where its recording holds all tensors."""
         original = self.walk.original
         left = self.targets - self.wanted.keys()
         to_end = self.number >= self.walk.first_judged and original.output(self.number) is None
@@ -228,27 +228,27 @@ class _Waiting:
 
         def passes(value: int, tensor: Tensor) -> bool:
             if value in left and self.walk.targets[value] and value not in self.walk.last_targets:
-                self.wanted[value] = original.kept(value, tensor)  # more are asked for with it
+                self.wanted[value] = original.kept(value, tensor)  # a later tensor of the same stop is still to come
                 return True
             return value not in left or not self.walk.targets[value]
 
         return original.lane(batch, left, to_end=to_end, passes=passes)
 
     def stop(self) -> int | None:
-        """Run on to the next tensor that is not mended yet; None at the end."""
+        """Run on to the next tensor that is not corrected yet; None at the end."""
         if self.at is None:
             self.at = self.walk.pruned.next(self.pruned, self.number)
         return None if self.at is None else self.at[0]
 
     def _want(self) -> bool:
-        """Go on to the next tensor of the original that is asked for; whether there was one."""
+        """Run the original on to its next target; returns whether there was one."""
         found = None if self.original is None else self.walk.original.next(self.original, self.number)
         if found is not None:
             self.wanted[found[0]] = self.walk.original.kept(*found)
         return found is not None
 
     def _passes(self, value: int, tensor: Tensor) -> bool:
-        """Whether to go by a tensor that is not to be mended; it is kept where a transform reads it."""
+        """Whether to pass a tensor without stopping; it is kept where a transform reads it."""
         if value in self.walk.sites_at:
             return False
         self._keep(value, tensor)
@@ -259,14 +259,14 @@ class _Waiting:
             self.reads[value] = self.walk.pruned.kept(value, tensor)
 
     def leave(self, stop: int) -> None:
-        """Go on from a tensor, and forget what is not needed any more."""
+        """Leave a stop, and drop the tensors that are not needed any more."""
         if self.at is not None and self.at[0] == stop:
             self._keep(*self.at)
             self.at = None
         self.reads = {value: tensor for value, tensor in self.reads.items() if self.walk.uses[value] > 0}
 
     def seen(self, stop: int, sites: Sequence[Site]) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
-        """What is there of a tensor, what the transforms that feed it read, and what it was in the original."""
+        """The tensor at a stop, the inputs of the transforms that feed it, and the targets in the original."""
         if self.at is None or self.at[0] != stop:
             return None, {}, {}
         targets = {site.target for site in sites}

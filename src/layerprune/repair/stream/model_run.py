@@ -19,15 +19,15 @@ from layerprune.repair.stream.suspended_forward import SuspendedForward
 
 @dataclass(eq=False)
 class ModelRun:
-    """One of the two models that are held against each other.
+    """One of the two models that are compared.
 
     Attributes:
-        model: the user's model; it is not touched.
-        shade: a real shadow of it.
+        model: the user's model; it does not change.
+        shade: a real sandbox of it.
         graph: its layer graph.
-        num_forwards: forwards so far, those cut short included.
+        num_forwards: forwards so far, including those that ended early.
         recorded: the number of the batch that it was recorded on.
-        held: what that forward has shown.
+        held: tensors of that forward.
     """
 
     model: nn.Module
@@ -46,7 +46,7 @@ class ModelRun:
         to_end: bool = False,
         passes: Callable[[int, Tensor], bool] | None = None,
     ) -> SuspendedForward:
-        """A forward that stops at some values; on a shadow of its own if None is given."""
+        """A forward that stops at some values; on a new sandbox if None is given."""
         self.num_forwards += 1
         return SuspendedForward(
             shade or real_sandbox(self.model, written=self.graph.written_params),
@@ -58,39 +58,31 @@ class ModelRun:
         )
 
     def known(self, number: int, values: Collection[int]) -> dict[int, Tensor]:
-        """What is known of some values in a batch without another forward."""
+        """Value → its tensor in a batch, where known without another forward."""
         held = self.held.tensors if number == self.recorded else {}
         return {value: held[value] for value in values if value in held}
 
     def output(self, number: int) -> Any:
-        """What the model returns of a batch, if that is known without another forward; else None."""
+        """The model's output on a batch; None where it takes another forward."""
         return self.held.output if number == self.recorded else None
 
     @cached_property
     def overwritten(self) -> frozenset[int]:
-        """The storages that some layer writes into."""
+        """The storages that layers write into."""
         return frozenset(storage for layer in self.graph.layers for storage in layer.writes)
 
     def kept(self, value: int, tensor: Tensor) -> Tensor:
-        """A tensor that stays what it is, whatever later layers write into it."""
+        """The tensor, or a copy where later layers may write into it."""
         tensor = tensor.detach()
         return tensor.clone() if self.graph.values[value].storage in self.overwritten else tensor
 
     def next(self, lane: SuspendedForward, number: int) -> tuple[int, Tensor] | None:
-        """What a lane comes to next.
-
-        Raises:
-            CalibrationError: the forward raises.
-        """
+        """The next value of a suspended forward and its tensor; raises CalibrationError where the forward raises."""
         with self._telling(number):
             return lane.next()
 
     def finish(self, lane: SuspendedForward, number: int) -> None:
-        """Run a lane on to the end of the forward.
-
-        Raises:
-            CalibrationError: the forward raises.
-        """
+        """Run a suspended forward on to its end; raises CalibrationError where the forward raises."""
         with self._telling(number):
             lane.finish()
 
@@ -103,19 +95,19 @@ class ModelRun:
             raise CalibrationError(ended_by(what, error)) from error
 
     def num_bytes(self, value: int) -> int:
-        """What a value of the recorded inputs takes."""
+        """The bytes of a value in the recorded forward."""
         found = self.graph.values[value]
         return torch.Size(found.shape).numel() * found.dtype.itemsize
 
     @property
     def live_bytes(self) -> int:
-        """What a forward of the recorded inputs holds at most of values that are still to be read."""
+        """The peak bytes of values that are still to be read, in the recorded forward."""
         last: dict[int, int] = {}
         size: dict[int, int] = {}
         made: dict[int, int] = {}
         for value in self.graph.values.values():
             if value.index not in self.graph.readers:
-                continue  # within a layer, or handed out
+                continue  # inside a layer, or an output
             reader = max(self.graph.readers[value.index])
             last[value.storage] = max(last.get(value.storage, -1), reader)
             made[value.storage] = min(made.get(value.storage, value.layer), value.layer)

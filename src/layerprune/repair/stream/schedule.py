@@ -1,4 +1,4 @@
-"""Which layers are solved before they run, so that the forwards go on with the new weights."""
+"""Chooses the layers that are solved before they run, so that the forwards continue with the new weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from layerprune.repair.sites.sites import Site
 
 
 def solved_ahead(sites: Sequence[Site], graph: LayerGraph, fits: Callable[[Site], bool]) -> frozenset[str]:
-    """Tell which transforms can be solved as soon as what they read is there.
+    """Name the transforms that can be solved as soon as their input is there.
 
-    That are those whose tensor follows from what they read alone: nothing is added to it, and what it was before new
-    weights need not be known, as the sums of what they read tell. Between what they read and their call no other tensor
-    may be mended: forwards of the original would run far ahead, and hold all that they make on the way.
+    The tensor of such a transform depends on its input alone: nothing is added to it, and the sums of inputs replace
+    its old output. No other tensor may be corrected between its input and its call: otherwise forwards of the original
+    would run far ahead and hold all tensors in between.
 
     Args:
         sites: the transforms.
         graph: the pruned model's layer graph.
-        fits: tells of a transform whether its weights can be found by the sums of its inputs.
+        fits: tells whether a transform's weights can be found by the sums of its inputs.
 
     Returns:
-        Their names; the others are solved when the tensor that they feed is there.
+        Their names; the other transforms are solved when the tensor that they feed is there.
     """
     ahead = {site.name for site in sites if site.is_alone and fits(site)}
     while True:
@@ -38,5 +38,5 @@ def solved_ahead(sites: Sequence[Site], graph: LayerGraph, fits: Callable[[Site]
 
 
 def stop_of(site: Site, ahead: frozenset[str] | set[str]) -> int:
-    """The value at which forwards wait for a transform to be solved: what it reads, or what it feeds."""
+    """The value at which forwards wait for a transform: its input, or the tensor that it feeds."""
     return site.source if site.name in ahead else site.reached

@@ -1,4 +1,4 @@
-"""What one batch shows of a layer that may be solved."""
+"""The tensors of one site in one batch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from layerprune.repair.sites.sites import Site
 
 @dataclass(frozen=True, eq=False)
 class SiteBatch:
-    """What one batch shows of a site.
+    """The tensors of one site in one batch.
 
     Attributes:
-        number: of the batch.
-        read: what the transform reads in the pruned model, repaired so far.
-        found: what it feeds there; what is written into it is what the rest of the forward reads. None where the
-            transform has not run yet.
-        wanted: what that is in the original.
+        number: the batch's number.
+        read: the transform's input in the pruned model, repaired so far.
+        found: the tensor that the transform feeds there; the rest of the forward reads it, with all changes made to it.
+            None where the transform has not run yet.
+        wanted: the same tensor in the original.
         mask: ``(sample, token)``, 1 where a token counts.
-        inner: what the normalization reads that the transform's result passes; None where it passes none.
+        inner: input of the normalization that the transform's result passes; None without one.
     """
 
     number: int
@@ -33,13 +33,13 @@ class SiteBatch:
 
     @property
     def there(self) -> Tensor:
-        """What a transform that has run feeds."""
+        """``found`` of a transform that has run."""
         assert self.found is not None
         return self.found
 
     @property
     def missing(self) -> Tensor:
-        """What the tensor should change by, in float32 or wider; where the transform has not run yet, all of it."""
+        """The wanted change of the tensor, in float32 or wider; all of it where the transform has not run yet."""
         dtype = single(self.wanted if self.found is None else self.found)
         if self.found is None:
             return self.wanted.to(self.read.device, dtype)
@@ -47,12 +47,12 @@ class SiteBatch:
 
 
 def needs(site: Site) -> tuple[int, ...]:
-    """The values of the pruned model that solving a site takes, besides the one that it reaches."""
+    """The values of the pruned model that solving a site reads, besides the one that it feeds."""
     return (site.source,) if site.passed is None else (site.source, site.passed.inner)
 
 
 def knows_order(site: Site, view: SiteBatch) -> bool:
-    """Whether it is known for tensors of a batch's size what becomes of the order of their elements."""
+    """Whether the order of elements is known for tensors of a batch's size."""
     if site.passed is None or view.inner is None:
         return site.moves is None or site.moves.fits(view.wanted.shape)
     behind = site.passed.moves

@@ -1,4 +1,4 @@
-"""Forwards that can be paused, each in a thread of its own, so that many batches advance together."""
+"""Forwards that pause, each in its own thread, so that many batches advance together."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import no_fast_path
 
-_STACK_BYTES = 16 * 2**20  # as much as main threads have on most systems: a deep model's forward may need it
+_STACK_BYTES = 16 * 2**20  # the size of main threads on most systems: a deep model's forward may need it
 
 
 class _Enough(BaseException):
-    """Ends a forward. No Exception, which a model's own forward might catch."""
+    """Ends a forward. Not an Exception, which a model's own forward might catch."""
 
 
 class SuspendedForward:
-    """One forward that stops at each of some values, and goes on when it is asked for the next.
+    """One forward that stops at given values and continues on request.
 
-    It runs in a thread of its own, but only while :meth:`next` waits for it: one lane runs at a time. What is written
-    into a tensor while its lane waits is what the rest of the forward reads. Where the forward turns out to take other
-    steps than those of the graph, it ends there, unless nothing was shown yet.
+    The forward has its own thread, which runs only while :meth:`next` waits for it: one forward runs at a time. Changes
+    made to a tensor while its forward waits are read by the rest of the forward. A forward that takes other steps than
+    those of the graph ends there, unless it has not shown a value yet.
 
     Args:
-        shade: a real shadow; no other lane may run on the same one.
+        shade: a real sandbox; no other suspended forward may run on it.
         graph: its layer graph.
-        values: where to stop. After the last of them that there is the forward ends.
+        values: where to stop. The forward ends after the last of them.
         inputs: of the forward.
-        to_end: whether it may go on behind the last of the values, for :meth:`finish`.
-        passes: gets each value and its tensor in the lane's own thread, and tells whether to go on without stopping:
-            to hand over to who waits and back takes as long as a small layer.
+        to_end: whether the forward may go on behind the last value, for :meth:`finish`.
+        passes: gets each value and its tensor in the forward's thread, and returns whether to go on without stopping:
+            switching threads twice takes as long as a small layer.
 
     Attributes:
-        output: what the model has returned; None as long as it has not.
+        output: the model's output; None until the forward has returned.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class SuspendedForward:
         """Run on to the next value, and return it with its tensor; None at the end.
 
         Raises:
-            Exception: what the model's own forward raises.
+            Exception: the exception of the model's own forward.
         """
         if self._is_closed:
             return None
@@ -86,17 +86,17 @@ class SuspendedForward:
         return self._found
 
     def finish(self) -> None:
-        """Run on to the end without stopping, for the output, if the forward has begun.
+        """Run a forward that has begun to its end without stopping, for the output.
 
         Raises:
-            Exception: what the model's own forward raises.
+            Exception: the exception of the model's own forward.
         """
         if self._thread is not None and self._to_end:
             self._is_free = True
             self.next()
 
     def close(self) -> None:
-        """End the forward where it is."""
+        """End the forward at once."""
         self._is_closed, self._found = True, None
         if self._thread is not None:
             self._turn.release()
@@ -131,7 +131,7 @@ class SuspendedForward:
         return out
 
     def _begin(self) -> See:
-        """A forward that turned out to take other steps than those of the graph cannot take back what it has shown."""
+        """End a forward that starts again after it has shown values: they may have been changed."""
         if self._has_shown:
             raise _Enough
         return self._see
@@ -150,7 +150,7 @@ class SuspendedForward:
 
 
 def _settings() -> Callable[[ExitStack], None]:
-    """What torch keeps by thread, of this one, to be set in another."""
+    """Capture this thread's torch settings; the result sets them in another thread."""
     inference, device = torch.is_inference_mode_enabled(), torch.get_default_device()
     kinds = ["cpu", *(kind for kind in ("cuda", "mps", "xpu") if getattr(torch, kind).is_available())]
     cast = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
@@ -170,7 +170,7 @@ def _settings() -> Callable[[ExitStack], None]:
 
 @contextmanager
 def closing(suspended_forwards: Collection[SuspendedForward]) -> Generator[None]:
-    """End all lanes that still wait, whatever happens inside; lanes that are begun inside share the process lock."""
+    """End all waiting forwards on exit; forwards that begin inside share the process lock."""
     with exclusive(), no_fast_path():
         try:
             yield
