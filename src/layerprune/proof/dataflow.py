@@ -15,9 +15,9 @@ from layerprune.stand_ins import STAND_INS, DroppedTensor, SkipsDropped
 from layerprune.tensors import OutputTree, flat_tensors, form_of, tensors_in, traits_of
 from layerprune.torch_internals import num_writes, tensors_of
 
-#: Which step: the calls around it from the model's own downwards, the function's name, and which call of it this is.
+#: A step: the path of the calls around it from the model downwards, the function's name, and which call of it this is.
 Place: TypeAlias = tuple[str, str, int]
-#: Where a tensor comes from: the place that made it and which of its results it is, an input, or a parameter's name.
+#: A tensor's origin: the place that made it and its number among the results, an input, or a parameter's name.
 Tag: TypeAlias = tuple[Any, ...]
 
 _OUTSIDE = "outside"
@@ -29,9 +29,9 @@ class DataflowStep:
     """One function call.
 
     Attributes:
-        operands: where the tensors among its arguments come from, in order.
+        operands: origins of the tensors among its arguments, in order.
         literals: its other arguments; tensors are left blank.
-        made: where what it returns is said to come from.
+        made: origins of the tensors that it returns.
     """
 
     operands: tuple[Tag, ...]
@@ -41,14 +41,14 @@ class DataflowStep:
 
 @dataclass
 class Dataflow:
-    """What one forward did.
+    """Steps and results of one forward.
 
     Attributes:
         steps: every function call on live tensors, by place.
-        returned: what each call of a module returned, by its path.
+        returned: origins of the tensors that each module's call returned, by its path.
         data: the tags of tensors that depend on the model's inputs.
-        kept: holds on to the tensors that came from outside, as these are known by their ids.
-        tags: where each tensor comes from that is still alive.
+        kept: tensors from outside; kept alive because their ids name them.
+        tags: the origin of each tensor that is still alive.
     """
 
     steps: dict[Place, DataflowStep] = field(default_factory=dict[Place, DataflowStep])
@@ -59,7 +59,7 @@ class Dataflow:
 
 
 def is_outside(tag: Tag) -> bool:
-    """Whether a tensor was there before the forward, and is neither an input nor a parameter or buffer."""
+    """Whether a tensor existed before the forward, and is neither an input nor a parameter or buffer."""
     return tag[0] in (_OUTSIDE, _EARLIER)
 
 
@@ -72,15 +72,11 @@ def trace_dataflow(
     keep: bool,
     before: Dataflow | None = None,
 ) -> Dataflow:
-    """Run a model once, and write down what it does.
+    """Run a model once and record its dataflow.
 
-    Args:
-        model: the model, with edits made or without.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-        run: runs a function on its arguments.
-        keep: hold on to every tensor until the end; right for fakes, too much for real ones.
-        before: what the call before did: tensors that the model has kept from it are known by what made them there.
+    ``run`` runs a function on its arguments. With ``keep``, every tensor stays alive until the end: right for fake
+    tensors, too much memory for real ones. ``before`` is the dataflow of the previous call; it gives the origins of
+    tensors that the model cached.
     """
     tracer = _FlowTracer(model, run, keep, None if before is None else before.tags)
     for place, tensor in enumerate(tensors_in((args, kwargs))):
@@ -115,7 +111,7 @@ class _FlowTracer:
         self.stand_ins: set[str] = set()
 
     def run_module(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a module's forward, and write down what it returns."""
+        """Run a module's forward and record its results."""
         path = ""
         if call.parent is not None:
             name = f"/{call.key.fqn}"
@@ -129,7 +125,7 @@ class _FlowTracer:
         return out
 
     def run_function(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a function, and write down what it takes and makes."""
+        """Run a function and record its operands and results."""
         assert self.calls.running is not None
         path, name = self.paths[self.calls.running], key.function
         place = (path, name, key.nth)
@@ -142,7 +138,7 @@ class _FlowTracer:
         made = [tensor for tensor in flat_tensors(out) if not isinstance(tensor, DroppedTensor)]
         joined = bool(operands and made) and traits_of(name).merge == "cat"
         if path in self.stand_ins or (len(live) < len(given) and not joined):
-            for tensor in made:  # a stand-in hands on or copies what it gets, a merge what is left of its operands
+            for tensor in made:  # a stand-in passes on or copies its input, a merge the operand that is left
                 if operands and tensor not in self.tags:
                     self.tags[tensor] = operands[0]
                 self.alive += [tensor] if self.keep else []
@@ -160,7 +156,7 @@ class _FlowTracer:
     def tag(self, tensor: Tensor) -> Tag:
         found = self.tags.get(tensor)
         if found is None:
-            kept = self.earlier.get(tensor)  # a cache that the call before has filled
+            kept = self.earlier.get(tensor)  # cached by the previous call
             self.flow.kept.append(tensor)
             found = self.tags[tensor] = (_OUTSIDE, id(tensor)) if kept is None else (_EARLIER, *kept)
         return found
@@ -181,16 +177,16 @@ def _own(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int | None]:
-    """How often the first of some tensors has been written into."""
+    """Number of writes into the first tensor, as a list of at most one."""
     return [None if tensor.is_inference() else num_writes(tensor) for tensor in tensors[:1]]
 
 
 def _writes(func: Callable[..., Any]) -> bool:
-    """Whether a function says by its name that it writes into its first argument."""
+    """Whether a function's name says that it writes into its first argument."""
     name = getattr(func, "__name__", "")
     return name.startswith("__i") or name[-1:] == "_" != name[-2:-1]
 
 
 def _literal(value: Any) -> str:
-    """A number or a name as it is; a tensor, and all else, is left blank."""
+    """The text of a number or a name; blank for a tensor and any other value."""
     return repr(value) if isinstance(value, NAMED) else ""

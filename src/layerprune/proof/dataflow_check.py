@@ -1,9 +1,9 @@
 """Checks that the edited model computes the same steps of the same tensors at every call.
 
-A forward may take tensors and numbers from where no call hands them on: from a list, a context or a hook to which
-layers report, or from a sequence of which each layer takes the next item. When a layer has gone, all that comes behind
-has another place there, and shapes and types do not tell. So the edited forward is compared step by step with what the
-layer graph says of the whole model's. It is run twice, as what one call takes of a sequence is missing at the next.
+Layers may get tensors and numbers without any call passing them on: from a list, a context or a hook that layers write
+to, or from a sequence of which each layer takes the next item. A removed layer shifts the items of all later layers;
+shapes and types do not show this. So each step of the edited forward is compared with the layer graph of the whole
+model. The forward runs twice, because an item that the first call takes is missing in the second.
 """
 
 from __future__ import annotations
@@ -33,16 +33,11 @@ _OUTPUT: Place = ("", "return", 0)
 
 
 class DataflowCheck:
-    """Compares an edited shadow's forward with what the layer graph says that it does.
-
-    Args:
-        shade: the shadow.
-        graph: the layer graph.
-        inputs: what it runs on.
+    """Compares the forward of an edited sandbox with the layer graph.
 
     Attributes:
-        is_wanted: whether layers report to, or take from, something that they share.
-        memo: answers for functions on fakes; None where the shadow runs on real tensors.
+        is_wanted: whether layers exchange tensors outside of calls.
+        memo: shape cache of functions on fake tensors; None where the sandbox runs on real tensors.
     """
 
     def __init__(self, shade: Sandbox, graph: LayerGraph, inputs: Inputs) -> None:
@@ -53,10 +48,10 @@ class DataflowCheck:
         self.is_wanted = bool(graph.implicit_inputs) or graph.writes_arguments or _reports(shade)
 
     def check(self, joint: Lowering) -> None:
-        """Check that what is left of the model does what it did.
+        """Check that the remaining layers compute the same steps as in the whole model.
 
         Raises:
-            Refusal: a step takes something else, or is another one; the message names it.
+            Refusal: a step differs, or reads another tensor; the message names it.
         """
         if not self.is_wanted:
             return
@@ -66,19 +61,19 @@ class DataflowCheck:
                 flows = self.flows()
         except (Refusal, LayerPruneError):
             raise
-        except Exception as error:  # the user's forward on what is left of the model: anything may come
+        except Exception as error:  # user code in an edited model may raise any exception
             raise Refusal(RefusalCode.SECOND_CALL_FAILS, error=error) from error
         for before, after in zip(whole, flows, strict=True):
             expected.compare(before, after)
 
     @cached_property
     def whole(self) -> Sequence[Dataflow]:
-        """What the untouched model does."""
+        """Dataflows of the untouched model, one per call."""
         return self.flows()
 
     @cached_property
     def drawn(self) -> frozenset[Place]:
-        """The steps that get numbers which the forward draws at random: these are other ones each time."""
+        """Steps whose literals are drawn at random: these differ between runs and are not compared."""
         (other,) = self.flows(1, seed=12345)
         steps = self.whole[0].steps
         return frozenset(
@@ -86,11 +81,11 @@ class DataflowCheck:
         )
 
     def flows(self, calls: int = _CALLS, seed: int | None = None) -> list[Dataflow]:
-        """Run the shadow as it is now some times, without putting anything back in between."""
+        """Run the sandbox in its present state; state is not restored between the calls."""
         model, keep = self.shade.model, self.memo is not None
         run = _run if self.memo is None else self.memo.functions.result
         if self.memo is not None:
-            self.memo.observer = lambda module, x, recall, forward: forward(x)  # what a layer does inside counts
+            self.memo.observer = lambda module, x, recall, forward: forward(x)  # steps inside layers are compared, too
         try:
             with self.shade.running():
                 if seed is not None:
@@ -107,11 +102,11 @@ class DataflowCheck:
             if self.memo is not None:
                 self.memo.observer = None
 
-    # ---- where the layer graph's values are in a flow ---------------------------------------------------------------
+    # ---- the values of the layer graph in a dataflow ----------------------------------------------------------------
 
     @cached_property
     def paths(self) -> Sequence[str]:
-        """Each frame's path."""
+        """The path of each frame."""
         first = {name: names[0] for names in names_by_module(self.shade.model).values() for name in names}
         counts: Counter[tuple[int, str]] = Counter()
         found: list[str] = []
@@ -126,7 +121,7 @@ class DataflowCheck:
 
     @cached_property
     def layers(self) -> Mapping[Place, int]:
-        """Place → the layer; of a module's call with no function, at which all that runs inside belongs to it."""
+        """Place → layer. A module's call has its path and no function: all steps inside belong to it."""
         found: dict[Place, int] = {}
         for layer in self.graph.layers:
             function = layer.function or ""
@@ -135,7 +130,7 @@ class DataflowCheck:
         return found
 
     def layer_at(self, place: Place) -> int | None:
-        """The layer that a step is, or is a part of."""
+        """The layer that contains a step."""
         path = place[0]
         while path:
             if (found := self.layers.get((path, "", 0))) is not None:
@@ -145,7 +140,7 @@ class DataflowCheck:
 
     @cached_property
     def tags(self) -> Mapping[int, Tag]:
-        """Value → where it comes from, in a flow of the untouched model."""
+        """Value → its origin in the untouched model."""
         flow, graph = self.whole[0], self.graph
         found: dict[int, Tag] = {value: ("input", place) for place, value in enumerate(graph.inputs)}
         for frame in graph.frames:
@@ -160,13 +155,13 @@ class DataflowCheck:
             if len(step.made) == len(layer.results):
                 found.update((value, tag) for value, tag in zip(layer.results, step.made, strict=True) if value >= 0)
             for value in layer.outputs:
-                if step.operands:  # it writes into what it gets
+                if step.operands:  # an in-place function
                     found.setdefault(value, step.operands[0])
         return found
 
 
 class _Expected:
-    """What a realisation makes of the untouched model's steps."""
+    """The steps that the untouched model's dataflow and a lowering predict for the edited model."""
 
     def __init__(self, check: DataflowCheck, joint: Lowering) -> None:
         self.owner = check
@@ -182,7 +177,7 @@ class _Expected:
                 self.dropped.setdefault(merge, set()).add(check.tags[value])
 
     def replacements(self, cut: Cut) -> Mapping[Tag, frozenset[Tag]]:
-        """The tags that stand in place of another one, where values are substituted."""
+        """Tag → the tags that replace it, where values are substituted."""
         tags = self.owner.tags
         found: dict[Tag, frozenset[Tag]] = {}
         for y in cut.substitutes:
@@ -195,8 +190,8 @@ class _Expected:
         for value, tag in tags.items():
             read = any(reader not in self.gone for reader in self.graph.readers.get(value, ()))
             if tag in found and value not in cut.substitutes and (read or value in self.graph.outputs):
-                found[tag] |= {tag}  # one object that the graph knows as two values
-        for tag, some in found.items():  # what stands in place of another one may be that object, and replaced itself
+                found[tag] |= {tag}  # the graph knows one tensor object as two values
+        for tag, some in found.items():  # a replacement may be replaced itself
             stack = list(some)
             while stack:
                 further = found.get(stack.pop(), frozenset()) - found[tag]
@@ -205,7 +200,7 @@ class _Expected:
         return found
 
     def compare(self, before: Dataflow, after: Dataflow) -> None:
-        """Hold what the edited model does against what the untouched one does in the same call."""
+        """Compare the edited model's dataflow with the untouched model's in the same call."""
         for place, step in before.steps.items():
             index = self.owner.layer_at(place)
             if index is None or index in self.gone:
@@ -242,14 +237,14 @@ class _Expected:
             raise Refusal(RefusalCode.RETURNS_ANOTHER)
 
     def fits(self, wanted: Tag, before: Dataflow, found: Tag, after: Dataflow) -> bool:
-        """Whether a tensor is the one that is expected; of what depends on no input it may be made anew or kept."""
+        """Whether a tensor has the expected origin; a tensor that depends on no input may be cached or computed."""
         if is_outside(wanted) != is_outside(found):
             return not (wanted in before.data or found in after.data)
         return found in self.replaced.get(wanted, (wanted,))
 
 
 def _reports(shade: Sandbox) -> bool:
-    """Whether a forward has hooks, takes items of sequences or changes what lies outside of its modules."""
+    """Whether a forward has hooks, takes items of sequences or changes objects outside its modules."""
     hooked = any(has_hooks(one) for one in shade.model.modules())
     return hooked or (shade.outside is not None and (shade.outside.has_sequences or shade.outside.has_changed))
 

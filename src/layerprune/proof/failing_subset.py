@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from layerprune.graph import Refusal, RefusalCode
 from layerprune.removals import Lowering
 
-# How many removals that differ in numbers only have to fail for the same reason before the rest counts as failed.
+# Of removals that differ in numbers only, so many must fail for the same reason before the rest counts as failed.
 _SAMPLES = 3
-# Into how many parts a batch is spread of which no part may hold all removals that are alike.
+# Number of parts of a batch; no part may hold all removals that are alike.
 _PARTS = 3
 
-#: Carries removals out together, and says what is wrong with the result; None if nothing is.
+#: Carries removals out together and returns the reason why the result is wrong; None if it is right.
 ReasonAgainst = Callable[[Sequence[Lowering]], Refusal | None]
 
 
 def failures(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> dict[int, Refusal]:
-    """Which removals of a batch fail, and why; found by halving."""
+    """Return the removals of a batch that fail, with their reasons; found by halving."""
     reason = reason_against(list(batch.values())) if batch else None
     if reason is None:
         return {}
@@ -33,7 +33,7 @@ def failures(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> di
 
 
 def spread(batch: Mapping[int, Lowering]) -> list[dict[int, Lowering]]:
-    """Spread a batch so that of removals that are alike some are left out, to show what the others do to them."""
+    """Spread a batch over parts that each leave some of the removals that are alike out, to isolate their effects."""
     parts: list[dict[int, Lowering]] = [{} for _ in range(_PARTS)]
     for some in _classes(batch):
         for number, i in enumerate(some):
@@ -42,7 +42,7 @@ def spread(batch: Mapping[int, Lowering]) -> list[dict[int, Lowering]]:
 
 
 def _classes(batch: Mapping[int, Lowering]) -> list[list[int]]:
-    """Sort removals by what they differ in other than numbers, as those of repeated blocks do."""
+    """Group removals that differ in numbers only, such as those of repeated blocks."""
     classes: dict[tuple[object, ...], list[int]] = {}
     for i, lowering in batch.items():
         classes.setdefault(tuple(edit.form for edit in lowering.edits), []).append(i)
@@ -50,10 +50,10 @@ def _classes(batch: Mapping[int, Lowering]) -> list[list[int]]:
 
 
 def _failures_alike(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> dict[int, Refusal]:
-    """Which of a batch of removals fail that differ in numbers only, as those of repeated blocks do.
+    """Return the removals that fail in a batch of removals that differ in numbers only.
 
-    Where the first :data:`_SAMPLES` fail for the same reason, the others are taken to fail as well: a verdict of
-    critical needs no proof, and large models have a hundred of them.
+    Once the first :data:`_SAMPLES` fail for the same reason, the others count as failed: the verdict critical needs no
+    proof, and large models have a hundred of them.
     """
     members = list(batch)
     rest = dict(batch)
@@ -61,7 +61,7 @@ def _failures_alike(batch: Mapping[int, Lowering], reason_against: ReasonAgainst
     for i in members[:_SAMPLES]:
         found |= failures({i: rest.pop(i)}, reason_against)
         if i not in found:
-            break  # it holds alone: what fails is another one, or their company
+            break  # it holds alone: another removal fails, or their combination
     if len(found) == _SAMPLES and len({why.form for why in found.values()}) == 1:
         alike = batch[members[0]].edits[0].fqn
         return found | dict.fromkeys(rest, Refusal(RefusalCode.FAILS_AS_ANOTHER, alike, why=found[members[0]]))

@@ -15,14 +15,10 @@ from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_modul
 
 @contextmanager
 def index_checked(model: nn.Module, moved: Sequence[Moved]) -> Generator[list[Refusal]]:
-    """Check rearrangements of channels as a model's forward makes them inside the block.
-
-    Args:
-        model: the edited model.
-        moved: the rearrangements that the recorded forward made, and what they should make now.
+    """Check rearrangements of channels while a model's forward runs inside the block.
 
     Yields:
-        What is wrong: a refusal for each fault, also for a rearrangement that never runs.
+        A list that receives a refusal for each fault, also for a rearrangement in ``moved`` that never runs.
     """
     faults: list[Refusal] = []
     if not moved:
@@ -58,7 +54,7 @@ class _Rerun:
             return
         try:
             fault = moved.fault(lambda tensor: func(tensor, *args[1:], **kwargs))
-        except Exception as error:  # the forward's own sizes, on what is left: anything may come
+        except Exception as error:  # sizes in user code may not fit fewer channels: any exception
             fault = Refusal(RefusalCode.FAILS_ON_CHANNELS, moved.layer.name, error=error)
         if fault is not None:
             self.faults.append(fault)

@@ -1,4 +1,4 @@
-"""What a removal touches, and whether another removal could hide its faults."""
+"""The layers and modules that a removal touches, and whether another removal could hide its faults."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from layerprune.removals import Candidate, Lowering
 
 @dataclass
 class Footprint:
-    """What a removal touches.
+    """Layers, modules and values that a removal touches.
 
     Attributes:
         dead: the layers that die.
-        names: the modules and parameters that are replaced, and the transforms that take a projection in.
-        returned: the values that the stand-ins return, but for substitutes, which are tensors like those they stand
-            for, and the dropped operands of concats, which the cut itself names.
+        names: the replaced modules and parameters, and the transforms that a projection is folded into.
+        returned: the values that stand-ins return, without substitutes (tensors of the same form) and without the
+            dropped operands of concats (named by the cut).
         read: the values that the dead layers read.
         dropped: the operands that concats lose.
-        beside: the neighbours of elements that leave a container; they stay, to show that their places do not matter.
+        beside: the neighbours of elements that leave a container; they stay, so that the proof covers their new places.
         containers: the containers that elements leave.
-        moves: whether channels that are left are moved on the way; what else is lost then changes where to.
+        moves: whether remaining channels move on the way; other dropped channels then change where they move.
     """
 
     dead: set[int]
@@ -53,7 +53,7 @@ class Footprint:
         return cls(set(lowering.dead), names, returned, read, set(candidate.cut.dropped), beside, containers, moves)
 
     def disturbs(self, other: Footprint) -> bool:
-        """Whether one of two removals could hide what is wrong with the other."""
+        """Whether one of two removals could hide the other's faults."""
         if (self.moves or other.moves) and self.dropped and other.dropped:
             return True
         crossed = self.returned & other.read or other.returned & self.read
@@ -61,7 +61,6 @@ class Footprint:
         return bool(self.dead & other.dead or crossed) or _overlap(other.names, self.names)
 
     def add(self, other: Footprint) -> None:
-        """Take another removal in."""
         self.dead |= other.dead
         self.names |= other.names
         self.returned |= other.returned
@@ -72,7 +71,7 @@ class Footprint:
 
 
 def _overlap(names: set[str], touched: set[str]) -> bool:
-    """Whether a module in one set is, holds or lies in one of the other."""
+    """Whether a module in one set is, contains or lies in a module of the other."""
     if names & touched:
         return True
     return any(name in _ancestors(other) for other in touched for name in names & _ancestors(other)) or any(
@@ -86,7 +85,7 @@ def _ancestors(name: str) -> set[str]:
 
 
 def touched(graph: LayerGraph, joint: Lowering) -> list[str]:
-    """The modules that run otherwise once a realisation is carried out, under all their names."""
+    """All names of the modules whose computation a lowering changes."""
     names = [name for edit in joint.edits for name in (edit.fqn, *edit.targets)] + [
         moved.layer.fqn for moved in joint.moved
     ]
@@ -96,7 +95,7 @@ def touched(graph: LayerGraph, joint: Lowering) -> list[str]:
 
 
 def closed_modules(graph: LayerGraph) -> frozenset[str]:
-    """The modules with others inside that write into nothing that was there before, and read no values."""
+    """Modules with children that write into no earlier tensor and read no values of tensors."""
     inside = graph.layers_inside
     closed: set[str] = set()
     for fqn, calls in graph.calls.items():
@@ -109,7 +108,7 @@ def closed_modules(graph: LayerGraph) -> frozenset[str]:
 
 
 def plain_leaves(graph: LayerGraph) -> frozenset[str]:
-    """The leaf modules that make one tensor of one tensor, write into none, and read no values."""
+    """Leaf modules that map one tensor to one tensor, write into none and read no values of tensors."""
     layers = [layer for layer in graph.layers if layer.is_module]
     plain = {layer.fqn for layer in layers if len(layer.operands) == len(layer.outputs) == 1 and not layer.writes}
     return frozenset(plain - {layer.fqn for layer in layers if len(layer.operands) != 1 or layer.writes})

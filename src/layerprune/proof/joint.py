@@ -16,13 +16,7 @@ from layerprune.surgery import Folded, operate
 
 
 class JointRemovals:
-    """Realises sets of removals and proves them; what held is remembered.
-
-    Args:
-        prover: of the model.
-        removals: what sets are made of, by number.
-        model: the user's model; it stays as it is.
-    """
+    """Lowers sets of removals and proves them; remembers the proven sets. The user's ``model`` stays unchanged."""
 
     def __init__(self, prover: Prover, removals: Sequence[Removal], model: nn.Module) -> None:
         self.prover = prover
@@ -31,10 +25,10 @@ class JointRemovals:
         self._known: dict[tuple[int, ...], Lowering] = {}
 
     def proven(self, chosen: Sequence[int]) -> Lowering:
-        """Realise removals together and prove the whole.
+        """Lower removals together and prove the set.
 
         Raises:
-            Refusal: they do not hold together; the message says why.
+            Refusal: the set fails its proof; the message says why.
         """
         key = tuple(chosen)
         if key in self._known:
@@ -50,11 +44,7 @@ class JointRemovals:
         return joint
 
     def lower_removal(self, chosen: Sequence[int], *, shorten: bool = True) -> Lowering:
-        """The part of it that runs nothing.
-
-        Raises:
-            Refusal: they do not go together.
-        """
+        """Lower a set without running it; raises :class:`Refusal` where removals exclude each other."""
         picked = [self.removals[i] for i in chosen]
         cut = join_cuts([(r.cut, r.dead) for r in picked], self.prover.graph)
         able = not any(key_of(r.cut) in self.prover.unshortened for r in picked)  # what failed alone fails together
@@ -64,23 +54,19 @@ class JointRemovals:
         return joint
 
     def likely(self, chosen: Sequence[int]) -> Lowering:
-        """As it is proven, where that is known; else as it would be proven first.
-
-        Raises:
-            Refusal: they do not go together.
-        """
+        """Return the proven lowering where it is known, else the first that a proof would try; raises as above."""
         return self._known.get(tuple(chosen)) or self.lower_removal(chosen)
 
     def num_params(self, chosen: Sequence[int]) -> int:
-        """How many parameters a set that holds together takes; shared ones once."""
+        """Number of parameters that a proven set removes; shared ones once."""
         if not chosen:
             return 0
         return params_taken(self.prover.graph, self.prover.modules, self.proven(chosen)).size(self.prover.graph)
 
     def why_no_smaller(self, chosen: Sequence[int]) -> Refusal | None:
-        """Say why a set that holds together leaves a model that is no smaller; None where it is smaller.
+        """Return the reason why a proven set leaves a model that is no smaller; None where it is smaller.
 
-        What takes a projection in may grow by more than leaves once the removals before it have moved its source.
+        A transform may grow by more than the set removes: earlier removals can move the source of its projection.
         """
         joint = self.proven(chosen)
         if not folds_of(joint.edits):
@@ -92,11 +78,9 @@ class JointRemovals:
         return Refusal(RefusalCode.NO_SMALLER, saved=size + growth, growth=growth)
 
     def without(self, chosen: Sequence[int], folded: Folded | None = None) -> nn.Module:
-        """A copy of the model without a set that holds together; it shares the tensors that stay.
+        """Copy the model without a proven set; the copy shares the tensors that stay.
 
-        Args:
-            chosen: the removals, by number.
-            folded: what their projections make of the transforms that take them in; without it these hold zeros.
+        Transforms that projections are folded into get their weights from ``folded``; without it they hold zeros.
         """
         copy = clone(self.model, lambda tensor: tensor)
         operate(copy, self.proven(chosen).edits if chosen else (), folded)

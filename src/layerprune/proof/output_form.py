@@ -12,7 +12,7 @@ from layerprune.stand_ins import DroppedTensor
 
 
 def signature(out: Any, depth: int = 0) -> Any:
-    """Describe an output: types, keys, and each tensor's shape and dtype. A dropped tensor in it is an error."""
+    """Describe an output: types, keys, and each tensor's shape and dtype. Refuses a dropped tensor."""
     if isinstance(out, DroppedTensor):
         raise Refusal(RefusalCode.DROPPED_IN_OUTPUT)
     if isinstance(out, Tensor):

@@ -40,17 +40,17 @@ from layerprune.surgery import applied, check_numbers
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """A proven way to take one or several groups out.
+    """A proven way to remove one or several groups.
 
     Attributes:
-        name: what is replaced by what, for people.
-        subject: the layers and numbers that the name tells of.
+        name: the replaced tensor and its substitute, for people.
+        subject: the layers and numbers in the name.
         kind: ``bypass``, ``branch``, ``gate``, ``concat``, ``several``, ``shared``, ``block`` or ``projection``.
         groups: names of the groups that leave.
         cut: the substitution in the layer graph.
-        lowering: the edits, the layers that die and the parameters that go.
-        num_params: how many parameters fewer the model has after it alone.
-        impact: what it costs; see the plan's ``impact_unit``. ``nan`` until it is measured.
+        lowering: the edits, the dead layers and the removed parameters.
+        num_params: number of parameters that the model loses by it alone.
+        impact: its cost in the plan's ``impact_unit``; ``nan`` until it is measured.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Removal:
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """What surgery does for it."""
+        """The edits that carry it out."""
         return self.lowering.edits
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether weights have to be fitted on calibration data: a projection's, folded into what reads it."""
+        """Whether weights must be fitted on calibration data, for a projection that is folded into its readers."""
         return bool(self.cut.projected)
 
     def __str__(self) -> str:
@@ -84,16 +84,12 @@ class Removal:
 class Prover:
     """Proves removals of one model.
 
-    A set of removals is proven when the edited shadow runs, in eval mode on the example inputs and in train mode on
-    twice as many samples, returns what the untouched one returns (structure, shapes, types), has lost the very
-    parameters that it should, and left out dropped tensors in the very merges that it should.
+    A proof runs the edited sandbox in eval mode on the example inputs, and in train mode on twice as many samples. The
+    outputs must have the untouched model's structure, shapes and dtypes, exactly the expected parameters must be gone,
+    and exactly the expected merges must leave dropped tensors out.
 
-    Args:
-        shade: a shadow of the model.
-        graph: the model's layer graph.
-        inputs: the example inputs.
-        whole_layers: of transformers models only whole layers may leave, so that vanilla transformers loads the rest.
-        renumber: elements leave the containers of any model, where the forward does the same without them.
+    With ``whole_layers``, only whole layers of transformers models leave, so that vanilla transformers loads the
+    result. With ``renumber``, elements leave the containers of any model whose forward then does the same.
     """
 
     def __init__(
@@ -118,12 +114,12 @@ class Prover:
         self.companion: TrainGraph | None = None
         self.training: LayerGraph | None = None  # of train mode, where eval mode leaves parameters unused
         self.add_training(twice or inputs)
-        shade.start.settle()  # proofs start from the flags and counters that the user's model has
+        shade.start.settle()  # proofs start with the flags and counters of the user's model
         self.sizes = SizeConstants(shade, graph, inputs)
         self.one_by_one = any(_reaches_others(module) for module in shade.model.modules())
         self.memo = None if shade.mode is None else ShapeCache(shade.mode)
         self.flow = DataflowCheck(shade, graph, self.runs[0].inputs)
-        if self.memo is not None:  # from here on only shapes count, which a recording could not follow
+        if self.memo is not None:  # from here on the sandbox computes shapes only; recording must come before
             self.flow.memo = self.memo
             self.memo.attach(shade.model, plain_leaves(graph) if not self.flow.is_wanted else ())
             self.memo.attach_whole(shade.model, closed_modules(graph) if not self.flow.is_wanted else ())
@@ -132,12 +128,12 @@ class Prover:
         self.resolutions = ResolutionCheck(shade, inputs, self.memo, self.notes)
 
     def add_training(self, inputs: Inputs) -> None:
-        """Let removals be proven in train mode, too; on larger images where a head that trains wants them."""
+        """Add a train-mode run; on larger images where an auxiliary head needs them."""
         failed = ""
         for sized in (inputs, inputs.map(_twice_as_large)):
             try:
                 self.runs.append(self.trials.make(True, sized))
-            except Exception as error:  # the user's own forward, which may want targets when it trains
+            except Exception as error:  # user code, which may need targets in train mode
                 failed = failed or short(error)
                 continue
             self.training = training = record_training(self.shade, self.graph, sized)
@@ -148,7 +144,7 @@ class Prover:
         )
 
     def lower_removal(self, cut: Cut, *, shorten: bool = True) -> Lowering:
-        """Find the edits that carry a cut out; whole layers of a transformers model leave their containers."""
+        """Lower a cut; whole layers of a transformers model leave their containers."""
         found = lower_removal(self.graph, self.modules, cut, self.companion)
         self.sizes.check(found.edits)
         found = self.caches.keep(self.shortener.shorten(found) if shorten else found)
@@ -166,11 +162,11 @@ class Prover:
         """Prove candidates, many at a time where they touch different layers.
 
         Args:
-            alternatives: lists of candidates of which the first that can be realised stands for the list.
-            forbidden: groups that may not go.
+            alternatives: lists of candidates; the first that can be lowered and proven represents its list.
+            forbidden: groups that must stay, with the reasons.
 
         Returns:
-            The removals, in the order of their candidates; and for each group the reasons why others failed.
+            The removals, in the order of their candidates; and for each group the reasons why candidates failed.
         """
         refused: dict[str, list[Refusal]] = {}
         listed = list(alternatives)
@@ -185,7 +181,7 @@ class Prover:
         forbidden: Mapping[str, Refusal],
         refused: dict[str, list[Refusal]],
     ) -> list[Removal]:
-        """Prove the first of each list that can be realised; where its proof fails, the next."""
+        """Prove the first candidate of each list that can be lowered; where its proof fails, try the next."""
         proven: list[tuple[int, Removal]] = []
         waiting = list(enumerate(alternatives))
         while waiting:
@@ -202,7 +198,7 @@ class Prover:
         return [removal for _, removal in sorted(proven, key=lambda pair: pair[0])]
 
     def others(self, failed: tuple[Candidate, Lowering], some: Sequence[Candidate]) -> Sequence[Candidate]:
-        """What to try where a proof has failed: stand-ins instead of a shorter container, then the next candidate."""
+        """Candidates to try after a failed proof: stand-ins instead of a shorter container, then the next."""
         candidate, lowering = failed
         place = list(some).index(candidate)
         if not lowering.stand_ins or self.shortener.must(lowering) or key_of(candidate.cut) in self.unshortened:
@@ -217,7 +213,7 @@ class Prover:
             kept = [name for name in candidate.groups if name in forbidden]
             try:
                 found = self.lower_removal(candidate.cut, shorten=key_of(candidate.cut) not in self.unshortened)
-                if kept:  # only where nothing else stands in the way
+                if kept:  # last, so that any other obstacle is reported first
                     raise Refusal(RefusalCode.TAKES_A_KEPT_GROUP, kept[0], because=forbidden[kept[0]])
                 return candidate, found
             except Refusal as why:
@@ -228,14 +224,14 @@ class Prover:
     def batches(self, realised: Sequence[tuple[Candidate, Lowering]]) -> list[list[int]]:
         """Sort removals into batches whose members cannot hide each other's faults.
 
-        They touch different modules, none reads what another's stand-ins return, and every concat keeps an operand.
+        They touch different modules, read no values that another's stand-ins return, and each concat keeps an operand.
         """
         batches: list[tuple[list[int], Footprint]] = []
         for index, (candidate, lowering) in enumerate(realised):
             own = Footprint.of(self.graph, candidate, lowering)
             for members, print_ in batches:
-                apart = self.caches.use is not None and print_.containers != own.containers  # each may break it alone
-                apart = apart or self.one_by_one  # what one removal takes out, another's module may read
+                apart = self.caches.use is not None and print_.containers != own.containers  # each may break the cache
+                apart = apart or self.one_by_one  # a module may read another that a different removal takes out
                 if not apart and not print_.disturbs(own) and self.leaves_some(print_.dropped | own.dropped):
                     members.append(index)
                     print_.add(own)
@@ -258,7 +254,7 @@ class Prover:
         proven: dict[int, Removal],
         refused: dict[str, list[Refusal]],
     ) -> None:
-        """Prove removals together, one run after the other; what fails drops out."""
+        """Prove removals together, one run after the other; failing removals drop out."""
         left = list(batch)
         for run in [*self.runs, None]:
             whole = {i: realised[i][1] for i in left}
@@ -266,7 +262,7 @@ class Prover:
             for part in [whole] if run is not None else spread(whole) if self.flow.is_wanted else []:
                 failed |= failures(part, lambda some, run=run: self.reason_against(some, [run]))
             for i, reason in failed.items():
-                for name in realised[i][0].groups:  # it could be realised: nearer than what could not
+                for name in realised[i][0].groups:  # lowered, so nearer to a removal than refused lowerings
                     refused.setdefault(name, []).insert(0, reason)
             left = [i for i in left if i not in failed]
         for i in left:
@@ -285,15 +281,13 @@ class Prover:
     def reason_against(
         self, lowerings: Sequence[Lowering], runs: Sequence[ProofRun | None] | None = None
     ) -> Refusal | None:
-        """Carry removals out together on the shadow and say what is wrong with the result; None if nothing is.
+        """Carry removals out together on the sandbox and return the first fault; None if there is none.
 
-        Args:
-            lowerings: the removals.
-            runs: the forwards to run, None among them for what :class:`DataflowCheck` compares; all by default.
+        ``runs`` are the runs to make, with None for :class:`DataflowCheck`; all by default.
         """
         try:
             joint = lowerings[0] if len(lowerings) == 1 else side_by_side(self.graph, lowerings)
-            earlier = dropped_tensors(self.shade.model)  # what a surgery before this library's call has left
+            earlier = dropped_tensors(self.shade.model)  # from an earlier surgery on the user's model
             some = self.runs if runs is None else [run for run in runs if run is not None]
             folds = folds_of(joint.edits)
             if folds:
@@ -334,14 +328,14 @@ class Prover:
     def check_run(self, run: ProofRun, joint: Lowering, earlier: Sequence[DroppedTensor]) -> None:
         known = {id(token) for token in earlier}
         new = [token for token in dropped_tensors(self.shade.model) if id(token) not in known]
-        # The places of rearranged channels were traced at the example inputs' sizes, which the first run has.
+        # Rearranged channels were traced at the sizes of the example inputs, which only the first run uses.
         rerun = index_checked(self.shade.model, joint.moved if run is self.runs[0] else ())
         with watching_merges(new, self.names) as merges, rerun as faults:
             try:
                 found = self.trials.repeat(run)
             except (Refusal, LayerPruneError):
                 raise
-            except Exception as error:  # the user's forward on what is left of the model: anything may come
+            except Exception as error:  # user code in an edited model may raise any exception
                 code = RefusalCode.FORWARD_OR_BACKWARD_FAILS if run.backward else RefusalCode.FORWARD_FAILS
                 raise Refusal(code, error=error) from error
         if faults:
@@ -354,7 +348,7 @@ class Prover:
 
 
 def _reaches_others(module: nn.Module) -> bool:
-    """Whether a module has a forward of its own that closes over others: then no layer graph tells what it reads."""
+    """Whether a module's own forward closes over other modules: the layer graph cannot tell what it reads."""
     forward = vars(module).get("forward")
     held = reached(forward) if isinstance(forward, FunctionType) else ()
     return any(isinstance(value, nn.Module) and value is not module for value in held)
@@ -366,8 +360,8 @@ def _twice_as_large(tensor: Tensor) -> Tensor:
 
 
 def _is_tidier(removal: Removal, candidate: Candidate) -> bool:
-    """Whether a removal takes the same groups out as a bypass, and at least all that the bypass does.
+    """Whether a removal takes out the same groups as a bypass, and at least the same layers.
 
-    Handing a branch's input on in place of its output is no better way to lose the branch than dropping it.
+    For a whole branch, dropping its output is preferred to passing its input on.
     """
     return removal.groups == candidate.groups and candidate.dead <= removal.dead

@@ -20,17 +20,13 @@ _Shapes = dict[str, tuple[int, ...]]
 
 
 class ResolutionCheck:
-    """Runs a shadow on inputs of other sizes, and compares what transforms make there.
+    """Runs a sandbox on other input sizes and compares the output shapes of transforms.
 
-    A tensor that is twice as large as another one at one resolution need not be at the next: behind a stride of 2 the
-    size is rounded up, behind a pool down. One larger by 1, and one of nearly twice the size, make odd numbers at every
-    stage of a network that halves either way.
+    A tensor twice as large as another at one resolution may not be so at the next: strides of 2 round sizes up, pooling
+    rounds down. Sizes of n + 1 and 2 n - 1 give odd numbers at every stage of a network that halves either way.
 
     Args:
-        shade: the shadow.
-        inputs: the example inputs.
-        memo: from which the shadow's layers answer; None where it runs on real tensors.
-        notes: where to tell the user of sizes that the model does not take.
+    ``memo`` is None where the sandbox runs on real tensors. ``notes`` receives a note on sizes that the model refuses.
     """
 
     def __init__(self, shade: Sandbox, inputs: Inputs, memo: ShapeCache | None, notes: list[str]) -> None:
@@ -41,7 +37,7 @@ class ResolutionCheck:
         self.expected: list[tuple[Inputs, _Shapes]] | None = None
 
     def prepare(self) -> None:
-        """Run the untouched shadow, once; a size that it does not take is left out, and a note says so."""
+        """Run the untouched sandbox, once; a size that the model does not take is skipped and noted."""
         if self.expected is not None:
             return
         self.expected = []
@@ -56,7 +52,7 @@ class ResolutionCheck:
                 continue
             try:
                 shapes = self.run(inputs, able, weights)
-            except Exception as error:  # the user's own forward, which takes one size only
+            except Exception as error:  # user code may accept one size only
                 refused[_sizes(inputs)] = short(error)
                 continue
             self.expected.append((inputs, shapes))
@@ -69,17 +65,17 @@ class ResolutionCheck:
             )
 
     def check(self, folds: Sequence[Fold]) -> None:
-        """Check the edited shadow.
+        """Check the edited sandbox.
 
         Raises:
-            Refusal: at another size a transform would make more or fewer places than before.
+            Refusal: at another input size a transform's output has another shape than before.
         """
         modules = [fold.fqn for fold in folds if not fold.function]
         weights = [fold.fqn for fold in folds if fold.function]
         for inputs, shapes in self.expected or ():
             try:
                 found = self.run(inputs, modules, weights)
-            except Exception as error:  # the user's forward on what is left of the model: anything may come
+            except Exception as error:  # user code in an edited model may raise any exception
                 raise Refusal(RefusalCode.OTHER_SIZE_FAILS, error=error) from error
             for name, shape in found.items():
                 if shape != shapes.get(name):
@@ -87,7 +83,7 @@ class ResolutionCheck:
                     raise Refusal(RefusalCode.OTHER_SIZE_DIFFERS, name, found=made, wanted=wanted)
 
     def run(self, inputs: Inputs, modules: Sequence[str], weights: Sequence[str]) -> _Shapes:
-        """Run the shadow, and return what some modules, and functions with some weights, make."""
+        """Run the sandbox and return the output shapes of modules, and of functions by their weights."""
         adapted = self.shade.adapt(inputs)
         found: _Shapes = {}
 
@@ -115,7 +111,7 @@ def _sizes(inputs: Inputs) -> str:
 
 @contextmanager
 def _hooked(model: nn.Module, names: Sequence[str], see: Callable[[str, object], None]) -> Generator[None]:
-    """Show what modules return; the last call of each counts."""
+    """Report what modules return; the last call of each counts."""
     modules: Mapping[str, nn.Module] = dict(model.named_modules())
 
     def hook(name: str, _module: nn.Module, _args: object, out: object) -> None:
@@ -130,7 +126,7 @@ def _hooked(model: nn.Module, names: Sequence[str], see: Callable[[str, object],
 
 
 def _grown(tensor: Tensor, size: Callable[[int], int]) -> Tensor:
-    """A tensor of another size along its axes: those of an image or a signal, or a sequence's length."""
+    """Resize a tensor along its image or signal axes, or along a sequence's length."""
     axes = range(2, tensor.dim()) if tensor.is_floating_point() else range(1, 2 if tensor.dim() == 2 else 1)
     for axis in axes:
         length = tensor.shape[axis]

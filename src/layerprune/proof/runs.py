@@ -18,13 +18,13 @@ from layerprune.tensors import tensors_in
 
 @dataclass(frozen=True)
 class ProofRun:
-    """One forward that an edited shadow must pass.
+    """One forward that an edited sandbox must pass.
 
     Attributes:
-        training: whether it is in train mode.
-        inputs: its arguments; each run gets new ones of their form.
-        expected: what the untouched shadow returned.
-        backward: whether a backward has to run as well.
+        training: whether it runs in train mode.
+        inputs: its arguments; each run gets new tensors of this form.
+        expected: form of the untouched sandbox's output.
+        backward: whether a backward must run as well.
     """
 
     training: bool
@@ -34,21 +34,17 @@ class ProofRun:
 
 
 class ProofRuns:
-    """Runs the forwards of one shadow.
-
-    Args:
-        shade: the shadow.
-    """
+    """Runs the forwards of one sandbox."""
 
     def __init__(self, shade: Sandbox) -> None:
         self.shade = shade
 
     def make(self, training: bool, inputs: Inputs) -> ProofRun:
-        """Run the untouched shadow; what it returns is expected of the edited ones.
+        """Run the untouched sandbox; its output is expected of the edited ones.
 
-        A model may bring a backward in Python (as reversible layers do), which may read what surgery takes: then one
-        has to run, too, if it does so now. It may need gradients of the inputs to be run at all, as these may come from
-        a larger model's stem. On real tensors it would cost what a step of training costs: not there.
+        A Python backward (as of reversible layers) may read what surgery removes: if it runs now, it must run after
+        surgery. It may need gradients of the inputs, which come from a larger model's stem. On real tensors a backward
+        costs a training step, so none is run.
         """
         adapted = self.shade.adapt(inputs)
         if not training or self.shade.mode is None:
@@ -61,23 +57,17 @@ class ProofRuns:
                 try:
                     _backward(out)
                     backward = True
-                except Exception:  # the model's own, which cannot be trained on these inputs then
+                except Exception:  # the model's own backward: not trainable on these inputs
                     backward = False
 
         try:
             expected = self.run(True, self.shade.adapt(inputs), look=look)
-        except Exception:  # a forward that reads values out of its inputs may not take any with a history
+        except Exception:  # a forward that reads values of its inputs may not take tensors with a history
             return ProofRun(True, adapted, self.run(True, self.shade.adapt(inputs)))
         return ProofRun(True, adapted, expected, backward)
 
     def run(self, training: bool, inputs: Inputs, *, look: Callable[[Any], None] | None = None) -> Any:
-        """Run the shadow and describe what it returns.
-
-        Args:
-            training: in which mode.
-            inputs: the arguments.
-            look: gets the output, with a history that a backward may follow to the inputs.
-        """
+        """Run the sandbox and describe its output; ``look`` gets the output, with a history back to the inputs."""
         self.shade.model.train(training)
         try:
             with self.shade.running(grad=look is not None):
@@ -92,13 +82,13 @@ class ProofRuns:
                 self.shade.model.zero_grad(set_to_none=True)
 
     def repeat(self, trial: ProofRun) -> Any:
-        """Run the edited shadow as a trial wants it, and describe what it returns."""
+        """Repeat a run on the edited sandbox and describe its output."""
         inputs = self.shade.renew(trial.inputs)
         return self.run(trial.training, inputs, look=_backward if trial.backward else None)
 
 
 def _with_history(tensor: Tensor) -> Tensor:
-    """A tensor that asks for a gradient, and may be written into all the same."""
+    """A tensor that requires a gradient, but is no leaf and may be written into."""
     return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() else tensor
 
 

@@ -14,15 +14,10 @@ from layerprune.tensors import OutputTree
 
 
 class SizeConstants:
-    """Knows which stand-ins would return numbers that are right for inputs of one size only.
+    """Finds the stand-ins whose constants are right for one input size only.
 
-    A vision transformer's stage may return the height and width of its map next to its tokens. A stand-in returns what
-    was recorded, so it may stand only for numbers that a forward on larger inputs returns, too.
-
-    Args:
-        shade: a shadow of the model, not yet answering from memory.
-        graph: the layer graph.
-        inputs: the example inputs.
+    A vision transformer's stage may return the height and width of its map next to its tokens. A stand-in returns
+    recorded constants, so these must be the same on larger inputs. The sandbox must not use a shape cache yet.
     """
 
     def __init__(self, shade: Sandbox, graph: LayerGraph, inputs: Inputs) -> None:
@@ -36,7 +31,7 @@ class SizeConstants:
             )
 
     def check(self, edits: tuple[Edit, ...]) -> None:
-        """Raise :class:`Refusal` where a stand-in would return numbers that other inputs change."""
+        """Raise :class:`Refusal` where a stand-in would return numbers that depend on the input size."""
         for edit in edits:
             if not isinstance(edit, (Pass, Drop)) or edit.fqn not in self.moving:
                 continue
@@ -54,6 +49,6 @@ def _larger(tensor: Tensor) -> Tensor:
 
 
 def _numbers(output: OutputTree[Any] | None) -> list[float]:
-    """The numbers that an output holds."""
+    """The numbers in an output."""
     constants = () if output is None else output.constants()
     return [value for value in constants if isinstance(value, (int, float)) and not isinstance(value, bool)]

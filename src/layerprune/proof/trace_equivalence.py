@@ -21,18 +21,16 @@ from layerprune.surgery import applied
 from layerprune.tensors import form_of, tensors_by_place, tensors_in
 from layerprune.torch_internals import children_of, tensors_of
 
-#: One function call: its name and its arguments. Tensors are known by where they come from.
+#: One function call: its name and its arguments. Tensors are named by their origin.
 TraceStep = tuple[Any, ...]
 
 _OWN = frozenset({*vars(nn.Module()), "forward"})
 
 
 class Tracer:
-    """Writes down the functions that forwards call; two traces that are equal compute the same.
+    """Records the functions that forwards call; equal traces compute the same.
 
-    Args:
-        model: the model in its first form; parameters and buffers are known by their identity.
-        functions: answers for functions on fakes, where it may.
+    Parameters and buffers of ``model``, in its first form, are named by identity.
     """
 
     def __init__(self, model: nn.Module, functions: FunctionShapeCache | None = None) -> None:
@@ -47,10 +45,7 @@ class Tracer:
     def trace(self, forward: Callable[[], Any], inputs: Any, *, keep: bool) -> list[TraceStep]:
         """Run a forward once and return its steps, the last of them its result.
 
-        Args:
-            forward: runs the model.
-            inputs: what it runs on.
-            keep: hold on to every tensor until the end; right for fakes, too much for real ones.
+        With ``keep``, every tensor stays alive: right for fake tensors, too much memory for real ones.
         """
         self.steps, self.made, self.kept = [], WeakTensorKeyDictionary(), []
         for place, tensor in enumerate(tensors_in(inputs)):
@@ -70,7 +65,7 @@ class Tracer:
         finally:
             self.inside = False
         if any(isinstance(tensor, DroppedTensor) for tensor in tensors_in((args, kwargs))):
-            return out  # nothing is computed there: a merge hands its other operand on
+            return out  # no computation: the merge passes its other operand on
         self.steps.append(step)
         for place, tensor in enumerate(tensors_in(out)):
             if id(tensor) not in self.own:
@@ -87,7 +82,7 @@ class Tracer:
         recall: Callable[..., Any],
         run: Callable[..., Any],
     ) -> Any:
-        """Take a layer's call as one step, where nothing that it holds differs between the forms to be compared."""
+        """Record a layer's call as one step, where all that the layer holds is equal in the compared forms."""
         if self.inside or id(module) not in settled:
             return run(x)
         self.inside = True
@@ -103,7 +98,7 @@ class Tracer:
         return out
 
     def described(self, value: Any) -> Hashable:
-        """A tensor by where it comes from, a number as it is, all else by its type."""
+        """A tensor's origin, a number itself, the type of any other value."""
         if isinstance(value, Tensor):
             return self.origin(value)
         return repr(value) if isinstance(value, NAMED) or value is Ellipsis else type(value).__name__
@@ -121,7 +116,7 @@ def _run(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 def held_by_leaves(model: nn.Module) -> dict[int, dict[str, Any]]:
-    """What the leaf modules hold beside tensors; not those that hold more than plain values."""
+    """Plain attributes of the leaf modules; leaves with other attributes than plain values are left out."""
     leaves = {id(module): vars(module) for module in model.modules() if not children_of(module)}
     return {
         key: {name: value for name, value in held.items() if name not in _OWN}
@@ -131,7 +126,7 @@ def held_by_leaves(model: nn.Module) -> dict[int, dict[str, Any]]:
 
 
 def first_difference(one: Sequence[TraceStep], other: Sequence[TraceStep]) -> str:
-    """Say where two traces part; empty where they do not."""
+    """Describe where two traces first differ; empty where they are equal."""
     if list(one) == list(other):
         return ""
     place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
@@ -139,13 +134,7 @@ def first_difference(one: Sequence[TraceStep], other: Sequence[TraceStep]) -> st
 
 
 class TraceEquivalence:
-    """Compares two forms of a shadow step by step.
-
-    Args:
-        shade: the shadow.
-        inputs: what it runs on.
-        memo: from which its layers answer; None where it runs on real tensors.
-    """
+    """Compares two forms of a sandbox step by step; ``memo`` is None where it runs on real tensors."""
 
     def __init__(self, shade: Sandbox, inputs: Inputs, memo: ShapeCache | None) -> None:
         self.shade = shade
@@ -154,10 +143,10 @@ class TraceEquivalence:
         self.tracer = Tracer(shade.model, None if memo is None else memo.functions)
 
     def check(self, joint: Lowering) -> None:
-        """Check that nothing depends on the places of layers, which edits change and stand-ins do not.
+        """Check that no result depends on the places of layers, which edits change and stand-ins keep.
 
         Raises:
-            Refusal: something does; the message names the function.
+            Refusal: a result depends on them; the message names the function.
         """
         forms = (joint.stand_ins, joint.edits)
         held = [self.held(edits) for edits in forms]
@@ -172,7 +161,7 @@ class TraceEquivalence:
             return held_by_leaves(self.shade.model)
 
     def steps(self, edits: Sequence[Edit], settled: Collection[int]) -> list[TraceStep]:
-        """Trace the shadow with edits made; the layers that are settled answer from the memo."""
+        """Trace the edited sandbox; settled layers answer from the shape cache."""
         inputs, model = self.shade.renew(self.inputs), self.shade.model
         if self.memo is not None:
             self.memo.observer = partial(self.tracer.leaf, settled)
@@ -182,7 +171,7 @@ class TraceEquivalence:
                 return self.tracer.trace(forward, (inputs.args, inputs.kwargs), keep=self.memo is not None)
         except (Refusal, LayerPruneError):
             raise
-        except Exception as error:  # the user's forward on what is left of the model: anything may come
+        except Exception as error:  # user code in an edited model may raise any exception
             raise Refusal(RefusalCode.FORWARD_FAILS, error=error) from error
         finally:
             if self.memo is not None:

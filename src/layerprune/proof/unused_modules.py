@@ -33,10 +33,9 @@ class UnusedModule:
 
 
 def find_unused(prover: Prover) -> tuple[UnusedModule, ...]:
-    """Find the outermost modules that hold parameters and run neither in eval nor in train mode, largest first.
+    """Find the outermost modules with parameters that run neither in eval nor in train mode, largest first.
 
-    That they may go is proven as for any removal. That other inputs, flags or methods of the model do not call them
-    is not known.
+    Their removal is proven like any other. Other inputs, flags or methods of the model may still call them.
     """
     graphs = [prover.graph, *([] if prover.training is None else [prover.training])]
     names = _never_run(prover.shade.model, graphs)
@@ -48,15 +47,7 @@ def find_unused(prover: Prover) -> tuple[UnusedModule, ...]:
 def plan_unused(
     model: nn.Module, prover: Prover, unused: Sequence[UnusedModule], granularity: str, seed: int
 ) -> PruningPlan:
-    """Write down that unused modules leave.
-
-    Args:
-        model: the user's model.
-        prover: of the model.
-        unused: what :func:`find_unused` found.
-        granularity: what the plan says of the pruner.
-        seed: what the plan says of the pruner.
-    """
+    """Make the plan that removes unused modules; ``granularity`` and ``seed`` are the pruner's."""
     graph, names = prover.graph, [each.name for each in unused]
     modes = "eval mode or train mode" if len(prover.runs) > 1 else "eval mode, and train mode does not run at all,"
     assumption = (
@@ -88,7 +79,7 @@ def plan_unused(
 
 
 def unused_note(graph: LayerGraph, unused: Sequence[UnusedModule]) -> list[str]:
-    """Say how many parameters never run, and what takes them out; nothing where all of them do."""
+    """Note how many parameters never run and how to remove them; empty where all run."""
     if not unused:
         return []
     size = _size(graph, [each.name for each in unused])
@@ -100,7 +91,7 @@ def unused_note(graph: LayerGraph, unused: Sequence[UnusedModule]) -> list[str]:
 
 
 def _never_run(model: nn.Module, graphs: Sequence[LayerGraph]) -> list[str]:
-    """The first names of the outermost modules with parameters of which nothing runs and no parameter is used."""
+    """First names of the outermost modules with parameters in which nothing runs and no parameter is used."""
     reached: set[str] = set()
     for graph in graphs:
         numbers = {graph.param_ids[name] for name in graph.written_params} | graph.param_users.keys()
@@ -116,12 +107,12 @@ def _never_run(model: nn.Module, graphs: Sequence[LayerGraph]) -> list[str]:
 
 
 def _ends(name: str) -> Iterable[int]:
-    """Where the names of all that holds a module or parameter end in its own, and where that one does."""
+    """Lengths of the prefixes of a dotted name that name its ancestors, and of the whole name."""
     return (place for place in range(len(name) + 1) if place == len(name) or name[place] == ".")
 
 
 def _size(graph: LayerGraph, names: Sequence[str]) -> int:
-    """How many parameters leave with modules."""
+    """Number of parameters that leave with modules."""
     return sum(graph.size_of_param[number] for number in params_gone(graph, _lowering(names)))
 
 

@@ -10,12 +10,12 @@ from layerprune.graph import Group, GroupVerdict, LayerGraph, Refusal, RefusalCo
 from layerprune.proof.prover import Removal
 from layerprune.removals import also_used, why_not
 
-#: In the order in which they are shown.
+#: In display order.
 VERDICTS: tuple[GroupVerdict, ...] = ("removable", "with_calibration", "critical")
 
 
 def by_impact(removal: Removal) -> tuple[bool, bool, float, int, tuple[str, ...]]:
-    """Sort key: the least impact first, those that are not known last, and of these what needs data last."""
+    """Sort key: least impact first, unknown impacts last, and among these projections last."""
     unknown = isnan(removal.impact)
     impact = 0.0 if unknown else removal.impact
     return unknown, unknown and removal.needs_calibration, impact, removal.num_params, tuple(map(str, removal.subject))
@@ -30,13 +30,13 @@ def with_reasons(
     """Give each group its verdict, its least impact and its reason.
 
     Args:
-        groups: as they were formed.
-        removals: what can be made now, with impacts.
-        unfitted: what can be made with calibration data only, where there are none.
-        reasons: group name → why nothing takes it out.
+        groups: the groups as formed.
+        removals: the removals possible now, with impacts.
+        unfitted: the removals that need calibration data, where none are given.
+        reasons: group name → why no removal takes it out.
 
     Returns:
-        The groups by impact, least first; then what needs calibration data; what is critical last.
+        The groups by impact, least first; then those that need calibration data; critical ones last.
     """
     judged: list[Group] = []
     for group in groups:
@@ -63,12 +63,12 @@ _NO_DATA = Refusal(RefusalCode.NEEDS_CALIBRATION)
 
 
 def _said(refusals: Sequence[Refusal]) -> dict[str, str]:
-    """A group's reason, and its code: that of the first."""
+    """A group's reason, and the code of its first refusal."""
     return {"reason": "; ".join(map(str, refusals)), "reason_code": refusals[0].name if refusals else ""}
 
 
 def _company(name: str, ways: Sequence[Removal]) -> list[Refusal]:
-    """Say which groups have to leave with a group; nothing where some removal takes it alone."""
+    """Name the groups that must leave with a group; empty where a removal takes it alone."""
     least = min((r.groups for r in ways), key=len)
     if len(least) == 1:
         return []
@@ -80,7 +80,7 @@ def _company(name: str, ways: Sequence[Removal]) -> list[Refusal]:
 
 
 def about_calls(groups: Sequence[Group], removals: Sequence[Removal]) -> list[str]:
-    """Say of which removals the proof knows one number of calls only: a loop over tokens makes as many as there are."""
+    """Note the removals proven for one number of calls only: a loop over tokens makes one call per token."""
     gone = {name for removal in removals for name in removal.groups}
     repeated = [f"'{g.name}' ({len(g.calls)})" for g in groups if g.name in gone and len(g.calls) > 1]
     if not repeated:
@@ -95,13 +95,10 @@ def about_calls(groups: Sequence[Group], removals: Sequence[Removal]) -> list[st
 def why_critical(
     graph: LayerGraph, group: Group, refused: Sequence[Refusal], unfoldable: Refusal | None
 ) -> list[Refusal]:
-    """Say why a group cannot go, and of its weights what would hinder it all the same.
+    """Give the reasons why a group cannot go, and a tied parameter that would also keep it.
 
-    Args:
-        graph: the layer graph.
-        group: the group.
-        refused: what its candidates met with, the nearest miss first.
-        unfoldable: why no projection helps; None where none was looked for.
+    ``refused`` holds the refusals of its candidates, the nearest miss first; ``unfoldable`` tells why no projection
+    helps, and is None where none was tried.
     """
     found = [refused[0]] if refused else [why_not(graph, group), *([] if unfoldable is None else [unfoldable])]
     tie = _tie(graph, group)
@@ -109,7 +106,7 @@ def why_critical(
 
 
 def _tie(graph: LayerGraph, group: Group) -> Refusal | None:
-    """Which parameter others use, or hold, that would have to go with a group; None where there is none."""
+    """The refusal for a parameter of the group that others use or hold; None where there is none."""
     for layer in (graph.layers[index] for index in group.members):
         for name in layer.params:
             number = graph.param_ids[name]
