@@ -1,4 +1,4 @@
-"""Finds the layers that take a projection in when a tensor changes its channels or its size."""
+"""Finds the layers that a projection is folded into when a tensor changes its channels or its size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from layerprune.torch_internals import BatchNorm, buffers_of, has_hooks, no_mode
 
 @dataclass(frozen=True)
 class _Form:
-    """What a value is once the cut is made: its shape, and the value of which it is a function without parameters."""
+    """A value once the cut is made: its shape, and the value that it is computed from without parameters."""
 
     shape: tuple[int, ...]
     source: int
@@ -27,15 +27,8 @@ class _Form:
 class FoldTrace:
     """Follows the substitutes of projected tensors to the transforms that read them.
 
-    On the way lie layers only that treat each channel by itself and need no parameters, as a pool: they stay, and work
-    on the channels of the substitute.
-
-    Args:
-        graph: the layer graph.
-        modules: the model's modules by name.
-        cut: what is projected.
-        dead: the layers that go.
-        gaps: value → the channels that it loses besides.
+    Between them may lie only layers without parameters that treat each channel by itself, such as pooling: they stay,
+    and work on the channels of the substitute. ``gaps`` maps values to other channels that they lose.
     """
 
     def __init__(
@@ -55,10 +48,10 @@ class FoldTrace:
         self.found: list[Fold] = []
 
     def run(self) -> list[Fold]:
-        """Return what has to be folded.
+        """Return the folds.
 
         Raises:
-            Refusal: something reads a projected tensor that cannot take the projection in.
+            Refusal: a reader of a projected tensor cannot take the projection in.
         """
         if not self.cut.projected:
             return []
@@ -73,7 +66,7 @@ class FoldTrace:
         return self.found
 
     def form(self, value: int) -> _Form | None:
-        """What a value is once the cut is made, where it is no longer a tensor of the same meaning."""
+        """The form of a value once the cut is made; None where its meaning is unchanged."""
         projected = False
         while value in self.cut.substitutes:
             projected |= value in self.cut.projected
@@ -109,7 +102,7 @@ class FoldTrace:
         self.pass_on(layer, value, form)
 
     def pass_on(self, layer: Layer, value: int, form: _Form) -> None:
-        """Let a layer that treats every channel by itself work on other channels."""
+        """Pass other channels through a layer that treats every channel by itself."""
         before, after = self.graph.values[value].shape, self.graph.values[layer.outputs[0]].shape
         try:
             shape = self.rerun(layer, form.shape)
@@ -118,14 +111,14 @@ class FoldTrace:
                 for dim, out in ((1, 1), (len(before) - 1, len(after) - 1))
                 if form.shape[dim] == shape[min(out, len(shape) - 1)]
             )
-        except Exception as error:  # a recorded argument that holds for the recorded shape only
+        except Exception as error:  # a recorded argument may fit the recorded shape only
             raise Refusal(RefusalCode.CANNOT_RUN_ON_OTHERS, layer.name, type=layer.type_name) from error
         if len(shape) != len(after) or not alone:
             raise Refusal(RefusalCode.MIXES_DIMENSIONS, layer.name, type=layer.type_name)
         self.forms[layer.outputs[0]] = _Form(shape, form.source)
 
     def rerun(self, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that a layer without parameters makes of another one."""
+        """The output shape of a layer without parameters for another input shape."""
         call = self.modules[layer.fqn] if layer.is_module else recorded_call(layer)
         with no_modes(), torch.no_grad():
             out = call(torch.empty(shape, device="meta"))
@@ -162,7 +155,7 @@ class FoldTrace:
         )
 
     def check_own(self, layer: Layer, fqn: str, reader: Reader) -> None:
-        """Raise :class:`Refusal` where a transform's weight is not its alone."""
+        """Raise :class:`Refusal` where a transform shares its weight."""
         graph = self.graph
         calls = len(graph.calls[layer.fqn]) if layer.is_module else 1
         if calls > 1 or len(graph.aliases_of.get(layer.fqn, ((layer.fqn,),))[0]) > 1:
@@ -171,14 +164,14 @@ class FoldTrace:
             raise Refusal(RefusalCode.SHARES_WEIGHTS)
 
     def is_own(self, layer: Layer, param: str) -> bool:
-        """Whether a parameter has one name, and one layer that uses it."""
+        """Whether a parameter has one name and one layer that uses it."""
         number = self.graph.param_ids.get(param)
         num_names = sum(other == number for other in self.graph.param_ids.values())
         return number is not None and num_names == 1 and self.graph.param_users.get(number) == (layer.index,)
 
     def constant_in(self, layer: Layer, fqn: str, reader: Reader) -> str | None:
-        """What can take a constant in the projection: the bias, or the running mean of a batch norm right behind."""
-        if reader.pads:  # zeros around it are no constant
+        """The tensor that can take the projection's constant: the bias, or the running mean of the next batch norm."""
+        if reader.pads:  # padded zeros would not get the constant
             return None
         owner = f"{fqn}." if reader.called else fqn[: fqn.rfind(".") + 1]
         if reader.bias and self.is_own(layer, owner + reader.bias):
@@ -202,5 +195,5 @@ class FoldTrace:
 
 
 def _one_more(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
-    """A shape with one element more along a dimension."""
+    """A shape with one more element along a dimension."""
     return tuple(size + (place == dim) for place, size in enumerate(shape))

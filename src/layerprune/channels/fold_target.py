@@ -1,7 +1,4 @@
-"""Layers that can take in a projection of their input, and where their weights lie.
-
-A reader is a module of a known type, or a function that a forward calls with a parameter.
-"""
+"""Layers that can take in a projection of their input: modules of known types, and functions of a parameter."""
 
 from __future__ import annotations
 
@@ -29,10 +26,10 @@ class Reader:
     Attributes:
         module: the module that owns its weight.
         weight: the weight's name there.
-        bias: the bias's name there; empty where that owns none.
-        axis: of the weight, along which lies what it reads: 1, or 0 where it is held the other way round.
-        called: whether it is the module's own call, and no function's.
-        pads: whether it puts zeros around what it reads, or may do so.
+        bias: the bias's name there; empty where the module owns none.
+        axis: input axis of the weight: 1, or 0 for a transposed weight.
+        called: whether the module itself is called, and not a function.
+        pads: whether it puts zeros around its input, or may do so.
     """
 
     module: nn.Module
@@ -44,28 +41,27 @@ class Reader:
 
     @property
     def tensor(self) -> Tensor:
-        """The weight."""
         held = parameters_of(self.module)[self.weight]
         assert held is not None
         return held
 
     @property
     def num_groups(self) -> int:
-        """The number of blocks of which a convolution's weight is made."""
+        """Number of blocks of a convolution's weight."""
         return self.module.groups if self.called and isinstance(self.module, Conv) else 1
 
     @property
     def num_in(self) -> int:
-        """How many channels it reads."""
+        """Number of channels that it reads."""
         return self.tensor.shape[self.axis] * self.num_groups
 
     @property
     def num_axes(self) -> int:
-        """Of the images that it reads; 0 where channels come last."""
+        """Number of image axes of its input; 0 where channels come last."""
         return self.tensor.dim() - 2
 
     def dense(self) -> Tensor:
-        """The weight, without the blocks that a grouped convolution leaves out: those are 0 here."""
+        """The weight, with zeros for the blocks that a grouped convolution leaves out."""
         weight = self.tensor.detach()
         if self.num_groups == 1:
             return weight
@@ -76,26 +72,22 @@ class Reader:
         return found.flatten(2, 3).flatten(0, 1)
 
     def size(self, num_in: int) -> int:
-        """How many elements its weight has once it reads so many channels.
-
-        A projection mixes them all, so that a grouped convolution becomes one of a single group.
-        """
+        """Number of elements of its weight with ``num_in`` channels; a projection mixes all groups into one."""
         return self.tensor.numel() // self.tensor.shape[self.axis] * num_in
 
     def growth(self, num_in: int) -> int:
-        """How many elements more than now that are; below 0 for fewer."""
+        """Number of elements that its weight gains; below 0 for a loss."""
         return self.size(num_in) - self.tensor.numel()
 
     def strides(self, before: tuple[int, ...], now: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Every how many-th place of what it is to read stands for one of what it read, for each axis.
+        """Return the stride along each axis at which its new input matches its old one.
 
         Args:
-            before: the shape of what it read.
-            now: the shape of what it is to read.
+            before: shape of the old input.
+            now: shape of the new input.
 
         Returns:
-            The strides, none where channels come last; None where the one is no subsampling of the other that the
-            transform could do along.
+            The strides, none where channels come last; None where no stride of the transform matches the shapes.
         """
         if len(before) != len(now):
             return None
@@ -109,17 +101,17 @@ class Reader:
 
     @property
     def can_stride(self) -> bool:
-        """Whether its stride can be changed, and all that has to change with it; a function's is in some forward."""
+        """Whether its stride can be changed, with all dependent attributes; a function's is in some forward."""
         if not self.called or not isinstance(self.module, Conv):
             return False
         return self.module.padding_mode == "zeros" and self.module.padding != "same"
 
 
 def reader_of(module: nn.Module) -> Reader:
-    """The reader that a module's own call is.
+    """Return the reader that a module's own call is.
 
     Raises:
-        Refusal: it is none.
+        Refusal: the module is no reader.
     """
     if not _is_known(module):
         raise Refusal(RefusalCode.UNKNOWN_TRANSFORM, type=type(module).__name__)
@@ -136,10 +128,10 @@ def reader_of(module: nn.Module) -> Reader:
 
 
 def reader_for(module: nn.Module, edit: Fold) -> Reader:
-    """The reader that an edit speaks of.
+    """Return the reader that an edit names.
 
     Raises:
-        Refusal: there is none in the module.
+        Refusal: the module has none.
     """
     if not edit.function:
         return reader_of(module)
@@ -150,10 +142,10 @@ def reader_for(module: nn.Module, edit: Fold) -> Reader:
 
 
 def reader_at(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[str, Reader]:
-    """The reader that a layer is, with its name: the module's, or the weight's that a function reads with.
+    """Return a layer's reader, with the name of its module, or of the weight that a function reads with.
 
     Raises:
-        Refusal: it is none.
+        Refusal: the layer is no reader.
     """
     module = modules[layer.fqn]
     function = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
@@ -174,7 +166,7 @@ def reader_at(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[str, Read
         raise Refusal(RefusalCode.SEVERAL_MATRICES, function=function)
     biases = [name.rpartition(".") for name, bias in held.items() if bias is not None and bias.dim() == 1]
     bias = biases[0][2] if len(biases) == 1 and biases[0][0] == owner else ""
-    pads = function.startswith("conv") and (layer.is_module or _pads(layer))  # what a module does inside is not known
+    pads = function.startswith("conv") and (layer.is_module or _pads(layer))  # a module's inner padding is not known
     return matrices[0], Reader(modules[owner], weight, bias, axis, called=False, pads=pads)
 
 
@@ -184,12 +176,12 @@ def watching_functions(
     read: Callable[[str, Tensor], None] = lambda name, tensor: None,
     made: Callable[[str, Tensor], None] = lambda name, tensor: None,
 ) -> FunctionWatch:
-    """Tell what functions read with some weights, and what they make of it; fused fast paths are off meanwhile.
+    """Report the inputs and outputs of functions that use weights; fused fast paths are off meanwhile.
 
     Args:
         weights: the weights by name: the very objects that the forward gives the functions.
-        read: gets a weight's name, and what is read with it.
-        made: gets a weight's name, and what is made.
+        read: gets a weight's name and an input.
+        made: gets a weight's name and an output.
     """
     names = {id(weight): name for name, weight in weights.items()}
 
@@ -207,7 +199,7 @@ def watching_functions(
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether a module computes what one of the known layers does."""
+    """Whether a module computes the same as a known layer."""
     known = any(type(module).forward is known.forward for known in (nn.Linear, *_CONVS))
     return known or is_transposed(module)
 
@@ -217,7 +209,7 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def _pads(layer: Layer) -> bool:
-    """Whether a convolution that is called as a function puts zeros around what it reads."""
+    """Whether a convolution that is called as a function puts zeros around its input."""
     args, named = layer.literals
     padding = {**dict(zip(_CONV_ARGUMENTS, args, strict=False)), **named}.get("padding") or 0
     return padding != "valid" and any(padding if isinstance(padding, (tuple, list, str)) else (padding,))

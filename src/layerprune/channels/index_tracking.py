@@ -1,4 +1,4 @@
-"""Runs functions that only move elements on numbered elements, to see where channels end up."""
+"""Runs functions that only move elements on numbered elements, to find the new places of channels."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class ChannelGap:
         return ranges(int(i) for i in np.flatnonzero(self.missing))
 
     def without(self, tensor: Tensor) -> Tensor:
-        """A tensor of the unpruned value's shape, without the missing channels."""
+        """Remove the missing channels from a tensor of the unpruned value's shape."""
         return tensor.index_select(self.dim, torch.from_numpy(np.flatnonzero(~self.missing)))
 
 
 @dataclass(frozen=True)
 class Moved:
-    """A rearrangement of a value that lost channels, which a proof has to see again.
+    """A rearrangement of a value that lost channels, for a proof to repeat.
 
-    A forward may take its sizes from shapes, which shrink, or from numbers of its own, which do not: only the run
-    itself shows whether the channels that are left still end up where they belong.
+    A forward may take sizes from shapes, which shrink, or from constants, which do not: only a run shows whether the
+    remaining channels end up in their places.
 
     Attributes:
         layer: the layer.
         shape: the unpruned value's shape.
-        before: what it lost.
-        after: what each of the results should have lost; None where it is whole.
+        before: the gap of the operand.
+        after: the expected gap of each result; None where it is whole.
     """
 
     layer: Layer
@@ -59,11 +59,7 @@ class Moved:
     after: tuple[ChannelGap | None, ...]
 
     def fault(self, run: Callable[[Tensor], Any]) -> Refusal | None:
-        """What is wrong with the run's own call of the layer, given the channels that are left; None if nothing is.
-
-        Args:
-            run: the call as the pruned model makes it, but for the tensor.
-        """
+        """Return the fault of the edited run's own call of the layer on remaining channels; None if there is none."""
         with no_modes():
             whole = _numbered(self.shape)
             found = _results(run(self.before.without(whole)))
@@ -85,15 +81,15 @@ def follow(
 
     Args:
         layer: the layer, for messages.
-        run: the layer's function, with its literal arguments as recorded.
-        gap: what its operand has lost.
-        shape: its operand's shape before that.
+        run: the layer's function, with its recorded literals.
+        gap: the gap of its operand.
+        shape: its operand's shape before.
 
     Returns:
-        For each result what it has lost; None where it is whole.
+        The gap of each result; None where it is whole.
 
     Raises:
-        Refusal: what is missing is no set of whole channels any more, or a whole result.
+        Refusal: the missing elements are no longer whole channels, or a result is missing whole.
     """
     with no_modes():
         marks = torch.from_numpy(gap.missing).view([-1 if d == gap.dim else 1 for d in range(len(shape))])
@@ -106,7 +102,7 @@ def follow(
 
 
 def recorded_call(layer: Layer) -> Callable[[Tensor], Any]:
-    """The function that a layer was recorded as, waiting for its tensor.
+    """Return the function that a layer was recorded as, as a function of its tensor.
 
     Raises:
         Refusal: it is not known, or it takes further tensors.
@@ -120,7 +116,7 @@ def recorded_call(layer: Layer) -> Callable[[Tensor], Any]:
         for function in functions[:-1]:
             try:
                 return function(tensor, *args[1:], **kwargs)
-            except TypeError:  # of that name, and of other arguments: ``torch.max_pool2d`` has no ``return_indices``
+            except TypeError:  # same name, other arguments: ``torch.max_pool2d`` has no ``return_indices``
                 continue
         return functions[-1](tensor, *args[1:], **kwargs)
 
@@ -132,7 +128,7 @@ def _not_followed(layer: Layer) -> Refusal:
 
 
 def _functions(name: str) -> list[Callable[..., Any]]:
-    """The functions of a name that there are, in torch and in its methods, or the op of a library."""
+    """The functions of a name, in torch and in the methods of tensors, or the op of a library."""
     if is_custom(name):
         library, _, op = name.partition("::")
         return [getattr(getattr(torch.ops, library), op)]
@@ -156,7 +152,7 @@ def _numbered(shape: Sequence[int]) -> Tensor:
 
 
 def _gap_of(layer: Layer, marks: Tensor) -> ChannelGap | None:
-    """The one dimension along which marks differ; None where there are none."""
+    """The one dimension along which the mask differs; None where no element is missing."""
     if not bool(marks.any()):
         return None
     if bool(marks.all()):

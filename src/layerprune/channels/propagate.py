@@ -18,12 +18,8 @@ from layerprune.tensors import is_custom, traits_of
 class ChannelTrace:
     """Follows missing channels from concats to the transforms that read them.
 
-    Args:
-        graph: the layer graph.
-        modules: the model's modules by name, to see how each holds its channels.
-        dead: the layers that go; they need no slicing.
-        substitutes: value → what its readers read instead, where other removals are made at the same time.
-        projected: those of them of which a projection is read: whoever reads it has its weight made anew.
+    Dead layers need no slices. ``substitutes`` maps values to their replacements in simultaneous removals; the readers
+    of ``projected`` values get new weights instead of slices.
     """
 
     def __init__(
@@ -41,16 +37,16 @@ class ChannelTrace:
         self.gaps: dict[int, ChannelGap] = {}
         self.cuts: dict[tuple[str, str], tuple[ChannelGap, int]] = {}
         self.moved: list[Moved] = []
-        self.whose = ""  # of the reasons, which speak of a whole branch: what its last layer made is dropped
+        self.whose = ""  # for messages: the dropped branch, named by its last layer
 
     def run(self, dropped: Iterable[tuple[int, int]]) -> list[Slice]:
-        """Return the slices that dropping operands of concats asks for.
+        """Return the slices that a cut asks for.
 
         Args:
             dropped: (concat layer, value) pairs.
 
         Raises:
-            Refusal: some reader cannot lose channels.
+            Refusal: a reader cannot lose channels.
         """
         gone: dict[int, set[int]] = {}
         for merge, value in dropped:
@@ -75,7 +71,7 @@ class ChannelTrace:
         return value
 
     def operands(self, layer: Layer) -> list[tuple[int, ...]]:
-        """What a layer's tensor arguments read, once the substitutions are made."""
+        """The values that a layer's tensor arguments read, after substitution."""
         return [tuple(self.resolve(v) for v in read) for read in layer.operands]
 
     # ---- one layer ------------------------------------------------------------------------------------------------
@@ -111,7 +107,7 @@ class ChannelTrace:
             raise self.refusal(layer)
 
     def refusal(self, layer: Layer) -> Refusal:
-        """Why a layer cannot lose channels of which nothing else is known."""
+        """Why a layer without a channel rule cannot lose channels."""
         if layer.kind == "normalization":
             return Refusal(RefusalCode.NORMALIZES_ACROSS, layer.name, type=layer.type_name)
         return Refusal(RefusalCode.CANNOT_LOSE_SOME, layer.name, channels=self.whose, type=layer.type_name)
@@ -150,7 +146,7 @@ class ChannelTrace:
         return dim % len(self.graph.values[layer.outputs[0]].shape)
 
     def pointwise(self, layer: Layer, reads: list[int]) -> None:
-        """An add or a product: every operand that has the channels must miss the same ones."""
+        """Elementwise ops: every operand that has the channels must miss the same ones."""
         gap = next(self.gaps[v] for v in reads if v in self.gaps)
         for value in reads:
             shape = self.graph.values[value].shape
@@ -163,7 +159,7 @@ class ChannelTrace:
         self.pass_on(layer, gap)
 
     def rearrange(self, layer: Layer, value: int) -> None:
-        """A view, a permutation, a split: numbered elements tell where the channels go."""
+        """Views, permutations and splits: numbered elements show the new places of channels."""
         gap, shape = self.gaps[value], self.graph.values[value].shape
         if layer.nth < 0:
             raise self.refusal(layer)
@@ -175,7 +171,7 @@ class ChannelTrace:
         self.gaps.update({v: found for v, found in zip(layer.results, after, strict=True) if found is not None})
 
     def reduce(self, layer: Layer, value: int) -> None:
-        """A mean or a softmax over other dimensions than that of the channels."""
+        """Reductions and softmax, over dimensions other than the channels'."""
         gap, dims = self.gaps[value], len(self.graph.values[value].shape)
         over = _dims_over(layer, dims)
         out = self.graph.values[layer.outputs[0]].shape
@@ -187,7 +183,7 @@ class ChannelTrace:
     # ---- layers with parameters -----------------------------------------------------------------------------------
 
     def slice_params(self, layer: Layer, value: int) -> bool:
-        """Slice a layer of torch's own, or one that does the same; False where its channels are not known."""
+        """Slice a layer of torch, or one that does the same; False where its channels are not known."""
         gap, dims = self.gaps[value], len(self.graph.values[value].shape)
         found = slice_layer(self.modules[layer.fqn], layer, gap, dims)
         if found is None:
@@ -229,7 +225,7 @@ def _joined_dim(graph: LayerGraph, layer: Layer) -> int:
 
 
 def _dims_over(layer: Layer, dims: int) -> tuple[int, ...] | None:
-    """The dimensions that a reduction runs over, from its arguments; None where they do not say."""
+    """The dimensions that a reduction runs over; None where its arguments do not give them."""
     args, kwargs = layer.literals
     over = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
     over = (over,) if isinstance(over, int) and not isinstance(over, bool) else over

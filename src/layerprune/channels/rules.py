@@ -1,4 +1,4 @@
-"""Channel rules of layers with parameters: which side to slice, and which channels they hand on."""
+"""Channel rules of layers with parameters: the side to slice, and the channels that their outputs lose."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def slice_layer(module: nn.Module, layer: Layer, gap: ChannelGap, dims: int) -> 
     """Tell how a layer that owns parameters loses channels.
 
     Args:
-        module: the module that is called, or in whose forward the function is.
+        module: the module that is called, or whose forward calls the function.
         layer: the layer.
-        gap: what its operand lost.
+        gap: the gap of its operand.
         dims: number of dimensions of its operand.
 
     Returns:
-        The side to slice (``in``, ``channels``, or empty for none) and the gap behind it, None if it is whole; None
-        where nothing is known of the layer's channels.
+        The side to slice (``in``, ``channels``, or empty for none) and the gap of its output, None if that is whole;
+        None for a layer of unknown channels.
 
     Raises:
-        Refusal: they are known, and cannot be taken out.
+        Refusal: its channels are known, and cannot be removed.
     """
     for types, functions, rule in _RULES:
         cls = next((cls for cls in types if isinstance(module, cls)), None)
@@ -40,9 +40,9 @@ def slice_layer(module: nn.Module, layer: Layer, gap: ChannelGap, dims: int) -> 
 
 
 def _does_only(module: nn.Module, layer: Layer, cls: type[nn.Module], functions: frozenset[str]) -> bool:
-    """Whether a layer computes what the torch class that its module derives from computes, but for padding.
+    """Whether a layer computes the same as the torch class that its module derives from, apart from padding.
 
-    A subclass may compute something else (standardised weights, say), whose channels we do not know.
+    A subclass may compute something else, such as standardised weights.
     """
     if layer.is_module and type(module).forward is cls.forward:
         return True

@@ -1,4 +1,4 @@
-"""Which tensors of a layer lose which elements when the layer loses channels."""
+"""The elements that each tensor of a layer loses when the layer loses channels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from layerprune.torch_internals import BatchOrInstanceNorm, Conv, FakeTensor, pa
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """What a tensor loses.
+    """The elements that a tensor loses.
 
     Attributes:
-        dim: the dimension it loses elements along.
-        dropped: half-open ranges along it; over all groups, one after the other, where there are several.
-        groups: number of groups along dimension 0, of which each keeps other elements; a grouped convolution's.
+        dim: the dimension that they lie along.
+        dropped: half-open ranges along it, counted over all groups.
+        groups: number of groups along dimension 0 that each keep other elements; of a grouped convolution.
     """
 
     dim: int
@@ -31,7 +31,7 @@ class TensorSlice:
         """Return the tensor without the elements.
 
         Raises:
-            SurgeryError: they do not lie within it, or nothing would stay, or the groups would become uneven.
+            SurgeryError: they do not lie within the tensor, none would stay, or the groups would become uneven.
         """
         size = tensor.shape[self.dim] * self.groups
         kept = kept_ranges(self.dropped, size)
@@ -39,7 +39,7 @@ class TensorSlice:
             raise SurgeryError(f"cannot {edit}: channels {list(self.dropped)} do not lie within the {size} there are")
         with torch.no_grad():
             old = tensor.detach()
-            if self.groups == 1 and isinstance(tensor, FakeTensor):  # only its shape counts, and proofs slice a lot
+            if self.groups == 1 and isinstance(tensor, FakeTensor):  # the shape is enough, and proofs slice often
                 shape = list(old.shape)
                 shape[self.dim] = sum(b - a for a, b in kept)
                 return old.new_empty(shape)
@@ -59,10 +59,10 @@ class TensorSlice:
 
 @dataclass(frozen=True)
 class ChannelLoss:
-    """What a layer loses.
+    """The elements that a layer loses.
 
     Attributes:
-        pieces: parameter or buffer → what it loses.
+        pieces: parameter or buffer → its slice.
         counts: attribute → by how much it shrinks.
     """
 
@@ -74,7 +74,7 @@ def channel_loss_of(module: nn.Module, edit: Slice) -> ChannelLoss:
     """Tell which tensors and counts of a layer shrink.
 
     Raises:
-        SurgeryError: nothing is known of such a layer's channels, or they cannot go.
+        SurgeryError: the layer has no channel rule, or the channels cannot go.
     """
     gone = sum(last - first for first, last in edit.dropped)
     if isinstance(module, nn.Linear) and edit.side == "in":
@@ -110,14 +110,13 @@ def _conv_loss(module: Conv, edit: Slice, gone: int) -> ChannelLoss:
 
 
 def _whole_groups(edit: Slice, each: int, num_groups: int) -> Ranges:
-    """The groups that channels make up."""
     if any(a % each or b % each or b > each * num_groups for a, b in edit.dropped):
         raise SurgeryError(f"cannot {edit}: it cuts through groups of {each} channels, of which there are {num_groups}")
     return tuple((a // each, b // each) for a, b in edit.dropped)
 
 
 def price_of(module: nn.Module, edit: Slice) -> dict[str, tuple[int, Ranges]]:
-    """Price a slice: parameter → (elements per unit, half-open ranges of units), in units that all its slices share."""
+    """Price a slice: parameter → (elements per unit, half-open ranges of units); the units fit all slices."""
     found: dict[str, tuple[int, Ranges]] = {}
     for name, piece in channel_loss_of(module, edit).pieces.items():
         parameter = parameters_of(module).get(name)

@@ -1,4 +1,4 @@
-"""What runs in train mode only, and has to follow when channels go."""
+"""Layers that run in train mode only, and lose channels with the rest."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ _Place = tuple[CallKey, int]
 class TrainGraph:
     """The layer graph of a model in train mode, beside the one in eval mode.
 
-    Auxiliary heads read tensors of the network and run in training only: the recorded forward does not know them.
-
-    Args:
-        graph: the layer graph, of eval mode.
-        training: the layer graph of train mode.
-        modules: the model's modules by name.
+    Auxiliary heads read tensors of the network and run in train mode only: the eval graph does not have them.
     """
 
     def __init__(self, graph: LayerGraph, training: LayerGraph, modules: Mapping[str, nn.Module]) -> None:
@@ -33,19 +28,19 @@ class TrainGraph:
 
     @cached_property
     def there(self) -> Mapping[_Place, int]:
-        """Where a value of the training graph comes from → the value."""
+        """Place that makes a value of the training graph → the value."""
         return {_place(self.training, value): value for value in self.training.values}
 
     def slices(self, cut: Cut, dead: Iterable[int], known: Iterable[Slice]) -> list[Slice]:
-        """Return the slices that heads of train mode ask for, besides those of the recorded forward.
+        """Return the slices of layers that run in train mode only.
 
         Args:
             cut: the change, in the graph of eval mode.
             dead: the layers that die by it.
-            known: the slices of the recorded forward.
+            known: the slices in eval mode.
 
         Raises:
-            Refusal: a head cannot lose channels, or reads something that eval mode does not have.
+            Refusal: a head cannot lose channels, or reads a value that eval mode does not have.
         """
         values = {value for pair in cut.substitutes.items() for value in pair} | {value for _, value in cut.dropped}
         merges = {merge for merge, _ in cut.dropped}
@@ -69,7 +64,7 @@ class TrainGraph:
         return [edit for edit in found if edit.fqn not in self.graph.calls]
 
     def value(self, value: int) -> int:
-        """The value of the training graph that a value of the eval graph is."""
+        """The training graph's value for a value of the eval graph."""
         there = self.there.get(_place(self.graph, value))
         if there is None:
             raise Refusal(RefusalCode.NOT_MADE_IN_TRAINING, value=self.graph.describe([value]))

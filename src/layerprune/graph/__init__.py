@@ -1,7 +1,4 @@
-"""The layer graph: layers, values and module calls of one forward, and the groups that layers form.
-
-Made by ``capture``; can be built by hand.
-"""
+"""The layer graph: layers, values and module calls of one forward, and the groups of layers. Made by ``capture``."""
 
 # pyright: reportUnusedImport=false
 from layerprune.graph.correspondence import counterparts

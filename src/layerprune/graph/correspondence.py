@@ -12,24 +12,23 @@ from layerprune.graph.layer_graph import Frame, Layer, LayerGraph, Read
 _Token: TypeAlias = tuple[Any, ...]
 """What a step of a forward does: its name, where its operands come from, and who reads what it makes."""
 
-_NAME, _OPERANDS, _ALL = 2, 3, 4  # what two steps have in common: the name, the number of operands too, everything
+_NAME, _OPERANDS, _ALL = 2, 3, 4  # what two steps share: the name, also the number of operands, everything
 
 
 def counterparts(one: LayerGraph, other: LayerGraph, values: Iterable[int]) -> dict[int, int]:
     """Find values of one recording in another one of the same model.
 
-    Calls of modules are paired from the model's own downwards, and in each pair what its forward does step by step:
-    functions and modules called, in order. A step has a counterpart where every best alignment of the two sequences
-    gives it the same one. Where two counterparts come into question, as of two products of the same tensor in the
-    place of one, there is none.
+    Calls of modules are paired from the model downwards; within a pair, the steps of the two forwards (functions and
+    modules called) are aligned. A step has a counterpart where every best alignment gives it the same one. Ambiguous
+    steps have none, such as a product in place of two products of the same tensor.
 
     Args:
         one: a layer graph.
-        other: another one, as of a run on real tensors where ``one`` is of fake ones.
+        other: another recording; of a run on real tensors, where ``one`` is of fake ones.
         values: numbers of values in ``one``.
 
     Returns:
-        Value → its counterpart; values that have none, or no certain one, are left out.
+        Value → its counterpart; values without a certain one are left out.
     """
     found: dict[int, set[int]] = {}
     for a, b in _pairs(_Steps(one), _Steps(other)):
@@ -58,7 +57,7 @@ class _Steps:
         self.functions = {(layer.frame, layer.function, layer.nth): layer for layer in graph.layers}
 
     def of(self, frame: Frame) -> Iterator[tuple[_Token, Frame | Layer | None]]:
-        """A forward's steps, each with the call or layer that it is; None for a function that makes no tensor."""
+        """A forward's steps, each with its frame or layer; None for a function that makes no tensor."""
         children = iter(self.children.get(frame.index, ()))
         counts: dict[str, int] = {}
         for step in frame.steps:
@@ -71,14 +70,14 @@ class _Steps:
                 yield (step, *(() if layer is None else self.around(frame, layer))), layer
 
     def around(self, frame: Frame, layer: Layer) -> Iterator[Any]:
-        """Where a function's operands come from, who reads what it makes, and what else it is given."""
+        """Origins of a function's operands, readers of its outputs, and its other arguments."""
         for read in layer.operands:
             yield self.origin(frame, read)
         yield self.readers(frame, layer.results)
         yield _plain(layer.literals, is_index=layer.function == "getitem")
 
     def readers(self, frame: Frame, values: Iterable[int]) -> frozenset[_Token]:
-        """Who reads some values, as seen from a frame."""
+        """Readers of values, as seen from a frame."""
         found: set[_Token] = set()
         for value in values:
             if value in frame.outputs:
@@ -93,7 +92,7 @@ class _Steps:
         return frozenset(found)
 
     def inside(self, index: int, around: int) -> Frame | None:
-        """The call that a frame makes, in which another one lies; None where that lies elsewhere."""
+        """The call made directly by frame ``around`` in which frame ``index`` lies; None where there is none."""
         while index >= 0 and self.graph.frames[index].parent != around:
             index = self.graph.frames[index].parent
         return self.graph.frames[index] if index >= 0 else None
@@ -115,7 +114,7 @@ class _Steps:
 
 
 def _plain(value: Any, *, is_index: bool) -> Any:
-    """Literals as far as they do not depend on the inputs' sizes: whole numbers do, but for single indices."""
+    """Literals that do not depend on input sizes: whole numbers may, except for single indices."""
     if isinstance(value, Mapping):
         return tuple(sorted((key, _plain(item, is_index=is_index)) for key, item in value.items()))
     if isinstance(value, tuple):
@@ -155,7 +154,7 @@ def _same_place(a: tuple[int, ...], b: tuple[int, ...]) -> Iterator[tuple[int, i
 
 
 def _aligned(a: list[_Token], b: list[_Token]) -> list[tuple[int, int]]:
-    """The places that go together in every best alignment of two sequences: more in common is better."""
+    """Places that are paired in every best alignment of two sequences, by the sum of likeness."""
     if a == b:
         return [(place, place) for place in range(len(a))]
     if not a or not b:
@@ -171,7 +170,7 @@ def _aligned(a: list[_Token], b: list[_Token]) -> list[tuple[int, int]]:
 
 
 def _likeness(a: list[_Token], b: list[_Token]) -> np.ndarray:
-    """How much each step of one sequence has in common with each of another; 0 where their names differ."""
+    """What each step of one sequence shares with each step of another; 0 where their names differ."""
 
     def equal(first: list[Any], second: list[Any]) -> np.ndarray:
         numbers: dict[Any, int] = {}
@@ -184,7 +183,7 @@ def _likeness(a: list[_Token], b: list[_Token]) -> np.ndarray:
 
 
 def _best(likeness: np.ndarray) -> np.ndarray:
-    """The most that the first i and the first j steps can have in common, ``(i, j)``."""
+    """The largest sum of likeness of the first i and the first j steps, of shape ``(i, j)``."""
     rows, columns = likeness.shape
     best = np.zeros((rows + 1, columns + 1), dtype=np.int64)
     for i in range(rows):

@@ -20,9 +20,9 @@ class LayerInfo:
     Attributes:
         name: the module's dotted name, or the function's place in its module's forward.
         type_name: the module's class, or the function's name.
-        kind: what it does; see ``graph/op_kinds``.
-        num_params: number of elements of the parameters it uses.
-        output_shape: sizes of its first output in the recorded forward.
+        kind: kind of the layer; see ``graph/op_kinds``.
+        num_params: number of elements of its parameters.
+        output_shape: shape of its first output in the recorded forward.
     """
 
     name: str
@@ -37,7 +37,7 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Group:
-    """A transform and the layers that hang on it alone.
+    """A lead transform and the layers that depend on it alone.
 
     Attributes:
         lead_transform: the transform that leads it.
@@ -45,19 +45,18 @@ class Group:
         type: ``transform_unit`` (transform, then normalization, activation, pooling or dropout only, on the trunk),
             ``parallel_branch`` (on one of several paths that fork from one tensor and meet in a merge), or ``complex``.
         num_params: number of elements of its members' parameters, each once; more may leave: see ``num_removed``.
-        can_remove: whether some proven removal takes it out now, with the data that there are.
+        can_remove: whether a proven removal takes it out now, with the data given.
         needs_calibration: whether it leaves by projections only, which have to be fitted on calibration data.
-        reason: why not, where it cannot be removed; what that needs, where it can with calibration data only; which
-            groups leave with it, where it leaves with others.
-        reason_code: what the reason is, in a word that stays when texts are worded anew: ``parameter_tied``,
-            ``needs_calibration``; a name of ``graph/refusals.RefusalCode`` in lower case. Empty without a reason.
+        reason: why it cannot be removed, what data its removal needs, or which groups leave with it.
+        reason_code: a stable code of the reason: ``parameter_tied``, ``needs_calibration``, or another name of
+            ``graph/refusals.RefusalCode`` in lower case. Empty without a reason.
         impact: the least impact of a removal that takes it out; infinite where there is none, ``nan`` where it is not
-            known, as of what needs calibration data that there are none of.
-        num_removed: how many parameters fewer the model has once its removal of least impact is made: channels of what
-            reads it, and all that leaves with it, included; 0 where there is no removal.
+            known, as without the calibration data that it needs.
+        num_removed: number of parameters that the model loses in the removal of least impact, with sliced channels of
+            readers and other layers that leave; 0 where there is no removal.
         leaves_with: names of the other groups that this removal takes out.
         members: its layers' numbers in the layer graph.
-        calls: the lead's layers' numbers: one for each call of the lead.
+        calls: numbers of the lead's layers, one for each call.
     """
 
     lead_transform: LayerInfo
@@ -90,11 +89,11 @@ class Group:
 def form_groups(graph: LayerGraph) -> tuple[Group, ...]:
     """Form the groups of a layer graph, in order of execution.
 
-    Three principles: every group starts with a transform; a non-transform layer belongs to a group when all that it
-    depends on does; no group spans two transforms.
+    Three principles: every group starts with a transform; a layer that is no transform joins a group when all layers
+    that it depends on are in it; no group spans two transforms.
 
     Raises:
-        UnsupportedModelError: the model has no transform on a way from its inputs to its outputs.
+        UnsupportedModelError: no transform lies between the model's inputs and its outputs.
     """
     owner: dict[int, str] = {}
     members: dict[str, list[int]] = {}
@@ -121,8 +120,7 @@ def form_groups(graph: LayerGraph) -> tuple[Group, ...]:
 def lead_name(graph: LayerGraph, index: int) -> str:
     """Name the group that a transform leads: its module, or for a function the module that owns its matrix.
 
-    Where that module only holds parameters, of which other functions use others (a ``ParameterList``), it is the
-    matrix that leads.
+    Where that module only holds parameters of several functions (a ``ParameterList``), the matrix gives the name.
     """
     layer = graph.layers[index]
     if layer.is_module:
@@ -141,7 +139,6 @@ def lead_name(graph: LayerGraph, index: int) -> str:
 
 
 def _owner(name: str) -> str:
-    """The name of the module that holds a parameter."""
     return name.rpartition(".")[0]
 
 
@@ -180,6 +177,6 @@ def _type_of(graph: LayerGraph, members: list[int], calls: tuple[int, ...]) -> s
 
 
 def _is_merge(graph: LayerGraph, index: int) -> bool:
-    """Whether several paths meet in a layer and are merged there."""
+    """Whether several paths meet in a layer."""
     layer = graph.layers[index]
     return layer.kind in ("merge", "attention") or len(layer.operands) > 1

@@ -16,7 +16,7 @@ from layerprune.graph.liveness import Cut, DeadLayers
 from layerprune.modules import CallKey
 from layerprune.tensors import OutputTree
 
-#: What one operand of a layer reads: one value, or several where a view was written through an alias in between.
+#: The values that one operand of a layer reads: several where a view was written through an alias in between.
 Read: TypeAlias = tuple[int, ...]
 
 
@@ -25,10 +25,10 @@ class Value:
     """A tensor that passes between layers.
 
     Attributes:
-        index: its number, in the order in which values came to be.
+        index: its number, in the order of creation.
         layer: the layer that made it; -1 for a model input.
-        shape: sizes seen in the recorded forward.
-        storage: number of the memory it lies in; views share one.
+        shape: its shape in the recorded forward.
+        storage: number of its memory; views share one.
     """
 
     index: int
@@ -45,22 +45,22 @@ class Layer:
     Attributes:
         index: its number, in the order of execution.
         name: ``features.0`` for a module, ``layer1.0.add`` for a function; ``#k`` marks the k-th call.
-        type_name: the module's class or the function's name, behind that of an ``autograd.Function`` that calls it.
-        kind: what it does; see ``graph/op_kinds``.
-        fqn: the module that is called, or in whose forward the function is.
-        call: which call of that module this is.
+        type_name: the module's class or the function's name, after the name of an ``autograd.Function`` around it.
+        kind: kind of the layer; see ``graph/op_kinds``.
+        fqn: the module that is called, or whose forward calls the function.
+        call: number of this call of that module.
         frame: the frame that the layer is (module) or lies in (function).
         function: the function's name; None for a module.
-        nth: which call of the function in its frame this is; below 0 for an operation that no function stands for.
-        operands: what each tensor argument reads, in order; an empty read for a parameter or a constant.
+        nth: number of this call of the function in its frame; below 0 for an operation outside of functions.
+        operands: values that each tensor argument reads, in order; none for a parameter or a constant.
         outputs: the values it makes.
-        params: the parameters it uses, by name.
+        params: names of its parameters.
         param_only: whether it depends on parameters and constants only, never on the model's input.
-        literals: the function's arguments that are not tensors, tensors being None.
-        functions: the functions that ran inside; for a module's call.
+        literals: the function's arguments, with None in place of tensors.
+        functions: the functions inside a module's call.
         writes: the storages it wrote into in place.
-        results: what it returns, in order: a value for each tensor, whether something reads it or not.
-        site: for a merge, from where in the model's code it is called; empty where that is not known.
+        results: a value for each tensor that it returns, in order, whether a layer reads it or not.
+        site: for a merge, its place in the model's code; empty where that is not known.
     """
 
     index: int
@@ -84,12 +84,10 @@ class Layer:
 
     @property
     def is_module(self) -> bool:
-        """Whether the layer is a module's call."""
         return self.function is None
 
     @property
     def key(self) -> CallKey:
-        """The call that the layer is."""
         return CallKey(self.fqn, self.call, self.function or "", self.nth)
 
 
@@ -99,14 +97,14 @@ class Frame:
 
     Attributes:
         fqn: the module's name; ``""`` for the model.
-        call: which call of it this is.
+        call: number of this call of the module.
         parent: the frame in whose forward it was called; -1 for the model's own.
         arguments: (position, keyword, value) for each argument that is a tensor.
-        arity: how many arguments the call had, tensors or not.
-        result: what it returned, with what is read at each tensor's place; None if it raised.
+        arity: number of arguments, tensors or not.
+        result: its output, with a read in place of each tensor; None if it raised.
         outputs: the values in the output, in order.
-        steps: what its forward calls, in order: functions by name, and modules as ``:`` and their first name.
-        raised: whether its forward raised, and whoever called it went on.
+        steps: the calls in its forward, in order: functions by name, and modules as ``:`` and their first name.
+        raised: whether its forward raised and the caller continued.
     """
 
     index: int
@@ -122,13 +120,12 @@ class Frame:
 
     @property
     def key(self) -> CallKey:
-        """The call that the frame is."""
         return CallKey(self.fqn, self.call)
 
 
 @dataclass(frozen=True)
 class LayerGraph:
-    """What one forward of a model does: layers are nodes, tensors are edges.
+    """The layers of one forward as nodes, and its tensors as edges.
 
     Attributes:
         layers: in order of execution.
@@ -141,11 +138,11 @@ class LayerGraph:
         aliases: module name → all names of the same module object.
         shape_reads: (value, frame) where a forward reads a value's shape.
         written_params: names of parameters that the forward writes into.
-        hooked: first names of modules whose forward hook replaces what they take or return, or keeps it for others.
-        implicit_inputs: values that a forward reads, or returns, though no call has handed them to it: by a hook, an
-            attribute, or a list or context that modules share.
-        writes_arguments: whether a module's call changes a list or an object that it is given.
-        notes: what the user should know about the recording.
+        hooked: first names of modules whose forward hook replaces or keeps their arguments or results.
+        implicit_inputs: values that a forward uses or returns without a call passing them: by a hook, an attribute, or
+            a list or context that modules share.
+        writes_arguments: whether a module's call changes a list or an object among its arguments.
+        notes: remarks on the recording for the user.
     """
 
     layers: tuple[Layer, ...]
@@ -167,8 +164,8 @@ class LayerGraph:
         """List the graph, one line a layer: number, name, kind and type, operands -> results, parameters, caller.
 
         ``%3 2×8`` is value 3 of shape (2, 8), float32 unless a type follows; ``%1|%4`` is an operand that reads two
-        values, ``const`` one that is a parameter or a constant. Layers without a way to an output end in ``(dead)``,
-        those that read no input of the model in ``(constant)``.
+        values, ``const`` a parameter or a constant. Layers that reach no output end in ``(dead)``, layers that read no
+        input of the model in ``(constant)``.
         """
         return listing(self)
 
@@ -205,11 +202,11 @@ class LayerGraph:
     def lint(self) -> None:
         """Check that the graph does not contradict itself.
 
-        Numbers name what exists, values are read after they are made and by layers that say so, calls are nested, tied
-        parameters are of one size, and ``live`` and ``readers`` follow from the operands.
+        Numbers name existing layers and values, layers read values after they are made, calls are nested, tied
+        parameters have one size, and ``live`` and ``readers`` follow from the operands.
 
         Raises:
-            GraphError: something does not hold; the message names the layers, values and calls.
+            GraphError: a check fails; the message names the layers, values and calls.
         """
         lint(self)
 
@@ -220,7 +217,7 @@ class LayerGraph:
 
     @cached_property
     def live(self) -> frozenset[int]:
-        """The layers from which the model's output can be reached."""
+        """The layers that reach an output of the model."""
         return self._liveness[0]
 
     @cached_property
@@ -297,14 +294,14 @@ class LayerGraph:
         yield -1
 
     def kills_any(self, cut: Cut, layers: Collection[int]) -> bool:
-        """Tell whether some of the layers die once a cut is made; faster than :meth:`dead`, which finds all that do."""
+        """Tell whether a cut kills one of the layers; faster than :meth:`dead`, which finds all dead layers."""
         return not DeadLayers(self, cut, layers).find().isdisjoint(layers)
 
     def dead(self, cut: Cut) -> frozenset[int]:
         """Return the layers that no longer reach an output once a cut is made.
 
-        Only what lies around the cut is walked: a layer dies when the last live reader of its values has died, which in
-        a graph without cycles is the same as no longer reaching an output.
+        Only layers around the cut are visited: a layer dies with the last live reader of its values. In a graph without
+        cycles that is the same as no longer reaching an output.
         """
         return DeadLayers(self, cut).find()
 
@@ -330,7 +327,7 @@ class LayerGraph:
 
     @cached_property
     def calls(self) -> Mapping[str, tuple[int, ...]]:
-        """Module name → its frames; those that raised only where none has come to an end."""
+        """Module name → its frames; those that raised only where no other exists."""
         found: dict[str, list[Frame]] = {}
         for frame in self.frames:
             found.setdefault(frame.fqn, []).append(frame)
@@ -343,7 +340,7 @@ class LayerGraph:
         return {name: (names,) for names in self.aliases.values() if len(names) > 1 for name in names}
 
     def all_names(self, modules: Iterable[str]) -> frozenset[str]:
-        """Return all names of the modules named: what stands in for one of them hangs under each."""
+        """Return all names of modules; a stand-in for one of them is set under each."""
         return frozenset(alias for name in modules for alias in self.aliases_of.get(name, ((name,),))[0])
 
     @cached_property
@@ -367,7 +364,7 @@ class LayerGraph:
         return {value: tuple(frames) for value, frames in found.items()}
 
     def name_of(self, value: int) -> str:
-        """Name a value by the layer that makes it: ``conv1``, or ``split[1]`` for another than its first."""
+        """Name a value by the layer that makes it: ``conv1``, or ``split[1]`` for an output other than the first."""
         index = self.values[value].layer
         if index < 0:
             return "the model's input"

@@ -10,12 +10,12 @@ from layerprune.errors import GraphError
 if TYPE_CHECKING:
     from layerprune.graph.layer_graph import LayerGraph
 
-_SHOWN = 5  # faults that the message names
+_SHOWN = 5  # number of faults in the message
 
 
 def lint(graph: LayerGraph) -> None:
     """Raise if a layer graph contradicts itself; see :meth:`LayerGraph.lint`."""
-    found = [*_faults_of_numbers(graph)]  # the other checks look things up by these
+    found = [*_faults_of_numbers(graph)]  # the other checks look up by these numbers
     if not found:
         found = [
             *_faults_of_values(graph),
@@ -29,7 +29,7 @@ def lint(graph: LayerGraph) -> None:
 
 
 def _faults_of_numbers(graph: LayerGraph) -> Iterator[str]:
-    """Numbers that are not those of their places, or name nothing."""
+    """Numbers that differ from the places of their owners, or name nothing."""
     for place, layer in enumerate(graph.layers):
         if layer.index != place:
             yield f"layer '{layer.name}' has the number {layer.index} at place {place}"
@@ -63,7 +63,7 @@ def _faults_of_numbers(graph: LayerGraph) -> Iterator[str]:
 
 
 def _faults_of_values(graph: LayerGraph) -> Iterator[str]:
-    """Values that are read before they are made, or made by another layer than they say."""
+    """Values that are read before they are made, or made by another layer than they state."""
     for value in graph.inputs:
         if graph.values[value].layer != -1:
             yield f"the input %{value} is made by layer '{graph.layers[graph.values[value].layer].name}'"
@@ -83,7 +83,7 @@ def _faults_of_values(graph: LayerGraph) -> Iterator[str]:
 
 
 def _faults_of_frames(graph: LayerGraph) -> Iterator[str]:
-    """Calls that are not nested, or counted twice, and layers that lie in another call than they say."""
+    """Calls that are not nested or counted twice, and layers that lie in another call than they state."""
     seen: set[tuple[str, int]] = set()
     for frame in graph.frames:
         if (frame.parent < 0) != (frame.index == 0) or frame.parent >= frame.index:
@@ -111,7 +111,7 @@ def _faults_of_parameters(graph: LayerGraph) -> Iterator[str]:
 
 
 def _faults_of_liveness(graph: LayerGraph) -> Iterator[str]:
-    """Entries of ``live`` and ``readers`` that do not follow from what the layers read."""
+    """Entries of ``live`` and ``readers`` that do not follow from the operands."""
     reached = {graph.values[value].layer for value in graph.outputs}
     for layer in reversed(graph.layers):
         if layer.index in reached:

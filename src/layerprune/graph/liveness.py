@@ -1,4 +1,4 @@
-"""Liveness: which layers no longer reach an output once a change is made to what layers read."""
+"""Liveness: which layers no longer reach an output once a cut changes what layers read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cut:
-    """A change to what layers read, of which the graph can tell what dies.
+    """A change of the values that layers read.
 
     Attributes:
         substitutes: value → the earlier value that its readers read instead.
         dropped: (merge layer, value) pairs: the merge no longer reads the value.
-        projected: substituted values of another form than their substitutes: who reads them, reads a projection of
-            these, which is folded into the readers' weights.
+        projected: values whose substitutes have another form; a projection is folded into the weights of their readers.
     """
 
     substitutes: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -27,13 +26,7 @@ class Cut:
 
 
 class DeadLayers:
-    """Counts live readers downwards from a cut; see :meth:`LayerGraph.dead`.
-
-    Args:
-        graph: the layer graph.
-        cut: the change.
-        until: stop once one of these layers is found dead.
-    """
+    """Counts live readers downwards from a cut; see :meth:`LayerGraph.dead`. Stops at a dead layer in ``until``."""
 
     def __init__(self, graph: LayerGraph, cut: Cut, until: Collection[int] = ()) -> None:
         self.graph = graph
@@ -50,7 +43,7 @@ class DeadLayers:
         return value
 
     def reads(self, layer: int) -> set[int]:
-        """What a layer reads once the cut is made."""
+        """The values that a layer reads once the cut is made."""
         original = self.graph.read_by(layer)
         dropped = self.cut.dropped
         return {self.resolve(v) for v in original if not dropped or (layer, v) not in dropped}

@@ -1,4 +1,4 @@
-"""Names of modules and layers, with and without the numbers in them: repeated blocks differ in numbers only."""
+"""Names of modules and layers with and without numbers: repeated blocks differ in numbers only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _NUMBER = re.compile(r"\d+")
 
 
 def without_numbers(name: str) -> str:
-    """A dotted name with a sign for each number.
+    """Replace each number in a dotted name.
 
     >>> without_numbers("layers.12.conv1")
     'layers.#.conv#'
@@ -18,7 +18,7 @@ def without_numbers(name: str) -> str:
 
 
 def numbers_in(parts: Iterable[str | int]) -> list[int]:
-    """The numbers in names, and those between them, in order.
+    """The numbers in names and the numbers between names, in order.
 
     >>> numbers_in(["layers.12.conv1", 3])
     [12, 1, 3]

@@ -1,4 +1,4 @@
-"""The kind of a layer, by its module's type first and by the functions that ran otherwise."""
+"""The kind of a layer, from its module's type, or else from the functions that ran."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def kind_of_function(name: str, num_tensors: int, has_matrix: bool) -> str:
 
     Args:
         name: its name, without underscores around it.
-        num_tensors: how many of its operands depend on the model's input.
+        num_tensors: number of operands that depend on the model's input.
         has_matrix: whether an operand is (made of) a parameter of two or more dimensions.
     """
     kind = traits_of(name).kind
@@ -31,7 +31,7 @@ def kind_of_module(module: nn.Module, functions: Sequence[str], num_tensors: int
     Args:
         module: the leaf.
         functions: the functions that ran in its forward, in order.
-        num_tensors: how many of its arguments depend on the model's input.
+        num_tensors: number of arguments that depend on the model's input.
         has_matrix: whether it uses a parameter of two or more dimensions.
     """
     known = _kind_of_class(module)
@@ -49,13 +49,13 @@ def kind_of_module(module: nn.Module, functions: Sequence[str], num_tensors: int
         return "normalization"
     if "attention" in kinds:
         return "attention"
-    if not functions:  # hands its argument on in eval mode; one with a rate does something else when it trains
+    if not functions:  # the identity in eval mode; with a rate, train mode does something else
         return "dropout" if any(isinstance(value, float) for value in vars(module).values()) else "other"
     return _kind_of_mixture(functions, does, num_tensors)
 
 
 def _kind_of_mixture(functions: Sequence[str], does: Sequence[OpTraits], num_tensors: int) -> str:
-    """Judge a custom leaf by the rarest thing that it does: reshapes and arithmetic come along with anything."""
+    """The kind of a custom leaf by its rarest function: reshapes and arithmetic occur in every kind."""
     telling = [name for name, each in zip(functions, does, strict=True) if not each.is_arithmetic]
     kinds = {kind_of_function(name, num_tensors, has_matrix=False) for name in telling}
     rest = kinds - {"reshape"} or kinds

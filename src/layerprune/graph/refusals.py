@@ -1,4 +1,4 @@
-"""Why a group, a removal or a set of removals cannot go: a code, the layer and the values; texts are made here only."""
+"""Why a group, a removal or a set of removals cannot go: a code, the layer and values; only this file makes texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STAYS = "; protect_io=False lets it go"
 
 
 class RefusalCode(Enum):
-    """What stands in the way. The name in lower case is what a group's ``reason_code`` holds; the value is the text."""
+    """An obstacle. The name in lower case is a group's ``reason_code``; the value is the text."""
 
     # A group may not go, needs data, or does not go alone.
     PROTECTED = "protected by '{pattern}'"
@@ -28,7 +28,7 @@ class RefusalCode(Enum):
     )
     LEAVES_TOGETHER = "leaves together with {groups}"
     LEAVES_WITH_SOME = "leaves only together with others, as with {groups}"
-    # Nothing can stand in a group's place.
+    # No substitute for a group.
     CHANGES_CHANNELS = "changes {before} channels to {after} and nothing of that shape exists before it"
     CHANGES_SHAPE = "changes {before} to {after} and nothing of that shape exists before it"
     SEVERAL_CALLS = "its lead is called {num} times, and no substitution takes all calls out"
@@ -71,7 +71,7 @@ class RefusalCode(Enum):
     CACHE_PLACE_LOST = "no other layer can take the place of '{layer}' in the key-value cache"
     CACHE_FORGETS = "generation with a cache loses its past: {method} of {kind} gives {answer}"
     CACHE_FAILS = "generation with a cache fails without it: {error}"
-    # Channels of what reads a concat.
+    # Channels of the readers of a concat.
     COMPUTES_ITS_WEIGHT = "'{layer}' computes its weight (a parametrization or a hook), which cannot lose channels"
     READS_NO_CHANNELS = "'{layer}' reads the channels that go as something other than channels"
     UNEVEN_GROUPS = "'{layer}' is a grouped convolution ({num} groups), whose groups would become uneven"
@@ -101,7 +101,7 @@ class RefusalCode(Enum):
     FAILS_ON_CHANNELS = "'{layer}' fails on the channels that are left: {error.message}"
     MAKES_OTHER_NUMBER = "'{layer}' makes {num} tensors of what is left, not {wanted}"
     MOVES_CHANNELS = "'{layer}' would move the channels that are left to other places"
-    # Projections, and what takes them in.
+    # Projections, and the layers that they are folded into.
     NO_PROJECTION = "no projection can take its place: {why}"
     READ_BY_NO_TRANSFORM = "no linear layer or convolution reads it"
     READER_CANNOT = "'{layer}' reads it, and {why}"
@@ -158,11 +158,7 @@ class RefusalCode(Enum):
 
 
 class ErrorSummary:
-    """What a refusal keeps of an error: its type, its message, and the line of the user's code; no frames.
-
-    Args:
-        error: the error, as it was caught.
-    """
+    """The type, message and user's code line of an error, without frames, which would keep tensors alive."""
 
     def __init__(self, error: BaseException) -> None:
         self.message, self.short = str(error), short(error)
@@ -173,12 +169,12 @@ class ErrorSummary:
 
 
 class Refusal(Exception):
-    """Something cannot be removed, carried out or followed.
+    """A removal that cannot be made, carried out or followed.
 
     Args:
-        code: what stands in the way.
-        layer: the layer that does, by its dotted name; empty where it is none.
-        values: what the text names besides; of an error the summary is kept, of a refusal inside all but its traceback.
+        code: the obstacle.
+        layer: dotted name of the layer at fault; empty where there is none.
+        values: other values in the text; errors are kept as summaries, refusals without traceback.
     """
 
     def __init__(self, code: RefusalCode, layer: str = "", **values: object) -> None:
@@ -200,28 +196,28 @@ class Refusal(Exception):
 
     @property
     def bare(self) -> Refusal:
-        """The same without a traceback, which would hold the tensors of a run."""
+        """The same without a traceback, which would keep a run's tensors alive."""
         return Refusal(self.code, self.layer, **self.values)
 
     @property
     def root(self) -> Refusal:
-        """The refusal that others pass on."""
+        """The refusal that others wrap."""
         why = self.values.get("why")
         return why.root if isinstance(why, Refusal) else self
 
     @property
     def name(self) -> str:
-        """The code for users, as ``parameter_tied``: that of the root."""
+        """The root's code for users, such as ``parameter_tied``."""
         return self.root.code.name.lower()
 
     @property
     def form(self) -> tuple[object, ...]:
-        """What the same refusal in another repeated block has in common with it: all but the numbers."""
+        """The refusal without numbers, to compare repeated blocks."""
         return self.code, *map(_form, (self.layer, *self.values.values()))
 
     @property
     def clause(self) -> str:
-        """The text fit for "which …": "protected by" wants a verb."""
+        """The text after "which": "protected by" needs a verb there."""
         return f"is {self}" if self.code is RefusalCode.PROTECTED else str(self)
 
 

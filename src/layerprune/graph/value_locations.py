@@ -15,16 +15,18 @@ from layerprune.modules import CallKey
 
 @dataclass(frozen=True)
 class ValueLocations:
-    """Where values show up, and what has to be as in the recording for that; values by the numbers that users know.
+    """Places where values appear in a run, and the calls that must equal the recording for that.
+
+    Values have the numbers that :meth:`of` was given for them.
 
     Attributes:
         inputs: place among the tensors of the model's arguments → value.
-        arguments: call → (position, keyword, value) of what it takes.
-        results: call → (place, value) of what it returns; of functions, too.
-        steps: call → what its forward has to call, in order.
-        counts: module → how often it has to be called, if at all.
-        callees: modules that are called by those whose steps are watched.
-        shapes: value → its shape in the recording.
+        arguments: call → (position, keyword, value) of its arguments.
+        results: call → (place, value) of its results; of functions, too.
+        steps: call → the calls that its forward must make, in order.
+        counts: module → number of calls, if it is called at all.
+        callees: modules called by modules with watched steps.
+        shapes: value → its recorded shape.
     """
 
     inputs: dict[int, int] = field(default_factory=dict[int, int])
@@ -37,7 +39,7 @@ class ValueLocations:
 
     @classmethod
     def of(cls, graph: LayerGraph, calls: Sequence[CallKey], wanted: Mapping[int, int]) -> ValueLocations:
-        """Find the places of values of a layer graph (→ the numbers that they are reported by)."""
+        """Find the places of values of a layer graph; ``wanted`` maps these to the numbers to report them by."""
         found = cls()
         taken = [(frame, argument) for frame in graph.frames for argument in frame.arguments if argument[2] in wanted]
         for frame, (position, keyword, value) in taken:
@@ -65,7 +67,7 @@ class ValueLocations:
 
 
 def calls_of(graph: LayerGraph, model: nn.Module, names: Mapping[int, Sequence[str]]) -> list[CallKey]:
-    """Each frame's call: the first name of its module, and which call of the module it is, under whatever name."""
+    """Each frame's call: the first name of its module, and the number of the call, under any name."""
     modules = dict(model.named_modules(remove_duplicate=False))
     counts: Counter[str] = Counter()
     found: list[CallKey] = []

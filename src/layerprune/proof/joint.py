@@ -54,7 +54,7 @@ class JointRemovals:
         return joint
 
     def likely(self, chosen: Sequence[int]) -> Lowering:
-        """Return the proven lowering where it is known, else the first that a proof would try; raises as above."""
+        """Return the proven lowering where it is known, else the first that a proof would try."""
         return self._known.get(tuple(chosen)) or self.lower_removal(chosen)
 
     def num_params(self, chosen: Sequence[int]) -> int:
