@@ -19,6 +19,15 @@ from layerprune.capture.capture import capture, record_on, record_real, record_r
 from layerprune.capture.finite_check import finite_ones, first_not_finite, require_finite, spoilt_inputs
 from layerprune.capture.first_capture import record_first
 from layerprune.capture.probe import Probe, See
-from layerprune.capture.sandbox import Sandbox, fake_sandbox, gradient_sandbox, is_about_fakes, real_sandbox
+from layerprune.capture.sandbox import (
+    EXAMPLE_INPUTS,
+    Sandbox,
+    ValuesNeededError,
+    attempt,
+    fake_sandbox,
+    gradient_sandbox,
+    on_batch,
+    real_sandbox,
+)
 from layerprune.capture.shape_cache import NAMED, FunctionShapeCache, ShapeCache, has_memo
 from layerprune.capture.trace_variants import Variants

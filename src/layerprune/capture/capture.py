@@ -11,43 +11,56 @@ from layerprune.capture.activation_store import ActivationStore
 from layerprune.capture.events import Recording
 from layerprune.capture.graph_builder import GraphBuilder
 from layerprune.capture.recorder import Recorder
-from layerprune.capture.sandbox import Sandbox, fake_sandbox, is_about_fakes, real_sandbox, why_not
-from layerprune.errors import CaptureError, InputsError, ended_by, short
+from layerprune.capture.sandbox import (
+    EXAMPLE_INPUTS,
+    Sandbox,
+    ValuesNeededError,
+    attempt,
+    forward_error,
+    has_no_values,
+    real_sandbox,
+)
+from layerprune.errors import CaptureError, InputsError, LayerPruneError, short
 from layerprune.graph import LayerGraph, Read
-from layerprune.inputs import Inputs, describe, why_mismatched
+from layerprune.inputs import Inputs
 from layerprune.modules import CallKey, buffers, parameters
 from layerprune.tensors import OutputTree
 
 
 def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[LayerGraph, Sandbox]:
-    """Record one forward of a model; see :func:`capture`. Returns the shadow that it ran on, too.
+    """Record one forward of a model; see :func:`capture`. Returns the sandbox that it ran in, too.
 
     Inputs that are a guess get a real forward only where the failure is about fake tensors, not where they do not fit.
     """
-    shade = fake_sandbox(model)
     notes: list[str] = []
+
+    def use(sandbox: Sandbox) -> tuple[Sandbox, Recorder, Recording]:
+        return sandbox, *(_run(sandbox, inputs) if sandbox.mode is not None else _record_really(model, sandbox, inputs))
+
     try:
-        recorder, recording = _run(shade, inputs)
-    except Exception as error:
-        if guessed and not is_about_fakes(error):
-            raise _misfit(model, inputs, error) from error
-        shade, recorder, recording = _record_otherwise(model, inputs, error, notes)
-    if shade.mode is not None and (error := why_not(shade, inputs)) is not None:
+        (sandbox, recorder, recording), failure = attempt(model, inputs, use, guessed=guessed)
+    except (CaptureError, InputsError):
+        raise
+    except ValuesNeededError as error:
+        raise _misfit(model, inputs, error.failure) from error.failure
+    except Exception as error:  # the user's own forward
+        raise _misfit(model, inputs, error) from error
+    if failure is not None:
+        notes.append(
+            f"recorded on real tensors, because fake ones failed ({short(failure)}): "
+            "only the layers that these inputs reached are known"
+        )
+    elif sandbox.mode is not None and (failure := _raised(sandbox, inputs)) is not None:
         # Where nobody watches, some of torch's modules take a faster way, on which fakes cannot go (nested tensors).
-        shade = _real(model, inputs, error)
-        notes.append(f"proven on real tensors, because fake ones failed ({short(error)})")
-    notes += [] if shade.outside is None else shade.outside.notes
-    return GraphBuilder(recorder, recording, notes).build(), shade
-
-
-def _real(model: nn.Module, inputs: Inputs, error: Exception) -> Sandbox:
-    """A shadow on which the forward runs with real values, where there are any."""
-    if any(tensor.is_meta for tensor in [*parameters(model), *buffers(model)]):
-        raise CaptureError(
-            f"{type(model).__name__}.forward was recorded, and does not run on fake tensors ({short(error)}): "
-            "give it real weights, in place of those on the meta device"
-        ) from error
-    return real_sandbox(model)
+        if has_no_values([*parameters(model), *buffers(model)]):
+            raise CaptureError(
+                f"{type(model).__name__}.forward was recorded, and does not run on fake tensors ({short(failure)}): "
+                "give it real weights, in place of those on the meta device"
+            ) from failure
+        sandbox = real_sandbox(model)
+        notes.append(f"proven on real tensors, because fake ones failed ({short(failure)})")
+    notes += [] if sandbox.outside is None else sandbox.outside.notes
+    return GraphBuilder(recorder, recording, notes).build(), sandbox
 
 
 def capture(model: nn.Module, inputs: Inputs) -> LayerGraph:
@@ -95,9 +108,10 @@ def record_real(model: nn.Module, inputs: Inputs, holding: ActivationStore | Non
         InputsError: the forward raises on these inputs.
         CaptureError: the forward runs, and cannot be recorded.
     """
-    no_values = CaptureError("parameters on the meta device have no values")
+    if has_no_values([*parameters(model), *buffers(model)]):
+        raise _misfit(model, inputs, CaptureError("parameters on the meta device have no values"))
     shade = real_sandbox(model)
-    recorder, recording = _record_really(model, shade, inputs, no_values, holding)
+    recorder, recording = _record_really(model, shade, inputs, holding)
     return GraphBuilder(recorder, recording, []).build(), shade
 
 
@@ -141,34 +155,13 @@ def _run(shade: Sandbox, inputs: Inputs, holding: ActivationStore | None = None)
         return recorder, recorder.run(adapted.args, adapted.kwargs)
 
 
-def _record_otherwise(
-    model: nn.Module, inputs: Inputs, error: Exception, notes: list[str]
-) -> tuple[Sandbox, Recorder, Recording]:
-    """Record a forward that wants values: those of integers are known on fake runs, too; others on real ones only."""
-    if is_about_fakes(error):
-        shade = fake_sandbox(model, integers=True)
-        try:
-            return shade, *_run(shade, inputs)
-        except Exception as another:
-            error = another
-    shade = real_sandbox(model)
-    recorder, recording = _record_really(model, shade, inputs, error)
-    notes.append(
-        f"recorded on real tensors, because fake ones failed ({short(error)}): "
-        "only the layers that these inputs reached are known"
-    )
-    return shade, recorder, recording
-
-
 def _record_really(
-    model: nn.Module, shade: Sandbox, inputs: Inputs, fake_error: Exception, holding: ActivationStore | None = None
+    model: nn.Module, sandbox: Sandbox, inputs: Inputs, holding: ActivationStore | None = None
 ) -> tuple[Recorder, Recording]:
-    if any(tensor.is_meta for tensor in [*parameters(model), *buffers(model)]):
-        raise _misfit(model, inputs, fake_error) from fake_error
     try:
-        return _run(shade, inputs, holding)
+        return _run(sandbox, inputs, holding)
     except Exception as error:
-        if (own_error := why_not(shade, inputs)) is None:
+        if (own_error := _raised(sandbox, inputs)) is None:
             raise CaptureError(
                 f"{type(model).__name__}.forward runs on the example inputs, but not while it is recorded: "
                 f"{short(error)}. This is a limit of layerprune; please report it with the model's code"
@@ -176,9 +169,14 @@ def _record_really(
         raise _misfit(model, inputs, own_error) from own_error
 
 
-def _misfit(model: nn.Module, inputs: Inputs, error: Exception) -> InputsError:
-    what = f"{type(model).__name__}.forward raised on the example inputs ({describe(inputs)})"
-    why = why_mismatched(model, inputs, "example_inputs", error)
-    return InputsError(
-        ended_by(f"{what}; {why or 'pass example_inputs= a tensor, tuple, dict or object that forward takes'}", error)
-    )
+def _raised(sandbox: Sandbox, inputs: Inputs) -> Exception | None:
+    """What the forward raises on some inputs, with nobody watching; None if it runs."""
+    try:
+        sandbox.forward(inputs)
+    except Exception as error:  # the user's own forward
+        return error
+    return None
+
+
+def _misfit(model: nn.Module, inputs: Inputs, error: Exception) -> LayerPruneError:
+    return forward_error(error, model, inputs, **EXAMPLE_INPUTS)

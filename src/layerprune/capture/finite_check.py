@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from layerprune.capture.calibration import Batch
 from layerprune.capture.sandbox import Sandbox, real_sandbox
 from layerprune.errors import NotFiniteError
-from layerprune.modules import no_fast_path
 from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import tensors_in
 
@@ -94,10 +93,8 @@ def first_not_finite(shade: Sandbox, batch: Batch, *, strict: bool = False) -> s
         module.register_forward_hook(_watching(name, feeds, strict=strict))
         for name, module in shade.model.named_modules()
     ]
-    inputs = shade.adapt(batch.inputs)
     try:
-        with shade.running(), no_fast_path():
-            out = shade.model(*inputs.args, **inputs.kwargs)
+        out = shade.forward(batch.inputs, fast_path=False)
     except Exception:  # the user's own forward, which whoever needs the batch hears of
         return ""
     finally:

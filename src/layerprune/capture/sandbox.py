@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from layerprune.adapters import settle_config
 from layerprune.capture.writes import Writes
 from layerprune.environment import exclusive
-from layerprune.inputs import Inputs
+from layerprune.errors import CalibrationError, InputsError, LayerPruneError, ended_by
+from layerprune.inputs import Inputs, describe, why_mismatched
 from layerprune.modules import (
     AttributeSnapshot,
     ExternalState,
@@ -22,6 +24,7 @@ from layerprune.modules import (
     buffers,
     clone,
     named_parameters,
+    no_fast_path,
     parameters,
 )
 from layerprune.tensors import KeepsIntegers, holds_values
@@ -35,6 +38,8 @@ from layerprune.torch_internals import (
     to_fake,
     uncompiled,
 )
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Sandbox:
 
     @contextlib.contextmanager
     def running(self, *, grad: bool = False, timed: bool = False) -> Generator[None]:
-        """Run the shadow's forward inside, uncompiled, while no other thread does.
+        """Run the forward inside, uncompiled, while no other thread does.
 
         At the end all is as it was: parameters and buffers, attributes, hooks and modules, the RNG states, torch's
         switches, and what the forward's code changes elsewhere.
@@ -88,8 +93,37 @@ class Sandbox:
                     self.start.settle()
                     self.start.put_back()
 
+    def forward(
+        self,
+        inputs: Inputs,
+        *inside: contextlib.AbstractContextManager[Any],
+        fast_path: bool = True,
+        seed: int | None = None,
+    ) -> Any:
+        """Run the forward once, on copies of its inputs, and leave all as it was; see :meth:`running`.
+
+        Args:
+            inputs: its arguments, as the model takes them.
+            inside: what to enter around the call.
+            fast_path: whether torch's transformer modules may run as one fused operation, in which no value shows up.
+            seed: of torch's generators; None to leave them as they are.
+        """
+        adapted = self.adapt(inputs)  # under no mode that would see it
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.running())
+            for one in inside if fast_path else (no_fast_path(), *inside):
+                stack.enter_context(one)
+            if seed is not None:
+                torch.manual_seed(seed)
+            return self.model(*adapted.args, **adapted.kwargs)
+
+    def call(self, inputs: Inputs) -> Any:
+        """Call the model on copies of its inputs, inside :meth:`running` of a sandbox of real tensors."""
+        adapted = self.adapt(inputs)
+        return self.model(*adapted.args, **adapted.kwargs)
+
     def adapt(self, inputs: Inputs) -> Inputs:
-        """Make inputs that the shadow's forward may take and change: fakes, or copies."""
+        """Make inputs that the forward may take and change: fakes, or copies."""
         if self.mode is None:
             return inputs.map(lambda tensor: tensor.detach().clone())
         return inputs.map(lambda tensor: self.convert(tensor))
@@ -101,7 +135,7 @@ class Sandbox:
         )
 
     def convert(self, tensor: Tensor) -> Tensor:
-        """Make what stands for a tensor on the shadow."""
+        """Make what stands for a tensor in the sandbox."""
         if self.mode is None or (self.integers and holds_values(tensor)):
             return tensor.detach().clone()
         return to_fake(tensor, self.mode)
@@ -195,24 +229,118 @@ def _settle(model: nn.Module) -> None:
     settle_config(model)
 
 
-def why_not(shade: Sandbox, inputs: Inputs) -> Exception | None:
-    """What the forward raises on some inputs, with nobody watching; None if it runs."""
-    adapted = shade.adapt(inputs)
+class ValuesNeededError(Exception):
+    """A forward does not run on fake tensors, and the meta device has no values.
+
+    Attributes:
+        failure: what it raised.
+    """
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+def attempt(
+    model: nn.Module, inputs: Inputs, use: Callable[[Sandbox], _T], *, guessed: bool = False
+) -> tuple[_T, Exception | None]:
+    """Use a sandbox of a model: on fake tensors, on fake ones whose integers have values, or on real ones.
+
+    Args:
+        model: the model; it is not touched.
+        inputs: what its forward is to take.
+        use: runs it; it is called again, on the next kind of sandbox, where it raises.
+        guessed: whether the inputs are a guess. Real tensors are tried only after an error about fake ones then.
+
+    Returns:
+        What the first call to come through returned; for real tensors, also what was raised on fake ones.
+
+    Raises:
+        ValuesNeededError: there are no real tensors to try.
+        Exception: what the last call raised.
+    """
     try:
-        with shade.running():
-            shade.model(*adapted.args, **adapted.kwargs)
-    except Exception as error:  # the user's own forward
-        return error
-    return None
+        return use(fake_sandbox(model)), None
+    except Exception as error:  # the user's own forward: anything may come
+        failure = error
+    if is_about_fakes(failure):
+        try:
+            return use(fake_sandbox(model, integers=True)), None
+        except Exception as error:
+            failure = error
+    elif guessed:
+        raise failure
+    if has_no_values([*parameters(model), *buffers(model), *inputs.tensors()]):
+        raise ValuesNeededError(failure) from failure
+    return use(real_sandbox(model)), failure
+
+
+def has_no_values(tensors: Iterable[Tensor]) -> bool:
+    """Whether a tensor is on the meta device."""
+    return any(tensor.is_meta for tensor in tensors)
 
 
 def runs_on(model: nn.Module, inputs: Inputs) -> bool:
     """Whether a model's forward takes some inputs: tried on fake tensors, and on real ones where those do not tell."""
-    error = why_not(fake_sandbox(model), inputs)
-    if error is not None and is_about_fakes(error):
-        every = [name for name, _ in named_parameters(model, every_name=True)]
-        error = why_not(real_sandbox(model, copied=every), inputs)
-    return error is None
+    try:
+        attempt(model, inputs, lambda sandbox: sandbox.forward(inputs), guessed=True)
+    except Exception:  # the user's own forward
+        return False
+    return True
+
+
+#: How :func:`forward_error` speaks of example inputs.
+EXAMPLE_INPUTS: Mapping[str, Any] = {
+    "where": "the example inputs",
+    "raises": InputsError,
+    "what": "example_inputs",
+    "otherwise": "pass example_inputs= a tensor, tuple, dict or object that forward takes",
+}
+
+
+def forward_error(
+    error: Exception,
+    model: nn.Module,
+    inputs: Inputs,
+    where: str,
+    raises: type[LayerPruneError] = CalibrationError,
+    *,
+    who: str = "",
+    what: str = "the batch",
+    otherwise: str = "",
+) -> LayerPruneError:
+    """Say of an error that a user's forward raised on which inputs it did, and what may be wrong with these.
+
+    Args:
+        error: what it raised.
+        model: the model.
+        inputs: its arguments.
+        where: which inputs they are, as ``batch 3 of the calibration data``.
+        raises: the class of the error.
+        who: what raised; the model's forward if empty.
+        what: the name of the inputs, where they have another device or dtype than the model.
+        otherwise: what to do where that is not so.
+    """
+    why = why_mismatched(model, inputs, what, error) or otherwise
+    text = f"{who or f'{type(model).__name__}.forward'} raised on {where} ({describe(inputs)})"
+    return raises(ended_by(f"{text}; {why}" if why else text, error))
+
+
+@contextlib.contextmanager
+def on_batch(
+    model: nn.Module, inputs: Inputs, where: str, raises: type[LayerPruneError] = CalibrationError, **saying: str
+) -> Generator[None]:
+    """Name a batch, and what may be wrong with it, where the user's forward raises inside; see :func:`forward_error`.
+
+    Raises:
+        LayerPruneError: of the class ``raises``. Errors of the library itself pass as they are.
+    """
+    try:
+        yield
+    except LayerPruneError:
+        raise
+    except Exception as error:  # the user's own forward
+        raise forward_error(error, model, inputs, where, raises, **saying) from error
 
 
 def is_about_fakes(error: BaseException) -> bool:

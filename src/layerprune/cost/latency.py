@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from layerprune.capture import real_sandbox
+from layerprune.capture import on_batch, real_sandbox
 from layerprune.environment import locked
-from layerprune.errors import CostError, short
+from layerprune.errors import CostError
 from layerprune.inputs import Inputs
 from layerprune.modules import buffers, parameters, unwrap
 
@@ -152,12 +152,8 @@ class _Timed:
             globals={"model": copy, "args": given.args, "kwargs": given.kwargs, "fresh": lambda: given.map(_same)},
             num_threads=torch.get_num_threads(),
         )
-        try:
-            with self.shade.running():
-                first = self.shade.adapt(inputs)
-                copy(*first.args, **first.kwargs)
-        except Exception as error:  # the user's own forward
-            raise CostError(f"'{name}' raised on the inputs ({inputs!r}): {short(error)}") from error
+        with on_batch(model, inputs, "the inputs", CostError, who=f"'{name}'", what="the batch"):
+            self.shade.forward(inputs)
 
     def block(self, seconds: float) -> int:
         with self.shade.running(timed=True):

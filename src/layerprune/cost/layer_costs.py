@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerprune.capture import Sandbox, real_sandbox
+from layerprune.capture import Sandbox, on_batch, real_sandbox
 from layerprune.cost.macs import WHOLE, mac_counter
 from layerprune.cost.sandbox_forward import on_sandbox
-from layerprune.errors import CostError, short
+from layerprune.errors import CostError
 from layerprune.graph import LayerGraph
 from layerprune.inputs import Inputs
 from layerprune.modules import CallKey, CallTracker, RunningCall, names_by_module
@@ -36,11 +36,10 @@ def macs_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
 def tally_layers(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> tuple[Mapping[int, float], int]:
     """Count as :func:`macs_by_layer`, and count the whole forward, with operations outside of layers."""
 
-    def tally(shade: Sandbox, given: Inputs) -> tuple[dict[int, float], int]:
+    def tally(shade: Sandbox) -> tuple[dict[int, float], int]:
         running = _Running(shade.model, graph)
         counter = mac_counter(lambda: [] if running.layer is None else [str(running.layer)])
-        with shade.running(), running.tracker.watching(shade.model), counter:
-            shade.model(*given.args, **given.kwargs)
+        shade.forward(inputs, running.tracker.watching(shade.model), counter)
         sums = {name: sum(found.values()) / 2 for name, found in counter.get_flop_counts().items()}
         return {int(name): macs for name, macs in sums.items() if name.isdigit()}, int(sums.get(WHOLE, 0))
 
@@ -60,12 +59,8 @@ def time_by_layer(model: nn.Module, graph: LayerGraph, inputs: Inputs) -> Mappin
     times: dict[int, list[float]] = {}
     for _ in range(_ROUNDS):
         running = _Running(shade.model, graph, clock=_now)
-        given = shade.adapt(inputs)
-        try:
-            with shade.running(), running.tracker.watching(shade.model):
-                shade.model(*given.args, **given.kwargs)
-        except Exception as error:  # the user's own forward
-            raise CostError(f"the forward raised on the inputs ({inputs!r}): {short(error)}") from error
+        with on_batch(model, inputs, "the inputs", CostError):
+            shade.forward(inputs, running.tracker.watching(shade.model))
         for layer, seconds in running.seconds.items():
             times.setdefault(layer, []).append(seconds * 1e3)
     return {layer: median(found) for layer, found in times.items()}

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layerprune.capture import Sandbox
 from layerprune.cost.formulas import formulas
-from layerprune.cost.sandbox_forward import on_sandbox, run
+from layerprune.cost.sandbox_forward import on_sandbox
 from layerprune.inputs import Inputs
 from layerprune.modules import CallTracker, names_by_module
 from layerprune.tensors import has_claims
@@ -55,7 +55,7 @@ def tally_macs(model: nn.Module, inputs: Inputs) -> Macs:
     Raises:
         CostError: the forward raises on these inputs.
     """
-    return on_sandbox(model, inputs, _tally)
+    return on_sandbox(model, inputs, lambda shade: _tally(shade, inputs))
 
 
 def count_macs(model: nn.Module, inputs: Inputs) -> int:
@@ -72,8 +72,7 @@ def _tally(shade: Sandbox, inputs: Inputs) -> Macs:
     calls = CallTracker(names_by_module(shade.model, only_first=True))
     foreign = _Foreign(formulas())
     counter = mac_counter(lambda: [call.key.fqn for call in calls.running.outward()] if calls.running else [])
-    with shade.running(), calls.watching(shade.model), foreign, counter:
-        run(shade, inputs)
+    shade.forward(inputs, calls.watching(shade.model), foreign, counter, fast_path=False)
     sums = {name: sum(found.values()) // 2 for name, found in counter.get_flop_counts().items()}
     total = sums.pop(WHOLE, 0)
     return Macs(total, sums, tuple(sorted(foreign.seen)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerprune.adapters import by_name, cache_growth, generates, may_cache
 from layerprune.capture import Sandbox
-from layerprune.cost.sandbox_forward import on_sandbox, run
+from layerprune.cost.sandbox_forward import on_sandbox
 from layerprune.inputs import Inputs
 from layerprune.modules import buffers, parameters
 from layerprune.tensors import flat_tensors
@@ -53,13 +53,12 @@ def activation_peak_bytes(model: nn.Module, inputs: Inputs) -> int:
     Raises:
         CostError: the forward raises on these inputs.
     """
-    return on_sandbox(model, inputs, _peak)
+    return on_sandbox(model, inputs, lambda shade: _peak(shade, inputs))
 
 
 def _peak(shade: Sandbox, inputs: Inputs) -> int:
     tracker = _Lifetimes()
-    with shade.running(), tracker:
-        run(shade, inputs)
+    shade.forward(inputs, tracker, fast_path=False)
     return tracker.peak
 
 
@@ -125,8 +124,8 @@ def kv_cache_bytes_per_token(model: nn.Module, inputs: Inputs) -> int | None:
     if named is None or not may_cache(model, named):
         return None
 
-    def grown(shade: Sandbox, inputs: Inputs) -> int | None:
-        return cache_growth(shade.model, inputs, shade.running, prepared=generates(shade.model))
+    def grown(shade: Sandbox) -> int | None:
+        return cache_growth(shade.model, shade.adapt(named), shade.running, prepared=generates(shade.model))
 
     growth = on_sandbox(model, named, grown)
     tokens = named.kwargs.get("decoder_input_ids", named.kwargs.get("input_ids"))

@@ -3,58 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
-from torch.overrides import BaseTorchFunctionMode
 
-from layerprune.capture import Sandbox, fake_sandbox, is_about_fakes, real_sandbox
+from layerprune.capture import Sandbox, ValuesNeededError, attempt, on_batch
 from layerprune.errors import CostError, short
 from layerprune.inputs import Inputs
-from layerprune.modules import buffers, parameters
 
 _T = TypeVar("_T")
 
 
-def on_sandbox(model: nn.Module, inputs: Inputs, measure: Callable[[Sandbox, Inputs], _T]) -> _T:
-    """Measure in a sandbox of a model; the model is not changed.
+def on_sandbox(model: nn.Module, inputs: Inputs, measure: Callable[[Sandbox], _T]) -> _T:
+    """Measure in a sandbox of a model, on fake tensors or, where these cannot go, on real ones; see :func:`attempt`.
 
-    Where fake tensors fail, ``measure`` is called again with a new sandbox: first with fake tensors whose integers have
-    values, then with real tensors.
+    Args:
+        model: any module, on any device, the meta device too; it is not touched.
+        inputs: arguments that its forward takes.
+        measure: runs the sandbox's forward. It is called again, on another sandbox, where it raises.
+
+    Returns:
+        What the first call to come through returned.
 
     Raises:
         CostError: the forward raises on real tensors, or needs them on the meta device.
     """
-    try:
-        return measure(*_fresh(fake_sandbox(model), inputs))
-    except Exception as error:  # the user's own forward
-        failure = error
-    if is_about_fakes(failure):
+    with on_batch(model, inputs, "the inputs", CostError):
         try:
-            return measure(*_fresh(fake_sandbox(model, integers=True), inputs))
-        except Exception as error:
-            failure = error
-    name = type(model).__name__
-    if any(tensor.is_meta for tensor in chain(parameters(model), buffers(model), inputs.tensors())):
-        raise CostError(
-            f"{name}.forward does not run on fake tensors ({short(failure)}), and the meta device has no values: "
-            "load the model to the CPU or a GPU first"
-        ) from failure
-    try:
-        return measure(*_fresh(real_sandbox(model), inputs))
-    except Exception as error:
-        raise CostError(f"{name}.forward raised on the inputs ({inputs!r}): {short(error)}") from error
-
-
-def run(shade: Sandbox, inputs: Inputs) -> Any:
-    """Run the forward of a running sandbox, on adapted inputs.
-
-    Fused fast paths are off: on fake tensors they would run on zeros, and hide their operations.
-    """
-    with BaseTorchFunctionMode():
-        return shade.model(*inputs.args, **inputs.kwargs)
-
-
-def _fresh(shade: Sandbox, inputs: Inputs) -> tuple[Sandbox, Inputs]:
-    return shade, shade.adapt(inputs)
+            return attempt(model, inputs, measure)[0]
+        except ValuesNeededError as error:
+            raise CostError(
+                f"{type(model).__name__}.forward does not run on fake tensors ({short(error.failure)}), and the meta "
+                "device has no values: load the model to the CPU or a GPU first"
+            ) from error.failure

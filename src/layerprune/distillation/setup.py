@@ -145,9 +145,7 @@ def setup_of(
             hidden_states_of(original, batches[0], copied=False),
             hidden_states_of(pruned, batches[0], copied=True),
         )
-    inputs = teacher.shade.adapt(batches[0].inputs)
-    with teacher.shade.running():
-        out = teacher.shade.model(*inputs.args, **inputs.kwargs)
+    out = teacher.shade.forward(batches[0].inputs)
     harm = divergence_named(kind) or divergence_of(original, out)
     if not harm.outputs(out):
         raise DistillationError("the original returns no tensor of floating point: there is nothing to learn from")

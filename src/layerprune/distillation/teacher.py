@@ -11,12 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from layerprune.capture import Batch, Probe, See
+from layerprune.capture import Batch, Probe, See, on_batch
 from layerprune.checkpoint import write_tensors
 from layerprune.distillation.hidden_matching import HiddenStates
 from layerprune.distillation.losses import TopLogits
-from layerprune.errors import CalibrationError, ended_by
-from layerprune.inputs import describe
+from layerprune.errors import CalibrationError
 from layerprune.modules import parameters
 
 
@@ -117,9 +116,8 @@ class Teacher:
         hidden: dict[int, Tensor] = {}
         outs: list[Any] = []  # of each attempt; the last one counts
 
-        def forward(model: Any) -> None:
-            inputs = self.side.shade.adapt(batch.inputs)
-            outs.append(model(*inputs.args, **inputs.kwargs))
+        def forward(_model: Any) -> None:
+            outs.append(self.side.shade.call(batch.inputs))
 
         def begin() -> See:
             hidden.clear()
@@ -128,11 +126,8 @@ class Teacher:
         def see(value: int, tensor: Tensor) -> None:
             hidden[value] = tensor.detach().clone()  # a later layer may write into it
 
-        try:
+        with on_batch(self.side.shade.model, batch.inputs, f"batch {number}", who="the original"):
             self.observer.run(batch.inputs, begin, forward=forward)
-        except Exception as error:  # the user's own forward
-            what = f"batch {number} ({describe(batch.inputs)}) is not what the forward takes: the original raised on it"
-            raise CalibrationError(ended_by(what, error)) from error
         made = TeacherOutput(tuple(self.outputs(number, outs[-1])), {} if number in self.bare else hidden)
         for name, tensor in made.flat().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

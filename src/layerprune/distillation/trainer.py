@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from layerprune.capture import Batch, Probe, See
+from layerprune.capture import Batch, Probe, See, on_batch
 from layerprune.distillation.accelerator import Accelerating
 from layerprune.distillation.hidden_matching import Match
 from layerprune.distillation.losses import loss_of_hidden, loss_of_output
@@ -20,7 +21,7 @@ from layerprune.distillation.student import Student
 from layerprune.distillation.teacher import Teacher, TeacherOutput
 from layerprune.distillation.training_state import TrainingState
 from layerprune.environment import ProgressMessage
-from layerprune.errors import DistillationError, short
+from layerprune.errors import DistillationError
 from layerprune.fidelity import Divergence
 
 
@@ -137,19 +138,17 @@ class Trainer:
             return found.__setitem__
 
         def call(model: Any) -> Any:
-            inputs = self.student.side.shade.adapt(batch.inputs)
             torch.manual_seed(self.recipe.seed + step)  # some forwards draw random numbers even in eval mode
             with self.tools.autocast():
-                return model(*inputs.args, **inputs.kwargs)
+                return self.student.side.shade.call(batch.inputs)
 
-        try:
+        with self.on_batch(place):
             self.observer.run(batch.inputs, begin, use=learn, forward=call)
-        except DistillationError:
-            raise
-        except Exception as error:  # the user's own forward
-            raise DistillationError(
-                f"the pruned model raised on batch {place} ({batch.inputs!r}) while it was trained: {short(error)}"
-            ) from error
+
+    def on_batch(self, place: int) -> AbstractContextManager[None]:
+        """Name a batch where the pruned model raises on it."""
+        model, inputs = self.student.side.shade.model, self.batches[place].inputs
+        return on_batch(model, inputs, f"batch {place}", DistillationError, who="the pruned model")
 
     def loss(self, out: Any, found: dict[int, Tensor], lesson: TeacherOutput, batch: Batch) -> Tensor:
         parts: list[Tensor] = []
@@ -187,13 +186,8 @@ class Trainer:
         for place in self.held_out:
             batch = self.batches[place]
             lesson = self.teacher.lesson(place, batch)
-            inputs = shade.adapt(batch.inputs)
-            try:
-                with shade.running():
-                    torch.manual_seed(self.recipe.seed)
-                    out = shade.model(*inputs.args, **inputs.kwargs)
-            except Exception as error:  # the user's own forward
-                raise DistillationError(f"the pruned model raised on batch {place}: {short(error)}") from error
+            with self.on_batch(place):
+                out = shade.forward(batch.inputs, seed=self.recipe.seed)
             one, other = self.harm.between(list(lesson.outputs), self.outputs(out, lesson), batch.mask)
             change, size = change + one, size + other
         return change / size

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import Batch, Sandbox, notes_of, read_calibration, real_sandbox
+from layerprune.capture import Batch, Sandbox, notes_of, on_batch, read_calibration, real_sandbox
 from layerprune.cost import Latency, Saving, compare_latency, measure, saved
 from layerprune.environment import locked
 from layerprune.errors import FidelityError, ended_by
 from layerprune.fidelity.divergence import Divergence, Kind, divergence_named, divergence_of
-from layerprune.fidelity.language import generations, is_causal, run, tokens_of
+from layerprune.fidelity.language import generations, is_causal, tokens_of
 from layerprune.fidelity.report import Estimate, Fidelity, Pair, estimate
 from layerprune.fidelity.sample_stats import Sampled, added, distances, divergences, repeated, surprise
-from layerprune.inputs import describe, why_mismatched
 from layerprune.modules import unwrap
 
 #: Scores an output, given the user's batch: one score per sample, or one for the whole batch.
@@ -117,12 +116,8 @@ class _Comparison:
             self.note(metric_before=before, metric_after=after)
 
     def run(self, which: int, number: int, batch: Batch) -> Any:
-        try:
-            return run(self.shades[which], batch.inputs)
-        except Exception as error:  # the user's own forward
-            why = why_mismatched(self.model, batch.inputs, "the batch", error)
-            what = f"{_WHO[which]} raised on batch {number} ({describe(batch.inputs)}){why and '; ' + why}"
-            raise FidelityError(ended_by(what, error)) from error
+        with on_batch(self.model, batch.inputs, f"batch {number}", FidelityError, who=_WHO[which]):
+            return self.shades[which].forward(batch.inputs)
 
     def pairs(self, number: int, outs: list[Any]) -> list[tuple[Tensor, Tensor]]:
         assert self.harm is not None

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerprune.capture import FEW_SAMPLES, Batch, Sandbox, real_sandbox
-from layerprune.errors import CalibrationError, short
+from layerprune.capture import FEW_SAMPLES, Batch, Sandbox, on_batch, real_sandbox
+from layerprune.errors import CalibrationError
 from layerprune.fidelity.divergence import Divergence, class_dim, divergence_of
-from layerprune.modules import no_fast_path
 
 
 @dataclass(frozen=True)
@@ -163,11 +162,5 @@ def _same_class(original: Tensor, other: Tensor, mask: Tensor | None) -> tuple[f
 
 
 def _output(shade: Sandbox, batch: Batch, number: int) -> Any:
-    inputs = shade.adapt(batch.inputs)
-    try:
-        with shade.running(), no_fast_path():
-            return shade.model(*inputs.args, **inputs.kwargs)
-    except Exception as error:  # the user's own forward
-        raise CalibrationError(
-            f"{type(shade.model).__name__}.forward raised on batch {number} of the held-out data: {short(error)}"
-        ) from error
+    with on_batch(shade.model, batch.inputs, f"batch {number} of the held-out data"):
+        return shade.forward(batch.inputs, fast_path=False)

@@ -42,7 +42,7 @@ def is_causal(shade: Sandbox, batch: Batch, tokens: Tokens, logits: Tensor) -> b
     other[:, -1] = tokens.ids[:, -2]
     other[:, -1] += (other[:, -1] == tokens.ids[:, -1]) * torch.where(other[:, -1] > 0, -1, 1)
     inputs = batch.inputs.map(lambda tensor: other if tensor is tokens.ids else tensor)
-    found = _logits(run(shade, inputs))[:, :-1]
+    found = _logits(shade.forward(inputs))[:, :-1]
     return bool(torch.allclose(found, logits[:, :-1], rtol=1e-3, atol=1e-3))
 
 
@@ -55,16 +55,9 @@ def generations(shades: tuple[Sandbox, Sandbox], tokens: Tokens, mask: Tensor | 
     for shade in shades:
         ids = prompts
         for _ in range(count if len(prompts) else 0):
-            ids = torch.cat([ids, _logits(run(shade, tokens.inputs(ids)))[:, -1:].argmax(-1)], 1)
+            ids = torch.cat([ids, _logits(shade.forward(tokens.inputs(ids)))[:, -1:].argmax(-1)], 1)
         found.append(ids[:, half:])
     return found
-
-
-def run(shade: Sandbox, inputs: Inputs) -> Any:
-    """Run a sandbox's model."""
-    adapted = shade.adapt(inputs)
-    with shade.running():
-        return shade.model(*adapted.args, **adapted.kwargs)
 
 
 def _logits(out: Any) -> Tensor:

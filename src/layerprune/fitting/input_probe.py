@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import Batch, Sandbox
+from layerprune.capture import Batch, Sandbox, on_batch
 from layerprune.channels import watching_functions
 from layerprune.edits import Edit, Fold, Shorten, name_before
-from layerprune.errors import CalibrationError, ended_by
-from layerprune.inputs import describe
+from layerprune.errors import CalibrationError
 from layerprune.torch_internals import registry_of
 
 
@@ -77,15 +76,9 @@ class InputProbe:
         by_weight = {edit.fqn: edit for edit in folds if edit.function}
         weights = {name: self.tensor_of(name) for name in by_weight}
         functions = watching_functions(weights, read=lambda name, given: keep(by_weight[name], given))
-        try:
-            with self.asking([edit for edit in folds if not edit.function], keep), self.shade.running(), functions:
-                inputs = self.shade.adapt(batch.inputs)
-                self.shade.model(*inputs.args, **inputs.kwargs)
-        except _Enough:
-            pass
-        except Exception as error:  # the user's own forward
-            what = f"{type(self.shade.model).__name__}.forward raised on a calibration batch"
-            raise CalibrationError(ended_by(f"{what} ({describe(batch.inputs)})", error)) from error
+        asking = self.asking([edit for edit in folds if not edit.function], keep)
+        with on_batch(self.shade.model, batch.inputs, "a calibration batch"), suppress(_Enough):
+            self.shade.forward(batch.inputs, asking, functions)
         for edit in folds:
             if edit not in found:
                 raise CalibrationError(

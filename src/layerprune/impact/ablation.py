@@ -188,24 +188,24 @@ class _ByOutput:
         return self.harm.unit if self.harm else ""
 
     def start(self, shade: Sandbox, batch: Batch, _row: int) -> None:
-        self.original = _run(shade, batch)
+        self.original = shade.call(batch.inputs)
         self.harm = self.harm or divergence_of(shade.model, self.original)
 
     def compare(self, shade: Sandbox, batch: Batch) -> np.ndarray:
         assert self.harm is not None
-        return self.harm.by_sample(self.original, _run(shade, batch), batch.mask, batch.num_samples)
+        return self.harm.by_sample(self.original, shade.call(batch.inputs), batch.mask, batch.num_samples)
 
     def fewest(self, shade: Sandbox, one: SubBatch) -> int:
         """The smallest number of samples in a part, if the model's output on a part equals that part of the output."""
-        out = _run(shade, one.batch)
+        out = shade.call(one.batch.inputs)
         harm = self.harm or divergence_of(shade.model, out)
         fewest = fewest_samples(harm.between(out, out, one.batch.mask)[1] / one.batch.num_samples)
         part = cut([one], fewest)[-1]
-        is_part = part.share < 1 and ends(harm.outputs(_run(shade, part.batch)), harm.outputs(out))
+        is_part = part.share < 1 and ends(harm.outputs(shade.call(part.batch.inputs)), harm.outputs(out))
         return fewest if is_part else 0
 
     def is_same(self, shade: Sandbox, batch: Batch) -> bool:
-        pairs = tensors_by_place(self.original), tensors_by_place(_run(shade, batch))
+        pairs = tensors_by_place(self.original), tensors_by_place(shade.call(batch.inputs))
         return len(pairs[0]) == len(pairs[1]) and all(map(same_tensor, *pairs))
 
 
@@ -237,8 +237,3 @@ class _ByLoss:
 
     def is_same(self, shade: Sandbox, batch: Batch) -> bool:
         return number_of(loss_on(self.loss, shade.model, batch)) == self.original
-
-
-def _run(shade: Sandbox, batch: Batch) -> Any:
-    inputs = shade.adapt(batch.inputs)
-    return shade.model(*inputs.args, **inputs.kwargs)

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
-from layerprune.capture import Batch, Loss, Variants
+from layerprune.capture import EXAMPLE_INPUTS, Batch, Loss, Variants, on_batch
 from layerprune.edits import Edit
-from layerprune.errors import CalibrationError, InputsError, LayerPruneError, ended_by
 from layerprune.fidelity import Divergence
 from layerprune.graph import LayerGraph
-from layerprune.inputs import describe, why_mismatched
 from layerprune.proof import Removal
 from layerprune.replay import ReusePolicy
 from layerprune.surgery import Folded
@@ -66,23 +64,11 @@ class ScoringContext:
             CalibrationError: the user's forward or loss raised on calibration data.
             InputsError: the forward raised on the example inputs; fake tensors do not find every such error.
         """
-        try:
+        batch = self.batches[number]
+        who = "" if self.loss is None else "loss(model, item)"
+        given = {"where": f"batch {number} of the calibration data", "what": "calibration", "who": who}
+        with on_batch(self.model, batch.inputs, **(EXAMPLE_INPUTS if batch.item is None else given)):
             yield
-        except LayerPruneError:
-            raise
-        except Exception as error:  # the user's own forward or loss, on the user's data
-            batch = self.batches[number]
-            if batch.item is None:
-                name = type(self.model).__name__
-                what = f"{name}.forward raised on the example inputs ({describe(batch.inputs)})"
-                why = why_mismatched(self.model, batch.inputs, "example_inputs", error)
-                why = why or "pass example_inputs= a tensor, tuple, dict or object that it takes"
-                raise InputsError(ended_by(f"{what}; {why}", error)) from error
-            why = why_mismatched(self.model, batch.inputs, "calibration", error)
-            why = why or f"it does not fit {type(self.model).__name__}.forward ({describe(batch.inputs)})"
-            why = why if self.loss is None else "it was loss(model, item) that raised"
-            what = f"impacts could not be measured on batch {number} of the calibration data; {why}"
-            raise CalibrationError(ended_by(what, error)) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,6 @@ class ResolutionCheck:
 
     def run(self, inputs: Inputs, modules: Sequence[str], weights: Sequence[str]) -> _Shapes:
         """Run the sandbox and return the output shapes of modules, and of functions by their weights."""
-        adapted = self.shade.adapt(inputs)
         found: _Shapes = {}
 
         def see(name: str, out: object) -> None:
@@ -93,8 +92,7 @@ class ResolutionCheck:
 
         held = dict(named_parameters(self.shade.model)) if weights else {}
         functions = watching_functions({name: held[name] for name in weights}, made=see) if weights else nullcontext()
-        with self.shade.running(), _hooked(self.shade.model, modules, see), functions:
-            self.shade.model(*adapted.args, **adapted.kwargs)
+        self.shade.forward(inputs, _hooked(self.shade.model, modules, see), functions)
         return found
 
 

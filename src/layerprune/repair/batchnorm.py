@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import read_calibration, real_sandbox
+from layerprune.capture import on_batch, read_calibration, real_sandbox
 from layerprune.environment import locked
-from layerprune.errors import CalibrationError, NotFiniteError, ended_by
+from layerprune.errors import NotFiniteError
 from layerprune.fitting import exact
-from layerprune.inputs import describe, why_mismatched
 from layerprune.modules import unwrap, write
 from layerprune.torch_internals import BatchNorm
 
@@ -69,15 +68,9 @@ def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
         module.training = True  # not .train(), which would also switch on child modules such as dropout
         module.register_forward_pre_hook(lambda _, args, name=name: moments[name].add(args[0]))
     for number, batch in enumerate(batches if norms else ()):
-        inputs = shade.adapt(batch.inputs)
-        try:
-            with shade.running():
-                shade.model(*inputs.args, **inputs.kwargs)
-        except Exception as error:  # the user's own forward, or a batch norm that sees a single value
-            what = f"batch norms could not be estimated on batch {number} ({describe(batch.inputs)})"
-            why = why_mismatched(model, batch.inputs, "the batch", error)
-            why = why or "each batch has to be what the model's forward takes, with two samples or more"
-            raise CalibrationError(ended_by(f"{what}; {why}", error)) from error
+        otherwise = "each batch has to be what the model's forward takes, with two samples or more"
+        with on_batch(model, batch.inputs, f"batch {number} of the calibration data", otherwise=otherwise):
+            shade.forward(batch.inputs)
         _check_finite(number, moments)
     seen = {name: found for name, found in moments.items() if found.count > 1}
     values = {f"{name}.running_mean": found.mean for name, found in seen.items()}

@@ -8,12 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from layerprune.capture import Batch, Sandbox
-from layerprune.errors import CalibrationError, ended_by
+from layerprune.capture import Batch, Sandbox, on_batch
+from layerprune.errors import CalibrationError
 from layerprune.fidelity import Divergence, divergence_of
 from layerprune.impact import ends
-from layerprune.inputs import Inputs, describe
-from layerprune.modules import no_fast_path
 from layerprune.tensors import tensors_by_place
 
 _PARTS = 8  # of a batch: on the last part the repaired model must return the output of the corrected forward
@@ -93,14 +91,5 @@ def _ends(shade: Sandbox, part: Batch, mended: Any) -> bool:
 
 def _output(shade: Sandbox, batch: Batch) -> Any:
     """The output of a model; raises CalibrationError where the user's forward raises."""
-    inputs = shade.adapt(batch.inputs)
-    try:
-        return _run(shade, inputs)
-    except Exception as error:
-        what = f"{type(shade.model).__name__}.forward raised while outputs were compared on {describe(inputs)}"
-        raise CalibrationError(ended_by(what, error)) from error
-
-
-def _run(shade: Sandbox, inputs: Inputs) -> Any:
-    with shade.running(), no_fast_path():  # as in the forwards whose outputs are known already
-        return shade.model(*inputs.args, **inputs.kwargs)
+    with on_batch(shade.model, batch.inputs, "a batch whose outputs were compared"):
+        return shade.forward(batch.inputs, fast_path=False)  # as where outputs are known already

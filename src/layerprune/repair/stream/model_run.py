@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerprune.capture import ActivationStore, Batch, Sandbox, real_sandbox
-from layerprune.errors import CalibrationError, ended_by
+from layerprune.capture import ActivationStore, Batch, Sandbox, on_batch, real_sandbox
 from layerprune.graph import LayerGraph
 from layerprune.repair.stream.suspended_forward import SuspendedForward
 
@@ -78,21 +76,13 @@ class ModelRun:
 
     def next(self, lane: SuspendedForward, number: int) -> tuple[int, Tensor] | None:
         """The next value of a suspended forward and its tensor; raises CalibrationError where the forward raises."""
-        with self._telling(number):
+        with on_batch(self.model, lane.inputs, f"batch {number} of the calibration data"):
             return lane.next()
 
     def finish(self, lane: SuspendedForward, number: int) -> None:
         """Run a suspended forward on to its end; raises CalibrationError where the forward raises."""
-        with self._telling(number):
+        with on_batch(self.model, lane.inputs, f"batch {number} of the calibration data"):
             lane.finish()
-
-    @contextmanager
-    def _telling(self, number: int) -> Generator[None]:
-        try:
-            yield
-        except Exception as error:  # the user's own forward
-            what = f"{type(self.model).__name__}.forward raised on batch {number} of the calibration data"
-            raise CalibrationError(ended_by(what, error)) from error
 
     def num_bytes(self, value: int) -> int:
         """The bytes of a value in the recorded forward."""

@@ -41,6 +41,7 @@ class SuspendedForward:
             switching threads twice takes as long as a small layer.
 
     Attributes:
+        inputs: its inputs.
         output: the model's output; None until the forward has returned.
     """
 
@@ -61,7 +62,7 @@ class SuspendedForward:
         self._is_free = False
         self._observer = Probe(shade, graph, values)
         self._num_left = len(set(values))
-        self._inputs = inputs
+        self.inputs = inputs
         self._turn, self._told = threading.Semaphore(0), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
         self._found: tuple[int, Tensor] | None = None
@@ -115,7 +116,7 @@ class SuspendedForward:
         try:
             with ExitStack() as stack:
                 settings(stack)
-                self._observer.run(self._inputs, self._begin, forward=self._forward)
+                self._observer.run(self.inputs, self._begin, forward=self._forward)
         except _Enough:
             pass
         except Exception as error:  # the user's own forward: raised again by next()
@@ -123,9 +124,8 @@ class SuspendedForward:
         self._is_closed, self._found = True, None
         self._told.release()
 
-    def _forward(self, model: nn.Module) -> Any:
-        inputs = self._shade.adapt(self._inputs)
-        out = model(*inputs.args, **inputs.kwargs)
+    def _forward(self, _model: nn.Module) -> Any:
+        out = self._shade.call(self.inputs)
         if self._to_end:
             self.output = out
         return out
