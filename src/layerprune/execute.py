@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar
@@ -14,7 +14,6 @@ from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError, RepairError
 from layerprune.fidelity import Divergence, HeldOut, HeldOutVerdict, held_by, hold_out_of
 from layerprune.fitting import ProjectionReport, fold_into
-from layerprune.graph import LayerGraph
 from layerprune.modules import UndoLog, named_buffers, named_parameters, write
 from layerprune.plan import PruningPlan
 from layerprune.repair import MEMORY_BYTES, ClosedFormRepair, RepairReport
@@ -40,7 +39,6 @@ class ExecutedPlan:
 def carry_out(
     plan: PruningPlan,
     original: nn.Module,
-    graph: LayerGraph,
     batches: Sequence[Batch] | None,
     *,
     how: str | None,
@@ -55,7 +53,6 @@ def carry_out(
     Args:
         plan: the plan.
         original: the user's model.
-        graph: its layer graph.
         batches: calibration data; None if there are none.
         how: what to repair by, where there are data; None to leave the weights as they are.
         harm: how a repair compares outputs; told from the model and its output if None.
@@ -75,16 +72,15 @@ def carry_out(
     if batches is None or not plan.edits or not (folds or how):
         return ExecutedPlan(plan.apply(original, inplace=inplace))
     pruned = plan.apply(original, weights_follow=True)
-    written = graph.written_params
-    require_finite(original, batches, spoilt_inputs(batches), written=written)
-    fitted_on, held = hold_out_of(original, batches, written=written)
+    require_finite(original, batches, spoilt_inputs(batches))
+    fitted_on, held = hold_out_of(original, batches)
     folding, notes = _on_finite(
-        lambda some: fold_into(original, pruned, some, plan.edits, memory_bytes=MEMORY_BYTES, written=written),
-        *(original, fitted_on, written),
+        lambda some: fold_into(original, pruned, some, plan.edits, memory_bytes=MEMORY_BYTES),
+        *(original, fitted_on),
     )
-    judge = _Judge(original, pruned, held, harm, written)
+    judge = _Judge(original, pruned, held, harm)
     unrepaired = judge.held()
-    report = None if how is None else _repaired(original, pruned, fitted_on, plan, how, harm, written)
+    report = None if how is None else _repaired(original, pruned, fitted_on, plan, how, harm)
     verdict, said = judge.verdict(unrepaired, report, sum(batch.num_samples for batch in fitted_on))
     fitted = replace(folding.report, notes=(*notes, *folding.report.notes)) if folds else None
     if report is not None:
@@ -118,13 +114,12 @@ class _Judge:
     pruned: nn.Module
     held_out: Sequence[Batch]
     harm: Divergence | None
-    written: Collection[str]
 
     def held(self) -> HeldOut | None:
         """How far it is from the original; None where nothing is held out or can be compared."""
         if not self.held_out:
             return None
-        return held_by(self.original, self.pruned, self.held_out, self.harm, written=self.written)
+        return held_by(self.original, self.pruned, self.held_out, self.harm)
 
     def verdict(
         self, before: HeldOut | None, report: RepairReport | None, num_fitted: int
@@ -147,26 +142,25 @@ def _repaired(
     plan: PruningPlan,
     how: str,
     harm: Divergence | None,
-    written: Collection[str],
 ) -> RepairReport:
     def attempt(some: Sequence[Batch]) -> RepairReport:
         return ClosedFormRepair(original, some, how=how, harm=harm).carry_out(pruned, plan.edits)
 
     try:
-        report, notes = _on_finite(attempt, original, batches, written)
+        report, notes = _on_finite(attempt, original, batches)
     except LayerPruneError as error:  # what is pruned is none the worse for it
         return RepairReport(notes=(f"not repaired: {error}",))
     return replace(report, notes=(*notes, *report.notes))
 
 
 def _on_finite(
-    attempt: Callable[[Sequence[Batch]], _T], original: nn.Module, batches: Sequence[Batch], written: Collection[str]
+    attempt: Callable[[Sequence[Batch]], _T], original: nn.Module, batches: Sequence[Batch]
 ) -> tuple[_T, tuple[str, ...]]:
     """Where an attempt fails, try again without the batches of which the original makes no numbers, and say so."""
     try:
         return attempt(batches), ()
     except LayerPruneError:
-        kept, notes = finite_ones(original, batches, written=written)
+        kept, notes = finite_ones(original, batches)
         if not notes:
             raise
     return attempt(kept), notes

@@ -342,7 +342,7 @@ class UniversalLayerPruner:
         if inplace:
             _ = self.notes  # measured on the model as it still is
         how, harm = "refit" if repair == "auto" else repair, self._harm
-        carried = carry_out(chosen, self._original, self.graph, self._batches, how=how, inplace=inplace, harm=harm)
+        carried = carry_out(chosen, self._original, self._batches, how=how, inplace=inplace, harm=harm)
         self.model, self.repair_report = carried.model, carried.repair_report
         self.projection_report = carried.projection_report
         self._pruned_by.append(chosen)

@@ -118,20 +118,20 @@ def _measured(scene: ScoringContext, criterion: Criterion, progress: bool | None
     Raises:
         NotFiniteError: such a batch is not finite itself, there is no other, or the user's loss is measured.
     """
-    model, written = scene.model, scene.graph.written_params
+    model = scene.model
     is_data = scene.batches[0].item is not None
     if is_data and scene.loss is None:  # a loss may know how to leave out what is no number
-        require_finite(model, scene.batches, spoilt_inputs(scene.batches), written=written)
+        require_finite(model, scene.batches, spoilt_inputs(scene.batches))
     try:
         found = _once(scene, criterion, progress)
         change = found.evidence.change
         if not is_data or len(change) != len(scene.batches) or not np.isnan(change).any():
             return found
-        kept, notes = finite_ones(model, scene.batches, written=written)
+        kept, notes = finite_ones(model, scene.batches)
     except CalibrationError:
         if scene.loss is not None:
-            require_finite(model, scene.batches, range(len(scene.batches)), written=written)
-        kept, notes = finite_ones(model, scene.batches, written=written)
+            require_finite(model, scene.batches, range(len(scene.batches)))
+        kept, notes = finite_ones(model, scene.batches)
         if not notes:
             raise
         found = None
@@ -149,23 +149,23 @@ def _once(scene: ScoringContext, criterion: Criterion, progress: bool | None) ->
 
 def _about_example(scene: ScoringContext) -> list[str]:
     """Say where the example inputs make values that are not finite."""
-    found = first_not_finite(real_sandbox(scene.model, written=scene.graph.written_params), scene.batches[0])
+    found = first_not_finite(real_sandbox(scene.model), scene.batches[0])
     return [f"the output on the example inputs is not finite, and impacts mean nothing: {found}"] if found else []
 
 
 def _with_projections(scene: ScoringContext) -> tuple[ScoringContext, CrossFit]:
     """A scene that knows the projections of its removals, each fitted as if it was made alone, crosswise."""
-    crossed, model, written = CrossFit(), scene.model, scene.graph.written_params
+    crossed, model = CrossFit(), scene.model
     sets = [removal.edits for removal in scene.removals if removal.needs_calibration]
-    batches = cut_in_two(model, scene.batches, written=written) if sets else scene.batches
+    batches = cut_in_two(model, scene.batches) if sets else scene.batches
     if sets:
-        crossed = fit_crosswise(model, sets, batches, memory_bytes=MEMORY_BYTES, written=written)
+        crossed = fit_crosswise(model, sets, batches, memory_bytes=MEMORY_BYTES)
 
     def fit(edits: Sequence[Edit], some: Sequence[Batch]) -> Folded:
-        return fold_alone(model, [edits], some, memory_bytes=MEMORY_BYTES, written=written).weights
+        return fold_alone(model, [edits], some, memory_bytes=MEMORY_BYTES).weights
 
     def missed(removal: Removal) -> list[tuple[float, float]] | None:
-        return missed_crosswise(model, removal.edits, batches, crossed, written=written)
+        return missed_crosswise(model, removal.edits, batches, crossed)
 
     return replace(scene, batches=batches, folded=crossed.weights, fit=fit, missed=missed), crossed
 

@@ -27,7 +27,7 @@ def faults(model: nn.Module, inputs: Any) -> tuple[list[str], list[Site], int]:
     wrong: list[str] = []
     claimed: list[Site] = []
     for site in sites:
-        shade = real_sandbox(model, written={f"{site.name}.{key}" for key in ("weight", "bias")})
+        shade = real_sandbox(model, copied={f"{site.name}.{key}" for key in ("weight", "bias")})
         module = shade.model.get_submodule(site.name)
         matrix, before, change = matrix_of(module), {}, {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,7 @@ def spoilt_inputs(batches: Sequence[Batch]) -> list[int]:
     return [number for number, batch in enumerate(batches) if _spoilt(batch.inputs.tensors())]
 
 
-def require_finite(
-    model: nn.Module, batches: Sequence[Batch], numbers: Iterable[int], *, written: Collection[str] = ()
-) -> None:
+def require_finite(model: nn.Module, batches: Sequence[Batch], numbers: Iterable[int]) -> None:
     """Run a model on some batches, and refuse the first one whose output is not finite.
 
     A batch on which the forward raises is passed over: that is an error of another kind.
@@ -33,29 +31,25 @@ def require_finite(
         model: the model as it is; it is not touched.
         batches: calibration data.
         numbers: which of the batches to look at.
-        written: names of parameters that the forward writes into.
 
     Raises:
         NotFiniteError: an output holds NaN or +inf; the message names the batch and the first layer.
     """
-    for number, found in _spoilt_outputs(model, batches, numbers, written, strict=False):
+    for number, found in _spoilt_outputs(model, batches, numbers, strict=False):
         raise NotFiniteError(f"{_makes(number, found)}. Leave the batch out, or mend the data or the model")
 
 
-def finite_ones(
-    model: nn.Module, batches: Sequence[Batch], *, written: Collection[str] = ()
-) -> tuple[list[Batch], tuple[str, ...]]:
+def finite_ones(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Batch], tuple[str, ...]]:
     """The batches of which a model makes numbers, and a note where there are others.
 
     Args:
         model: the model as it is; it is not touched.
         batches: calibration data.
-        written: names of parameters that the forward writes into.
 
     Raises:
         NotFiniteError: there is no such batch.
     """
-    spoilt = dict(_spoilt_outputs(model, batches, range(len(batches)), written, strict=True))
+    spoilt = dict(_spoilt_outputs(model, batches, range(len(batches)), strict=True))
     if not spoilt:
         return list(batches), ()
     makes = _makes(*next(iter(spoilt.items())))
@@ -70,12 +64,12 @@ def _makes(number: int, found: str) -> str:
 
 
 def _spoilt_outputs(
-    model: nn.Module, batches: Sequence[Batch], numbers: Iterable[int], written: Collection[str], *, strict: bool
+    model: nn.Module, batches: Sequence[Batch], numbers: Iterable[int], *, strict: bool
 ) -> Iterator[tuple[int, str]]:
     """The batches of which a model makes an output that is not finite, and the first layer that does."""
     shade: Sandbox | None = None
     for number in numbers:
-        shade = shade or real_sandbox(model, written=written)
+        shade = shade or real_sandbox(model)
         if found := first_not_finite(shade, batches[number], strict=strict):
             yield number, found
 

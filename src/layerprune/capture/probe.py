@@ -131,11 +131,10 @@ class Probe:
     ) -> frozenset[int]:
         self.under_way = watcher.recorded
         seen = watcher.start(begin())
-        adapted = self.shade.adapt(inputs)
         model = self.shade.model
         with self.shade.running(grad=use is not None):
             with watched(model, watcher.wrapped, watcher.modules(model)), no_fast_path():
-                out = model(*adapted.args, **adapted.kwargs) if forward is None else forward(model)
+                out = self.shade.call(inputs) if forward is None else forward(model)
             watcher.check_counts()
             if use is not None:
                 use(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,12 +102,12 @@ def hold_out(batches: Sequence[Batch], share: float = 0.25) -> tuple[tuple[Batch
 
 
 def hold_out_of(
-    model: nn.Module, batches: Sequence[Batch], share: float = 0.25, *, written: Collection[str] = ()
+    model: nn.Module, batches: Sequence[Batch], share: float = 0.25
 ) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
     """Like :func:`hold_out`, but a batch stays whole where the model does not run on a part of it."""
     kept, held = hold_out(batches, share)
     parts = [batch for batch in (*kept, *held) if not any(batch is one for one in batches)]
-    shade = real_sandbox(model, written=written) if parts else None
+    shade = real_sandbox(model) if parts else None
     try:
         for part in parts:
             assert shade is not None
@@ -122,17 +122,15 @@ def held_by(
     pruned: nn.Module,
     batches: Sequence[Batch],
     harm: Divergence | None,
-    *,
-    written: Collection[str] = (),
 ) -> HeldOut | None:
     """Compare a pruned model with the original on held-out batches; None where there is nothing to compare.
 
-    ``harm`` is derived from the model and its output if None; ``written`` are parameters that the forward writes into.
+    ``harm`` is derived from the model and its output if None.
 
     Raises:
         CalibrationError: a forward raises.
     """
-    shades = [real_sandbox(model, written=written) for model in (original, pruned)]
+    shades = [real_sandbox(model) for model in (original, pruned)]
     change = size = same = counted = 0.0
     for number, batch in enumerate(batches):
         outs = [_output(shade, batch, number) for shade in shades]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ def fold_into(
     edits: Sequence[Edit],
     *,
     memory_bytes: int,
-    written: Collection[str] = (),
 ) -> Projections:
     """Fit the projections of a plan, and write the folded weights into the pruned model.
 
@@ -38,14 +37,13 @@ def fold_into(
         batches: calibration data.
         edits: the edits of the plan.
         memory_bytes: memory limit of one fit.
-        written: names of parameters that the forward writes into.
 
     Raises:
         CalibrationError: a batch does not run, a fit exceeds the memory limit, or a folded weight exceeds its dtype.
     """
     if not folds_of(edits):
         return Projections()
-    before, after = real_sandbox(original, written=written), real_sandbox(pruned, written=written)
+    before, after = real_sandbox(original), real_sandbox(pruned)
     side = InputProbe.of(after, edits)
     found = _front_to_back(before, side, edits, batches, memory_bytes)
     values = {name: new for edit, held in found.weights.items() for name, new in named(edit, held).items()}
@@ -69,7 +67,6 @@ def fold_alone(
     batches: Sequence[Batch],
     *,
     memory_bytes: int,
-    written: Collection[str] = (),
 ) -> Projections:
     """Fit the projections of sets of edits, each set applied alone to a copy of the model.
 
@@ -78,12 +75,11 @@ def fold_alone(
         sets: sets of edits; sets without projections are skipped.
         batches: calibration data.
         memory_bytes: memory limit of one fit; a projection that needs more gets a note instead.
-        written: names of parameters that the forward writes into.
 
     Raises:
         CalibrationError: a batch does not run.
     """
-    before, after = real_sandbox(model, written=written), real_sandbox(model, written=written)
+    before, after = real_sandbox(model), real_sandbox(model)
     found: list[Projections] = []
     for edits in sets:
         if not folds_of(edits):
@@ -113,8 +109,6 @@ def missed_by(
     edits: Sequence[Edit],
     batches: Sequence[Batch],
     found: Projections,
-    *,
-    written: Collection[str] = (),
 ) -> list[tuple[float, float]] | None:
     """Squared error and squared size of a removal's projections on each batch; None if one was not fitted.
 
@@ -123,7 +117,7 @@ def missed_by(
     folds = folds_of(edits)
     if not folds or not all(edit in found.matrices for edit in folds):
         return None
-    before, after = real_sandbox(model, written=written), real_sandbox(model, written=written)
+    before, after = real_sandbox(model), real_sandbox(model)
     pairs = [(0.0, 0.0)] * len(batches)
     with applied(after.model, edits, found.weights):
         side = InputProbe.of(after, edits)

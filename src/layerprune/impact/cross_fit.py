@@ -52,11 +52,11 @@ def halves(batches: Sequence[Batch]) -> list[list[Batch]]:
     return [[batch for number, batch in enumerate(batches) if number % 2 != judged] for judged in (0, 1)]
 
 
-def cut_in_two(model: nn.Module, batches: Sequence[Batch], *, written: Collection[str] = ()) -> Sequence[Batch]:
+def cut_in_two(model: nn.Module, batches: Sequence[Batch]) -> Sequence[Batch]:
     """Cut a single batch in two, if its samples run separately; several batches are returned unchanged."""
     if len(batches) != 1 or batches[0].num_samples < 2:
         return batches
-    kept, held = hold_out_of(model, batches, 0.5, written=written)
+    kept, held = hold_out_of(model, batches, 0.5)
     return (*kept, *held)
 
 
@@ -66,14 +66,13 @@ def fit_crosswise(
     batches: Sequence[Batch],
     *,
     memory_bytes: int,
-    written: Collection[str] = (),
 ) -> CrossFit:
     """Fit the projections of sets of edits, each set applied alone, on either half of the batches.
 
     See :func:`fold_alone` for the arguments and errors.
     """
     known = list(sets)
-    fits = [fold_alone(model, known, some, memory_bytes=memory_bytes, written=written) for some in halves(batches)]
+    fits = [fold_alone(model, known, some, memory_bytes=memory_bytes) for some in halves(batches)]
     return CrossFit(tuple(fits))
 
 
@@ -108,8 +107,6 @@ def missed_crosswise(
     edits: Sequence[Edit],
     batches: Sequence[Batch],
     crossed: CrossFit,
-    *,
-    written: Collection[str] = (),
 ) -> list[tuple[float, float]] | None:
     """Squared error and squared size of projections on each batch, by the fit that held this batch out.
 
@@ -118,7 +115,7 @@ def missed_crosswise(
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(batches)
     for place, fit in enumerate(crossed.fits):
         numbers = range(place, len(batches), len(crossed.fits))
-        pairs = missed_by(model, edits, [batches[number] for number in numbers], fit, written=written)
+        pairs = missed_by(model, edits, [batches[number] for number in numbers], fit)
         if pairs is None:
             return None
         for number, pair in zip(numbers, pairs, strict=True):
