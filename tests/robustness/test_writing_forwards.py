@@ -18,6 +18,7 @@ from layerprune import (
     repair,
     save_pruned,
 )
+from layerprune.capture import real_sandbox
 from layerprune.cost import compare_latency, measure
 from layerprune.environment import exclusive
 from layerprune.errors import LayerPruneError
@@ -279,12 +280,25 @@ def test_the_fast_path_is_on_again_after_users_that_end_in_another_order():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_the_turn_may_be_taken_again_inside():
+def test_torch_compiles_again_after_sandboxes_that_end_in_another_order():
+    import torch._dynamo  # nothing is switched before that
+
+    one, other = (real_sandbox(nn.Linear(8, 8)).running() for _ in range(2))
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    other.__exit__(None, None, None)
+    calls = []
+    torch.compile(nn.Linear(8, 8), backend=lambda graph, _: calls.append(1) or graph.forward)(rows())
+    assert calls == [1]
+
+
+def test_the_lock_may_be_taken_again_inside():
     with exclusive(), exclusive():
         pass
 
 
-def test_one_thread_at_a_time_has_the_turn():
+def test_one_thread_at_a_time_has_the_lock():
     inside, most = [0], [0]
 
     def count(_):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from layerprune.adapters import settle_config
 from layerprune.capture.writes import Writes
-from layerprune.environment import exclusive
+from layerprune.environment import SharedContext, exclusive
 from layerprune.errors import CalibrationError, InputsError, LayerPruneError, ended_by
 from layerprune.inputs import Inputs, describe, why_mismatched
 from layerprune.modules import (
@@ -40,6 +40,8 @@ from layerprune.torch_internals import (
 )
 
 _T = TypeVar("_T")
+
+_uncompiled = SharedContext(uncompiled)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Sandbox:
             self.start.put_back()
             tree = Tree(self.model)
             try:
-                with alone, _process_kept(), uncompiled(), hushed, written, modes, whole, torch.set_grad_enabled(grad):
+                with alone, _process_kept(), _uncompiled(), hushed, written, modes, whole, torch.set_grad_enabled(grad):
                     yield
             finally:
                 # Some forwards hang in other modules (BigBird's attention, where inputs are short), and say so in a

@@ -6,5 +6,5 @@ Imports nothing else of layerprune but the errors.
 # pyright: reportUnusedImport=false
 from layerprune.environment.extras import extra
 from layerprune.environment.packages import how_to_install, how_to_match_torchvision
-from layerprune.environment.process_lock import exclusive, holding_process_lock, locked
+from layerprune.environment.process_lock import SharedContext, exclusive, holding_process_lock, locked
 from layerprune.environment.progress import ProgressMessage, progress_bar

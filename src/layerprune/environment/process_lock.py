@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from types import FunctionType
 from typing import ParamSpec, TypeVar
@@ -40,6 +40,35 @@ def exclusive() -> Generator[None]:
         finally:
             _CLAIM.reset(token)
             _holder = None
+
+
+class SharedContext:
+    """A context that several are in at once, and leave in any order: the first enters it, the last leaves it.
+
+    Args:
+        make: makes the context.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[object]]) -> None:
+        self._make = make
+        self._counting = threading.Lock()
+        self._num_users = 0
+        self._entered = ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Generator[None]:
+        """Be in the context inside."""
+        with self._counting:
+            if self._num_users == 0:
+                self._entered.enter_context(self._make())
+            self._num_users += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._num_users -= 1
+                if self._num_users == 0:
+                    self._entered.close()
 
 
 def locked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, cast
@@ -12,13 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from layerprune.environment import SharedContext
 from layerprune.modules.undo import UndoLog
 from layerprune.tensors import flat_tensors, op_name, raw_name, written_tensors
 from layerprune.torch_internals import DispatchMode, hooks_of, no_modes
-
-_COUNTING = threading.Lock()
-_num_without_fast_path = 0
-_had_fast_path = True
 
 # Attribute reads and queries that make no tensor.
 _QUERIES = frozenset(
@@ -126,21 +122,17 @@ def watched(
 
 
 @contextmanager
-def no_fast_path() -> Generator[None]:
-    """Turn off the fused operation of torch's transformer modules, in which no value is visible."""
-    global _num_without_fast_path, _had_fast_path
-    with _COUNTING:  # contexts may end in any order: the last one restores the setting
-        if _num_without_fast_path == 0:
-            _had_fast_path = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
-        _num_without_fast_path += 1
+def _fast_path_off() -> Generator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        with _COUNTING:
-            _num_without_fast_path -= 1
-            if _num_without_fast_path == 0:
-                torch.backends.mha.set_fastpath_enabled(_had_fast_path)
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+#: Keeps torch's transformer modules from running as one fused operation, in which no value shows up.
+no_fast_path = SharedContext(_fast_path_off)
 
 
 def nothing() -> Tensor:
