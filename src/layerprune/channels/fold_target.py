@@ -80,14 +80,9 @@ class Reader:
         return self.size(num_in) - self.tensor.numel()
 
     def strides(self, before: tuple[int, ...], now: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return the stride along each axis at which its new input matches its old one.
+        """Strides of the transform at which its new input matches its old one, from the shapes ``before`` and ``now``.
 
-        Args:
-            before: shape of the old input.
-            now: shape of the new input.
-
-        Returns:
-            The strides, none where channels come last; None where no stride of the transform matches the shapes.
+        Empty where channels come last; None where no stride matches.
         """
         if len(before) != len(now):
             return None
@@ -108,11 +103,7 @@ class Reader:
 
 
 def reader_of(module: nn.Module) -> Reader:
-    """Return the reader that a module's own call is.
-
-    Raises:
-        Refusal: the module is no reader.
-    """
+    """Return the reader that a module's own call is; raises :class:`Refusal` where it is none."""
     if not _is_known(module):
         raise Refusal(RefusalCode.UNKNOWN_TRANSFORM, type=type(module).__name__)
     weight = parameters_of(module).get("weight")
@@ -128,11 +119,7 @@ def reader_of(module: nn.Module) -> Reader:
 
 
 def reader_for(module: nn.Module, edit: Fold) -> Reader:
-    """Return the reader that an edit names.
-
-    Raises:
-        Refusal: the module has none.
-    """
+    """Return the reader that an edit names; raises :class:`Refusal` where there is none."""
     if not edit.function:
         return reader_of(module)
     weight = parameters_of(module).get(edit.weight)
@@ -144,8 +131,7 @@ def reader_for(module: nn.Module, edit: Fold) -> Reader:
 def reader_at(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[str, Reader]:
     """Return a layer's reader, with the name of its module, or of the weight that a function reads with.
 
-    Raises:
-        Refusal: the layer is no reader.
+    Raises :class:`Refusal` where the layer is no reader.
     """
     module = modules[layer.fqn]
     function = layer.function or (layer.functions[0] if len(layer.functions) == 1 else "")
@@ -176,12 +162,9 @@ def watching_functions(
     read: Callable[[str, Tensor], None] = lambda name, tensor: None,
     made: Callable[[str, Tensor], None] = lambda name, tensor: None,
 ) -> FunctionWatch:
-    """Report the inputs and outputs of functions that use weights; fused fast paths are off meanwhile.
+    """Report inputs and outputs of functions that use the very objects ``weights``; fused fast paths are off meanwhile.
 
-    Args:
-        weights: the weights by name: the very objects that the forward gives the functions.
-        read: gets a weight's name and an input.
-        made: gets a weight's name and an output.
+    ``read`` gets a weight's name and an input, ``made`` a weight's name and an output.
     """
     names = {id(weight): name for name, weight in weights.items()}
 

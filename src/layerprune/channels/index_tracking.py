@@ -102,11 +102,7 @@ def follow(
 
 
 def recorded_call(layer: Layer) -> Callable[[Tensor], Any]:
-    """Return the function that a layer was recorded as, as a function of its tensor.
-
-    Raises:
-        Refusal: it is not known, or it takes further tensors.
-    """
+    """Return the function that a layer was recorded as; refuses unknown functions, and those that take more tensors."""
     args, kwargs = layer.literals
     functions = _functions(layer.function or "")
     if not functions or len(layer.operands) != 1 or not args or args[0] is not None:

@@ -40,14 +40,7 @@ class ChannelTrace:
         self.whose = ""  # for messages: the dropped branch, named by its last layer
 
     def run(self, dropped: Iterable[tuple[int, int]]) -> list[Slice]:
-        """Return the slices that a cut asks for.
-
-        Args:
-            dropped: (concat layer, value) pairs.
-
-        Raises:
-            Refusal: a reader cannot lose channels.
-        """
+        """Return the slices for dropped (concat layer, value) pairs; refuses a reader that cannot lose channels."""
         gone: dict[int, set[int]] = {}
         for merge, value in dropped:
             gone.setdefault(merge, set()).add(value)

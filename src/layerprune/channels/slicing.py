@@ -71,11 +71,7 @@ class ChannelLoss:
 
 
 def channel_loss_of(module: nn.Module, edit: Slice) -> ChannelLoss:
-    """Tell which tensors and counts of a layer shrink.
-
-    Raises:
-        SurgeryError: the layer has no channel rule, or the channels cannot go.
-    """
+    """Tell which tensors and counts of a layer shrink; raises :class:`SurgeryError` where its channels cannot go."""
     gone = sum(last - first for first, last in edit.dropped)
     if isinstance(module, nn.Linear) and edit.side == "in":
         return ChannelLoss({"weight": TensorSlice(1, edit.dropped)}, {"in_features": gone})

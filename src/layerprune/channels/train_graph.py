@@ -32,12 +32,7 @@ class TrainGraph:
         return {_place(self.training, value): value for value in self.training.values}
 
     def slices(self, cut: Cut, dead: Iterable[int], known: Iterable[Slice]) -> list[Slice]:
-        """Return the slices of layers that run in train mode only.
-
-        Args:
-            cut: the change, in the graph of eval mode.
-            dead: the layers that die by it.
-            known: the slices in eval mode.
+        """Return the slices of layers that run in train mode only; ``known`` are the slices in eval mode.
 
         Raises:
             Refusal: a head cannot lose channels, or reads a value that eval mode does not have.

@@ -16,19 +16,11 @@ _NAME, _OPERANDS, _ALL = 2, 3, 4  # what two steps share: the name, also the num
 
 
 def counterparts(one: LayerGraph, other: LayerGraph, values: Iterable[int]) -> dict[int, int]:
-    """Find values of one recording in another one of the same model.
+    """Find values of one recording in another one of the same model; values without a certain counterpart are left out.
 
     Calls of modules are paired from the model downwards; within a pair, the steps of the two forwards (functions and
     modules called) are aligned. A step has a counterpart where every best alignment gives it the same one. Ambiguous
     steps have none, such as a product in place of two products of the same tensor.
-
-    Args:
-        one: a layer graph.
-        other: another recording; of a run on real tensors, where ``one`` is of fake ones.
-        values: numbers of values in ``one``.
-
-    Returns:
-        Value → its counterpart; values without a certain one are left out.
     """
     found: dict[int, set[int]] = {}
     for a, b in _pairs(_Steps(one), _Steps(other)):

@@ -14,10 +14,8 @@ from layerprune.torch_internals import BatchOrInstanceNorm, Conv, Dropout
 def kind_of_function(name: str, num_tensors: int, has_matrix: bool) -> str:
     """Return the kind of a function called in a forward.
 
-    Args:
-        name: its name, without underscores around it.
-        num_tensors: number of operands that depend on the model's input.
-        has_matrix: whether an operand is (made of) a parameter of two or more dimensions.
+    ``num_tensors`` counts the operands that depend on the model's input; ``has_matrix`` tells whether an operand is
+    (made of) a parameter of two or more dimensions.
     """
     kind = traits_of(name).kind
     if kind == "transform":
@@ -26,13 +24,10 @@ def kind_of_function(name: str, num_tensors: int, has_matrix: bool) -> str:
 
 
 def kind_of_module(module: nn.Module, functions: Sequence[str], num_tensors: int, has_matrix: bool) -> str:
-    """Return the kind of a leaf module's call.
+    """Return the kind of a leaf module's call, from its class or from the functions that ran in its forward, in order.
 
-    Args:
-        module: the leaf.
-        functions: the functions that ran in its forward, in order.
-        num_tensors: number of arguments that depend on the model's input.
-        has_matrix: whether it uses a parameter of two or more dimensions.
+    ``num_tensors`` counts the arguments that depend on the model's input; ``has_matrix`` tells whether the module uses
+    a parameter of two or more dimensions.
     """
     known = _kind_of_class(module)
     if known is not None:
