@@ -1,4 +1,4 @@
-"""Which removals to make within the user's budgets."""
+"""Selects removals within the user's budgets."""
 
 # pyright: reportUnusedImport=false
 from layerprune.select.budgets import Budgets, check_share

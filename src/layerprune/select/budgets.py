@@ -1,4 +1,4 @@
-"""The user's budgets: what may go and what has to go."""
+"""The user's budgets: caps and targets."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from typing import Any
 from layerprune.errors import BudgetError
 from layerprune.select.problem import SLACK
 
-#: The share of the parameters that may go where the user says nothing.
+#: The share of the parameters that may go where the user gives no budget.
 DEFAULT_SHARE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """What may go, and what has to.
+    """Caps on what may go, and targets that have to be reached.
 
-    Caps say how much may go, and a plan comes as close to them as it can. Targets say what the pruned model has to come
-    down to; then no more goes than that takes.
+    A plan comes as close to its caps as it can. With targets, a plan removes no more than the targets need.
 
     Attributes:
         max_param_reduction: the largest share of the parameters that may go, between 0 and 1.
         max_mac_reduction: the largest share of the multiply-accumulates of one forward that may go, between 0 and 1.
-        target_latency_ms: the median time of one forward on the example inputs that is to be reached, in ms.
-        max_memory_bytes: what parameters, buffers and the activations of one forward may hold at once, in bytes.
+        target_latency_ms: the median time of one forward on the example inputs to reach, in ms.
+        max_memory_bytes: the peak memory of parameters, buffers and the activations of one forward to reach, in bytes.
         max_impact: the largest impact that all removals together may have, in the plan's impact unit.
-        slack: how far below the most that fits under its caps a plan may stay for less impact, as a share of that most,
+        slack: how far a plan may stay below the most that fits under its caps for less impact, as a share of that most,
             between 0 and 1; with calibration data twice as far where that at least halves the impact. 0 fills the caps.
     """
 
@@ -53,7 +52,7 @@ class Budgets:
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> Budgets:
-        """The budgets among a function's arguments, which are called as the fields are."""
+        """The budgets among a function's arguments, by field name."""
         return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     @property
@@ -64,11 +63,11 @@ class Budgets:
 
     @property
     def has_target(self) -> bool:
-        """Whether something has to go."""
+        """Whether a target is given."""
         return self.target_latency_ms is not None or self.max_memory_bytes is not None
 
     def or_default(self) -> Budgets:
-        """The same; :data:`DEFAULT_SHARE` of the parameters where nothing is said."""
+        """The same; :data:`DEFAULT_SHARE` of the parameters without any budget."""
         return replace(self, max_param_reduction=DEFAULT_SHARE) if not self.given else self
 
 

@@ -1,4 +1,4 @@
-"""How much of each cap a choice uses, and how much any choice could use."""
+"""Measures how much of each cap a set uses, and how much any set could use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from layerprune.select.search import Search
 
 
 def cap_uses(search: Search, chosen: Sequence[int]) -> tuple[CapUse, ...]:
-    """Tell how much of each cap a proven set takes; what fits is solved for only where the set does not fill the cap.
+    """Measure how much of each cap a proven set takes; the most that fits is solved for only where a cap is not filled.
 
     Args:
-        search: the problem, after the choice.
-        chosen: the choice.
+        search: the search that chose the set.
+        chosen: the set, as numbers of removals.
     """
     filled = [each for each in search.problem.resources if each.is_filled and each.total > 0]
     found: list[CapUse] = []
@@ -34,7 +34,7 @@ def cap_uses(search: Search, chosen: Sequence[int]) -> tuple[CapUse, ...]:
 
 
 def _with_more(search: Search, resource: Resource, use: CapUse) -> CapUse:
-    """The same, with what fits and what there is in all."""
+    """The same, with the most that fits and the most without budgets."""
     fullest = search.fullest()
     fits = max(use.used, _taken(search, resource, fullest) if fullest else 0.0)
     most = search.programme.most(resource.pieces, [], search.bans)

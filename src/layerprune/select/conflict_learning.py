@@ -1,4 +1,4 @@
-"""Learns which removals of a set fail together, and which other sets then fail."""
+"""Learns which removals of a set fail together, and which other sets fail with them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Holds: TypeAlias = Callable[[Sequence[int]], bool]
 
 @dataclass(frozen=True)
 class FailureFamily:
-    """Removals that differ in numbers only, of which any so many fail, together with some others.
+    """Removals that differ in numbers only; any ``num`` of them fail together with some other removals.
 
     Attributes:
-        others: what has to go as well for the members to fail.
+        others: the removals without which the members do not fail.
         members: the removals.
         num: how many of them are too many.
     """
@@ -34,23 +34,22 @@ class FailureFamily:
     num: int
 
     def failing(self, member: int) -> tuple[int, ...]:
-        """A set that fails and whose parts do not, with a given member."""
+        """A minimal failing set with a given member."""
         company = [i for i in self.members if i != member][: self.num - 1]
         return tuple(sorted((*self.others, member, *company)))
 
 
 def find_failure_family(core: Sequence[int], removals: Sequence[Removal], holds: Holds) -> FailureFamily | None:
-    """Find out whether a set fails because too many of a kind go, rather than these very ones.
+    """Find out whether a set fails because too many removals of a kind go, rather than because of these removals.
 
-    A deep model repeats itself: where two of its 13 attention layers must stay, whichever, there are 13 sets of 12 that
-    fail, and each may have been all that was known of the others. So members of the set are exchanged for removals of
-    their kind that are not in it. All that can be exchanged and still fail make the family, and then some sets drawn
-    from it have to fail, and to hold when they are smaller by one: the rest is not tried.
+    A deep model repeats its blocks: if any two of its 13 attention layers must stay, 13 sets of 12 fail. So members of
+    the set are exchanged for removals of their kind outside it. All removals that still fail in the exchange make the
+    family. Some sets drawn from it then have to fail, and to hold with one removal less; the other sets are not tried.
 
     Args:
-        core: a set that fails and whose parts do not.
+        core: a minimal failing set.
         removals: all removals, by number.
-        holds: whether some of them can be made together.
+        holds: whether removals can be made together.
 
     Returns:
         The family; None where other sets of the kind hold.
@@ -65,7 +64,7 @@ def find_failure_family(core: Sequence[int], removals: Sequence[Removal], holds:
         return None
 
     def joins(new: int) -> bool:
-        """Whether one fails in a member's place, and not with some of the others for a reason of its own."""
+        """Whether a removal fails in a member's place, and does not already fail with a part of the others."""
         rest = _without(core, moved[0])
         parts = (_without(rest, i) for i in (moved[1], moved[-1]))
         return not holds([*rest, new]) and all(holds([*part, new]) for part in parts)
@@ -76,7 +75,7 @@ def find_failure_family(core: Sequence[int], removals: Sequence[Removal], holds:
 
 
 def kind(removal: Removal) -> tuple[str, ...]:
-    """What removals of repeated blocks have in common: how, and at which layers but for their numbers."""
+    """The kind of a removal and its subject without numbers: the same for removals of repeated blocks."""
     return removal.kind, *(without_numbers(str(part)) for part in removal.subject)
 
 
@@ -85,7 +84,7 @@ def _without(some: Sequence[int], one: int) -> list[int]:
 
 
 def _outside(name: tuple[str, ...], core: Sequence[int], removals: Sequence[Removal]) -> list[int]:
-    """Removals of a kind that are not in a set, and kill no layer that it kills, or one of them before."""
+    """Removals of a kind outside a set whose dead layers overlap neither with the set's nor with one another's."""
     taken = {layer for i in core for layer in removals[i].dead}
     found: list[int] = []
     for i, removal in enumerate(removals):
@@ -96,7 +95,7 @@ def _outside(name: tuple[str, ...], core: Sequence[int], removals: Sequence[Remo
 
 
 def _is_borne_out(family: FailureFamily, holds: Holds) -> bool:
-    """Whether some sets of as many members as are too many fail, and some of one less hold."""
+    """Whether sampled sets of ``num`` members fail, and hold with one member less."""
     draw = random.Random(0)
     for _ in range(_SAMPLES):
         some = draw.sample(family.members, family.num)
@@ -111,16 +110,16 @@ _ALIKE = 4
 class ConflictLearner:
     """Finds out which removals of a set do not hold together.
 
-    Three ways to learn more of a failure than one set. A deep model repeats itself: what fails between its blocks 3 and
-    4 fails between 7 and 8, too. So once :data:`_ALIKE` pairs have failed that differ in numbers only, all such pairs
-    count as failing. Where three or more fail together, it is asked whether any other so many of their kind do: see
-    ``select/conflict_learning``. And then what counts is which layers die, not by which removals: see :meth:`ban`.
-    To forbid a set that would hold costs a choice; to prove each of a million sets costs days.
+    A failure teaches more than one set, in three ways. A deep model repeats its blocks: a failure between blocks 3 and
+    4 repeats between 7 and 8. So once :data:`_ALIKE` pairs have failed that differ in numbers only, all such pairs
+    count as failing. Where three or more removals fail together, :func:`find_failure_family` tries others of their
+    kind. And the dead layers count, not the removals that kill them: see :meth:`ban`. To forbid a set that would hold
+    costs a choice; to prove each of a million sets costs days.
 
     Args:
         removals: the removals that sets are made of, by number.
         check: proves a set, or raises :class:`Refusal`.
-        lower_removal: the part of ``check`` that runs nothing; raises :class:`Refusal` where that much fails already.
+        lower_removal: the part of ``check`` that runs no model; raises :class:`Refusal` likewise.
     """
 
     def __init__(
@@ -136,10 +135,10 @@ class ConflictLearner:
         self.failed: dict[tuple[object, ...], int] = {}
 
     def among(self, chosen: Sequence[int]) -> list[Exclusion]:
-        """Bans, the first of which forbid ``chosen``: of sets that fail and whose parts do not.
+        """Bans of minimal failing sets; the first of them forbid ``chosen``.
 
-        There are enough of them that what they leave of ``chosen`` holds, or can be realised where ``chosen`` cannot:
-        to run what will hardly be chosen would cost more than it tells.
+        The bans suffice that the rest of ``chosen`` holds, or at least lowers where ``chosen`` does not lower: to run a
+        set that will hardly be chosen would cost more than it tells.
         """
         left = tuple(chosen)
         runs = self.holds(left, runs=False)
@@ -157,19 +156,18 @@ class ConflictLearner:
                 pattern = self.pattern(core)
                 self.failed[pattern] = self.failed.get(pattern, 0) + 1
         patterns = {self.pattern(core) for core in cores if len(core) == 2}
-        # Of a weaker set in its place, what was found may be no alternative: then it is forbidden besides.
+        # A ban of a weaker set may not cover the set itself, which is then forbidden as well.
         missed = [Exclusion.of(core) for core, ban in zip(cores, bans, strict=True) if not ban.forbids(core)]
         return [*bans, *missed, *(Exclusion.of(pair) for pair in self.alike(patterns))]
 
     def core(self, failing: tuple[int, ...]) -> tuple[int, ...]:
-        """A subset that fails and whose parts do not, by halving (QuickXplain, Junker 2004).
+        """A minimal failing subset, by halving (QuickXplain, Junker 2004).
 
-        The last removal of the shortest failing beginning is part of it; then the same is asked again with that one
-        always in.
+        The last removal of the shortest failing prefix is a member; the search repeats with that removal always in.
         """
         found: tuple[int, ...] = ()
         pool = failing
-        runs = self.holds(failing, runs=False)  # what cannot even be realised is told without running anything
+        runs = self.holds(failing, runs=False)  # where lowering fails already, no model needs to run
         while pool and (not found or self.holds(found, runs=runs)):
             low, high = 0, len(pool)  # found + pool[:low] holds, found + pool[:high] fails
             while high - low > 1:
@@ -179,10 +177,7 @@ class ConflictLearner:
         return tuple(sorted(found))
 
     def holds(self, some: Sequence[int], *, runs: bool = True) -> bool:
-        """Whether removals can be made together; without ``runs`` as far as can be told without running anything.
-
-        None at all can: what is asked next is always smaller.
-        """
+        """Whether removals can be made together; without ``runs`` only whether they lower. The empty set holds."""
         key = tuple(sorted(set(some))), runs
         if not some:
             return True
@@ -197,13 +192,13 @@ class ConflictLearner:
     # ---- pairs like those that failed -----------------------------------------------------------------------------
 
     def alike(self, patterns: set[tuple[object, ...]]) -> list[tuple[int, ...]]:
-        """Pairs of all removals that look like those that have failed often enough."""
+        """Pairs of removals whose pattern has failed often enough."""
         often = {pattern for pattern in patterns if self.failed[pattern] >= _ALIKE}
         every = combinations(range(len(self.removals)), 2) if often else ()
         return [pair for pair in every if self.touch(pair) and self.pattern(pair) in often]
 
     def touch(self, pair: tuple[int, ...]) -> bool:
-        """Whether two removals lie near enough to disturb each other."""
+        """Whether two removals lie near enough to affect each other."""
         one, other = (self.removals[i].dead for i in pair)
         return min(one) <= max(other) + 50 and min(other) <= max(one) + 50
 
@@ -218,11 +213,11 @@ class ConflictLearner:
     # ---- other ways to lose the same layers -----------------------------------------------------------------------
 
     def ban(self, core: tuple[int, ...]) -> Exclusion:
-        """Forbid a set that fails and whose parts do not, with all that fails as it does.
+        """Forbid a minimal failing set, with all sets that fail like it.
 
-        Every member of the set is first exchanged for the removal that kills least and still fails with the others.
-        Where the set is of a family, all sets of the family are forbidden, and else this one: each with all that loses
-        the same layers by other removals.
+        Each member is first exchanged for the removal that kills least and still fails with the others. If the set
+        belongs to a family, all sets of the family are forbidden, else this set alone; both with all sets that lose the
+        same layers by other removals.
         """
         if len(core) < 3:
             return Exclusion.of(core)
@@ -235,14 +230,14 @@ class ConflictLearner:
         return self.ban_of_set(weak, runs)
 
     def ban_of_set(self, core: tuple[int, ...], runs: bool) -> Exclusion:
-        """Forbid one set, with all that loses the same layers.
+        """Forbid one set, with all sets that lose the same layers.
 
-        Of what must not all go (the layers that can tell how long the past in a cache is, say) each goes in several
-        ways: its branch, its block. Twenty such layers would fail in a million sets, one by one. So each removal that
-        kills at least as much as a member is its alternative, if it fails with the other members and holds when one of
-        these stays. The mixtures are not tried, but for the one of all second choices. If that fails in the same way,
-        every mixture is banned. If it holds (layers that leave with their blocks are not missed), only mixtures with a
-        member of the set itself are, given that the second choices fail with any single one.
+        Each layer of a failing set can go by several removals: its branch, its block. Twenty such layers would fail in
+        a million sets, one by one. So a removal that kills at least as much as a member is its alternative, if it fails
+        with the other members and holds when one of these stays. Only the mixture of all second choices is tried. If it
+        fails in the same way, every mixture is banned. If it holds (layers that leave with their blocks are not
+        missed), only mixtures with a member of the set itself are banned, given that the second choices fail with any
+        member.
         """
         lists = [self.alternatives(member, core, runs) for member in core]
         second = [self.second(m, each) for m, each in zip(core, lists, strict=True)]
@@ -260,7 +255,7 @@ class ConflictLearner:
         )
 
     def ban_of_family(self, family: FailureFamily, runs: bool) -> Exclusion:
-        """Forbid all sets of too many of a family, with all that loses the same layers if mixtures fail as well."""
+        """Forbid all sets with too many of a family; also those of alternatives, if mixtures fail as well."""
         lists = {i: self.alternatives(i, family.failing(i), runs) for i in family.members}
         lists |= {i: self.alternatives(i, family.failing(family.members[0]), runs) for i in family.others}
         second = [self.second(i, lists[i]) for i in family.failing(family.members[0])]
@@ -281,7 +276,7 @@ class ConflictLearner:
             less = [i for i, removal in enumerate(self.removals) if removal.dead < dead and i not in held]
             others = [*held[:place], *held[place + 1 :]]
             for i in sorted(less, key=self.size):
-                # With some of the others it may fail for a reason of its own: two are left out in turn.
+                # It may already fail with a part of the others: two of these are left out in turn.
                 parts = (others[1:], others[:-1])
                 if not self.holds([*others, i], runs=runs) and all(self.holds([*p, i], runs=runs) for p in parts):
                     held[place] = i
@@ -289,7 +284,7 @@ class ConflictLearner:
         return tuple(sorted(held))
 
     def alternatives(self, member: int, core: tuple[int, ...], runs: bool) -> list[int]:
-        """A member, and what fails with the other members as it does: with all of them, not with all but one."""
+        """A member, and the removals that fail with all other members but not with all but one."""
         found = [member]
         for i, removal in enumerate(self.removals):
             if i in core or not self.removals[member].dead <= removal.dead:
@@ -300,5 +295,5 @@ class ConflictLearner:
         return found
 
     def size(self, number: int) -> tuple[int, int]:
-        """What removals are sorted by: how many layers die."""
+        """Sort key of a removal: its number of dead layers."""
         return len(self.removals[number].dead), number

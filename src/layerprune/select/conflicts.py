@@ -1,4 +1,4 @@
-"""Sets of removals that fail together by the layer graph alone."""
+"""Finds sets of removals that the layer graph alone rules out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from layerprune.select.constraints import Exclusion
 
 
 def exclusions_of(graph: LayerGraph, removals: Sequence[Removal]) -> list[Exclusion]:
-    """All that the layer graph rules out: pairs, and what would leave a concat nothing to join."""
+    """All sets that the layer graph rules out: conflicting pairs, and sets that would leave a concat no operand."""
     return [*map(Exclusion.of, conflicts(graph, removals)), *_emptied(graph, removals)]
 
 
 def conflicts(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int, int]]:
-    """Pairs of removals that exclude each other, or of which one makes the other needless."""
+    """Pairs of removals that exclude each other, or where one makes the other needless."""
     spans = [(min(r.dead), max(r.dead)) for r in removals]
     points = [_points(graph, r) for r in removals]
     found: list[tuple[int, int]] = []
@@ -30,7 +30,7 @@ def conflicts(graph: LayerGraph, removals: Sequence[Removal]) -> list[tuple[int,
 
 
 def _emptied(graph: LayerGraph, removals: Sequence[Removal]) -> list[Exclusion]:
-    """Concats that would be left nothing to join: each of their operands is dropped by one removal or another."""
+    """Exclusions of sets that would drop every operand of a concat."""
     droppers: dict[int, dict[int, list[int]]] = {}
     for index, removal in enumerate(removals):
         for merge, value in removal.cut.dropped:
@@ -47,7 +47,7 @@ def _points(graph: LayerGraph, removal: Removal) -> frozenset[int]:
 
 
 def _excludes(graph: LayerGraph, one: Removal, other: Removal) -> bool:
-    """Whether ``one`` cannot go, or need not, once ``other`` has gone."""
+    """Whether ``one`` is impossible or needless after ``other``."""
     if one.dead <= other.dead or set(one.cut.substitutes) & set(other.cut.substitutes):
         return True
     sources = [graph.values[s].layer for s in one.cut.substitutes.values() if s not in other.cut.substitutes]

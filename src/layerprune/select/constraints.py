@@ -7,18 +7,18 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-#: Removals (ascending) → what goes with any one of them, and once only.
+#: Removals (ascending) → an amount that goes once, as soon as any of them is made.
 Pieces: TypeAlias = Mapping[tuple[int, ...], float]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Bounds on what a set takes of something.
+    """Bounds on the amount that a set takes.
 
     Attributes:
-        pieces: what there is to take.
+        pieces: the amounts.
         low: the least that a set has to take.
-        high: the most that it may take.
+        high: the most that a set may take.
     """
 
     pieces: Pieces
@@ -26,22 +26,22 @@ class Limit:
     high: float = math.inf
 
     def of(self, chosen: Collection[int]) -> float:
-        """What a set takes."""
+        """The amount that a set takes."""
         return amount(self.pieces, chosen)
 
     def without_low(self) -> Limit:
-        """The same cap, and nothing that has to go."""
+        """The same cap, without a lower bound."""
         return replace(self, low=0.0)
 
 
 def amount(pieces: Pieces, chosen: Collection[int]) -> float:
-    """What a set takes of some pieces."""
+    """The amount of some pieces that a set takes."""
     some = set(chosen)
     return float(sum(size for takers, size in pieces.items() if not some.isdisjoint(takers)))
 
 
 def weighted(parts: Iterable[tuple[Pieces, float]]) -> dict[tuple[int, ...], float]:
-    """Add pieces of several things, each times a weight."""
+    """The weighted sum of several pieces."""
     found: dict[tuple[int, ...], float] = {}
     for pieces, weight in parts:
         for takers, size in pieces.items():
@@ -51,11 +51,11 @@ def weighted(parts: Iterable[tuple[Pieces, float]]) -> dict[tuple[int, ...], flo
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What must not be chosen together: of each of some lists of removals one, and of a family of lists too many.
+    """Forbids sets with a removal from each list, and from too many lists of a family.
 
     Attributes:
-        alternatives: the lists, numbers of removals ascending; a removal may stand in several.
-        family: more lists, of which only some may have a removal chosen where each of the others has.
+        alternatives: the lists, numbers of removals ascending; a removal may be in several lists.
+        family: more lists, of which only some may have a chosen removal where each of ``alternatives`` has one.
         num: how many of the family are too many; 0 without a family.
     """
 
@@ -65,18 +65,18 @@ class Exclusion:
 
     @classmethod
     def of(cls, removals: Iterable[int]) -> Exclusion:
-        """The ban of one set and those that hold it."""
+        """The ban of one set and its supersets."""
         return cls(tuple((i,) for i in sorted(set(removals))))
 
     def forbids(self, chosen: Iterable[int]) -> bool:
-        """Whether a set has one of each list, and of enough of the family."""
+        """Whether a set has a removal of each list, and of too many lists of the family."""
         some = set(chosen)
         has_all = all(not some.isdisjoint(each) for each in self.alternatives)
         return has_all and sum(not some.isdisjoint(each) for each in self.family) >= self.num
 
     @property
     def limit(self) -> Limit:
-        """The same as a bound: a list outside the family weighs so much that without it the whole family fits."""
+        """The same as a bound: a list outside the family weighs so much that the whole family fits without it."""
         weight = len(self.family) - self.num + 1
         pieces: dict[tuple[int, ...], float] = {}
         for lists, size in ((self.alternatives, weight), (self.family, 1)):

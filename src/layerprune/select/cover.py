@@ -1,4 +1,4 @@
-"""The smallest set of removals that takes given groups out."""
+"""Finds the smallest set of removals that takes given groups out."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def cover(
         problem: the removals, and how a set is proven; its budgets do not count.
         groups: the groups that have to go.
         fixed: removals that have to be in the set.
-        besides: for each removal, how much it takes that nobody asked for.
+        besides: for each removal, the size of the groups that it takes unasked.
 
     Returns:
-        The set with the least sum of these, then of the impacts; None where none was found.
+        The set with the least sum of ``besides``, then of the impacts; None where none was found.
     """
     search = Search(problem)
     search.rounds = _ROUNDS

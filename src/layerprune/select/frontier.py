@@ -1,4 +1,4 @@
-"""The least total impact for every size."""
+"""Computes the least total impact for every size."""
 
 from __future__ import annotations
 
@@ -17,25 +17,20 @@ _POINTS = 10
 
 @dataclass(frozen=True)
 class Point:
-    """One size, and the least sum of impacts that removes as much.
-
-    Attributes:
-        size: what goes.
-        impact: the sum of the impacts.
-    """
+    """A removed size, and the least sum of impacts that removes as much."""
 
     size: float
     impact: float
 
 
 def frontier(problem: Problem, pieces: Pieces, bans: Sequence[Exclusion] | None = None) -> tuple[Point, ...]:
-    """Find the least sum of impacts for sizes from a tenth of the most that can go together up to all of that.
+    """Find the least sum of impacts for sizes from a tenth of the most that can go together up to that most.
 
-    Sums predict; that the sets hold together was told from the layer graph, not proven.
+    The sums are predictions; the sets are checked on the layer graph, not proven.
 
     Args:
         problem: the removals and their impacts; its budgets do not count.
-        pieces: what removals take of what is to shrink.
+        pieces: the sizes that removals take.
         bans: sets that do not hold together; told from the layer graph if None.
     """
     known = exclusions_of(problem.graph, problem.removals) if bans is None else list(bans)

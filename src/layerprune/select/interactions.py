@@ -1,9 +1,9 @@
-"""What removals take together beyond the sum of what each takes alone.
+"""Corrects the sizes of sets whose removals save more or less together than alone.
 
-A transform that takes a projection in gets as many input channels as the projection's source has, and one that reads a
-concat loses those of an operand that goes. Where a second removal replaces that source, or the transform, the width is
-another one, or another transform's, and the size of the set is not the sum of its parts. Each small set that hangs
-together so is realised once, and the difference becomes pieces of its own: then sums are exact again.
+A transform that a projection is folded into gets the input channels of the projection's source. A transform that reads
+a concat loses the channels of a dropped operand. If a second removal replaces that source, or the transform, the width
+is another, and the size of the set is not the sum of its parts. Each small set of such removals is lowered once; the
+difference becomes pieces of its own, so that sums are exact again.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from layerprune.select.conflicts import conflicts
 from layerprune.select.constraints import Pieces, amount
 
 _LARGEST = 5  # removals in one such set
-_MOST = 300  # sets, each of which is realised
-_FEW = 50  # removals up to which slices count: of a DenseNet's 62 each solution would take ten times as long
+_MOST = 300  # sets, each of which is lowered
+_FEW = 50  # removals up to which slices count: with a DenseNet's 62 each solution would take ten times as long
 
-#: A set of removals, ascending → what it takes; None where it does not hold together.
+#: A set of removals, ascending → the size that it takes; None where it does not hold together.
 Sizes: TypeAlias = Callable[[tuple[int, ...]], "float | None"]
 Takings: TypeAlias = Callable[[tuple[int, ...]], "Savings | None"]
 
 
 def interactions(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takings) -> list[tuple[int, ...]]:
-    """Find the sets of two or more removals of which each replaces what another one's projection, or slice, reads.
+    """Find sets of two or more removals where each replaces a tensor that another's projection or slice reads.
 
     Args:
         graph: the layer graph.
-        removals: what sets are made of, by number.
+        removals: the removals, by number.
         taken_by: the parameters that a set takes.
 
     Returns:
-        Sets that go together, each ascending, small ones first; no more than can be realised in some seconds.
+        Sets that go together, each ascending, small sets first; at most as many as lower within seconds.
     """
     alone = [taken_by((i,)) for i in range(len(removals))]
     few = len(removals) <= _FEW
@@ -51,7 +51,7 @@ def interactions(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takin
             killing.setdefault(param, []).append(i)
 
     def joining(some: tuple[int, ...]) -> list[int]:
-        """What may join a set: also what takes a reader away that changes in it, where that is not one's own alone."""
+        """Removals that may join a set: neighbours, and for larger sets removals that take a changed reader away."""
         taken = taken_by(some) if len(some) > 1 else None
         readers = () if taken is None else _changed(taken, slices=few)
         return [*(j for i in some for j in near[i]), *(j for param in readers for j in killing.get(param, ()))]
@@ -68,20 +68,20 @@ def interactions(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takin
 
 
 def _changed(taken: Savings, *, slices: bool) -> tuple[int, ...]:
-    """The parameters that stay with other channels: those of a projection, or, with ``slices``, fewer."""
+    """The remaining parameters with other channels: those of a projection, or, with ``slices``, fewer."""
     return (*taken.growth, *taken.parts) if slices else tuple(taken.growth)
 
 
 def with_interactions(pieces: Pieces, sets: Sequence[tuple[int, ...]], size_of: Sizes) -> dict[tuple[int, ...], float]:
-    """Correct pieces, so that what they say of some sets is what these take.
+    """Correct pieces, so that their sums are right for some sets.
 
-    What a set takes beyond the sum of its parts goes where all its members go. In pieces, each of which goes with any
-    one of its takers, that is written by inclusion and exclusion.
+    The difference between a set's size and the sum of its parts counts where all its members go. A piece goes with any
+    of its takers, so inclusion and exclusion express the difference.
 
     Args:
-        pieces: what removals take, each as if it was alone.
-        sets: those to correct for, small ones first.
-        size_of: what a set takes.
+        pieces: the sizes of removals, each on its own.
+        sets: the sets to correct for, small sets first.
+        size_of: the size of a set.
     """
     found = dict(pieces)
     failed: list[tuple[int, ...]] = []
@@ -100,7 +100,7 @@ def with_interactions(pieces: Pieces, sets: Sequence[tuple[int, ...]], size_of: 
 
 
 def _neighbours(graph: LayerGraph, removals: Sequence[Removal], *, slices: bool) -> list[list[int]]:
-    """For each removal those that replace what one of its substitutes is made of, and the other way round."""
+    """For each removal, those that replace a tensor that one of its substitutes is made of, and vice versa."""
     replacing: dict[int, list[int]] = {}
     for i, removal in enumerate(removals):
         merged = [graph.layers[merge].outputs[0] for merge, _ in removal.cut.dropped] if slices else []
@@ -117,7 +117,7 @@ def _neighbours(graph: LayerGraph, removals: Sequence[Removal], *, slices: bool)
 
 
 def _made_of(graph: LayerGraph, value: int) -> Iterator[int]:
-    """A value, and what it is made of by layers other than transforms, each of one tensor."""
+    """A value, and the values it is made of by layers of one operand that are no transforms."""
     yield value
     while (source := graph.values[value].layer) >= 0 and graph.layers[source].kind != "transform":
         data = [read for read in graph.layers[source].operands if read]

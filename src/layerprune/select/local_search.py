@@ -11,18 +11,18 @@ from scipy.sparse import csr_array
 from layerprune.select.constraints import Exclusion, Limit
 
 _STEPS = 500
-_FEW = 200  # removals, up to which two at a time are tried
+_FEW = 200  # removals up to which two at a time are tried
 _MOST_OUT = 3  # removals that one mutation takes out
-_ENOUGH = 1e-9  # of the cost: what counts as better
+_ENOUGH = 1e-9  # of the cost: the smallest gain that counts as better
 
 
 class LocalSearch:
-    """Sets of removals, what they cost and what they take; moves from one to the next.
+    """Moves between sets of removals within limits, to lower their cost.
 
     Args:
-        costs: impact of each removal on the diagonal, of pairs beside it; symmetric, ``(n, n)``, or ``(n,)`` for none
-            of pairs. A set costs the sum of the block that it spans.
-        limits: what a set may take, and what it has to.
+        costs: impact of each removal on the diagonal, of pairs beside it; symmetric, ``(n, n)``, or ``(n,)`` without
+            pairs. A set costs the sum of the block that it spans.
+        limits: bounds on the amounts that a set takes.
         bans: sets that must not be chosen.
     """
 
@@ -39,7 +39,7 @@ class LocalSearch:
         self.wanting = np.array([len(set(ban.alternatives)) - 1 for ban in plain])
 
     def cost(self, chosen: Sequence[int]) -> float:
-        """What a set costs."""
+        """The cost of a set."""
         some = list(chosen)
         pairs = 0.0 if self.pairs is None else float(self.pairs[np.ix_(some, some)].sum())
         return float(self.own[some].sum()) + pairs
@@ -67,18 +67,18 @@ class LocalSearch:
         return list(held)
 
     def neighbours(self, held: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The sets within the limits that one removal in, one out, or both make of a set, by cost; few: two of either.
+        """The sets within the limits after one removal in, one out, or both, by cost; with few removals two of each.
 
-        Of those that lack the same only the cheapest.
+        Only the cheapest of the sets that lack the same removals.
         """
         return list(dict.fromkeys(tuple(sorted(some)) for _, some in sorted(self._moves(held))))
 
     def entries(self, held: Sequence[int], *, reaching: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Which removals may join a set, ``(removal,)`` of booleans, and what the set costs then.
+        """Which removals may join a set, ``(removal,)`` of booleans, and the cost of the larger set, ``(removal,)``.
 
         Args:
             held: the set.
-            reaching: whether it has to reach the least that it has to take by that.
+            reaching: whether the larger set has to reach the lower bounds.
         """
         inside = self._indicator(held)
         present = np.minimum(self.groups @ inside, 1.0)
@@ -94,7 +94,7 @@ class LocalSearch:
         return fits, costs if self.pairs is None else costs + 2 * self.pairs[:, list(held)].sum(1)
 
     def mutated(self, held: Sequence[int], rng: np.random.Generator) -> tuple[int, ...] | None:
-        """Take some removals out at random, and others in until the set is within its limits; None where that fails."""
+        """Take removals out at random, and others in until the set is within its limits; None where that fails."""
         num_out = int(rng.integers(1, min(_MOST_OUT, len(held)) + 1))
         out = set(rng.choice(list(held), num_out, replace=False).tolist())
         left = tuple(i for i in held if i not in out)
@@ -108,7 +108,7 @@ class LocalSearch:
         return tuple(sorted(left))
 
     def _moves(self, held: tuple[int, ...]) -> Iterator[tuple[float, tuple[int, ...]]]:
-        """Neighbours in reach and their costs: of those that lack the same, the cheapest."""
+        """Neighbours with their costs; the cheapest of those that lack the same removals."""
         few = len(self.own) <= _FEW
         for num_out in (0, 1, 2) if few else (0, 1):
             for out in combinations(held, num_out):
@@ -133,7 +133,7 @@ class LocalSearch:
 
 
 class Amounts:
-    """A limit as arrays: for many sets at once, each given by who is inside, ``(removal,)``."""
+    """A limit as arrays; a set is given by its indicator, ``(removal,)``."""
 
     def __init__(self, limit: Limit, num: int) -> None:
         self.low, self.high = limit.low, limit.high
@@ -141,11 +141,11 @@ class Amounts:
         self.takers = incidence(list(limit.pieces), num)
 
     def of(self, inside: np.ndarray) -> float:
-        """What a set takes."""
+        """The amount that a set takes."""
         return float(self.sizes @ (self.takers @ inside > 0))
 
     def with_each(self, inside: np.ndarray) -> np.ndarray:
-        """What the set takes with each removal in it besides."""
+        """The amounts that the set takes with each removal added, ``(removal,)``."""
         taken = self.takers @ inside > 0
         return float(self.sizes @ taken) + np.where(taken, 0.0, self.sizes) @ self.takers
 

@@ -13,13 +13,13 @@ from scipy.sparse import csr_array
 from layerprune.select.constraints import Exclusion, Limit, Pieces
 from layerprune.select.local_search import LocalSearch
 
-#: How far the set that takes the most may stay below the most that there is: far within the slack.
+#: How far the largest set may stay below the optimum: far within the slack.
 GAP = 0.005
 
-#: By what share the least cost may be missed: for the solver's tolerances.
+#: The share by which the least cost may be missed, for the solver's tolerances.
 EXACT = 1e-4
 
-_WORK = 600_000  # nodes times rows: before the clock, so that a choice does not depend on the machine
+_WORK = 600_000  # nodes times rows: ends before the clock, so that a choice does not depend on the machine
 _FEWEST_NODES = 20
 _MOST_NODES = 2000
 _SECONDS = 120.0
@@ -29,13 +29,13 @@ _Row: TypeAlias = tuple[dict[int, float], float, float]
 
 
 class Milp:
-    """Solves for sets of removals, exactly (scipy's ``milp``) where that ends in the steps allowed.
+    """Solves for sets of removals with scipy's ``milp``, exactly where the allowed steps suffice.
 
     Args:
-        num_removals: how many there are.
+        num_removals: the number of removals.
 
     Attributes:
-        is_cut_short: whether a solver has stopped before its answer was proven to be the best.
+        is_cut_short: whether a solver has stopped before its answer was proven optimal.
     """
 
     def __init__(self, num_removals: int) -> None:
@@ -43,7 +43,7 @@ class Milp:
         self.is_cut_short = False
 
     def most(self, pieces: Pieces, limits: Sequence[Limit], bans: Sequence[Exclusion], gap: float = GAP) -> list[int]:
-        """The removals that take the most of some pieces within limits, but for a gap; empty where none fit."""
+        """The removals that take the most of some pieces within limits, up to a gap; empty where none fit."""
         columns = _Columns(self.num, [pieces, *(limit.pieces for limit in limits)], bans)
         gains = columns.spread(pieces)
         return self.run(-gains, columns, limits, bans, gap)[0]
@@ -51,7 +51,7 @@ class Milp:
     def least(
         self, costs: np.ndarray, limits: Sequence[Limit], bans: Sequence[Exclusion], gap: float = EXACT
     ) -> list[int]:
-        """The removals of least cost within limits, roughly with a wide gap; empty where none has to go."""
+        """The removals of least cost within limits, up to a gap; empty where none has to go."""
         columns = _Columns(self.num, [limit.pieces for limit in limits], bans)
         spread = np.concatenate([costs, np.zeros(len(columns.groups))])
         chosen, is_proven = self.run(spread, columns, limits, bans, gap)
@@ -69,7 +69,7 @@ class Milp:
         low, high = (np.array([row[side] for row in rows]) for side in (1, 2))
         bounds = LinearConstraint(matrix, low, high)  # pyright: ignore[reportArgumentType]  # its stubs know scalars only
         scale = max(float(np.abs(costs).max()), 1e-30)
-        # A group lies between its members' largest and their sum: whole members make it whole, without branching on it.
+        # A group lies between its largest member and their sum: integer members make it integer, without branching.
         whole = np.repeat([1, 0], [self.num, len(columns.groups)])
         nodes = min(_MOST_NODES, max(_FEWEST_NODES, _WORK // len(rows))) if gap <= GAP else _FEWEST_NODES
         options = {"time_limit": _SECONDS, "node_limit": nodes, "mip_rel_gap": gap}
@@ -82,7 +82,7 @@ class Milp:
 
 
 class _Columns:
-    """The variables: one per removal, then one per group that pieces or bans speak of."""
+    """The variables: one per removal, then one per group in pieces or bans."""
 
     def __init__(self, num: int, some: Iterable[Pieces], bans: Sequence[Exclusion]) -> None:
         named = [takers for pieces in some for takers in pieces]
@@ -103,7 +103,7 @@ class _Columns:
         return found
 
     def rows(self) -> list[_Row]:
-        """A group goes when one of its members does."""
+        """Rows that make a group go when one of its members goes."""
         found: list[_Row] = []
         for group, place in self.places.items():
             found.append(({place: 1.0, **{i: -1.0 for i in group}}, -math.inf, 0.0))
@@ -111,7 +111,7 @@ class _Columns:
         return found
 
     def row_of(self, limit: Limit) -> _Row:
-        """The limit, as shares: the solver's tolerances want numbers near one."""
+        """The limit as shares: the solver's tolerances expect numbers near one."""
         sizes = self.spread(limit.pieces)
         scale = (
             limit.high if math.isfinite(limit.high) and limit.high > 0 else max(limit.low, float(sizes.max()), 1e-30)
@@ -120,6 +120,6 @@ class _Columns:
         return row or {0: 0.0}, limit.low / scale, limit.high / scale
 
     def row_against(self, ban: Exclusion) -> _Row:
-        """Of a ban's lists not every one has a member, or not too many of its family."""
+        """The row that a ban's bound makes."""
         limit = ban.limit
         return {self.place(group): size for group, size in limit.pieces.items()}, -math.inf, limit.high

@@ -1,4 +1,4 @@
-"""Finds the removals that take named groups out, with the least besides."""
+"""Finds the removals that take named groups out, with the fewest other parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from layerprune.torch_internals import INNER_OF_COMPILED
 #: A group, a module above several, a pattern of either, or a removal.
 Named: TypeAlias = str | Group | LayerInfo | Removal | PlannedRemoval
 
-# What wrappers put in front of a name, and within it.
+# Parts that wrappers put in front of a name, and inside it.
 _PREFIXES = ("self.", "model.", "module.", f"{INNER_OF_COMPILED}.", "base_model.")
 _WITHIN = re.compile(rf"\b{INNER_OF_COMPILED}\.")
 _ROOM = 180  # characters for the names that a message lists
@@ -29,7 +29,7 @@ _INDEX = re.compile(r"\[['\"]?(\w+)['\"]?\]")
 
 @dataclass(frozen=True)
 class _Wish:
-    """What one name stands for: groups, or the removal of a number."""
+    """The groups, or the number of the removal, that a name stands for."""
 
     said: str
     groups: tuple[str, ...] = ()
@@ -39,26 +39,26 @@ class _Wish:
 def removals_for(
     given: Named | Iterable[Named], groups: Sequence[Group], problem: Problem, unfitted: Sequence[Removal]
 ) -> list[int]:
-    """Choose the removals that take out what the user names, with the least besides.
+    """Choose the removals that take out the named groups, with the fewest other parameters.
 
-    A group leaves by the removal that takes the fewest parameters of other groups, and among those by that of the
-    least impact. A module, or a pattern, stands for all groups below it; these leave by one removal where one takes
-    them all and nothing else. Where removals do not hold together, others are looked for that do.
+    A group leaves by the removal that takes the fewest parameters of other groups, then by the least impact. A module
+    or a pattern stands for all groups below it; these leave by one removal where one takes exactly them. Where the
+    removals do not hold together, a search looks for others.
 
     Args:
         given: names of groups, of modules above them, or patterns (``fnmatch``); :class:`Group` and :class:`Removal`
             objects.
         groups: the groups, with their verdicts.
         problem: the removals, and how a set is proven.
-        unfitted: removals that need calibration data that there are none of.
+        unfitted: removals that need calibration data, where none were given.
 
     Returns:
-        Numbers of removals; a set that cannot be proven where there is no other.
+        Numbers of removals; a set that cannot be proven where no other was found.
 
     Raises:
         UnknownNameError: a name stands for nothing, or for several modules.
-        CriticalGroupError: a group named cannot be removed.
-        CalibrationError: a group named leaves by a projection only, and there are no data to fit it on.
+        CriticalGroupError: a named group cannot be removed.
+        CalibrationError: a named group leaves by a projection only, and there are no data to fit it on.
     """
     by_name = {group.name: group for group in groups}
     reader = _Reader(by_name, problem, unfitted)
@@ -91,7 +91,7 @@ def _listed(given: Any) -> list[Any]:
 
 
 class _Reader:
-    """Tells what a name, or an object, stands for."""
+    """Resolves names and objects to groups or removals."""
 
     def __init__(self, groups: dict[str, Group], problem: Problem, unfitted: Sequence[Removal]) -> None:
         self.groups = groups
@@ -102,7 +102,7 @@ class _Reader:
         self.modules = frozenset(above for names in self.names.values() for name in names for above in _above(name))
 
     def read(self, item: object) -> _Wish:
-        """What an item stands for; raises :class:`UnknownNameError`."""
+        """Resolve an item; raises :class:`UnknownNameError`."""
         if isinstance(item, (Removal, PlannedRemoval)):
             return self.removal(item.name)
         if isinstance(item, (Group, LayerInfo)):
@@ -144,7 +144,7 @@ class _Reader:
         return alike.pop()
 
     def spellings(self, said: str) -> list[str]:
-        """A name as it is, with dots for other signs, without a parameter's own name, without a wrapper's prefix."""
+        """A name as given, with dots for other signs, without a parameter's own name, without a wrapper's prefix."""
         dotted = _INDEX.sub(r".\1", said.strip()).replace("/", ".").strip(".")
         found = [said, dotted, _WITHIN.sub("", dotted)]
         found += [name.rpartition(".")[0] for name in found if name in self.graph.param_ids]
@@ -153,7 +153,7 @@ class _Reader:
         return list(dict.fromkeys(filter(None, found)))
 
     def named(self, name: str) -> tuple[str, ...]:
-        """The group of a name, or those below a module, or those that a pattern matches; none where there are none."""
+        """The group of a name, or the groups below a module, or those that a pattern matches; may be empty."""
         exact = [group for group, names in self.names.items() if name in names]
         if exact:
             return tuple(exact)
@@ -164,7 +164,7 @@ class _Reader:
         return tuple(g for g, names in self.names.items() if any(fnmatchcase(n, p) for n in names for p in patterns))
 
     def unknown(self, said: str) -> str:
-        """What is said of a name that stands for nothing."""
+        """The message about a name that stands for nothing."""
         line = f"there is no group '{said:.80}'; "
         for group in self.groups.values():
             if any(layer.name in self.spellings(said) for layer in group.layers[1:]):
@@ -179,13 +179,13 @@ class _Reader:
 
 
 def _above(name: str) -> list[str]:
-    """A dotted name, and those of all modules above it."""
+    """A dotted name, and the names of all modules above it."""
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
 def _check(wish: _Wish, groups: dict[str, Group], removals: Sequence[Removal], unfitted: Sequence[Removal]) -> None:
-    """Raise unless each group that is named has a removal."""
+    """Raise unless each named group has a removal."""
     usable = {name for removal in removals for name in removal.groups}
     missing = [name for name in wish.groups if name not in usable]
     if not missing:
@@ -206,12 +206,12 @@ def _check(wish: _Wish, groups: dict[str, Group], removals: Sequence[Removal], u
 
 
 def alone(name: str, ways: Iterable[Removal], sizes: Mapping[str, int]) -> Removal:
-    """The removal that a group leaves by when it alone is named."""
+    """The removal by which a group leaves when it alone is named."""
     return min(ways, key=lambda removal: (_besides(removal, {name}, sizes), by_impact(removal)))
 
 
 def _besides(removal: Removal, wanted: Collection[str], sizes: Mapping[str, int]) -> tuple[int, int]:
-    """How many parameters of groups that nobody has named a removal takes, and how many such groups."""
+    """The parameters that a removal takes from groups that were not named, and the number of these groups."""
     others = [name for name in removal.groups if name not in wanted]
     return sum(sizes[name] for name in others), len(others)
 
@@ -219,21 +219,21 @@ def _besides(removal: Removal, wanted: Collection[str], sizes: Mapping[str, int]
 def _least_besides(
     wishes: Sequence[_Wish], wanted: set[str], sizes: dict[str, int], removals: Sequence[Removal]
 ) -> list[int]:
-    """For each wish the removal that takes least besides; without those that another one makes needless."""
+    """For each wish the removal that takes the fewest other parameters, without needless ones."""
     chosen: dict[int, None] = {}
     for wish in wishes:
         if wish.removal is not None:
             chosen[wish.removal] = None
             continue
         whole = [i for i, r in enumerate(removals) if set(wish.groups) <= set(r.groups) <= wanted]
-        if len(wish.groups) > 1 and whole:  # of a module as much as can go: its norms, too
+        if len(wish.groups) > 1 and whole:  # as much of a module as can go, with its norms
             chosen[min(whole, key=lambda i: (-removals[i].num_params, by_impact(removals[i])))] = None
             continue
         for name in wish.groups:
             ways = [i for i, r in enumerate(removals) if name in r.groups]
             if len(wish.groups) == 1 or not any(name in removals[i].groups for i in chosen):
                 chosen[min(ways, key=lambda i: (_besides(removals[i], wanted, sizes), by_impact(removals[i])))] = None
-    for i, removal in enumerate(removals):  # one for several, where that harms less than each by itself
+    for i, removal in enumerate(removals):  # one removal for several, where its impact is not above their sum
         inside = [j for j in chosen if j != i and set(removals[j].groups) <= set(removal.groups)]
         covered = {name for j in inside for name in removals[j].groups}
         if covered == set(removal.groups) <= wanted and removal.impact <= sum(removals[j].impact for j in inside):

@@ -1,4 +1,4 @@
-"""The selection problem: removals, what they take, budgets, and how a choice is proven."""
+"""The selection problem: removals, their sizes, budgets, and how a set is proven and measured."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
 from layerprune.select.constraints import Limit, Pieces
 
-#: How far below the most that fits under a cap a choice may stay for less impact, as a share of that most.
+#: How far a choice may stay below the most that fits under a cap for less impact, as a share of that most.
 SLACK = 0.1
 
-#: From this share of a cap below it, a choice counts as filling the cap.
+#: A choice fills a cap if it stays at most this share of the model below it.
 NEAR = 0.02
 
 
 @dataclass(frozen=True)
 class Resource:
-    """One thing that removals save, and how much of it may or must go.
+    """A quantity that removals save, and how much of it may or must go.
 
     Attributes:
-        name: what is saved, for messages.
-        pieces: what each removal saves, as far as that adds up.
-        measure: what a proven set really saves.
-        at_most: a cap on what may go.
-        at_least: what has to go.
-        is_filled: whether as much as the cap allows is to go.
+        name: the quantity, for messages.
+        pieces: the additive part of the savings.
+        measure: the true saving of a proven set.
+        at_most: the most that may go.
+        at_least: the least that has to go.
+        is_filled: whether as much as the cap allows should go.
         show: writes an amount for a message.
-        total: how much of it the model holds; caps are shares of that.
+        total: the amount in the model, of which caps are shares.
         argument: the argument that sets the budget, for messages.
     """
 
@@ -47,11 +47,11 @@ class Resource:
 
     @property
     def limit(self) -> Limit:
-        """The bounds, on what adds up."""
+        """The bounds on the additive part."""
         return Limit(self.pieces, self.at_least, self.at_most)
 
     def amount_text(self, amount: float) -> str:
-        """An amount as a share of what the model holds, where that is known."""
+        """An amount as a share of the total, where that is known."""
         return self.show(amount) if math.isnan(self.total) else f"{amount / self.total:.1%}"
 
     def argument_text(self, amount: float) -> str:
@@ -63,12 +63,12 @@ class Resource:
 
 @dataclass(frozen=True)
 class Effort:
-    """What measuring takes, in calls of the model on one batch.
+    """The cost of measuring, in calls of the model on one batch.
 
     Attributes:
-        num_batches: of calibration data.
-        share: of a batch that a first look takes.
-        spent: what the impacts took.
+        num_batches: batches of calibration data.
+        share: the share of a batch that a first look takes.
+        spent: calls that measuring the impacts took.
     """
 
     num_batches: int
@@ -78,30 +78,30 @@ class Effort:
 
 @dataclass(frozen=True)
 class Problem:
-    """What there is to choose from.
+    """The removals to select from, their budgets, and how sets are proven and measured.
 
     Attributes:
         graph: the layer graph.
         removals: the removals.
-        resources: what they save, and the budgets on it.
+        resources: the quantities that removals save, with their budgets.
         prove: proves a set; raises :class:`Refusal` where it does not hold together.
-        lower_removal: the part of ``prove`` that runs nothing.
-        harm: what each of several sets does to the output when it is made, ``nan`` where it cannot be; None where
-            nothing can be measured.
-        pairs: what pairs cost more than their parts, ``(removal, removal)``, half of it at either place; None where
-            that is not known.
-        resampled: impacts on calibration data drawn anew, ``(draw, removal)``; of no rows where there is one batch.
+        lower_removal: the part of ``prove`` that runs no model.
+        harm: the divergence of the output after each of several sets, ``(set,)``, ``nan`` where a set cannot be made;
+            None where nothing can be measured.
+        pairs: extra impact of pairs over the sum of their parts, ``(removal, removal)``, half of it at either place;
+            None where unknown.
+        resampled: impacts on resampled calibration data, ``(draw, removal)``; no rows with a single batch.
         has_data: whether impacts were measured on calibration data, so that small differences mean something.
-        seed: for strategies that draw.
-        best: which of several sets does least when they are made, times its handicap, as a race of so many rounds
-            before the first leave, and so many batches for the last, tells; None: ``harm`` tells.
-        mended: what each of several sets does to the output when it is made and repaired; None where that cannot be.
-        first_look: like ``harm``, on the first of the data only; None: ``harm`` tells.
-        noise: the standard deviation of what that finds, relative to it.
-        effort: what measuring takes; None where that is not known, and no more is made than always.
-        size: of removals by projection, what they take of the model's size: a set has to take some. None without such.
+        seed: for strategies that draw at random.
+        best: the set with the least divergence times its handicap, by racing: gets the sets, their handicaps, the
+            rounds before the first sets leave, and the batches for the last sets; None: ``harm`` tells.
+        mended: the divergence after each of several sets, repaired; None where that cannot be measured.
+        first_look: like ``harm``, on the first part of the data; None: ``harm`` tells.
+        noise: the relative standard deviation of a first look.
+        effort: the cost of measuring; None where unknown, and then no more than the usual is measured.
+        size: with projections, the least that a set has to take of the model's size; None without projections.
         is_smaller: whether a proven set leaves a smaller model.
-        slack: how far below the most that fits under a cap a choice may stay for less impact, as a share of that most.
+        slack: how far a choice may stay below the most that fits under a cap for less impact, as a share of that most.
     """
 
     graph: LayerGraph
@@ -125,7 +125,7 @@ class Problem:
 
     @property
     def impacts(self) -> np.ndarray:
-        """One number per removal; of those that are not known one that is worse than any."""
+        """One number per removal; unknown impacts count as worse than any known one."""
         impacts = np.array([removal.impact for removal in self.removals], dtype=float)
         return with_unknown(impacts)
 
@@ -135,7 +135,7 @@ class Problem:
 
 
 def with_unknown(impacts: np.ndarray) -> np.ndarray:
-    """Impacts with a number that is worse than any in place of those that are not known."""
+    """Impacts with a number worse than any known one in place of unknown ones."""
     known = impacts[np.isfinite(impacts)]
     worst = float(known.max()) if known.size else 1.0
     return np.where(np.isfinite(impacts), impacts, 10 * max(worst, 1.0))
@@ -143,16 +143,16 @@ def with_unknown(impacts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class CapUse:
-    """How much of a cap a choice takes. All numbers are shares of what the model holds.
+    """How much of a cap a choice takes. All numbers are shares of the model's total.
 
     Attributes:
-        resource: what the cap is on, as ``parameters``.
+        resource: the quantity under the cap, as ``parameters``.
         argument: the argument that sets the cap, as ``max_param_reduction``.
         cap: the largest share that may go.
         used: the share that the choice takes.
         fits: the largest share that was found to fit within all budgets; at least ``used``.
-        in_all: the largest share that removals take together where no budget holds them back.
-        held_by: another resource whose cap is filled; empty where there is none.
+        in_all: the largest share that removals take together without any budget.
+        held_by: another resource whose cap is filled; empty without one.
         is_proven: whether the solver has proven that no larger share fits.
     """
 
@@ -177,10 +177,10 @@ class Selection:
 
     Attributes:
         chosen: numbers of the removals.
-        strategy: what chose them.
-        recurrence: for each, how often the sum of impacts chooses it when the calibration data are drawn anew; empty
-            where there is nothing to draw from.
-        notes: what the user should know about the choice.
+        strategy: the strategy that chose them.
+        recurrence: for each removal, the share of resampled calibration data on which the sum of impacts chooses it;
+            empty without draws.
+        notes: messages about the choice for the user.
         cap_uses: how much of each cap the choice takes.
     """
 

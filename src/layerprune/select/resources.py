@@ -1,4 +1,4 @@
-"""Measures what sets of removals save of each budgeted resource."""
+"""Measures how much sets of removals save of each budgeted resource."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from layerprune.select.problem import Resource
 
 
 class Resources:
-    """Measures what sets of removals save, each thing when it is first asked for.
+    """Measures how much sets of removals save, each quantity on first use.
 
     Args:
-        model: the user's model; it stays as it is.
+        model: the user's model; it does not change.
         graph: its layer graph.
-        inputs: what one forward is measured on.
-        joints: realises and proves sets.
-        removals: what sets are made of.
+        inputs: inputs of the measured forward.
+        joints: lowers and proves sets.
+        removals: the removals that sets are made of.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Resources:
         self._joint: dict[tuple[int, ...], Lowering | None] = {}
 
     def resources(self, budgets: Budgets) -> list[Resource]:
-        """What budgets speak of; caps are filled where nothing has to go."""
+        """The resources that budgets name; caps are filled unless a target is given."""
         fills = not budgets.has_target
         found: list[Resource] = []
         share = budgets.max_param_reduction
         if share is None and fills and budgets.max_mac_reduction is None:
-            share = 1.0  # an impact alone is the cap: as much goes as it allows
+            share = 1.0  # max_impact is the only cap: as much goes as it allows
         if share is not None:
             found.append(self.params(share, fills))
         if budgets.max_mac_reduction is not None:
@@ -102,7 +102,7 @@ class Resources:
         )
 
     def latency(self, target: float) -> Resource:
-        """The time of one forward; what layers take by themselves is brought to the scale of the whole."""
+        """The time of one forward; times of single layers are scaled to the whole forward."""
         before = self.latency_before
         times = time_by_layer(self.model, self.graph, self.inputs)
         scale = before / max(sum(times.values()), 1e-12)
@@ -120,7 +120,7 @@ class Resources:
         )
 
     def memory(self, most: int) -> Resource:
-        """What parameters, buffers and activations hold; what adds up of it are the parameters' bytes."""
+        """The bytes of parameters, buffers and activations; the additive part is the parameters' bytes."""
         each = param_bytes(self.model) / max(num_params(self.model), 1)
         pieces = {takers: size * each for takers, size in self.param_pieces.items()}
         before = self.memory_before
@@ -135,26 +135,26 @@ class Resources:
 
     @cached_property
     def param_pieces(self) -> Pieces:
-        """What removals take of the parameters."""
+        """The parameters that removals take."""
         modules, sizes = self.joints.prover.modules, self.graph.size_of_param
         return self._pieces(sizes, lambda lowering: params_taken(self.graph, modules, lowering))
 
     @property
     def has_to_shrink(self) -> Limit | None:
-        """That projections must not cost more parameters than leave; None where there are none."""
+        """The limit that projections must not add more parameters than leave; None without projections."""
         if not any(removal.needs_calibration for removal in self.removals):
             return None
         return Limit(self.param_pieces, low=float(min(1, *(removal.num_params for removal in self.removals))))
 
     def of(self, removals: Sequence[Removal]) -> Resources:
-        """A meter of the same model for other removals."""
+        """The resources of the same model for other removals."""
         return Resources(
             self.model, self.graph, self.inputs, JointRemovals(self.joints.prover, removals, self.model), removals
         )
 
     @cached_property
     def macs_pieces(self) -> Pieces:
-        """What removals save of the multiply-accumulates."""
+        """The multiply-accumulates that removals save."""
         return self._by_layer(self.macs_by_layer)
 
     def _by_layer(self, costs: Mapping[int, float]) -> Pieces:
@@ -181,7 +181,7 @@ class Resources:
         return interactions(self.graph, self.removals, taken_by)
 
     def _together(self, some: tuple[int, ...]) -> Lowering | None:
-        """A set as it would be carried out; None where it cannot be."""
+        """The lowering of a set; None where it does not lower."""
         if len(some) == 1:
             return self.removals[some[0]].lowering
         if some not in self._joint:
@@ -209,13 +209,13 @@ class Resources:
         return tally_layers(self.model, self.graph, self.inputs)
 
     def macs_taken(self, lowering: Lowering) -> float:
-        """The multiply-accumulates that one removal saves, or a set: of layers that die, and of channels that go."""
+        """The multiply-accumulates of the dead layers and dropped channels of one removal or set."""
         modules, costs = self.joints.prover.modules, self.macs_by_layer
         return layers_taken(self.graph, modules, lowering, costs).amount(costs)
 
     @cached_property
     def memory_before(self) -> int:
-        """What the model holds in one forward, in bytes."""
+        """The peak memory of the model in one forward, in bytes."""
         return _held(self.model, self.inputs)
 
     @cached_property
@@ -224,7 +224,7 @@ class Resources:
         return compare_latency({"the model": self.model}, self.inputs)["the model"].median_ms
 
     def _timed(self, chosen: Sequence[int]) -> tuple[Latency, Latency]:
-        """The model and what is left of it, timed in turn."""
+        """The latency of the model and of the pruned model, timed in turn."""
         key = tuple(sorted(chosen))
         if key not in self._latencies:
             pair = {"the model": self.model, "the pruned model": self.joints.without(key)}
@@ -233,7 +233,7 @@ class Resources:
         return self._latencies[key]
 
     def figures(self, budgets: Budgets, chosen: Sequence[int]) -> list[PlannedFigure]:
-        """What budgets other than that of parameters speak of, before and after a set has gone."""
+        """The budgeted figures other than parameters, before and after a set."""
         found: list[tuple[str, float, float]] = []
         if budgets.max_mac_reduction is not None:
             found.append(("macs", self.macs_before, count_macs(self.joints.without(chosen), self.inputs)))
