@@ -14,13 +14,13 @@ from layerprune.removals import find_candidates, find_projections, without_argum
 
 @dataclass(frozen=True, eq=False)
 class Discovery:
-    """What can be removed from a model.
+    """The groups of a model and their removals.
 
     Attributes:
         groups: in order of execution, without verdicts.
         prover: proves further sets of removals.
-        removals: the removals that are proven, without impacts.
-        reasons: group name → why no removal takes it out, for those that none does.
+        removals: the proven removals, without impacts.
+        reasons: group name → why no removal takes it out, for groups without one.
     """
 
     groups: Sequence[Group]
@@ -40,17 +40,9 @@ def discover(
     projections: bool,
     renumber: bool,
 ) -> Discovery:
-    """Form the groups, find candidates that take them out, and prove these.
+    """Form the groups, find candidates that take them out, and prove these on the sandbox.
 
-    Args:
-        sandbox: a copy of the model to prove on.
-        graph: the model's layer graph.
-        inputs: the example inputs.
-        protect: patterns of dotted names that stay.
-        protect_io: whether stem and head stay.
-        granularity: ``group``, ``branch`` or ``block``.
-        projections: whether projections are tried for the groups that nothing else takes out.
-        renumber: whether elements leave the containers of any model, not of transformers models alone.
+    For the options see :class:`layerprune.UniversalLayerPruner`; ``protect`` holds patterns of dotted names.
     """
     formed = form_groups(graph)
     prover = Prover(sandbox, graph, inputs, whole_layers=granularity == "block", renumber=renumber)
@@ -74,7 +66,7 @@ def discover(
 
 
 def _halves(prover: Prover, graph: LayerGraph, formed: Sequence[Group]) -> dict[str, Refusal]:
-    """Say of groups in an element that cannot hand on arguments for all that it returns why that is so."""
+    """Tell which groups lie in an element that cannot pass arguments on for all of its results, and why."""
     found = without_argument(graph, prover.modules)
     inside = {group.name: [name for name in found if group.name.startswith(f"{name}.")] for group in formed}
     return {group: found[max(names, key=len)] for group, names in inside.items() if names}
@@ -87,7 +79,7 @@ def _projections(
     proven: Sequence[Removal],
     critical: Mapping[str, Refusal],
 ) -> tuple[list[Removal], Mapping[str, Refusal]]:
-    """Prove projections for the groups that nothing else takes out, and say why there is none."""
+    """Prove projections for the groups without another removal, and tell why others have none."""
     safe = {name for removal in proven for name in removal.groups}
     left = [group.name for group in formed if group.name not in safe and group.name not in critical]
     found = find_projections(graph, formed, prover.modules, left, critical)

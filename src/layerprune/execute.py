@@ -27,8 +27,8 @@ class ExecutedPlan:
 
     Attributes:
         model: the pruned model.
-        projection_report: what was fitted for it; None where nothing was to be.
-        repair_report: what was repaired; None where nothing was to be.
+        projection_report: the fitted projections; None where there were none.
+        repair_report: the repaired layers; None where there was nothing to repair.
     """
 
     model: nn.Module
@@ -45,17 +45,18 @@ def carry_out(
     inplace: bool,
     harm: Divergence | None = None,
 ) -> ExecutedPlan:
-    """Carry a plan out, fit its projections, and repair what is left.
+    """Carry a plan out, fit its projections, and repair the result.
 
-    All of it happens on a copy; only what is done goes into the user's model. Weights are fitted, and their settings
-    chosen, on three quarters of the data; what comes out is judged on the last one.
+    All steps run on a copy; only the finished result goes into the user's model. Weights are fitted and settings chosen
+    on three quarters of the data; the last quarter is held out for the verdict.
 
     Args:
         plan: the plan.
         original: the user's model.
+        graph: its layer graph.
         batches: calibration data; None if there are none.
-        how: what to repair by, where there are data; None to leave the weights as they are.
-        harm: how a repair compares outputs; told from the model and its output if None.
+        how: kind of repair, where there are data; None to leave the weights.
+        harm: how a repair compares outputs; chosen from the model and its output if None.
         inplace: edit the user's model instead of a copy.
 
     Raises:
@@ -94,21 +95,21 @@ def carry_out(
 
 
 def _carry_over(plan: PruningPlan, original: nn.Module, pruned: nn.Module | None) -> None:
-    """Carry a plan out on the user's model, and write the weights of a pruned copy into it if one is given."""
+    """Carry a plan out on the user's model, with the weights of a pruned copy if one is given."""
     undo_log = UndoLog()
     try:
         plan.carry_out(original, undo_log)
         if pruned is not None:
             tensors = chain(named_parameters(pruned), named_buffers(pruned))
             write(original, {name: tensor.detach() for name, tensor in tensors})
-    except BaseException:  # Ctrl-C, too: the model is as it was, or done
+    except BaseException:  # also Ctrl-C: the plan is carried out whole or not at all
         undo_log.take_back()
         raise
 
 
 @dataclass(frozen=True, eq=False)
 class _Judge:
-    """Judges a pruned model, as it is at the time, on data that are held out."""
+    """Judges a pruned model in its present state, on held-out data."""
 
     original: nn.Module
     pruned: nn.Module
@@ -116,7 +117,7 @@ class _Judge:
     harm: Divergence | None
 
     def held(self) -> HeldOut | None:
-        """How far it is from the original; None where nothing is held out or can be compared."""
+        """Its divergence from the original; None where nothing is held out or can be compared."""
         if not self.held_out:
             return None
         return held_by(self.original, self.pruned, self.held_out, self.harm)
@@ -124,7 +125,7 @@ class _Judge:
     def verdict(
         self, before: HeldOut | None, report: RepairReport | None, num_fitted: int
     ) -> tuple[HeldOutVerdict | None, tuple[str, ...]]:
-        """The verdict after a repair, and what the user should know about it."""
+        """The verdict after a repair, and notes for the user."""
         if not self.held_out:
             return None, ("no held-out verdict: the calibration data cannot be cut; pass four batches or more",)
         is_changed = report is not None and report.kept
@@ -148,7 +149,7 @@ def _repaired(
 
     try:
         report, notes = _on_finite(attempt, original, batches)
-    except LayerPruneError as error:  # what is pruned is none the worse for it
+    except LayerPruneError as error:  # the pruned model is still valid
         return RepairReport(notes=(f"not repaired: {error}",))
     return replace(report, notes=(*notes, *report.notes))
 
@@ -156,7 +157,7 @@ def _repaired(
 def _on_finite(
     attempt: Callable[[Sequence[Batch]], _T], original: nn.Module, batches: Sequence[Batch]
 ) -> tuple[_T, tuple[str, ...]]:
-    """Where an attempt fails, try again without the batches of which the original makes no numbers, and say so."""
+    """Repeat a failed attempt without the batches on which the original's output is not finite, with a note."""
     try:
         return attempt(batches), ()
     except LayerPruneError:
@@ -167,10 +168,10 @@ def _on_finite(
 
 
 def check_way(repair: str | None, *, has_data: bool) -> None:
-    """Refuse a way to repair that there is none of, or that needs data where there are none.
+    """Refuse a kind of repair that does not exist, or that needs missing data.
 
     Raises:
-        RepairError: there is no such way.
+        RepairError: the kind does not exist.
         CalibrationError: it needs calibration data.
     """
     if repair not in ("auto", "mean", None):

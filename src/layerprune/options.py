@@ -1,4 +1,4 @@
-"""Brings the pruner's options to one form, or refuses them."""
+"""Normalizes the pruner's options, or refuses them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from layerprune.errors import ArgumentError, UnknownNameError
 from layerprune.graph import Group, LayerInfo
 from layerprune.modules import names_by_module
 
-#: What stays: a pattern of dotted names, a group, a layer, or a module of the model.
+#: An item of ``protect``: a pattern of dotted names, a group, a layer, or a module of the model.
 Protected: TypeAlias = str | Group | LayerInfo | nn.Module
 
 _MOST_SEED = 2**63 - 1
@@ -22,7 +22,7 @@ def patterns_of(protect: Protected | Iterable[Protected] | None, model: nn.Modul
     """The patterns of dotted names that stay.
 
     Raises:
-        ArgumentError: it is none of what is taken.
+        ArgumentError: ``protect`` is of an unknown form.
         UnknownNameError: a module is not one of the model's.
     """
     if protect is None:
@@ -36,7 +36,7 @@ def patterns_of(protect: Protected | Iterable[Protected] | None, model: nn.Modul
 
 
 def _holds_modules(protect: object) -> bool:
-    """Whether it is a list of modules rather than one of the model's: ``[*model.blocks[:2]]`` is often made one."""
+    """Whether ``protect`` is a list of modules, such as ``[*model.blocks[:2]]``, and not a module to protect."""
     return isinstance(protect, nn.ModuleList)
 
 
@@ -68,7 +68,7 @@ def checked_seed(seed: object) -> int:
     """
     try:
         number = operator.index(seed)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError, RuntimeError):  # of tensors torch's own
+    except (TypeError, ValueError, RuntimeError):  # torch's own errors for tensors
         number = -1
     if not 0 <= number <= _MOST_SEED:
         raise ArgumentError(f"seed is {seed!r:.60}; give a whole number of 0 or more")

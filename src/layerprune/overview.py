@@ -26,17 +26,12 @@ from layerprune.report import (
 )
 from layerprune.select import Limit, Milp, Search, alone, amount, exclusions_of
 
-_GAP = 0.05  # of the impacts that certain shares cost: dense graphs take seconds for the last of it
-_ROUNDS = 10  # sets that may be proven, for what can leave at all
+_GAP = 0.05  # relative gap of predicted impacts: closing it takes seconds in dense graphs
+_ROUNDS = 10  # sets to prove at most, for the largest removal
 
 
 class Overview:
-    """What there is to remove, and what it takes; each part is computed when it is first asked for.
-
-    Args:
-        planner: knows the groups, the removals with their impacts, and what they save.
-        notes: what the user should know.
-    """
+    """Facts for the printed plan; each part is computed on first use."""
 
     def __init__(self, planner: Planner, notes: Sequence[str]) -> None:
         self.planner = planner
@@ -47,11 +42,9 @@ class Overview:
         self.later = _by_group(planner.scored.unfitted)
 
     def text(self, *, full: bool = False, width: int = WIDTH) -> str:
-        """The first screen, then the groups with their verdicts and prices, and the sums below.
+        """The first screen, then the groups with their verdicts and prices, and the sums.
 
-        Args:
-            full: whether groups of repeated blocks are each shown in full.
-            width: how long lines may be.
+        With ``full``, each group of repeated blocks is shown. ``width`` is the largest line width in characters.
         """
         facts = {group.name: self.facts(group) for group in self.groups if group.verdict != "critical"}
         most, predicted, unit = self.offer_of_all.num_params, self.most is None, self.planner.scored.unit
@@ -64,7 +57,7 @@ class Overview:
 
     @property
     def screen(self) -> Screen:
-        """What the first screen shows."""
+        """Contents of the first screen."""
         inputs = self.planner.meter.inputs
         return Screen(
             model=type(self.planner.model).__name__,
@@ -79,7 +72,6 @@ class Overview:
 
     @cached_property
     def totals(self) -> Totals:
-        """The model's parameters and multiply-accumulates."""
         try:
             return Totals(self.graph.num_params, self.planner.meter.layer_tally[1])
         except CostError:
@@ -88,7 +80,7 @@ class Overview:
     # ---- of groups ------------------------------------------------------------------------------------------------
 
     def facts(self, group: Group) -> Facts:
-        """What is told of a group that some removal takes out."""
+        """Facts of a group that a removal takes out."""
         best = self.best(group.name)
         sizes = {each.name: each.num_params for each in self.groups}
         by_name = alone(group.name, self.ways[group.name], sizes) if group.can_remove else best
@@ -101,7 +93,7 @@ class Overview:
         )
 
     def macs(self, removal: Removal) -> float | None:
-        """How many multiply-accumulates a removal saves; None where they could not be counted."""
+        """Number of multiply-accumulates that a removal saves; None where they could not be counted."""
         return None if self.totals.macs is None else self.planner.meter.macs_taken(removal.lowering)
 
     def best(self, name: str) -> Removal:
@@ -123,7 +115,7 @@ class Overview:
 
     @cached_property
     def most(self) -> tuple[int, ...] | None:
-        """The removals that take the most parameters together, proven; None where no such set was proven soon."""
+        """The set of removals that takes the most parameters, proven; None where none was proven within few rounds."""
         if not self.planner.scored.removals:
             return ()
         pieces, search = self.planner.meter.param_pieces, self._search
@@ -131,7 +123,7 @@ class Overview:
 
     @cached_property
     def offer_of_all(self) -> Offer:
-        """All that can leave together: what was proven, else what the layer graph tells."""
+        """The largest removal: proven, else estimated from the layer graph."""
         meter, joints, chosen = self.planner.meter, self.planner.joints, self.most
         has_macs = self.totals.macs is not None
         if chosen is not None:
@@ -154,7 +146,7 @@ class Overview:
 
     @cached_property
     def costs(self) -> list[FrontierPoint | None]:
-        """The least sum of impacts that removes certain shares, predicted, to :data:`_GAP` of it."""
+        """The least sum of impacts that removes certain shares, predicted, to a relative gap of :data:`_GAP`."""
         removals, pieces = self.planner.scored.removals, self.planner.meter.param_pieces
         impacts = self._search.problem.impacts
         found: list[FrontierPoint | None] = []
@@ -168,7 +160,7 @@ class Overview:
 
     @cached_property
     def calibration(self) -> str:
-        """What calibration data would open, or have opened."""
+        """The removals that calibration data would open, or have opened."""
         scored = self.planner.scored
         if scored.has_data:
             num = sum(group.can_remove and group.needs_calibration for group in self.groups)

@@ -49,22 +49,11 @@ from layerprune.select import (
 )
 
 _NOBODY_NAMED = "groups= names no group, so nothing is removed: name at least one, or give a budget"
-_SURE = 0.5  # a removal that fewer draws of the calibration data choose is no clear choice
+_SURE = 0.5  # smallest share of draws of the calibration data that makes a choice clear
 
 
 class Planner:
-    """Chooses what to remove, and writes it down.
-
-    Args:
-        model: the user's model; it stays as it is.
-        graph: its layer graph.
-        groups: its groups, with their verdicts.
-        scored: the removals with their impacts.
-        joints: realises and proves sets of them.
-        meter: measures what sets save.
-        granularity: what the removals are.
-        seed: for strategies that draw.
-    """
+    """Chooses removals and records them in a plan; the user's ``model`` stays unchanged."""
 
     def __init__(
         self,
@@ -93,7 +82,7 @@ class Planner:
         """Choose within budgets.
 
         Raises:
-            BudgetError: a target is out of reach, or there is no such strategy.
+            BudgetError: a target is out of reach, or the strategy does not exist.
         """
         resources = self.meter.resources(budgets)
         if budgets.max_impact is not None:
@@ -111,7 +100,7 @@ class Planner:
         return self.record(selection, budgets, [*said, *notes])
 
     def problem(self, resources: Sequence[Resource], strategy: str = "", slack: float = SLACK) -> Problem:
-        """What there is to choose from."""
+        """The choice as a problem for strategies."""
         evidence = self.scored.evidence
         return Problem(
             self.graph,
@@ -136,49 +125,49 @@ class Planner:
 
     @cached_property
     def _mender(self) -> ClosedFormRepair | None:
-        """Repairs what is left of the model; None without calibration data."""
+        """Repairs pruned models; None without calibration data."""
         scene = self.scored.scene
         if scene is None or not self.scored.has_data:
             return None
         return ClosedFormRepair(self.model, hold_out(scene.batches)[0], harm=scene.harm)
 
     def mended(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
-        """What sets do to the output when they are made and repaired, on data that strengths alone were chosen on."""
+        """Impacts of sets after repair, on data that only settings of the repair were chosen on."""
         assert self._mender is not None
         assert self.scored.scene is not None
         scene = self.scored.scene
         found: list[float] = []
         for some in sets:
             edits = self.joints.proven(some).edits
-            seen = hold_out(hold_out(scene.batches)[0])[0]  # what the mender judges on is not fitted on either
+            seen = hold_out(hold_out(scene.batches)[0])[0]  # held-out data of the repair must not be fitted on
             folded = scene.fit(edits, seen) if folds_of(edits) else {}
             if not all(fold in folded for fold in folds_of(edits)):  # a projection that could not be fitted
                 found.append(float("nan"))
                 continue
             report, values = self._mender.mend(self.joints.without(some, folded), edits)
             left = report.after if values else report.before
-            found.append(left if report.unit else float(self.harm([some])[0]))  # where there was nothing to repair
+            found.append(left if report.unit else float(self.harm([some])[0]))  # nothing to repair
         return np.array(found)
 
     def harm(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
-        """What sets do to the output when they are made; ``nan`` for those that cannot be."""
+        """Measured impacts of sets; ``nan`` for sets that cannot be made."""
         return self._made(sets, all_of_them)[0]
 
     def first_look(self, sets: Sequence[Sequence[int]]) -> np.ndarray:
-        """What sets do to the output on the first batch, or the first part of it."""
+        """Measured impacts of sets on the first batch, or the first part of it."""
         return self._made(sets, first_only)[0]
 
     @property
     def noise(self) -> float:
-        """The standard deviation of what a first look finds, relative to it, as single removals tell."""
+        """The standard deviation of a first look, relative to its result, estimated from single removals."""
         scene, evidence = self.scored.scene, self.scored.evidence
         return 0.0 if scene is None or evidence is None else evidence.noise / scene.reuse_policy.share**0.5
 
     @cached_property
     def effort(self) -> Effort | None:
-        """What measuring takes, and took; None where impacts are estimates, and nothing was called for them.
+        """Cost of measuring; None where impacts are estimates.
 
-        As it is before the first choice: a later one must not hang on those before.
+        Taken before the first choice, so that later choices do not depend on earlier ones.
         """
         scene, evidence = self.scored.scene, self.scored.evidence
         if scene is None or evidence is None or not self.scored.has_data:
@@ -187,14 +176,14 @@ class Planner:
         return Effort(len(scene.batches), scene.reuse_policy.share, spent)
 
     def best(self, sets: Sequence[Sequence[int]], handicaps: np.ndarray, first: int, final: float) -> int:
-        """Which of several sets does least to the output when they are made, times its handicap, as a race tells."""
+        """The set of least measured impact times handicap, found by racing."""
         impacts, num_batches = self._made(sets, handicapped(halving(first, final), handicaps))
         for some, impact, num in zip(sets, impacts, num_batches, strict=True):
             self._raced[tuple(some)] = float(impact), float(num)
         return winner(counted(impacts, handicaps), num_batches)
 
     def _made(self, sets: Sequence[Sequence[int]], rule: Rule) -> tuple[np.ndarray, np.ndarray]:
-        """Make sets: their impacts, ``nan`` where one cannot be made, and on how many batches they were measured."""
+        """Impacts of sets, ``nan`` where one cannot be made, and the number of batches measured on."""
         assert self.scored.scene is not None
         edits: dict[int, Sequence[Edit]] = {}
         for place, some in enumerate(sets):
@@ -214,7 +203,7 @@ class Planner:
         return Refits(self.scored.scene, {r.edits for r in self.scored.removals if r.needs_calibration})
 
     def capped_impact(self, most: float) -> Resource:
-        """The impacts' sum; of a set the harm that it does when it is made, where that is what impacts are."""
+        """The sum of impacts; for sets the measured impact, where impacts are measured."""
         impacts = Problem(self.graph, self.scored.removals, (), self.joints.proven).impacts
         pieces = {(i,): float(impact) for i, impact in enumerate(impacts)}
 
@@ -227,11 +216,11 @@ class Planner:
 
     @cached_property
     def is_measured(self) -> bool:
-        """Whether impacts are what removals did when they were made, so that sets can be measured alike."""
+        """Whether impacts are measured by making removals, so that sets can be measured alike."""
         return self.scored.evidence is not None and self.scored.evidence.is_ablation
 
     def _pairs(self) -> np.ndarray | None:
-        """What pairs cost more than their parts: the criterion's own, else estimated and brought to its scale."""
+        """Extra impacts of pairs over the sum: the criterion's own, else estimated and scaled to it."""
         evidence, scene = self.scored.evidence, self.scored.scene
         if evidence is None or scene is None:
             raise BudgetError("strategy 'quadratic' measures pairs, and there is nothing to measure on: load the model")
@@ -247,10 +236,10 @@ class Planner:
     # ---- names ----------------------------------------------------------------------------------------------------
 
     def of(self, chosen: Sequence[int], notes: Sequence[str]) -> PruningPlan:
-        """Write down removals that the user has named.
+        """Make a plan of removals that the user has named.
 
         Raises:
-            CriticalGroupError: they do not hold together.
+            CriticalGroupError: the set fails its proof.
         """
         if not chosen:
             return self.record(Selection((), "named", notes=(_NOBODY_NAMED,)), None, [_NOBODY_NAMED, *notes])
@@ -265,7 +254,7 @@ class Planner:
     # ---- the record -----------------------------------------------------------------------------------------------
 
     def record(self, selection: Selection, budgets: Budgets | None, notes: Sequence[str]) -> PruningPlan:
-        """Write a choice down."""
+        """Record a choice in a plan."""
         chosen = selection.chosen
         joint = self.joints.proven(chosen) if chosen else None
         limits = Budgets() if budgets is None else budgets
@@ -302,7 +291,7 @@ class Planner:
 
     @cached_property
     def _drawn(self) -> np.ndarray | None:
-        """Impacts on calibration batches drawn anew, ``(draw, removal)``; None without such data."""
+        """Impacts on resampled calibration batches, ``(draw, removal)``; None without such data."""
         evidence = self.scored.evidence
         return None if evidence is None or not self.scored.has_data else evidence.resampled(self.seed)
 
@@ -313,7 +302,6 @@ class Planner:
         return None if evidence is None or not self.scored.has_data else impact_intervals(evidence)
 
     def interval(self, removal: int) -> tuple[float, float] | None:
-        """The interval of a removal's impact; None where there is none."""
         if self._intervals is None:
             return None
         low, high = self._intervals[:, removal]
@@ -337,7 +325,7 @@ class Planner:
         )
 
     def _together(self, chosen: Sequence[int]) -> float | None:
-        """The impact of all of it, measured by making it; None where impacts are something else."""
+        """The measured impact of a whole set; None where impacts are not measured."""
         if not chosen or not self.is_measured:
             return None
         impact, num_batches = self._raced.get(tuple(chosen), (0.0, 0))
@@ -346,14 +334,14 @@ class Planner:
     # ---- notes ----------------------------------------------------------------------------------------------------
 
     def _shortfall(self, budgets: Budgets, selection: Selection) -> str:
-        """Say why nothing, or less than half of what a cap allows, goes; empty where more goes."""
+        """Tell why a plan removes less than half of what a cap allows; empty where it removes more."""
         if not selection.chosen:
             return next(iter(selection.notes), "") or why_nothing(self.groups, len(self.scored.unfitted))
         short = [use for use in selection.cap_uses if use.argument in budgets.given and is_short(use)]
         return cap_note(short[0], budgets.slack) if short else ""
 
     def _closeness(self, budgets: Budgets, resources: Sequence[Resource], selection: Selection) -> list[str]:
-        """Say how close a plan came to its caps, and what held it back."""
+        """Tell how close a plan comes to its caps, and the obstacle."""
         if not selection.chosen:
             return [] if selection.notes else [why_nothing(self.groups, len(self.scored.unfitted))]
         uses = [use for use in selection.cap_uses if use.argument in budgets.given]
@@ -364,7 +352,7 @@ class Planner:
         return found
 
     def _doubts(self, selection: Selection) -> list[str]:
-        """Say where the sum of impacts would choose otherwise on other calibration data of the same kind."""
+        """Note where the sum of impacts would choose differently on other calibration data of the same kind."""
         unsure = sum(share < _SURE for share in selection.recurrence)
         if not unsure:
             return []
@@ -385,12 +373,12 @@ class Planner:
 
 
 def params_in(graph: LayerGraph, groups: Iterable[Group]) -> int:
-    """How many parameters groups hold, shared ones once."""
+    """Number of parameters in groups, shared ones once."""
     members = [i for group in groups for i in group.members]
     return sum({graph.param_ids[p]: graph.param_sizes[p] for i in members for p in graph.layers[i].params}.values())
 
 
 def _is_ours(edit: Edit) -> bool:
-    """Whether an edit leaves a module of layerprune's in the model."""
+    """Whether an edit leaves a module of layerprune in the model."""
     plain = edit.kind in ("delete", "slice", "fold", "shorten", "take_place")
     return not plain and not (isinstance(edit, Pass) and edit.is_identity)

@@ -1,4 +1,4 @@
-"""The pruner: sequences the stages, from a model to a smaller model."""
+"""The pruner: runs the stages from a model to a smaller model."""
 
 from __future__ import annotations
 
@@ -46,46 +46,46 @@ from layerprune.select import SLACK, Budgets, Named, Resources, check_share, rem
 
 @holding_process_lock(but=("distill",))
 class UniversalLayerPruner:
-    """Finds what can be removed from a model, shows it, and removes it within a budget.
+    """Finds the removable groups of a model, shows them, and removes groups within a budget.
 
-    Constructing it records the model's forward, forms the groups and proves every removal; impacts are measured, in one
-    forward, when they are first asked for. The model stays as it was.
+    Construction records the model's forward, forms the groups and proves every removal. Impacts are measured on first
+    use. The model stays unchanged.
 
     Args:
         model: any ``nn.Module``; a compiled or data-parallel one is unwrapped.
         example_inputs: a tensor, tuple (positional), dict (keyword) or object that ``forward`` takes; inferred if None.
-        protect: patterns of dotted names (``fnmatch``), or modules or groups, that stay, with all below them.
+        protect: patterns of dotted names (``fnmatch``), modules or groups that stay, with all modules inside.
         protect_io: keep stem and head.
         granularity: ``group``, ``branch`` (residual branches, gates, concat branches) or ``block`` (elements of
             ``Sequential`` and ``ModuleList``).
-        projections: whether groups that change channels or the resolution may leave, too, where a projection can be
-            folded into what reads them. It is fitted on calibration data; a plan that holds one replays with data only.
-        renumber: elements that leave a ``Sequential`` or ``ModuleList`` leave no gap or stand-in where the forward does
-            the same without: the model's own smaller class loads the state dict that is left.
-        calibration: batches of real inputs that impacts are measured on, as a DataLoader: tuples or lists (positional),
-            dicts (keyword); labels, which ``forward`` does not take, are left out with a note. It stands in for
-            ``example_inputs``; some hundred samples are right. Without it impacts are measured on the example inputs.
-        loss: ``loss(model, item)`` calls the model on an item of ``calibration``, which then may hold labels, and
-            returns one number, less being better; ``ablation``, ``shortlist`` and ``loss`` then measure this.
-        kind: how outputs are compared: ``distribution`` where they are logits, by the KL divergence, ``values`` where
-            numbers count as they are; told from the model and its output if None.
+        projections: also remove groups that change channels or resolution, where a projection can be folded into the
+            readers of their output. It is fitted on calibration data; such a plan needs data again when it is applied.
+        renumber: close gaps in ``Sequential`` and ``ModuleList`` where the forward then does the same: no stand-ins are
+            left, and the model's own smaller class loads the state dict.
+        calibration: batches of real inputs to measure impacts on, such as a DataLoader: tuples or lists (positional),
+            dicts (keyword); labels, which ``forward`` does not take, are left out with a note. A few hundred samples
+            suffice. They replace ``example_inputs``; without them impacts are measured on the example inputs.
+        loss: ``loss(model, item)`` calls the model on an item of ``calibration``, which may then hold labels, and
+            returns one number, less being better; the criteria ``ablation``, ``shortlist`` and ``loss`` measure it.
+        kind: how outputs are compared: ``distribution`` for logits, by the KL divergence, or ``values`` for plain
+            numbers; chosen from the model and its output if None.
         criterion: ``ablation``, ``output_change``, ``loss``, ``influence``, ``magnitude``, ``shortlist`` (estimate all,
-            make the promising), one of your own, or ``auto``: ``shortlist`` on calibration data, else ``influence``.
-        seed: for what a criterion or a strategy draws.
-        progress: whether to show a bar while impacts are measured; None for where standard error is a terminal.
+            measure the best), a registered one, or ``auto``: ``shortlist`` on calibration data, else ``influence``.
+        seed: seed of random criteria and strategies.
+        progress: whether to show a bar while impacts are measured; None: only if standard error is a terminal.
 
     Attributes:
         model: the model; after :meth:`prune`, the pruned one.
         graph: the layer graph.
         transform_layers: the transforms by name, in order of execution.
-        repair_report: what :meth:`prune` repaired, layer by layer; None where nothing was to be repaired.
-        projection_report: what :meth:`prune` fitted and folded; None where no group left by a projection.
+        repair_report: the layers that :meth:`prune` repaired; None where it repaired nothing.
+        projection_report: the projections that :meth:`prune` fitted and folded; None where there were none.
 
     Raises:
-        UnsupportedModelError: scripted or lazy modules, or no transform at all.
+        UnsupportedModelError: the model has scripted or lazy modules, or no transform.
         InputsError: the inputs do not fit, or none could be inferred.
         CalibrationError: the calibration data are empty, or could not be read.
-        UnknownNameError: there is no criterion, or kind of outputs, of that name.
+        UnknownNameError: the criterion or kind of outputs does not exist.
     """
 
     def __init__(
@@ -138,7 +138,6 @@ class UniversalLayerPruner:
 
     @cached_property
     def _scored(self) -> Scored:
-        """The removals with their impacts."""
         scene = ScoringContext(
             self._original, self.graph, self._found.removals, (), self._seed, self._loss, harm=self._harm
         )
@@ -146,12 +145,12 @@ class UniversalLayerPruner:
 
     @property
     def removals(self) -> list[Removal]:
-        """Every proven removal, with its impact; last those by projection where there are no data to fit them on."""
+        """Every proven removal, with its impact; projections without data to fit them on come last."""
         return [*self._scored.removals, *self._scored.unfitted]
 
     @property
     def impact_unit(self) -> str:
-        """What the impacts are, and what they were measured on."""
+        """The unit of the impacts, and the data that they were measured on."""
         return self._scored.unit
 
     @property
@@ -167,13 +166,13 @@ class UniversalLayerPruner:
     def frontier(self) -> tuple[FrontierPoint, ...]:
         """The least sum of impacts for every size, a prediction; empty where impacts are not known.
 
-        A plan made with calibration data holds it; of dense graphs it takes seconds.
+        A plan made with calibration data holds it; for dense graphs it takes seconds.
         """
         return self._planner.frontier
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about the recording, the proofs and the numbers."""
+        """Remarks for the user on the recording, the proofs and the numbers."""
         proofs = [*self._prover.notes, *about_calls(self._found.groups, self._found.removals)]
         return [*self.graph.notes, *proofs, *unused_note(self.graph, self.unused), *self._scored.notes]
 
@@ -182,19 +181,19 @@ class UniversalLayerPruner:
         """The modules that neither eval nor train mode runs on the example inputs, largest first."""
         return find_unused(self._prover)
 
-    # ---- what there is to see -------------------------------------------------------------------------------------
+    # ---- display --------------------------------------------------------------------------------------------------
 
     def render_plan(self, *, full: bool = False, width: int | None = None) -> str:
-        """Return what can be removed as text: ten lines first, then the groups with their verdicts, and the sums.
+        """Return the removable groups as text: ten lines first, then the groups with their verdicts, and the sums.
 
         Args:
-            full: whether each group of repeated blocks is shown, not one for all that are alike.
-            width: how long lines may be; the terminal's width if None, 80 where there is no terminal.
+            full: show each group of repeated blocks, not one for all that are alike.
+            width: largest line width in characters; the terminal's if None, 80 without a terminal.
         """
         return Overview(self._planner, self.notes).text(full=full, width=width or terminal_width())
 
     def print_plan(self, plan: PlanGiven | None = None, *, full: bool = False, width: int | None = None) -> None:
-        """Print what can be removed, as :meth:`render_plan` has it; with a plan, also what leaves and what is kept."""
+        """Print the text of :meth:`render_plan`; with a plan, also the groups that leave and those that stay."""
         print(self.render_plan(full=full, width=width))
         if plan is not None:
             done = self._pruned_by[-1:] == [chosen := plan_of(plan)] and (self.repair_report or self.projection_report)
@@ -215,7 +214,7 @@ class UniversalLayerPruner:
         strategy: str = "auto",
         unused: bool = False,
     ) -> PruningPlan:
-        """Choose what to remove: what budgets allow or ask for, at the least impact, or the groups named.
+        """Choose the removals of least impact within budgets, or the groups named.
 
         Caps are never exceeded, and a plan comes as close to them as it can. Targets are reached with as little impact
         as possible. Budgets may be combined; ``max_param_reduction=0.3`` if nothing is given.
@@ -224,24 +223,24 @@ class UniversalLayerPruner:
             max_param_reduction: cap: the largest share of the parameters that may go, between 0 and 1.
             max_mac_reduction: cap: the largest share of the multiply-accumulates of one forward that may go.
             target_latency_ms: target: the median time of one forward on the example inputs, measured, in ms.
-            max_memory_bytes: target: what parameters, buffers and activations of one forward hold at once, in bytes.
-            max_impact: cap: the largest impact of all together, in the unit of :attr:`impact_unit`.
-            slack: how far below what fits under the caps a plan may stay for less impact, as a share of that, twice as
-                far where that at least halves a measured impact; 0 fills the caps. Not for ``greedy``, ``repaired``.
+            max_memory_bytes: target: peak memory of parameters, buffers and activations in one forward, in bytes.
+            max_impact: cap: the largest impact of all removals together, in the unit of :attr:`impact_unit`.
+            slack: how far a plan may stay below the largest one that fits, as a share of it, for less impact; twice as
+                far if that halves a measured impact. 0 fills the caps. Not for ``greedy``, ``repaired``.
             groups: names of groups (their lead transforms), of modules above several (``"blocks.0"``), patterns, or
-                objects of :attr:`groups` and :attr:`removals`; each leaves by the removal that takes least besides.
+                objects of :attr:`groups` and :attr:`removals`; each leaves by the removal that takes the fewest others.
             strategy: ``exact`` (impacts add up), ``quadratic`` (pairs count as well), ``greedy`` (measured again after
                 each removal), ``evolution`` (swaps, each measured), ``resampled`` (exact for several draws of the
-                calibration data, each made and measured), ``repaired`` (greedy, and each set repaired before it is
-                measured; slow), or ``auto``: ``resampled`` with calibration data, else ``exact``.
-            unused: take out :attr:`unused`, and nothing else. A new pruner of what is left then goes on.
+                calibration data, each measured), ``repaired`` (greedy, each set repaired before it is measured; slow),
+                or ``auto``: ``resampled`` with calibration data, else ``exact``.
+            unused: remove :attr:`unused` modules only. To go on, make a new pruner of the result.
 
         Raises:
-            BudgetError: a budget is out of its range, a target out of reach, or there is no such strategy.
-            CostError: the model's cost cannot be measured, as a latency on the meta device.
-            UnknownNameError: there is no group or module of that name.
-            CriticalGroupError: a group named cannot be removed, or those named not together.
-            CalibrationError: a group named leaves by a projection only, and there are no data to fit it on.
+            BudgetError: a budget is out of its range, a target out of reach, or the strategy does not exist.
+            CostError: the model's cost cannot be measured, such as a latency on the meta device.
+            UnknownNameError: no group or module has that name.
+            CriticalGroupError: a named group cannot be removed, or not together with the others.
+            CalibrationError: a named group leaves by a projection only, and there are no data to fit it on.
         """
         budgets = Budgets.among(locals())
         return self._chosen(budgets, groups, strategy, unused)
@@ -269,16 +268,16 @@ class UniversalLayerPruner:
         return Planner(original, self.graph, self.groups, scored, joints, meter, self.granularity, self._seed)
 
     def saving(self, plan: PlanGiven) -> Saving:
-        """Measure what a plan saves: parameters, bytes, multiply-accumulates, activations at their peak, KV cache.
+        """Measure the savings of a plan: parameters, bytes, multiply-accumulates, peak activations, KV cache.
 
-        Everything is measured on the model and on what the plan leaves of it, on the example inputs; nothing is summed.
-        Latencies are another matter: see :func:`compare_latency`.
+        The original and the pruned model are both measured on the example inputs; nothing is summed. For latencies see
+        :func:`compare_latency`.
 
         Raises:
             PlanError: the plan was made for another model.
         """
         self._check_original()
-        pruned = plan_of(plan).apply(self._original, weights_follow=True)  # whose values do not matter here
+        pruned = plan_of(plan).apply(self._original, weights_follow=True)  # costs do not depend on weights
         return saved(measure(self._original, self.inputs), measure(pruned, self.inputs))
 
     # ---- pruning --------------------------------------------------------------------------------------------------
@@ -310,16 +309,16 @@ class UniversalLayerPruner:
             max_memory_bytes: a budget.
             max_impact: a budget.
             slack: how closely caps are filled.
-            groups: what to remove, by name; see :meth:`plan`.
-            strategy: what chooses; see :meth:`plan`.
-            unused: take out what never runs, and nothing else; see :meth:`plan`.
-            plan: a plan made before, for this model or a copy of it; or its JSON text or dict, or the path of its file.
-            repair: ``auto``: where there are calibration data, solve what surrounds each gap again, in closed form
+            groups: names of groups to remove; see :meth:`plan`.
+            strategy: how to choose; see :meth:`plan`.
+            unused: remove unused modules only; see :meth:`plan`.
+            plan: an earlier plan for this model or a copy of it; or its JSON text or dict, or the path of its file.
+            repair: ``auto``: with calibration data, solve the layers around each gap again, in closed form
                 (:func:`repair`; see :attr:`repair_report`). ``mean``: only move biases. None: leave the weights.
             inplace: edit the user's model instead of a copy.
 
         Returns:
-            A model of the user's own class, in its mode. A :class:`ShortfallWarning` says why so little went.
+            A model of the user's own class, in its mode. A :class:`ShortfallWarning` tells why little was removed.
 
         Raises:
             PlanError, RepairError: the plan was made for another model, or ``repair`` is none of these.
@@ -340,7 +339,7 @@ class UniversalLayerPruner:
 
     def _carry_out(self, chosen: PruningPlan, repair: str | None, inplace: bool) -> nn.Module:
         if inplace:
-            _ = self.notes  # measured on the model as it still is
+            _ = self.notes  # impacts must be measured before the model changes
         how, harm = "refit" if repair == "auto" else repair, self._harm
         carried = carry_out(chosen, self._original, self._batches, how=how, inplace=inplace, harm=harm)
         self.model, self.repair_report = carried.model, carried.repair_report
@@ -352,7 +351,7 @@ class UniversalLayerPruner:
         return self.model
 
     def _check_original(self) -> None:
-        """Refuse to start from a model that is no more what it was when the pruner was made."""
+        """Refuse to start from a model that has changed since the pruner was made."""
         if self._is_edited:
             raise PlanError(
                 f"this {type(self._original).__name__} was pruned in place, and what this pruner knows is of the model "
@@ -360,9 +359,9 @@ class UniversalLayerPruner:
             )
 
     def save(self, folder: str | Path, **options: Any) -> Path:
-        """Save the model pruned last, with its plan; see :func:`layerprune.save_pruned`, which takes the options, too.
+        """Save the model pruned last, with its plan; options as for :func:`layerprune.save_pruned`.
 
-        After several calls of :meth:`prune` a warning says which model that is.
+        After several calls of :meth:`prune` a warning names the saved model's plan.
         """
         if len(self._pruned_by) > 1:
             last = str(self._pruned_by[-1]).splitlines()[0]
@@ -371,7 +370,7 @@ class UniversalLayerPruner:
         return save_pruned(self.model, folder, **options)
 
     def distill(self, data: Iterable[Any], **options: Any) -> Distillation:
-        """Train the pruned model against the original; see :func:`layerprune.distill`, which takes the options, too."""
+        """Train the pruned model against the original; options as for :func:`layerprune.distill`."""
         options.setdefault("kind", self._harm and self._harm.kind)
         return distill(self._original, self.model, data, **options)
 
@@ -380,7 +379,7 @@ def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.
     """Prune a model in one call.
 
     Args:
-        model: any ``nn.Module``; it stays as it was.
+        model: any ``nn.Module``; it stays unchanged.
         reduction: the largest share of the parameters that may go, between 0 and 1.
         **options: as for :class:`UniversalLayerPruner`.
 

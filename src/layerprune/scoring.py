@@ -40,16 +40,16 @@ from layerprune.surgery import Folded
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """The removals with their impacts, and what these were measured on.
+    """The removals with their impacts, and the data of the measurement.
 
     Attributes:
-        removals: with their impacts; those that may be chosen.
-        evidence: what was measured; None where nothing could be.
-        scene: what it was measured on; None where nothing could be.
-        has_data: whether that were calibration data.
-        unit: what the impacts are.
-        notes: what the user should know about them.
-        unfitted: removals that may not be chosen, as there are no data to fit their projections on.
+        removals: the removals to choose from, with impacts.
+        evidence: the measurements; None where nothing could be measured.
+        scene: model, removals and data of the measurement; None where nothing could be measured.
+        has_data: whether calibration data were used.
+        unit: the unit of the impacts.
+        notes: remarks for the user.
+        unfitted: removals that may not be chosen: there are no data to fit their projections on.
     """
 
     removals: Sequence[Removal]
@@ -63,7 +63,7 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """What was measured, on what, and with which projections."""
+    """Measurements, with their scene and projections."""
 
     scene: ScoringContext
     crossed: CrossFit
@@ -74,14 +74,14 @@ class _Measured:
 def score_removals(
     scene: ScoringContext, inputs: Inputs, batches: Sequence[Batch] | None, criterion: Criterion, progress: bool | None
 ) -> Scored:
-    """Measure the impacts of removals, those of projections as they are fitted to the data.
+    """Measure the impacts of removals; projections are fitted to the data first.
 
     Args:
-        scene: the model and the removals; its batches are not looked at.
-        inputs: the example inputs, which stand in where there are no calibration data.
+        scene: the model and the removals; its batches are not used.
+        inputs: the example inputs, used where there are no calibration data.
         batches: calibration data; None if there are none.
-        criterion: what measures.
-        progress: whether to show a bar; None for where standard error is a terminal.
+        criterion: the criterion to measure by.
+        progress: whether to show a bar; None: only if standard error is a terminal.
 
     Raises:
         CalibrationError: a batch does not run.
@@ -113,14 +113,14 @@ def score_removals(
 
 
 def _measured(scene: ScoringContext, criterion: Criterion, progress: bool | None) -> _Measured:
-    """Fit projections and measure; batches of which the model as it is makes no numbers are left out, with a note.
+    """Fit projections and measure; batches on which the original's output is not finite are left out, with a note.
 
     Raises:
-        NotFiniteError: such a batch is not finite itself, there is no other, or the user's loss is measured.
+        NotFiniteError: a batch itself is not finite, no batch is left, or the user's loss is measured.
     """
     model = scene.model
     is_data = scene.batches[0].item is not None
-    if is_data and scene.loss is None:  # a loss may know how to leave out what is no number
+    if is_data and scene.loss is None:  # a user's loss may skip values that are not finite
         require_finite(model, scene.batches, spoilt_inputs(scene.batches))
     try:
         found = _once(scene, criterion, progress)
@@ -148,13 +148,13 @@ def _once(scene: ScoringContext, criterion: Criterion, progress: bool | None) ->
 
 
 def _about_example(scene: ScoringContext) -> list[str]:
-    """Say where the example inputs make values that are not finite."""
+    """Note values that are not finite in the output on the example inputs."""
     found = first_not_finite(real_sandbox(scene.model), scene.batches[0])
     return [f"the output on the example inputs is not finite, and impacts mean nothing: {found}"] if found else []
 
 
 def _with_projections(scene: ScoringContext) -> tuple[ScoringContext, CrossFit]:
-    """A scene that knows the projections of its removals, each fitted as if it was made alone, crosswise."""
+    """A scene with the projections of its removals, each fitted alone, with cross-fitting."""
     crossed, model = CrossFit(), scene.model
     sets = [removal.edits for removal in scene.removals if removal.needs_calibration]
     batches = cut_in_two(model, scene.batches) if sets else scene.batches
@@ -171,7 +171,7 @@ def _with_projections(scene: ScoringContext) -> tuple[ScoringContext, CrossFit]:
 
 
 def _about_unfitted(usable: Sequence[Removal], unfitted: Sequence[Removal]) -> list[str]:
-    """Say what could go if there were data."""
+    """Note the groups that could leave if there were data."""
     safe = {name for removal in usable for name in removal.groups}
     names = dict.fromkeys(name for removal in unfitted for name in removal.groups if name not in safe)
     if not names:
