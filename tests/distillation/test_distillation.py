@@ -454,7 +454,7 @@ distill(original, pruned, BATCHES, held_out=OTHERS, checkpoint=sys.argv[1], **QU
 
 
 def test_a_run_that_was_killed_goes_on_to_the_weights_of_one_that_was_not(tmp_path):
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(layerprune.__file__).parents[1])])
+    paths = os.pathsep.join(map(str, [*Path(__file__).parents[:2], Path(layerprune.__file__).parents[1]]))
     env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     folder = tmp_path / "killed"
     done = subprocess.run(

@@ -102,7 +102,6 @@ def changed(layer, **parts):
         (lambda: changed(1, frame=99), "'block.fc' lies in frame 99"),
         (lambda: changed(1, frame=0), "'block.fc' is of call 0 of 'block.fc', its frame of ''"),
         (lambda: changed(1, params=("fc.weight",)), "uses the parameter 'fc.weight', which does not exist"),
-        (lambda: changed(0, param_only=True), "'layer_norm' is param_only and reads the model's input"),
         (lambda: replace(residual(), inputs=(4,)), "the input %4 is made by layer 'add'"),
         (lambda: replace(residual(), outputs=(9,)), "the output %9 does not exist"),
         (lambda: replace(residual(), implicit_inputs=frozenset({9})), "the stray %9 does not exist"),

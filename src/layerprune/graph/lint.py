@@ -67,7 +67,6 @@ def _faults_of_values(graph: LayerGraph) -> Iterator[str]:
     for value in graph.inputs:
         if graph.values[value].layer != -1:
             yield f"the input %{value} is made by layer '{graph.layers[graph.values[value].layer].name}'"
-    data = set(graph.inputs)
     for layer in graph.layers:
         for value in layer.outputs:
             if graph.values[value].layer != layer.index:
@@ -78,8 +77,6 @@ def _faults_of_values(graph: LayerGraph) -> Iterator[str]:
                 yield f"layer '{layer.name}' reads %{value}, which '{graph.layers[made].name}' makes later"
             elif made >= 0 and value not in graph.layers[made].outputs:
                 yield f"layer '{layer.name}' reads %{value}, which is no output of '{graph.layers[made].name}'"
-        if layer.param_only and data & graph.read_by(layer.index):
-            yield f"layer '{layer.name}' is param_only and reads the model's input"
 
 
 def _faults_of_frames(graph: LayerGraph) -> Iterator[str]:
