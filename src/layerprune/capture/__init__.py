@@ -1,6 +1,6 @@
-"""One forward of a copy of the user's model becomes a layer graph; later runs are held against it.
+"""Records one forward of a sandbox as a layer graph; later runs are compared with it.
 
-The sandbox is the only place where a user's forward runs for planning.
+Planning runs a user's forward only in a sandbox.
 """
 
 # pyright: reportUnusedImport=false

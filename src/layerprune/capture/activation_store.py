@@ -11,17 +11,14 @@ from layerprune.modules import storage_key
 
 
 class ActivationStore:
-    """What modules with weights return, sums, and views of these, each as it was then, whatever is written there later.
+    """Activations of a recorded forward as they were: results of modules with weights, sums, and views of these.
 
-    That is what a transform feeds, nearly always; to hold all that a forward makes takes longer than a good part of
-    another forward, as no memory is used twice. Of what functions make within a layer, only what leaves it is held.
-
-    Args:
-        most_bytes: what the tensors may take. Of a forward that makes more none are held.
+    Holding all activations would cost a good part of another forward in time, because no memory is reused. Of a layer's
+    inner functions only results that leave the layer are held. A forward of more than ``most_bytes`` keeps none.
 
     Attributes:
         tensors: value → tensor.
-        output: what the model has returned; None as long as it has not.
+        output: the model's output; None until it returns.
         is_full: whether no more tensors are held.
     """
 
@@ -30,7 +27,7 @@ class ActivationStore:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything, for another try."""
+        """Forget everything before another attempt."""
         self.tensors: dict[int, Tensor] = {}
         self.output: Any = None
         self.num_bytes = 0
@@ -38,11 +35,10 @@ class ActivationStore:
         self.is_full = self.most_bytes <= 0
 
     def lies_beside(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in memory of which something is held already."""
+        """Whether a tensor shares memory with a held tensor."""
         return storage_key(tensor) in self._values_in
 
     def keep(self, value: int, tensor: Tensor) -> None:
-        """Hold a tensor."""
         key = storage_key(tensor)
         if self.is_full or value in self.tensors:
             return
@@ -55,7 +51,7 @@ class ActivationStore:
             self.is_full = True
 
     def forget(self, values: Iterable[int]) -> None:
-        """Let go of tensors that nobody will ask for."""
+        """Release tensors that are no longer needed."""
         for value in values:
             if (tensor := self.tensors.pop(value, None)) is not None:
                 key = storage_key(tensor)
@@ -65,7 +61,7 @@ class ActivationStore:
                     self.num_bytes -= _num_bytes(tensor)
 
     def before_write(self, written: Iterable[Tensor]) -> None:
-        """Copy what is held of memory that is about to be written into."""
+        """Copy held tensors in memory that is about to be written into."""
         for tensor in written:
             copies = {value: self.tensors[value].clone() for value in self._values_in.get(storage_key(tensor), ())}
             self.forget(copies)

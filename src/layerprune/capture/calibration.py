@@ -21,7 +21,7 @@ from layerprune.tensors import map_tensors
 #: ``loss(model, item)`` calls the model on an item of the calibration data and returns one number, less being better.
 Loss: TypeAlias = Callable[[nn.Module, Any], Any]
 
-#: Fewer samples than this say little about which of two removals harms less.
+#: With fewer samples, the impacts of two removals can hardly be told apart.
 FEW_SAMPLES = 16
 
 
@@ -30,8 +30,8 @@ class Batch:
     """One item of calibration data.
 
     Attributes:
-        item: as the user gave it, on the model's device.
-        inputs: the arguments of the forward that it stands for; with a loss those that this calls the model with.
+        item: the user's item, on the model's device.
+        inputs: arguments of the forward; with a loss, those of its call of the model.
     """
 
     item: Any
@@ -39,11 +39,11 @@ class Batch:
 
     @property
     def num_samples(self) -> int:
-        """The number of samples; 1 where no batch dimension can be told."""
+        """Number of samples; 1 without a batch dimension."""
         return self.inputs.batch_size or 1
 
     def samples(self, start: int, stop: int) -> Batch | None:
-        """Some of the samples, as views; None where it cannot be told what belongs to each."""
+        """Part of the samples, as views; None where the item cannot be split by samples."""
         inputs = self.inputs.samples(start, stop)
         whole = Inputs((self.item,))
         some = whole.samples(start, stop)
@@ -57,16 +57,16 @@ class Batch:
 
     @property
     def mask(self) -> Tensor | None:
-        """``(sample, token)``, 1 where a token counts and 0 where it pads; None where the inputs say nothing of it."""
+        """``(sample, token)``, 1 where a token counts and 0 where it pads; None where the inputs hold no such mask."""
         mask = self.inputs.kwargs.get("attention_mask")
         return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 def given_calibration(data: Iterable[Any] | None, model: nn.Module, loss: Loss | None) -> tuple[Batch, ...] | None:
-    """Read what the user gave, as :func:`read_calibration` does; None where that is nothing.
+    """Read the user's data with :func:`read_calibration`; None without data.
 
     Raises:
-        CalibrationError: there is a loss, but nothing to call it on.
+        CalibrationError: there is a loss, but no data.
     """
     if data is not None:
         return read_calibration(data, model, loss)
@@ -78,20 +78,20 @@ def given_calibration(data: Iterable[Any] | None, model: nn.Module, loss: Loss |
 def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = None) -> tuple[Batch, ...]:
     """Read all batches, and bring their tensors to the model's device.
 
-    The batches are kept, as every pass has to see the same ones; a few hundred samples are enough to rank removals.
+    The batches are kept, because every pass needs the same ones; a few hundred samples are enough to rank removals.
 
     Args:
-        data: a tensor, tuple or list (positional), dict (keyword) or object that the model's forward takes, batch after
-            batch, or numpy arrays in place of tensors; what it has no place for, such as labels, is left out with a
-            note (see :class:`ArgumentReader`). With ``loss`` whatever this takes.
+        data: batches for the model's forward: tensors, tuples or lists (positional), dicts (keyword) or objects, or
+            numpy arrays in place of tensors; items that it does not take, such as labels, are left out with a note (see
+            :class:`ArgumentReader`). With ``loss`` any items that this takes.
         model: the model; its first parameter names the device.
-        loss: calls the model on an item. It is started once per item, and stopped where it calls the model: the
-            arguments of that call are the item's inputs.
+        loss: calls the model on an item. It is started once per item and stopped at the call: the arguments of that
+            call are the item's inputs.
 
     Raises:
-        CalibrationError: there is no batch, one holds no element, the data are one batch and no iterable of batches,
-            reading fails, or the loss does not call the model. Where reading fails half-way, ``error.read`` holds the
-            items before.
+        CalibrationError: there is no batch, one is empty, the data are one batch and no iterable of batches, reading
+            fails, or the loss does not call the model. Where reading fails half-way, ``error.read`` holds the earlier
+            items.
     """
     if isinstance(data, (Tensor, Mapping, np.ndarray, str)) or not hasattr(data, "__iter__"):
         loader = " or a DataLoader of it" if isinstance(data, Dataset) else ""
@@ -113,7 +113,7 @@ def read_calibration(data: Iterable[Any], model: nn.Module, loss: Loss | None = 
             items.append(item)
     except CalibrationError:
         raise
-    except Exception as error:  # the user's own loader or loss, or what the loader yields
+    except Exception as error:  # user code: loader, loss, or the items
         more = f" (error.read holds the {len(items)} before it, for calibration=error.read)" if items else ""
         what = f"batch {len(batches)} of the calibration data could not be read{more}"
         raise CalibrationError(ended_by(what, error), read=items) from error
@@ -130,11 +130,11 @@ def _empty(number: int, inputs: Inputs) -> str:
 
 
 class _Called(BaseException):
-    """Stops a loss where it calls the model; no Exception, which the loss may catch."""
+    """Stops a loss where it calls the model; no Exception, which the loss might catch."""
 
 
 def _asked_for(loss: Loss, shade: Sandbox, item: Any) -> Inputs:
-    """The arguments with which a loss calls the model on an item; the call itself is not made."""
+    """The arguments with which a loss calls the model on an item, without making the call."""
     calls: list[Inputs] = []
 
     def catch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ def _asked_for(loss: Loss, shade: Sandbox, item: Any) -> Inputs:
             loss(shade.model, map_tensors(item, lambda tensor: tensor.detach().clone()))
     except _Called:
         pass
-    except Exception as error:  # the user's own loss, before it came to the model
+    except Exception as error:  # user code in the loss, before it calls the model
         what = "the loss, which gets the model and an item of the calibration data, raised before it called the model"
         raise CalibrationError(ended_by(what, error)) from error
     finally:
@@ -162,7 +162,7 @@ def _asked_for(loss: Loss, shade: Sandbox, item: Any) -> Inputs:
 
 @contextmanager
 def fitting(model: nn.Module, inputs: Inputs, number: int = 0) -> Generator[None]:
-    """Say of inputs that do not fit that they are calibration data, which batch, and what may be wrong with these."""
+    """Raise errors of inputs that do not fit as errors of calibration data, with the batch and the likely cause."""
     try:
         yield
     except InputsError as error:
@@ -175,12 +175,12 @@ def fitting(model: nn.Module, inputs: Inputs, number: int = 0) -> Generator[None
 
 
 def notes_of(batches: Sequence[Batch]) -> list[str]:
-    """What was left out of the batches, or could have been read in another way."""
+    """Notes on items that were left out of the batches, or could be read in another way."""
     return list(dict.fromkeys(note for batch in batches for note in batch.inputs.notes))
 
 
 def about_calibration(batches: tuple[Batch, ...]) -> list[str]:
-    """What the user should know about the data."""
+    """Notes on the data for the user."""
     num_samples = sum(batch.num_samples for batch in batches)
     notes = notes_of(batches)
     if not batches:

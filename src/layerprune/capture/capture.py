@@ -1,4 +1,4 @@
-"""Records one forward on fake tensors and makes it a layer graph."""
+"""Records one forward on fake tensors as a layer graph."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from layerprune.tensors import OutputTree
 
 
 def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[LayerGraph, Sandbox]:
-    """Record one forward of a model; see :func:`capture`. Returns the sandbox that it ran in, too.
+    """Record one forward of a model; see :func:`capture`. Returns its sandbox, too.
 
-    Inputs that are a guess get a real forward only where the failure is about fake tensors, not where they do not fit.
+    Guessed inputs get a real forward only where the error is about fake tensors, not where they do not fit.
     """
     notes: list[str] = []
 
@@ -51,7 +51,7 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
             "only the layers that these inputs reached are known"
         )
     elif sandbox.mode is not None and (failure := _raised(sandbox, inputs)) is not None:
-        # Where nobody watches, some of torch's modules take a faster way, on which fakes cannot go (nested tensors).
+        # Unobserved, some modules of torch take a fused path that fails on fake tensors (nested tensors).
         if has_no_values([*parameters(model), *buffers(model)]):
             raise CaptureError(
                 f"{type(model).__name__}.forward was recorded, and does not run on fake tensors ({short(failure)}): "
@@ -66,43 +66,36 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
 def capture(model: nn.Module, inputs: Inputs) -> LayerGraph:
     """Record one forward of a model and return its layer graph.
 
-    The forward runs in eval mode on fake tensors, on a shadow of the model; where that fails (control flow that depends
-    on data), on real ones, on a copy that shares the model's parameters; a note in the graph says so.
+    The forward runs in eval mode on fake tensors, in a sandbox. Where that fails (control flow that depends on data),
+    it runs on real tensors, in a copy that shares the model's parameters; a note in the graph says so.
 
     Args:
         model: any module; its mode, hooks, buffers and the RNG stay as they are.
-        inputs: arguments that the model's forward takes.
+        inputs: arguments of the model's forward.
 
     Returns:
         The layer graph.
 
     Raises:
         InputsError: the forward raises on these inputs.
-        CaptureError: the forward runs, and gives no tensor that depends on the inputs.
+        CaptureError: the forward runs, but no tensor in its output depends on the inputs.
     """
     return record(model, inputs)[0]
 
 
 def record_on(shade: Sandbox, inputs: Inputs) -> LayerGraph:
-    """Record one forward on a shadow that is there already; on a real one, just what real forwards do.
+    """Record one forward in an existing sandbox; observers of real forwards need a recording in a real one.
 
-    What libraries do on fake tensors differs now and then, in how often they look at a mask: who observes real forwards
-    has to count as they do.
+    On fake tensors libraries may make other calls, such as more or fewer checks of a mask.
     """
     recorder, recording = _run(shade, inputs)
     return GraphBuilder(recorder, recording, []).build()
 
 
 def record_real(model: nn.Module, inputs: Inputs, holding: ActivationStore | None = None) -> tuple[LayerGraph, Sandbox]:
-    """Record one forward on a real shadow, which shares the model's parameters.
+    """Record one forward in a real sandbox, which shares the model's parameters; returns graph and sandbox.
 
-    Args:
-        model: the model; it is not touched.
-        inputs: arguments that the model's forward takes.
-        holding: gets what the forward shows, by the layer graph's values; None where nobody asks for it.
-
-    Returns:
-        The layer graph, and the shadow.
+    ``holding`` gets the activations, by the layer graph's values.
 
     Raises:
         InputsError: the forward raises on these inputs.
@@ -116,22 +109,16 @@ def record_real(model: nn.Module, inputs: Inputs, holding: ActivationStore | Non
 
 
 def record_training(shade: Sandbox, graph: LayerGraph, inputs: Inputs) -> LayerGraph | None:
-    """Record a forward in train mode, of a model that holds parameters which its eval mode never uses.
+    """Record a forward in train mode, on two or more samples for batch norms; ``graph`` is the graph of eval mode.
 
-    Args:
-        shade: a shadow of the model.
-        graph: the layer graph of eval mode.
-        inputs: the example inputs; two samples or more, for batch norms.
-
-    Returns:
-        The layer graph of train mode; None where eval mode uses every parameter, or train mode does not run.
+    None where eval mode uses every parameter, or train mode does not run.
     """
     if all(number in graph.param_users for number in graph.param_ids.values()):
         return None
     shade.model.train()
     try:
         recorder, recording = _run(shade, inputs)
-    except Exception:  # the user's own forward, which may want targets when it trains; the proofs say so in a note
+    except Exception:  # user code, which may need targets in train mode; the proofs add a note
         return None
     finally:
         shade.model.eval()
@@ -139,10 +126,10 @@ def record_training(shade: Sandbox, graph: LayerGraph, inputs: Inputs) -> LayerG
 
 
 def record_results(shade: Sandbox, inputs: Inputs) -> Mapping[CallKey, OutputTree[Read] | None]:
-    """Record what each call of a module returns on other inputs; None if it raised. Empty if the model raises."""
+    """Record the result of each module's call on other inputs; None if it raised. Empty if the model raises."""
     try:
         _, recording = _run(shade, inputs)
-    except Exception:  # the user's own forward, which need not take inputs of another size
+    except Exception:  # user code, which may accept one size only
         return {}
     return {call.key: call.result for call in recording.calls}
 
@@ -170,7 +157,7 @@ def _record_really(
 
 
 def _raised(sandbox: Sandbox, inputs: Inputs) -> Exception | None:
-    """What the forward raises on some inputs, with nobody watching; None if it runs."""
+    """The error of an unobserved forward; None if it runs."""
     try:
         sandbox.forward(inputs)
     except Exception as error:  # the user's own forward

@@ -1,4 +1,4 @@
-"""The operations and module calls that a recorder writes down of one forward."""
+"""The operations and module calls of one recorded forward."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Call:
     result: OutputTree[Read] | None = None
     outputs: tuple[int, ...] = ()
     results: tuple[int, ...] = ()
-    site: str = ""  # of a merge: from where it is called
+    site: str = ""  # of a merge: its place in the model's code
     has_data_calls: bool = False
     raised: bool = False
     custom: str = ""  # the autograd.Function in whose forward it is called
@@ -50,7 +50,7 @@ class Operation:
 
 
 class Recording:
-    """What a recorder wrote down; ``capture/capture`` makes the layer graph of it."""
+    """The events of one forward; ``capture/graph_builder`` makes the layer graph of them."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -65,5 +65,5 @@ class Recording:
         self.written_params: set[str] = set()
         self.hooked: set[str] = set()
         self.implicit_inputs: set[int] = set()
-        self.registered: list[OpCall] = []  # calls of ops of which users have said what is to be checked
+        self.registered: list[OpCall] = []  # calls of registered ops, whose claims are to be checked
         self.writes_arguments = False

@@ -18,19 +18,14 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def spoilt_inputs(batches: Sequence[Batch]) -> list[int]:
-    """The numbers of the batches whose inputs hold NaN or +inf; -inf is what additive masks are made of."""
+    """Numbers of the batches whose inputs hold NaN or +inf; -inf is normal in additive masks."""
     return [number for number, batch in enumerate(batches) if _spoilt(batch.inputs.tensors())]
 
 
 def require_finite(model: nn.Module, batches: Sequence[Batch], numbers: Iterable[int]) -> None:
-    """Run a model on some batches, and refuse the first one whose output is not finite.
+    """Run a model on batches, and refuse the first batch whose output is not finite.
 
-    A batch on which the forward raises is passed over: that is an error of another kind.
-
-    Args:
-        model: the model as it is; it is not touched.
-        batches: calibration data.
-        numbers: which of the batches to look at.
+    Batches on which the forward raises are skipped: these errors are reported elsewhere.
 
     Raises:
         NotFiniteError: an output holds NaN or +inf; the message names the batch and the first layer.
@@ -40,11 +35,7 @@ def require_finite(model: nn.Module, batches: Sequence[Batch], numbers: Iterable
 
 
 def finite_ones(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Batch], tuple[str, ...]]:
-    """The batches of which a model makes numbers, and a note where there are others.
-
-    Args:
-        model: the model as it is; it is not touched.
-        batches: calibration data.
+    """The batches on which a model's output is finite, and a note on the others.
 
     Raises:
         NotFiniteError: there is no such batch.
@@ -66,7 +57,7 @@ def _makes(number: int, found: str) -> str:
 def _spoilt_outputs(
     model: nn.Module, batches: Sequence[Batch], numbers: Iterable[int], *, strict: bool
 ) -> Iterator[tuple[int, str]]:
-    """The batches of which a model makes an output that is not finite, and the first layer that does."""
+    """Numbers of the batches on which a model's output is not finite, and the first such layer."""
     shade: Sandbox | None = None
     for number in numbers:
         shade = shade or real_sandbox(model)
@@ -75,12 +66,9 @@ def _spoilt_outputs(
 
 
 def first_not_finite(shade: Sandbox, batch: Batch, *, strict: bool = False) -> str:
-    """The first layer that feeds NaN or infinite values, and why; empty where the output is finite, or none comes.
+    """The first layer with NaN or infinite outputs, and the cause; empty if the output is finite or the forward raises.
 
-    Args:
-        shade: a real shadow of the model.
-        batch: what to run on.
-        strict: whether -inf counts as well, which may be the logit of what cannot be chosen.
+    With ``strict``, -inf counts as well, which may be the logit of an excluded class or token.
     """
     feeds: list[tuple[str, nn.Module, str]] = []
     hooks = [
@@ -89,7 +77,7 @@ def first_not_finite(shade: Sandbox, batch: Batch, *, strict: bool = False) -> s
     ]
     try:
         out = shade.forward(batch.inputs, fast_path=False)
-    except Exception:  # the user's own forward, which whoever needs the batch hears of
+    except Exception:  # user code; the error is raised where the batch is used
         return ""
     finally:
         for hook in hooks:
@@ -102,7 +90,7 @@ def first_not_finite(shade: Sandbox, batch: Batch, *, strict: bool = False) -> s
 
 
 def _watching(name: str, feeds: list[tuple[str, nn.Module, str]], *, strict: bool) -> Any:
-    """A hook that writes down what is not finite; of nested modules the innermost comes first."""
+    """A hook that records outputs that are not finite; of nested modules the innermost comes first."""
 
     def hook(module: nn.Module, _args: Any, out: Any) -> None:
         if not feeds and (what := _spoilt(tensors_in(out), strict=strict)):
@@ -112,7 +100,7 @@ def _watching(name: str, feeds: list[tuple[str, nn.Module, str]], *, strict: boo
 
 
 def _why(name: str, module: nn.Module, batch: Batch, out: Any) -> str:
-    """What makes a layer feed values that are not finite, as far as that can be seen."""
+    """The likely cause of a layer's output that is not finite."""
     if what := _spoilt(batch.inputs.tensors()):
         return f": the batch itself holds {what}"
     held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
@@ -126,7 +114,7 @@ def _why(name: str, module: nn.Module, batch: Batch, out: Any) -> str:
 
 
 def _spoilt(tensors: Iterable[Tensor], *, strict: bool = False) -> str:
-    """What some tensors hold beside numbers: ``NaN`` or ``infinite values``; empty where that is nothing."""
+    """``NaN`` or ``infinite values`` if tensors hold such; else empty."""
     for tensor in tensors:
         if (
             isinstance(tensor, DroppedTensor)
@@ -140,6 +128,6 @@ def _spoilt(tensors: Iterable[Tensor], *, strict: bool = False) -> str:
             one_sided = tensor.is_floating_point() and not strict
             if bool((tensor.isposinf() if one_sided else tensor.isinf()).any()):
                 return "infinite values"
-        except (NotImplementedError, RuntimeError):  # of types and layouts that torch compares in no way
+        except (NotImplementedError, RuntimeError):  # dtypes and layouts that torch cannot compare
             continue
     return ""

@@ -19,15 +19,12 @@ from layerprune.modules import parameters
 
 
 def record_first(model: nn.Module, given: Any, batches: Sequence[Batch] | None) -> tuple[Inputs, LayerGraph, Sandbox]:
-    """Find inputs that a model takes, and record it on them.
+    """Find inputs for a model, and record it on them; returns these, the layer graph and the sandbox.
 
     Args:
-        model: the model; it stays as it is.
-        given: what the user gave as example inputs; None if nothing.
-        batches: calibration data, of which the first batch stands in; None if there are none.
-
-    Returns:
-        The inputs, the layer graph, and the shadow that it was recorded on.
+        model: the model; it stays unchanged.
+        given: the user's example inputs; None if there are none.
+        batches: calibration data, whose first batch is used without example inputs; None if there are none.
 
     Raises:
         InputsError: the inputs do not fit, or none could be inferred.

@@ -23,8 +23,8 @@ class GraphBuilder:
         self.notes = notes
         self.modules = dict(recorder.model.named_modules(remove_duplicate=False))
         held = list(named_parameters(recorder.model, every_name=True))
-        self.kernels = {name for name, p in held if p.dim() >= 3}  # of a convolution, which may be one for each channel
-        self.matrices = {name for name, p in held if p.dim() >= 2 and min(p.shape[:2]) > 1}  # a scale has one of 1
+        self.kernels = {name for name, p in held if p.dim() >= 3}  # convolution kernels, also depthwise ones
+        self.matrices = {name for name, p in held if p.dim() >= 2 and min(p.shape[:2]) > 1}  # a scale has a size of 1
         self.leaf_of: dict[int, int] = {}
         self.op_counts: dict[tuple[int, str], int] = {}
 
@@ -88,7 +88,7 @@ class GraphBuilder:
         return frozenset(seen)
 
     def leaf(self, frame: int) -> int:
-        """The outermost call around an operation that holds no further calls on data; -1 if there is none."""
+        """The outermost call around an operation that contains no further calls on data; -1 if there is none."""
         if frame not in self.leaf_of:
             call = self.recording.calls[frame]
             above = self.leaf(call.parent) if call.parent >= 0 else -1
@@ -157,7 +157,7 @@ class GraphBuilder:
         else:
             name, custom = ops[0].name, ""
             nth = self.op_counts[(frame.index, name)] = self.op_counts.get((frame.index, name), -1) + 1
-            nth = -1 - nth  # an operation that no function call stands for
+            nth = -1 - nth  # an operation outside of function calls
             operands = tuple(tuple(v for v in read if v not in own) for read in ops[0].reads)
         kind = kind_of_function(name, len(self.data(list(operands))), self.has_matrix(params, (name,)))
         local = {0: name, -1: name}.get(nth, f"{name}_{nth if nth > 0 else -1 - nth}")
@@ -184,7 +184,7 @@ class GraphBuilder:
         )
 
     def site(self, ops: list[Operation]) -> str:
-        """From where the one merge among operations is called."""
+        """The place in the model's code of the one merge among operations."""
         found = {self.recording.functions[op.function].site for op in ops if op.function >= 0} - {""}
         return found.pop() if len(found) == 1 else ""
 
@@ -192,7 +192,7 @@ class GraphBuilder:
         return [read for read in reads if any(v in self.recorder.data_values for v in read)]
 
     def has_matrix(self, params: tuple[str, ...], functions: Sequence[str]) -> bool:
-        """Whether some parameter is what a transform multiplies by, or convolves with."""
+        """Whether a parameter is the matrix or the kernel of a transform."""
         convolves = any("conv" in function for function in functions)
         return any(name in self.matrices or (convolves and name in self.kernels) for name in params)
 

@@ -15,13 +15,13 @@ _CONTAINERS = (list, dict, set, deque)
 
 
 class ImplicitInputs:
-    """Knows which tensors each running forward was handed: its arguments, and what the calls that it made returned.
+    """The tensors that each running forward got by calls: its arguments, and the results of its own calls.
 
-    All else came by the way: by a hook, an attribute, or a list or context that modules share. Tensors are known by
-    their ids. One that has been freed may give its id to another; that is not told as a stray then.
+    Others came by a hook, an attribute, or a list or context that modules share. Tensors are known by their ids; a
+    tensor with the reused id of a freed one is missed.
 
     Attributes:
-        has_written: whether a call has changed a list or an object that it was given, where others may look.
+        has_written: whether a call has changed a list or an object among its arguments, which other modules may read.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class ImplicitInputs:
         self.has_written = False
 
     def enter(self, args: Iterable[Any], tensors: Iterable[Tensor]) -> list[Tensor]:
-        """Start a module's call; returns those of its arguments' tensors that its caller did not have."""
+        """Start a module's call; returns the tensors among its arguments that its caller did not have."""
         listed = list(tensors)
         found = self.read(listed)
         self._handed.append({id(tensor) for tensor in listed})
@@ -44,18 +44,17 @@ class ImplicitInputs:
         return [tensor for tensor in tensors if id(tensor) not in self._handed[-1]]
 
     def made(self, tensors: Iterable[Tensor]) -> None:
-        """Let the running forward have what a call has returned."""
+        """Add a call's results to the tensors of the running forward."""
         if self._handed:
             self._handed[-1].update(map(id, tensors))
 
     def leave(self) -> None:
-        """End a module's call."""
         self._handed.pop()
         self.has_written |= any(_contents(value) != before for value, before in self._given.pop())
 
 
 def _contents(value: Any, depth: int = 3) -> Any:
-    """What lies in a container or an object, by identity."""
+    """The contents of a container or an object, by identity."""
     if isinstance(value, _STILL) or depth == 0:
         return id(value)
     held = attributes_of(value)

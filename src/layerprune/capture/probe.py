@@ -24,31 +24,25 @@ from layerprune.modules import (
 from layerprune.tensors import OutputTree, flat_tensors, tensors_in
 from layerprune.torch_internals import innermost_function_mode
 
-#: Gets a value's number, and its tensor in this run.
+#: Gets a value's number and its tensor.
 See: TypeAlias = Callable[[int, Tensor], None]
 
 
 class _Differs(BaseException):
-    """A run is not what the layer graph says. No Exception, which a model's own forward might catch."""
+    """A run differs from the layer graph. No Exception, which a model's own forward might catch."""
 
 
 class Probe:
-    """Hands chosen values of a model over as its forward comes to them.
+    """Reads chosen values during a model's forward.
 
-    Where a value is made by a function, all that the module calls in whose forward that is must be what the layer graph
-    says, function by function; other modules' functions are not looked at. Each module in question must be called as
-    often as the graph says. Where a run is another (libraries look at a mask more often on real tensors than on fake
-    ones; a loop ends by the data), it is given up, and begun again with the values' counterparts in a recording that it
-    follows: one that is known, or one that is made of it. What has no certain counterpart is not seen.
-
-    Args:
-        shade: a real shadow of the model that ``graph`` was recorded from.
-        graph: the layer graph.
-        values: numbers of the values to see.
-        variants: recordings of real runs that are known; those that are made are put to them.
+    Where a function makes a value, all calls of the forward around it must equal the layer graph, function by function;
+    other modules' functions are not compared. Each of these modules must be called as often as in the graph. A run may
+    differ: libraries look at masks more often on real tensors than on fake ones, or data end a loop. Then the run is
+    stopped and repeated with the values' counterparts in a recording that it follows, known or new. Values without a
+    certain counterpart are not seen. The sandbox is a real one; new recordings are added to ``variants``.
 
     Attributes:
-        under_way: the layer graph that the run under way follows, and value → its number in that one.
+        under_way: the layer graph that the present run follows, and value → its number there.
     """
 
     def __init__(
@@ -62,7 +56,7 @@ class Probe:
         self.variants = variants if variants is not None else Variants()
         own = self._watching(graph, {value: value for value in self.values})
         known = [self._following(variant) for variant in self.variants.of(graph)]
-        self.watchers = [*(watcher for watcher in known if watcher is not None), own]  # the latest first
+        self.watchers = [*(watcher for watcher in known if watcher is not None), own]  # newest first
         self.under_way = self.watchers[-1].recorded
 
     def run(
@@ -73,22 +67,20 @@ class Probe:
         use: Callable[[Any], None] | None = None,
         forward: Callable[[nn.Module], Any] | None = None,
     ) -> frozenset[int]:
-        """Run the model once, or again where it does not do what the layer graph says.
+        """Run the model once, or again where it differs from the layer graph.
 
         Args:
-            inputs: arguments that the model's forward takes.
-            begin: called at the start of each try; what an earlier try has shown no longer counts then. Returns what is
-                called once with each value's number and tensor, about in order of execution: a value that only
-                functions make may be seen as late as a module takes it. The tensor must be copied by who keeps it,
-                where later layers write into it.
-            use: gets the output; with it the forward runs with gradients, and they are there for it to ask for.
-            forward: calls the model, in place of ``model(*args, **kwargs)``, and returns what ``use`` gets.
+            inputs: arguments of the model's forward.
+            begin: called at the start of each attempt; values of an earlier attempt no longer count. Returns a function
+                that gets each value's number and tensor once, about in order of execution: values of functions may come
+                as late as a module takes them. If it keeps a tensor that later layers write into, it must copy it.
+            use: gets the output; with it the forward runs with gradients.
+            forward: calls the model, in place of ``model(*args, **kwargs)``, and returns the argument of ``use``.
 
         Returns:
-            The values that were seen; one that arises within a fused operation, or of which this run does not tell
-            for certain which tensor it is, is not.
+            The values that were seen. Values inside a fused operation, or without a certain tensor, are not.
         """
-        for watcher in sorted(self.watchers, key=self._misses):  # two may do for the same run: see what there is
+        for watcher in sorted(self.watchers, key=self._misses):  # two may fit the same run: most values first
             try:
                 seen = self._try(watcher, inputs, begin, use, forward)
             except _Differs:
@@ -103,7 +95,7 @@ class Probe:
                 continue
             try:
                 seen = self._try(watcher, inputs, begin, use, forward)
-            except _Differs:  # of few samples it is another one, or not even twice the same
+            except _Differs:  # a run of few samples differs, or no two runs are equal
                 continue
             self.variants.keep(variant)
             self._prefer(watcher)
@@ -111,14 +103,14 @@ class Probe:
         return self._try(self._watching(self.graph, {}), inputs, begin, use, forward)
 
     def _prefer(self, watcher: _Watcher) -> None:
-        """Try it early in later runs, and those no more that were followed long ago; what the graph says, always."""
+        """Try a recording early in later runs, and drop the least recent ones; the layer graph's own stays."""
         others = [known for known in self.watchers if known is not watcher]
         if len(others) > MOST:
             others.remove(next(known for known in reversed(others) if known.recorded[0] is not self.graph))
         self.watchers = [watcher, *others]
 
     def _misses(self, watcher: _Watcher) -> int:
-        """How many of the values it does not show."""
+        """Number of values that it does not show."""
         return len(self.values) - len(watcher.recorded[1])
 
     def _try(
@@ -141,7 +133,7 @@ class Probe:
         return frozenset(seen)
 
     def _following(self, variant: Variant) -> _Watcher | None:
-        """Watch for the values' counterparts in another recording; None where one of all samples may tell more."""
+        """A watcher for the values' counterparts in another recording; None where one of all samples may have more."""
         wanted = {variant.numbers[value]: value for value in self.values if value in variant.numbers}
         if variant.is_of_few and len(wanted) < len(self.values):
             return None
@@ -154,13 +146,10 @@ class Probe:
 
 
 class _Watcher:
-    """Looks at one run after the other; knows which calls are open, how many there were, and what has been seen.
+    """Watches successive runs; tracks open calls, their counts and the values seen.
 
-    Args:
-        places: where values show up.
-        recorded: the layer graph that runs are held against, and value → its number in it.
-        names: the first name of each module, by its id.
-        constants: ids of parameters and buffers, which are no values.
+    ``recorded`` is the layer graph to compare runs with, and value → its number in it; ``names`` are those of modules,
+    by id; ``constants`` are the ids of parameters and buffers, which are no values.
     """
 
     def __init__(
@@ -180,14 +169,14 @@ class _Watcher:
         self.start(lambda value, tensor: None)
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
-        """The modules whose calls have to be known: those of values, and those that watched ones call."""
+        """The modules to track: those around values, and those that watched modules call."""
         if self.known is None:
             wanted = {"", *self.places.counts, *self.places.callees}
             self.known = [module for module in model.modules() if self.tracker.names[id(module)][0] in wanted]
         return self.known
 
     def start(self, see: See) -> set[int]:
-        """Begin a run; returns what becomes the set of the values that were seen."""
+        """Begin a run; returns the set that collects the values seen."""
         self.see = see
         self.tracker.reset()
         self.steps: dict[RunningCall, _Steps] = {}
@@ -199,11 +188,11 @@ class _Watcher:
             if tensor.dim() != len(self.places.shapes[value]):
                 raise _Differs
             self.seen.add(value)
-            with self.tracker.uncounted():  # what is done with it are no steps of the model's
+            with self.tracker.uncounted():  # the callback's functions are no steps of the model
                 self.see(value, tensor)
 
     def check_counts(self) -> None:
-        """At the end of a run, raise where a module was called less often than the layer graph says, and yet was."""
+        """Raise after a run in which a module was called, but less often than in the layer graph."""
         for name, count in self.places.counts.items():
             if 0 < self.tracker.num_calls[name] < count:
                 raise _Differs
@@ -214,7 +203,7 @@ class _Watcher:
         return self.wrappers[id(module)]
 
     def run_module(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a module's forward, with functions watched where its steps are told."""
+        """Run a module's forward; functions are watched where its steps are compared."""
         name, nth = call.key[:2]
         most = self.places.counts.get(name)
         # Not by its place among all calls: a mixture of experts calls others on other inputs.
@@ -232,7 +221,7 @@ class _Watcher:
                 self.watch.__enter__()
 
     def run(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a module's call, looking at what it takes, at what it returns, and at its steps where need be."""
+        """Run a module's call, and watch its arguments, results and steps where needed."""
         self.notice_arguments(call, args, kwargs)
         steps = self.places.steps.get(call.key)
         if steps is None:
@@ -262,7 +251,7 @@ class _Watcher:
             self.notice(value, found[place] if place < len(found) else None)
 
     def run_function(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a function, which is a step where its call's are told."""
+        """Run a function, which is a step where its call's steps are compared."""
         running = self.tracker.running
         if running is not None and running in self.steps:
             self.steps[running].take(key.function)
@@ -273,28 +262,23 @@ class _Watcher:
 
 
 class _Steps:
-    """What a call's forward has to call, and how far it has come.
-
-    Args:
-        names: functions and, behind a colon, modules; in order.
-    """
+    """The calls that a forward has to make, in order, and the number made so far; modules stand after a colon."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
         self.num_taken = 0
 
     def take(self, name: str) -> None:
-        """Take one step."""
         if self.num_taken >= len(self.names) or self.names[self.num_taken] != name:
             raise _Differs
         self.num_taken += 1
 
     def finish(self) -> None:
-        """Raise where steps are missing at the end."""
+        """Raise where steps are missing."""
         if self.num_taken < len(self.names):
             raise _Differs
 
 
 def _results(out: Any, constants: set[int]) -> list[Tensor]:
-    """The tensors in what a module returned that are values, in the order in which a recording lists them."""
+    """The tensors in a module's output that are values, in the order of a recording."""
     return [tensor for tensor in OutputTree.of(out, lambda tensor: tensor).leaves() if id(tensor) not in constants]

@@ -1,4 +1,4 @@
-"""Writes down one forward, operation by operation, with the module and the function of each."""
+"""Records one forward, operation by operation, with the module and the function of each."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from layerprune.tensors import (
 )
 from layerprune.torch_internals import no_function_modes, parameters_of
 
-# Operations through which a value of a tensor reaches Python: what runs then depends on the input.
+# Operations that pass a tensor's value to Python: later steps may depend on it.
 _SCALAR_READS = frozenset(
     {"_local_scalar_dense", "nonzero", "unique2", "_unique2", "equal", "unique_dim", "is_nonzero"}
 )
-# Functions that hand a tensor's values to Python without any such operation.
+# Functions that pass values to Python without such an operation.
 _READS_OUT = frozenset({"tolist", "numpy", "array", "dlpack"})
-# The operation by which torch takes in what Python, or numpy, made a tensor of.
+# The operation that makes a tensor of data from Python or numpy.
 _LITERAL = "lift_fresh"
 
 
@@ -57,9 +57,9 @@ class Recorder:
 
     Args:
         model: the clone; its parameters may be fake.
-        keep: hold on to every tensor of the run. Right for fake tensors, which take no memory; for real ones this would
-            hold every activation, and their numbers are kept as long as they live.
-        holding: gets what calls return, and the output; None where nobody asks for it.
+        keep: keep every tensor of the run alive. For fake tensors only: real ones would take the memory of all
+            activations, so their numbers are kept only while they live.
+        holding: gets the results of calls, and the output; None where they are not needed.
     """
 
     def __init__(self, model: nn.Module, *, keep: bool, holding: ActivationStore | None = None) -> None:
@@ -80,12 +80,12 @@ class Recorder:
         self.value_of = StrongTensorKeys() if keep else WeakTensorKeys()
         self.writer: dict[int, int] = {}
         self.storages: dict[int, int] = {}
-        self.memory: dict[int, StorageWeakRef] = {}  # freed memory keeps its address, so that no other tensor gets it
+        self.memory: dict[int, StorageWeakRef] = {}  # weak references keep addresses of freed memory from reuse
         self.num_storages = 0
         self.param_sources: dict[int, tuple[str, ...]] = {}
         self.data_values: set[int] = set()
         self.literals: set[int] = set()  # storages
-        self.has_read_out = False  # whether Python knows values of the data: what it makes tensors of may be of them
+        self.has_read_out = False  # whether Python has read values: new tensors may hold them
         self.tracker = CallTracker(self.names, self.run_module)
         self.function = -1
         self.implicit_inputs = ImplicitInputs()
@@ -93,7 +93,7 @@ class Recorder:
     # ---- the run --------------------------------------------------------------------------------------------------
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recording:
-        """Run the model once and return what happened."""
+        """Run the model once and return the recording."""
         for tensor in tensors_in((args, kwargs)):
             if tensor not in self.value_of:
                 value = self.new_value(tensor, -1)
@@ -115,13 +115,13 @@ class Recorder:
         return self.recording
 
     def run_module(self, running: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a module's forward, and write the call down."""
+        """Run a module's forward, and record the call."""
         with self.tracker.outside():
             call = self.begin(running, forward, args, kwargs)
         self.stray(self.implicit_inputs.enter((*args, *kwargs.values()), tensors_in((args, kwargs))))
         try:
             out = forward(*args, **kwargs)
-        except BaseException:  # which the caller may catch, and call something else
+        except BaseException:  # the caller may catch it and continue
             call.raised = True
             self.implicit_inputs.leave()
             raise
@@ -134,7 +134,7 @@ class Recorder:
         return out
 
     def begin(self, running: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Call:
-        """Write down what a call takes."""
+        """Record a call's arguments."""
         call = Call(running.index, running.key, self.tracker.index)
         call.start = len(self.recording.operations)
         call.arity = len(args) + len(kwargs)
@@ -145,7 +145,7 @@ class Recorder:
         return call
 
     def stray(self, tensors: Iterable[Tensor]) -> None:
-        """Write down the data that came to the running forward by the way."""
+        """Record values that the running forward got outside of calls."""
         found = {
             self.value_of.get(t)
             for t in tensors
@@ -165,7 +165,7 @@ class Recorder:
                 yield (names.index(keyword) if keyword in names else None), keyword, read[0]
 
     def returned(self, call: Call, out: Any, *, has_weights: bool) -> None:
-        """Write down what a call has returned to the one around it."""
+        """Record a call's results for the call around it."""
         self.implicit_inputs.made(tensors_in(out))
         call.result = OutputTree.of(out, self.read)
         call.outputs = tuple(read[-1] for read in call.result.leaves() if read)
@@ -177,7 +177,7 @@ class Recorder:
             self.recording.calls[call.parent].has_data_calls = True
 
     def hold(self, tensors: Iterable[Tensor], is_asked_for: bool) -> None:
-        """Hold what a call returns: all that may be asked for, of other things what lies in the same memory."""
+        """Hold a call's results: all that may be needed; of others only those in the memory of held tensors."""
         if self.holding is None or self.holding.is_full:
             return
         with no_function_modes():
@@ -188,14 +188,14 @@ class Recorder:
                     self.holding.keep(read[0], tensor)
 
     def separate(self, start: int, operands: Iterable[Tensor], out: Any) -> Any:
-        """Give a layer that hands on its argument unwritten (dropout in eval, Identity) an output of its own.
+        """Alias the result of a layer that returns its argument unchanged (dropout in eval, Identity).
 
-        What an earlier surgery left stays what it is: it is no value, and an alias of it would be a tensor like others.
+        Dropped tensors of an earlier surgery are kept: they are no values, and an alias would be a plain tensor.
         """
         if isinstance(out, Tensor) and not isinstance(out, DroppedTensor) and any(out is t for t in operands):
             storage = self.storage(out)
             if not any(storage in op.writes for op in self.recording.operations[start:]):
-                with no_function_modes():  # our own, not the model's
+                with no_function_modes():  # not a function of the model
                     return torch.ops.aten.alias.default(out)
         return out
 
@@ -222,16 +222,16 @@ class Recorder:
         return self.num_storages
 
     def fresh_storage(self, tensor: Tensor, shared: set[int]) -> int:
-        """Number a result's memory, anew where no operand lies in it: an address may have been freed and used again."""
+        """Number a result's memory, anew where no operand lies in it: a freed address may have been reused."""
         key = storage_key(tensor)
         number = self.storages.get(key)
         return number if number is not None and number in shared else self.number(tensor, key)
 
     def read(self, tensor: Tensor, storage: int | None = None) -> Read:
-        """The values a tensor stands for now: the one it was made as, and a later write through an alias of it."""
+        """The values of a tensor at present: its own, and a later write through an alias of it."""
         if type(tensor) is not Tensor and isinstance(
             tensor, DroppedTensor
-        ):  # an earlier surgery left it; it carries nothing
+        ):  # left by an earlier surgery; holds no data
             return ()
         value = self.value_of.get(tensor)
         written = self.writer.get(self.storage(tensor) if storage is None else storage)
@@ -239,7 +239,7 @@ class Recorder:
             if written is None:
                 value = self.new_value(tensor, -2)
                 known = id(tensor) in self.attribute_ids or self.storage(tensor) in self.literals
-                if tensor.numel() > 1 and not known:  # a single number that was read is noted as such
+                if tensor.numel() > 1 and not known:  # reads of a single number are noted elsewhere
                     self.recording.constants.append(self.tracker.fqn)
             else:
                 value = written
@@ -250,7 +250,7 @@ class Recorder:
     # ---- operations -----------------------------------------------------------------------------------------------
 
     def operation(self, name: str, inputs: list[Tensor], outputs: list[Tensor], written: list[Tensor]) -> None:
-        """Write one dispatched operation down."""
+        """Record one dispatched operation."""
         recording = self.recording
         reads: list[Read] = []
         params: dict[str, None] = {}
@@ -294,19 +294,19 @@ class Recorder:
                 self.writer[storage] = value
 
     def check_written(self, written: Sequence[Tensor]) -> None:
-        """Write down which parameters an operation is about to write into, in part or whole, and keep what is held."""
+        """Record the parameters that an operation writes into, in part or whole; held tensors are copied before."""
         if self.holding is not None:
             self.holding.before_write(written)
         names = {self.param_memory.get(storage_key(tensor)) for tensor in written} - {None}
         self.recording.written_params |= cast("set[str]", names)
 
     def nearest(self, names: list[str]) -> str:
-        """Choose among a tied parameter's names the one below the running module."""
+        """Choose the name of a tied parameter that lies below the running module."""
         frame = self.tracker.fqn
         return next((n for n in names if not frame or n.startswith(frame + ".")), names[0])
 
     def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a function called in a forward, and write down its operands and results."""
+        """Run a function called in a forward, and record its operands and results."""
         if name in _READS_OUT:
             read = (self.value_of.get(tensor) for tensor in flat_tensors(args))
             self.has_read_out |= any(value in self.data_values for value in read)
@@ -346,12 +346,12 @@ class Recorder:
         return out
 
     def query_shape(self, tensor: Tensor) -> None:
-        """Write down that the running forward reads a tensor's shape."""
+        """Record that the running forward reads a tensor's shape."""
         if self.tracker.running is not None and self.function < 0 and tensor in self.value_of:
             self.recording.shape_reads.add((self.value_of[tensor], self.tracker.index))
 
     def settle(self, operands: list[Tensor], start: int) -> None:
-        """After a write through a view (``y[:, :4] = b``) make the tensor itself stand for the written value."""
+        """After a write through a view (``y[:, :4] = b``), make the tensor itself refer to the written value."""
         written = {s for op in self.recording.operations[start:] for s in op.writes}
         if not written:
             return
@@ -359,11 +359,11 @@ class Recorder:
             if self.storage(tensor) in written and (read := self.read(tensor)) and len(read) == 2:
                 if self.recording.values[read[1]].shape != tuple(tensor.shape):
                     self.write_whole(tensor, read[1])
-                    return  # the others are views of the part
+                    return  # other tensors are views of the part
                 self.value_of[tensor] = read[1]
 
     def write_whole(self, tensor: Tensor, part: int) -> None:
-        """Give a tensor a new value, after a write of a part of it that has another shape."""
+        """Give a tensor a new value after a write into a part of another shape."""
         operation = self.recording.operations[self.recording.values[part].layer]
         value = self.new_value(tensor, operation.index)
         operation.outputs.append(value)
@@ -375,7 +375,7 @@ class Recorder:
 
 
 def _literal(value: Any, operands: list[Tensor]) -> Any:
-    """Keep a function's argument without its tensors, which are collected in order."""
+    """Replace the tensors in a function's argument; these are collected in order."""
     if isinstance(value, Tensor):
         if not isinstance(value, DroppedTensor):
             operands.append(value)

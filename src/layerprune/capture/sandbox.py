@@ -49,13 +49,13 @@ class Sandbox:
     """A copy of a model in eval mode, for running its forward.
 
     Attributes:
-        model: the copy. Its parameters and buffers are fake (no memory, no values), or lie in the memory of the model's
-            own parameters and in copies of its buffers where ``mode`` is None.
+        model: the copy. Its parameters and buffers are fake (no memory, no values). Where ``mode`` is None, its
+            parameters share the memory of the model's, and its buffers are copies.
         mode: the fake tensors' mode.
         start: the plain attributes of the model's modules before its first forward.
         integers: whether integers keep their values among the fake tensors.
-        outside: what its forwards may change beside parameters and plain attributes; None where nobody looked.
-        writes: takes back what its forwards write into parameters and buffers; None where they have no values.
+        outside: objects beside parameters and plain attributes that its forwards may change; None if not searched.
+        writes: undoes writes of its forwards into parameters and buffers; None where they have no values.
     """
 
     model: nn.Module
@@ -69,13 +69,13 @@ class Sandbox:
     def running(self, *, grad: bool = False, timed: bool = False) -> Generator[None]:
         """Run the forward inside, uncompiled, while no other thread does.
 
-        At the end all is as it was: parameters and buffers, attributes, hooks and modules, the RNG states, torch's
-        switches, and what the forward's code changes elsewhere.
+        At the end all state is restored: parameters and buffers, attributes, hooks and modules, the RNG states, torch's
+        switches, and changes that the forward's code makes elsewhere.
 
         Args:
-            grad: whether with gradients.
-            timed: whether a clock runs. Nothing looks at the operations then, and only those tensors are put back that
-                an earlier forward has written into.
+            grad: whether to compute gradients.
+            timed: whether the run is timed. Then operations are not observed, and only tensors that an earlier forward
+                has written into are restored.
         """
         whole = KeepsIntegers(self.mode) if self.integers and self.mode is not None else contextlib.nullcontext()
         hushed = quiet() if self.mode is not None else contextlib.nullcontext()
@@ -89,8 +89,8 @@ class Sandbox:
                 with alone, _process_kept(), _uncompiled(), hushed, written, modes, whole, torch.set_grad_enabled(grad):
                     yield
             finally:
-                # Some forwards hang in other modules (BigBird's attention, where inputs are short), and say so in a
-                # flag: what an edit has put into the old ones could not be taken back.
+                # Some forwards replace modules (BigBird's attention, for short inputs) and set a flag: edits of the
+                # replaced modules could then not be undone.
                 if tree.put_back() and not self.start.moved:
                     self.start.settle()
                     self.start.put_back()
@@ -102,15 +102,15 @@ class Sandbox:
         fast_path: bool = True,
         seed: int | None = None,
     ) -> Any:
-        """Run the forward once, on copies of its inputs, and leave all as it was; see :meth:`running`.
+        """Run the forward once, on copies of its inputs, and restore all state; see :meth:`running`.
 
         Args:
             inputs: its arguments, as the model takes them.
-            inside: what to enter around the call.
-            fast_path: whether torch's transformer modules may run as one fused operation, in which no value shows up.
-            seed: of torch's generators; None to leave them as they are.
+            inside: contexts to enter around the call.
+            fast_path: whether torch's transformer modules may run as one fused operation, which hides all values.
+            seed: seed of torch's generators; None to leave them unchanged.
         """
-        adapted = self.adapt(inputs)  # under no mode that would see it
+        adapted = self.adapt(inputs)  # before any mode can observe it
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.running())
             for one in inside if fast_path else (no_fast_path(), *inside):
@@ -125,19 +125,19 @@ class Sandbox:
         return self.model(*adapted.args, **adapted.kwargs)
 
     def adapt(self, inputs: Inputs) -> Inputs:
-        """Make inputs that the forward may take and change: fakes, or copies."""
+        """Make inputs that the forward may take and change: fake tensors, or copies."""
         if self.mode is None:
             return inputs.map(lambda tensor: tensor.detach().clone())
         return inputs.map(lambda tensor: self.convert(tensor))
 
     def renew(self, adapted: Inputs) -> Inputs:
-        """Make what :meth:`adapt` has made once more: a forward may write into its inputs, and into lists of them."""
+        """Repeat :meth:`adapt` on its result: a forward may write into its inputs, and into lists of them."""
         return adapted.map(
             lambda t: fake_like(t, self.mode) if type(t) is FakeTensor and self.mode else t.detach().clone()
         )
 
     def convert(self, tensor: Tensor) -> Tensor:
-        """Make what stands for a tensor in the sandbox."""
+        """Make the sandbox's counterpart of a tensor."""
         if self.mode is None or (self.integers and holds_values(tensor)):
             return tensor.detach().clone()
         return to_fake(tensor, self.mode)
@@ -146,9 +146,7 @@ class Sandbox:
 def fake_sandbox(model: nn.Module, *, integers: bool = False) -> Sandbox:
     """Copy a model with fake parameters and buffers; the model is not touched.
 
-    Args:
-        model: the model.
-        integers: let integers, buffers and inputs, keep their values; see :class:`KeepsIntegers`.
+    With ``integers``, integer buffers and inputs keep their values; see :class:`KeepsIntegers`.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     shade = Sandbox(model, mode, AttributeSnapshot(nn.Module()), integers)
@@ -160,12 +158,12 @@ def fake_sandbox(model: nn.Module, *, integers: bool = False) -> Sandbox:
 def real_sandbox(
     model: nn.Module, *, written: Collection[str] | None = None, copied: Collection[str] = (), settled: bool = True
 ) -> Sandbox:
-    """Copy a model's structure and buffers; parameters lie in the memory of the model's own.
+    """Copy a model's structure and buffers; parameters share the memory of the model's own.
 
     Args:
         model: the model; it is not touched.
-        written: names of parameters that its forward is known to write into, and of no others: these are copied. None
-            where that is not known: operations are looked at then, which takes some microseconds for each.
+        written: names of all parameters that its forward writes into; these are copied. None where they are not known:
+            then operations are observed, at some microseconds each.
         copied: names of other parameters to copy.
         settled: whether its config is settled, so that it runs as it is recorded.
     """
@@ -181,11 +179,8 @@ def real_sandbox(
 def gradient_sandbox(model: nn.Module, *, written: Collection[str] = ()) -> Sandbox:
     """Copy a model for a backward: its parameters share the memory of the model's, not their gradients.
 
-    All of them ask for gradients, so that the values that they lead to do, whatever is frozen in the user's model.
-
-    Args:
-        model: the model; it is not touched.
-        written: names of parameters that its forward writes into: these are copied.
+    All parameters require gradients, so that values do, too, whatever the user has frozen. Parameters that the forward
+    writes into (``written``, by name) are copied.
     """
 
     def asking(values: Tensor, old: nn.Parameter) -> nn.Parameter:
@@ -202,7 +197,7 @@ def _sharing(
     *,
     settled: bool = True,
 ) -> Sandbox:
-    """Copy buffers, and make parameters of the model's own values or, where the forward writes into them, of copies."""
+    """Copy buffers; parameters get the model's values or, where the forward writes into them, copies."""
     names = {*(written or ()), *copied}
     own = {id(p) for name, p in named_parameters(model, every_name=True) if name in names}
 
@@ -211,7 +206,7 @@ def _sharing(
             return tensor.detach().clone()
         if id(tensor) in own:
             return make(tensor.detach().clone(), tensor)
-        # Of another class, it may be more than its values: a quantised weight holds scales in attributes.
+        # Other classes may hold more than values: a quantized weight has scales in attributes.
         return make(tensor.data, tensor) if type(tensor) is nn.Parameter else tensor
 
     copy = clone(model, convert, apart=True)
@@ -235,7 +230,7 @@ class ValuesNeededError(Exception):
     """A forward does not run on fake tensors, and the meta device has no values.
 
     Attributes:
-        failure: what it raised.
+        failure: the error of the forward.
     """
 
     def __init__(self, failure: Exception) -> None:
@@ -248,18 +243,15 @@ def attempt(
 ) -> tuple[_T, Exception | None]:
     """Use a sandbox of a model: on fake tensors, on fake ones whose integers have values, or on real ones.
 
-    Args:
-        model: the model; it is not touched.
-        inputs: what its forward is to take.
-        use: runs it; it is called again, on the next kind of sandbox, where it raises.
-        guessed: whether the inputs are a guess. Real tensors are tried only after an error about fake ones then.
+    Where ``use`` raises, it is called again with the next kind of sandbox. For inputs that are a guess, real tensors
+    are tried only after an error about fake ones.
 
     Returns:
-        What the first call to come through returned; for real tensors, also what was raised on fake ones.
+        The result of the first call that succeeds; for real tensors, also the error on fake ones.
 
     Raises:
-        ValuesNeededError: there are no real tensors to try.
-        Exception: what the last call raised.
+        ValuesNeededError: the model has no real tensors.
+        Exception: the error of the last call.
     """
     try:
         return use(fake_sandbox(model)), None
@@ -283,7 +275,7 @@ def has_no_values(tensors: Iterable[Tensor]) -> bool:
 
 
 def runs_on(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether a model's forward takes some inputs: tried on fake tensors, and on real ones where those do not tell."""
+    """Whether a model's forward takes inputs: tried on fake tensors, and on real ones where fake ones do not decide."""
     try:
         attempt(model, inputs, lambda sandbox: sandbox.forward(inputs), guessed=True)
     except Exception:  # the user's own forward
@@ -291,7 +283,7 @@ def runs_on(model: nn.Module, inputs: Inputs) -> bool:
     return True
 
 
-#: How :func:`forward_error` speaks of example inputs.
+#: Wording of :func:`forward_error` for example inputs.
 EXAMPLE_INPUTS: Mapping[str, Any] = {
     "where": "the example inputs",
     "raises": InputsError,
@@ -311,17 +303,11 @@ def forward_error(
     what: str = "the batch",
     otherwise: str = "",
 ) -> LayerPruneError:
-    """Say of an error that a user's forward raised on which inputs it did, and what may be wrong with these.
+    """Make the error for a user's forward that raised, with its inputs and a likely cause.
 
-    Args:
-        error: what it raised.
-        model: the model.
-        inputs: its arguments.
-        where: which inputs they are, as ``batch 3 of the calibration data``.
-        raises: the class of the error.
-        who: what raised; the model's forward if empty.
-        what: the name of the inputs, where they have another device or dtype than the model.
-        otherwise: what to do where that is not so.
+    ``where`` names the inputs, such as ``batch 3 of the calibration data``, ``who`` the code that raised, if it is not
+    the model's forward. ``what`` names the inputs whose device or dtype differs from the model's; other causes get the
+    advice ``otherwise``.
     """
     why = why_mismatched(model, inputs, what, error) or otherwise
     text = f"{who or f'{type(model).__name__}.forward'} raised on {where} ({describe(inputs)})"
@@ -332,10 +318,10 @@ def forward_error(
 def on_batch(
     model: nn.Module, inputs: Inputs, where: str, raises: type[LayerPruneError] = CalibrationError, **saying: str
 ) -> Generator[None]:
-    """Name a batch, and what may be wrong with it, where the user's forward raises inside; see :func:`forward_error`.
+    """Raise errors of a user's forward inside with the batch's name and a likely cause; see :func:`forward_error`.
 
     Raises:
-        LayerPruneError: of the class ``raises``. Errors of the library itself pass as they are.
+        LayerPruneError: of the class ``raises``. Errors of the library itself pass unchanged.
     """
     try:
         yield
@@ -346,7 +332,7 @@ def on_batch(
 
 
 def is_about_fakes(error: BaseException) -> bool:
-    """Whether an exception says that a forward needs real values, rather than that it does not fit its inputs."""
+    """Whether an error is due to fake tensors, and not to inputs that do not fit."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, (*NEEDS_VALUES, UnknownValue)):
@@ -357,7 +343,7 @@ def is_about_fakes(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def _process_kept() -> Generator[None]:
-    """Put back what a forward may change for all of the process: states of generators, and torch's switches."""
+    """Restore the state of the process that a forward may change: random generators and torch's switches."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     python, numpy = random.getstate(), np.random.get_state()  # stochastic depth is often drawn from these
     fast_path, dtype = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()

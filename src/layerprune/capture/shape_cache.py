@@ -1,6 +1,6 @@
-"""Remembers which output shapes layers make of input shapes, so that many proofs cost little more than one.
+"""Remembers the output shapes of layers by input shapes, so that many proofs cost little more than one.
 
-A module that changes an attribute when it runs is not remembered: a later layer, or a backward, may read it.
+Modules that change an attribute when they run are not cached: a later layer, or a backward, may read it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from layerprune.torch_internals import (
     storage_id,
 )
 
-# Layers of one tensor, whose output's shape follows from their settings, their parameters' shapes and the input's.
+# Layers of one tensor whose output shape depends only on settings and on the shapes of parameters and input.
 _PURE = (
     *(nn.Linear, Conv, BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding),
     *(*POOLS, Dropout),
@@ -35,24 +35,20 @@ _PURE = (
 
 _MARK = "_answers_from_memo"
 
-# Constants that a fake forward may take for its output to be remembered.
+# Types of constants among the arguments and results of cached calls.
 _CONSTANTS = (type(None), bool, int, float, str)
 
 _L = TypeVar("_L")
 
-#: What is known by its value.
+#: Types that are compared by value.
 NAMED = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.Size)
 
-#: Sees a layer's call: the layer, its input, and the two ways to run it: from memory, or really.
+#: Observes a layer's call: the layer, its input, and functions that answer from the cache or run it.
 Observer = Callable[[nn.Module, Tensor, Callable[[Tensor], Any], Callable[..., Any]], Any]
 
 
 class ShapeCache:
-    """Remembers, per kind of layer and shape of input, the shape of the output of fake forwards.
-
-    Args:
-        mode: the mode of the fake tensors that run through the layers.
-    """
+    """Remembers the output shapes of fake forwards, per kind of layer and input shape."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self.mode = mode
@@ -62,11 +58,9 @@ class ShapeCache:
         self.functions = FunctionShapeCache(self.fake)
 
     def attach(self, model: nn.Module, leaves: Collection[str]) -> None:
-        """Let the layers of a shadow answer from the memo. Edited layers are other layers: their shapes tell.
+        """Let the layers of a sandbox answer from the cache. Edited layers count as others, by their shapes.
 
-        Args:
-            model: the shadow's model.
-            leaves: names of custom leaf modules that make one tensor of one tensor and write into none.
+        ``leaves`` names custom leaf modules that make one tensor of one tensor and write into none.
         """
         for name, module in model.named_modules():
             own = isinstance(module, _PURE) and type(module).__module__.startswith("torch.nn.")
@@ -75,18 +69,16 @@ class ShapeCache:
                 vars(module)["forward"] = _marked(self.answering(kind, module, module.forward))
 
     def attach_whole(self, model: nn.Module, names: Collection[str]) -> None:
-        """Let modules with others inside answer as a whole, for as long as nothing inside them is edited.
+        """Let modules with children answer as a whole, while nothing inside them is edited.
 
-        Args:
-            model: the shadow's model.
-            names: modules that make new tensors of their arguments and write into none of these.
+        ``names`` are those of modules that make new tensors of their arguments and write into none of these.
         """
         for name, module in model.named_modules():
             if name in names and "forward" not in vars(module):
                 vars(module)["forward"] = _marked(self.answering_whole(name, module, module.forward))
 
     def opening(self, names: Iterable[str]) -> None:
-        """Have modules run that hold, or lie in, what is edited; all others may answer."""
+        """Run modules that contain, or lie in, edited ones; all others may answer from the cache."""
         self.open = frozenset(
             ".".join(parts[:i]) for n in names for parts in [n.split(".")] for i in range(len(parts) + 1)
         )
@@ -105,13 +97,13 @@ class ShapeCache:
             out = forward(*args, **kwargs)
             result = _tree(out, lambda tensor: tensor, (type(None),))
             if before.is_as_before() and result is not None and not _shares(out, (args, kwargs)):
-                self.known[key] = result.map(self.fake)  # the caller may write into what it got
+                self.known[key] = result.map(self.fake)  # the caller may write into the result
             return out
 
         return answer
 
     def answering(self, kind: tuple[Any, ...], module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        is_own = isinstance(kind[0], type)  # torch's layers keep nothing of a forward but running statistics
+        is_own = isinstance(kind[0], type)  # torch's layers keep only running statistics
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             if kwargs or len(args) != 1 or type(args[0]) is not FakeTensor or torch.is_grad_enabled():
@@ -135,31 +127,26 @@ class ShapeCache:
         return answer
 
     def recalling(self) -> FunctionWatch:
-        """Have functions inside answer from memory where they may."""
+        """Let functions inside answer from the cache."""
         return FunctionWatch(lambda name, func, args, kwargs: self.functions.result(func, args, kwargs))
 
     def fake(self, like: Tensor) -> Tensor:
-        """Make a fake tensor of another one's form."""
         return fake_like(like, self.mode)
 
 
 def has_memo(module: nn.Module) -> bool:
-    """Whether the forward that a module has of its own is the one that a :class:`ShapeCache` has put there."""
+    """Whether a module's own forward was set by a :class:`ShapeCache`."""
     return hasattr(vars(module).get("forward"), _MARK)
 
 
 def _marked(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a forward that a memo answers for; ``functools.wraps`` and copies of functions carry the mark along."""
+    """Mark a cached forward; ``functools.wraps`` and copies of functions keep the mark."""
     setattr(forward, _MARK, True)
     return forward
 
 
 class FunctionShapeCache:
-    """Remembers, per function and form of its arguments, its result's form: for fake runs of which only shapes count.
-
-    Args:
-        fake: makes a fake tensor of another one's form.
-    """
+    """Remembers the form of a function's result by the form of its arguments, for fake runs that only need shapes."""
 
     def __init__(self, fake: Callable[[Tensor], Tensor]) -> None:
         self.fake = fake
@@ -167,7 +154,7 @@ class FunctionShapeCache:
         self.written: set[Any] = set()
 
     def result(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a function, or answer for it."""
+        """Run a function, or answer from the cache."""
         name = getattr(func, "__name__", "")
         form = _form_of_call(args, kwargs) if name and "out" not in kwargs else None
         if form is None:
@@ -184,7 +171,7 @@ class FunctionShapeCache:
         return out
 
     def write(self, func: Callable[..., Any], args: Any, kwargs: Any, form: Any) -> Any:
-        """Run a function that writes into its first argument, unless it is known to leave that one's form as it is."""
+        """Run a function that writes into its first argument, unless it is known to keep that argument's form."""
         returned = None if func.__name__ == "__setitem__" else next(iter(args), None)
         if (func, form) in self.written:
             return returned
@@ -195,12 +182,12 @@ class FunctionShapeCache:
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """The settings of a layer that edits change and its parameters' shapes do not tell."""
+    """The settings of a layer that edits change and parameter shapes do not show."""
     return tuple(vars(module)[name] for name in ("stride", "padding", "dilation", "groups") if isinstance(module, Conv))
 
 
 def _form_of_call(args: Any, kwargs: Any) -> Any:
-    """What a function's result on fakes follows from; None where it hangs on more than shapes and plain values."""
+    """The form that determines a function's result on fakes; None if values other than shapes and constants matter."""
     try:
         found = form_of((args, kwargs), _part)
     except TypeError:
@@ -217,7 +204,7 @@ def _part(value: Any) -> Any:
 
 
 def _tree(value: Any, leaf: Callable[[Tensor], _L], constants: tuple[type, ...]) -> OutputTree[_L] | None:
-    """Arguments or an output of a fake forward as a tree; None where it is more than fake tensors and constants."""
+    """Arguments or an output of a fake forward as a tree; None if a leaf is no fake tensor and no constant."""
 
     def fake(tensor: Tensor) -> _L:
         if type(tensor) is not FakeTensor:
@@ -241,6 +228,6 @@ def _shape(tensor: Tensor) -> Any:
 
 
 def _shares(out: Any, arguments: Any) -> bool:
-    """Whether an output is, or lies in, one of the arguments."""
+    """Whether an output is, or shares memory with, an argument."""
     held = {storage_id(tensor) for tensor in tensors_in(arguments)}
     return any(storage_id(tensor) in held for tensor in tensors_in(out))

@@ -10,8 +10,8 @@ from layerprune.capture.sandbox import Sandbox
 from layerprune.graph import LayerGraph, counterparts
 from layerprune.inputs import Inputs
 
-MOST = 3  #: are remembered: of each that a run does not follow, finding that out may take as long as a forward
-_FEW = 2  # samples: of a single one forwards now and then do something else
+MOST = 3  #: kept at most: each that a run does not follow may cost a forward
+_FEW = 2  # samples: with a single one some forwards take another path
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,10 +19,10 @@ class Variant:
     """One recording of a real forward.
 
     Attributes:
-        first: the layer graph that it is another run of.
-        graph: what the run did.
-        numbers: value of ``first`` → its number in ``graph``; what has no certain counterpart is left out.
-        is_of_few: whether only some of the samples ran; where each has steps of its own, all of them tell more.
+        first: the layer graph of the same model's first recording.
+        graph: the layer graph of this recording.
+        numbers: value of ``first`` → its number in ``graph``; values without a certain counterpart are left out.
+        is_of_few: whether only part of the samples ran; a recording of all may have more values.
     """
 
     first: LayerGraph
@@ -32,10 +32,9 @@ class Variant:
 
 
 class Variants:
-    """Remembers the variants that runs have followed, for those who observe the same model later.
+    """Remembers recordings that runs have followed, for later observers of the same model; holds no tensors.
 
-    Nothing is taken on trust: whoever follows a variant holds each run against it, step by step. It holds neither
-    tensors nor a model.
+    Each observer compares its runs with a recording step by step, so none is trusted.
     """
 
     def __init__(self) -> None:
@@ -43,33 +42,28 @@ class Variants:
         self._few_do = True
 
     def of(self, graph: LayerGraph) -> tuple[Variant, ...]:
-        """Those of a layer graph, the latest first."""
+        """The recordings of a layer graph, newest first."""
         return tuple(variant for variant in self._known if variant.first is graph)
 
     def keep(self, variant: Variant) -> None:
-        """Remember a variant, as a run has followed it."""
+        """Remember a recording that a run has followed."""
         self._known = [variant, *self._known][:MOST]
 
     def recorded(self, graph: LayerGraph, shade: Sandbox, inputs: Inputs) -> Iterator[Variant]:
-        """Record a run, first with few samples, which is mostly as good and far cheaper, and then as it is.
+        """Record a run that does not follow ``graph``: with few samples, which is cheap and mostly enough, then all.
 
-        Nothing comes of what cannot be recorded.
-
-        Args:
-            graph: the layer graph that the run does not follow.
-            shade: a real shadow of the model.
-            inputs: of the run.
+        Yields nothing where recording fails.
         """
         few = inputs.samples(0, _FEW) if self._few_do and (inputs.batch_size or 0) > _FEW else None
         if few is not None:
             yield from _recorded(graph, shade, few, is_of_few=True)
-            self._few_do = False  # or we would not be asked for another one
+            self._few_do = False  # else no second recording would be needed
         yield from _recorded(graph, shade, inputs, is_of_few=False)
 
 
 def _recorded(graph: LayerGraph, shade: Sandbox, inputs: Inputs, *, is_of_few: bool) -> Iterator[Variant]:
     try:
         found = record_on(shade, inputs)
-    except Exception:  # it ran unrecorded; what cannot be recorded is not seen
+    except Exception:  # the run itself succeeded; its values are not seen
         return
     yield Variant(graph, found, counterparts(graph, found, graph.values), is_of_few)

@@ -1,4 +1,4 @@
-"""What a forward writes into the parameters and buffers of its model, and how to take it back."""
+"""Undoes writes of a forward into the parameters and buffers of its model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
 class Writes:
-    """Takes back what forwards write into some tensors, by whatever alias: ``parameter.data``, a view, a new memory.
+    """Undoes writes of forwards into tensors, through any alias: ``parameter.data``, a view, a new memory.
 
-    What runs past torch's dispatcher (a NumPy array of a tensor's memory, a kernel called by its address) is not seen.
-
-    Args:
-        tensors: the tensors.
-        known: whether they are those that the forward is known to write into. They are copied at the start then, and no
-            operation is looked at. If not, each is copied before the first operation that writes into it.
+    With ``known``, the forward is known to write into all of them: they are copied at the start, and no operation is
+    observed. Otherwise each is copied before the first operation that writes into it. Writes past torch's dispatcher (a
+    NumPy array of a tensor's memory, a kernel called by its address) are not seen.
     """
 
     def __init__(self, tensors: Iterable[Tensor], *, known: bool) -> None:
@@ -34,10 +31,9 @@ class Writes:
 
     @contextmanager
     def taken_back(self, *, seen_only: bool = False) -> Generator[None]:
-        """Run forwards inside; at the end all tensors lie where they did, and hold what they held.
+        """Run forwards inside; at the end all tensors have their memory and values back.
 
-        Args:
-            seen_only: put back only what was written into before; then no operation is looked at.
+        With ``seen_only``, only tensors written into before are restored, and no operation is observed.
         """
         at_once = self._known or seen_only
         tensors = self._seen if at_once else self._tensors
@@ -74,14 +70,14 @@ def _place(tensor: Tensor) -> tuple[int, torch.Size]:
 
 
 class _Guard(DispatchMode):
-    """Hands each tensor over before an operation writes into it."""
+    """Passes each tensor to a callback before an operation writes into it."""
 
     def __init__(self, keep: Callable[[Tensor], None]) -> None:
         super().__init__()
         self._keep = keep
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, after what it writes into was handed over."""
+        """Run an operation, after its callback."""
         kwargs = kwargs or {}
         for written in written_tensors(func, args, kwargs):
             self._keep(written)
@@ -93,9 +89,9 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _restoring(tensor: Tensor) -> Callable[[], object]:
-    """A function that gives a tensor the values that it has now, without counting a write."""
+    """A function that restores the present values of a tensor, without counting a write."""
     if _is_plain(tensor):
-        memory = tensor.untyped_storage()  # all of it: other tensors may be views of it
+        memory = tensor.untyped_storage()  # whole memory: other tensors may be views of it
         values = memory.clone()
         return lambda: memory.copy_(values)
     own, copy = tensor.detach(), tensor.detach().clone()
