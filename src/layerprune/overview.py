@@ -57,7 +57,6 @@ class Overview:
 
     @property
     def screen(self) -> Screen:
-        """Contents of the first screen."""
         inputs = self.planner.meter.inputs
         return Screen(
             model=type(self.planner.model).__name__,
@@ -77,10 +76,7 @@ class Overview:
         except CostError:
             return Totals(self.graph.num_params)
 
-    # ---- of groups ------------------------------------------------------------------------------------------------
-
     def facts(self, group: Group) -> Facts:
-        """Facts of a group that a removal takes out."""
         best = self.best(group.name)
         sizes = {each.name: each.num_params for each in self.groups}
         by_name = alone(group.name, self.ways[group.name], sizes) if group.can_remove else best
@@ -104,8 +100,6 @@ class Overview:
     def intervals(self) -> Mapping[str, Interval]:
         """Removal → the interval of its impact."""
         return {r.name: self.planner.interval(number) for number, r in enumerate(self.planner.scored.removals)}
-
-    # ---- of all together ------------------------------------------------------------------------------------------
 
     @cached_property
     def _search(self) -> Search:
@@ -180,7 +174,6 @@ def _count(num: int) -> str:
 
 
 def _by_group(removals: Sequence[Removal]) -> dict[str, list[Removal]]:
-    """Group name → the removals that take it out."""
     found: dict[str, list[Removal]] = {}
     for removal in removals:
         for name in removal.groups:

@@ -100,7 +100,6 @@ class Planner:
         return self.record(selection, budgets, [*said, *notes])
 
     def problem(self, resources: Sequence[Resource], strategy: str = "", slack: float = SLACK) -> Problem:
-        """The choice as a problem for strategies."""
         evidence = self.scored.evidence
         return Problem(
             self.graph,
@@ -125,7 +124,6 @@ class Planner:
 
     @cached_property
     def _mender(self) -> ClosedFormRepair | None:
-        """Repairs pruned models; None without calibration data."""
         scene = self.scored.scene
         if scene is None or not self.scored.has_data:
             return None
@@ -254,7 +252,6 @@ class Planner:
     # ---- the record -----------------------------------------------------------------------------------------------
 
     def record(self, selection: Selection, budgets: Budgets | None, notes: Sequence[str]) -> PruningPlan:
-        """Record a choice in a plan."""
         chosen = selection.chosen
         joint = self.joints.proven(chosen) if chosen else None
         limits = Budgets() if budgets is None else budgets
@@ -379,6 +376,5 @@ def params_in(graph: LayerGraph, groups: Iterable[Group]) -> int:
 
 
 def _is_ours(edit: Edit) -> bool:
-    """Whether an edit leaves a module of layerprune in the model."""
     plain = edit.kind in ("delete", "slice", "fold", "shorten", "take_place")
     return not plain and not (isinstance(edit, Pass) and edit.is_identity)

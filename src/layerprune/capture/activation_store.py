@@ -27,7 +27,6 @@ class ActivationStore:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything before another attempt."""
         self.tensors: dict[int, Tensor] = {}
         self.output: Any = None
         self.num_bytes = 0
@@ -35,7 +34,6 @@ class ActivationStore:
         self.is_full = self.most_bytes <= 0
 
     def lies_beside(self, tensor: Tensor) -> bool:
-        """Whether a tensor shares memory with a held tensor."""
         return storage_key(tensor) in self._values_in
 
     def keep(self, value: int, tensor: Tensor) -> None:

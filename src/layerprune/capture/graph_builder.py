@@ -78,7 +78,6 @@ class GraphBuilder:
         return list(found.values())
 
     def visible_values(self, layer_of: dict[int, int]) -> frozenset[int]:
-        """The values that leave the layer that made them."""
         made = {v: layer_of[op.index] for op in self.recording.operations for v in op.outputs}
         seen = set(self.recording.outputs)
         for call in self.recording.calls:

@@ -110,7 +110,6 @@ class Probe:
         self.watchers = [watcher, *others]
 
     def _misses(self, watcher: _Watcher) -> int:
-        """Number of values that it does not show."""
         return len(self.values) - len(watcher.recorded[1])
 
     def _try(
@@ -176,7 +175,6 @@ class _Watcher:
         return self.known
 
     def start(self, see: See) -> set[int]:
-        """Begin a run; returns the set that collects the values seen."""
         self.see = see
         self.tracker.reset()
         self.steps: dict[RunningCall, _Steps] = {}
@@ -274,7 +272,6 @@ class _Steps:
         self.num_taken += 1
 
     def finish(self) -> None:
-        """Raise where steps are missing."""
         if self.num_taken < len(self.names):
             raise _Differs
 

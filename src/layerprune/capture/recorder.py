@@ -93,7 +93,6 @@ class Recorder:
     # ---- the run --------------------------------------------------------------------------------------------------
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recording:
-        """Run the model once and return the recording."""
         for tensor in tensors_in((args, kwargs)):
             if tensor not in self.value_of:
                 value = self.new_value(tensor, -1)
@@ -115,7 +114,6 @@ class Recorder:
         return self.recording
 
     def run_module(self, running: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a module's forward, and record the call."""
         with self.tracker.outside():
             call = self.begin(running, forward, args, kwargs)
         self.stray(self.implicit_inputs.enter((*args, *kwargs.values()), tensors_in((args, kwargs))))
@@ -134,7 +132,6 @@ class Recorder:
         return out
 
     def begin(self, running: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Call:
-        """Record a call's arguments."""
         call = Call(running.index, running.key, self.tracker.index)
         call.start = len(self.recording.operations)
         call.arity = len(args) + len(kwargs)
@@ -250,7 +247,6 @@ class Recorder:
     # ---- operations -----------------------------------------------------------------------------------------------
 
     def operation(self, name: str, inputs: list[Tensor], outputs: list[Tensor], written: list[Tensor]) -> None:
-        """Record one dispatched operation."""
         recording = self.recording
         reads: list[Read] = []
         params: dict[str, None] = {}
@@ -306,7 +302,6 @@ class Recorder:
         return next((n for n in names if not frame or n.startswith(frame + ".")), names[0])
 
     def call_function(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a function called in a forward, and record its operands and results."""
         if name in _READS_OUT:
             read = (self.value_of.get(tensor) for tensor in flat_tensors(args))
             self.has_read_out |= any(value in self.data_values for value in read)
@@ -346,7 +341,6 @@ class Recorder:
         return out
 
     def query_shape(self, tensor: Tensor) -> None:
-        """Record that the running forward reads a tensor's shape."""
         if self.tracker.running is not None and self.function < 0 and tensor in self.value_of:
             self.recording.shape_reads.add((self.value_of[tensor], self.tracker.index))
 

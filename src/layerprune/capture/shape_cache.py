@@ -154,7 +154,6 @@ class FunctionShapeCache:
         self.written: set[Any] = set()
 
     def result(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a function, or answer from the cache."""
         name = getattr(func, "__name__", "")
         form = _form_of_call(args, kwargs) if name and "out" not in kwargs else None
         if form is None:
@@ -228,6 +227,5 @@ def _shape(tensor: Tensor) -> Any:
 
 
 def _shares(out: Any, arguments: Any) -> bool:
-    """Whether an output is, or shares memory with, an argument."""
     held = {storage_id(tensor) for tensor in tensors_in(arguments)}
     return any(storage_id(tensor) in held for tensor in tensors_in(out))

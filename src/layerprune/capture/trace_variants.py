@@ -46,7 +46,6 @@ class Variants:
         return tuple(variant for variant in self._known if variant.first is graph)
 
     def keep(self, variant: Variant) -> None:
-        """Remember a recording that a run has followed."""
         self._known = [variant, *self._known][:MOST]
 
     def recorded(self, graph: LayerGraph, shade: Sandbox, inputs: Inputs) -> Iterator[Variant]:

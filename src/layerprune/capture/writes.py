@@ -77,7 +77,6 @@ class _Guard(DispatchMode):
         self._keep = keep
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, after its callback."""
         kwargs = kwargs or {}
         for written in written_tensors(func, args, kwargs):
             self._keep(written)

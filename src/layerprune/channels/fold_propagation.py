@@ -195,5 +195,4 @@ class FoldTrace:
 
 
 def _one_more(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
-    """A shape with one more element along a dimension."""
     return tuple(size + (place == dim) for place, size in enumerate(shape))

@@ -52,7 +52,6 @@ class Reader:
 
     @property
     def num_in(self) -> int:
-        """Number of channels that it reads."""
         return self.tensor.shape[self.axis] * self.num_groups
 
     @property
@@ -182,7 +181,6 @@ def watching_functions(
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether a module computes the same as a known layer."""
     known = any(type(module).forward is known.forward for known in (nn.Linear, *_CONVS))
     return known or is_transposed(module)
 

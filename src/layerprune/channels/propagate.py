@@ -64,10 +64,7 @@ class ChannelTrace:
         return value
 
     def operands(self, layer: Layer) -> list[tuple[int, ...]]:
-        """The values that a layer's tensor arguments read, after substitution."""
         return [tuple(self.resolve(v) for v in read) for read in layer.operands]
-
-    # ---- one layer ------------------------------------------------------------------------------------------------
 
     def follow(self, layer: Layer) -> None:
         reads = [read[0] for read in self.operands(layer) if len(read) == 1]
@@ -172,8 +169,6 @@ class ChannelTrace:
             raise self.refusal(layer)
         dim = gap.dim if len(out) == dims else gap.dim - sum(d < gap.dim for d in over)
         self.pass_on(layer, ChannelGap(dim, gap.missing))
-
-    # ---- layers with parameters -----------------------------------------------------------------------------------
 
     def slice_params(self, layer: Layer, value: int) -> bool:
         """Slice a layer of torch, or one that does the same; False where its channels are not known."""

@@ -39,8 +39,6 @@ def counterparts(one: LayerGraph, other: LayerGraph, values: Iterable[int]) -> d
 
 
 class _Steps:
-    """A layer graph, frame by frame."""
-
     def __init__(self, graph: LayerGraph) -> None:
         self.graph = graph
         self.children: dict[int, list[Frame]] = {}

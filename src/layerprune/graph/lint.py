@@ -108,7 +108,6 @@ def _faults_of_parameters(graph: LayerGraph) -> Iterator[str]:
 
 
 def _faults_of_liveness(graph: LayerGraph) -> Iterator[str]:
-    """Entries of ``live`` and ``readers`` that do not follow from the operands."""
     reached = {graph.values[value].layer for value in graph.outputs}
     for layer in reversed(graph.layers):
         if layer.index in reached:

@@ -52,7 +52,6 @@ def _value(graph: LayerGraph, index: int) -> str:
 
 
 def _frame(graph: LayerGraph, layer: Layer) -> str:
-    """The call in whose forward a layer is called."""
     frame: Frame = graph.frames[layer.frame]
     if layer.is_module and frame.parent >= 0:
         frame = graph.frames[frame.parent]

@@ -111,7 +111,6 @@ class _FlowTracer:
         self.stand_ins: set[str] = set()
 
     def run_module(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a module's forward and record its results."""
         path = ""
         if call.parent is not None:
             name = f"/{call.key.fqn}"
@@ -125,7 +124,6 @@ class _FlowTracer:
         return out
 
     def run_function(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a function and record its operands and results."""
         assert self.calls.running is not None
         path, name = self.paths[self.calls.running], key.function
         place = (path, name, key.nth)

@@ -102,11 +102,8 @@ class DataflowCheck:
             if self.memo is not None:
                 self.memo.observer = None
 
-    # ---- the values of the layer graph in a dataflow ----------------------------------------------------------------
-
     @cached_property
     def paths(self) -> Sequence[str]:
-        """The path of each frame."""
         first = {name: names[0] for names in names_by_module(self.shade.model).values() for name in names}
         counts: Counter[tuple[int, str]] = Counter()
         found: list[str] = []

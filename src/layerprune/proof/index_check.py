@@ -36,12 +36,10 @@ class _Rerun:
         self.faults = faults
 
     def run_module(self, call: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a module's forward; check it where it rearranges channels."""
         self.check(call.key, forward, args, kwargs)
         return forward(*args, **kwargs)
 
     def run_function(self, key: CallKey, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a function; check it where it rearranges channels."""
         self.check(key, func, args, kwargs)
         return func(*args, **kwargs)
 

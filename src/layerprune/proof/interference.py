@@ -36,7 +36,6 @@ class Footprint:
 
     @classmethod
     def of(cls, graph: LayerGraph, candidate: Candidate, lowering: Lowering) -> Footprint:
-        """Measure one removal."""
         edits = [edit for edit in lowering.edits if not isinstance(edit, (Guard, Slice, Fold))]
         names = {name for edit in edits for name in edit.targets}
         resized = {edit.fqn for edit in lowering.edits if isinstance(edit, Fold)}

@@ -98,7 +98,6 @@ def _backward(out: Any) -> None:
 
 
 def _nodes(out: Any) -> list[Any]:
-    """Every node of the graph that autograd built."""
     stack: list[Any] = [t.grad_fn for t in tensors_in(out) if t.grad_fn is not None]
     seen: dict[int, Any] = {}
     while stack:

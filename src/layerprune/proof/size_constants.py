@@ -49,6 +49,5 @@ def _larger(tensor: Tensor) -> Tensor:
 
 
 def _numbers(output: OutputTree[Any] | None) -> list[float]:
-    """The numbers in an output."""
     constants = () if output is None else output.constants()
     return [value for value in constants if isinstance(value, (int, float)) and not isinstance(value, bool)]

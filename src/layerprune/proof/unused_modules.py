@@ -112,7 +112,6 @@ def _ends(name: str) -> Iterable[int]:
 
 
 def _size(graph: LayerGraph, names: Sequence[str]) -> int:
-    """Number of parameters that leave with modules."""
     return sum(graph.size_of_param[number] for number in params_gone(graph, _lowering(names)))
 
 
