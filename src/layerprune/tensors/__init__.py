@@ -1,7 +1,4 @@
-"""Tensors as plain values: found in containers, told apart, and traced to the line of code that made them.
-
-Knows nothing of modules, graphs or pruning.
-"""
+"""Tensors as plain values: found in containers, compared, traced to a line of code; no modules, graphs or pruning."""
 
 # pyright: reportUnusedImport=false
 from layerprune.tensors.call_site import caller, custom_function, user_line

@@ -19,10 +19,7 @@ _LIBRARIES = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, PACKAGE
 
 
 def custom_function() -> str:
-    """The name of the ``torch.autograd.Function`` whose forward is running; empty where it is none.
-
-    Looked for up to the nearest module's call, and told by the context that the forward gets.
-    """
+    """The name of the ``torch.autograd.Function`` whose forward is running in the nearest module; empty without one."""
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None and not isinstance(_first(frame), nn.Module):
         context = _first(frame)
@@ -33,28 +30,28 @@ def custom_function() -> str:
 
 
 def _first(frame: FrameType) -> Any:
-    """What a frame's code has got as its first argument; None without one."""
+    """The first argument of a frame's function; None without one."""
     code = frame.f_code
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 
 
 def caller(names: Mapping[int, str]) -> str:
-    """Say from where the function that is running was called: a module, and the places in the code from there on.
+    """Identify the call site of the running function: the innermost running module, and the code places from there on.
 
-    It is the same for the same call in every run, whatever watches the model; the rounds of a loop are one place.
+    The same call has the same text in every run, whatever watches the model; all rounds of a loop are one place.
 
     Args:
-        names: module's id → what it is called; of the innermost one of them that runs, the code counts.
+        names: module's id → its name.
 
     Returns:
-        Words without a meaning of their own; empty where none of the modules runs.
+        An opaque text; empty where none of the modules runs.
     """
     places: list[str] = []
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         code = frame.f_code
         first = _first(frame)
-        is_own = isinstance(first, nn.Module) and hasattr(type(first), code.co_name)  # no helper that gets a module
+        is_own = isinstance(first, nn.Module) and hasattr(type(first), code.co_name)  # not a helper given a module
         name = names.get(id(first)) if is_own else None
         if name is not None or not code.co_filename.startswith(_LIBRARIES):
             places.append(_place(code, frame.f_lasti))
@@ -65,7 +62,7 @@ def caller(names: Mapping[int, str]) -> str:
 
 
 def user_line(error: BaseException) -> tuple[str, int]:
-    """The file and line of the user's code that an error passed last; of torch's or this library's without one."""
+    """The innermost file and line of the user's code in a traceback; without any, of torch's or this library's."""
     found, traceback = ("", 0), error.__traceback__
     while traceback is not None:
         place = traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
@@ -75,11 +72,7 @@ def user_line(error: BaseException) -> tuple[str, int]:
 
 
 def _place(code: CodeType, instruction: int) -> str:
-    """Name the place of an instruction by what it is in the source.
-
-    Python may run one call by several instructions, and by fewer when it has seen it often: its number is not the same
-    in every run.
-    """
+    """Name an instruction by its place in the source; its number changes, as Python specializes repeated calls."""
     places = _positions(code)
     here = places[instruction // 2] if 0 <= instruction // 2 < len(places) else ()
     known = all(number is not None for number in here) and bool(here)
@@ -88,6 +81,6 @@ def _place(code: CodeType, instruction: int) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _positions(code: CodeType) -> tuple[tuple[Any, ...], ...]:
-    """Lines and columns of each instruction; none before Python 3.11."""
+    """Lines and columns of each instruction; empty before Python 3.11."""
     positions = getattr(code, "co_positions", None)
     return () if positions is None else tuple(positions())

@@ -1,4 +1,4 @@
-"""Keeps the values of integers on fake tensors: indices and lengths."""
+"""Keeps the values of integer tensors, such as indices and lengths, in a fake run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ from torch import Tensor
 from layerprune.tensors.operands import flat_tensors, written_tensors
 from layerprune.torch_internals import DispatchMode, FakeTensor, FakeTensorMode, UnknownValue, no_modes
 
-# Beyond this an integer tensor is data rather than sizes and places, and costs memory.
+# A larger integer tensor is data rather than sizes and indices, and costs memory.
 _MOST_ELEMENTS = 1_000_000
 
 
 def holds_values(tensor: Tensor) -> bool:
-    """Whether a tensor is one of integers, small enough to carry its values through a fake run."""
+    """Whether a tensor holds integers and is small enough to carry its values through a fake run."""
     whole = not tensor.is_floating_point() and not tensor.is_complex()
     return whole and not tensor.is_meta and type(tensor) is Tensor and tensor.numel() <= _MOST_ELEMENTS
 
 
 class KeepsIntegers(DispatchMode):
-    """Runs operations on real integers for real, above a mode of fake tensors.
+    """Runs operations on real integer tensors for real, above a mode of fake tensors.
 
-    Many forwards take sizes from values: lengths of sequences, grids of patches, masks of tokens. These follow from the
-    integers that go in, whatever the weights are, so a forward on fake weights can still know them.
-
-    Args:
-        mode: the mode of the fake tensors.
+    Many forwards take sizes from values: lengths of sequences, grids of patches, masks of tokens. These depend on the
+    integer inputs, not on the weights, so a forward on fake weights can still know them.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
@@ -35,7 +32,7 @@ class KeepsIntegers(DispatchMode):
         self.mode = mode
 
     def limited(self, out: Any) -> Any:
-        """Let go of the values of what is too large to be sizes and places: a mask of all pairs of tokens, say."""
+        """Drop the values of tensors too large to be sizes or indices, such as a mask of all pairs of tokens."""
         if isinstance(out, Tensor):
             return out if out.numel() <= _MOST_ELEMENTS else self.mode.from_tensor(out, static_shapes=True)
         if isinstance(out, (tuple, list)):
@@ -43,7 +40,7 @@ class KeepsIntegers(DispatchMode):
         return out
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation: for real where all that it reads is real, and what it makes of nothing is whole."""
+        """Run an operation for real if all its operands are real, or if it makes integers from no operands."""
         kwargs = kwargs or {}
         tensors = list(flat_tensors((args, kwargs)))
         real = [t for t in tensors if not isinstance(t, FakeTensor)]
@@ -56,7 +53,7 @@ class KeepsIntegers(DispatchMode):
 
 
 def _makes_integers(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a function of no tensors makes one of integers: a range, a constant."""
+    """Whether a function without tensor operands makes integers, as a range or a constant."""
     dtype = kwargs.get("dtype")
     if dtype is not None:
         return not (dtype.is_floating_point or dtype.is_complex)

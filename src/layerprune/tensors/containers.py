@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# What is handed on as it is: code, modules with weights of their own, and values that have no parts.
+# Shared, not copied: code, modules with weights of their own, and values without parts.
 _ATOMS = (
     *(int, float, complex, bool, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size, torch.Generator),
     *(nn.Module, FunctionType, BuiltinFunctionType, MethodType, ModuleType),
@@ -29,19 +29,19 @@ _MUTABLE: tuple[Any, ...] = (dict, list, deque)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return every tensor at any depth of a value, each once, in the order in which they are met.
+    """Return every tensor at any depth of a value, each once, in depth-first order.
 
-    Walked are sequences, sets, mappings, dataclasses, named tuples and the attributes of any other object; not walked
-    are modules and functions. Cycles are fine.
+    Visits sequences, sets, mappings, dataclasses, named tuples and the attributes of any other object, but not modules
+    and functions. Cycles are fine.
     """
     return list(_walk(value))
 
 
 def tensors_by_place(value: Any) -> list[Tensor]:
-    """Return the tensor at every place of a value: one that lies in several places is there several times.
+    """Return the tensor at every place of a value; a tensor in several places is returned several times.
 
-    Two values of one form give lists of one length, whichever of their tensors are the same object. Walked is what
-    :func:`tensors_in` walks; an attribute that is an item of its object, too, is one place with it.
+    Two values of one form give lists of one length, whichever tensors are the same object. Visits the same objects as
+    :func:`tensors_in`; an attribute that is also an item of its object counts as one place.
 
     >>> x = torch.zeros(1)
     >>> len(tensors_by_place([x, {"again": x}])), len(tensors_in([x, {"again": x}]))
@@ -53,9 +53,9 @@ def tensors_by_place(value: Any) -> list[Tensor]:
 def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Return a copy of a value with every tensor that :func:`tensors_in` finds passed through ``fn``.
 
-    Nothing is mutated, nor is it when the copy is written into: containers and objects are copied whether they hold a
-    tensor or not, frozen dataclasses and objects with slots too. Code, modules and what cannot be copied (a lock, a
-    file) are shared. A tensor or container that occurs twice stays one object.
+    Changes to the copy never reach the value: containers and objects are copied whether they hold a tensor or not, also
+    frozen dataclasses and objects with slots. Code, modules and objects that cannot be copied (a lock, a file) are
+    shared. A tensor or container that occurs twice stays one object.
     """
     return _rebuild(value, fn, {}, Tensor)
 
@@ -81,7 +81,7 @@ def _walk(root: Any, leaf: type = Tensor) -> Iterator[Any]:
 
 
 def _places(value: Any, around: frozenset[int]) -> Iterator[Tensor]:
-    """Yield the tensors of a value, but for those in containers that lie in themselves."""
+    """Yield the tensors of a value; a container inside itself is not visited again."""
     if isinstance(value, Tensor):
         yield value
     elif not isinstance(value, _ATOMS) and id(value) not in around:
@@ -92,7 +92,7 @@ def _places(value: Any, around: frozenset[int]) -> Iterator[Tensor]:
 
 
 def _rebuild(value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: type) -> Any:
-    """Map one value; ``memo`` knows the results by the identity of what they replace."""
+    """Map one value; ``memo`` holds id of a mapped object → its result."""
     if isinstance(value, _ATOMS):
         return value
     if id(value) in memo:
@@ -103,13 +103,13 @@ def _rebuild(value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: t
         memo[id(value)] = value
     else:
         clone = memo[id(value)] = _shell(value, fn, memo, leaf)
-        if clone is not value:  # a class that answers copy() with itself is not ours to change
+        if clone is not value:  # an object whose copy() is itself must not be changed
             _fill(clone, value, fn, memo, leaf)
     return memo[id(value)]
 
 
 def _shell(value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: type) -> Any:
-    """Copy an object shallowly; what cannot be filled later is made of its new items at once."""
+    """Copy an object shallowly; an immutable container is made of its new items at once."""
     if isinstance(value, (tuple, frozenset)):
         items = [_rebuild(item, fn, memo, leaf) for item in cast("tuple[Any, ...]", value)]
         if all(new is old for new, old in zip(items, cast("tuple[Any, ...]", value), strict=True)):
@@ -128,12 +128,12 @@ def _shell(value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: typ
         return copy.copy(value)
     try:
         return copy.copy(value)
-    except Exception:  # it runs the class's own code, which may raise anything; no tensor is lost if it is shared
+    except Exception:  # the class's own code may raise anything; an object without tensors can be shared
         return value
 
 
 def _fill(clone: Any, value: Any, fn: Callable[[Any], Any], memo: dict[int, Any], leaf: type) -> None:
-    """Replace the parts of a shallow copy, past whatever its class does on item or attribute access."""
+    """Replace the parts of a shallow copy, bypassing the item and attribute access of its class."""
     base = next((base for base in _MUTABLE if isinstance(value, base)), None)
     if base is not None:
         for key, item in _items(value).items():
@@ -156,7 +156,7 @@ def _items(value: Any) -> dict[Any, Any]:
 
 
 def attributes_of(value: Any) -> dict[str, Any]:
-    """Return an object's own attributes, those in slots included."""
+    """Return an object's own attributes, including slots."""
     found = dict(cast("dict[str, Any]", getattr(value, "__dict__", {})))
     for cls in type(value).__mro__:
         if "__slots__" in cls.__dict__:

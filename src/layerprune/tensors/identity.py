@@ -9,7 +9,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one form hold the same bits: a NaN is like itself, and 0 unlike -0."""
+    """Whether two tensors of one form hold the same bits: a NaN equals itself, and 0 differs from -0."""
     if one.is_complex():
         one, other = torch.view_as_real(one), torch.view_as_real(other)
     if one.is_floating_point():
@@ -19,24 +19,24 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def same_tensor(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same form and hold the same bits; of a form without bits to look at they do not."""
+    """Whether two tensors have the same form and bits; False for layouts whose bits cannot be compared."""
     if not (_has_bits(one) and _has_bits(other)):
         return False
     same_form = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
     parts = [_parts(tensor) for tensor in (one, other)]
-    if parts[0] or parts[1]:  # quantised weights, say: these are numbers and scales
+    if parts[0] or parts[1]:  # such as quantized weights, which consist of numbers and scales
         same_form = same_form and type(one) is type(other) and len(parts[0]) == len(parts[1])
         return same_form and all(map(same_tensor, *parts))
     return same_form and same_bits(one.detach(), other.detach())
 
 
 def is_wrapped(tensor: Tensor) -> bool:
-    """Whether a tensor is of a class that wraps others, as quantised and distributed weights are."""
+    """Whether a tensor's class wraps other tensors, as quantized and distributed weights do."""
     return hasattr(tensor.data, "__tensor_flatten__")
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    """The tensors that one of a wrapping class consists of; none of another."""
+    """The tensors inside a wrapping tensor; empty for a plain tensor."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     return [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
 

@@ -1,4 +1,4 @@
-"""Checks of what users say of ops: the op runs on random tensors of the shapes that a model calls it with."""
+"""Checks claims about custom ops: runs the op on random tensors of the shapes that a model calls it with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layerprune.errors import OpClaimError
 from layerprune.tensors.op_traits import traits_of
 from layerprune.torch_internals import no_modes
 
-_SCALES = (1.0, 100.0)  # of the random numbers: what saturates is seen on large ones
+_SCALES = (1.0, 100.0)  # of the random numbers: large ones show saturation
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class OpCall:
 
     @classmethod
     def of(cls, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> OpCall:
-        """Note a call without its tensors."""
+        """Record a call without its tensors."""
         return cls(name, func, _formed(tuple(args)), _formed(dict(kwargs)))
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
-        """Call the op with tensors in the places of its own, in order; a list takes all that are left."""
+        """Call the op with other tensors, in order; a list takes all that are left."""
         left = list(tensors)
         args = [_filled(value, left) for value in self.args]
         kwargs = {key: _filled(value, left) for key, value in self.kwargs.items()}
@@ -68,13 +68,10 @@ class OpCall:
 
 
 def check_claims(calls: Iterable[OpCall]) -> None:
-    """Check what users said of the ops that a model calls.
-
-    Args:
-        calls: the calls; those alike are checked once.
+    """Check the claims about the ops that a model calls; equal calls are checked once.
 
     Raises:
-        OpClaimError: an op does something else, or cannot be run; the message names op, shapes, and what was said.
+        OpClaimError: an op contradicts its claim, or cannot be run; the message names op, shapes and claim.
     """
     seen: set[str] = set()
     for call in calls:
@@ -103,7 +100,7 @@ def _check(call: OpCall) -> None:
         raise OpClaimError(f"{said} does not hold of {call}: {fault}; {ask}, or with what it does")
 
 
-# ---- what is said, and how it shows ----------------------------------------------------------------------------------
+# ---- the checks ------------------------------------------------------------------------------------------------------
 
 
 def _check_sum(call: OpCall, tensors: list[Tensor]) -> str:
@@ -115,7 +112,7 @@ def _check_product(call: OpCall, tensors: list[Tensor]) -> str:
 
 
 def _check_concat(call: OpCall, tensors: list[Tensor]) -> str:
-    """The op joins all tensors along one dimension, and any of them along the same."""
+    """The op joins all tensors along one dimension, and any subset along the same."""
     made = call.run(tensors)
     sums = [sum(tensor.shape[d] for tensor in tensors) == made.shape[d] for d in range(made.dim())]
     dims = [d for d, fits in enumerate(sums) if fits and torch.equal(made, torch.cat(tensors, d))]
@@ -139,7 +136,7 @@ def _check_spatial(call: OpCall, tensors: list[Tensor]) -> str:
 
 
 def _first_fault(call: OpCall, x: Tensor, dims: Iterable[int]) -> str:
-    """The first dimension along which other indices than those that stay count."""
+    """The fault of the first dimension along which the result at kept indices depends on other indices."""
     whole = call.run([x])
     for dim in dims:
         if whole.dim() != x.dim() or whole.shape[dim] != x.shape[dim]:
@@ -152,7 +149,7 @@ def _first_fault(call: OpCall, x: Tensor, dims: Iterable[int]) -> str:
 
 
 def _check_moves(call: OpCall, tensors: list[Tensor]) -> str:
-    """Elements of the result are those of the operand, in places that do not depend on what they are."""
+    """The result holds elements of the operand, in places that do not depend on their values."""
     (x,) = tensors
     for made, negated in zip(_listed(call.run([x])), _listed(call.run([-x])), strict=True):
         if not bool(torch.isin(made, x).all()):
@@ -176,7 +173,7 @@ _CHECKS: Mapping[str, Callable[[OpCall, list[Tensor]], str]] = {
 
 
 def _close(one: Any, other: Tensor) -> bool:
-    """Whether two tensors are of one form, and equal but for rounding."""
+    """Whether two tensors have the same form, and are equal up to rounding."""
     if not isinstance(one, Tensor) or one.shape != other.shape or one.dtype != other.dtype:
         return False
     size = float(other.double().abs().max()) if other.numel() else 0.0
@@ -193,7 +190,7 @@ def _accelerators(forms: Sequence[_Form]) -> list[int]:
 
 
 def _formed(value: Any) -> Any:
-    """A value with the forms of tensors in their places."""
+    """A value with tensors replaced by their forms."""
     if isinstance(value, Tensor):
         return _Form(tuple(value.shape), value.dtype, value.device)
     if isinstance(value, (list, tuple)):
@@ -211,7 +208,7 @@ def _forms_in(value: Any) -> list[_Form]:
 
 
 def _filled(value: Any, left: list[Tensor]) -> Any:
-    """A value with tensors in the places of forms."""
+    """A value with forms replaced by tensors."""
     if isinstance(value, _Form):
         return left.pop(0)
     if isinstance(value, tuple) and _forms_in(value):

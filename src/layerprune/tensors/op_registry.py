@@ -1,4 +1,4 @@
-"""The ops that users register: what they say of an op, as far as its schema allows it."""
+"""Registers custom ops with the claims of the user, as far as the op's schema allows them."""
 
 from __future__ import annotations
 
@@ -29,26 +29,25 @@ def register_op(
     macs: Callable[..., int] | None = None,
     replace: bool = False,
 ) -> None:
-    """Say what an op from outside torch does, so that layers around it can leave.
+    """Claim how a custom op behaves, so that layers around it can be removed.
 
-    What ``merge`` and ``channels`` say is checked whenever a model that calls the op is recorded: the op runs on random
-    tensors of the recorded shapes. ``kind`` and ``macs`` are taken as they are: no removal is safe because of them.
+    ``merge`` and ``channels`` are checked whenever a model that calls the op is recorded: the op runs on random tensors
+    of the recorded shapes. ``kind`` and ``macs`` are not checked: no proof relies on them.
 
     Args:
-        op: an op of the dispatcher: what ``torch.library.custom_op`` returns, ``torch.ops.mine.join``, or its name
-            ``"mine::join"``. Torch's own functions are known.
-        kind: what it is in a plan, and which groups it forms; ``transform`` where it applies a learned matrix, and then
-            it leads a group.
-        merge: what joins its two tensors, or its list of tensors for ``cat``: ``add`` for their sum and ``mul`` for
-            their product, broadcast as torch does. An operand may be left out then.
-        channels: what becomes of its only tensor when channels are taken out. ``elementwise``: it treats every element
-            by itself and alike. ``spatial``: it treats every channel, of dimension 1, by itself and alike. ``moves``:
-            it moves, repeats or leaves out elements, and computes nothing.
+        op: an op of the dispatcher: the result of ``torch.library.custom_op``, ``torch.ops.mine.join``, or the name
+            ``"mine::join"``. Torch's own functions are known already.
+        kind: the kind of the layer; ``transform`` where the op applies a learned matrix: it then leads a group.
+        merge: how the op joins its two tensors, or its list of tensors for ``cat``: ``add`` for their sum and ``mul``
+            for their product, broadcast as in torch. An operand may then be left out.
+        channels: the effect of missing channels of its only tensor. ``elementwise``: all elements are treated alike and
+            independently. ``spatial``: all channels, dimension 1, are treated alike and independently. ``moves``: the
+            op moves, repeats or leaves out elements, and computes nothing.
         macs: gets the op's arguments, shapes in place of tensors, and ``out_shape=``; returns its multiply-accumulates.
-        replace: register it anew where it is registered.
+        replace: whether to replace an existing registration.
 
     Raises:
-        ArgumentError: an argument says nothing, they contradict one another or the op's schema, no op has the name, or
+        ArgumentError: no argument is given, arguments contradict one another or the op's schema, no op has the name, or
             the op is registered already; the message says which.
 
     The check of a recorded model raises :class:`~layerprune.errors.OpClaimError`.
@@ -71,7 +70,7 @@ _KINDS = {"elementwise": "activation", "spatial": "pooling", "moves": "reshape"}
 
 
 def _found(op: Any) -> tuple[str, OpOverload]:
-    """An op's name and its only, or default, overload."""
+    """An op's name and its first overload."""
     if isinstance(op, CustomOpDef):
         op = name_of_custom_op(op)
     if isinstance(op, str):
@@ -94,7 +93,7 @@ def _found(op: Any) -> tuple[str, OpOverload]:
 
 
 def _check_words(name: str, kind: Any, merge: Any, channels: Any, *, has_macs: bool) -> None:
-    """Raise where what is said of an op is nothing, unknown, or two things at once."""
+    """Raise where the claims about an op are empty, unknown, or contradict one another."""
     if kind is None and merge is None and channels is None and not has_macs:
         raise ArgumentError(f"nothing is said of '{name}': pass kind=, merge=, channels= or macs=")
     for word, value, known in (
@@ -110,7 +109,7 @@ def _check_words(name: str, kind: Any, merge: Any, channels: Any, *, has_macs: b
 
 
 def _check_schema(name: str, op: OpOverload, merge: str | None, channels: str | None) -> None:
-    """Raise where an op's schema does not allow what is said of it."""
+    """Raise where an op's schema contradicts the claims."""
     if merge is None and channels is None:
         return
     schema = schema_of(op)

@@ -1,4 +1,4 @@
-"""What each op is: one entry an op, of torch's functions and of what ``register_op`` adds."""
+"""The table of op traits: one entry per op, for torch's functions and for ops that ``register_op`` adds."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ KINDS = (
     "attention", "other",
 )  # fmt: skip
 
-# Libraries of torch itself, whose ops bear the names of its functions.
+# Libraries of torch itself, whose ops have the names of its functions.
 _TORCHS_OWN = frozenset({"aten", "prim", "prims"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpTraits:
-    """What an op is.
+    """The traits of one op.
 
     Attributes:
-        kind: one of :data:`KINDS`, of an op on tensors that depend on the model's input.
-        merge: what leaves a dropped operand out: ``add``, ``mul``, ``cat``, or ``bypass`` where the op hands on what it
-            reads once its parameters are dropped. Empty where nothing does.
-        is_left_only: whether of its operands only the first can be handed on in place of the result (a difference).
-        channels: what becomes of channels that are missing from its only operand. ``elementwise``: the same are missing
-            from the result. ``spatial``: the same, of dimension 1. ``over``: the same, unless it computes over their
-            dimension; ``reduction``: over dimensions that then go. ``moves``: elements only move, which numbered ones
-            show. Empty where it is not known.
-        keeps_order: whether the elements of its result are those of its operand, in the same order.
-        is_pointwise: whether it joins each element with one of the other operand.
-        is_arithmetic: whether it comes along with anything, and so tells nothing of what a module is for.
-        is_statistic: whether it may be the mean or the variance of a normalization that is written out.
-        is_root: whether it may be the root in one.
-        is_cast: whether it gives a tensor another type.
-        weight_axis: of a transform that can take a projection in, the axis of its weight along which its input lies.
-        macs: its multiply-accumulates, of an op that a user has registered.
+        kind: one of :data:`KINDS`, for operands that depend on the model's input.
+        merge: how the op leaves a dropped operand out: ``add``, ``mul``, ``cat``, or ``bypass`` where the op passes its
+            input through once its parameters are dropped. Empty where it cannot.
+        is_left_only: whether only the first operand can replace the result, as for a difference.
+        channels: the effect of missing channels of the only operand. ``elementwise``: the result lacks the same
+            channels. ``spatial``: likewise, for dimension 1. ``over``: likewise, unless the op computes over that
+            dimension; ``reduction``: over dimensions that the result loses. ``moves``: elements only move, which a run
+            on numbered elements shows. Empty where unknown.
+        keeps_order: whether the result holds the elements of the operand in the same order.
+        is_pointwise: whether the op joins elements of its operands one by one.
+        is_arithmetic: whether the op occurs in any module, and so does not show the purpose of a module.
+        is_statistic: whether the op may be the mean or the variance of a normalization written in Python.
+        is_root: whether the op may be the root in such a normalization.
+        is_cast: whether the op changes a tensor's type.
+        weight_axis: for a transform that a projection can be folded into, the input axis of its weight.
+        macs: multiply-accumulates of a registered op.
     """
 
     kind: str = "other"
@@ -61,13 +61,13 @@ class OpTraits:
 
     @property
     def joins(self) -> bool:
-        """Whether it is a merge that puts tensors side by side, and computes nothing."""
+        """Whether the op is a merge that only puts tensors side by side."""
         return self.kind == "merge" and not self.is_pointwise
 
 
 @constant
 def op_name(func: Callable[..., Any]) -> str:
-    """Name a function as torch's own without the underscores of its form (``iadd``), or as ``library::op``."""
+    """The name of torch's own function without underscores (``iadd``), or ``library::op``."""
     if isinstance(func, (OpOverload, OpOverloadPacket)):
         overload = func if isinstance(func, OpOverload) else getattr(func, func.overloads()[0])
         qualified: str = schema_of(overload).name
@@ -78,58 +78,58 @@ def op_name(func: Callable[..., Any]) -> str:
 
 @constant
 def raw_name(func: Callable[..., Any]) -> str:
-    """A function's name as torch gives it; of an attribute's getter the attribute's."""
+    """A function's name in torch; for an attribute's getter the attribute's name."""
     raw = getattr(func, "__name__", str(func))
     return getattr(getattr(func, "__self__", None), "__name__", raw) if raw == "__get__" else raw
 
 
 def traits_of(name: str) -> OpTraits:
-    """What the op of a name is; see :func:`op_name`. Nothing is known of those that are in no table."""
+    """The traits of a named op, see :func:`op_name`; default traits for an op outside the table."""
     return _OPS.get(name, _UNKNOWN)
 
 
 def merge_label(name: str) -> str:
-    """What edits call the merge that an op is: its kind, or the op's own name where a user has registered it.
+    """The label of a merge in edits: ``add``, ``mul``, ``cat`` or ``bypass``, or the name of a registered op.
 
-    A plan that drops an operand of a registered op can be applied only where the op is registered, too.
+    A plan that drops an operand of a registered op can only be applied where the op is registered.
     """
     merge = traits_of(name).merge
     return name if merge and is_custom(name) else merge
 
 
 def is_merge_label(label: str) -> bool:
-    """Whether an edit may name such a merge."""
+    """Whether an edit may hold this label."""
     return label in ("add", "mul", "cat", "bypass") or (is_custom(label) and bool(traits_of(label).merge))
 
 
 def merge_of_label(label: str) -> str:
-    """The kind of merge that a label stands for."""
+    """The merge that a label stands for."""
     return traits_of(label).merge if is_custom(label) else label
 
 
 def is_custom(name: str) -> bool:
-    """Whether a name is that of an op from outside torch."""
+    """Whether a name is that of a custom op."""
     return "::" in name
 
 
 def has_claims(name: str) -> bool:
-    """Whether a user has said of an op what is checked where a model calls it."""
+    """Whether a user has made claims about an op that are checked where a model calls it."""
     traits = traits_of(name)
     return is_custom(name) and bool(traits.merge or traits.channels)
 
 
 def registered_ops() -> Mapping[str, OpTraits]:
-    """What users have registered, by name."""
+    """The traits of registered ops, by name."""
     return {name: traits for name, traits in _OPS.items() if is_custom(name)}
 
 
 def register(name: str, traits: OpTraits) -> None:
-    """Enter an op from outside torch; see ``register_op``, which checks what it enters."""
+    """Enter a custom op; ``register_op`` checks the traits first."""
     _OPS[name] = traits
 
 
 def unregister(name: str) -> None:
-    """Forget an op that a user has registered."""
+    """Remove a registered op."""
     if is_custom(name):
         _OPS.pop(name, None)
 
@@ -207,7 +207,7 @@ _TABLE: tuple[tuple[OpTraits, str], ...] = (
         "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices grid_sample",
     ),
     (OpTraits(channels="spatial"), "_max_pool2d"),
-    # Elements that move, are repeated or left out.
+    # Elements move, repeat or are left out.
     (
         OpTraits(kind="reshape", channels="moves", keeps_order=True),
         "view reshape flatten unflatten squeeze unsqueeze ravel",

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from layerprune.torch_internals import schema_of
 
-# Operations that write their running statistics when they train, and do not say so in their schema: the places of these
-# among the arguments, and of the flag that tells whether they train.
+# Operations that write running statistics in training without declaring it in their schema → the argument positions of
+# these statistics and of the training flag.
 _UNDECLARED = {
     "aten::native_batch_norm": ((3, 4), 5),
     "aten::cudnn_batch_norm": ((3, 4), 5),
@@ -34,12 +34,12 @@ def _collect(container: Any, found: list[Tensor]) -> None:
     for item in cast("Sequence[Any]", items):
         if isinstance(item, Tensor):
             found.append(item)
-        elif isinstance(item, (list, tuple, dict)):  # what else there may be, most of all, holds none
+        elif isinstance(item, (list, tuple, dict)):  # checked before the call, as most items hold no tensors
             _collect(item, found)
 
 
 def form_of(value: Any, leaf: Callable[[Any], Hashable]) -> Hashable:
-    """Describe a call's arguments: containers by their types, with ``leaf`` of everything else."""
+    """Describe a call's arguments: containers by their types, all else by ``leaf``."""
     if isinstance(value, (list, tuple)):
         return (type(value), *(form_of(item, leaf) for item in cast("Sequence[Any]", value)))
     if isinstance(value, Mapping):
@@ -51,7 +51,7 @@ def form_of(value: Any, leaf: Callable[[Any], Hashable]) -> Hashable:
 
 
 def written_tensors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors that an operation writes into, read from its schema; none where it has no schema."""
+    """Yield the tensors that an operation writes into, by its schema; none without a schema."""
     schema = schema_of(func)
     if schema is None:
         return

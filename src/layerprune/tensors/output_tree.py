@@ -1,7 +1,7 @@
-"""Output trees: what a forward returns, as containers with leaves, to be compared, stored and built again.
+"""Output trees: the output of a forward as containers with leaves, to be compared, stored and built again.
 
-Records, which are named tuples and dataclasses, are built of classes that are loaded already, and past their
-constructors: a plan from elsewhere runs no code.
+Records (named tuples and dataclasses) are built only of loaded classes and without their constructors: a plan from
+elsewhere runs no code.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from layerprune.tensors.containers import tensors_in
 _L = TypeVar("_L")
 _M = TypeVar("_M")
 
-#: What stands at a leaf of a stand-in's output: ``"tensor"``, a dropped tensor; ``"argument"``, the one handed on;
-#: or another argument, by position and keyword.
+#: A leaf of a stand-in's output: ``"tensor"``, a dropped tensor; ``"argument"``, the argument passed through; or
+#: another argument, by position and keyword.
 StandInLeaf: TypeAlias = "str | tuple[int | None, str | None]"
 
-#: An output tree as plans hold it: ``"tensor"``, ``"argument"``, ``{"argument": [position, keyword]}``,
+#: An output tree in a plan: ``"tensor"``, ``"argument"``, ``{"argument": [position, keyword]}``,
 #: ``{"tuple": […]}``, ``{"list": […]}``, ``{"dict": {…}}``, ``{"value": constant}``, ``{"record": {"class": [module,
 #: name], "fields": {…}}}`` for a named tuple or dataclass.
 Structure: TypeAlias = Any
@@ -37,14 +37,14 @@ _LONGEST = 1_000  # name of a class
 
 @dataclass(frozen=True)
 class OutputTree(Generic[_L]):
-    """What a forward returns: one tensor, one constant, or a container with trees inside.
+    """The output of a forward: one tensor, one constant, or a container of output trees.
 
-    Two trees are equal where containers, constants and what stands for the tensors are.
+    Two trees are equal where their containers, constants and leaves are equal.
 
     Attributes:
         kind: ``tensor``, ``value``, ``tuple``, ``list``, ``dict``, ``record``; ``opaque`` for an object that cannot be
-            built again, inside which only the tensors are known.
-        leaf: what stands for a tensor; the constant that a value is.
+            built again, whose tensors alone are known.
+        leaf: the leaf in a tensor's place; the constant of a value.
         keys: a dict's keys; a record's fields.
         items: the trees inside.
         type_name: module and name of the class of a constant, a record or an opaque object.
@@ -60,12 +60,12 @@ class OutputTree(Generic[_L]):
     def of(
         cls, out: Any, leaf: Callable[[Tensor], _L], other: Callable[[Any], OutputTree[_L]] | None = None
     ) -> OutputTree[_L]:
-        """Flatten an output.
+        """Flatten the output of a forward.
 
         Args:
-            out: what a forward returned.
-            leaf: what stands for a tensor; called in order.
-            other: makes the tree of what is no tensor and no container; None: constants are values, all else opaque.
+            out: the output.
+            leaf: makes the leaf of a tensor; called in order.
+            other: makes the tree of any other object; None: constants become values, all else opaque.
         """
         if isinstance(out, Tensor):
             return cls("tensor", leaf(out))
@@ -88,13 +88,13 @@ class OutputTree(Generic[_L]):
         return cls("value", value, type_name=_type_name(value))
 
     def nodes(self) -> Iterator[OutputTree[_L]]:
-        """The tree, and all trees inside, in order."""
+        """The tree and all trees inside, in order."""
         yield self
         for item in self.items:
             yield from item.nodes()
 
     def leaves(self) -> Iterator[_L]:
-        """What stands for each tensor, in order."""
+        """The leaves, in order."""
         return (node.leaf for node in self.nodes() if node.kind == "tensor")
 
     def constants(self) -> Iterator[Any]:
@@ -102,7 +102,7 @@ class OutputTree(Generic[_L]):
         return (node.leaf for node in self.nodes() if node.kind == "value")
 
     def places(self, around: tuple[str | int, ...] = ()) -> Iterator[tuple[_L, tuple[str | int, ...]]]:
-        """What stands for each tensor, with the keys and positions that lead to it."""
+        """The leaves, each with the keys and positions that lead to it."""
         if self.kind == "tensor":
             yield self.leaf, around
         for key, item in zip(self.keys or range(len(self.items)), self.items, strict=True):
@@ -114,7 +114,7 @@ class OutputTree(Generic[_L]):
         return any(node.kind == "opaque" for node in self.nodes())
 
     def map(self, fn: Callable[[_L], _M]) -> OutputTree[_M]:
-        """The same tree with something else standing for the tensors."""
+        """The same tree with other leaves."""
         leaf = fn(self.leaf) if self.kind == "tensor" else self.leaf
         return OutputTree(self.kind, leaf, self.keys, tuple(item.map(fn) for item in self.items), self.type_name)
 
@@ -122,7 +122,7 @@ class OutputTree(Generic[_L]):
         """Build an output of this form, with ``fn`` of each leaf in the tensor's place.
 
         Raises:
-            DroppedTensorError: it holds an opaque object, or a record of no class that is loaded.
+            DroppedTensorError: the tree holds an opaque object, or a record whose class is not loaded.
         """
         if self.kind == "tensor":
             return fn(self.leaf)
@@ -137,10 +137,10 @@ class OutputTree(Generic[_L]):
             return _record(self.type_name, dict(zip(self.keys, items, strict=True)))
         raise DroppedTensorError(f"an output that holds a {self.type_name[1]} cannot be rebuilt")
 
-    # ---- as plans hold it -----------------------------------------------------------------------------------------
+    # ---- in plans -------------------------------------------------------------------------------------------------
 
     def to_json(self: OutputTree[StandInLeaf]) -> Structure:
-        """The form in which plans hold a stand-in's output; see :data:`Structure`."""
+        """The form of a stand-in's output in plans; see :data:`Structure`."""
         if self.kind == "tensor":
             return self.leaf if isinstance(self.leaf, str) else {"argument": [*self.leaf]}
         if self.kind == "value":
@@ -153,14 +153,14 @@ class OutputTree(Generic[_L]):
 
     @staticmethod
     def from_json(structure: Structure, depth: int = _DEEPEST) -> OutputTree[StandInLeaf]:
-        """Read the form in which plans hold a stand-in's output.
+        """Read the form of a stand-in's output in plans.
 
         Args:
             structure: see :data:`Structure`.
-            depth: how many containers may lie within each other.
+            depth: the largest allowed depth of nested containers.
 
         Raises:
-            DroppedTensorError: it is of no such form.
+            DroppedTensorError: the structure has another form.
         """
         if structure in ("tensor", "argument"):
             return OutputTree("tensor", structure)
@@ -189,7 +189,7 @@ def _type_name(value: object) -> tuple[str, str]:
 
 
 def is_argument(pair: Any) -> bool:
-    """Whether a pair says which argument: by position, by keyword, or by both."""
+    """Whether a pair names an argument by position, keyword, or both."""
     if not isinstance(pair, (list, tuple)) or len(cast("list[Any]", pair)) != 2:
         return False
     position, keyword = cast("list[Any]", pair)
@@ -199,7 +199,7 @@ def is_argument(pair: Any) -> bool:
 
 
 def _is_record(inner: Any) -> bool:
-    """Whether something names a class, and holds its fields."""
+    """Whether a value names a class and holds its fields."""
     if not isinstance(inner, dict) or set(cast("dict[str, Any]", inner)) != {"class", "fields"}:
         return False
     name, fields = inner["class"], inner["fields"]
@@ -212,7 +212,7 @@ def _is_record(inner: Any) -> bool:
 
 
 def _parts_of(out: Any) -> tuple[str, dict[Any, Any]]:
-    """The parts of an output that can be built again, by key, and what kind it is: empty where it is none."""
+    """The kind of a container that can be built again, and its parts by key; empty for other objects."""
     if type(out) in (tuple, list):
         return type(out).__name__, dict(enumerate(out))
     if type(out) is dict:
@@ -222,7 +222,7 @@ def _parts_of(out: Any) -> tuple[str, dict[Any, Any]]:
     if names is None or _record_class(type(out).__module__, type(out).__qualname__) is not type(out):
         return "", {}
     held = getattr(out, "__dict__", None)
-    if held and set(held) != set(names):  # more than its fields: these would be lost
+    if held and set(held) != set(names):  # attributes besides its fields would be lost
         return "", {}
     return "record", {name: getattr(out, name, None) for name in names}
 
@@ -238,7 +238,7 @@ def _field_names(cls: type) -> tuple[str, ...] | None:
 
 
 def _record_class(module: str, qualname: str) -> type | None:
-    """The class of a name, where it is loaded and is one of records."""
+    """The loaded record class of a name; None without one."""
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         found = vars(found).get(part) if hasattr(found, "__dict__") else None  # no getattr: that may import
