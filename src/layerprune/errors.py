@@ -1,4 +1,4 @@
-"""The errors of layerprune: each says what failed, where, and which call to make next."""
+"""The errors of layerprune: each names the failure, its place, and the next call to make."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-#: A message that is longer is read by nobody.
+#: The longest message that users still read.
 MOST_CHARACTERS = 300
 
 
@@ -33,7 +33,7 @@ PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class LayerPruneError(Exception):
-    """The root of every error that this library raises on purpose."""
+    """Base class of all errors of this library."""
 
 
 class UnsupportedModelError(LayerPruneError):
@@ -41,7 +41,7 @@ class UnsupportedModelError(LayerPruneError):
 
 
 class ArgumentError(LayerPruneError, TypeError):
-    """An argument is of a type that says nothing here; the message says what is taken."""
+    """An argument has a wrong type or value; the message names the accepted ones."""
 
 
 class InputsError(LayerPruneError):
@@ -57,11 +57,11 @@ class GraphError(LayerPruneError):
 
 
 class OpClaimError(LayerPruneError):
-    """What ``register_op`` was told of an op does not hold where a model calls it, or cannot be checked there."""
+    """A claim of ``register_op`` does not hold where a model calls the op, or cannot be checked there."""
 
 
 class CostError(LayerPruneError):
-    """A model's cost could not be measured; the message says which and why."""
+    """A model's cost could not be measured; the message names the cost and the reason."""
 
 
 class BudgetError(LayerPruneError, ValueError):
@@ -77,7 +77,7 @@ class UnknownNameError(LayerPruneError, KeyError):
 
 
 class CriticalGroupError(LayerPruneError):
-    """A group was asked to go that no proven removal takes out."""
+    """No proven removal takes out a group that was named for removal."""
 
 
 class PlanError(LayerPruneError):
@@ -85,30 +85,30 @@ class PlanError(LayerPruneError):
 
 
 class SurgeryError(LayerPruneError):
-    """An edit does not fit the model; the model is as it was."""
+    """An edit does not fit the model; the model did not change."""
 
 
 class CheckpointError(LayerPruneError):
-    """A pruned model could not be saved or loaded; the message names the file, what was expected and what found."""
+    """A pruned model could not be saved or loaded; the message names the file, the expected and the found content."""
 
 
 class SourceError(LayerPruneError):
-    """A model could not be built from what the command line named."""
+    """A model named on the command line could not be built."""
 
 
 class DroppedTensorError(LayerPruneError):
-    """A forward asked a dropped tensor for something that only a real tensor has."""
+    """A forward used a dropped tensor as a real tensor."""
 
 
 class RemovedPartError(DroppedTensorError, AttributeError):
-    """A host asked a removed module's stand-in for an attribute that went with the module."""
+    """A module read an attribute of a removed module from its stand-in."""
 
 
 class CalibrationError(LayerPruneError):
     """Calibration data are empty, do not fit the model or the loss, or could not be read.
 
     Attributes:
-        read: the items before the one that failed, for another try with these alone.
+        read: the items before the failed one, for another try with these alone.
     """
 
     def __init__(self, message: str, *, read: Sequence[object] = ()) -> None:
@@ -117,31 +117,31 @@ class CalibrationError(LayerPruneError):
 
 
 class NotFiniteError(CalibrationError):
-    """The model makes NaN or infinite values of the calibration data; the message names the batch and the layer."""
+    """The model gives NaN or infinite values on the calibration data; the message names the batch and the layer."""
 
 
 class RepairError(LayerPruneError, ValueError):
-    """A repair was asked for that there is none of."""
+    """An argument of a repair is invalid, or the edits do not fit the model."""
 
 
 class DistillationError(LayerPruneError, ValueError):
-    """A pruned model could not be trained: settings, models, checkpoint or data do not fit; it is as it was."""
+    """A pruned model could not be trained: settings, models, checkpoint or data do not fit; it did not change."""
 
 
 class FidelityError(LayerPruneError):
-    """Two models could not be compared; the message says on which batch, and why."""
+    """Two models could not be compared; the message names the batch and the reason."""
 
 
 class ExportError(LayerPruneError):
-    """A model could not be exported, or what was exported does something else; nothing was written."""
+    """A model could not be exported, or the exported model computes something else; no file was written."""
 
 
 class LayerPruneWarning(UserWarning):
-    """The root of every warning of this library."""
+    """Base class of all warnings of this library."""
 
 
 class ShortfallWarning(LayerPruneWarning):
-    """Nothing, or less than half of what a cap allows, was removed; the message says why, and what to do."""
+    """A plan removes nothing, or less than half of a cap; the message gives the reason and the next call."""
 
 
 def warn(message: str, category: type[LayerPruneWarning]) -> None:

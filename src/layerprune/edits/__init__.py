@@ -1,4 +1,4 @@
-"""Edits of the module tree as plain records, and whether a record that comes from a file is an edit at all."""
+"""Edits of the module tree as plain records, and their validation."""
 
 # pyright: reportUnusedImport=false
 from layerprune.edits.records import (

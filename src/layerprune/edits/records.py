@@ -1,4 +1,4 @@
-"""Edits of the module tree as plain records that go to JSON and back."""
+"""Edits of the module tree as plain records, with JSON serialization."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class _Edit(BaseModel):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The names of the modules or parameters concerned."""
+        """The names of the modules or parameters that the edit changes."""
         return (self.fqn,)
 
     @property
     def form(self) -> tuple[object, ...]:
-        """What the same edit in another repeated block has in common with it: all but the numbers."""
+        """The edit without numbers: the same for equal edits of repeated blocks."""
         return type(self), *(without_numbers(name) for name in self.named)
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The names that tell it from other edits of its kind."""
+        """The names that distinguish the edit from others of its kind."""
         return (self.fqn,)
 
 
 class Delete(_Edit):
-    """Take an element out of its ``nn.Sequential``; the other elements keep their keys."""
+    """Remove an element from its ``nn.Sequential``; the other elements keep their keys."""
 
     kind: Literal["delete"] = "delete"
 
@@ -41,7 +41,7 @@ class Delete(_Edit):
 
 
 class Pass(_Edit):
-    """Put a pass-through in a module's place: it hands on one of its arguments."""
+    """Replace a module by a stand-in that returns one of its arguments."""
 
     kind: Literal["pass"] = "pass"
     position: int | None
@@ -53,7 +53,7 @@ class Pass(_Edit):
 
     @property
     def is_identity(self) -> bool:
-        """Whether ``nn.Identity`` does it."""
+        """Whether ``nn.Identity`` can be the stand-in."""
         alone = self.position == 0 and self.keyword is None and not self.others
         return alone and self.structure == "argument" and not self.copies and not self.shows
 
@@ -62,7 +62,7 @@ class Pass(_Edit):
 
 
 class Drop(_Edit):
-    """Put a dropped branch in a module's place: the merges named leave its output out."""
+    """Replace the module of a removed branch by a stand-in whose dropped tensor the named merges leave out."""
 
     kind: Literal["drop"] = "drop"
     merges: tuple[str, ...]
@@ -74,7 +74,7 @@ class Drop(_Edit):
 
 
 class Vacate(_Edit):
-    """Take the parameters of a module out that no forward has run; what calls it later gets an error."""
+    """Remove the parameters of a module that no forward has run; later calls of it raise an error."""
 
     kind: Literal["vacate"] = "vacate"
 
@@ -83,7 +83,7 @@ class Vacate(_Edit):
 
 
 class Guard(_Edit):
-    """Let a surviving module without parameters hand dropped tensors on unseen: it might ask for their shape."""
+    """Let a remaining module without parameters pass dropped tensors through: its forward might read their shape."""
 
     kind: Literal["guard"] = "guard"
 
@@ -92,7 +92,7 @@ class Guard(_Edit):
 
 
 class DropParameter(_Edit):
-    """Put a dropped tensor in the place of a parameter whose only readers are gone; ``fqn`` is the parameter's name."""
+    """Replace a parameter whose readers are all gone by a dropped tensor; ``fqn`` is the parameter's name."""
 
     kind: Literal["drop_parameter"] = "drop_parameter"
     merges: tuple[str, ...]
@@ -103,11 +103,11 @@ class DropParameter(_Edit):
 
 
 class Slice(_Edit):
-    """Take channels out of a module that read a concat: input channels of a transform, or all that is per channel.
+    """Remove channels from a module that reads a concat: a transform's input channels, or all per-channel tensors.
 
-    ``side`` is ``in`` for a transform's input channels, of which every group loses as many, and ``channels`` for a
-    layer that works channel by channel or group by group, which loses whole groups; ``dropped`` holds half-open ranges,
-    numbered as the unpruned module's input channels.
+    ``side`` is ``in`` for a transform's input channels, of which every group loses as many. It is ``channels`` for a
+    layer that works per channel or per group, which loses whole groups. ``dropped`` holds half-open ranges of the
+    unpruned module's input channels.
     """
 
     kind: Literal["slice"] = "slice"
@@ -123,19 +123,20 @@ class Slice(_Edit):
 
 
 class Fold(_Edit):
-    """Let a transform read an earlier tensor of other channels, a projection of which takes its input's place.
+    """Let a transform read an earlier tensor of other channels through a projection.
 
     The projection is fitted on calibration data and multiplied into the weight, which then has ``num_in`` input
-    channels; until that is done the weight is zero. Of a convolution ``strides`` tells, for each axis, every how
-    many-th place of what it reads stands for one of its former input's. One of several groups becomes one of one group.
+    channels; before the fit the weight is zero. For a convolution ``strides`` tells, per axis, the step between places
+    of the new input that stand for neighbouring places of the old input. A grouped convolution gets one group.
 
     Attributes:
-        value: the name of the tensor that is projected to; transforms with the same one share the projection.
+        value: the name of the tensor that the projection approximates; transforms with the same ``value`` share the
+            projection.
         source: the name of the tensor that is projected.
-        function: whether the transform is a function that a forward calls; ``fqn`` is the name of its weight then.
-        axis: of the weight, along which the input channels lie.
-        constant: the name of the bias, or of the running mean behind, that takes a constant in the projection; None
-            where none can.
+        function: whether the transform is a function that a forward calls; ``fqn`` is then the name of its weight.
+        axis: the input axis of the weight.
+        constant: the name of the bias, or of the following running mean, that takes the constant of the projection;
+            None where none can.
     """
 
     kind: Literal["fold"] = "fold"
@@ -171,11 +172,10 @@ class Fold(_Edit):
 
 
 class Shorten(_Edit):
-    """Take elements out of a container and renumber the rest; of a transformers model config and modules follow.
+    """Remove elements from a container and renumber the rest; the config of a transformers model changes with it.
 
-    ``fqn`` is the container's name, ``removed`` holds the numbers of the elements that go. What else has to change is
-    read off the model; where vanilla transformers would not load what is left of a model of its own, the edit does not
-    fit.
+    ``fqn`` is the container's name, ``removed`` holds the numbers of the removed elements. Further changes are read off
+    the model. The edit does not fit where unmodified transformers could not load its pruned model.
     """
 
     kind: Literal["shorten"] = "shorten"
@@ -187,7 +187,7 @@ class Shorten(_Edit):
 
     @property
     def prefix(self) -> str:
-        """What the names of the elements begin with; nothing where the model is the container."""
+        """The prefix of the elements' names; empty where the model is the container."""
         return f"{self.fqn}." if self.fqn else ""
 
     @property
@@ -199,7 +199,7 @@ class Shorten(_Edit):
 
 
 class TakePlace(_Edit):
-    """Give a module the place in the key-value cache that another one of its kind leaves, whose name is ``of``."""
+    """Give a module the place in the key-value cache of the removed module ``of``."""
 
     kind: Literal["take_place"] = "take_place"
     of: str
@@ -229,12 +229,12 @@ def folds_of(edits: Iterable[Edit]) -> list[Fold]:
 
 
 def taken_out(edits: Iterable[Edit]) -> list[str]:
-    """The names of the modules that edits take out with all their parameters."""
+    """The names of the modules that edits remove with all their parameters."""
     return [name for edit in edits if edit.kind in _TAKING for name in edit.targets]
 
 
 def is_under(name: str, holders: Collection[str]) -> bool:
-    """Whether a module's or parameter's name lies below one of others."""
+    """Whether a dotted name lies below one of ``holders``."""
     end = name.rfind(".")
     while end > 0:
         if name[:end] in holders:
@@ -244,7 +244,7 @@ def is_under(name: str, holders: Collection[str]) -> bool:
 
 
 def joined(shortens: Iterable[Shorten]) -> list[Shorten]:
-    """Shorten each container once, by all the elements that it loses."""
+    """Merge edits of the same container into one."""
     gone: dict[str, set[int]] = {}
     for edit in shortens:
         gone.setdefault(edit.fqn, set()).update(edit.removed)
@@ -252,7 +252,7 @@ def joined(shortens: Iterable[Shorten]) -> list[Shorten]:
 
 
 def name_before(name: str, shortens: Iterable[Shorten]) -> str:
-    """The name that a module or parameter had before containers were shortened.
+    """The name of a module or parameter before containers were shortened.
 
     >>> name_before("layers.2.weight", [Shorten(fqn="layers", removed=(0, 3))])
     'layers.4.weight'

@@ -1,4 +1,4 @@
-"""Checks edits that come from a file, and says why a record is no valid edit."""
+"""Validates edits that come from a file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from layerprune.tensors import OutputTree, is_argument, is_custom, is_merge_labe
 
 _MOST = 2**31  # elements, channels
 _LONGEST = 1_000  # dotted name
-_DEEPEST = 16  # an output's containers within each other
+_DEEPEST = 16  # depth of nested containers in an output
 
 
 def why_malformed(edit: Edit) -> str:
-    """Why an edit cannot be one that surgery has made; empty where it may be."""
+    """Why surgery cannot have made an edit; empty where it may have."""
     named = bool(edit.fqn) or isinstance(edit, Shorten)  # the model itself may be the container
     if not named or len(edit.fqn) > _LONGEST or (edit.fqn and not all(edit.fqn.split("."))):
         return f"'{edit.fqn[:80]}' is no dotted name"

@@ -1,7 +1,4 @@
-"""The process around the library: installed packages, the terminal, and other threads.
-
-Imports nothing else of layerprune but the errors.
-"""
+"""The process around the library: installed packages, the terminal, and other threads. Imports only the errors."""
 
 # pyright: reportUnusedImport=false
 from layerprune.environment.extras import extra

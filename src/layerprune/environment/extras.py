@@ -1,4 +1,4 @@
-"""Imports packages of the extras, and says how to install them."""
+"""Imports packages of the extras, or tells how to install them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def extra(name: str) -> Any:
     """Import a package of the extra ``train``.
 
     Raises:
-        DistillationError: it is not installed.
+        DistillationError: the package is not installed.
     """
     try:
         return importlib.import_module(name)

@@ -1,7 +1,7 @@
-"""Lets one thread at a time plan or prune, since recording uses state of the whole process.
+"""Lets one thread at a time plan or prune, since recording changes state of the whole process.
 
-The global random number generator is put back, torch's fused attention is switched off and on again, and torch's log is
-quiet meanwhile: two threads at once would put back what the other one had changed.
+Recording restores the global random number generator, switches torch's fused attention off, and silences torch's log.
+Two threads at once would undo each other's changes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Result = TypeVar("Result")
 
 _LOCK = threading.Lock()
 _holder: object | None = None
-#: What the holder is known by. Threads that the holder starts in a copy of its context share its lock.
+#: The holder's token. Threads that the holder starts in a copy of its context share its lock.
 _CLAIM: ContextVar[object | None] = ContextVar("layerprune_process_lock", default=None)
 
 
 @contextmanager
 def exclusive() -> Generator[None]:
-    """Hold the lock inside; whoever holds it, or was started in a copy of the holder's context, goes straight on."""
+    """Hold the lock inside; the holder, and threads started in a copy of its context, enter at once."""
     global _holder
     claim = _CLAIM.get()
     if claim is not None and claim is _holder:
@@ -72,7 +72,7 @@ class SharedContext:
 
 
 def locked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let one thread at a time into a function, and into all others that hold the lock."""
+    """Run a function under the process lock."""
 
     @functools.wraps(function)
     def holding(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -83,10 +83,10 @@ def locked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]
 
 
 def holding_process_lock(*, but: Sequence[str] = ()) -> Callable[[Class], Class]:
-    """Let one thread at a time into what is public of a class's instances, of all of them: methods and properties.
+    """Let one thread at a time into the public methods and properties of all instances of a class.
 
     Args:
-        but: names of methods that nobody has to wait for.
+        but: names of methods that do not take the lock.
     """
 
     def decorate(cls: Class) -> Class:

@@ -1,4 +1,4 @@
-"""A progress bar on the terminal for work that takes seconds."""
+"""A progress bar on the terminal."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressMessage(Protocol):
-    """Told how many steps of how many are done, and what else is worth a look meanwhile."""
+    """Gets the number of finished steps, of all steps, and a note."""
 
     def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
 
 
 @contextmanager
 def progress_bar(what: str, wanted: bool | None) -> Generator[ProgressMessage]:
-    """Show a bar on standard error while something runs, and take it off again.
+    """Show a progress bar on standard error, and remove it at the end.
 
     Args:
-        what: stands before the bar.
-        wanted: whether to show it; None for where standard error is a terminal.
+        what: text before the bar.
+        wanted: whether to show the bar; None: only if standard error is a terminal.
     """
     console = Console(stderr=True)
     if not (console.is_terminal if wanted is None else wanted):

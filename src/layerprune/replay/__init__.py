@@ -1,4 +1,4 @@
-"""Module calls whose inputs did not change are not run again: their outputs are handed on."""
+"""Reuses stored outputs of module calls whose inputs did not change."""
 
 # pyright: reportUnusedImport=false
 from layerprune.replay.reuse import CannotReuse, OutputReuse, ReusePolicy

@@ -13,14 +13,14 @@ from layerprune.torch_internals import num_writes, storage_id
 
 _L = TypeVar("_L")
 
-# Arguments that are known by their values.
+# Types of arguments that are compared by value.
 _VALUES = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size, type(...))
 
 
 class Leaf:
-    """A tensor of the original's forward, as it was at some moment.
+    """A tensor of the original's forward, with its version; stale once the tensor was written into.
 
-    The outcomes that took or returned it share the leaf. It is stale when the tensor was written into since.
+    All cached calls that took or returned the tensor share the leaf.
     """
 
     __slots__ = ("tensor", "version")
@@ -29,13 +29,13 @@ class Leaf:
         self.set(tensor)
 
     def set(self, tensor: Tensor) -> None:
-        """Let it stand for a tensor as this is now."""
+        """Hold a tensor with its current version."""
         self.tensor = tensor
         self.version = num_writes(tensor)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the tensor is as it was."""
+        """Whether the tensor was not written into since."""
         return num_writes(self.tensor) == self.version and not vars(self.tensor)
 
     def has_form_of(self, tensor: Tensor) -> bool:
@@ -54,19 +54,14 @@ LeafOf = Callable[[Tensor], Leaf]
 
 
 class NotPlain(Exception):
-    """A value is no tree of tensors and plain values."""
+    """A value is not a tree of tensors and plain values."""
 
 
 class CachedCall:
-    """What a call took and returned, as trees with leaves for tensors.
-
-    Args:
-        args: what it took by position.
-        kwargs: what it took by keyword.
-        leaf_of: makes a tensor's leaf.
+    """The arguments and the output of a call, as trees with leaves for tensors.
 
     Raises:
-        NotPlain: it took an object that may change, or of which nobody knows what it holds.
+        NotPlain: an argument is an object that may change, or whose parts are not known.
     """
 
     def __init__(self, args: Sequence[Any], kwargs: dict[str, Any], leaf_of: LeafOf) -> None:
@@ -83,10 +78,10 @@ class CachedCall:
         return self.leaf_of(tensor)
 
     def finish(self, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-        """Note what was returned.
+        """Record the output of the call.
 
         Raises:
-            NotPlain: what the call did is more than to return it, or it is no tree of tensors and plain values.
+            NotPlain: the call has side effects, or its output is not a tree of tensors and plain values.
         """
         given = (tuple(args), kwargs)
         is_pure = self.matches(args, kwargs, by_value=False) and ambient() == self.around
@@ -97,13 +92,10 @@ class CachedCall:
         self.lies_in_arguments = any(storage_id(leaf.tensor) in memory for leaf in self.result.leaves())
 
     def matches(self, args: Sequence[Any], kwargs: dict[str, Any], *, by_value: bool) -> bool:
-        """Whether another call takes the same.
+        """Whether another call takes equal arguments under the same torch modes.
 
-        Args:
-            args: what it takes by position.
-            kwargs: what it takes by keyword.
-            by_value: whether to compare tensors that are not the very same ones, bit by bit; never done where the
-                result lies in the memory of an argument.
+        With ``by_value`` other tensor objects are compared bit by bit, unless the output lies in the memory of an
+        argument.
         """
         by_value = by_value and not self.lies_in_arguments
         if ambient() != self.around:
@@ -113,20 +105,20 @@ class CachedCall:
 
     @property
     def leaves(self) -> list[Leaf]:
-        """All leaves, of what it took and of what it returned."""
+        """The leaves of the arguments and the output."""
         return [*self.arguments.leaves(), *self.result.leaves()]
 
     @property
     def is_fresh(self) -> bool:
-        """Whether what it returned is still as it was."""
+        """Whether the output was not written into since."""
         return all(leaf.is_fresh for leaf in self.result.leaves())
 
     def rebuilt(self) -> Any:
-        """What it returned, the tensors themselves in new containers."""
+        """The output: the same tensors in new containers."""
         return self.result.build(lambda leaf: leaf.tensor)
 
     def renew(self, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> bool:
-        """Let what a like call has returned take the place of what was written into; False where that is another."""
+        """Replace stale leaves of the output by those of an equal call; False where the output has another form."""
         pairs = _pairs(self.result, out) if self.matches(args, kwargs, by_value=False) else None
         if pairs is None or not all(is_plain(tensor) and leaf.has_form_of(tensor) for leaf, tensor in pairs):
             return False
@@ -137,14 +129,14 @@ class CachedCall:
 
 
 def ambient() -> tuple[Any, ...]:
-    """The modes of torch that a module's result depends on."""
+    """The modes of torch that a module's output depends on."""
     kinds = ("cpu", "cuda")
     casts = tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds)
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), *casts
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is nothing but its values, which lie in memory that counts what is written into it."""
+    """Whether a tensor is only its values, in memory that counts writes."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout is torch.strided
@@ -159,7 +151,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def _flat(value: Any, leaf: Callable[[Tensor], _L]) -> OutputTree[_L]:
-    """The tree of plain containers that a value is."""
+    """The tree of a value of plain containers; raises NotPlain for others."""
     tree = OutputTree.of(value, leaf, _constant)
     if any(node.kind == "record" for node in tree.nodes()):
         raise NotPlain
@@ -174,7 +166,7 @@ def _constant(value: Any) -> OutputTree[Any]:
 
 
 def _pairs(form: OutputTree[Leaf], value: Any) -> list[tuple[Leaf, Tensor]] | None:
-    """Each leaf with the tensor in its place in a value; None where that is of another form."""
+    """Each leaf with the tensor in its place in a value; None where the value has another form."""
     try:
         other = _flat(value, lambda tensor: tensor)
     except NotPlain:
@@ -191,7 +183,7 @@ def _matches(leaf: Leaf, tensor: Tensor, by_value: bool) -> bool:
 
 
 def _containers(value: Any) -> set[int]:
-    """The lists and dicts of a tree, which whoever gets them may change."""
+    """The ids of the lists and dicts of a tree, which a caller may change."""
     if type(value) in (tuple, list, dict):
         items = cast("Sequence[Any]", tuple(value.values()) if type(value) is dict else value)
         below = set[int]().union(*map(_containers, items))

@@ -1,4 +1,4 @@
-"""Finds the module calls that a set of edits does not reach, and which of them to keep."""
+"""Finds the module calls that a set of edits does not reach, and chooses which outputs to keep."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from layerprune.graph import LayerGraph, calls_of
 from layerprune.modules import ModelState, names_by_module
 from layerprune.torch_internals import GLOBAL_HOOKS, has_hooks
 
-_PER_ELEMENT = 8  # multiply-accumulates that an elementwise function takes as long as
+_PER_ELEMENT = 8  # multiply-accumulates that take as long as an elementwise function on one element
 
 
 class UnchangedCalls:
-    """Tells of calls, which are known as frames of the layer graph, whether a change can reach them.
+    """Tells whether a change can reach calls, given as frames of the layer graph.
 
     Args:
         graph: the layer graph.
-        model: a shadow of the model, unedited.
+        model: the model of a sandbox, without edits.
     """
 
     def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
@@ -31,7 +31,7 @@ class UnchangedCalls:
         self.names = names_by_module(model, only_first=True)
         self.calls = {key: frame for frame, key in enumerate(calls_of(graph, model, self.names))}
         self.module_of = {frame.index: modules[frame.fqn] for frame in graph.frames}  # whose call a frame is
-        self.modules: dict[int, frozenset[int]] = {}  # those called in a frame, its own and what this holds included
+        self.modules: dict[int, frozenset[int]] = {}  # frame → modules called in it, with its own module and its parts
         for frame in graph.frames:
             self.modules[frame.index] = frozenset(map(id, self.module_of[frame.index].modules()))
         self.by_id = {id(module): module for module in modules.values()}
@@ -40,10 +40,10 @@ class UnchangedCalls:
                 self.modules[frame.parent] |= self.modules[frame.index]
 
     def unreached(self, condition: ModelState) -> frozenset[int]:
-        """The calls that the edits which a model carries leave as they were, by the flow of data and by what they hold.
+        """The calls that the model's current edits reach neither by data flow nor in their modules.
 
         Args:
-            condition: that of the model before the edits.
+            condition: snapshot of the model before the edits.
         """
         changed = condition.changed()
         touched, differing = condition.holding(changed), condition.differing(changed)
@@ -64,7 +64,7 @@ class UnchangedCalls:
         )
 
     def downstream(self, layers: Iterable[int]) -> set[int]:
-        """The layers, and all that what they make flows into."""
+        """The layers, and all layers that their outputs flow into."""
         found, stack = set[int](), list(layers)
         while stack:
             layer = stack.pop()
@@ -76,21 +76,21 @@ class UnchangedCalls:
         return found
 
     def outermost(self, frames: Collection[int]) -> list[int]:
-        """Those that lie in none of the others."""
+        """The frames that lie in none of the others."""
         return [frame for frame in sorted(frames) if not any(outer in frames for outer in self.around(frame))]
 
     def innermost(self, frames: Collection[int]) -> list[int]:
-        """Those in which none of the others lies."""
+        """The frames that contain none of the others."""
         holding = {outer for frame in frames for outer in self.around(frame)}
         return [frame for frame in sorted(frames) if frame not in holding]
 
     def around(self, frame: int) -> Iterable[int]:
-        """The frames that a frame lies in, nearest first."""
+        """The frames around a frame, nearest first."""
         while (frame := self.graph.frames[frame].parent) >= 0:
             yield frame
 
     def is_hooked(self, frame: int) -> bool:
-        """Whether a module that is called inside has hooks, which have to run; the call's own do in any case."""
+        """Whether modules called inside have hooks, which have to run; the call's own hooks run in any case."""
         if any(GLOBAL_HOOKS):
             return True
         own = self.module_of[frame]
@@ -98,16 +98,16 @@ class UnchangedCalls:
         return any(one is not None and has_hooks(one) for one in inside)
 
     def watched(self, frames: Iterable[int]) -> list[nn.Module]:
-        """The modules that are called in some frames."""
+        """The modules of some frames."""
         return list({id(module): module for module in map(self.module_of.__getitem__, frames)}.values())
 
     def chosen(self, wanted: Sequence[frozenset[int]], scale: float, most_bytes: int) -> frozenset[int]:
-        """Choose whose outputs are kept: first those that save most work for their size.
+        """Choose the calls whose outputs are kept: first those that save most work per byte.
 
         Args:
-            wanted: for each set that is to be made the calls that it leaves as they were.
+            wanted: for each set of edits the calls that it does not reach.
             scale: size of the batch, in example inputs.
-            most_bytes: what may be kept.
+            most_bytes: the memory limit, in bytes.
         """
         saved: Counter[int] = Counter()
         for frames in wanted:
@@ -124,7 +124,7 @@ class UnchangedCalls:
 
     @cached_property
     def work(self) -> Mapping[int, int]:
-        """About how much each call computes, in multiply-accumulates."""
+        """The approximate work of each call, in multiply-accumulates."""
         values, sizes = self.graph.values, self.graph.param_sizes
         found: list[int] = []
         for layer in self.graph.layers:
@@ -138,7 +138,7 @@ class UnchangedCalls:
 
     @cached_property
     def num_bytes(self) -> Mapping[int, int]:
-        """What it takes to keep what each call returned, and what it took that no other call has returned."""
+        """The bytes to keep for each call: its output, and arguments that no other call has returned."""
         values, results = self.graph.values, self.graph.results_of
         found: dict[int, int] = {}
         for frame in self.graph.frames:

@@ -1,15 +1,15 @@
-"""Hands the original's stored outputs on while an edited model runs the same calls.
+"""Reuses the original's stored outputs where an edited model runs the same calls.
 
-An edited model's forward computes again all that lies before the edits. A call of a module that takes the same bits as
-in the original's forward, and holds nothing that an edit has changed, returns the same: so it need not run. That holds
-where a call does nothing but return a tree of tensors. Each call is looked at as the original runs: it must have
-written into none of its arguments, and nobody may have written into what it returned since. The modules' condition and
-the random number generators must be after the forward as they were before; else it is run whole, as are calls that take
-or return other objects (caches), lie in memory that version counters do not see, or hold a module with hooks.
+An edited model's forward repeats all layers before the edits. A module call need not run again if it gets the same bits
+as in the original's forward, and no edit has changed its modules. This holds for calls without side effects that return
+a tree of tensors. Each call is checked while the original runs: it must not write into its arguments, and its output
+must not be written into later. The forward must leave the modules and the random number generators unchanged, or whole
+forwards run. Calls also run if they take or return other objects (caches), use memory without version counters, or
+contain a module with hooks.
 
-Nothing shows what forwards keep in globals, or write behind the version counters' back. So before a model is trusted,
-forwards of the unedited model that go on from several places, and one of an edited one, must give the very bits that
-whole ones do, and all that is kept must still be as it was.
+Values in globals, and writes that bypass the version counters, stay invisible. So a model is trusted only after a test:
+forwards of the unedited model from several stored outputs, and one of an edited model, must give the same bits as whole
+forwards, and all stored outputs must be unchanged.
 """
 
 from __future__ import annotations
@@ -35,35 +35,31 @@ from layerprune.replay.call_reachability import UnchangedCalls
 from layerprune.surgery import Folded, applied
 from layerprune.tensors import map_tensors, tensors_in
 
-#: What may be kept of one forward; what would be more is computed again.
+#: Bytes that may be kept of one forward; further outputs are computed again.
 MOST_BYTES = 2**30
 
-#: Fewer sets are not worth the checks.
+#: The checks are not worth it for fewer sets.
 FEWEST = 6
 
 _ROUNDS = 4  # forwards, to find out which calls can be kept
 
 
 class CannotReuse(BaseException):
-    """Outputs that were handed on may have been the wrong ones: what was measured with them does not count.
-
-    No Exception, which a loss may catch.
-    """
+    """Reused outputs may be wrong, so measurements with them do not count. Not an Exception: a loss may catch those."""
 
 
 @dataclass
 class ReusePolicy:
-    """What the ablations of one model have in common; see :class:`OutputReuse`.
+    """Facts about output reuse that all ablations of one model share; see :class:`OutputReuse`.
 
     Attributes:
-        doubt: why every forward is run whole; empty while nothing speaks against handing stored outputs on.
-        is_trusted: whether that was checked.
-        barred: frames of the layer graph whose calls do more than to return a tree of tensors, or whose outputs are
-            written into later.
-        fewest: samples that a part of a batch has to have to tell what the batch does; 0 where no part does, None where
-            that was not looked at.
-        share: how much of a batch is looked at first, where not all of the data need be.
-        handed_on: frame of the layer graph → for how many samples the output of that call was handed on.
+        doubt: why every forward runs whole; empty while stored outputs may be reused.
+        is_trusted: whether reuse has passed its test.
+        barred: frames of the layer graph whose calls have side effects, or whose outputs are written into later.
+        fewest: samples that a part of a batch needs to tell the result of the batch; 0 where no part does, None where
+            not tested.
+        share: the share of a batch that is measured first, where not all data are needed.
+        handed_on: frame of the layer graph → number of samples for which its output was reused.
     """
 
     doubt: str = ""
@@ -75,14 +71,14 @@ class ReusePolicy:
 
 
 class OutputReuse:
-    """Keeps outputs of the original's forward on one batch after the other, and hands them on.
+    """Keeps outputs of the original's forward on one batch after the other, and reuses them.
 
     Args:
-        shade: a real shadow of the model.
-        graph: the layer graph; it tells what to keep, and what comes after an edit. What it says is not relied on.
-        sets: the sets of edits that are to be made.
-        folded: for each of them the weights of projections.
-        reuse_policy: what is known of the model.
+        shade: a real sandbox of the model.
+        graph: the layer graph; it tells which outputs to keep, and which calls an edit reaches. Both are checked.
+        sets: the sets of edits.
+        folded: for each set the weights of projections.
+        reuse_policy: known facts about the model.
     """
 
     def __init__(
@@ -118,11 +114,11 @@ class OutputReuse:
 
     @contextmanager
     def keeping(self, sets: Sequence[int], num_samples: int) -> Generator[None]:
-        """Keep what calls return while the original's forward runs inside.
+        """Keep outputs of calls while the original's forward runs inside.
 
         Args:
-            sets: the numbers of those that are to be made on this batch.
-            num_samples: in the batch.
+            sets: numbers of the sets that are measured on this batch.
+            num_samples: samples in the batch.
         """
         self.outcomes, self.leaves, self.is_steady = {}, {}, True
         self.batch_size = num_samples
@@ -150,12 +146,12 @@ class OutputReuse:
             }
 
     def check(self, sets: Sequence[int], num_samples: int, repeat: Callable[[], bool]) -> None:
-        """Find out which calls can be kept, and whether forwards that go on from there are as whole ones.
+        """Find out which calls can be kept, and test whether forwards that reuse them give the same bits.
 
         Args:
-            sets: the numbers of those that are to be made on this batch.
-            num_samples: in the batch.
-            repeat: runs the original's forward again; tells whether it gives the same bits.
+            sets: numbers of the sets that are measured on this batch.
+            num_samples: samples in the batch.
+            repeat: runs the original's forward again, and returns whether it gives the same bits.
         """
         if not self.is_on or not self.is_steady or not sets:
             return
@@ -173,7 +169,7 @@ class OutputReuse:
             with self.shade.running(), self._handing(frames):
                 try:
                     same = repeat()
-                except Exception:  # the forward ran before: what was handed on does not fit
+                except Exception:  # the forward ran before, so the reused outputs do not fit
                     same = False
             self._require(same, "a forward that goes on from what was kept gives something else than a whole one")
             self._require(not self.condition.changed(), "parts of the forward leave a state that the whole does not")
@@ -181,7 +177,7 @@ class OutputReuse:
         self._require(kept, "the forward writes into tensors without counting it")
 
     def own(self, out: Any) -> Any:
-        """An output of the original's forward, with copies of the tensors that are kept: these may be written into."""
+        """An output of the original's forward, with copies of kept tensors: the caller may write into them."""
         memory = {storage_key(leaf.tensor) for one in self.outcomes.values() for leaf in one.leaves}
         if not any(storage_key(tensor) in memory for tensor in tensors_in(out)):
             return out
@@ -191,34 +187,34 @@ class OutputReuse:
 
     @contextmanager
     def handing_on(self, number: int) -> Generator[None]:
-        """Hand on what was kept while the model with the edits of a set runs inside."""
+        """Reuse kept outputs while the model with the edits of a set runs inside."""
         frames = self.upstream.outermost(self.wanted[number] & self.outcomes.keys()) if self.outcomes else ()
         with self._handing(frames):
             yield
 
     def settle(self) -> None:
-        """After an edited model has run, and its edits were taken back: forget all where it has left a state."""
+        """Drop all outputs if an edited model has left a state behind; call it after the edits were undone."""
         if self.outcomes and self.condition.changed():
             self._forget()
 
     def probe(self, sets: Sequence[int]) -> int | None:
-        """Which set to measure again in whole, to be sure: that of which most was handed on; None once that is done."""
+        """The set to measure again with whole forwards: that with most reused work; None once the model is trusted."""
         if not self.outcomes or self.reuse_policy.is_trusted:
             return None
         return max(sets, key=self._work_for)
 
     def confirm(self, same: bool) -> None:
-        """Trust the model from here on, where a whole forward gave the same as one that was handed what was kept."""
+        """Trust the model from now on, if a whole forward gave the same result as one with reused outputs."""
         self._require(same, "an edited model gives something else where it goes on from what was kept")
         self.reuse_policy.is_trusted = True
 
     def doubt(self, why: str) -> None:
-        """Run whole forwards from here on."""
+        """Run whole forwards from now on."""
         self.reuse_policy.doubt, self.is_on, self.outcomes = why, False, {}
 
     @property
     def _has_moved(self) -> bool:
-        """Whether a run has changed lists and the like that modules hold, which are put back after each."""
+        """Whether a run has changed containers of modules; the sandbox restores them after each run."""
         return self.shade.outside is not None and self.shade.outside.has_moved
 
     def _require(self, holds: bool, otherwise: str) -> None:
@@ -227,7 +223,7 @@ class OutputReuse:
             raise CannotReuse
 
     def _forget(self) -> None:
-        """Run whole forwards on this batch, and see on the next whether the model is steady by then."""
+        """Run whole forwards on this batch; the next batch tells whether the model has become steady."""
         self.outcomes, self.is_steady = {}, False
         self.condition = ModelState(self.shade.model)
 
@@ -236,7 +232,7 @@ class OutputReuse:
         return self.upstream.chosen(wanted, scale, MOST_BYTES)
 
     def _work_for(self, number: int) -> int:
-        """How much of the work for a set need not be done."""
+        """The work that reuse saves for a set."""
         frames = self.upstream.outermost(self.wanted[number] & self.outcomes.keys())
         return sum(self.upstream.work[frame] for frame in frames)
 
@@ -252,7 +248,7 @@ class OutputReuse:
 
 
 class _Replay:
-    """Knows which calls of one forward are frames of the layer graph."""
+    """Maps the calls of one forward to frames of the layer graph."""
 
     def __init__(self, output_reuse: OutputReuse, frames: frozenset[int], run: OnModule) -> None:
         self.output_reuse = output_reuse
@@ -262,13 +258,13 @@ class _Replay:
         self.tracker = CallTracker(self.upstream.names, run)
 
     def frame(self, call: RunningCall) -> int | None:
-        """The frame that a call is; None for one that is not looked at, or is made by another thread."""
+        """The frame of a call; None for a frame outside ``frames``, and for calls of another thread."""
         frame = self.upstream.calls.get(call.key) if threading.get_ident() == self.thread else None
         return frame if frame in self.frames else None
 
 
 class _Keeper(_Replay):
-    """Keeps what calls take and return, as the original's forward makes them."""
+    """Keeps arguments and outputs of calls in the original's forward."""
 
     def __init__(self, output_reuse: OutputReuse, frames: frozenset[int]) -> None:
         super().__init__(output_reuse, frames, self.run)
@@ -297,7 +293,7 @@ class _Keeper(_Replay):
         return out
 
     def leaf(self, tensor: Tensor) -> Leaf:
-        """The leaf of a tensor as it is now."""
+        """A fresh leaf of a tensor."""
         leaves = self.output_reuse.leaves
         leaf = leaves.get(id(tensor))
         if leaf is None or not leaf.is_fresh:
@@ -321,7 +317,7 @@ class _Keeper(_Replay):
 
 
 class _Hander(_Replay):
-    """Hands on what was kept, for as long as calls take what they took."""
+    """Reuses kept outputs while calls get the same arguments."""
 
     def __init__(self, output_reuse: OutputReuse, frames: frozenset[int]) -> None:
         super().__init__(output_reuse, frames, self.run)
@@ -334,20 +330,20 @@ class _Hander(_Replay):
         if frame is None or outcome is None or self.upstream.is_hooked(frame):
             return forward(*args, **kwargs)
         if not outcome.matches(args, kwargs, by_value=not self.differs):
-            # One that hands its argument on may differ by where this lies only.
+            # A call that passes its argument through may differ only in the memory of that argument.
             self.differs = self.differs or not outcome.lies_in_arguments
             return forward(*args, **kwargs)
         if outcome.is_fresh:
             self.handed_on[frame] += 1
             return outcome.rebuilt()
-        out = forward(*args, **kwargs)  # an earlier set's forward has written into what was kept
+        out = forward(*args, **kwargs)  # an earlier set's forward has written into the kept output
         if not outcome.renew(args, kwargs, out):
             del self.output_reuse.outcomes[frame]
         return out
 
 
 def _why_never(shade: Sandbox, graph: LayerGraph) -> str:
-    """Why a model's forwards are run whole from the start; empty where they may not have to be."""
+    """Why a model's forwards always run whole; empty where reuse may be possible."""
     if graph.written_params:
         return "the forward writes into parameters"
     kinds = {tensor.device.type for tensor in (*parameters(shade.model), *buffers(shade.model))}
@@ -366,7 +362,7 @@ def _drawn() -> tuple[Any, ...]:
 
 @torch.no_grad()
 def _digest(tensor: Tensor) -> float:
-    """A number that is hardly the same once something was written into a tensor."""
+    """A number that almost surely changes when a tensor is written into."""
     values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     if not values.is_floating_point():
         return float(values.sum())

@@ -1,6 +1,6 @@
-"""Private names of torch: all that the package uses, in one place; ``docs/internals/torch.md`` lists them.
+"""All private names of torch that the package uses; ``docs/internals/torch.md`` lists them.
 
-What a new version of torch renames is mended here alone.
+A renamed name in a new version of torch needs a change here only.
 """
 
 # pyright: reportUnusedImport=false

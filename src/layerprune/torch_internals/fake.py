@@ -1,4 +1,4 @@
-"""Fake tensors: shapes without values, on which a forward runs in no memory."""
+"""Fake tensors: shapes without values, on which a forward runs without memory for data."""
 
 # pyright: reportUnusedImport=false
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch._subclasses.fake_tensor import UnsupportedFakeTensorException as Unkn
 
 from layerprune.torch_internals.modes import no_modes
 
-#: What a forward raises that asks a fake tensor for a value.
+#: The errors of a forward that reads the value of a fake tensor.
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 def fake_like(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    """Make a fake tensor of another one's form."""
+    """Make a fake tensor with the form of another tensor."""
     with no_modes():
         meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         return FakeTensor(mode, meta, tensor.device)
 
 
 def to_fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    """Make a fake tensor without reading the real one's data (it may be on the meta device or quantised)."""
+    """Make a fake tensor without reading the real data (the tensor may be on the meta device or quantized)."""
     if isinstance(tensor, FakeTensor) or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
         return mode.from_tensor(tensor, static_shapes=True)
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
@@ -46,7 +46,7 @@ def to_fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Keep torch from logging the traceback of a forward that fails on fakes: that is an answer here, not a fault."""
+    """Silence torch's log of a forward that fails on fake tensors, which is an expected result here."""
     logger = logging.getLogger(FakeTensor.__module__)
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)

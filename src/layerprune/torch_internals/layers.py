@@ -1,4 +1,4 @@
-"""Layers of torch by family: the base classes that they share, and attributes that are set as they are made."""
+"""Base classes and private attributes of torch's layers."""
 
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
@@ -13,7 +13,7 @@ BatchOrInstanceNorm = _NormBase
 Conv = _ConvNd
 Dropout = _DropoutNd
 POOLS = (_MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
-#: The attribute in which a convolution keeps its padding as ``torch.nn.functional.pad`` wants it.
+#: The attribute in which a convolution keeps its padding in the form of ``torch.nn.functional.pad``.
 PADDING_FOR_PAD = "_reversed_padding_repeated_twice"
-#: Where torch.ao's quantised linears and convolutions, recurrences and recurrent cells keep their weights.
+#: The weight attributes of torch.ao's quantized linears and convolutions, recurrences and recurrent cells.
 PACKED_WEIGHTS = ("_packed_params", "_all_weight_values", "_packed_weight_ih")

@@ -1,4 +1,4 @@
-"""The memory behind tensors, and how often it was written into."""
+"""The memory behind tensors, and its write counter."""
 
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
@@ -6,17 +6,17 @@ from __future__ import annotations
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-#: Whether a tensor packs others, as quantised and distributed weights do.
+#: Whether a tensor's class wraps other tensors, as quantized and distributed weights do.
 is_wrapper_subclass = is_traceable_wrapper_subclass
 
 
 def storage_id(tensor: Tensor) -> int:
-    """What names a tensor's memory for as long as that lives; of fake and meta tensors too, whose data_ptr is 0."""
+    """The id of a tensor's memory while it lives; also for fake and meta tensors, whose data_ptr is 0."""
     return tensor.untyped_storage()._cdata
 
 
 def num_writes(tensor: Tensor) -> int:
-    """How often a tensor, or a view of its memory, was written into; inference tensors do not count it."""
+    """The number of writes into a tensor or its views; inference tensors do not count them."""
     return tensor._version
 
 

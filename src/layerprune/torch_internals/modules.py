@@ -1,7 +1,6 @@
-"""What an ``nn.Module`` holds, alive: its own parameters, buffers, parts and hooks.
+"""The live dicts of an ``nn.Module``: its own parameters, buffers, children and hooks.
 
-torch has no public door to these: ``named_parameters`` leaves out those that are None, and ``getattr`` may run a user's
-code.
+Public ways do not reach these: ``named_parameters`` leaves out None, and ``getattr`` may run the user's code.
 """
 
 # pyright: reportPrivateUsage=false
@@ -15,7 +14,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.modules import module as machinery
 
-#: The attributes that hold a module's parameters, buffers and parts.
+#: The attributes that hold a module's parameters, buffers and children.
 MODULE_DICTS = ("_parameters", "_buffers", "_modules")
 #: The attributes that hold a module's hooks.
 HOOK_DICTS = (
@@ -24,16 +23,16 @@ HOOK_DICTS = (
 )
 #: The hooks that every module runs.
 GLOBAL_HOOKS = (machinery._global_forward_hooks, machinery._global_forward_pre_hooks)
-#: How torch calls a module, from outside: the frame inside these is the module's forward, or a hook.
+#: The code with which torch calls a module: the next inner frame is the module's forward, or a hook.
 MODULE_CALL = nn.Module._call_impl.__code__
 MODULE_CALLS = frozenset({MODULE_CALL, *(const for const in MODULE_CALL.co_consts if isinstance(const, CodeType))})
 
 
 class FollowsCasts(nn.Module):
-    """A module without parameters that is told of ``half()``, ``to()`` and the like."""
+    """A module without parameters that follows ``half()``, ``to()`` and other casts."""
 
     def follow(self, cast_of: Callable[[Tensor], Tensor]) -> None:
-        """Do as the model's tensors do, of which each becomes what ``cast_of`` makes of it."""
+        """Follow a cast: the model's tensors become ``cast_of`` of each."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -53,23 +52,23 @@ def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
-    """The modules that hang right under one."""
+    """A module's own children."""
     return module._modules
 
 
 def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """A module's own parameters, then its own buffers; those that are None left out."""
+    """A module's own parameters, then its own buffers, without None."""
     held = (*module._parameters.items(), *module._buffers.items())
     return [(key, tensor) for key, tensor in held if tensor is not None]
 
 
 def registry_of(module: nn.Module, key: str) -> dict[str, Any]:
-    """Those of a module's parameters or buffers among which one lies: the buffers where it is no parameter."""
+    """The dict of a module that holds a key: its parameters, or its buffers for a key that names no parameter."""
     return cast("dict[str, Any]", module._parameters if key in module._parameters else module._buffers)
 
 
 def unsaved_buffers(module: nn.Module) -> set[str]:
-    """The names of a module's own buffers that no ``state_dict`` holds."""
+    """The names of a module's own buffers that its ``state_dict`` leaves out."""
     return module._non_persistent_buffers_set
 
 
@@ -81,15 +80,15 @@ def with_parameters(module: nn.Module, parameters: Mapping[str, nn.Parameter | N
 
 
 def pre_hooks_of(module: nn.Module) -> dict[int, Callable[..., Any]]:
-    """A module's own hooks that run before its forward."""
+    """A module's own forward pre-hooks."""
     return module._forward_pre_hooks
 
 
 def hooks_of(module: nn.Module) -> tuple[dict[int, Callable[..., Any]], ...]:
-    """A module's own hooks that run after its forward, and before."""
+    """A module's own forward hooks and forward pre-hooks."""
     return module._forward_hooks, module._forward_pre_hooks
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something runs before or after a module's own forward."""
+    """Whether a module has forward hooks or pre-hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -10,10 +10,10 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 
 def schema_of(operation: Any) -> Any:
-    """The schema of an operation, which says what it writes into; None of one that has none (``torch.cond``)."""
+    """The schema of an operation; None for operations without one (``torch.cond``)."""
     return getattr(operation, "_schema", None)
 
 
 def name_of_custom_op(op: CustomOpDef) -> str:
-    """The name, ``library::op``, of what ``torch.library.custom_op`` returned."""
+    """The name ``library::op`` of a result of ``torch.library.custom_op``."""
     return op._qualname
