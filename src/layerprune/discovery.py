@@ -40,9 +40,17 @@ def discover(
     projections: bool,
     renumber: bool,
 ) -> Discovery:
-    """Form the groups, find candidates that take them out, and prove these on the sandbox.
+    """Form the groups, find candidates that take them out, and prove these.
 
-    For the options see :class:`layerprune.UniversalLayerPruner`; ``protect`` holds patterns of dotted names.
+    Args:
+        sandbox: a copy of the model to prove on.
+        graph: the model's layer graph.
+        inputs: the example inputs.
+        protect: patterns of dotted names that stay.
+        protect_io: whether stem and head stay.
+        granularity: ``group``, ``branch`` or ``block``.
+        projections: whether to try projections for the groups without another removal.
+        renumber: whether elements leave the containers of any model, not only of transformers models.
     """
     formed = form_groups(graph)
     prover = Prover(sandbox, graph, inputs, whole_layers=granularity == "block", renumber=renumber)

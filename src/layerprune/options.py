@@ -61,7 +61,7 @@ def _not_taken(item: object) -> str:
 
 
 def checked_seed(seed: object) -> int:
-    """A seed, as a plain number.
+    """A seed as a plain number.
 
     Raises:
         ArgumentError: it is no whole number from 0 to 2**63 - 1.

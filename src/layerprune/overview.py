@@ -31,7 +31,12 @@ _ROUNDS = 10  # sets to prove at most, for the largest removal
 
 
 class Overview:
-    """Facts for the printed plan; each part is computed on first use."""
+    """Facts for the printed plan; each part is computed on first use.
+
+    Args:
+        planner: has the groups, the removals with their impacts, and their savings.
+        notes: remarks for the user.
+    """
 
     def __init__(self, planner: Planner, notes: Sequence[str]) -> None:
         self.planner = planner
@@ -44,7 +49,9 @@ class Overview:
     def text(self, *, full: bool = False, width: int = WIDTH) -> str:
         """The first screen, then the groups with their verdicts and prices, and the sums.
 
-        With ``full``, each group of repeated blocks is shown. ``width`` is the largest line width in characters.
+        Args:
+            full: show each group of repeated blocks.
+            width: largest line width in characters.
         """
         facts = {group.name: self.facts(group) for group in self.groups if group.verdict != "critical"}
         most, predicted, unit = self.offer_of_all.num_params, self.most is None, self.planner.scored.unit

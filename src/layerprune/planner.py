@@ -53,7 +53,18 @@ _SURE = 0.5  # smallest share of draws of the calibration data that makes a choi
 
 
 class Planner:
-    """Chooses removals and records them in a plan; the user's ``model`` stays unchanged."""
+    """Chooses removals and records them in a plan.
+
+    Args:
+        model: the user's model; it stays unchanged.
+        graph: its layer graph.
+        groups: its groups, with their verdicts.
+        scored: the removals with their impacts.
+        joints: lowers and proves sets of removals.
+        meter: measures the savings of sets.
+        granularity: the pruner's.
+        seed: seed of random strategies.
+    """
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class Batch:
 
     Attributes:
         item: the user's item, on the model's device.
-        inputs: arguments of the forward; with a loss, those of its call of the model.
+        inputs: arguments of the forward; with a loss, the arguments of its call of the model.
     """
 
     item: Any

@@ -35,11 +35,7 @@ def require_finite(model: nn.Module, batches: Sequence[Batch], numbers: Iterable
 
 
 def finite_ones(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Batch], tuple[str, ...]]:
-    """The batches on which a model's output is finite, and a note on the others.
-
-    Raises:
-        NotFiniteError: there is no such batch.
-    """
+    """The batches on which a model's output is finite, and a note on the others; :class:`NotFiniteError` if none is."""
     spoilt = dict(_spoilt_outputs(model, batches, range(len(batches)), strict=True))
     if not spoilt:
         return list(batches), ()
@@ -114,7 +110,7 @@ def _why(name: str, module: nn.Module, batch: Batch, out: Any) -> str:
 
 
 def _spoilt(tensors: Iterable[Tensor], *, strict: bool = False) -> str:
-    """``NaN`` or ``infinite values`` if tensors hold such; else empty."""
+    """``NaN`` or ``infinite values``, whichever tensors hold; empty where they hold neither."""
     for tensor in tensors:
         if (
             isinstance(tensor, DroppedTensor)

@@ -21,10 +21,7 @@ from layerprune.modules import parameters
 def record_first(model: nn.Module, given: Any, batches: Sequence[Batch] | None) -> tuple[Inputs, LayerGraph, Sandbox]:
     """Find inputs for a model, and record it on them; returns these, the layer graph and the sandbox.
 
-    Args:
-        model: the model; it stays unchanged.
-        given: the user's example inputs; None if there are none.
-        batches: calibration data, whose first batch is used without example inputs; None if there are none.
+    The user's example inputs are used if ``given``, else the first batch of calibration data, else inferred inputs.
 
     Raises:
         InputsError: the inputs do not fit, or none could be inferred.

@@ -89,10 +89,8 @@ class Probe:
             return seen
         for variant in self.variants.recorded(self.graph, self.shade, inputs):
             watcher = self._following(variant)
-            if watcher is None or any(
-                watcher.places == known.places for known in self.watchers
-            ):  # the run was not that
-                continue
+            if watcher is None or any(watcher.places == known.places for known in self.watchers):
+                continue  # the run does not follow these places
             try:
                 seen = self._try(watcher, inputs, begin, use, forward)
             except _Differs:  # a run of few samples differs, or no two runs are equal
@@ -132,7 +130,7 @@ class Probe:
         return frozenset(seen)
 
     def _following(self, variant: Variant) -> _Watcher | None:
-        """A watcher for the values' counterparts in another recording; None where one of all samples may have more."""
+        """A watcher for the values' counterparts in another recording; None where one of all samples may show more."""
         wanted = {variant.numbers[value]: value for value in self.values if value in variant.numbers}
         if variant.is_of_few and len(wanted) < len(self.values):
             return None
@@ -168,7 +166,7 @@ class _Watcher:
         self.start(lambda value, tensor: None)
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
-        """The modules to track: those around values, and those that watched modules call."""
+        """The modules to track: modules around values, and their callees where steps are compared."""
         if self.known is None:
             wanted = {"", *self.places.counts, *self.places.callees}
             self.known = [module for module in model.modules() if self.tracker.names[id(module)][0] in wanted]

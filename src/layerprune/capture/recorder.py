@@ -80,7 +80,7 @@ class Recorder:
         self.value_of = StrongTensorKeys() if keep else WeakTensorKeys()
         self.writer: dict[int, int] = {}
         self.storages: dict[int, int] = {}
-        self.memory: dict[int, StorageWeakRef] = {}  # weak references keep addresses of freed memory from reuse
+        self.memory: dict[int, StorageWeakRef] = {}  # weak references keep freed addresses from reuse
         self.num_storages = 0
         self.param_sources: dict[int, tuple[str, ...]] = {}
         self.data_values: set[int] = set()
@@ -174,7 +174,7 @@ class Recorder:
             self.recording.calls[call.parent].has_data_calls = True
 
     def hold(self, tensors: Iterable[Tensor], is_asked_for: bool) -> None:
-        """Hold a call's results: all that may be needed; of others only those in the memory of held tensors."""
+        """Hold a call's results; where these are not asked for, only those in the memory of held tensors."""
         if self.holding is None or self.holding.is_full:
             return
         with no_function_modes():
@@ -226,10 +226,8 @@ class Recorder:
 
     def read(self, tensor: Tensor, storage: int | None = None) -> Read:
         """The values of a tensor at present: its own, and a later write through an alias of it."""
-        if type(tensor) is not Tensor and isinstance(
-            tensor, DroppedTensor
-        ):  # left by an earlier surgery; holds no data
-            return ()
+        if type(tensor) is not Tensor and isinstance(tensor, DroppedTensor):
+            return ()  # left by an earlier surgery; holds no data
         value = self.value_of.get(tensor)
         written = self.writer.get(self.storage(tensor) if storage is None else storage)
         if value is None and id(tensor) not in self.param_names:

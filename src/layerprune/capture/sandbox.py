@@ -227,11 +227,7 @@ def _settle(model: nn.Module) -> None:
 
 
 class ValuesNeededError(Exception):
-    """A forward does not run on fake tensors, and the meta device has no values.
-
-    Attributes:
-        failure: the error of the forward.
-    """
+    """A forward does not run on fake tensors, with error ``failure``, and the meta device has no values."""
 
     def __init__(self, failure: Exception) -> None:
         super().__init__(str(failure))

@@ -71,7 +71,7 @@ class ShapeCache:
     def attach_whole(self, model: nn.Module, names: Collection[str]) -> None:
         """Let modules with children answer as a whole, while nothing inside them is edited.
 
-        ``names`` are those of modules that make new tensors of their arguments and write into none of these.
+        ``names`` lists modules that make new tensors of their arguments and do not write into them.
         """
         for name, module in model.named_modules():
             if name in names and "forward" not in vars(module):

@@ -77,13 +77,9 @@ class Moved:
 def follow(
     layer: Layer, run: Callable[[Tensor], Any], gap: ChannelGap, shape: tuple[int, ...]
 ) -> tuple[ChannelGap | None, ...]:
-    """Follow missing channels through a rearrangement.
+    """Follow missing channels through a rearrangement of an operand whose unpruned ``shape`` is given.
 
-    Args:
-        layer: the layer, for messages.
-        run: the layer's function, with its recorded literals.
-        gap: the gap of its operand.
-        shape: its operand's shape before.
+    ``run`` is the layer's function, with its recorded literals.
 
     Returns:
         The gap of each result; None where it is whole.

@@ -171,7 +171,7 @@ class ChannelTrace:
         self.pass_on(layer, ChannelGap(dim, gap.missing))
 
     def slice_params(self, layer: Layer, value: int) -> bool:
-        """Slice a layer of torch, or one that does the same; False where its channels are not known."""
+        """Slice a layer of torch, or a custom layer with the same functions; False where its channels are not known."""
         gap, dims = self.gaps[value], len(self.graph.values[value].shape)
         found = slice_layer(self.modules[layer.fqn], layer, gap, dims)
         if found is None:

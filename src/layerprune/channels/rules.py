@@ -14,13 +14,9 @@ from layerprune.torch_internals import Conv, pre_hooks_of
 
 
 def slice_layer(module: nn.Module, layer: Layer, gap: ChannelGap, dims: int) -> tuple[str, ChannelGap | None] | None:
-    """Tell how a layer that owns parameters loses channels.
+    """Tell how a layer that owns parameters loses the channels in ``gap``; its operand has ``dims`` dimensions.
 
-    Args:
-        module: the module that is called, or whose forward calls the function.
-        layer: the layer.
-        gap: the gap of its operand.
-        dims: number of dimensions of its operand.
+    ``module`` is called itself, or its forward calls the function.
 
     Returns:
         The side to slice (``in``, ``channels``, or empty for none) and the gap of its output, None if that is whole;

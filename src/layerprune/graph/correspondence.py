@@ -10,9 +10,9 @@ import numpy as np
 from layerprune.graph.layer_graph import Frame, Layer, LayerGraph, Read
 
 _Token: TypeAlias = tuple[Any, ...]
-"""What a step of a forward does: its name, where its operands come from, and who reads what it makes."""
+"""A step of a forward: its name, the origins of its operands, and the readers of its results."""
 
-_NAME, _OPERANDS, _ALL = 2, 3, 4  # what two steps share: the name, also the number of operands, everything
+_NAME, _OPERANDS, _ALL = 2, 3, 4  # degrees of similarity: equal names, also equal numbers of operands, all equal
 
 
 def counterparts(one: LayerGraph, other: LayerGraph, values: Iterable[int]) -> dict[int, int]:
@@ -160,7 +160,7 @@ def _aligned(a: list[_Token], b: list[_Token]) -> list[tuple[int, int]]:
 
 
 def _likeness(a: list[_Token], b: list[_Token]) -> np.ndarray:
-    """What each step of one sequence shares with each step of another; 0 where their names differ."""
+    """Similarity of each step of one sequence to each step of another; 0 where their names differ."""
 
     def equal(first: list[Any], second: list[Any]) -> np.ndarray:
         numbers: dict[Any, int] = {}

@@ -327,7 +327,7 @@ class LayerGraph:
 
     @cached_property
     def calls(self) -> Mapping[str, tuple[int, ...]]:
-        """Module name → its frames; those that raised only where no other exists."""
+        """Module name → its frames; frames that raised are left out where others exist."""
         found: dict[str, list[Frame]] = {}
         for frame in self.frames:
             found.setdefault(frame.fqn, []).append(frame)
@@ -336,11 +336,11 @@ class LayerGraph:
 
     @cached_property
     def aliases_of(self) -> Mapping[str, tuple[tuple[str, ...], ...]]:
-        """Module name → all names of the same module, for those that have several."""
+        """Module name → all names of the same module, where several exist."""
         return {name: (names,) for names in self.aliases.values() if len(names) > 1 for name in names}
 
     def all_names(self, modules: Iterable[str]) -> frozenset[str]:
-        """Return all names of modules; a stand-in for one of them is set under each."""
+        """Return all names of modules; a stand-in is set under each name of its module."""
         return frozenset(alias for name in modules for alias in self.aliases_of.get(name, ((name,),))[0])
 
     @cached_property

@@ -1,4 +1,4 @@
-"""A removal is proven by carrying it out on a copy of the model and comparing what runs with what should run."""
+"""Removals are proven: they are carried out on a copy of the model, and its run is compared with the expected one."""
 
 # pyright: reportUnusedImport=false
 from layerprune.proof.joint import JointRemovals

@@ -33,7 +33,7 @@ def failures(batch: Mapping[int, Lowering], reason_against: ReasonAgainst) -> di
 
 
 def spread(batch: Mapping[int, Lowering]) -> list[dict[int, Lowering]]:
-    """Spread a batch over parts that each leave some of the removals that are alike out, to isolate their effects."""
+    """Spread a batch over parts, and removals that are alike over different parts, to isolate their effects."""
     parts: list[dict[int, Lowering]] = [{} for _ in range(_PARTS)]
     for some in _classes(batch):
         for number, i in enumerate(some):

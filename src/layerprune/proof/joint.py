@@ -25,11 +25,7 @@ class JointRemovals:
         self._known: dict[tuple[int, ...], Lowering] = {}
 
     def proven(self, chosen: Sequence[int]) -> Lowering:
-        """Lower removals together and prove the set.
-
-        Raises:
-            Refusal: the set fails its proof; the message says why.
-        """
+        """Lower removals together and prove the set; raises :class:`Refusal` where the set fails its proof."""
         key = tuple(chosen)
         if key in self._known:
             return self._known[key]
@@ -47,7 +43,7 @@ class JointRemovals:
         """Lower a set without running it; raises :class:`Refusal` where removals exclude each other."""
         picked = [self.removals[i] for i in chosen]
         cut = join_cuts([(r.cut, r.dead) for r in picked], self.prover.graph)
-        able = not any(key_of(r.cut) in self.prover.unshortened for r in picked)  # what failed alone fails together
+        able = not any(key_of(r.cut) in self.prover.unshortened for r in picked)  # a failed cut fails in sets, too
         joint = self.prover.lower_removal(cut, shorten=shorten and able)
         if not all(r.dead <= joint.dead for r in picked):
             raise Refusal(RefusalCode.ONE_NEEDS_ANOTHER)

@@ -161,9 +161,8 @@ class Prover:
     ) -> tuple[list[Removal], dict[str, list[Refusal]]]:
         """Prove candidates, many at a time where they touch different layers.
 
-        Args:
-            alternatives: lists of candidates; the first that can be lowered and proven represents its list.
-            forbidden: groups that must stay, with the reasons.
+        Each list in ``alternatives`` stands for one removal: its first candidate that can be lowered and proven. Groups
+        in ``forbidden`` must stay.
 
         Returns:
             The removals, in the order of their candidates; and for each group the reasons why candidates failed.

@@ -82,7 +82,7 @@ class Tracer:
         recall: Callable[..., Any],
         run: Callable[..., Any],
     ) -> Any:
-        """Record a layer's call as one step, where all that the layer holds is equal in the compared forms."""
+        """Record a layer's call as one step, where the layer's attributes are equal in the compared forms."""
         if self.inside or id(module) not in settled:
             return run(x)
         self.inside = True

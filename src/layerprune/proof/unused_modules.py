@@ -18,12 +18,7 @@ from layerprune.removals import Lowering
 
 @dataclass(frozen=True)
 class UnusedModule:
-    """A module that no forward runs.
-
-    Attributes:
-        name: its dotted name.
-        num_params: number of elements of the parameters that leave with it.
-    """
+    """A module that no forward runs; ``num_params`` counts the elements of the parameters that leave with it."""
 
     name: str
     num_params: int

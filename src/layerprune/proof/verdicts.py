@@ -29,11 +29,8 @@ def with_reasons(
 ) -> list[Group]:
     """Give each group its verdict, its least impact and its reason.
 
-    Args:
-        groups: the groups as formed.
-        removals: the removals possible now, with impacts.
-        unfitted: the removals that need calibration data, where none are given.
-        reasons: group name → why no removal takes it out.
+    ``removals`` are possible now, ``unfitted`` ones need calibration data, and none are given; ``reasons`` tell why no
+    removal takes a group out.
 
     Returns:
         The groups by impact, least first; then those that need calibration data; critical ones last.
