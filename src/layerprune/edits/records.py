@@ -17,7 +17,6 @@ class _Edit(BaseModel):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The names of the modules or parameters that the edit changes."""
         return (self.fqn,)
 
     @property
@@ -150,17 +149,14 @@ class Fold(_Edit):
 
     @property
     def owner(self) -> str:
-        """The name of the module that owns the weight."""
         return self.fqn.rpartition(".")[0] if self.function else self.fqn
 
     @property
     def weight(self) -> str:
-        """The weight's name in its module."""
         return self.fqn.rpartition(".")[2] if self.function else "weight"
 
     @property
     def weight_fqn(self) -> str:
-        """The weight's name in the model."""
         return self.fqn if self.function else f"{self.fqn}.weight"
 
     @property

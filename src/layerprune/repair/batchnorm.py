@@ -80,7 +80,6 @@ def reestimate(model: nn.Module, calibration: Iterable[Any]) -> tuple[str, ...]:
 
 
 def _check_finite(number: int, moments: Mapping[str, _Moments]) -> None:
-    """Raise for the first batch norm whose statistics are not finite."""
     for name, found in moments.items():
         if not bool((found.mean + found.scatter).isfinite().all()):
             raise NotFiniteError(

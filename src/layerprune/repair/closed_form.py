@@ -105,7 +105,6 @@ class ClosedFormRepair:
         self.new_biases = new_biases
 
     def carry_out(self, pruned: nn.Module, edits: Sequence[Edit]) -> RepairReport:
-        """Repair a pruned model in place."""
         report, values = self.mend(pruned, edits)
         write(unwrap(pruned), values)
         return report
@@ -155,7 +154,6 @@ class ClosedFormRepair:
         return report, refitter.values if kept else {}
 
     def _judged(self, number: int, side: ModelRun, outputs: tuple[Any, Any]) -> Judged:
-        """A held-out batch with the outputs that are known already."""
         return Judged(self.batches[number], outputs[0], side.output(number), outputs[1])
 
 

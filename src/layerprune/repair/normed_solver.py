@@ -98,7 +98,6 @@ class _Normed:
         return self
 
     def rows(self) -> Iterator[_Rows]:
-        """The picked rows of all batches."""
         assert self.site.passed is not None
         width = matrix_of(self.module).shape[2]
         for view, some in self.solver.picked(self.module, self.views, width):

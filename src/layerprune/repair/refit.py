@@ -49,7 +49,6 @@ class Patience:
         self.num_low = 0
 
     def holds(self, site: Site) -> bool:
-        """Whether a site is worth solving."""
         return self.num_low < PATIENCE or site.num_gaps > self.num_gaps or site.reached in self.outputs
 
     def learn(self, site: Site, won: float) -> None:

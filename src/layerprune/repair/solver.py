@@ -237,7 +237,6 @@ class Solver:
         return told, None if shift is None else Change(site, values, lambda view: spread(module, view, shift))
 
     def change(self, site: Site, module: nn.Module, found: Fit, *, by_output: bool) -> Change:
-        """Write a solution as weights."""
         delta, held = found.matrix.mT, parameters_of(module)["weight"]
         bias, shift, matrix, scale = parameters_of(module).get("bias"), None, matrix_of(module), site.scale(self.model)
         values: dict[str, Tensor] = {}
@@ -292,7 +291,6 @@ class Solver:
         return parts[0], parts[1]
 
     def split(self, number: int, num: int) -> int:
-        """The number of a batch's rows that are fitted on."""
         if self.num_batches == 1:
             return round(num * (1 - self.share_held_out))
         return num if number < self.first_held_out else 0

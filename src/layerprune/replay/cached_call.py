@@ -29,7 +29,6 @@ class Leaf:
         self.set(tensor)
 
     def set(self, tensor: Tensor) -> None:
-        """Hold a tensor with its current version."""
         self.tensor = tensor
         self.version = num_writes(tensor)
 
@@ -39,7 +38,6 @@ class Leaf:
         return num_writes(self.tensor) == self.version and not vars(self.tensor)
 
     def has_form_of(self, tensor: Tensor) -> bool:
-        """Whether a tensor has the same type, shape and memory format."""
         own = self.tensor
         return (
             own.shape == tensor.shape
@@ -72,7 +70,6 @@ class CachedCall:
         self.lies_in_arguments = False
 
     def leaf(self, tensor: Tensor) -> Leaf:
-        """The leaf of a tensor that can be kept."""
         if not is_plain(tensor):
             raise NotPlain
         return self.leaf_of(tensor)
@@ -105,7 +102,6 @@ class CachedCall:
 
     @property
     def leaves(self) -> list[Leaf]:
-        """The leaves of the arguments and the output."""
         return [*self.arguments.leaves(), *self.result.leaves()]
 
     @property

@@ -76,16 +76,13 @@ class UnchangedCalls:
         return found
 
     def outermost(self, frames: Collection[int]) -> list[int]:
-        """The frames that lie in none of the others."""
         return [frame for frame in sorted(frames) if not any(outer in frames for outer in self.around(frame))]
 
     def innermost(self, frames: Collection[int]) -> list[int]:
-        """The frames that contain none of the others."""
         holding = {outer for frame in frames for outer in self.around(frame)}
         return [frame for frame in sorted(frames) if frame not in holding]
 
     def around(self, frame: int) -> Iterable[int]:
-        """The frames around a frame, nearest first."""
         while (frame := self.graph.frames[frame].parent) >= 0:
             yield frame
 
@@ -98,7 +95,6 @@ class UnchangedCalls:
         return any(one is not None and has_hooks(one) for one in inside)
 
     def watched(self, frames: Iterable[int]) -> list[nn.Module]:
-        """The modules of some frames."""
         return list({id(module): module for module in map(self.module_of.__getitem__, frames)}.values())
 
     def chosen(self, wanted: Sequence[frozenset[int]], scale: float, most_bytes: int) -> frozenset[int]:

@@ -209,7 +209,6 @@ class OutputReuse:
         self.reuse_policy.is_trusted = True
 
     def doubt(self, why: str) -> None:
-        """Run whole forwards from now on."""
         self.reuse_policy.doubt, self.is_on, self.outcomes = why, False, {}
 
     @property
@@ -232,7 +231,6 @@ class OutputReuse:
         return self.upstream.chosen(wanted, scale, MOST_BYTES)
 
     def _work_for(self, number: int) -> int:
-        """The work that reuse saves for a set."""
         frames = self.upstream.outermost(self.wanted[number] & self.outcomes.keys())
         return sum(self.upstream.work[frame] for frame in frames)
 
@@ -293,7 +291,6 @@ class _Keeper(_Replay):
         return out
 
     def leaf(self, tensor: Tensor) -> Leaf:
-        """A fresh leaf of a tensor."""
         leaves = self.output_reuse.leaves
         leaf = leaves.get(id(tensor))
         if leaf is None or not leaf.is_fresh:
@@ -353,7 +350,6 @@ def _why_never(shade: Sandbox, graph: LayerGraph) -> str:
 
 
 def _drawn() -> tuple[Any, ...]:
-    """The states of the random number generators that a forward may draw from."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     name, keys, *rest = np.random.get_state()
     states = (torch.get_rng_state(), *cuda)

@@ -57,13 +57,11 @@ class Budgets:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """The names of the caps and targets that are given."""
         names = (field.name for field in fields(self))
         return tuple(name for name in names if name != "slack" and getattr(self, name) is not None)
 
     @property
     def has_target(self) -> bool:
-        """Whether a target is given."""
         return self.target_latency_ms is not None or self.max_memory_bytes is not None
 
     def or_default(self) -> Budgets:

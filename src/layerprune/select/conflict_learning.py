@@ -192,13 +192,11 @@ class ConflictLearner:
     # ---- pairs like those that failed -----------------------------------------------------------------------------
 
     def alike(self, patterns: set[tuple[object, ...]]) -> list[tuple[int, ...]]:
-        """Pairs of removals whose pattern has failed often enough."""
         often = {pattern for pattern in patterns if self.failed[pattern] >= _ALIKE}
         every = combinations(range(len(self.removals)), 2) if often else ()
         return [pair for pair in every if self.touch(pair) and self.pattern(pair) in often]
 
     def touch(self, pair: tuple[int, ...]) -> bool:
-        """Whether two removals lie near enough to affect each other."""
         one, other = (self.removals[i].dead for i in pair)
         return min(one) <= max(other) + 50 and min(other) <= max(one) + 50
 
@@ -295,5 +293,4 @@ class ConflictLearner:
         return found
 
     def size(self, number: int) -> tuple[int, int]:
-        """Sort key of a removal: its number of dead layers."""
         return len(self.removals[number].dead), number

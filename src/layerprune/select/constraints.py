@@ -26,11 +26,9 @@ class Limit:
     high: float = math.inf
 
     def of(self, chosen: Collection[int]) -> float:
-        """The amount that a set takes."""
         return amount(self.pieces, chosen)
 
     def without_low(self) -> Limit:
-        """The same cap, without a lower bound."""
         return replace(self, low=0.0)
 
 

@@ -39,13 +39,11 @@ class LocalSearch:
         self.wanting = np.array([len(set(ban.alternatives)) - 1 for ban in plain])
 
     def cost(self, chosen: Sequence[int]) -> float:
-        """The cost of a set."""
         some = list(chosen)
         pairs = 0.0 if self.pairs is None else float(self.pairs[np.ix_(some, some)].sum())
         return float(self.own[some].sum()) + pairs
 
     def fits(self, chosen: Sequence[int]) -> bool:
-        """Whether a set is within all limits."""
         inside = self._indicator(chosen)
         return all(limit.low <= limit.of(inside) <= limit.high for limit in self.limits)
 
@@ -141,7 +139,6 @@ class Amounts:
         self.takers = incidence(list(limit.pieces), num)
 
     def of(self, inside: np.ndarray) -> float:
-        """The amount that a set takes."""
         return float(self.sizes @ (self.takers @ inside > 0))
 
     def with_each(self, inside: np.ndarray) -> np.ndarray:

@@ -96,7 +96,6 @@ class _Columns:
         return self.places.get(group, group[0])
 
     def spread(self, pieces: Pieces) -> np.ndarray:
-        """Sizes by column."""
         found = np.zeros(self.num)
         for takers, size in pieces.items():
             found[self.place(takers)] += size
@@ -120,6 +119,5 @@ class _Columns:
         return row or {0: 0.0}, limit.low / scale, limit.high / scale
 
     def row_against(self, ban: Exclusion) -> _Row:
-        """The row that a ban's bound makes."""
         limit = ban.limit
         return {self.place(group): size for group, size in limit.pieces.items()}, -math.inf, limit.high

@@ -102,7 +102,6 @@ class _Reader:
         self.modules = frozenset(above for names in self.names.values() for name in names for above in _above(name))
 
     def read(self, item: object) -> _Wish:
-        """Resolve an item; raises :class:`UnknownNameError`."""
         if isinstance(item, (Removal, PlannedRemoval)):
             return self.removal(item.name)
         if isinstance(item, (Group, LayerInfo)):
@@ -130,7 +129,6 @@ class _Reader:
         return _Wish(name, removal=self.numbers[name])
 
     def spelled(self, said: str) -> tuple[str, ...]:
-        """The groups that a name stands for, however it is spelled."""
         for name in self.spellings(said):
             if found := self.named(name):
                 return found
@@ -164,7 +162,6 @@ class _Reader:
         return tuple(g for g, names in self.names.items() if any(fnmatchcase(n, p) for n in names for p in patterns))
 
     def unknown(self, said: str) -> str:
-        """The message about a name that stands for nothing."""
         line = f"there is no group '{said:.80}'; "
         for group in self.groups.values():
             if any(layer.name in self.spellings(said) for layer in group.layers[1:]):
@@ -179,13 +176,11 @@ class _Reader:
 
 
 def _above(name: str) -> list[str]:
-    """A dotted name, and the names of all modules above it."""
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
 def _check(wish: _Wish, groups: dict[str, Group], removals: Sequence[Removal], unfitted: Sequence[Removal]) -> None:
-    """Raise unless each named group has a removal."""
     usable = {name for removal in removals for name in removal.groups}
     missing = [name for name in wish.groups if name not in usable]
     if not missing:

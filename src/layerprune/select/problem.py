@@ -47,7 +47,6 @@ class Resource:
 
     @property
     def limit(self) -> Limit:
-        """The bounds on the additive part."""
         return Limit(self.pieces, self.at_least, self.at_most)
 
     def amount_text(self, amount: float) -> str:
@@ -130,7 +129,6 @@ class Problem:
         return with_unknown(impacts)
 
     def impact(self, chosen: Sequence[int]) -> float:
-        """The sum of a set's impacts."""
         return float(self.impacts[list(chosen)].sum())
 
 
@@ -167,7 +165,6 @@ class CapUse:
 
     @property
     def is_near(self) -> bool:
-        """Whether the choice fills the cap."""
         return self.used >= self.cap - NEAR
 
 

@@ -76,7 +76,6 @@ class Resources:
     # ---- resources ------------------------------------------------------------------------------------------------
 
     def params(self, share: float, fills: bool) -> Resource:
-        """The parameters; tied ones once."""
         pieces = self.param_pieces
         cap = share * self.graph.num_params
         return Resource(
@@ -90,7 +89,6 @@ class Resources:
         )
 
     def macs(self, share: float, fills: bool) -> Resource:
-        """The multiply-accumulates of one forward."""
         pieces = self.macs_pieces
         before = self.macs_before
 
@@ -135,7 +133,6 @@ class Resources:
 
     @cached_property
     def param_pieces(self) -> Pieces:
-        """The parameters that removals take."""
         modules, sizes = self.joints.prover.modules, self.graph.size_of_param
         return self._pieces(sizes, lambda lowering: params_taken(self.graph, modules, lowering))
 
@@ -147,14 +144,12 @@ class Resources:
         return Limit(self.param_pieces, low=float(min(1, *(removal.num_params for removal in self.removals))))
 
     def of(self, removals: Sequence[Removal]) -> Resources:
-        """The resources of the same model for other removals."""
         return Resources(
             self.model, self.graph, self.inputs, JointRemovals(self.joints.prover, removals, self.model), removals
         )
 
     @cached_property
     def macs_pieces(self) -> Pieces:
-        """The multiply-accumulates that removals save."""
         return self._by_layer(self.macs_by_layer)
 
     def _by_layer(self, costs: Mapping[int, float]) -> Pieces:
@@ -195,12 +190,10 @@ class Resources:
 
     @cached_property
     def macs_before(self) -> int:
-        """The model's multiply-accumulates."""
         return count_macs(self.model, self.inputs)
 
     @cached_property
     def macs_by_layer(self) -> Mapping[int, float]:
-        """Layer → its multiply-accumulates in one forward."""
         return self.layer_tally[0]
 
     @cached_property
@@ -224,7 +217,6 @@ class Resources:
         return compare_latency({"the model": self.model}, self.inputs)["the model"].median_ms
 
     def _timed(self, chosen: Sequence[int]) -> tuple[Latency, Latency]:
-        """The latency of the model and of the pruned model, timed in turn."""
         key = tuple(sorted(chosen))
         if key not in self._latencies:
             pair = {"the model": self.model, "the pruned model": self.joints.without(key)}

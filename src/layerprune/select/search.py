@@ -74,7 +74,6 @@ class Search:
         return self.usage if self.is_filling else weighted(needs)
 
     def used(self, chosen: Sequence[int]) -> float:
-        """The measured use of the caps by a proven set."""
         pairs = zip(self.problem.resources, self.measured(chosen), strict=True)
         return sum(amount / max(resource.at_most, 1e-30) for resource, amount in pairs if resource.is_filled)
 
@@ -111,16 +110,13 @@ class Search:
         return self.problem.is_smaller(chosen)
 
     def is_valid(self, chosen: tuple[int, ...]) -> bool:
-        """Whether a set is proven and within all budgets."""
         return self.is_proven(chosen) and self.is_below_caps(chosen) and self.meets_targets(chosen)
 
     def meets_targets(self, chosen: tuple[int, ...]) -> bool:
-        """Whether a proven set reaches all targets."""
         pairs = zip(self.problem.resources, self.measured(chosen), strict=True)
         return all(amount >= resource.at_least for resource, amount in pairs)
 
     def is_below_caps(self, chosen: tuple[int, ...]) -> bool:
-        """Whether a proven set stays below all caps."""
         pairs = zip(self.problem.resources, self.measured(chosen), strict=True)
         return all(amount <= resource.at_most for resource, amount in pairs)
 
@@ -166,7 +162,6 @@ class Search:
         return most
 
     def fullest(self) -> tuple[int, ...] | None:
-        """The valid set that uses the caps most; None without one."""
         if self._fullest is None:
             usage, gap = self.usage, min(GAP, self.problem.slack / 20)
             self._fullest = self.first_valid(lambda limits, bans: self.programme.most(usage, limits, bans, gap))

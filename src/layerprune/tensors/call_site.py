@@ -30,7 +30,6 @@ def custom_function() -> str:
 
 
 def _first(frame: FrameType) -> Any:
-    """The first argument of a frame's function; None without one."""
     code = frame.f_code
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 

@@ -66,7 +66,6 @@ def map_arrays(value: Any, fn: Callable[[np.ndarray], Any]) -> Any:
 
 
 def _walk(root: Any, leaf: type = Tensor) -> Iterator[Any]:
-    """Yield leaves depth first."""
     seen: set[int] = set()
     stack = [root]
     while stack:
@@ -145,7 +144,6 @@ def _fill(clone: Any, value: Any, fn: Callable[[Any], Any], memo: dict[int, Any]
 
 
 def _items(value: Any) -> dict[Any, Any]:
-    """Return a container's elements by key or position."""
     if isinstance(value, dict):
         return dict(dict.items(cast("dict[Any, Any]", value)))
     if isinstance(value, MappingProxyType):

@@ -36,7 +36,6 @@ def is_wrapped(tensor: Tensor) -> bool:
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    """The tensors inside a wrapping tensor; empty for a plain tensor."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     return [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
 

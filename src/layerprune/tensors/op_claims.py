@@ -47,7 +47,6 @@ class OpCall:
 
     @classmethod
     def of(cls, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> OpCall:
-        """Record a call without its tensors."""
         return cls(name, func, _formed(tuple(args)), _formed(dict(kwargs)))
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
@@ -59,7 +58,6 @@ class OpCall:
 
     @property
     def forms(self) -> list[_Form]:
-        """The forms of its tensors, in order."""
         return _forms_in((self.args, list(self.kwargs.values())))
 
     def __str__(self) -> str:
@@ -190,7 +188,6 @@ def _accelerators(forms: Sequence[_Form]) -> list[int]:
 
 
 def _formed(value: Any) -> Any:
-    """A value with tensors replaced by their forms."""
     if isinstance(value, Tensor):
         return _Form(tuple(value.shape), value.dtype, value.device)
     if isinstance(value, (list, tuple)):
@@ -208,7 +205,6 @@ def _forms_in(value: Any) -> list[_Form]:
 
 
 def _filled(value: Any, left: list[Tensor]) -> Any:
-    """A value with forms replaced by tensors."""
     if isinstance(value, _Form):
         return left.pop(0)
     if isinstance(value, tuple) and _forms_in(value):

@@ -70,7 +70,6 @@ _KINDS = {"elementwise": "activation", "spatial": "pooling", "moves": "reshape"}
 
 
 def _found(op: Any) -> tuple[str, OpOverload]:
-    """An op's name and its first overload."""
     if isinstance(op, CustomOpDef):
         op = name_of_custom_op(op)
     if isinstance(op, str):
@@ -93,7 +92,6 @@ def _found(op: Any) -> tuple[str, OpOverload]:
 
 
 def _check_words(name: str, kind: Any, merge: Any, channels: Any, *, has_macs: bool) -> None:
-    """Raise where the claims about an op are empty, unknown, or contradict one another."""
     if kind is None and merge is None and channels is None and not has_macs:
         raise ArgumentError(f"nothing is said of '{name}': pass kind=, merge=, channels= or macs=")
     for word, value, known in (
@@ -109,7 +107,6 @@ def _check_words(name: str, kind: Any, merge: Any, channels: Any, *, has_macs: b
 
 
 def _check_schema(name: str, op: OpOverload, merge: str | None, channels: str | None) -> None:
-    """Raise where an op's schema contradicts the claims."""
     if merge is None and channels is None:
         return
     schema = schema_of(op)

@@ -56,7 +56,6 @@ class OpTraits:
 
     @property
     def is_sum(self) -> bool:
-        """Whether its result is the sum of its operands."""
         return self.merge == "add" and not self.is_left_only
 
     @property

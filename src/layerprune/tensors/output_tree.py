@@ -84,21 +84,17 @@ class OutputTree(Generic[_L]):
 
     @classmethod
     def constant(cls, value: Any) -> OutputTree[_L]:
-        """The tree of a value without parts."""
         return cls("value", value, type_name=_type_name(value))
 
     def nodes(self) -> Iterator[OutputTree[_L]]:
-        """The tree and all trees inside, in order."""
         yield self
         for item in self.items:
             yield from item.nodes()
 
     def leaves(self) -> Iterator[_L]:
-        """The leaves, in order."""
         return (node.leaf for node in self.nodes() if node.kind == "tensor")
 
     def constants(self) -> Iterator[Any]:
-        """The constants, in order."""
         return (node.leaf for node in self.nodes() if node.kind == "value")
 
     def places(self, around: tuple[str | int, ...] = ()) -> Iterator[tuple[_L, tuple[str | int, ...]]]:
@@ -114,7 +110,6 @@ class OutputTree(Generic[_L]):
         return any(node.kind == "opaque" for node in self.nodes())
 
     def map(self, fn: Callable[[_L], _M]) -> OutputTree[_M]:
-        """The same tree with other leaves."""
         leaf = fn(self.leaf) if self.kind == "tensor" else self.leaf
         return OutputTree(self.kind, leaf, self.keys, tuple(item.map(fn) for item in self.items), self.type_name)
 
@@ -199,7 +194,6 @@ def is_argument(pair: Any) -> bool:
 
 
 def _is_record(inner: Any) -> bool:
-    """Whether a value names a class and holds its fields."""
     if not isinstance(inner, dict) or set(cast("dict[str, Any]", inner)) != {"class", "fields"}:
         return False
     name, fields = inner["class"], inner["fields"]

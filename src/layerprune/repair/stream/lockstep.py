@@ -114,7 +114,6 @@ class Lockstep:
                 del self.sites_at[stop]
 
     def behind(self, stop: int) -> list[Site]:
-        """The sites behind a tensor."""
         return [site for value, some in self.sites_at.items() if value != stop for site in some]
 
     def views(self, stop: int, sites: Sequence[Site]) -> dict[str, list[SiteBatch]]:
@@ -144,14 +143,12 @@ class Lockstep:
         return {name: [] if name in out else views for name, views in found.items()}
 
     def _is_alike(self, site: Site, view: SiteBatch) -> bool:
-        """Whether a site has as many rows as in the original."""
         if view.found is not None:
             return view.found.shape == view.wanted.shape
         read, reached = (math.prod(self.pruned.graph.values[v].shape) for v in (site.source, site.reached))
         return view.read.numel() * reached == view.wanted.numel() * read
 
     def why_not_seen(self, name: str) -> str:
-        """Why a site has no tensors in any batch."""
         if name in self.routed:
             return "what it feeds holds other rows than in the original, as values decide"
         if name in self.resized:

@@ -66,7 +66,6 @@ class ModelRun:
 
     @cached_property
     def overwritten(self) -> frozenset[int]:
-        """The storages that layers write into."""
         return frozenset(storage for layer in self.graph.layers for storage in layer.writes)
 
     def kept(self, value: int, tensor: Tensor) -> Tensor:
@@ -85,7 +84,6 @@ class ModelRun:
             lane.finish()
 
     def num_bytes(self, value: int) -> int:
-        """The bytes of a value in the recorded forward."""
         found = self.graph.values[value]
         return torch.Size(found.shape).numel() * found.dtype.itemsize
 

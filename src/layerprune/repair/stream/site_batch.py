@@ -33,7 +33,6 @@ class SiteBatch:
 
     @property
     def there(self) -> Tensor:
-        """``found`` of a transform that has run."""
         assert self.found is not None
         return self.found
 

@@ -97,7 +97,6 @@ class SuspendedForward:
             self.next()
 
     def close(self) -> None:
-        """End the forward at once."""
         self._is_closed, self._found = True, None
         if self._thread is not None:
             self._turn.release()
