@@ -184,7 +184,7 @@ class UniversalLayerPruner:
     # ---- display --------------------------------------------------------------------------------------------------
 
     def render_plan(self, *, full: bool = False, width: int | None = None) -> str:
-        """Return the removable groups as text: ten lines first, then the groups with their verdicts, and the sums.
+        """Return the possible removals as text: ten lines first, then all groups with their verdicts, and the sums.
 
         Args:
             full: show each group of repeated blocks, not one for all that are alike.
@@ -226,7 +226,7 @@ class UniversalLayerPruner:
             max_memory_bytes: target: peak memory of parameters, buffers and activations in one forward, in bytes.
             max_impact: cap: the largest impact of all removals together, in the unit of :attr:`impact_unit`.
             slack: how far a plan may stay below the largest one that fits, as a share of it, for less impact; twice as
-                far if that halves a measured impact. 0 fills the caps. Not for ``greedy``, ``repaired``.
+                far if that at least halves a measured impact. 0 fills the caps. Not for ``greedy``, ``repaired``.
             groups: names of groups (their lead transforms), of modules above several (``"blocks.0"``), patterns, or
                 objects of :attr:`groups` and :attr:`removals`; each leaves by the removal that takes the fewest others.
             strategy: ``exact`` (impacts add up), ``quadratic`` (pairs count as well), ``greedy`` (measured again after

@@ -89,11 +89,9 @@ class Group:
 def form_groups(graph: LayerGraph) -> tuple[Group, ...]:
     """Form the groups of a layer graph, in order of execution.
 
-    Three principles: every group starts with a transform; a layer that is no transform joins a group when all layers
-    that it depends on are in it; no group spans two transforms.
-
-    Raises:
-        UnsupportedModelError: no transform lies between the model's inputs and its outputs.
+    Every group starts with a transform; a layer that is no transform joins a group when all layers that it depends on
+    are in it; no group spans two transforms. Raises :class:`UnsupportedModelError` where no transform lies between the
+    model's inputs and its outputs.
     """
     owner: dict[int, str] = {}
     members: dict[str, list[int]] = {}
