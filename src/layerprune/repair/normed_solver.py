@@ -49,12 +49,7 @@ def solve_normed(
     The wanted input of the norm is ``u*``: the wanted output less ``b``, divided by ``g``, times the token's own size.
     With that size fixed this is a linear fit of rows divided by the size, because the norm divides the error as well.
     The size changes with the weights, so the fit repeats while the norm's output gets nearer on held-out rows.
-
-    Args:
-        solver: the solver.
-        site: a site that passes a norm.
-        views: the tensors of the site in each batch.
-        notes: gets messages for the user.
+    ``notes`` gets messages for the user.
     """
     found = _Normed(solver, site, views).run()
     module = solver.model.get_submodule(site.name)

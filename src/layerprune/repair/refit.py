@@ -37,9 +37,6 @@ class Patience:
     """Tells when further solving gains nothing: the gain of a transform falls with its distance from the gap.
 
     A transform that feeds the model's output is solved at any distance, as no later layer can hide its gain.
-
-    Args:
-        outputs: the values that the pruned model returns.
     """
 
     def __init__(self, outputs: Collection[int]) -> None:
@@ -60,15 +57,7 @@ class Patience:
 
 
 class Refitter:
-    """Solves the transforms of a pruned model again, on copies of their weights.
-
-    Args:
-        original: the original.
-        pruned: the pruned model; it does not change.
-        batches: calibration data.
-        memory_bytes: the memory for solving one site, in bytes; the waiting batches may take as much again.
-        how: ``refit`` or ``mean``.
-        new_biases: whether ``mean`` may give a bias to a transform without one.
+    """Solves the transforms of a pruned model again, on copies of their weights; :func:`repair` explains the arguments.
 
     Attributes:
         values: the new weights, by name.

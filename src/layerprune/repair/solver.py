@@ -122,12 +122,8 @@ def _is_finite(view: SiteBatch) -> bool:
 class Solver:
     """Solves one site after the other: ``min ‖ΔW a + Δb − δ‖² + λ‖ΔW‖²``, δ the wanted change of its output.
 
-    Args:
-        model: the pruned model with its old weights.
-        num_batches: the number of batches.
-        first_held_out: the number of the first held-out batch; the ridge strengths are chosen on held-out rows.
-        share_held_out: the share of the rows that is held out where there is a single batch.
-        memory_bytes: the memory for solving one site, in bytes.
+    The ridge strengths are chosen on held-out rows: of the batches from ``first_held_out`` on, or ``share_held_out`` of
+    a single batch. ``model`` is the pruned model with its old weights, ``memory_bytes`` the limit for one site.
     """
 
     def __init__(

@@ -50,13 +50,10 @@ def judge(
     batches: Sequence[Judged],
     harm: Divergence | None,
 ) -> RepairVerdict:
-    """Compare the outputs of the pruned model, before and after its repair, with the original's.
+    """Compare the outputs of the pruned model, before and after its repair, with those of the original ``model``.
 
-    Args:
-        model: the original.
-        shades: sandboxes of the original, the pruned model, and the repaired model.
-        batches: the batches to judge by.
-        harm: the divergence of outputs; told from the model and its output if None.
+    ``shades`` are sandboxes of the original, the pruned and the repaired model; without ``harm`` the divergence is told
+    from the original and its output.
     """
     change, size = [0.0, 0.0], 0.0
     for one in batches:

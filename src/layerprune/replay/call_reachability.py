@@ -17,12 +17,7 @@ _PER_ELEMENT = 8  # multiply-accumulates that take as long as an elementwise fun
 
 
 class UnchangedCalls:
-    """Tells whether a change can reach calls, given as frames of the layer graph.
-
-    Args:
-        graph: the layer graph.
-        model: the model of a sandbox, without edits.
-    """
+    """Tells whether a change can reach calls, given as frames of the layer graph; ``model`` is still without edits."""
 
     def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
         self.graph = graph
@@ -40,11 +35,7 @@ class UnchangedCalls:
                 self.modules[frame.parent] |= self.modules[frame.index]
 
     def unreached(self, condition: ModelState) -> frozenset[int]:
-        """The calls that the model's current edits reach neither by data flow nor in their modules.
-
-        Args:
-            condition: snapshot of the model before the edits.
-        """
+        """The calls that edits since the snapshot ``condition`` reach neither by data flow nor in their modules."""
         changed = condition.changed()
         touched, differing = condition.holding(changed), condition.differing(changed)
         seeds = {
@@ -100,10 +91,8 @@ class UnchangedCalls:
     def chosen(self, wanted: Sequence[frozenset[int]], scale: float, most_bytes: int) -> frozenset[int]:
         """Choose the calls whose outputs are kept: first those that save most work per byte.
 
-        Args:
-            wanted: for each set of edits the calls that it does not reach.
-            scale: size of the batch, in example inputs.
-            most_bytes: the memory limit, in bytes.
+        ``wanted`` holds for each set of edits the calls that it does not reach; ``scale`` is the size of the batch, in
+        example inputs.
         """
         saved: Counter[int] = Counter()
         for frames in wanted:

@@ -73,12 +73,8 @@ class ReusePolicy:
 class OutputReuse:
     """Keeps outputs of the original's forward on one batch after the other, and reuses them.
 
-    Args:
-        shade: a real sandbox of the model.
-        graph: the layer graph; it tells which outputs to keep, and which calls an edit reaches. Both are checked.
-        sets: the sets of edits.
-        folded: for each set the weights of projections.
-        reuse_policy: known facts about the model.
+    The layer graph tells which outputs to keep, and which calls an edit reaches; both are checked. ``folded`` holds for
+    each set of edits the weights of projections.
     """
 
     def __init__(
@@ -114,12 +110,7 @@ class OutputReuse:
 
     @contextmanager
     def keeping(self, sets: Sequence[int], num_samples: int) -> Generator[None]:
-        """Keep outputs of calls while the original's forward runs inside.
-
-        Args:
-            sets: numbers of the sets that are measured on this batch.
-            num_samples: samples in the batch.
-        """
+        """Keep outputs of calls for some sets, by number, while the original's forward runs inside."""
         self.outcomes, self.leaves, self.is_steady = {}, {}, True
         self.batch_size = num_samples
         if not self.is_on or not sets:
@@ -146,12 +137,9 @@ class OutputReuse:
             }
 
     def check(self, sets: Sequence[int], num_samples: int, repeat: Callable[[], bool]) -> None:
-        """Find out which calls can be kept, and test whether forwards that reuse them give the same bits.
+        """Find out which calls can be kept for some sets, and test whether forwards that reuse them give the same bits.
 
-        Args:
-            sets: numbers of the sets that are measured on this batch.
-            num_samples: samples in the batch.
-            repeat: runs the original's forward again, and returns whether it gives the same bits.
+        ``repeat`` runs the original's forward again, and returns whether it gives the same bits.
         """
         if not self.is_on or not self.is_steady or not sets:
             return

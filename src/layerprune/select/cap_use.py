@@ -11,12 +11,7 @@ from layerprune.select.search import Search
 
 
 def cap_uses(search: Search, chosen: Sequence[int]) -> tuple[CapUse, ...]:
-    """Measure how much of each cap a proven set takes; the most that fits is solved for only where a cap is not filled.
-
-    Args:
-        search: the search that chose the set.
-        chosen: the set, as numbers of removals.
-    """
+    """Measure how much of each cap a proven set takes; solve for the most that fits only where a cap is not filled."""
     filled = [each for each in search.problem.resources if each.is_filled and each.total > 0]
     found: list[CapUse] = []
     for resource in filled:

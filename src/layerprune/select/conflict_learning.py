@@ -21,13 +21,7 @@ Holds: TypeAlias = Callable[[Sequence[int]], bool]
 
 @dataclass(frozen=True)
 class FailureFamily:
-    """Removals that differ in numbers only; any ``num`` of them fail together with some other removals.
-
-    Attributes:
-        others: the removals without which the members do not fail.
-        members: the removals.
-        num: how many of them are too many.
-    """
+    """Removals that differ in numbers only: any ``num`` of the members fail together with the others."""
 
     others: tuple[int, ...]
     members: tuple[int, ...]
@@ -46,13 +40,8 @@ def find_failure_family(core: Sequence[int], removals: Sequence[Removal], holds:
     the set are exchanged for removals of their kind outside it. All removals that still fail in the exchange make the
     family. Some sets drawn from it then have to fail, and to hold with one removal less; the other sets are not tried.
 
-    Args:
-        core: a minimal failing set.
-        removals: all removals, by number.
-        holds: whether removals can be made together.
-
     Returns:
-        The family; None where other sets of the kind hold.
+        The family of the minimal failing set ``core``; None where other sets of the kind hold.
     """
     commonest = Counter(kind(removals[i]) for i in core).most_common(1)[0][0]
     inside = [i for i in core if kind(removals[i]) == commonest]
@@ -116,10 +105,7 @@ class ConflictLearner:
     kind. And the dead layers count, not the removals that kill them: see :meth:`ban`. To forbid a set that would hold
     costs a choice; to prove each of a million sets costs days.
 
-    Args:
-        removals: the removals that sets are made of, by number.
-        check: proves a set, or raises :class:`Refusal`.
-        lower_removal: the part of ``check`` that runs no model; raises :class:`Refusal` likewise.
+    ``check`` proves a set, or raises :class:`Refusal`; ``lower_removal`` is the part of it that runs no model.
     """
 
     def __init__(

@@ -13,13 +13,7 @@ Pieces: TypeAlias = Mapping[tuple[int, ...], float]
 
 @dataclass(frozen=True)
 class Limit:
-    """Bounds on the amount that a set takes.
-
-    Attributes:
-        pieces: the amounts.
-        low: the least that a set has to take.
-        high: the most that a set may take.
-    """
+    """The least and the most that a set may take of some pieces."""
 
     pieces: Pieces
     low: float = 0.0

@@ -30,11 +30,6 @@ Takings: TypeAlias = Callable[[tuple[int, ...]], "Savings | None"]
 def interactions(graph: LayerGraph, removals: Sequence[Removal], taken_by: Takings) -> list[tuple[int, ...]]:
     """Find sets of two or more removals where each replaces a tensor that another's projection or slice reads.
 
-    Args:
-        graph: the layer graph.
-        removals: the removals, by number.
-        taken_by: the parameters that a set takes.
-
     Returns:
         Sets that go together, each ascending, small sets first; at most as many as lower within seconds.
     """
@@ -76,12 +71,7 @@ def with_interactions(pieces: Pieces, sets: Sequence[tuple[int, ...]], size_of: 
     """Correct pieces, so that their sums are right for some sets.
 
     The difference between a set's size and the sum of its parts counts where all its members go. A piece goes with any
-    of its takers, so inclusion and exclusion express the difference.
-
-    Args:
-        pieces: the sizes of removals, each on its own.
-        sets: the sets to correct for, small sets first.
-        size_of: the size of a set.
+    of its takers, so inclusion and exclusion express the difference. Small sets come first in ``sets``.
     """
     found = dict(pieces)
     failed: list[tuple[int, ...]] = []

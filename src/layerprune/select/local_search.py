@@ -48,14 +48,7 @@ class LocalSearch:
         return all(limit.low <= limit.of(inside) <= limit.high for limit in self.limits)
 
     def improve(self, chosen: Sequence[int]) -> list[int]:
-        """Move to the best neighbour for as long as that lowers the cost.
-
-        Args:
-            chosen: a set within the limits.
-
-        Returns:
-            A set within the limits that costs no more.
-        """
+        """Move from a set within the limits to its best neighbour, as long as that lowers the cost."""
         held = tuple(sorted(chosen))
         for _ in range(_STEPS):
             cost, better = min(self._moves(held), default=(np.inf, held))
@@ -74,9 +67,7 @@ class LocalSearch:
     def entries(self, held: Sequence[int], *, reaching: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Which removals may join a set, ``(removal,)`` of booleans, and the cost of the larger set, ``(removal,)``.
 
-        Args:
-            held: the set.
-            reaching: whether the larger set has to reach the lower bounds.
+        With ``reaching`` the larger set has to reach the lower bounds.
         """
         inside = self._indicator(held)
         present = np.minimum(self.groups @ inside, 1.0)

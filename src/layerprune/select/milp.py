@@ -31,9 +31,6 @@ _Row: TypeAlias = tuple[dict[int, float], float, float]
 class Milp:
     """Solves for sets of removals with scipy's ``milp``, exactly where the allowed steps suffice.
 
-    Args:
-        num_removals: the number of removals.
-
     Attributes:
         is_cut_short: whether a solver has stopped before its answer was proven optimal.
     """

@@ -35,15 +35,7 @@ from layerprune.select.problem import Resource
 
 
 class Resources:
-    """Measures how much sets of removals save, each quantity on first use.
-
-    Args:
-        model: the user's model; it does not change.
-        graph: its layer graph.
-        inputs: inputs of the measured forward.
-        joints: lowers and proves sets.
-        removals: the removals that sets are made of.
-    """
+    """Measures how much sets of removals save, each quantity on first use; the model does not change."""
 
     def __init__(
         self, model: nn.Module, graph: LayerGraph, inputs: Inputs, joints: JointRemovals, removals: Sequence[Removal]

@@ -26,9 +26,6 @@ Solver = Callable[[Sequence[Limit], Sequence[Exclusion]], Sequence[int]]
 class Search:
     """The limits, bans, proofs and measurements that all strategies share.
 
-    Args:
-        problem: the selection problem.
-
     Attributes:
         bans: sets that are known not to hold together.
         rounds: how many more sets may be proven.

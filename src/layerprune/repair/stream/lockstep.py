@@ -25,16 +25,9 @@ MOST_THREADS = 512
 class Lockstep:
     """Runs both models in lockstep on all batches.
 
-    Args:
-        original: the original.
-        pruned: the pruned model.
-        repaired: a sandbox of the pruned model with the weights found so far.
-        batches: calibration data.
-        sites: the sites of the pruned model.
-        memory_bytes: the memory for the tensors of the waiting batches, in bytes. Where they do not fit, the last
-            batches restart for each tensor.
-        first_judged: the number of the first batch whose outputs are compared at the end.
-        ahead: the names of the transforms that are solved before they run.
+    The tensors of the waiting batches take at most ``memory_bytes``; the batches that do not fit restart for each
+    tensor. ``repaired`` is a sandbox of the pruned model with the weights found so far. From batch ``first_judged`` on
+    outputs are kept. The transforms named in ``ahead`` are solved before they run.
     """
 
     def __init__(

@@ -15,13 +15,8 @@ def solved_ahead(sites: Sequence[Site], graph: LayerGraph, fits: Callable[[Site]
     its old output. No other tensor may be corrected between its input and its call: otherwise forwards of the original
     would run far ahead and hold all tensors in between.
 
-    Args:
-        sites: the transforms.
-        graph: the pruned model's layer graph.
-        fits: tells whether a transform's weights can be found by the sums of its inputs.
-
-    Returns:
-        Their names; the other transforms are solved when the tensor that they feed is there.
+    ``fits`` tells whether a transform's weights can be found by the sums of its inputs. Other transforms are solved
+    when the tensor that they feed is there.
     """
     ahead = {site.name for site in sites if site.is_alone and fits(site)}
     while True:

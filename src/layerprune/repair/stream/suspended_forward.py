@@ -70,11 +70,7 @@ class SuspendedForward:
         self._is_closed = self._has_shown = False
 
     def next(self) -> tuple[int, Tensor] | None:
-        """Run on to the next value, and return it with its tensor; None at the end.
-
-        Raises:
-            Exception: the exception of the model's own forward.
-        """
+        """Run on to the next value, and return it with its tensor; None at the end. Raises what the forward raises."""
         if self._is_closed:
             return None
         if self._thread is None:
@@ -87,11 +83,7 @@ class SuspendedForward:
         return self._found
 
     def finish(self) -> None:
-        """Run a forward that has begun to its end without stopping, for the output.
-
-        Raises:
-            Exception: the exception of the model's own forward.
-        """
+        """Run a forward that has begun to its end, for the output. Raises what the forward raises."""
         if self._thread is not None and self._to_end:
             self._is_free = True
             self.next()
