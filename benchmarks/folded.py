@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from layerprune import UniversalLayerPruner
 from layerprune.modules import num_params
 from layerprune.planner import params_in
-from layerprune.removals.protection import HEAD, STEM
 from layerprune.select import Budgets, Search
 
 MODELS = ("vgg16", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "densenet121")
@@ -49,7 +48,7 @@ def shares(names: tuple[str, ...]) -> list[dict[str, str]]:
         model = getattr(torchvision.models, name)(weights=None).eval()
         pruner = UniversalLayerPruner(model, example_inputs=torch.randn(2, 3, 224, 224))
         total = pruner.graph.num_params
-        kept = params_in(pruner.graph, [g for g in pruner.groups if g.reason.startswith((STEM, HEAD))]) / total
+        kept = params_in(pruner.graph, [g for g in pruner.groups if g.reason_code in ("stem", "head")]) / total
         plain = params_in(pruner.graph, [g for g in pruner.groups if g.can_remove and not g.needs_calibration]) / total
         both = params_in(pruner.graph, [g for g in pruner.groups if g.verdict != "critical"]) / total
         critical = {g.name: params_in(pruner.graph, [g]) / total for g in pruner.groups if g.verdict == "critical"}

@@ -8,8 +8,7 @@ from typing import Any
 
 from layerprune import UniversalLayerPruner
 from layerprune.cost import bundles, params_taken
-from layerprune.graph import LayerGraph
-from layerprune.removals.protection import HEAD
+from layerprune.graph import LayerGraph, RefusalCode
 
 _MAX_REASONS = 5
 
@@ -49,7 +48,7 @@ def removable_share(pruner: UniversalLayerPruner) -> float | None:
 def _aside(pruner: UniversalLayerPruner) -> frozenset[int]:
     """The parameters of embeddings and of the head."""
     graph: LayerGraph = pruner.graph
-    heads = [i for group in pruner.groups if group.reason == HEAD for i in group.members]
+    heads = [i for group in pruner.groups if group.reason_code == "head" for i in group.members]
     embeddings = [layer.index for layer in graph.layers if layer.kind == "embedding"]
     return frozenset(graph.param_ids[name] for i in (*heads, *embeddings) for name in graph.layers[i].params)
 
@@ -58,7 +57,7 @@ def _main_reasons(reasons: Mapping[str, str], sizes: Mapping[str, int]) -> list[
     """(reason, groups, parameters), those that hold the most parameters first; the head's aside."""
     found: dict[str, list[str]] = {}
     for name, reason in reasons.items():
-        if reason != HEAD:
+        if reason != RefusalCode.HEAD.value:
             found.setdefault(reason, []).append(name)
     rows = [(reason, len(names), sum(sizes[name] for name in names)) for reason, names in found.items()]
     return sorted(rows, key=lambda row: -row[2])[:_MAX_REASONS]
