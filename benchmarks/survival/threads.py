@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from test_plan_on_another_copy import weight_hash
 from torch import nn
 
 from layerprune import UniversalLayerPruner
+from models.nets import weight_hash
 
 
 def run(start: int, count: int) -> dict[str, Any]:

@@ -102,8 +102,9 @@ def saved(family: str, folder: Path) -> dict[str, Any]:
 
 def reloaded(root: Path) -> dict[str, Any]:
     """Load all that lies in a folder, in a process without layerprune."""
-    script = Path(__file__).parents[1] / "models" / "reload_vanilla.py"
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    tests = Path(__file__).parents[1]
+    script = tests / "models" / "reload_vanilla.py"
+    clean = {**os.environ, "PYTHONPATH": str(tests)}  # and nothing of this process's path: layerprune least of all
     ran = subprocess.run([sys.executable, str(script), str(root)], capture_output=True, text=True, env=clean)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout.splitlines()[-1])

@@ -3,11 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from test_plan_on_another_copy import weight_hash
 from torch import nn
 
 from layerprune import UniversalLayerPruner
-from models.nets import Photograph, linear, randomised, tokens
+from models.nets import Photograph, linear, randomised, tokens, weight_hash
 
 
 def attention():
