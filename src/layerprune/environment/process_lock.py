@@ -43,11 +43,7 @@ def exclusive() -> Generator[None]:
 
 
 class SharedContext:
-    """A context that several are in at once, and leave in any order: the first enters it, the last leaves it.
-
-    Args:
-        make: makes the context.
-    """
+    """A context with several users at once: the first enters it, and the last to leave exits it."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[object]]) -> None:
         self._make = make
@@ -57,7 +53,6 @@ class SharedContext:
 
     @contextmanager
     def __call__(self) -> Generator[None]:
-        """Be in the context inside."""
         with self._counting:
             if self._num_users == 0:
                 self._entered.enter_context(self._make())
@@ -83,11 +78,7 @@ def locked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]
 
 
 def holding_process_lock(*, but: Sequence[str] = ()) -> Callable[[Class], Class]:
-    """Let one thread at a time into the public methods and properties of all instances of a class.
-
-    Args:
-        but: names of methods that do not take the lock.
-    """
+    """Let one thread at a time into the public methods and properties of a class's instances, except ``but``."""
 
     def decorate(cls: Class) -> Class:
         for name, member in list(vars(cls).items()):

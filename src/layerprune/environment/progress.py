@@ -18,12 +18,7 @@ class ProgressMessage(Protocol):
 
 @contextmanager
 def progress_bar(what: str, wanted: bool | None) -> Generator[ProgressMessage]:
-    """Show a progress bar on standard error, and remove it at the end.
-
-    Args:
-        what: text before the bar.
-        wanted: whether to show the bar; None: only if standard error is a terminal.
-    """
+    """Show a progress bar after the text ``what`` on standard error; ``wanted=None``: only on a terminal."""
     console = Console(stderr=True)
     if not (console.is_terminal if wanted is None else wanted):
         yield lambda done, total, note="": None

@@ -24,14 +24,8 @@ def fold_mean(
 
     Least squares over all rows. The rows of a convolution are all places of its output, so the constant is a compromise
     at borders, where padding lets less of the difference in. The constant goes into the bias; without a bias into the
-    running mean of the batch norm behind the transform, or into a new bias.
-
-    Args:
-        site: the site.
-        model: the pruned model.
-        views: the tensors of the site in each batch.
-        split: how many rows are fitted on; the others tell whether the constant helps.
-        new_biases: whether a transform without a bias may get one.
+    running mean of the batch norm behind the transform, or with ``new_biases`` into a new bias. ``split`` tells how
+    many rows are fitted on; the others tell whether the constant helps.
 
     Returns:
         The result, the new values by name, and the change of the tensor, ``(channel,)``. No values, and None, where the

@@ -16,13 +16,10 @@ _ROUNDS = 12
 def cover(
     problem: Problem, groups: Sequence[str], fixed: Sequence[int], besides: Sequence[float]
 ) -> tuple[int, ...] | None:
-    """Find removals that take groups out and are proven together.
+    """Find removals that take groups out and are proven together; budgets do not count.
 
-    Args:
-        problem: the removals, and how a set is proven; its budgets do not count.
-        groups: the groups that have to go.
-        fixed: removals that have to be in the set.
-        besides: for each removal, the size of the groups that it takes unasked.
+    The set includes the removals in ``fixed``; ``besides`` is, for each removal, the size of the groups that it takes
+    unasked.
 
     Returns:
         The set with the least sum of ``besides``, then of the impacts; None where none was found.

@@ -37,13 +37,8 @@ def _first(frame: FrameType) -> Any:
 def caller(names: Mapping[int, str]) -> str:
     """Identify the call site of the running function: the innermost running module, and the code places from there on.
 
-    The same call has the same text in every run, whatever watches the model; all rounds of a loop are one place.
-
-    Args:
-        names: module's id → its name.
-
-    Returns:
-        An opaque text; empty where none of the modules runs.
+    The same call has the same opaque text in every run, whatever watches the model; all rounds of a loop are one place.
+    ``names`` maps a module's id to its name; the text is empty where none of these modules runs.
     """
     places: list[str] = []
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]

@@ -148,11 +148,7 @@ class OutputTree(Generic[_L]):
 
     @staticmethod
     def from_json(structure: Structure, depth: int = _DEEPEST) -> OutputTree[StandInLeaf]:
-        """Read the form of a stand-in's output in plans.
-
-        Args:
-            structure: see :data:`Structure`.
-            depth: the largest allowed depth of nested containers.
+        """Read the form of a stand-in's output in plans, with containers nested at most ``depth`` deep.
 
         Raises:
             DroppedTensorError: the structure has another form.
