@@ -34,7 +34,6 @@ class Leaf:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the tensor was not written into since."""
         return num_writes(self.tensor) == self.version and not vars(self.tensor)
 
     def has_form_of(self, tensor: Tensor) -> bool:
@@ -106,11 +105,9 @@ class CachedCall:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the output was not written into since."""
         return all(leaf.is_fresh for leaf in self.result.leaves())
 
     def rebuilt(self) -> Any:
-        """The output: the same tensors in new containers."""
         return self.result.build(lambda leaf: leaf.tensor)
 
     def renew(self, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> bool:

@@ -55,7 +55,6 @@ class UnchangedCalls:
         )
 
     def downstream(self, layers: Iterable[int]) -> set[int]:
-        """The layers, and all layers that their outputs flow into."""
         found, stack = set[int](), list(layers)
         while stack:
             layer = stack.pop()

@@ -52,7 +52,6 @@ class Budgets:
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> Budgets:
-        """The budgets among a function's arguments, by field name."""
         return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     @property

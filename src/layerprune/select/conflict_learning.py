@@ -28,7 +28,6 @@ class FailureFamily:
     num: int
 
     def failing(self, member: int) -> tuple[int, ...]:
-        """A minimal failing set with a given member."""
         company = [i for i in self.members if i != member][: self.num - 1]
         return tuple(sorted((*self.others, member, *company)))
 

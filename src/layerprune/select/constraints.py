@@ -57,7 +57,6 @@ class Exclusion:
 
     @classmethod
     def of(cls, removals: Iterable[int]) -> Exclusion:
-        """The ban of one set and its supersets."""
         return cls(tuple((i,) for i in sorted(set(removals))))
 
     def forbids(self, chosen: Iterable[int]) -> bool:

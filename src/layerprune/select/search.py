@@ -165,7 +165,6 @@ class Search:
         return self._fullest
 
     def may(self, chosen: Sequence[int]) -> bool:
-        """Whether a set breaks no ban and no upper bound."""
         return not any(ban.forbids(chosen) for ban in self.bans) and all(
             limit.of(chosen) <= limit.high for limit in self.limits
         )

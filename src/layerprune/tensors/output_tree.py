@@ -135,7 +135,6 @@ class OutputTree(Generic[_L]):
     # ---- in plans -------------------------------------------------------------------------------------------------
 
     def to_json(self: OutputTree[StandInLeaf]) -> Structure:
-        """The form of a stand-in's output in plans; see :data:`Structure`."""
         if self.kind == "tensor":
             return self.leaf if isinstance(self.leaf, str) else {"argument": [*self.leaf]}
         if self.kind == "value":
@@ -228,7 +227,6 @@ def _field_names(cls: type) -> tuple[str, ...] | None:
 
 
 def _record_class(module: str, qualname: str) -> type | None:
-    """The loaded record class of a name; None without one."""
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         found = vars(found).get(part) if hasattr(found, "__dict__") else None  # no getattr: that may import

@@ -59,7 +59,6 @@ class Lockstep:
         self.waiting = [_Waiting(self, number) for number in range(self.num_waiting)]
 
     def _num_waiting(self, memory_bytes: int) -> int:
-        """The number of batches that can wait side by side; at least one."""
         recorded = max(_num_elements(self.batches[self.original.recorded]), 1)
         asked = [sum(self.original.num_bytes(site.target) for site in some) for some in self.sites_at.values()]
         each = (self.original.live_bytes + self.pruned.live_bytes + max(asked, default=0)) / recorded

@@ -69,7 +69,6 @@ class ModelRun:
         return frozenset(storage for layer in self.graph.layers for storage in layer.writes)
 
     def kept(self, value: int, tensor: Tensor) -> Tensor:
-        """The tensor, or a copy where later layers may write into it."""
         tensor = tensor.detach()
         return tensor.clone() if self.graph.values[value].storage in self.overwritten else tensor
 
