@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.modules import clone
-from layerprune.modules.clone import Copier
+from layerprune.modules.copier import Copier
 from models.nets import Net, Photograph, close, linear, randomised, rows, run
 
 

@@ -274,10 +274,10 @@ def contents(folder: Path) -> dict[str, str]:
 
 #: What is being done → the function that is interrupted at its n-th call, for each n.
 INTERRUPTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
-    "copying": ("layerprune.modules.clone.Copier.copy", (1, 40)),
+    "copying": ("layerprune.modules.copier.Copier.copy", (1, 40)),
     "recording": ("layerprune.capture.recorder.Recorder.call_function", (1, 3)),
     "recording an operation": ("layerprune.capture.recorder.Recorder.operation", (1, 5)),
-    "building the graph": ("layerprune.capture.graph_builder.Builder.layer", (1,)),
+    "building the graph": ("layerprune.capture.graph_builder.GraphBuilder.layer", (1,)),
     "grouping": ("layerprune.graph.groups.lead_name", (2,)),
     "realising": ("layerprune.removals.lowering._Lowerer.run", (1, 2)),
     "proving": ("layerprune.proof.prover.Prover.check_run", (1, 2)),

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from layerprune.modules.clone import ATOMS, PLAIN_TYPES, Copier
+from layerprune.modules.copier import ATOMS, PLAIN_TYPES, Copier
 from layerprune.modules.parameters import named_parameters, parameters
 from layerprune.modules.supported import check_module
 from layerprune.stand_ins import DroppedTensor
