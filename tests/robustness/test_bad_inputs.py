@@ -282,7 +282,7 @@ INTERRUPTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "realising": ("layerprune.removals.lowering._Lowerer.run", (1, 2)),
     "proving": ("layerprune.proof.prover.Prover.check_run", (1, 2)),
     "scoring": ("layerprune.scoring.score", (1,)),
-    "ablating": ("layerprune.impact.ablation._run", (1, 3)),
+    "ablating": ("layerprune.capture.sandbox.Sandbox.forward", (1, 3)),
     "selecting": ("layerprune.select.milp.Milp.run", (1,)),
     "operating": ("layerprune.surgery.apply._carry_out", (1, 2, 3)),
     "copying what is left": ("layerprune.plan.plan.own", (1, 3)),

@@ -169,7 +169,9 @@ def real_sandbox(
     """
 
     def make(values: Tensor, old: nn.Parameter) -> nn.Parameter:
-        parameter = nn.Parameter(values, old.requires_grad)
+        # A tensor made in inference mode may require gradients there only.
+        with torch.inference_mode() if values.is_inference() else contextlib.nullcontext():
+            parameter = nn.Parameter(values, old.requires_grad)
         vars(parameter).update(vars(old))
         return parameter
 
