@@ -18,7 +18,7 @@ from layerprune.impact.estimators.influence import score_influence
 from layerprune.impact.estimators.perturbations import Perturbation, Tensors, perturbations_of
 from layerprune.inputs import as_inputs
 from layerprune.modules import CallKey
-from models.nets import Net, Photograph, linear, randomised, rows, tokens
+from models.nets import Net, Photograph, linear, randomised, repeats, rows, tokens
 from oracle.simulation import located
 
 
@@ -387,7 +387,7 @@ def test_inputs_are_told_by_their_names_in_whatever_order_they_come():
     assert torch.equal(seen[graph.inputs[1]], given["y"])
 
 
-@pytest.mark.parametrize("family", ["lfm2", "jamba", "qwen3_next"])
+@pytest.mark.parametrize("family", ["lfm2", *repeats("jamba", "qwen3_next")])
 def test_every_tensor_that_a_removal_moves_is_the_one_that_the_simulation_finds(family):
     pytest.importorskip("transformers")
     from models.families import build  # imports transformers

@@ -15,7 +15,7 @@ from layerprune.errors import CalibrationError
 from layerprune.fidelity import compare
 from layerprune.repair import repair
 from models.families import build
-from models.nets import Photograph, conv, linear, randomised, rows
+from models.nets import Photograph, conv, linear, randomised, repeats, rows
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -64,7 +64,7 @@ def as_dtype(batch: Any, dtype: torch.dtype) -> Any:
     return batch.to(dtype) if isinstance(batch, Tensor) else batch
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["resnet", *repeats("llama")])
 def test_plan_prune_repair_and_comparison_are_those_of_32_bits(name: str) -> None:
     make, batch_of, left = CASES[name]
     found: dict[torch.dtype, tuple[Any, ...]] = {}

@@ -24,6 +24,7 @@ from layerprune.errors import PlanError, SurgeryError
 from layerprune.plan import PruningPlan
 from layerprune.surgery import applied, operate
 from models.families import FAMILIES, build
+from models.nets import repeats
 from models.reload_vanilla import generated
 from oracle.checks import num_params
 
@@ -298,7 +299,7 @@ def test_containers_of_other_models_are_renumbered_plainly_and_back() -> None:
 # ---- config, undo, replay ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "deepseek_v3", "t5", "beit", "swin", "lfm2"])
+@pytest.mark.parametrize("family", ["llama", "swin", *repeats("gemma3", "gpt2", "deepseek_v3", "t5", "beit", "lfm2")])
 def test_undo_restores_containers_places_and_config(family: str) -> None:
     model = build(family)
     pruner = pruner_of(model)

@@ -203,3 +203,10 @@ def weight_hash(model: nn.Module) -> str:
             tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else bytes(str(tensor), "ascii")
         )
     return digest.hexdigest()
+
+
+def repeats(*names: str) -> list[Any]:
+    """Parameters of a test that repeat its point on more models: ``make reliability`` runs them."""
+    import pytest  # benchmarks share the nets, and need no pytest
+
+    return [pytest.param(name, marks=pytest.mark.reliability) for name in names]

@@ -103,7 +103,7 @@ def _randn(*shape: int) -> Tensor:
 #: Of which the zoo checks their like at full depth.
 _IN_THE_ZOO = {
     *("resnet18", "googlenet", "mobilenet_v3_small", "shufflenet_v2_x1_0", "densenet121"),
-    *("convnext_tiny", "vit_b_16", "swin_t"),
+    *("convnext_tiny", "vit_b_16", "swin_t", "resnet50", "efficientnet_b0"),
 }
 #: How many removals of a large model are tried at most: evenly spread over the forward, each kind in its turn.
 _MOST = 10

@@ -13,7 +13,7 @@ from layerprune.repair import closed_form, find_sites, repair
 from layerprune.repair.sites.permutation import Elements
 from layerprune.repair.sites.token_norms import norm_of
 from models import families
-from models.nets import Net, close, conv, copy_of, image, linear, padded_and_not, randomised, run, tokens
+from models.nets import Net, close, conv, copy_of, image, linear, padded_and_not, randomised, repeats, run, tokens
 from oracle.linearity import faults
 
 
@@ -402,7 +402,7 @@ def test_means_do_not_pass_norms():
     assert "write" not in {one.name for one in report.refitted if one.kept}
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("family", ["gemma2", *repeats("gemma3")])
 def test_a_block_of_gemma_is_won_back_better_through_its_norms(monkeypatch, family):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
