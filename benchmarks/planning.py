@@ -49,7 +49,7 @@ console = Console()
 
 
 @dataclass(frozen=True)
-class CachedCall:
+class Outcome:
     """The median seconds of one contender on one model, or why it has none."""
 
     seconds: float | None = None
@@ -64,9 +64,9 @@ class Row:
     """One model: planning with layerprune, a step of Torch-Pruning, one eval forward at batch 1."""
 
     model: str
-    layerprune: CachedCall
-    torch_pruning: CachedCall
-    forward: CachedCall
+    layerprune: Outcome
+    torch_pruning: Outcome
+    forward: Outcome
 
     @property
     def to_torch_pruning(self) -> float | None:
@@ -77,7 +77,7 @@ class Row:
         return ratio(self.layerprune, self.forward)
 
 
-def ratio(ours: CachedCall, other: CachedCall) -> float | None:
+def ratio(ours: Outcome, other: Outcome) -> float | None:
     return ours.seconds / other.seconds if ours.seconds and other.seconds else None
 
 
@@ -135,9 +135,9 @@ def compare(name: str, repeats: int) -> Row:
             if repeat > 0:
                 seconds[contender].append(elapsed)
     outcomes = {
-        contender: CachedCall(failure=failures[contender])
+        contender: Outcome(failure=failures[contender])
         if contender in failures
-        else CachedCall(statistics.median(seconds[contender]))
+        else Outcome(statistics.median(seconds[contender]))
         for contender in contenders
     }
     return Row(name, **outcomes)
