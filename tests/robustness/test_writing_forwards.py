@@ -284,10 +284,11 @@ def test_torch_compiles_again_after_sandboxes_that_end_in_another_order():
     import torch._dynamo  # nothing is switched before that
 
     one, other = (real_sandbox(nn.Linear(8, 8)).running() for _ in range(2))
-    one.__enter__()
-    other.__enter__()
-    one.__exit__(None, None, None)
-    other.__exit__(None, None, None)
+    with torch.enable_grad():  # a mode of the thread; where the order is another one, each forward has its own thread
+        one.__enter__()
+        other.__enter__()
+        one.__exit__(None, None, None)
+        other.__exit__(None, None, None)
     calls = []
     torch.compile(nn.Linear(8, 8), backend=lambda graph, _: calls.append(1) or graph.forward)(rows())
     assert calls == [1]
