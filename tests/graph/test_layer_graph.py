@@ -82,8 +82,12 @@ def test_one_edge_holds_all_values_between_two_layers():
 
 
 def test_recorded_graphs_hold_together():
-    capture(ExampleModel(), as_inputs(image())).lint()
-    capture(Net(lambda net, x: net.a(x) + net.table, a=linear(), table=parameter(8)), as_inputs(rows())).lint()
+    """And are checked in whole: with a layer taken out, each of them contradicts itself."""
+    table = Net(lambda net, x: net.a(x) + net.table, a=linear(), table=parameter(8))
+    for graph in (capture(ExampleModel(), as_inputs(image())), capture(table, as_inputs(rows()))):
+        graph.lint()
+        with pytest.raises(GraphError):
+            replace(graph, layers=graph.layers[1:]).lint()
 
 
 def changed(layer, **parts):

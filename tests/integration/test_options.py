@@ -77,18 +77,27 @@ def test_what_protects_nothing_is_refused(wrong):
 
 
 def test_a_module_of_another_model_protects_nothing():
-    refused(lambda: pruner(protect=linear()), UnknownNameError)
+    assert "no module inside the model" in refused(lambda: pruner(protect=linear()), UnknownNameError)
 
 
 @pytest.mark.parametrize("seed", [None, "x", 0.5, -1, 10**40, [1], torch.ones(2)], ids=repr)
 def test_a_seed_is_a_whole_number(seed):
-    refused(lambda: pruner(seed=seed), ArgumentError)
+    assert "give a whole number of 0 or more" in refused(lambda: pruner(seed=seed), ArgumentError)
 
 
-@pytest.mark.parametrize("name", ["criterion", "kind", "granularity"])
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("criterion", ["auto", "shortlist", "ablation", "output_change", "loss", "influence", "magnitude"]),
+        ("kind", ["'distribution'", "'values'", "None"]),
+        ("granularity", ["group", "branch", "block"]),
+    ],
+)
 @pytest.mark.parametrize("wrong", [[], {}, 5, "x"], ids=repr)
-def test_an_option_of_names_says_which_there_are(name, wrong):
-    refused(lambda: pruner(**{name: wrong}))
+def test_an_option_of_names_says_which_there_are(name, known, wrong):
+    text = refused(lambda: pruner(**{name: wrong}))
+    assert name in text
+    assert all(each in text for each in known)
 
 
 @pytest.mark.parametrize("wrong", [[], {}, 5, "x"], ids=repr)

@@ -52,7 +52,7 @@ def test_ten_lines_say_what_can_go_and_what_it_costs(pruner):
     impacts = sorted(group.impact for group in pruner.groups if group.name.endswith(".up"))
     assert [float(row[2]) for row in rows_] == pytest.approx(impacts[:5], abs=5e-4)
     least = [sum(impacts[:num]) for num in (1, 2, 4)]  # the smallest numbers of branches that hold 10, 30, 50 %
-    shown = re.fullmatch(r"Impact of losing 10 / 30 / 50 %: (\S+) \(15%\) / (\S+) \(31%\) / (\S+) \(62%\)", lines[8])
+    shown = re.fullmatch(r"Losing 10 / 30 / 50 % costs: (\S+) \(15%\) / (\S+) \(31%\) / (\S+) \(62%\)", lines[8])
     assert [float(each) for each in shown.groups()] == pytest.approx(least, abs=2e-3)
     assert lines[9] == "Calibration data would open no other group"
 

@@ -114,6 +114,9 @@ def test_rounding_is_no_fault(dtype):
         [OpCall.of("lp_tests::join", ops.join, (x, row), {}), OpCall.of("lp_tests::gate", ops.gate, (x, x), {})]
     )
     check_claims(OpCall.of(f"lp_tests::{name}", getattr(ops, name), (x,), {}) for name in ("rectify", "halve", "swap"))
+    register_op(ops.join, merge="mul", replace=True)  # and what is wrong is a fault in every precision
+    with pytest.raises(OpClaimError):
+        check_claims([OpCall.of("lp_tests::join", ops.join, (x, row), {})])
 
 
 def test_a_check_leaves_the_random_numbers_as_they_were():

@@ -2,8 +2,9 @@
 
 # pyright: reportUnusedImport=false
 from layerprune.graph.correspondence import counterparts
+from layerprune.graph.graph_data import Frame, Layer, Read, Value
 from layerprune.graph.groups import Group, GroupVerdict, LayerInfo, form_groups
-from layerprune.graph.layer_graph import Frame, Layer, LayerGraph, Read, Value
+from layerprune.graph.layer_graph import LayerGraph
 from layerprune.graph.liveness import Cut
 from layerprune.graph.names import numbers_in, without_numbers
 from layerprune.graph.op_kinds import kind_of_function, kind_of_module

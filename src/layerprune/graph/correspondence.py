@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from layerprune.graph.layer_graph import Frame, Layer, LayerGraph, Read
+from layerprune.graph.graph_data import Frame, Layer, Read
+from layerprune.graph.layer_graph import LayerGraph
 
 _Token: TypeAlias = tuple[Any, ...]
 """A step of a forward: its name, the origins of its operands, and the readers of its results."""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from layerprune.errors import GraphError
-
-if TYPE_CHECKING:
-    from layerprune.graph.layer_graph import LayerGraph
+from layerprune.graph.graph_data import GraphData
 
 _SHOWN = 5  # number of faults in the message
 
 
-def lint(graph: LayerGraph) -> None:
-    """Raise if a layer graph contradicts itself; see :meth:`LayerGraph.lint`."""
+def lint(graph: GraphData) -> None:
+    """Raise if a layer graph contradicts itself; see :meth:`GraphData.lint`."""
     found = [*_faults_of_numbers(graph)]  # the other checks look up by these numbers
     if not found:
         found = [
@@ -28,7 +25,7 @@ def lint(graph: LayerGraph) -> None:
         raise GraphError(f"the layer graph contradicts itself: {'; '.join(found[:_SHOWN])}{more}")
 
 
-def _faults_of_numbers(graph: LayerGraph) -> Iterator[str]:
+def _faults_of_numbers(graph: GraphData) -> Iterator[str]:
     """Numbers that differ from the places of their owners, or name nothing."""
     for place, layer in enumerate(graph.layers):
         if layer.index != place:
@@ -62,7 +59,7 @@ def _faults_of_numbers(graph: LayerGraph) -> Iterator[str]:
             yield f"the shape of %{value} is read in frame {frame}: one of them does not exist"
 
 
-def _faults_of_values(graph: LayerGraph) -> Iterator[str]:
+def _faults_of_values(graph: GraphData) -> Iterator[str]:
     """Values that are read before they are made, or made by another layer than they state."""
     for value in graph.inputs:
         if graph.values[value].layer != -1:
@@ -79,7 +76,7 @@ def _faults_of_values(graph: LayerGraph) -> Iterator[str]:
                 yield f"layer '{layer.name}' reads %{value}, which is no output of '{graph.layers[made].name}'"
 
 
-def _faults_of_frames(graph: LayerGraph) -> Iterator[str]:
+def _faults_of_frames(graph: GraphData) -> Iterator[str]:
     """Calls that are not nested or counted twice, and layers that lie in another call than they state."""
     seen: set[tuple[str, int]] = set()
     for frame in graph.frames:
@@ -94,7 +91,7 @@ def _faults_of_frames(graph: LayerGraph) -> Iterator[str]:
             yield f"layer '{layer.name}' is of call {layer.call} of '{layer.fqn}', its frame of '{frame.fqn}'"
 
 
-def _faults_of_parameters(graph: LayerGraph) -> Iterator[str]:
+def _faults_of_parameters(graph: GraphData) -> Iterator[str]:
     if graph.param_ids.keys() != graph.param_sizes.keys():
         yield "param_ids and param_sizes name different parameters"
         return
@@ -107,7 +104,7 @@ def _faults_of_parameters(graph: LayerGraph) -> Iterator[str]:
                 yield f"layer '{layer.name}' uses the parameter '{name}', which does not exist"
 
 
-def _faults_of_liveness(graph: LayerGraph) -> Iterator[str]:
+def _faults_of_liveness(graph: GraphData) -> Iterator[str]:
     reached = {graph.values[value].layer for value in graph.outputs}
     for layer in reversed(graph.layers):
         if layer.index in reached:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from layerprune.graph.layer_graph import LayerGraph
+from layerprune.graph.graph_data import GraphData
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,9 @@ class Cut:
 
 
 class DeadLayers:
-    """Counts live readers downwards from a cut; see :meth:`LayerGraph.dead`. Stops at a dead layer in ``until``."""
+    """Counts live readers downwards from a cut; see :meth:`GraphData.dead`. Stops at a dead layer in ``until``."""
 
-    def __init__(self, graph: LayerGraph, cut: Cut, until: Collection[int] = ()) -> None:
+    def __init__(self, graph: GraphData, cut: Cut, until: Collection[int] = ()) -> None:
         self.graph = graph
         self.cut = cut
         self.until = until

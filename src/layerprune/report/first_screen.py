@@ -63,7 +63,7 @@ def screen_lines(screen: Screen, width: int) -> list[str]:
         lines.append(f"Can leave now: {most}{_macs_share(screen.most, totals)}")
         lines += _table(screen.cheapest, totals, width)
         shares = " / ".join(f"{share * 100:.0f}" for share in SHARES)
-        lines.append(f"Impact of losing {shares} %: {' / '.join(map(_cost, screen.costs))}")
+        lines.append(f"Losing {shares} % costs: {' / '.join(map(_cost, screen.costs))}")
     else:
         lines.append("Nothing can leave now")
     return [clipped(line, width) for line in [*lines, screen.calibration]]

@@ -7,6 +7,7 @@ Public ways do not reach these: ``named_parameters`` leaves out None, and ``geta
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import Any, cast
@@ -28,12 +29,12 @@ MODULE_CALL = nn.Module._call_impl.__code__
 MODULE_CALLS = frozenset({MODULE_CALL, *(const for const in MODULE_CALL.co_consts if isinstance(const, CodeType))})
 
 
-class FollowsCasts(nn.Module):
+class FollowsCasts(nn.Module, ABC):
     """A module without parameters that follows ``half()``, ``to()`` and other casts."""
 
+    @abstractmethod
     def follow(self, cast_of: Callable[[Tensor], Tensor]) -> None:
         """Follow a cast: the model's tensors become ``cast_of`` of each."""
-        raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
