@@ -1,0 +1,5 @@
+"""``python -m layerprune``: the command line."""
+
+from layerprune.cli import main
+
+main()
