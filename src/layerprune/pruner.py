@@ -23,7 +23,7 @@ from layerprune.graph import Group, LayerInfo
 from layerprune.impact import ScoringContext, criterion_of
 from layerprune.modules import check_supported, unwrap
 from layerprune.options import Protected, checked_seed, patterns_of
-from layerprune.overview import Overview
+from layerprune.overview import PlanDisplay
 from layerprune.plan import FrontierPoint, PlanGiven, PruningPlan, plan_of
 from layerprune.planner import Planner
 from layerprune.proof import (
@@ -39,13 +39,12 @@ from layerprune.proof import (
 )
 from layerprune.removals import GRANULARITIES
 from layerprune.repair import RepairReport
-from layerprune.report import plan_text, terminal_width
 from layerprune.scoring import Scored, score_removals
 from layerprune.select import SLACK, Budgets, Named, Resources, check_share, removals_for
 
 
 @holding_process_lock(but=("distill",))
-class UniversalLayerPruner:
+class UniversalLayerPruner(PlanDisplay):
     """Finds the removable groups of a model, shows them, and removes groups within a budget.
 
     Construction records the model's forward, forms the groups and proves every removal. Impacts are measured on first
@@ -180,24 +179,6 @@ class UniversalLayerPruner:
     def unused(self) -> tuple[UnusedModule, ...]:
         """The modules that neither eval nor train mode runs on the example inputs, largest first."""
         return find_unused(self._prover)
-
-    # ---- display --------------------------------------------------------------------------------------------------
-
-    def render_plan(self, *, full: bool = False, width: int | None = None) -> str:
-        """Return the possible removals as text: ten lines first, then all groups with their verdicts, and the sums.
-
-        Args:
-            full: show each group of repeated blocks, not one for all that are alike.
-            width: largest line width in characters; the terminal's if None, 80 without a terminal.
-        """
-        return Overview(self._planner, self.notes).text(full=full, width=width or terminal_width())
-
-    def print_plan(self, plan: PlanGiven | None = None, *, full: bool = False, width: int | None = None) -> None:
-        """Print the text of :meth:`render_plan`; with a plan, also the groups that leave and those that stay."""
-        print(self.render_plan(full=full, width=width))
-        if plan is not None:
-            done = self._pruned_by[-1:] == [chosen := plan_of(plan)] and (self.repair_report or self.projection_report)
-            print(f"\n{plan_text(chosen, done.verdict if done else None, width=width or terminal_width())}")
 
     # ---- planning -------------------------------------------------------------------------------------------------
 
