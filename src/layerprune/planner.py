@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from layerprune.edits import Edit, Pass, folds_of
+from layerprune.environment import progress_bar
 from layerprune.errors import BudgetError, CriticalGroupError
 from layerprune.fidelity import hold_out
 from layerprune.graph import Group, LayerGraph, Refusal
@@ -106,7 +107,8 @@ class Planner:
                     "strategy 'resampled' draws the calibration data anew, and there are none: make the pruner with "
                     "calibration=, an iterable of batches, or take strategy='exact'"
                 )
-            selection = select(self.problem(resources, strategy, budgets.slack), strategy)
+            with progress_bar("choosing removals"):
+                selection = select(self.problem(resources, strategy, budgets.slack), strategy)
         said = [*selection.notes, *self._closeness(budgets, resources, selection), *self._doubts(selection)]
         return self.record(selection, budgets, [*said, *notes])
 
@@ -201,7 +203,9 @@ class Planner:
         impacts, num_batches = np.full(len(sets), np.nan), np.zeros(len(sets))
         if edits:
             folded = [self._refits.of(each) for each in edits.values()]
-            found = ablate(self.scored.scene, list(edits.values()), rule=rule, folded=folded)
+            with progress_bar("measuring sets of removals") as told:
+                scene = replace(self.scored.scene, progress=told)
+                found = ablate(scene, list(edits.values()), rule=rule, folded=folded)
             assert found.looked_at is not None
             impacts[list(edits)], num_batches[list(edits)] = found.impacts, found.looked_at.sum(0)
         return impacts, num_batches

@@ -14,7 +14,7 @@ from layerprune.checkpoint import save_pruned
 from layerprune.cost import Saving, measure, saved
 from layerprune.discovery import discover
 from layerprune.distillation import Distillation, distill
-from layerprune.environment import holding_process_lock
+from layerprune.environment import holding_process_lock, showing_progress
 from layerprune.errors import BudgetError, LayerPruneWarning, PlanError, ShortfallWarning, warn
 from layerprune.execute import carry_out, check_way
 from layerprune.fidelity import Kind, divergence_named
@@ -71,7 +71,7 @@ class UniversalLayerPruner(PlanDisplay):
         criterion: ``ablation``, ``output_change``, ``loss``, ``influence``, ``magnitude``, ``shortlist`` (estimate all,
             measure the best), a registered one, or ``auto``: ``shortlist`` on calibration data, else ``influence``.
         seed: seed of random criteria and strategies.
-        progress: whether to show a bar while impacts are measured; None: only if standard error is a terminal.
+        progress: whether to show bars during long work; None: only if standard error is a terminal.
 
     Attributes:
         model: the model; after :meth:`prune`, the pruned one.
@@ -114,16 +114,17 @@ class UniversalLayerPruner(PlanDisplay):
         self._harm = divergence_named(kind)
         self.granularity = granularity
         self.inputs, self.graph, shade = record_first(self.model, example_inputs, self._batches)
-        self._found = discover(
-            shade,
-            self.graph,
-            self.inputs,
-            protect=patterns_of(protect, self.model),
-            protect_io=protect_io,
-            granularity=granularity,
-            projections=projections,
-            renumber=renumber,
-        )
+        with showing_progress(progress):
+            self._found = discover(
+                shade,
+                self.graph,
+                self.inputs,
+                protect=patterns_of(protect, self.model),
+                protect_io=protect_io,
+                granularity=granularity,
+                projections=projections,
+                renumber=renumber,
+            )
         self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._found.groups}
         self._original = self.model
         self._pruned_by: list[PruningPlan] = []
@@ -224,7 +225,8 @@ class UniversalLayerPruner(PlanDisplay):
             CalibrationError: a named group leaves by a projection only, and there are no data to fit it on.
         """
         budgets = Budgets.among(locals())
-        return self._chosen(budgets, groups, strategy, unused)
+        with showing_progress(self._progress):
+            return self._chosen(budgets, groups, strategy, unused)
 
     def _chosen(
         self, budgets: Budgets, groups: Named | Iterable[Named] | None, strategy: str, unused: bool
@@ -311,12 +313,14 @@ class UniversalLayerPruner(PlanDisplay):
         check_way(repair, has_data=self._batches is not None)
         self._check_original()
         if plan is None:
-            chosen = self._chosen(budgets, groups, strategy, unused)
+            with showing_progress(self._progress):
+                chosen = self._chosen(budgets, groups, strategy, unused)
         elif unused or groups is not None or budgets.given:
             raise PlanError("a plan says what to remove already: give it alone, without a budget or groups")
         else:
             chosen = plan_of(plan)
-        return self._carry_out(chosen, repair, inplace)
+        with showing_progress(self._progress):
+            return self._carry_out(chosen, repair, inplace)
 
     def _carry_out(self, chosen: PruningPlan, repair: str | None, inplace: bool) -> nn.Module:
         if inplace:
@@ -353,6 +357,7 @@ class UniversalLayerPruner(PlanDisplay):
     def distill(self, data: Iterable[Any], **options: Any) -> Distillation:
         """Train the pruned model against the original; options as for :func:`layerprune.distill`."""
         options.setdefault("kind", self._harm and self._harm.kind)
+        options.setdefault("progress", self._progress)
         return distill(self._original, self.model, data, **options)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerprune.capture import Batch, Sandbox, notes_of, on_batch, read_calibration, real_sandbox
 from layerprune.cost import Latency, Saving, compare_latency, measure, saved
-from layerprune.environment import locked
+from layerprune.environment import locked, progress_bar
 from layerprune.errors import FidelityError, ended_by
 from layerprune.fidelity.divergence import Divergence, Kind, divergence_named, divergence_of
 from layerprune.fidelity.language import generations, is_causal, tokens_of
@@ -66,8 +66,10 @@ def compare(
     shades = real_sandbox(original), real_sandbox(pruned)
     comparison = _Comparison(original, shades, metric, divergence_named(kind))
     comparison.notes += notes_of(read)
-    for number, batch in enumerate(read):
-        comparison.take(number, batch)
+    with progress_bar("comparing") as told:
+        for number, batch in enumerate(read):
+            comparison.take(number, batch)
+            told(number + 1, len(read))
     if num_generated:
         comparison.generate(read, num_generated)
     saving = saved(*(measure(model, read[0].inputs) for model in (original, pruned)))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.stats import chi2
-from scipy.stats import t as student_t
+from scipy.special import gammaincinv, stdtrit  # scipy.stats takes a second to import
 
 from layerprune.impact.scores import ImpactScores, Units
 
@@ -61,9 +60,9 @@ def interval(change: np.ndarray, size: np.ndarray, batches: np.ndarray, power: f
     variance, freedom = residuals.var(ddof=1) * num, _spread_over(residuals) - 1
     sums = np.bincount(places, residuals)
     between = float((sums**2).sum()) * num_batches / (num_batches - 1)
-    if between > variance * chi2.ppf(_AGREE, num_batches - 1) / (num_batches - 1):
+    if between > variance * 2 * gammaincinv((num_batches - 1) / 2, _AGREE) / (num_batches - 1):
         variance, freedom = between, min(freedom, num_batches - 1)
-    error = float(student_t.ppf((1 + LEVEL) / 2, max(freedom, _FEWEST - 1))) * math.sqrt(variance)
+    error = float(stdtrit(max(freedom, _FEWEST - 1), (1 + LEVEL) / 2)) * math.sqrt(variance)
     if ratio > 0:
         bounds = (ratio * math.exp(-error / ratio), ratio * math.exp(min(error / ratio, 700.0)))
     else:

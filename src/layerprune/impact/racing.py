@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 #: Takes change and size so far, ``(round, set)``, both 0 if a set was not measured, and the number of batches in these
 #: rounds; returns the sets to measure next, ``(set,)``.
@@ -99,7 +99,7 @@ def _errors(change: np.ndarray, size: np.ndarray) -> np.ndarray:
     num = (size != 0).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.where(size != 0, change / size - impacts_of(change, size), 0.0)
-        return np.sqrt((spread**2).sum(0) / (num - 1) / num) * student_t.ppf(_ONE_SIGMA, num - 1)
+        return np.sqrt((spread**2).sum(0) / (num - 1) / num) * stdtrit(num - 1, _ONE_SIGMA)
 
 
 def impacts_of(change: np.ndarray, size: np.ndarray) -> np.ndarray:

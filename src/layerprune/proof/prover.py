@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 
@@ -12,6 +12,7 @@ from layerprune.capture import Sandbox, ShapeCache, record_training
 from layerprune.channels import TrainGraph
 from layerprune.cost import params_gone, params_taken
 from layerprune.edits import Edit, Shorten, folds_of, name_before
+from layerprune.environment import progress_bar
 from layerprune.errors import LayerPruneError, SurgeryError, short
 from layerprune.graph import Cut, LayerGraph, Refusal, RefusalCode
 from layerprune.inputs import Inputs
@@ -169,20 +170,26 @@ class Prover:
         """
         refused: dict[str, list[Refusal]] = {}
         listed = list(alternatives)
-        proven = self.prove_some([c for c in listed if not c[0].waits], forbidden, refused)
-        others = [some for some in listed if some[0].waits]
-        left = [[c for c in some if not any(_is_tidier(r, c) for r in proven)] for some in others]
-        return proven + self.prove_some([some for some in left if some], forbidden, refused), refused
+        with progress_bar("proving removals") as told:
+            first = [c for c in listed if not c[0].waits]
+            proven = self.prove_some(first, forbidden, refused, lambda done: told(done, len(listed)))
+            others = [some for some in listed if some[0].waits]
+            left = [[c for c in some if not any(_is_tidier(r, c) for r in proven)] for some in others]
+            left, num = [some for some in left if some], len(first)
+            proven += self.prove_some(left, forbidden, refused, lambda done: told(num + done, num + len(left)))
+        return proven, refused
 
     def prove_some(
         self,
         alternatives: Iterable[Sequence[Candidate]],
         forbidden: Mapping[str, Refusal],
         refused: dict[str, list[Refusal]],
+        told: Callable[[int], None],
     ) -> list[Removal]:
         """Prove the first candidate of each list that can be lowered; where its proof fails, try the next."""
         proven: list[tuple[int, Removal]] = []
         waiting = list(enumerate(alternatives))
+        num = len(waiting)
         while waiting:
             found = [(place, self.first_realised(some, forbidden, refused), some) for place, some in waiting]
             realised = [(place, pair, some) for place, pair, some in found if pair is not None]
@@ -190,6 +197,7 @@ class Prover:
             pairs = [pair for _, pair, _ in realised]
             for batch in self.batches(pairs):
                 self.prove_batch(batch, pairs, done, refused)
+                told(num - len(waiting) + len(done))
             proven += [(realised[i][0], removal) for i, removal in done.items()]
             failed = [realised[i] for i in range(len(realised)) if i not in done]
             rest = [(place, self.others(pair, some)) for place, pair, some in failed]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from layerprune.capture import Batch, Sandbox, real_sandbox
+from layerprune.environment import progress_bar
 from layerprune.modules import write
 from layerprune.repair.normed_solver import solve_normed
 from layerprune.repair.report import Refitted
@@ -105,9 +106,10 @@ class Refitter:
         unseen = {site.name for site in sites}
         ahead = solved_ahead(sites, self.pruned.graph, solver.fits_ahead) if self.how == "refit" else frozenset[str]()
         walk = Lockstep(self.original, self.pruned, repaired, self.batches, sites, self.memory_bytes, first, ahead)
-        patience, left = Patience(self.pruned.graph.outputs), list[str]()
-        with walk.running():
+        patience, left, num = Patience(self.pruned.graph.outputs), list[str](), len(sites)
+        with progress_bar("repairing") as tell, walk.running():
             for stop, here in walk.stops():
+                tell(num - len(walk.behind(stop)) - len(here), num)
                 some = [site for site in here if patience.holds(site)]
                 left += [site.name for site in here if site not in some]
                 shown = walk.views(stop, some) if some else {}

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from layerprune.environment import quiet_solver
 from layerprune.select.constraints import Exclusion, Limit, Pieces
 from layerprune.select.local_search import LocalSearch
 
@@ -70,7 +71,8 @@ class Milp:
         whole = np.repeat([1, 0], [self.num, len(columns.groups)])
         nodes = min(_MOST_NODES, max(_FEWEST_NODES, _WORK // len(rows))) if gap <= GAP else _FEWEST_NODES
         options = {"time_limit": _SECONDS, "node_limit": nodes, "mip_rel_gap": gap}
-        result = milp(costs / scale, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options=options)
+        with quiet_solver():
+            result = milp(costs / scale, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options=options)
         is_proven = result.status == 0
         if result.x is None:
             return [], is_proven
