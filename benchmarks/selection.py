@@ -201,7 +201,7 @@ def choices(of: Subject, method: Method, caps: Sequence[float], held_out: HeldOu
         with counted(of) as forwards:
             pruner = UniversalLayerPruner(of.model, calibration=of.calibration, projections=False, **options)
             found = [r for r in pruner._found.removals if r.kind == "block" or not only_blocks]
-            pruner._found = replace(pruner._found, removals=found)
+            pruner._found.removals = found
             _ = pruner.removals
         pruners.append((pruner, forwards[0]))
     shares = shares_of(pruners[0][0], of)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from layerprune.discovery import Discovery
 from layerprune.edits import Edit, Pass, folds_of
 from layerprune.environment import progress_bar
 from layerprune.errors import BudgetError, CriticalGroupError
@@ -32,7 +33,7 @@ from layerprune.impact import (
 )
 from layerprune.modules import fingerprint, structure
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
-from layerprune.proof import JointRemovals
+from layerprune.proof import JointRemovals, Removal, with_reasons
 from layerprune.repair import ClosedFormRepair
 from layerprune.report import cap_note, is_short, why_nothing
 from layerprune.scoring import Scored
@@ -59,7 +60,7 @@ class Planner:
     Args:
         model: the user's model; it stays unchanged.
         graph: its layer graph.
-        groups: its groups, with their verdicts.
+        found: its groups and removals.
         scored: the removals with their impacts.
         joints: lowers and proves sets of removals.
         meter: measures the savings of sets.
@@ -71,7 +72,7 @@ class Planner:
         self,
         model: nn.Module,
         graph: LayerGraph,
-        groups: Sequence[Group],
+        found: Discovery,
         scored: Scored,
         joints: JointRemovals,
         meter: Resources,
@@ -80,13 +81,23 @@ class Planner:
     ) -> None:
         self.model = model
         self.graph = graph
-        self.groups = groups
+        self.found = found
         self.scored = scored
         self.joints = joints
         self.meter = meter
         self.granularity = granularity
         self.seed = seed
         self._raced: dict[tuple[int, ...], tuple[float, float]] = {}
+
+    @cached_property
+    def unfitted(self) -> Sequence[Removal]:
+        """The removals that may not be chosen: there are no data to fit their projections on."""
+        return self.scored.unfitted if self.scored.has_data else self.found.projections.removals
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The groups with their verdicts, by impact."""
+        return with_reasons(self.found.groups, self.scored.removals, self.unfitted, self.found.reasons)
 
     # ---- budgets --------------------------------------------------------------------------------------------------
 
@@ -322,7 +333,7 @@ class Planner:
     def _planned(self, place: int, selection: Selection) -> PlannedRemoval:
         number = selection.chosen[place]
         removal, layers = self.scored.removals[number], self.graph.layers
-        members = [i for g in self.groups if g.name in removal.groups for i in g.members]
+        members = [i for g in self.found.groups if g.name in removal.groups for i in g.members]
         return PlannedRemoval(
             name=removal.name,
             kind=removal.kind,
@@ -348,14 +359,14 @@ class Planner:
     def _shortfall(self, budgets: Budgets, selection: Selection) -> str:
         """Tell why a plan removes less than half of what a cap allows; empty where it removes more."""
         if not selection.chosen:
-            return next(iter(selection.notes), "") or why_nothing(self.groups, len(self.scored.unfitted))
+            return next(iter(selection.notes), "") or why_nothing(self.groups, len(self.unfitted))
         short = [use for use in selection.cap_uses if use.argument in budgets.given and is_short(use)]
         return cap_note(short[0], budgets.slack) if short else ""
 
     def _closeness(self, budgets: Budgets, resources: Sequence[Resource], selection: Selection) -> list[str]:
         """Tell how close a plan comes to its caps, and the obstacle."""
         if not selection.chosen:
-            return [] if selection.notes else [why_nothing(self.groups, len(self.scored.unfitted))]
+            return [] if selection.notes else [why_nothing(self.groups, len(self.unfitted))]
         uses = [use for use in selection.cap_uses if use.argument in budgets.given]
         found = [cap_note(use, budgets.slack) for use in uses]
         if budgets.max_impact is not None:
@@ -382,12 +393,6 @@ class Planner:
     def _company(self, chosen: Sequence[int]) -> list[str]:
         together = [self.scored.removals[i] for i in chosen if len(self.scored.removals[i].groups) > 1]
         return [f"{', '.join(r.groups)} leave together: {r.name}" for r in together]
-
-
-def params_in(graph: LayerGraph, groups: Iterable[Group]) -> int:
-    """Number of parameters in groups, shared ones once."""
-    members = [i for group in groups for i in group.members]
-    return sum({graph.param_ids[p]: graph.param_sizes[p] for i in members for p in graph.layers[i].params}.values())
 
 
 def _is_ours(edit: Edit) -> bool:

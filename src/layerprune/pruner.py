@@ -12,7 +12,7 @@ from torch import nn
 from layerprune.capture import Loss, given_calibration, record_first
 from layerprune.checkpoint import save_pruned
 from layerprune.cost import Saving, measure, saved
-from layerprune.discovery import discover
+from layerprune.discovery import Discovery
 from layerprune.distillation import Distillation, distill
 from layerprune.environment import holding_process_lock, showing_progress
 from layerprune.errors import BudgetError, LayerPruneWarning, PlanError, ShortfallWarning, warn
@@ -35,11 +35,10 @@ from layerprune.proof import (
     find_unused,
     plan_unused,
     unused_note,
-    with_reasons,
 )
 from layerprune.removals import GRANULARITIES
 from layerprune.repair import RepairReport
-from layerprune.scoring import Scored, score_removals
+from layerprune.scoring import Scored, about_unfitted, score_removals
 from layerprune.select import SLACK, Budgets, Named, Resources, check_share, removals_for
 
 
@@ -47,8 +46,9 @@ from layerprune.select import SLACK, Budgets, Named, Resources, check_share, rem
 class UniversalLayerPruner(PlanDisplay):
     """Finds the removable groups of a model, shows them, and removes groups within a budget.
 
-    Construction records the model's forward, forms the groups and proves every removal. Impacts are measured on first
-    use. The model stays unchanged.
+    Construction records the model's forward, forms the groups and proves every removal that needs no calibration data.
+    Projections are proven where there are such data, or when :attr:`groups` or :attr:`removals` are asked for. Impacts
+    are measured on first use. The model stays unchanged.
 
     Args:
         model: any ``nn.Module``; a compiled or data-parallel one is unwrapped.
@@ -114,17 +114,17 @@ class UniversalLayerPruner(PlanDisplay):
         self._harm = divergence_named(kind)
         self.granularity = granularity
         self.inputs, self.graph, shade = record_first(self.model, example_inputs, self._batches)
-        with showing_progress(progress):
-            self._found = discover(
-                shade,
-                self.graph,
-                self.inputs,
-                protect=patterns_of(protect, self.model),
-                protect_io=protect_io,
-                granularity=granularity,
-                projections=projections,
-                renumber=renumber,
-            )
+        self._found = Discovery(
+            shade,
+            self.graph,
+            self.inputs,
+            protect=patterns_of(protect, self.model),
+            protect_io=protect_io,
+            granularity=granularity,
+            projections=projections,
+            renumber=renumber,
+            progress=progress,
+        )
         self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._found.groups}
         self._original = self.model
         self._pruned_by: list[PruningPlan] = []
@@ -138,15 +138,15 @@ class UniversalLayerPruner(PlanDisplay):
 
     @cached_property
     def _scored(self) -> Scored:
-        scene = ScoringContext(
-            self._original, self.graph, self._found.removals, (), self._seed, self._loss, harm=self._harm
-        )
+        found = self._found
+        removals = found.removals if self._batches is None else [*found.removals, *found.projections.removals]
+        scene = ScoringContext(self._original, self.graph, removals, (), self._seed, self._loss, harm=self._harm)
         return score_removals(scene, self.inputs, self._batches, self._criterion, self._progress)
 
     @property
     def removals(self) -> list[Removal]:
         """Every proven removal, with its impact; projections without data to fit them on come last."""
-        return [*self._scored.removals, *self._scored.unfitted]
+        return [*self._scored.removals, *self._planner.unfitted]
 
     @property
     def impact_unit(self) -> str:
@@ -156,11 +156,7 @@ class UniversalLayerPruner(PlanDisplay):
     @property
     def groups(self) -> list[Group]:
         """The groups, by impact, least first; then those that need calibration data; critical ones last."""
-        return self._groups
-
-    @cached_property
-    def _groups(self) -> list[Group]:
-        return with_reasons(self._found.groups, self._scored.removals, self._scored.unfitted, self._found.reasons)
+        return self._planner.groups
 
     @property
     def frontier(self) -> tuple[FrontierPoint, ...]:
@@ -173,6 +169,18 @@ class UniversalLayerPruner(PlanDisplay):
     @property
     def notes(self) -> list[str]:
         """Remarks for the user on the recording, the proofs and the numbers."""
+        about_data = about_unfitted(self._scored.removals, self._planner.unfitted)  # its proofs make notes, too
+        return [*self._said, *about_data]
+
+    @property
+    def _plan_notes(self) -> list[str]:
+        """The notes for a plan, for which no projection has to be proven."""
+        found, scored = self._found, self._scored
+        untried = found.notes if self._batches is None else about_unfitted(scored.removals, scored.unfitted)
+        return [*self._said, *untried]
+
+    @property
+    def _said(self) -> list[str]:
         proofs = [*self._prover.notes, *about_calls(self._found.groups, self._found.removals)]
         return [*self.graph.notes, *proofs, *unused_note(self.graph, self.unused), *self._scored.notes]
 
@@ -237,18 +245,18 @@ class UniversalLayerPruner(PlanDisplay):
         if unused:
             return plan_unused(self._original, self._prover, self.unused, self.granularity, self._seed)
         if groups is None:
-            return self._planner.within(budgets.or_default(), strategy, self.notes)
+            return self._planner.within(budgets.or_default(), strategy, self._plan_notes)
         if budgets.given:
             raise BudgetError("give either budgets or groups, not both")
-        chosen = removals_for(groups, self.groups, self._planner.problem(()), self._scored.unfitted)
-        return self._planner.of(chosen, self.notes)
+        chosen = removals_for(groups, self.groups, self._planner.problem(()), self._planner.unfitted)
+        return self._planner.of(chosen, self._plan_notes)
 
     @cached_property
     def _planner(self) -> Planner:
         scored, original = self._scored, self._original
         joints = JointRemovals(self._prover, scored.removals, original)
         meter = Resources(original, self.graph, self.inputs, joints, scored.removals)
-        return Planner(original, self.graph, self.groups, scored, joints, meter, self.granularity, self._seed)
+        return Planner(original, self.graph, self._found, scored, joints, meter, self.granularity, self._seed)
 
     def saving(self, plan: PlanGiven) -> Saving:
         """Measure the savings of a plan: parameters, bytes, multiply-accumulates, peak activations, KV cache.
@@ -324,7 +332,7 @@ class UniversalLayerPruner(PlanDisplay):
 
     def _carry_out(self, chosen: PruningPlan, repair: str | None, inplace: bool) -> nn.Module:
         if inplace:
-            _ = self.notes  # impacts must be measured before the model changes
+            _ = self.notes, self.groups  # impacts and proofs must be made before the model changes
         how, harm = "refit" if repair == "auto" else repair, self._harm
         carried = carry_out(chosen, self._original, self._batches, how=how, inplace=inplace, harm=harm)
         self.model, self.repair_report = carried.model, carried.repair_report

@@ -97,7 +97,6 @@ def score_removals(
     fits = batches is not None and has_values
     usable = [r for r in scene.removals if fits or not r.needs_calibration]
     unfitted = tuple(r for r in scene.removals if not (fits or not r.needs_calibration))
-    notes += _about_unfitted(usable, unfitted)
     if not has_values:
         unit = "not measured: the model or its inputs are on the meta device and have no values"
         return Scored(usable, None, None, batches is not None, unit, tuple(notes), unfitted)
@@ -170,7 +169,7 @@ def _with_projections(scene: ScoringContext) -> tuple[ScoringContext, CrossFit]:
     return replace(scene, batches=batches, folded=crossed.weights, fit=fit, missed=missed), crossed
 
 
-def _about_unfitted(usable: Sequence[Removal], unfitted: Sequence[Removal]) -> list[str]:
+def about_unfitted(usable: Sequence[Removal], unfitted: Sequence[Removal]) -> list[str]:
     """Note the groups that could leave if there were data."""
     safe = {name for removal in usable for name in removal.groups}
     names = dict.fromkeys(name for removal in unfitted for name in removal.groups if name not in safe)

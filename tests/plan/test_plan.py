@@ -371,7 +371,7 @@ def test_where_projections_are_all_there_is_an_empty_plan_asks_for_data():
     assert not any(g.can_remove for g in pruner.groups)
     notes = pruner.plan(max_param_reduction=0.5).notes
     assert not any("every group is critical" in note or "budget" in note for note in notes)
-    assert any("leave by projections only" in note and "calibration=" in note for note in notes)
+    assert any("by projections at most" in note and "calibration=" in note for note in notes)
 
 
 def test_without_a_budget_it_is_thirty_per_cent(pruner):

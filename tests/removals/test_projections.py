@@ -23,6 +23,7 @@ from layerprune.impact import CrossFit, cut_in_two
 from layerprune.plan import PruningPlan
 from layerprune.plan.plan import SCHEMA
 from layerprune.proof import Removal
+from layerprune.removals import find_projections
 from layerprune.surgery import applied, operate
 from models.nets import Net, Photograph, conv, copy_of, image, linear, parameter, randomised, rows, same_bits
 from oracle.checks import TOLERANCE, Oracle, distance, num_params, run
@@ -502,12 +503,29 @@ def test_with_data_the_group_can_be_removed_now() -> None:
     assert group.impact > 0
 
 
+def test_without_data_projections_are_looked_for_only_when_the_groups_are_asked_for(monkeypatch) -> None:
+    looked: list[list[str]] = []
+
+    def looking(graph, groups, modules, names, critical):
+        looked.append(list(names))
+        return find_projections(graph, groups, modules, names, critical)
+
+    monkeypatch.setattr("layerprune.discovery.find_projections", looking)
+    pruner = UniversalLayerPruner(chain(), example_inputs=rows())
+    pruner.prune(max_param_reduction=0.9)
+    assert looked == []
+    assert {group.name: group.verdict for group in pruner.groups}["2"] == "with_calibration"
+    assert len(pruner.removals) > len([r for r in pruner.removals if not r.needs_calibration])
+    assert len(looked) == 1
+    assert "2" in looked[0]
+
+
 def test_without_data_no_plan_uses_it_and_the_plan_says_so() -> None:
     pruner = UniversalLayerPruner(chain(), example_inputs=rows())
     plan = pruner.plan(max_param_reduction=0.9)
     assert [removal.groups for removal in plan.removals] == [("4",)]
     assert not plan.needs_calibration
-    assert any("1 groups leave by projections only" in note and "calibration=" in note for note in plan.notes)
+    assert any("1 group leaves by projections at most" in note and "calibration=" in note for note in plan.notes)
 
 
 def test_without_data_a_group_that_is_named_is_refused_with_the_remedy() -> None:

@@ -44,7 +44,7 @@ class Overview:
         self.graph = planner.graph
         self.groups: Sequence[Group] = planner.groups
         self.ways = _by_group(planner.scored.removals)
-        self.later = _by_group(planner.scored.unfitted)
+        self.later = _by_group(planner.unfitted)
 
     def text(self, *, full: bool = False, width: int = WIDTH) -> str:
         """The first screen, then the groups with their verdicts and prices, and the sums.
@@ -169,7 +169,7 @@ class Overview:
         num = sum(group.verdict == "with_calibration" for group in self.groups)
         if not num:
             return "Calibration data would open no other group"
-        everything = [*scored.removals, *scored.unfitted]
+        everything = [*scored.removals, *self.planner.unfitted]
         pieces = self.planner.meter.of(everything).param_pieces
         chosen = Milp(len(everything)).most(pieces, [], exclusions_of(self.graph, everything))
         share = amount(pieces, chosen) / max(self.graph.num_params, 1)
