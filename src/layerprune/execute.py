@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from layerprune.capture import Batch, finite_ones, require_finite, spoilt_inputs
-from layerprune.edits import folds_of
 from layerprune.errors import CalibrationError, LayerPruneError, RepairError
 from layerprune.fidelity import Divergence, HeldOut, HeldOutVerdict, held_by, hold_out_of
 from layerprune.fitting import ProjectionReport, fold_into
@@ -64,7 +63,7 @@ def carry_out(
         CalibrationError: it holds projections, and there are no data, or these do not fit.
         NotFiniteError: the model makes NaN or infinite values of the data.
     """
-    folds = bool(folds_of(plan.edits))
+    folds = plan.needs_calibration
     if folds and batches is None:
         raise CalibrationError(
             "the plan folds projections, which are fitted on calibration data: make the pruner with calibration=, "
@@ -72,6 +71,8 @@ def carry_out(
         )
     if batches is None or not plan.edits or not (folds or how):
         return ExecutedPlan(plan.apply(original, inplace=inplace))
+    if plan.rounds:
+        return _in_rounds(plan, original, batches, how, inplace, harm)
     pruned = plan.apply(original, weights_follow=True)
     require_finite(original, batches, spoilt_inputs(batches))
     fitted_on, held = hold_out_of(original, batches)
@@ -92,6 +93,28 @@ def carry_out(
         return ExecutedPlan(pruned, fitted, report)
     _carry_over(plan, original, pruned if folds or (report is not None and report.kept) else None)
     return ExecutedPlan(original, fitted, report)
+
+
+def _in_rounds(
+    plan: PruningPlan,
+    original: nn.Module,
+    batches: Sequence[Batch],
+    how: str | None,
+    inplace: bool,
+    harm: Divergence | None,
+) -> ExecutedPlan:
+    """Fit and repair after each round, against the model before that round; the reports are those of the last one."""
+    carried, notes = ExecutedPlan(original), (f"of the last of {len(plan.rounds)} rounds, against the model before it",)
+    for part in plan.parts:
+        carried = carry_out(part, carried.model, batches, how=how, inplace=False, harm=harm)
+    reports: dict[str, Any] = {
+        name: replace(report, notes=(*notes, *report.notes))
+        for name in ("projection_report", "repair_report")
+        if (report := getattr(carried, name)) is not None
+    }
+    if inplace:
+        _carry_over(plan, original, carried.model)
+    return ExecutedPlan(original if inplace else carried.model, **reports)
 
 
 def _carry_over(plan: PruningPlan, original: nn.Module, pruned: nn.Module | None) -> None:

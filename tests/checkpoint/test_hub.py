@@ -105,7 +105,11 @@ def test_a_second_model_takes_the_place_of_the_first(pruner, hub):
     once = pruner.prune(groups=["1"])
     twice = UniversalLayerPruner(once, example_inputs=rows()).prune(groups=["2"])
     push_to_hub(twice, "me/small")
-    assert (hub.room / "me" / "small" / "plan-2.json").exists()
+    assert not (hub.room / "me" / "small" / "plan-2.json").exists(), "rounds are one plan"
+    card = (hub.room / "me" / "small" / "README.md").read_text()
+    assert "288 → 144 parameters (50.0% fewer)" in card
+    assert "| round 2: " in card
+    (hub.room / "me" / "small" / "plan-2.json").touch()
     assert same_bits(from_hub("me/small", factory=make), twice)
     push_to_hub(once, "me/small")
     assert not (hub.room / "me" / "small" / "plan-2.json").exists()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import Counter
 
 import pytest
 import torch
 
-from oracle.checks import Oracle
+from layerprune import PruningPlan, UniversalLayerPruner
+from layerprune.errors import ShortfallWarning
+from oracle.checks import Oracle, distance, run
 from oracle.random_programs import PLAIN, SIZE, WITH_MODULE, program
 
 _NUM_PROGRAMS = 24  # in each of the parts
@@ -42,6 +45,33 @@ def test_a_random_program_prunes_to_what_the_simulation_computes(part: int) -> N
     for seed in range(part * _NUM_PROGRAMS, (part + 1) * _NUM_PROGRAMS):
         moved += check(seed)
     assert moved.keys() >= _EXPECTED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "seeds", [range(6, 10), pytest.param(range(10, 80), marks=pytest.mark.reliability)], ids=["few", "many"]
+)
+def test_rounds_on_a_random_program_are_one_plan_that_does_the_same(seeds: range) -> None:
+    """Each round agrees with the simulation on what the round before left; all together replay on the original."""
+    kinds: Counter[str] = Counter()
+    for seed in seeds:
+        original = rounds = program(seed)
+        example, fresh = (_images(2),), ((_images(3),), {})
+        for share in (0.15, 0.3, 0.4):
+            oracle = Oracle(rounds, (example, {}), fresh)
+            oracle.check_plan(oracle.pruner.plan(max_param_reduction=share))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ShortfallWarning)
+                rounds = UniversalLayerPruner(rounds, example_inputs=example).prune(max_param_reduction=share)
+        plan = PruningPlan.from_json(PruningPlan.of(rounds).to_json())
+        kinds.update(edit.kind for edit in plan.edits)
+        again = plan.apply(original)
+        assert distance(run(again, fresh), run(rounds, fresh)) == 0
+        state, expected = again.state_dict(), rounds.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert kinds["next_round"] >= len(seeds) // 3
+    assert kinds.keys() >= {"drop", "delete"}
 
 
 def test_every_operation_is_drawn() -> None:

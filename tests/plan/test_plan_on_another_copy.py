@@ -55,6 +55,8 @@ def test_twenty_replays_in_two_processes_give_one_hash():
         ("schema-3", 3, 20_234),
         ("schema-4", 4, 20_234),
         ("schema-5", 5, 20_234),
+        ("schema-6", 6, 20_234),
+        ("schema-6-rounds", 6, 20_234),
     ],
 )
 def test_plans_that_older_releases_wrote_are_read_and_carried_out(monkeypatch, name, schema, num_params):

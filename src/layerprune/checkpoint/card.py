@@ -56,7 +56,8 @@ def _removals(plans: Sequence[PruningPlan]) -> Iterator[str]:
         for removal in plan.removals:
             impact = "unknown" if removal.impact is None else f"{removal.impact:.4g}"
             groups = ", ".join(f"`{_code(name)}`" for name in removal.groups)
-            yield f"| {_plain(removal.name)} | {groups} | {removal.num_params:,} | {impact} |"
+            name = f"round {removal.round}: {removal.name}" if plan.rounds else removal.name
+            yield f"| {_plain(name)} | {groups} | {removal.num_params:,} | {impact} |"
 
 
 def _figures(manifest: Manifest, plan: PruningPlan) -> Iterator[str]:

@@ -25,7 +25,7 @@ from layerprune.edits import taken_out
 from layerprune.environment import locked
 from layerprune.errors import CheckpointError
 from layerprune.modules import num_params, parameters, unwrap
-from layerprune.plan import PlanGiven, PruningPlan, placed_plans, plan_of
+from layerprune.plan import PlanGiven, PruningPlan, merged, placed_plans, plan_of
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -61,7 +61,7 @@ def save_pruned(
             written or holds other files. An existing folder is as it was.
     """
     model, target = unwrap(model), path_of(folder).absolute()
-    placed = placed_plans(model) if plan is None else tuple(("", one) for one in _several(plan))
+    placed = placed_plans(model) if plan is None else merged([("", one) for one in _several(plan)])
     if not placed:
         raise CheckpointError(
             f"it is not known how this {type(model).__name__} was pruned: it is not pruned, or a part of what was; "

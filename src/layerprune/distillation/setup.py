@@ -26,7 +26,7 @@ from layerprune.errors import DistillationError
 from layerprune.fidelity import Divergence, Kind, divergence_named, divergence_of
 from layerprune.inputs import describe
 from layerprune.modules import fingerprint, named_parameters, parameters
-from layerprune.plan import placed_plans
+from layerprune.plan import plans_since
 from layerprune.repair import find_sites
 
 _EVERY = 8  # every eighth batch is held out
@@ -155,8 +155,7 @@ def setup_of(
 
 def _edits_between(original: nn.Module, pruned: nn.Module) -> tuple[Edit, ...]:
     """The edits of the one plan between the models; empty for several plans, or for a plan of a part."""
-    before, plans = placed_plans(original), placed_plans(pruned)
-    since = plans[len(before) :] if plans[: len(before)] == before else plans
+    since = plans_since(pruned, original)
     return since[0][1].edits if len(since) == 1 and not since[0][0] else ()
 
 

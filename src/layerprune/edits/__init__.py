@@ -2,6 +2,7 @@
 
 # pyright: reportUnusedImport=false
 from layerprune.edits.records import (
+    Boundary,
     Delete,
     Drop,
     DropParameter,
@@ -20,6 +21,8 @@ from layerprune.edits.records import (
     kept_ranges,
     name_before,
     ranges,
+    renumbering,
+    rounds_of,
     taken_out,
 )
 from layerprune.edits.validation import why_malformed

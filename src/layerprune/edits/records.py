@@ -208,13 +208,27 @@ class TakePlace(_Edit):
         return f"give {self.fqn} the cache place of {self.of}"
 
 
+class Boundary(_Edit):
+    """Ends a pruning round: the edits behind it name modules of the model that the edits before it left."""
+
+    kind: Literal["next_round"] = "next_round"
+    fqn: str = Field(default="", max_length=0)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return ()
+
+    def __str__(self) -> str:
+        return "begin another round"
+
+
 _TAKING = frozenset({"drop", "pass", "delete", "shorten", "vacate"})
 
 #: Half-open ranges, ascending.
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
 Edit: TypeAlias = Annotated[
-    Delete | Pass | Drop | Vacate | Guard | DropParameter | Slice | Fold | Shorten | TakePlace,
+    Delete | Pass | Drop | Vacate | Guard | DropParameter | Slice | Fold | Shorten | TakePlace | Boundary,
     Field(discriminator="kind"),
 ]
 
@@ -247,20 +261,41 @@ def joined(shortens: Iterable[Shorten]) -> list[Shorten]:
     return [Shorten(fqn=fqn, removed=tuple(sorted(some))) for fqn, some in gone.items()]
 
 
-def name_before(name: str, shortens: Iterable[Shorten]) -> str:
-    """The name of a module or parameter before containers were shortened.
+def rounds_of(edits: Iterable[Edit]) -> tuple[tuple[Edit, ...], ...]:
+    """Split edits at their boundaries; edits of one round come back as one tuple."""
+    rounds: list[list[Edit]] = [[]]
+    for edit in edits:
+        if isinstance(edit, Boundary):
+            rounds.append([])
+        else:
+            rounds[-1].append(edit)
+    return tuple(map(tuple, rounds))
+
+
+def name_before(name: str, edits: Iterable[Edit]) -> str:
+    """The name of a module or parameter before edits shortened containers, in one round or in several.
 
     >>> name_before("layers.2.weight", [Shorten(fqn="layers", removed=(0, 3))])
     'layers.4.weight'
+    >>> name_before("layers.1", [Shorten(fqn="layers", removed=(2,)), Boundary(), Shorten(fqn="layers", removed=(0,))])
+    'layers.3'
     """
-    for edit in sorted(shortens, key=lambda edit: edit.prefix.count(".")):
-        key, dot, below = name.removeprefix(edit.prefix).partition(".")
-        if name.startswith(edit.prefix) and key.isdigit():
-            place = int(key)
-            for gone in sorted(edit.removed):
-                place += gone <= place
-            name = f"{edit.prefix}{place}{dot}{below}"
+    for some in reversed(rounds_of(edits)):
+        shortens = [edit for edit in some if isinstance(edit, Shorten)]
+        for edit in sorted(shortens, key=lambda edit: edit.prefix.count(".")):
+            key, dot, below = name.removeprefix(edit.prefix).partition(".")
+            if name.startswith(edit.prefix) and key.isdigit():
+                index = int(key)
+                for gone in sorted(edit.removed):
+                    index += gone <= index
+                name = f"{edit.prefix}{index}{dot}{below}"
     return name
+
+
+def renumbering(edits: Iterable[Edit]) -> Sequence[Edit]:
+    """The edits that :func:`name_before` looks at; empty where no container is shortened."""
+    found = [edit for edit in edits if isinstance(edit, (Shorten, Boundary))]
+    return found if any(isinstance(edit, Shorten) for edit in found) else []
 
 
 def ranges(indices: Iterable[int]) -> tuple[tuple[int, int], ...]:

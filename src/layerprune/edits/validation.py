@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from layerprune.edits.records import Drop, DropParameter, Edit, Fold, Pass, Shorten, Slice
+from layerprune.edits.records import Boundary, Drop, DropParameter, Edit, Fold, Pass, Shorten, Slice
 from layerprune.errors import DroppedTensorError
 from layerprune.tensors import OutputTree, is_argument, is_custom, is_merge_label
 
@@ -15,6 +15,8 @@ _DEEPEST = 16  # depth of nested containers in an output
 
 def why_malformed(edit: Edit) -> str:
     """Why surgery cannot have made an edit; empty where it may have."""
+    if isinstance(edit, Boundary):
+        return ""
     named = bool(edit.fqn) or isinstance(edit, Shorten)  # the model itself may be the container
     if not named or len(edit.fqn) > _LONGEST or (edit.fqn and not all(edit.fqn.split("."))):
         return f"'{edit.fqn[:80]}' is no dotted name"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from layerprune.capture import Batch, Sandbox, on_batch
 from layerprune.channels import watching_functions
-from layerprune.edits import Edit, Fold, Shorten, name_before
+from layerprune.edits import Edit, Fold, name_before, renumbering
 from layerprune.errors import CalibrationError
 from layerprune.torch_internals import registry_of
 
@@ -31,7 +31,7 @@ class InputProbe:
 
     @classmethod
     def of(cls, shade: Sandbox, edits: Sequence[Edit]) -> InputProbe:
-        shortens = [edit for edit in edits if isinstance(edit, Shorten)]
+        shortens = renumbering(edits)
         names = {name_before(name, shortens): name for name, _ in shade.model.named_modules()} if shortens else {}
         return cls(shade, names)
 

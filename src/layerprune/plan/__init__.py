@@ -2,13 +2,13 @@
 
 # pyright: reportUnusedImport=false
 from layerprune.plan.plan import (
-    FrontierPoint,
     PlanGiven,
-    PlannedFigure,
-    PlannedRemoval,
     PruningPlan,
     json_safe,
+    merged,
     placed_plans,
     plan_of,
     plans_of,
+    plans_since,
 )
+from layerprune.plan.records import FrontierPoint, PlanHeader, PlannedFigure, PlannedRemoval

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -19,105 +19,67 @@ from layerprune.edits import Edit, folds_of, why_malformed
 from layerprune.errors import PlanError, SurgeryError
 from layerprune.graph import Refusal
 from layerprune.modules import UndoLog, clone, difference, fingerprint, num_params, own, structure, unwrap
+from layerprune.plan.composition import composed, parts_of, why_inconsistent
 from layerprune.plan.provenance import entries_of, record
+from layerprune.plan.records import PlanHeader, PlannedRemoval
 from layerprune.surgery import check_numbers, cover, operate, rebuilders
 
-#: 2: more budgets, intervals, frontier; 3: the model's structure; 4: folded projections; 5: slack and shortfall.
-SCHEMA = 5
-
-_MOST = 2**63 - 1  # upper bound of counts
-
-
-class PlannedRemoval(BaseModel):
-    """A removal of a plan."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(description="what is replaced by what")
-    kind: str = Field(description="bypass, branch, gate, concat, several, shared, block or projection")
-    groups: tuple[str, ...] = Field(description="names of the groups that leave")
-    num_params: int = Field(ge=0, description="parameters that it removes when it is made alone")
-    impact: float | None = Field(description="what it costs, in the plan's impact_unit; null where it is not known")
-    impact_interval: tuple[float, float] | None = Field(
-        default=None, description="interval of the impact over the calibration samples; holds in about 90 % of cases"
-    )
-    recurrence: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="how often the sum of impacts on other draws of the batches chooses it",
-    )
-    needs_calibration: bool = Field(default=False, description="whether weights have to be fitted on data for it")
-    kept: tuple[str, ...] = Field(default=(), description="members of its groups that stay")
-    leftovers: tuple[str, ...] = Field(default=(), description="functions that still run on what is left")
+#: 2: more budgets, intervals, frontier; 3: the model's structure; 4: folded projections; 5: slack and shortfall; 6:
+#: several rounds.
+SCHEMA = 6
 
 
-class PlannedFigure(BaseModel):
-    """A figure that a budget limits, measured before and after the plan."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(description="macs, latency_ms or memory_bytes")
-    before: float
-    after: float
+class _Schema(BaseModel):
+    schema_version: int = Field(default=SCHEMA, ge=1)
 
 
-class FrontierPoint(BaseModel):
-    """A size, and the least sum of impacts that reaches it; a prediction without proof."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    reduction: float = Field(description="share of the parameters that goes")
-    impact: float = Field(description="sum of the impacts")
-
-
-class PruningPlan(BaseModel):
+class PruningPlan(PlanHeader, _Schema):
     """Removals from a model, and the settings that they were chosen by.
 
     A plan holds names and numbers only. ``PruningPlan.from_json(plan.to_json())`` equals ``plan``.
+
+    A plan of several pruning rounds is one plan: it is made for the model before the first round, and
+    ``num_params_after`` is that after the last. The names in its removals and edits are those of the model at the
+    beginning of their round; a :class:`~layerprune.edits.Boundary` separates the edits of two rounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = Field(default=SCHEMA, ge=1)
-    model: str = Field(description="the model's class")
-    fingerprint: str = Field(description="hash of its classes, tensor names, shapes and dtypes")
-    structure: tuple[str, ...] = Field(
-        default=(), repr=False, description="the same in words, a module a line, to say where another model differs"
-    )
-    max_param_reduction: float | None = Field(
-        description="the budget as a share of all parameters; null if groups were named"
-    )
-    max_mac_reduction: float | None = Field(default=None, description="the same of multiply-accumulates")
-    target_latency_ms: float | None = Field(default=None, description="median of one forward that was to be reached")
-    max_memory_bytes: int | None = Field(default=None, description="most that was to be held in one forward")
-    max_impact: float | None = Field(default=None, description="largest impact of all removals together")
-    slack: float | None = Field(
-        default=None, description="how far below its caps the plan may stay for less impact; null where nobody said"
-    )
-    granularity: str
-    strategy: str = Field(default="exact", description="what chose the removals")
-    seed: int = Field(default=0, description="for what was drawn")
     removals: tuple[PlannedRemoval, ...]
     edits: tuple[Edit, ...]
-    num_params_before: int = Field(ge=0, le=_MOST)
-    num_params_after: int = Field(ge=0, le=_MOST)
-    figures: tuple[PlannedFigure, ...] = Field(default=(), description="what budgets but that of parameters speak of")
-    impact_unit: str
-    impact_together: float | None = Field(
-        default=None, description="impact of all removals made together, where impacts are measured by making them"
-    )
-    frontier: tuple[FrontierPoint, ...] = ()
-    needs_layerprune: bool = Field(description="whether the pruned model holds stand-ins that only layerprune defines")
-    notes: tuple[str, ...] = ()
-    shortfall: str = Field(
-        default="", description="why nothing, or less than half of what a cap allows, goes; empty where more goes"
-    )
+    rounds: tuple[PlanHeader, ...] = Field(default=(), repr=False, description="header of each; empty for one round")
+
+    @classmethod
+    def of(cls, model: nn.Module) -> PruningPlan:
+        """The plan that a pruned model was made by; all rounds in one where it was pruned in several.
+
+        Raises:
+            PlanError: the model was not pruned, or its plans are those of modules inside it.
+        """
+        placed = placed_plans(model)
+        if not placed:
+            raise PlanError(f"this {type(model).__name__} was not pruned: there is no plan in it")
+        (name, plan), *others = placed
+        if others or name:
+            names = ", ".join(repr(name or "the model itself") for name, _ in placed[:4])
+            raise PlanError(
+                f"modules of this {type(model).__name__} were pruned by plans of their own ({names}): ask for the plan "
+                "of one module; save_pruned(model, folder) keeps all of them"
+            )
+        return plan
 
     @property
-    def reduction(self) -> float:
-        """Share of the parameters that the plan removes, in [0, 1]."""
-        return 1 - self.num_params_after / self.num_params_before if self.num_params_before else 0.0
+    def parts(self) -> tuple[PruningPlan, ...]:
+        """The plan of each round, for the model that the round before it left."""
+        return parts_of(self)
+
+    def then(self, later: PruningPlan) -> PruningPlan:
+        """One plan that makes the removals of this plan, then those of another, on the model that this one leaves.
+
+        Raises:
+            PlanError: the other plan was not made for the model that this one leaves.
+        """
+        return composed((*self.parts, *later.parts))
 
     def to_json(self) -> str:
         """Format the plan as JSON text."""
@@ -141,6 +103,8 @@ class PruningPlan(BaseModel):
         for number, edit in enumerate(plan.edits):
             if reason := why_malformed(edit):
                 raise PlanError(f"not a pruning plan: edits.{number}: cannot {edit.kind}: {reason}")
+        if reason := why_inconsistent(plan):
+            raise PlanError(f"not a pruning plan: rounds: {reason}")
         return plan
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -170,7 +134,7 @@ class PruningPlan(BaseModel):
         source = Path(path)
         if source.is_dir():
             if (source / "plan-2.json").exists():
-                raise PlanError(f"{source} holds several plans, carried out one after the other: give the file of one")
+                raise PlanError(f"{source} holds plans of several modules: give the file of one")
             source /= "plan.json"
         try:
             text = source.read_bytes().decode()
@@ -264,9 +228,24 @@ class PruningPlan(BaseModel):
         Raises:
             PlanError: the edits do not fit, or leave another number of parameters. The model is as it was.
         """
-        self._check_folds(model)
         undo_log = UndoLog() if undo_log is None else undo_log
-        entries, places = entries_of(model), rebuilders(model)
+        entries = entries_of(model)
+        for number, part in enumerate(self.parts):
+            try:
+                if number:
+                    part.check(model, dtypes=False)
+                part._carry_out_once(model, undo_log)
+            except PlanError as error:
+                undo_log.take_back()
+                if not self.rounds:
+                    raise
+                raise PlanError(f"round {number + 1}: {error}") from error
+        record(model, (*entries, ("", self.to_json())), undo_log)
+
+    def _carry_out_once(self, model: nn.Module, undo_log: UndoLog) -> None:
+        """Make the edits of a plan of one round."""
+        self._check_folds(model)
+        savers = rebuilders(model)
         try:
             check_numbers(model, self.edits)
             operate(model, self.edits, undo_log=undo_log)
@@ -275,8 +254,7 @@ class PruningPlan(BaseModel):
         if (found := num_params(model)) != self.num_params_after:
             undo_log.take_back()
             raise PlanError(f"the plan promises {self.num_params_after:,} parameters, but its edits leave {found:,}")
-        cover(model, places, self.edits, undo_log)
-        record(model, (*entries, ("", self.to_json())), undo_log)
+        cover(model, savers, self.edits, undo_log)
 
     def _check_folds(self, model: nn.Module) -> None:
         """Refuse a weight larger than the whole model, before memory is allocated for it."""
@@ -290,21 +268,47 @@ class PruningPlan(BaseModel):
                 raise PlanError(f"the plan would {fold}, with {size:,} elements where the whole model has {most:,}")
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.model}: {self.num_params_before:,} → {self.num_params_after:,} parameters ({-self.reduction:+.1%})",
-            *(f"  {removal.name} ({removal.num_params:,})" for removal in self.removals),
-        ]
+        in_rounds = f" in {len(self.rounds)} rounds" if self.rounds else ""
+        size = f"{self.num_params_before:,} → {self.num_params_after:,} parameters ({-self.reduction:+.1%})"
+        lines = [f"{self.model}: {size}{in_rounds}"]
+        for removal in self.removals:
+            lines.append(f"  {f'{removal.round}: ' if self.rounds else ''}{removal.name} ({removal.num_params:,})")
         return "\n".join(lines)
 
 
 def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
-    """The plans that were applied to a model itself, in order; copies of the model have them, too."""
-    return tuple(plan for place, plan in placed_plans(model) if not place)
+    """The plans that were applied to a model itself, in order; copies of the model have them, too.
+
+    Rounds of pruning are one plan; there are several only where a module inside was pruned in between.
+    """
+    return tuple(plan for name, plan in placed_plans(model) if not name)
 
 
 def placed_plans(model: nn.Module) -> tuple[tuple[str, PruningPlan], ...]:
     """The plans of a model and of the modules inside it, in order, each with the name of its module."""
-    return tuple((place, _read(text)) for place, text in entries_of(unwrap(model)))
+    return merged(_placed_parts(model))
+
+
+def plans_since(pruned: nn.Module, original: nn.Module) -> tuple[tuple[str, PruningPlan], ...]:
+    """The plans that lead from one model to another, each with the name of its module."""
+    before, parts = _placed_parts(original), _placed_parts(pruned)
+    return merged(parts[len(before) :] if parts[: len(before)] == before else parts)
+
+
+def merged(placed: Sequence[tuple[str, PruningPlan]]) -> tuple[tuple[str, PruningPlan], ...]:
+    """Join plans of the same module that follow each other, where the second was made for what the first leaves."""
+    found: list[tuple[str, PruningPlan]] = []
+    for name, plan in placed:
+        if found and found[-1][0] == name:
+            with contextlib.suppress(PlanError):  # the module was changed in between: the plans stay apart
+                found[-1] = name, found[-1][1].then(plan)
+                continue
+        found.append((name, plan))
+    return tuple(found)
+
+
+def _placed_parts(model: nn.Module) -> tuple[tuple[str, PruningPlan], ...]:
+    return tuple((name, part) for name, text in entries_of(unwrap(model)) for part in _read(text).parts)
 
 
 @lru_cache(maxsize=32)

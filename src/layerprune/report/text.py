@@ -167,7 +167,7 @@ def plan_text(plan: PruningPlan, held_out: HeldOutVerdict | None = None, *, widt
     lines = [
         "CHOSEN REMOVALS:",
         rule(width),
-        *(_removal_line(removal) for removal in plan.removals),
+        *(_removal_line(removal, bool(plan.rounds)) for removal in plan.removals),
         f"Parameters: {plan.num_params_before:,} → {plan.num_params_after:,} ({-plan.reduction:+.1%})",
         *figure_lines(plan),
         *_left_lines(plan),
@@ -204,12 +204,13 @@ def _left_lines(plan: PruningPlan) -> list[str]:
 _FIGURES = {"macs": "MACs", "latency_ms": "Latency, ms", "memory_bytes": "Memory, bytes"}
 
 
-def _removal_line(removal: PlannedRemoval) -> str:
+def _removal_line(removal: PlannedRemoval, in_rounds: bool) -> str:
     impact = impact_text(math.nan if removal.impact is None else removal.impact)
     if removal.impact_interval is not None:
         impact += f" [{', '.join(map(impact_text, removal.impact_interval))}]"
     again = "" if removal.recurrence is None else f", in {removal.recurrence:.0%} of draws"
-    return f"  {removal.name} [{', '.join(removal.groups)}]: {removal.num_params:,} parameters, impact {impact}{again}"
+    name = f"round {removal.round}: {removal.name}" if in_rounds else removal.name
+    return f"  {name} [{', '.join(removal.groups)}]: {removal.num_params:,} parameters, impact {impact}{again}"
 
 
 def _frontier_lines(plan: PruningPlan, width: int) -> list[str]:

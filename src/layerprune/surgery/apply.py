@@ -30,6 +30,7 @@ from layerprune.edits import (
     TakePlace,
     Vacate,
     joined,
+    rounds_of,
 )
 from layerprune.errors import SurgeryError
 from layerprune.modules import Undo, UndoLog, nothing, parameters, slots, unfuse
@@ -57,7 +58,7 @@ def operate(
 
     Args:
         model: the module tree to edit.
-        edits: edits; each names a module of ``model``.
+        edits: edits; each names a module of ``model``, or of what the rounds before it left.
         folded: folded weights; a fold without weights here gets zeros, to be overwritten later.
         undo_log: records every change; the caller may undo from any point on.
 
@@ -69,22 +70,28 @@ def operate(
     """
     undo_log = UndoLog() if undo_log is None else undo_log
     try:
-        places = slots(model)  # valid for all edits: an edit moves no other module
-        shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
-        shorten = _prepared(model, shortens)
-        told = generation_config_changes(model, {edit.fqn: edit.removed for edit in shortens})
-        told += feature_info_changes(model, [edit.fqn for edit in edits if isinstance(edit, Delete)])
-        moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
-        for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
-            _carry_out(model, edit, places, folded or {}, undo_log)
-        shorten(undo_log)
-        for held, key, value in told:
-            undo_log.set(held, key, value)
-        _take_places(moves, undo_log)
+        for some in rounds_of(edits):
+            _operate_once(model, some, folded or {}, undo_log)
         return undo_log.take_back
     except BaseException:
         undo_log.take_back()
         raise
+
+
+def _operate_once(model: nn.Module, edits: Sequence[Edit], folded: Folded, undo_log: UndoLog) -> None:
+    """Carry out the edits of one round."""
+    places = slots(model)  # valid for all edits of a round: an edit moves no other module
+    shortens = joined(edit for edit in edits if isinstance(edit, Shorten))
+    shorten = _prepared(model, shortens)
+    told = generation_config_changes(model, {edit.fqn: edit.removed for edit in shortens})
+    told += feature_info_changes(model, [edit.fqn for edit in edits if isinstance(edit, Delete)])
+    moves = [(edit, *_move(model, edit)) for edit in edits if isinstance(edit, TakePlace)]
+    for edit in _in_order([edit for edit in edits if not isinstance(edit, (Shorten, TakePlace))]):
+        _carry_out(model, edit, places, folded, undo_log)
+    shorten(undo_log)
+    for held, key, value in told:
+        undo_log.set(held, key, value)
+    _take_places(moves, undo_log)
 
 
 def check_numbers(model: nn.Module, edits: Sequence[Edit]) -> None:

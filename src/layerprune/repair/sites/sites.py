@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerprune.adapters import owner_of
-from layerprune.edits import Edit, Shorten, name_before
+from layerprune.edits import Edit, name_before, renumbering
 from layerprune.fitting import channel_dim, exact, has_free_bias, why_not_solvable
 from layerprune.graph import Layer, LayerGraph
 from layerprune.modules import CallKey
@@ -148,7 +148,7 @@ def find_sites(
     Returns:
         The sites, and for each other transform the reason why it is not a site.
     """
-    finder = _Finder(original, pruned, model, [edit for edit in edits if isinstance(edit, Shorten)], norms, knows)
+    finder = _Finder(original, pruned, model, renumbering(edits), norms, knows)
     sites: list[Site] = []
     refused: dict[str, str] = {}
     for layer in pruned.layers:
@@ -170,7 +170,7 @@ class _Finder:
         original: LayerGraph,
         pruned: LayerGraph,
         model: nn.Module,
-        shortens: Sequence[Shorten],
+        shortens: Sequence[Edit],
         norms: bool,
         knows: Callable[[Permutation], bool],
     ) -> None:

@@ -1,0 +1,94 @@
+"""Parts of a plan: removals, figures, the frontier, and the header of a pruning round."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_MOST = 2**63 - 1  # upper bound of counts
+
+
+class PlannedRemoval(BaseModel):
+    """A removal of a plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="what is replaced by what")
+    kind: str = Field(description="bypass, branch, gate, concat, several, shared, block or projection")
+    groups: tuple[str, ...] = Field(description="names of the groups that leave")
+    num_params: int = Field(ge=0, description="parameters that it removes when it is made alone")
+    impact: float | None = Field(description="what it costs, in the plan's impact_unit; null where it is not known")
+    impact_interval: tuple[float, float] | None = Field(
+        default=None, description="interval of the impact over the calibration samples; holds in about 90 % of cases"
+    )
+    recurrence: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="how often the sum of impacts on other draws of the batches chooses it",
+    )
+    needs_calibration: bool = Field(default=False, description="whether weights have to be fitted on data for it")
+    kept: tuple[str, ...] = Field(default=(), description="members of its groups that stay")
+    leftovers: tuple[str, ...] = Field(default=(), description="functions that still run on what is left")
+    round: int = Field(default=1, ge=1, description="the pruning round that makes it; names are those of its model")
+
+
+class PlannedFigure(BaseModel):
+    """A figure that a budget limits, measured before and after the plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="macs, latency_ms or memory_bytes")
+    before: float
+    after: float
+
+
+class FrontierPoint(BaseModel):
+    """A size, and the least sum of impacts that reaches it; a prediction without proof."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reduction: float = Field(description="share of the parameters that goes")
+    impact: float = Field(description="sum of the impacts")
+
+
+class PlanHeader(BaseModel):
+    """The model of a pruning round, the settings that its removals were chosen by, and its figures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="the model's class")
+    fingerprint: str = Field(description="hash of its classes, tensor names, shapes and dtypes")
+    structure: tuple[str, ...] = Field(
+        default=(), repr=False, description="the same in words, a module a line, to say where another model differs"
+    )
+    max_param_reduction: float | None = Field(
+        description="the budget as a share of all parameters; null if groups were named"
+    )
+    max_mac_reduction: float | None = Field(default=None, description="the same of multiply-accumulates")
+    target_latency_ms: float | None = Field(default=None, description="median of one forward that was to be reached")
+    max_memory_bytes: int | None = Field(default=None, description="most that was to be held in one forward")
+    max_impact: float | None = Field(default=None, description="largest impact of all removals together")
+    slack: float | None = Field(
+        default=None, description="how far below its caps the plan may stay for less impact; null where nobody said"
+    )
+    granularity: str
+    strategy: str = Field(default="exact", description="what chose the removals")
+    seed: int = Field(default=0, description="for what was drawn")
+    num_params_before: int = Field(ge=0, le=_MOST)
+    num_params_after: int = Field(ge=0, le=_MOST)
+    figures: tuple[PlannedFigure, ...] = Field(default=(), description="what budgets but that of parameters speak of")
+    impact_unit: str
+    impact_together: float | None = Field(
+        default=None, description="impact of all removals made together, where impacts are measured by making them"
+    )
+    frontier: tuple[FrontierPoint, ...] = ()
+    needs_layerprune: bool = Field(description="whether the pruned model holds stand-ins that only layerprune defines")
+    notes: tuple[str, ...] = ()
+    shortfall: str = Field(
+        default="", description="why nothing, or less than half of what a cap allows, goes; empty where more goes"
+    )
+
+    @property
+    def reduction(self) -> float:
+        """Share of the parameters that the plan removes, in [0, 1]."""
+        return 1 - self.num_params_after / self.num_params_before if self.num_params_before else 0.0
