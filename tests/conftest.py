@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is importe
 import pytest
 import torch
 
+from browser import chromium, open_page  # noqa: F401  # fixtures
 from layerprune.capture.graph_builder import GraphBuilder
 from torchvision_ops import declare_missing_ops
 

@@ -136,6 +136,10 @@ class ExportError(LayerPruneError):
     """A model could not be exported, or the exported model computes something else; no file was written."""
 
 
+class ReportError(LayerPruneError):
+    """A report cannot be written, or there is nothing to report on."""
+
+
 class LayerPruneWarning(UserWarning):
     """Base class of all warnings of this library."""
 

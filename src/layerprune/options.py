@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -58,6 +60,32 @@ def _not_taken(item: object) -> str:
         f"protect holds {item!r:.60} ({type(item).__name__}): give patterns of dotted names, as "
         "protect=['layer1*', 'head'], or modules of the model"
     )
+
+
+@dataclass(frozen=True)
+class DataName:
+    """Stands for data that the user gave, by the name that code shows for them."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+_DATA = {"example_inputs": DataName("example_inputs"), "calibration": DataName("batches"), "loss": DataName("loss")}
+
+
+def settings_of(call: Callable[..., object], given: Mapping[str, object]) -> dict[str, object]:
+    """The keyword arguments of a call that differ from their defaults, but for the progress bar."""
+    found: dict[str, object] = {}
+    for name, parameter in inspect.signature(call).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name == "progress":
+            continue
+        if name in _DATA:
+            found |= {} if given[name] is None else {name: _DATA[name]}
+        elif given[name] != parameter.default:
+            found[name] = given[name]
+    return found
 
 
 def checked_seed(seed: object) -> int:

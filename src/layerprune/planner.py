@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from layerprune.discovery import Discovery
-from layerprune.edits import Edit, Pass, folds_of
+from layerprune.edits import Edit, folds_of, leave_stand_ins
 from layerprune.environment import progress_bar
 from layerprune.errors import BudgetError, CriticalGroupError
 from layerprune.fidelity import hold_out
@@ -42,6 +42,7 @@ from layerprune.select import (
     SLACK,
     Budgets,
     Effort,
+    Point,
     Problem,
     Resource,
     Resources,
@@ -298,19 +299,23 @@ class Planner:
             impact_unit=self.scored.unit,
             impact_together=self._together(chosen),
             frontier=self.frontier if budgets is not None and self.scored.has_data else (),
-            needs_layerprune=joint is not None and any(_is_ours(edit) for edit in joint.edits),
+            needs_layerprune=joint is not None and leave_stand_ins(joint.edits),
             notes=(*notes, *self._company(chosen)),
             shortfall=self._shortfall(limits, selection),
         )
 
     @cached_property
-    def frontier(self) -> tuple[FrontierPoint, ...]:
-        """The least sum of impacts for every size; empty where impacts are not known."""
+    def frontier_sets(self) -> tuple[Point, ...]:
+        """The sets of the least sum of impacts for every size; empty where impacts are not known."""
         if self.scored.evidence is None or not self.scored.removals:
             return ()
+        return frontier(self.problem(()), self.meter.param_pieces)
+
+    @property
+    def frontier(self) -> tuple[FrontierPoint, ...]:
+        """Sizes and sums of :attr:`frontier_sets`."""
         total = self.graph.num_params
-        points = frontier(self.problem(()), self.meter.param_pieces)
-        return tuple(FrontierPoint(reduction=point.size / total, impact=point.impact) for point in points)
+        return tuple(FrontierPoint(reduction=point.size / total, impact=point.impact) for point in self.frontier_sets)
 
     @cached_property
     def _drawn(self) -> np.ndarray | None:
@@ -393,8 +398,3 @@ class Planner:
     def _company(self, chosen: Sequence[int]) -> list[str]:
         together = [self.scored.removals[i] for i in chosen if len(self.scored.removals[i].groups) > 1]
         return [f"{', '.join(r.groups)} leave together: {r.name}" for r in together]
-
-
-def _is_ours(edit: Edit) -> bool:
-    plain = edit.kind in ("delete", "slice", "fold", "shorten", "take_place")
-    return not plain and not (isinstance(edit, Pass) and edit.is_identity)

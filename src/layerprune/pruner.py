@@ -22,8 +22,8 @@ from layerprune.fitting import ProjectionReport
 from layerprune.graph import Group, LayerInfo
 from layerprune.impact import ScoringContext, criterion_of
 from layerprune.modules import check_supported, unwrap
-from layerprune.options import Protected, checked_seed, patterns_of
-from layerprune.overview import PlanDisplay
+from layerprune.options import Protected, checked_seed, patterns_of, settings_of
+from layerprune.overview import PlanReport
 from layerprune.plan import FrontierPoint, PlanGiven, PruningPlan, plan_of
 from layerprune.planner import Planner
 from layerprune.proof import (
@@ -43,7 +43,7 @@ from layerprune.select import SLACK, Budgets, Named, Resources, check_share, rem
 
 
 @holding_process_lock(but=("distill",))
-class UniversalLayerPruner(PlanDisplay):
+class UniversalLayerPruner(PlanReport):
     """Finds the removable groups of a model, shows them, and removes groups within a budget.
 
     Construction records the model's forward, forms the groups and proves every removal that needs no calibration data.
@@ -79,6 +79,7 @@ class UniversalLayerPruner(PlanDisplay):
         transform_layers: the transforms by name, in order of execution.
         repair_report: the layers that :meth:`prune` repaired; None where it repaired nothing.
         projection_report: the projections that :meth:`prune` fitted and folded; None where there were none.
+        distillation: what :meth:`distill` did since; None where it was not called.
 
     Raises:
         UnsupportedModelError: the model has scripted or lazy modules, or no transform.
@@ -106,6 +107,7 @@ class UniversalLayerPruner(PlanDisplay):
     ) -> None:
         if granularity not in GRANULARITIES:
             raise BudgetError(f"granularity {granularity!r:.60} is none of {', '.join(GRANULARITIES)}")
+        given = locals()
         check_supported(model)
         self._criterion = criterion_of(criterion, has_data=calibration is not None)
         self.model = unwrap(model)
@@ -114,11 +116,13 @@ class UniversalLayerPruner(PlanDisplay):
         self._harm = divergence_named(kind)
         self.granularity = granularity
         self.inputs, self.graph, shade = record_first(self.model, example_inputs, self._batches)
+        patterns = patterns_of(protect, self.model)
+        self._settings = settings_of(UniversalLayerPruner.__init__, {**given, "protect": patterns})
         self._found = Discovery(
             shade,
             self.graph,
             self.inputs,
-            protect=patterns_of(protect, self.model),
+            protect=patterns,
             protect_io=protect_io,
             granularity=granularity,
             projections=projections,
@@ -128,9 +132,11 @@ class UniversalLayerPruner(PlanDisplay):
         self.transform_layers: Mapping[str, LayerInfo] = {g.name: g.lead_transform for g in self._found.groups}
         self._original = self.model
         self._pruned_by: list[PruningPlan] = []
+        self._latest: PruningPlan | None = None
         self._is_edited = False
         self.repair_report: RepairReport | None = None
         self.projection_report: ProjectionReport | None = None
+        self.distillation: Distillation | None = None
 
     @property
     def _prover(self) -> Prover:
@@ -234,7 +240,8 @@ class UniversalLayerPruner(PlanDisplay):
         """
         budgets = Budgets.among(locals())
         with showing_progress(self._progress):
-            return self._chosen(budgets, groups, strategy, unused)
+            self._latest = self._chosen(budgets, groups, strategy, unused)
+        return self._latest
 
     def _chosen(
         self, budgets: Budgets, groups: Named | Iterable[Named] | None, strategy: str, unused: bool
@@ -338,6 +345,7 @@ class UniversalLayerPruner(PlanDisplay):
         self.model, self.repair_report = carried.model, carried.repair_report
         self.projection_report = carried.projection_report
         self._pruned_by.append(chosen)
+        self._latest, self.distillation = chosen, None
         self._is_edited = inplace and bool(chosen.edits)
         if chosen.shortfall or not chosen.removals:
             warn(chosen.shortfall or "the plan removes nothing", ShortfallWarning)
@@ -366,7 +374,8 @@ class UniversalLayerPruner(PlanDisplay):
         """Train the pruned model against the original; options as for :func:`layerprune.distill`."""
         options.setdefault("kind", self._harm and self._harm.kind)
         options.setdefault("progress", self._progress)
-        return distill(self._original, self.model, data, **options)
+        self.distillation = distill(self._original, self.model, data, **options)
+        return self.distillation
 
 
 def quick_prune(model: nn.Module, reduction: float = 0.3, **options: Any) -> nn.Module:

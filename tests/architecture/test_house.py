@@ -18,9 +18,8 @@ ROOT = REPOSITORY / "src" / PACKAGE
 FLOORS = (
     *("errors", "torch_internals", "environment", "tensors", "stand_ins", "modules", "graph", "inputs", "adapters"),
     *("capture", "edits", "channels", "surgery", "plan", "removals", "cost", "proof", "fidelity", "replay", "fitting"),
-    *("impact", "repair", "select", "export", "checkpoint", "report", "picture"),
-    *("options", "discovery", "scoring", "execute"),
-    *("planner", "overview", "distillation", "pruner", "cli", "__main__"),
+    *("impact", "repair", "select", "export", "checkpoint", "report", "picture", "distillation", "html"),
+    *("options", "discovery", "scoring", "execute", "planner", "overview", "pruner", "cli", "__main__"),
     "__init__",  # names everything, and imports it lazily
 )
 MOST_IN_ROOT = 10

@@ -19,6 +19,7 @@ from layerprune.edits.records import (
     is_under,
     joined,
     kept_ranges,
+    leave_stand_ins,
     name_before,
     ranges,
     renumbering,

@@ -238,6 +238,12 @@ def folds_of(edits: Iterable[Edit]) -> list[Fold]:
     return [edit for edit in edits if isinstance(edit, Fold)]
 
 
+def leave_stand_ins(edits: Iterable[Edit]) -> bool:
+    """Whether edits leave modules in the tree that only layerprune defines."""
+    plain = ("delete", "slice", "fold", "shorten", "take_place")
+    return any(edit.kind not in plain and not (isinstance(edit, Pass) and edit.is_identity) for edit in edits)
+
+
 def taken_out(edits: Iterable[Edit]) -> list[str]:
     """The names of the modules that edits remove with all their parameters."""
     return [name for edit in edits if edit.kind in _TAKING for name in edit.targets]

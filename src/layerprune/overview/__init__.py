@@ -3,3 +3,4 @@
 # pyright: reportUnusedImport=false
 from layerprune.overview.display import PlanDisplay
 from layerprune.overview.overview import Overview
+from layerprune.overview.reporting import PlanReport, report_folder

@@ -17,10 +17,11 @@ _POINTS = 10
 
 @dataclass(frozen=True)
 class Point:
-    """A removed size, and the least sum of impacts that removes as much."""
+    """A removed size, the least sum of impacts that removes as much, and the removals of that sum."""
 
     size: float
     impact: float
+    chosen: tuple[int, ...] = ()
 
 
 def frontier(problem: Problem, pieces: Pieces, bans: Sequence[Exclusion] | None = None) -> tuple[Point, ...]:
@@ -36,9 +37,10 @@ def frontier(problem: Problem, pieces: Pieces, bans: Sequence[Exclusion] | None 
     known = exclusions_of(problem.graph, problem.removals) if bans is None else list(bans)
     programme = Milp(len(problem.removals))
     most = amount(pieces, programme.most(pieces, [], known))
-    found: dict[float, float] = {}
+    found: dict[float, Point] = {}
     for low in np.linspace(most / _POINTS, most * (1 - GAP), _POINTS) if most else ():
         chosen = programme.least(problem.impacts, [Limit(pieces, low=float(low))], known)
         if chosen:
-            found[amount(pieces, chosen)] = problem.impact(chosen)
-    return tuple(Point(size, impact) for size, impact in sorted(found.items()))
+            size = amount(pieces, chosen)
+            found[size] = Point(size, problem.impact(chosen), tuple(chosen))
+    return tuple(point for _, point in sorted(found.items()))
