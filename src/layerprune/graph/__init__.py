@@ -8,5 +8,6 @@ from layerprune.graph.layer_graph import LayerGraph
 from layerprune.graph.liveness import Cut
 from layerprune.graph.names import numbers_in, without_numbers
 from layerprune.graph.op_kinds import kind_of_function, kind_of_module
+from layerprune.graph.refusal_guide import REFUSAL_GUIDE, Guidance
 from layerprune.graph.refusals import Refusal, RefusalCode
 from layerprune.graph.value_locations import ValueLocations, calls_of
