@@ -6,7 +6,7 @@ The data of a subject are shuffled and cut into batches of 16. In each draw some
 data of a pruner as it comes; the truth is what each removal does on all other batches. Counted are the intervals that a
 plan prints: those of removals that were measured on two batches or more. Removals by projection are left out: what they
 do on other data is that of another fit. For comparison, from the same batches: the percentiles of a bootstrap over
-whole batches, which was printed until November 2026. Figures: docs/impact.md.
+whole batches, which was printed until November 2026. Figures: docs/benchmarks/impact.md.
 """
 
 from __future__ import annotations

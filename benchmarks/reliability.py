@@ -1,7 +1,7 @@
 """What survives: saves killed, artefacts and plans mutated, replays compared, random models pruned, threads at once.
 
 ``python benchmarks/reliability.py`` goes on where the last run ended: ``out/reliability.json`` holds what was done.
-``docs/reliability.md`` is written from it, and says how many of each were run. Counts are arguments:
+``docs/benchmarks/reliability.md`` is written from it, and says how many of each were run. Counts are arguments:
 ``--kills 1000 --artefacts 10000 --plans 100000 --replays 20 --graphs 10000 --programs 3000 --threads 8``;
 ``--only kills plans`` runs some of them, ``--minutes 10`` stops each in time, ``--redo`` starts over.
 """
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="at most for each")
     parser.add_argument("--state", type=Path, default=ROOT / "out" / "reliability.json")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "reliability.md")
     parser.add_argument("--redo", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """The zoo: every architecture of torchvision, timm and transformers, planned; a few hundred of them checked in full.
 
-``python benchmarks/zoo.py`` resumes where the last run ended: what ``docs/zoo.jsonl`` holds is not run again, unless
-``--redo`` says so. ``docs/zoo.md`` is written from it. ``--quick`` is what CI runs.
+``python benchmarks/zoo.py`` resumes where the last run ended: what ``benchmarks/results/zoo.jsonl`` holds is not run
+again, unless ``--redo`` says so. ``docs/zoo.md`` is written from it. ``--quick`` is what CI runs.
 For instance ``python benchmarks/zoo.py --library timm --depth full --models "swin*" --redo all``.
 """
 
@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _ROOT = Path(__file__).resolve().parents[1]
+_KEPT = _ROOT / "benchmarks/results/zoo.jsonl"
 DEPTHS = ("plan", "full")
 _QUICK_PLANS = 30  # of each library
 console = Console()
@@ -109,12 +110,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="worker processes (default 2)")
     parser.add_argument("--limit", type=float, default=120, help="seconds per model (default 120)")
     parser.add_argument("--memory", type=float, default=9, help="GiB per worker (default 9)")
-    parser.add_argument("--results", type=Path, help="default docs/zoo.jsonl; out/zoo.jsonl with --quick")
+    parser.add_argument("--results", type=Path, help="default benchmarks/results/zoo.jsonl; out/zoo.jsonl with --quick")
     parser.add_argument("--redo", choices=("failed", "all"), help="run again what is known already")
     parser.add_argument("--quick", action="store_true", help="what CI runs: a fixed subset in full, some plans")
     parser.add_argument("--report-only", action="store_true", help="write the report from the results, run nothing")
     options = parser.parse_args(arguments)
-    options.results = options.results or _ROOT / ("out" if options.quick else "docs") / "zoo.jsonl"
+    options.results = options.results or (_ROOT / "out/zoo.jsonl" if options.quick else _KEPT)
+    options.report = _ROOT / "docs/zoo.md" if options.results == _KEPT else options.results.with_suffix(".md")
     return options
 
 
@@ -131,9 +133,8 @@ def main() -> int:
             console.print("interrupted: the same command goes on from here")
             return 130
         results.settle()
-    report = options.results.with_suffix(".md")
-    report.write_text(as_markdown(results))
-    console.print(f"{failures} failures; report: {report}", highlight=False)
+    options.report.write_text(as_markdown(results))
+    console.print(f"{failures} failures; report: {options.report}", highlight=False)
     return 1 if failures and options.quick else 0
 
 

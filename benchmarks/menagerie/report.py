@@ -12,6 +12,8 @@ from menagerie.results import FINE, Results
 
 _LIBRARIES = ("torchvision", "timm", "transformers")
 _DEPTHS = ("plan", "full")
+#: Seen from the page of a library.
+_SUMMARY_PAGE = "../zoo.md"
 _NUM_WORST = 10
 _NUM_REASONS = 3
 _WIDTH = 160
@@ -33,12 +35,13 @@ Row = Mapping[str, Any]
 
 
 def as_markdown(results: Results) -> str:
-    """Write the report; the same results give the same text."""
+    """Write the summary; the same results give the same text."""
     rows = [row for _, row in sorted(results.rows.items())]
     parts = [
-        "# The zoo",
-        "Written by `make zoo` from the results beside it (`.jsonl`). *Plan*: built on the meta device and planned. "
-        "*Full*: random weights in float64, and every check below.",
+        "# Architectures",
+        "Written by `make zoo` from `benchmarks/results/zoo.jsonl`. *Plan*: built on the meta device and planned. "
+        "*Full*: random weights in float64, and every check below. The site has a page for each library with a row for "
+        "each model.",
         _versions(results, rows),
         "## Summary",
         _summary(rows),
@@ -48,12 +51,27 @@ def as_markdown(results: Results) -> str:
         _removable(rows),
         *_troubles(rows),
     ]
-    for library in _LIBRARIES:
-        for depth in _DEPTHS:
-            some = [row for row in rows if row["library"] == library and row["depth"] == depth]
-            if some:
-                parts += [f"## {library}, {depth} ({len(some)})", (_full if depth == "full" else _plans)(some)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def as_pages(results: Results) -> dict[str, str]:
+    """Write a page for each library, with a row for each model."""
+    rows = [row for _, row in sorted(results.rows.items())]
+    pages: dict[str, str] = {}
+    for library in _LIBRARIES:
+        parts = [
+            f"---\nsearch: {{exclude: true}}\n---\n\n# {library}, each model",
+            f"[What the checks are]({_SUMMARY_PAGE}#checks-at-full-depth). *Safe*: groups that can leave. "
+            "*Removable*: the share of the parameters that a proven removal takes. *Removed*: the share that a plan of "
+            "at most 30 % took. *s*: seconds of the run.",
+        ]
+        for depth in reversed(_DEPTHS):
+            some = [row for row in rows if (row["library"], row["depth"]) == (library, depth)]
+            if some:
+                title = "Checked in full" if depth == "full" else "Planned"
+                parts += [f"## {title} ({len(some)})", (_full if depth == "full" else _plans)(some)]
+        pages[library] = "\n\n".join(parts) + "\n"
+    return pages
 
 
 def _versions(results: Results, rows: Sequence[Row]) -> str:
