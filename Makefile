@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch lint bench zoo reliability clean
+.PHONY: help demo test test-torch lint docs bench zoo reliability clean
 
 help:
-	@echo "make demo | test | test-torch TORCH=… | lint | bench | zoo | reliability | clean"
+	@echo "make demo | test | test-torch TORCH=… | lint | docs | bench | zoo | reliability | clean"
 
 demo: $(INSTALLED)-demo
 	$(BIN)/python examples/minilm.py
@@ -36,6 +36,12 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Runs the notebooks (minutes) and builds the site into out/site; reading it needs no network.
+docs: $(INSTALLED)-docs
+	$(BIN)/python docs/hooks/notebooks.py
+	$(BIN)/python -m mkdocs build --strict
+	@echo "open out/site/index.html"
 
 bench: $(INSTALLED)-bench
 	$(BIN)/python benchmarks/planning.py

@@ -1,4 +1,4 @@
-"""Packages that build a model again from a config: what docs/hosts.md says of them, tried where they are installed."""
+"""Packages that build a model again from a config: docs/other-libraries.md, tried where they are installed."""
 
 import warnings
 from pathlib import Path

@@ -23,8 +23,8 @@ def score_output_change(
     A removal that replaces ``y`` by ``s`` moves the output ``f`` along a direction ``v``, to first order, by the sum of
     ``e = ∂(v·f)/∂y · (s - y)`` over the elements of ``y``. The impact is the sum of ``e²`` over random ``v``: the
     diagonal of the Gauss-Newton matrix, as in Optimal Brain Damage (LeCun 1990). The whole matrix gives the square of
-    the sum. It is exact for small steps, but ranks removals worse, because their steps are large. ``docs/impact.md``
-    has the figures.
+    the sum. It is exact for small steps, but ranks removals worse, because their steps are large.
+    Figures: ``docs/benchmarks/impact.md``.
 
     If the output is a distribution, classes are drawn from the model's own prediction and ``v`` is the gradient of
     their logarithm. Half the expectation is the Fisher estimate of the KL divergence (arXiv 1801.05787, there for

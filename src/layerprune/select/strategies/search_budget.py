@@ -13,7 +13,8 @@ from layerprune.select.local_search import Amounts, LocalSearch
 from layerprune.select.search import Search
 
 #: Share of the model calls of :func:`greedy` that scoring and choosing may use. Calls that reuse outputs count in full.
-#: A longer search overfits: a quarter more finds sets that are better on the calibration data only (docs/selection.md).
+#: A longer search overfits: a quarter more finds sets that are better on the calibration data only
+#: (docs/benchmarks/selection.md).
 SHARE = 0.1
 
 #: Relative noise above which sets race longer before the first are dropped; below it, more sets race.
