@@ -12,11 +12,14 @@ from pathlib import Path
 
 import jupytext
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "docs" / "notebooks"
 EXECUTED = ROOT / "out" / "notebooks"
 MOST_SECONDS = 300
+#: transformers imports torchvision where it finds it, even for text, and fails on one that does not fit torch.
+_FIRST = "import sys\nsys.modules['torchvision'] = None"
 _NOT_EXECUTED = "*This page was built without running the notebook: outputs are missing.*\n\n"
 
 
@@ -53,9 +56,11 @@ def execute(name: str) -> NotebookNode:
 
     notebook = jupytext.read(SOURCES / f"{name}.py")
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.cells.insert(0, new_code_cell(_FIRST))
     folder = EXECUTED / "work"
     folder.mkdir(parents=True, exist_ok=True)
     NotebookClient(notebook, timeout=MOST_SECONDS, resources={"metadata": {"path": str(folder)}}).execute()
+    del notebook.cells[0]
     return notebook
 
 
