@@ -45,6 +45,7 @@ class Discovery:
         groups: in order of execution, without verdicts.
         prover: proves further sets of removals.
         removals: the proven removals that need no calibration data, without impacts.
+        critical: group name → why it stays whatever is tried.
         without_removal: names of the groups that a projection may take out, and no other removal does.
     """
 
@@ -68,7 +69,7 @@ class Discovery:
             graph, self.groups, self.prover.modules, protect=protect, protect_io=protect_io, granularity=granularity
         )
         self._granularity, self._progress = granularity, progress
-        self._critical = candidates.critical
+        self.critical = candidates.critical
         with showing_progress(progress):
             self.removals, self._refused = self.prover.prove(candidates.found, candidates.critical)
         safe = {name for removal in self.removals for name in removal.groups}
@@ -82,7 +83,7 @@ class Discovery:
         """The projections for the groups without another removal."""
         if not self.without_removal:
             return ProjectionProofs()
-        modules, critical = self.prover.modules, self._critical
+        modules, critical = self.prover.modules, self.critical
         found = find_projections(self.graph, self.groups, modules, self.without_removal, critical)
         with showing_progress(self._progress):
             proven, refused = self.prover.prove(found.found, critical)
@@ -93,8 +94,8 @@ class Discovery:
         """Group name → why no removal takes it out; of a group that a removal takes out it says nothing."""
         obstacles = self._halves() if self._granularity == "block" else self.projections.obstacles
         return {
-            group.name: [self._critical[group.name]]
-            if group.name in self._critical
+            group.name: [self.critical[group.name]]
+            if group.name in self.critical
             else why_critical(self.graph, group, self._refused.get(group.name, ()), obstacles.get(group.name))
             for group in self.groups
         }

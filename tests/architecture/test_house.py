@@ -16,10 +16,11 @@ ROOT = REPOSITORY / "src" / PACKAGE
 
 #: From the ground up: folders, and the files of the package root that sequence the stages.
 FLOORS = (
-    *("errors", "torch_internals", "environment", "tensors", "stand_ins", "modules", "graph", "inputs", "adapters"),
-    *("capture", "edits", "channels", "surgery", "plan", "removals", "cost", "proof", "fidelity", "replay", "fitting"),
-    *("impact", "repair", "select", "export", "checkpoint", "report", "picture", "distillation", "html"),
-    *("options", "discovery", "scoring", "execute", "planner", "overview", "pruner", "cli", "__main__"),
+    *("errors", "torch_internals", "environment", "tables", "tensors", "stand_ins", "modules", "graph", "inputs"),
+    *("adapters", "capture", "edits", "channels", "surgery", "plan", "removals", "cost", "proof", "fidelity"),
+    *("replay", "fitting", "impact", "repair", "select", "export", "checkpoint", "report", "picture"),
+    *("distillation", "html", "options", "discovery", "scoring", "execute", "planner", "overview", "pruner", "cli"),
+    "__main__",
     "__init__",  # names everything, and imports it lazily
 )
 MOST_IN_ROOT = 10

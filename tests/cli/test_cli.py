@@ -97,7 +97,7 @@ def test_plan_in_full_prints_each_group(net: str) -> None:
 def test_plan_with_a_reduction_also_shows_what_would_go(net: str) -> None:
     result = run("plan", net, "--reduction", "0.4", *SHAPE)
     assert result.exit_code == 0, result.output
-    assert "Parameters: 2,066 → 1,482" in result.stdout
+    assert "2,066 → 1,482 parameters" in result.stdout
 
 
 def test_plan_as_json_lists_the_groups(net: str) -> None:
@@ -121,7 +121,7 @@ def test_prune_writes_a_plan_and_the_weights_that_are_left(net: str, tmp_path: P
     out = tmp_path / "made" / "small"
     result = run("prune", net, "--reduction", "0.4", "--out", out, *SHAPE)
     assert result.exit_code == 0, result.output
-    assert "Parameters: 2,066 → 1,482" in result.stdout
+    assert "2,066 → 1,482 parameters" in result.stdout
     weights = load_file(out / "model.safetensors")
     plan = json.loads((out / "plan.json").read_text())
     assert sum(tensor.numel() for tensor in weights.values()) == plan["num_params_after"] == 1_482

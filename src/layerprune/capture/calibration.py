@@ -16,6 +16,7 @@ from layerprune.capture.sandbox import Sandbox, real_sandbox, runs_on
 from layerprune.errors import CalibrationError, InputsError, ended_by
 from layerprune.inputs import ArgumentReader, Inputs, describe, why_mismatched
 from layerprune.modules import parameters
+from layerprune.tables import brief
 from layerprune.tensors import map_tensors
 
 #: ``loss(model, item)`` calls the model on an item of the calibration data and returns one number, less being better.
@@ -36,6 +37,9 @@ class Batch:
 
     item: Any
     inputs: Inputs
+
+    def __repr__(self) -> str:
+        return brief(self, describe(self.inputs))
 
     @property
     def num_samples(self) -> int:

@@ -13,6 +13,7 @@ from pydantic_core import from_json
 
 from layerprune.checkpoint.atomic_dir import steadily
 from layerprune.errors import CheckpointError
+from layerprune.tables import brief
 
 NAME = "manifest.json"
 SCHEMA = 2  # 2: plans of modules inside the model, and entries; an artefact without these is written as schema 1
@@ -35,6 +36,9 @@ class FileRecord(BaseModel):
     size: int = Field(ge=0, description="in bytes")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
+    def __repr__(self) -> str:
+        return brief(self, f"{self.size:,} bytes, SHA-256 {self.sha256[:12]}…")
+
 
 class TensorRecord(BaseModel):
     """Properties of tensors that weights files do not hold; names are those of :func:`named_tensors`."""
@@ -52,6 +56,10 @@ class TensorRecord(BaseModel):
     entries: dict[str, str] = Field(
         default_factory=dict, description="entries of the state dict that are no tensors; only schema 2 has them"
     )
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.tied)} tied, {len(self.shared)} shared, {len(self.frozen)} frozen, {len(self.empty)} empty"
+        return brief(self, counts)
 
 
 class Manifest(BaseModel):
@@ -112,6 +120,11 @@ class Manifest(BaseModel):
     def placed(self) -> tuple[tuple[str, str], ...]:
         """Module name and file of each plan, in order of execution."""
         return tuple(zip(self.places or ("",) * len(self.plans), self.plans, strict=True))
+
+    def __repr__(self) -> str:
+        size = sum(record.size for record in self.files.values())
+        contents = f"{len(self.files)} files of {size:,} bytes, {len(self.plans)} plans"
+        return brief(self, f"{self.model}: {self.num_params:,} parameters, {contents}")
 
 
 def _text(manifest: Manifest) -> str:

@@ -57,8 +57,4 @@ def print_table(chosen: PruningPlan) -> None:
     """Print the removals, the parameters before and after, and figures of other budgets."""
     from rich.console import Console
 
-    from layerprune.report import figure_lines, table_of
-
-    Console().print(table_of(chosen))
-    for line in figure_lines(chosen):
-        typer.echo(line)
+    Console().print(chosen)

@@ -18,6 +18,7 @@ from layerprune.environment import locked
 from layerprune.errors import CostError
 from layerprune.inputs import Inputs
 from layerprune.modules import buffers, parameters, unwrap
+from layerprune.tables import brief
 
 _DRAWS = 2000  # bootstrap samples
 _BLOCK_S = 0.05  # minimum duration of a timing: timers and schedulers are coarser than small models
@@ -39,6 +40,9 @@ class Ratio:
 
     def __str__(self) -> str:
         return f"{self.value:.3f}× [{self.low:.3f}, {self.high:.3f}]"
+
+    def __repr__(self) -> str:
+        return brief(self, str(self))
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ class Latency:
 
     def __str__(self) -> str:
         return f"{self.median_ms:.3g} ms (IQR {self.iqr_ms:.2g}, min {self.min_ms:.3g}; {len(self.times_ms)} rounds)"
+
+    def __repr__(self) -> str:
+        return brief(self, str(self))
 
 
 @locked

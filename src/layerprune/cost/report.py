@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from layerprune.cost.memory import activation_peak_bytes, buffer_bytes, kv_cache
 from layerprune.errors import CostError
 from layerprune.inputs import Inputs
 from layerprune.modules import num_params
+from layerprune.tables import ShownAsTable, Table, brief, bytes_text, short_number, table_text
 
 #: Fields of :class:`Cost`, and their labels in reports.
 LABELS = {
@@ -23,11 +24,10 @@ LABELS = {
     "peak_bytes": "memory in all, peak",
     "kv_cache_bytes_per_token": "KV cache per token",
 }
-_UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(ShownAsTable):
     """The cost of a model in one forward on given inputs.
 
     Attributes:
@@ -65,12 +65,20 @@ class Cost:
         """Return table rows of text: label, value."""
         return [(label, _text(name, self.value(name))) for name, label in LABELS.items()]
 
+    def as_table(self) -> Table:
+        """One row for each quantity."""
+        return Table(columns=("", "cost"), rows=tuple(self.rows()), notes=_notes(self.notes))
+
     def __str__(self) -> str:
-        return _lines(self.rows(), self.notes)
+        return table_text(replace(self.as_table(), columns=()))
+
+    def __repr__(self) -> str:
+        macs = "MACs not counted" if self.macs is None else f"{short_number(self.macs)} MACs"
+        return brief(self, f"{self.num_params:,} parameters, {bytes_text(self.param_bytes)}, {macs}")
 
 
 @dataclass(frozen=True)
-class Saving:
+class Saving(ShownAsTable):
     """The saving of a model (``after``) against a larger model (``before``), on the same inputs."""
 
     before: Cost
@@ -95,8 +103,19 @@ class Saving:
             found.append((label, before, after, "—" if share is None else f"{-share:+.1%}"))
         return found
 
+    def as_table(self) -> Table:
+        """One row for each quantity: before, after, change."""
+        notes = _notes({**self.after.notes, **self.before.notes})
+        return Table(columns=("", "original", "pruned", "change"), rows=tuple(self.rows()), notes=notes)
+
     def __str__(self) -> str:
-        return _lines(self.rows(), {**self.after.notes, **self.before.notes})
+        return table_text(replace(self.as_table(), columns=()))
+
+    def __repr__(self) -> str:
+        before, after = self.before, self.after
+        shares = [("parameters", "num_params"), ("MACs", "macs"), ("peak memory", "peak_bytes")]
+        changes = [f"{-share:+.1%} {label}" for label, name in shares if (share := self.share(name)) is not None]
+        return brief(self, f"{before.num_params:,} → {after.num_params:,}: {', '.join(changes)}")
 
 
 def measure(model: nn.Module, inputs: Inputs) -> Cost:
@@ -146,20 +165,5 @@ def _text(name: str, value: int | None) -> str:
     return bytes_text(value) if "bytes" in name else f"{value:,}"
 
 
-def bytes_text(value: int) -> str:
-    """Format with three digits and a unit: ``1.95 KiB``."""
-    if value < 1024:
-        return f"{value} B"
-    size, place = value / 1024, 0
-    while size >= 999.5 and place < len(_UNITS) - 1:
-        size, place = size / 1024, place + 1
-    return f"{size:.{2 if size < 9.995 else 1 if size < 99.95 else 0}f} {_UNITS[place]}"
-
-
-def _lines(rows: list[tuple[str, str]] | list[tuple[str, str, str, str]], notes: Mapping[str, str]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join([*lines, *(f"Note: {LABELS[name]}: {note}" for name, note in notes.items())])
+def _notes(notes: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"{LABELS[name]}: {note}" for name, note in notes.items())

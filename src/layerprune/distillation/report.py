@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from layerprune.tables import ShownAsTable, Table, Toned, brief
+
 _PARTS = 8
+_ROWS = 12
 _SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(ShownAsTable):
     """The result of a distillation.
 
     Attributes:
@@ -62,9 +65,39 @@ class Distillation:
         count = min(parts, len(self.losses))
         return [float(np.mean(part)) for part in np.array_split(self.losses, count)] if count else []
 
+    @property
+    def _headline(self) -> str:
+        return f"{self.num_steps:,} of {self.num_planned:,} steps in {_duration(self.seconds)}: {self.stopped}"
+
+    def as_table(self) -> Table:
+        """One row for each evaluation, thinned where there are many; the kept one is named."""
+        chosen = {0, self.best_step, self.looks[-1][0]}
+        spread = {round(place) for place in np.linspace(0, len(self.looks) - 1, _ROWS)}
+        looks = [look for place, look in enumerate(self.looks) if place in spread or look[0] in chosen]
+        kept = f"after step {self.best_step:,}" if self.kept else "the model stays as it was"
+        return Table(
+            title=self._headline,
+            facts=(
+                (f"{self.unit}, on held-out data", f"{self.before:.4g} → {self.after:.4g} ({kept})"),
+                ("numbers trained", f"{self.num_trained:,}"),
+                ("hidden states matched", _some(self.hidden)),
+            ),
+            columns=("step", "divergence", ""),
+            rows=tuple(
+                (f"{step:,}", f"{value:.4g}", Toned("kept", "good") if self.kept and step == self.best_step else "")
+                for step, value in looks
+            ),
+            notes=self.notes,
+            num_left=0,
+        )
+
+    def __repr__(self) -> str:
+        change = f"{self.before:.4g} → {self.after:.4g} ({self.unit})"
+        return brief(self, f"{self.num_steps:,} steps in {_duration(self.seconds)}, held-out {change}")
+
     def __str__(self) -> str:
         lines = [
-            f"{self.num_steps:,} of {self.num_planned:,} steps in {_duration(self.seconds)}: {self.stopped}",
+            self._headline,
             f"  {self.unit}, on held-out data: {self.before:.4g} → {self.after:.4g}"
             + (f" (after step {self.best_step:,})" if self.kept else " (the model stays as it was)"),
         ]

@@ -18,6 +18,7 @@ from layerprune.environment import how_to_install, locked
 from layerprune.errors import ExportError
 from layerprune.inputs import Inputs, as_inputs
 from layerprune.modules import unwrap
+from layerprune.tables import brief
 from layerprune.tensors import tensors_by_place
 from layerprune.torch_internals import tree_map
 
@@ -42,6 +43,9 @@ class OnnxFile:
     def __str__(self) -> str:
         at = " and ".join(map(str, self.batch_sizes)) or "the example's"
         return f"{self.path}: {self.num_nodes} nodes, within {self.max_difference:.1e} of the model at batch size {at}"
+
+    def __repr__(self) -> str:
+        return brief(self, f"{self.path.name}: {self.num_nodes} nodes, within {self.max_difference:.1e} of the model")
 
 
 @locked

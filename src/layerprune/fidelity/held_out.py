@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from layerprune.capture import FEW_SAMPLES, Batch, Sandbox, on_batch, real_sandbox
 from layerprune.errors import CalibrationError
 from layerprune.fidelity.divergence import Divergence, class_dim, divergence_of
+from layerprune.tables import brief
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class HeldOut:
     kind: str
     unit: str
     num_samples: int
+
+    def __repr__(self) -> str:
+        return brief(self, f"{self.kept:.1%} kept, {self.harm:.4g} on {self.num_samples} samples ({self.unit})")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,12 @@ class HeldOutVerdict:
             )
         return tuple(notes)
 
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """The verdict and the divergence as labels and values, for tables."""
+        lines = [line.strip().partition(": ") for line in str(self).splitlines()]
+        return tuple((label, value) for label, _, value in lines)
+
     def __str__(self) -> str:
         after, before = self.after, self.before
         what = "of the predictions keep their class" if after.kind == "distribution" else "of the output is kept"
@@ -77,6 +87,10 @@ class HeldOutVerdict:
             f"Held-out verdict: {after.kept:.1%} {what}{unrepaired}, on {after.num_samples} samples that no weight was "
             f"fitted on ({self.num_fitted} were)\n  {after.unit}: {harms}"
         )
+
+    def __repr__(self) -> str:
+        kept = f"{self.before.kept:.1%} kept before the repair, {self.after.kept:.1%} after"
+        return brief(self, f"{kept}, on {self.after.num_samples} samples")
 
 
 def hold_out(batches: Sequence[Batch], share: float = 0.25) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:

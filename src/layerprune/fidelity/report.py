@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layerprune.cost import Latency, Saving
+from layerprune.tables import ShownAsTable, Table, brief, table_text
 
 _DRAWS = 1000  # bootstrap samples
 _AT_ONCE = 2_000_000  # indices drawn together
@@ -32,6 +33,9 @@ class Estimate:
         if math.isnan(self.low):
             return f"{self.value:.4g}"
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+    def __repr__(self) -> str:
+        return brief(self, str(self))
 
 
 def estimate(parts: Sequence[np.ndarray], combine: Callable[[list[np.ndarray]], np.ndarray], seed: int = 0) -> Estimate:
@@ -61,9 +65,12 @@ class Pair:
     pruned: Estimate
     change: Estimate
 
+    def __repr__(self) -> str:
+        return brief(self, f"{self.original.value:.4g} → {self.pruned.value:.4g}, change {self.change}")
+
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(ShownAsTable):
     """The comparison of a pruned model with the original.
 
     Attributes:
@@ -116,11 +123,18 @@ class Fidelity:
             found.append(("latency", f"{before.median_ms:.3g} ms", f"{after.median_ms:.3g} ms", str(ratio)))
         return found + self.saving.rows()
 
+    def as_table(self) -> Table:
+        """One row for each measure: original, pruned model, comparison."""
+        columns = ("", "original", "pruned", f"on {self.num_samples} samples")
+        return Table(columns=columns, rows=tuple(self.rows()), notes=self.notes)
+
     def __str__(self) -> str:
-        rows = [("", "original", "pruned", f"on {self.num_samples} samples"), *self.rows()]
-        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-            for row in rows
-        ]
-        return "\n".join([*(line.rstrip() for line in lines), *(f"Note: {note}" for note in self.notes)])
+        return table_text(self.as_table())
+
+    def __repr__(self) -> str:
+        found = [f"on {self.num_samples} samples: relative L2 {self.relative_l2.value:.4g}"]
+        found += [] if self.kl is None else [f"KL {self.kl.value:.4g}"]
+        found += [] if self.perplexity is None else [f"perplexity × {self.perplexity.change.value:.4g}"]
+        share = self.saving.share("num_params")
+        found += [] if share is None else [f"{-share:+.1%} parameters"]
+        return brief(self, ", ".join(found))

@@ -18,6 +18,7 @@ from layerprune.fitting.input_probe import InputProbe
 from layerprune.fitting.layer_matrix import exact
 from layerprune.fitting.ridge import Gram, Sums, fit
 from layerprune.surgery import Folded, Projection, folded
+from layerprune.tables import ShownAsTable, Table, brief
 
 _SHARE_HELD_OUT = 0.25
 _PIECE_BYTES = 64 * 2**20  # per piece of rows in float64
@@ -55,6 +56,9 @@ class Fitted:
     def __str__(self) -> str:
         return f"{self.value} from {self.source}: {self.left:.1%} left, in {', '.join(self.readers)}"
 
+    def __repr__(self) -> str:
+        return brief(self, str(self))
+
 
 @dataclass(frozen=True)
 class Projections:
@@ -72,6 +76,9 @@ class Projections:
     weights: Folded = field(default_factory=dict[Fold, Mapping[str, Tensor]], repr=False)
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return brief(self, f"{len(self.fitted)} projections, folded into {len(self.weights)} transforms")
+
     @property
     def report(self) -> ProjectionReport:
         """The part that is kept after the weights are written."""
@@ -88,7 +95,7 @@ class Projections:
 
 
 @dataclass(frozen=True)
-class ProjectionReport:
+class ProjectionReport(ShownAsTable):
     """Fitted projections and their errors.
 
     Attributes:
@@ -100,6 +107,21 @@ class ProjectionReport:
     fitted: tuple[Fitted, ...] = ()
     notes: tuple[str, ...] = ()
     verdict: HeldOutVerdict | None = None
+
+    def as_table(self) -> Table:
+        """One row for each projection."""
+        return Table(
+            title=f"{len(self.fitted)} projections fitted and folded",
+            facts=() if self.verdict is None else self.verdict.facts,
+            columns=("replaced tensor", "projected from", "folded into", "error left"),
+            rows=tuple((one.value, one.source, ", ".join(one.readers), f"{one.left:.1%}") for one in self.fitted),
+            notes=self.notes,
+            num_left=3,
+        )
+
+    def __repr__(self) -> str:
+        worst = max((one.left for one in self.fitted), default=0.0)
+        return brief(self, f"{len(self.fitted)} projections folded, at most {worst:.1%} of the error left")
 
     def __str__(self) -> str:
         lines = [f"{len(self.fitted)} projections fitted and folded", *(f"  {one}" for one in self.fitted)]

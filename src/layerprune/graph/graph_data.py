@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from layerprune.modules import CallKey
+from layerprune.tables import brief
 from layerprune.tensors import OutputTree
 
 #: The values that one operand of a layer reads: several where a view was written through an alias in between.
@@ -86,6 +87,9 @@ class Layer:
     def key(self) -> CallKey:
         return CallKey(self.fqn, self.call, self.function or "", self.nth)
 
+    def __repr__(self) -> str:
+        return brief(self, f"{self.index}: {self.name}, {self.kind} {self.type_name}")
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -117,6 +121,9 @@ class Frame:
     @property
     def key(self) -> CallKey:
         return CallKey(self.fqn, self.call)
+
+    def __repr__(self) -> str:
+        return brief(self, f"{self.index}: call {self.call} of {self.fqn or 'the model'}, {len(self.steps)} steps")
 
 
 @dataclass(frozen=True)

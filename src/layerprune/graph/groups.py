@@ -7,6 +7,7 @@ from typing import Literal
 
 from layerprune.errors import UnsupportedModelError
 from layerprune.graph.layer_graph import LayerGraph
+from layerprune.tables import brief, impact_text
 
 GROUP_TYPES = ("transform_unit", "parallel_branch", "complex")
 GroupVerdict = Literal["removable", "with_calibration", "critical"]
@@ -33,6 +34,10 @@ class LayerInfo:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.type_name} ({self.kind})"
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.output_shape)) or "scalar"
+        return brief(self, f"{self}, {self.num_params:,} parameters, to {shape}")
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,10 @@ class Group:
         if self.can_remove:
             return "removable"
         return "with_calibration" if self.needs_calibration else "critical"
+
+    def __repr__(self) -> str:
+        size = f"{len(self.layers)} layers, {self.num_params:,} parameters"
+        return brief(self, f"{self.name}: {size}, {self.verdict}, impact {impact_text(self.impact)}")
 
 
 def form_groups(graph: LayerGraph) -> tuple[Group, ...]:

@@ -13,6 +13,7 @@ from layerprune.graph.graph_data import Frame, GraphData
 from layerprune.graph.lint import lint
 from layerprune.graph.listing import listing
 from layerprune.graph.liveness import Cut, DeadLayers
+from layerprune.tables import brief
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class LayerGraph(GraphData):
         input of the model in ``(constant)``.
         """
         return listing(self)
+
+    def __repr__(self) -> str:
+        return brief(self, f"{len(self.layers):,} layers, {len(self.values):,} values, {self.num_params:,} parameters")
 
     def to_networkx(self) -> nx.DiGraph[Any]:
         """Return the graph for networkx: every layer, dead and constant ones included.

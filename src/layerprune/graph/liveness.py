@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from layerprune.graph.graph_data import GraphData
+from layerprune.tables import brief
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Cut:
     substitutes: Mapping[int, int] = field(default_factory=dict[int, int])
     dropped: frozenset[tuple[int, int]] = frozenset()
     projected: frozenset[int] = frozenset()
+
+    def __repr__(self) -> str:
+        what = [f"%{value} by %{by}" for value, by in self.substitutes.items()]
+        what += [f"%{value} dropped in layer {merge}" for merge, value in sorted(self.dropped)]
+        return brief(self, ", ".join(what))
 
 
 class DeadLayers:

@@ -16,6 +16,7 @@ from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
 from layerprune.replay import ReusePolicy
 from layerprune.surgery import Folded
+from layerprune.tables import brief
 
 _RESAMPLES = 200
 _NAMED = 5  # most removals named in a note
@@ -56,6 +57,10 @@ class ScoringContext:
     reuse_policy: ReusePolicy = field(default_factory=ReusePolicy)
     variants: Variants = field(default_factory=Variants)
 
+    def __repr__(self) -> str:
+        name = type(self.model).__name__
+        return brief(self, f"{name}: {len(self.removals)} removals, {len(self.batches)} batches, seed {self.seed}")
+
     @contextmanager
     def on(self, number: int) -> Generator[None]:
         """Name the batch in each error that is raised inside.
@@ -84,6 +89,9 @@ class Units:
     change: np.ndarray
     size: np.ndarray
     batches: np.ndarray
+
+    def __repr__(self) -> str:
+        return brief(self, f"{self.change.shape[0]} units, {self.change.shape[1]} removals")
 
     def among(self, columns: np.ndarray, num: int) -> Units:
         """The same units with ``num`` removals, of which these are ``columns``; the others were not measured."""
@@ -118,6 +126,10 @@ class ImpactScores:
     is_ablation: bool = False
     looked_at: np.ndarray | None = None
     units: Units | None = None
+
+    def __repr__(self) -> str:
+        num_batches, num_removals = self.change.shape
+        return brief(self, f"{num_removals} removals on {num_batches} batches, {self.unit}")
 
     @property
     def impacts(self) -> np.ndarray:

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection
 from functools import cached_property
 
+from torch import nn
+
+from layerprune.capture import Batch
+from layerprune.discovery import Discovery
 from layerprune.environment import holding_process_lock
 from layerprune.fitting import ProjectionReport
+from layerprune.graph import Group, LayerGraph
 from layerprune.overview.overview import Overview
 from layerprune.plan import PlanGiven, PruningPlan, plan_of
 from layerprune.planner import Planner
+from layerprune.proof import with_reasons
 from layerprune.repair import RepairReport
-from layerprune.report import plan_text, terminal_width
+from layerprune.report import PLAN_COLOURS, groups_table, plan_text, terminal_width
+from layerprune.scoring import Scored
+from layerprune.tables import ShownAsTable, Table, amount_text, brief, print_coloured
 
 
-@holding_process_lock()
-class PlanDisplay(ABC):
+@holding_process_lock(but=("as_table",))
+class PlanDisplay(ShownAsTable, ABC):
     """Shows the groups and the plans of a pruner; the subclass has them.
 
     Attributes:
+        graph: the layer graph.
         repair_report: the layers that were repaired last; None where none were.
         projection_report: the projections that were fitted last; None where there were none.
     """
 
+    graph: LayerGraph
     repair_report: RepairReport | None
     projection_report: ProjectionReport | None
+    _original: nn.Module
+    _batches: tuple[Batch, ...] | None
+    _found: Discovery
     _pruned_by: list[PruningPlan]
 
     @cached_property
@@ -37,18 +52,75 @@ class PlanDisplay(ABC):
     def notes(self) -> list[str]:
         """Remarks for the user."""
 
+    @cached_property
+    def _overview(self) -> Overview:
+        return Overview(self._planner, self.notes)
+
+    # ---- text -----------------------------------------------------------------------------------------------------
+
     def render_plan(self, *, full: bool = False, width: int | None = None) -> str:
-        """Return the possible removals as text: ten lines first, then all groups with their verdicts, and the sums.
+        """Return the possible removals as text: a summary first, then all groups with their verdicts, and the sums.
 
         Args:
             full: show each group of repeated blocks, not one for all that are alike.
             width: largest line width in characters; the terminal's if None, 80 without a terminal.
         """
-        return Overview(self._planner, self.notes).text(full=full, width=width or terminal_width())
+        return self._overview.text(full=full, width=width or terminal_width())
 
     def print_plan(self, plan: PlanGiven | None = None, *, full: bool = False, width: int | None = None) -> None:
-        """Print the text of :meth:`render_plan`; with a plan, also the groups that leave and those that stay."""
-        print(self.render_plan(full=full, width=width))
+        """Print the text of :meth:`render_plan`; with a plan, also the groups that leave and those that stay.
+
+        On a terminal verdicts, impacts and headings have colours; ``NO_COLOR`` in the environment switches them off.
+        """
+        text = self.render_plan(full=full, width=width)
         if plan is not None:
             done = self._pruned_by[-1:] == [chosen := plan_of(plan)] and (self.repair_report or self.projection_report)
-            print(f"\n{plan_text(chosen, done.verdict if done else None, width=width or terminal_width())}")
+            text += f"\n\n{plan_text(chosen, done.verdict if done else None, width=width or terminal_width())}"
+        print_coloured(text, PLAN_COLOURS)
+
+    # ---- notebooks ------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        groups, scored = self._known_groups, self._known_scores
+        found = sum(group.can_remove for group in groups)
+        unknown = ", impacts not measured yet" if scored is None else ", impacts unknown"
+        known = scored is not None and scored.evidence is not None
+        pruned = f", pruned {len(self._pruned_by)} times" if self._pruned_by else ""
+        size = f"{self.graph.num_params:,} parameters, {found} of {len(groups)} groups removable"
+        return brief(self, f"{type(self._original).__name__}: {size}{'' if known else unknown}{pruned}")
+
+    def as_table(self) -> Table:
+        """The groups of least impact with their verdicts, without any work: impacts show once they are measured."""
+        groups, scored, total = self._known_groups, self._known_scores, self.graph.num_params
+        count = Counter("untried" if group.name in self._untried else group.verdict for group in groups)
+        said = f"{count['removable']} safe to remove now, {count['with_calibration']} with calibration data"
+        untried = f", {count['untried']} not tried yet" if count["untried"] else ""
+        facts = [
+            ("Groups", f"{len(groups)} ({said}, {count['critical']} critical{untried})"),
+            ("Impact", "not measured yet; print_plan() measures" if scored is None else scored.unit),
+        ]
+        overview = vars(self).get("_overview")
+        if isinstance(overview, Overview) and "offer_of_all" in vars(overview):
+            up_to = "up to " if overview.most is None else ""
+            facts.append(("Can leave now, together", up_to + amount_text(overview.offer_of_all.num_params, total)))
+        title = f"{type(self._original).__name__}: {total:,} parameters"
+        return groups_table(groups, title, facts, total, self._untried)
+
+    @property
+    def _known_scores(self) -> Scored | None:
+        """The removals with their impacts; None as long as nobody asked for them."""
+        return vars(self).get("_scored")
+
+    @property
+    def _known_groups(self) -> list[Group]:
+        """The groups with what is known of them; nothing is run for it."""
+        planner, found, scored = vars(self).get("_planner"), self._found, self._known_scores
+        if isinstance(planner, Planner) and "groups" in vars(planner):
+            return list(planner.groups)
+        removals = found.removals if scored is None else scored.removals
+        return with_reasons(found.groups, removals, (), {name: [why] for name, why in found.critical.items()})
+
+    @property
+    def _untried(self) -> Collection[str]:
+        """Names of the groups whose projections nobody asked for, so that their verdict is not known yet."""
+        return () if "projections" in vars(self._found) else self._found.without_removal

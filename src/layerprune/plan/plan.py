@@ -23,6 +23,7 @@ from layerprune.plan.composition import composed, parts_of, why_inconsistent
 from layerprune.plan.provenance import entries_of, record
 from layerprune.plan.records import PlanHeader, PlannedRemoval
 from layerprune.surgery import check_numbers, cover, operate, rebuilders
+from layerprune.tables import ShownAsTable, Table, brief, impact_text
 
 #: 2: more budgets, intervals, frontier; 3: the model's structure; 4: folded projections; 5: slack and shortfall; 6:
 #: several rounds.
@@ -33,7 +34,7 @@ class _Schema(BaseModel):
     schema_version: int = Field(default=SCHEMA, ge=1)
 
 
-class PruningPlan(PlanHeader, _Schema):
+class PruningPlan(ShownAsTable, PlanHeader, _Schema):
     """Removals from a model, and the settings that they were chosen by.
 
     A plan holds names and numbers only. ``PruningPlan.from_json(plan.to_json())`` equals ``plan``.
@@ -267,10 +268,36 @@ class PruningPlan(PlanHeader, _Schema):
             if size > most:
                 raise PlanError(f"the plan would {fold}, with {size:,} elements where the whole model has {most:,}")
 
+    @property
+    def _size(self) -> str:
+        return f"{self.num_params_before:,} → {self.num_params_after:,} parameters ({-self.reduction:+.1%})"
+
+    def as_table(self) -> Table:
+        """One row for each removal, the figures of the budgets, and the notes."""
+        rows: list[tuple[str, ...]] = []
+        for each in self.removals:
+            name = f"round {each.round}: {each.name}" if self.rounds else each.name
+            rows.append((name, ", ".join(each.groups), f"{each.num_params:,}", impact_text(each.impact)))
+        before, after = self.num_params_before, self.num_params_after
+        facts = [(figure.label, figure.change) for figure in self.figures]
+        if self.impact_together is not None:
+            facts.append(("Impact of all together, measured", f"{self.impact_together:.4g}"))
+        return Table(
+            title=f"{self.model}: {self._size}",
+            facts=tuple(facts),
+            columns=("removed", "groups", "parameters", "impact"),
+            rows=tuple(rows) or (("nothing fits the budget", "", "0", ""),),
+            footer=("together", "", f"{before - after:,}", "") if rows else (),
+            notes=self.notes,
+            num_left=2,
+        )
+
+    def __repr__(self) -> str:
+        return brief(self, f"{self.model}: {self._size}, {len(self.removals)} removals, by {self.strategy}")
+
     def __str__(self) -> str:
         in_rounds = f" in {len(self.rounds)} rounds" if self.rounds else ""
-        size = f"{self.num_params_before:,} → {self.num_params_after:,} parameters ({-self.reduction:+.1%})"
-        lines = [f"{self.model}: {size}{in_rounds}"]
+        lines = [f"{self.model}: {self._size}{in_rounds}"]
         for removal in self.removals:
             lines.append(f"  {f'{removal.round}: ' if self.rounds else ''}{removal.name} ({removal.num_params:,})")
         return "\n".join(lines)

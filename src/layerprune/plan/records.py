@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from pydantic import BaseModel, ConfigDict, Field
 
+from layerprune.tables import brief, bytes_text, impact_text, short_number
+
 _MOST = 2**63 - 1  # upper bound of counts
+_LABELS = {"macs": "MACs", "latency_ms": "Latency", "memory_bytes": "Memory"}
+_SHOWN: Mapping[str, Callable[[float], str]] = {
+    "macs": short_number,
+    "latency_ms": lambda value: f"{value:.3g} ms",
+    "memory_bytes": lambda value: bytes_text(round(value)),
+}
 
 
 class PlannedRemoval(BaseModel):
@@ -31,6 +41,10 @@ class PlannedRemoval(BaseModel):
     leftovers: tuple[str, ...] = Field(default=(), description="functions that still run on what is left")
     round: int = Field(default=1, ge=1, description="the pruning round that makes it; names are those of its model")
 
+    def __repr__(self) -> str:
+        figures = f"{self.num_params:,} parameters, impact {impact_text(self.impact)}"
+        return brief(self, f"{self.kind} of {', '.join(self.groups) or self.name}: {figures}")
+
 
 class PlannedFigure(BaseModel):
     """A figure that a budget limits, measured before and after the plan."""
@@ -41,6 +55,21 @@ class PlannedFigure(BaseModel):
     before: float
     after: float
 
+    @property
+    def label(self) -> str:
+        """The figure's name with its unit."""
+        return _LABELS.get(self.name, self.name)
+
+    @property
+    def change(self) -> str:
+        """Both values, and the difference as a share of the first."""
+        share = (self.after - self.before) / self.before if self.before else 0.0
+        show = _SHOWN.get(self.name, lambda value: f"{value:,.4g}")
+        return f"{show(self.before)} → {show(self.after)} ({share:+.1%})"
+
+    def __repr__(self) -> str:
+        return brief(self, f"{self.label}: {self.change}")
+
 
 class FrontierPoint(BaseModel):
     """A size, and the least sum of impacts that reaches it; a prediction without proof."""
@@ -49,6 +78,9 @@ class FrontierPoint(BaseModel):
 
     reduction: float = Field(description="share of the parameters that goes")
     impact: float = Field(description="sum of the impacts")
+
+    def __repr__(self) -> str:
+        return brief(self, f"{self.reduction:.1%} of the parameters at an impact of {impact_text(self.impact)}")
 
 
 class PlanHeader(BaseModel):
@@ -92,3 +124,7 @@ class PlanHeader(BaseModel):
     def reduction(self) -> float:
         """Share of the parameters that the plan removes, in [0, 1]."""
         return 1 - self.num_params_after / self.num_params_before if self.num_params_before else 0.0
+
+    def __repr__(self) -> str:
+        size = f"{self.num_params_before:,} → {self.num_params_after:,} parameters"
+        return brief(self, f"{self.model}: {size}, by {self.strategy}")

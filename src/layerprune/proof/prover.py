@@ -37,6 +37,7 @@ from layerprune.removals import (
 )
 from layerprune.stand_ins import DroppedTensor, dropped_tensors, watching_merges
 from layerprune.surgery import applied, check_numbers
+from layerprune.tables import brief, impact_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,10 @@ class Removal:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.kind}: {', '.join(self.groups)}; {self.num_params:,} parameters)"
+
+    def __repr__(self) -> str:
+        figures = f"{self.num_params:,} parameters, impact {impact_text(self.impact)}"
+        return brief(self, f"{self.kind} of {', '.join(self.groups)}: {figures}")
 
 
 class Prover:

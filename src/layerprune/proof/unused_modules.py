@@ -14,6 +14,7 @@ from layerprune.modules import fingerprint, names_by_module, parameters, structu
 from layerprune.plan import PlannedRemoval, PruningPlan
 from layerprune.proof.prover import Prover
 from layerprune.removals import Lowering
+from layerprune.tables import brief
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class UnusedModule:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.num_params:,} parameters)"
+
+    def __repr__(self) -> str:
+        return brief(self, f"{self.name}: {self.num_params:,} parameters")
 
 
 def find_unused(prover: Prover) -> tuple[UnusedModule, ...]:

@@ -14,6 +14,7 @@ from layerprune.modules import parameters
 from layerprune.removals.idle_merges import idle_merges, is_concat, merge_of
 from layerprune.removals.rewiring import Rewirer, Rewiring, also_used
 from layerprune.stand_ins import kept_members, parts_read
+from layerprune.tables import brief
 from layerprune.tensors import OutputTree, StandInLeaf, Structure
 from layerprune.torch_internals import children_of, registry_of
 
@@ -43,6 +44,9 @@ class Lowering:
     carried: frozenset[int] = frozenset()
     stand_ins: tuple[Edit, ...] = ()
     moved: tuple[Moved, ...] = ()
+
+    def __repr__(self) -> str:
+        return brief(self, f"{len(self.edits)} edits, {len(self.dead)} dead layers, {len(self.params)} parameters")
 
 
 def lower_removal(

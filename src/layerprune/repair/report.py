@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from layerprune.fidelity import HeldOutVerdict
+from layerprune.tables import Cell, ShownAsTable, Table, Toned, brief
 
 _SHOWN = 8
+_ROWS = 40
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,13 @@ class Refitted:
     num_rows: int
     num_inputs: int
 
+    def __repr__(self) -> str:
+        left = f"{self.left:.1%} of the error left" if self.kept else "stays"
+        return brief(self, f"{self.name}: {left}, {self.num_rows:,} rows for {self.num_inputs:,} inputs")
+
 
 @dataclass(frozen=True)
-class RepairReport:
+class RepairReport(ShownAsTable):
     """The result of a repair.
 
     Attributes:
@@ -65,8 +71,38 @@ class RepairReport:
         """The number of transforms with new weights."""
         return sum(one.kept for one in self.refitted) if self.kept else 0
 
+    @property
+    def _headline(self) -> str:
+        return f"{self.num_kept} of {len(self.refitted)} transforms behind the gaps solved again"
+
+    def as_table(self) -> Table:
+        """One row for each transform: the share of the error that is left, rows and inputs of the fit."""
+        rows: list[tuple[Cell, ...]] = []
+        for one in self.refitted:
+            left = f"{one.left:.1%}" if one.kept else Toned("stays", "quiet")
+            rows.append((one.name, left, f"{one.num_rows:,}", f"{one.num_inputs:,}"))
+        facts = [(f"{self.unit}, on data of the fit", f"{self.before:.4g} → {self.after:.4g}")] if self.unit else []
+        if self.verdict is not None:
+            facts += self.verdict.facts
+        notes = [f"{name} could not be solved again: {reason}" for name, reason in list(self.refused.items())[:_SHOWN]]
+        more = [
+            (len(rows) - _ROWS, "rows are left out"),
+            (len(self.refused) - _SHOWN, "more could not be solved again"),
+        ]
+        return Table(
+            title=self._headline,
+            facts=tuple(facts),
+            columns=("transform", "error left", "rows", "inputs"),
+            rows=tuple(rows[:_ROWS]),
+            notes=(*notes, *(f"{num} {what}" for num, what in more if num > 0), *self.notes),
+        )
+
+    def __repr__(self) -> str:
+        change = f", {self.before:.4g} → {self.after:.4g} ({self.unit})" if self.unit else ""
+        return brief(self, f"{self.num_kept} of {len(self.refitted)} transforms solved again{change}")
+
     def __str__(self) -> str:
-        lines = [f"{self.num_kept} of {len(self.refitted)} transforms behind the gaps solved again"]
+        lines = [self._headline]
         if self.unit:
             lines.append(f"  {self.unit}, on data of the fit: {self.before:.4g} → {self.after:.4g}")
         width = max((len(one.name) for one in self.refitted), default=0)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerprune.plan import FrontierPoint
-from layerprune.report.layout import clipped, short_number
-from layerprune.report.text import Totals, amount_text, impact_text
+from layerprune.report.text import Totals
+from layerprune.tables import amount_text, clipped, impact_text, name_clipped, share_text, short_number
 
 #: Shares of the parameters whose least impact is shown.
 SHARES = (0.1, 0.3, 0.5)
@@ -58,7 +58,7 @@ def screen_lines(screen: Screen, width: int) -> list[str]:
     lines = [f"{screen.model}: {totals.num_params:,} parameters{macs}"]
     if screen.cheapest:
         up_to = "up to " if screen.is_predicted else ""
-        share = _share(screen.most.num_params, totals.num_params)
+        share = share_text(screen.most.num_params, totals.num_params)
         most = f"{up_to}{screen.most.num_params:,} parameters ({share})"
         lines.append(f"Can leave now: {most}{_macs_share(screen.most, totals)}")
         lines += _table(screen.cheapest, totals, width)
@@ -76,11 +76,11 @@ def _table(offers: Sequence[Offer], totals: Totals, width: int) -> list[str]:
     room = width - len(figures[0]) - 2
     names = ["Cheapest removals", *(f"  {together(offer.groups)}" for offer in offers)]
     room = min(room, max(map(len, names)))
-    return [f"{clipped(name, room).ljust(room)}  {cells}" for name, cells in zip(names, figures, strict=True)]
+    return [f"{name_clipped(name, room).ljust(room)}  {cells}" for name, cells in zip(names, figures, strict=True)]
 
 
 def _cells(offer: Offer, totals: Totals) -> tuple[str, str, str]:
-    macs = "—" if offer.macs is None else f"{short_number(offer.macs)} ({_share(offer.macs, totals.macs)})"
+    macs = "—" if offer.macs is None else f"{short_number(offer.macs)} ({share_text(offer.macs, totals.macs)})"
     return amount_text(offer.num_params, totals.num_params), macs, impact_text(offer.impact)
 
 
@@ -98,11 +98,7 @@ def together(names: Sequence[str]) -> str:
 
 
 def _macs_share(offer: Offer, totals: Totals) -> str:
-    return "" if offer.macs is None else f", {_share(offer.macs, totals.macs)} of the MACs"
-
-
-def _share(amount: float, total: float | None) -> str:
-    return f"{amount / total if total else 0.0:.1%}"
+    return "" if offer.macs is None else f", {share_text(offer.macs, totals.macs)} of the MACs"
 
 
 def _cost(point: FrontierPoint | None) -> str:

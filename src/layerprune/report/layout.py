@@ -1,4 +1,4 @@
-"""Fits lines to the terminal and numbers into few characters."""
+"""Fits lines to the terminal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections.abc import Iterable
 
 #: Columns where standard output is no terminal.
 WIDTH = 80
-
-_UNITS = ("", " k", " M", " G", " T", " P")
 
 
 def terminal_width() -> int:
@@ -34,19 +32,6 @@ def wrapped(lines: Iterable[str], width: int) -> list[str]:
     return found
 
 
-def clipped(text: str, width: int) -> str:
-    """Cut a long text, and mark the cut with an ellipsis."""
-    return text if len(text) <= width else text[: max(width - 1, 0)].rstrip() + "…"
-
-
 def rule(width: int) -> str:
     """Underline of a heading."""
     return "-" * min(width, 80)
-
-
-def short_number(value: float) -> str:
-    """Format with three digits and a unit: ``19.2 M``."""
-    place = 0
-    while abs(value) >= 999.5 and place < len(_UNITS) - 1:
-        value, place = value / 1000, place + 1
-    return f"{value:.0f}" if not place else f"{value:.3g}{_UNITS[place]}"

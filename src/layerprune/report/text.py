@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from layerprune.plan import PlannedRemoval, PruningPlan
 from layerprune.proof import Removal
 from layerprune.report.layout import WIDTH, rule, wrapped
 from layerprune.report.repeated_groups import RepeatedGroups, alike_line, repeated_groups_of
+from layerprune.tables import amount_text, impact_text
 
 SAFE = "✓ SAFE TO REMOVE"
 WITH_CALIBRATION = "○ REMOVABLE WITH CALIBRATION DATA"
@@ -120,20 +120,8 @@ def _along(names: Sequence[str]) -> str:
     return f" with {', '.join(names[:_NAMED])}{more}" if names else ""
 
 
-def amount_text(amount: int, total: int) -> str:
-    """Format an amount and its share: ``26,816 (30.1%)``."""
-    return f"{amount:,} ({amount / total if total else 0.0:.1%})"
-
-
 def _mark(layer: LayerInfo, kept: frozenset[str]) -> str:
     return " [kept]" if layer.name in kept else ""
-
-
-def impact_text(impact: float) -> str:
-    """Format an impact: three decimals or digits, ``inf`` for critical groups, ``unknown`` for nan."""
-    if math.isnan(impact):
-        return "unknown"
-    return f"{impact:.3g}" if 0 < abs(impact) < 0.1 else f"{impact:.3f}"
 
 
 def summary_text(
@@ -181,11 +169,7 @@ def plan_text(plan: PruningPlan, held_out: HeldOutVerdict | None = None, *, widt
 
 def figure_lines(plan: PruningPlan) -> list[str]:
     """MACs, latency and memory before and after, where a budget limits them, and the measured impact."""
-    lines = [
-        f"{_FIGURES.get(each.name, each.name)}: {each.before:,.4g} → {each.after:,.4g} "
-        f"({(each.after - each.before) / each.before if each.before else 0.0:+.1%})"
-        for each in plan.figures
-    ]
+    lines = [f"{each.label}: {each.change}" for each in plan.figures]
     if plan.impact_together is not None:
         total = sum(removal.impact or 0.0 for removal in plan.removals)
         lines.append(f"Impact of all together, measured: {plan.impact_together:.4g} (sum of each alone: {total:.4g})")
@@ -201,11 +185,8 @@ def _left_lines(plan: PruningPlan) -> list[str]:
     return lines
 
 
-_FIGURES = {"macs": "MACs", "latency_ms": "Latency, ms", "memory_bytes": "Memory, bytes"}
-
-
 def _removal_line(removal: PlannedRemoval, in_rounds: bool) -> str:
-    impact = impact_text(math.nan if removal.impact is None else removal.impact)
+    impact = impact_text(removal.impact)
     if removal.impact_interval is not None:
         impact += f" [{', '.join(map(impact_text, removal.impact_interval))}]"
     again = "" if removal.recurrence is None else f", in {removal.recurrence:.0%} of draws"

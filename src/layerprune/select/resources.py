@@ -13,7 +13,6 @@ from layerprune.cost import (
     activation_peak_bytes,
     buffer_bytes,
     bundles,
-    bytes_text,
     compare_latency,
     count_macs,
     layers_taken,
@@ -32,6 +31,7 @@ from layerprune.select.budgets import Budgets
 from layerprune.select.constraints import Limit, Pieces
 from layerprune.select.interactions import interactions, with_interactions
 from layerprune.select.problem import Resource
+from layerprune.tables import bytes_text
 
 
 class Resources:

@@ -1,0 +1,57 @@
+"""Numbers and names in few characters."""
+
+from __future__ import annotations
+
+import math
+
+_UNITS = ("", " k", " M", " G", " T", " P")
+_BYTE_UNITS = ("KiB", "MiB", "GiB", "TiB")
+
+
+def clipped(text: str, width: int) -> str:
+    """Cut a long text, and mark the cut with an ellipsis."""
+    return text if len(text) <= width else text[: max(width - 1, 0)].rstrip() + "…"
+
+
+def name_clipped(name: str, width: int) -> str:
+    """Cut a long name in its first part: its end tells it from the names beside it."""
+    if len(name) <= width:
+        return name
+    end = max(width - 1, 0) * 2 // 3
+    start = max(width - 1, 0) - end
+    return f"{name[:start]}…{name[-end:] if end else ''}"[:width]
+
+
+def short_number(value: float) -> str:
+    """Format with three digits and a unit: ``19.2 M``."""
+    place = 0
+    while abs(value) >= 999.5 and place < len(_UNITS) - 1:
+        value, place = value / 1000, place + 1
+    return f"{value:.0f}" if not place else f"{value:.3g}{_UNITS[place]}"
+
+
+def share_text(amount: float, total: float | None) -> str:
+    """Format the share of a total: ``30.1%``."""
+    return f"{amount / total if total else 0.0:.1%}"
+
+
+def amount_text(amount: int, total: int) -> str:
+    """Format an amount and its share: ``26,816 (30.1%)``."""
+    return f"{amount:,} ({share_text(amount, total)})"
+
+
+def impact_text(impact: float | None) -> str:
+    """Format an impact: three decimals or digits, ``inf`` for critical groups, ``unknown`` for None and nan."""
+    if impact is None or math.isnan(impact):
+        return "unknown"
+    return f"{impact:.3g}" if 0 < abs(impact) < 0.1 else f"{impact:.3f}"
+
+
+def bytes_text(value: int) -> str:
+    """Format with three digits and a unit: ``1.95 KiB``."""
+    if value < 1024:
+        return f"{value} B"
+    size, place = value / 1024, 0
+    while size >= 999.5 and place < len(_BYTE_UNITS) - 1:
+        size, place = size / 1024, place + 1
+    return f"{size:.{2 if size < 9.995 else 1 if size < 99.95 else 0}f} {_BYTE_UNITS[place]}"
