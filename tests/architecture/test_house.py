@@ -19,8 +19,8 @@ FLOORS = (
     *("errors", "torch_internals", "environment", "tables", "tensors", "stand_ins", "modules", "graph", "inputs"),
     *("adapters", "capture", "edits", "channels", "surgery", "plan", "removals", "cost", "proof", "fidelity"),
     *("replay", "fitting", "impact", "repair", "select", "export", "checkpoint", "report", "picture"),
-    *("distillation", "html", "options", "discovery", "scoring", "execute", "planner", "overview", "pruner", "cli"),
-    "__main__",
+    *("distillation", "html", "options", "discovery", "inspection", "scoring", "execute", "planner"),
+    *("overview", "pruner", "sources", "cli", "__main__"),
     "__init__",  # names everything, and imports it lazily
 )
 MOST_IN_ROOT = 10

@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 
 from layerprune import UniversalLayerPruner, load_pruned
 from layerprune.cli import app
-from layerprune.cli.options import BUDGET_OPTIONS
-from layerprune.cli.sources import load_model
+from layerprune.cli.options import BUDGETS
 from layerprune.select import Budgets
+from layerprune.sources import load_model
 
 # Three residual branches; each may go, the stem and the head may not.
 NET = """
@@ -134,7 +134,9 @@ def test_what_never_runs_goes_alone_with_unused(net: str, tmp_path: Path) -> Non
     (tmp_path / "net.py").write_text(NET + with_more, encoding="utf-8")
     model, out = net.replace(":make", ":more"), tmp_path / "small"
     planned = run("plan", model, "--unused", "--json", *SHAPE)
-    assert [removal["name"] for removal in json.loads(planned.stdout)["removals"]] == ["1.extra, which never runs"]
+    assert [removal["name"] for removal in json.loads(planned.stdout)["plan"]["removals"]] == [
+        "1.extra, which never runs"
+    ]
     result = run("prune", model, "--unused", "--out", out, *SHAPE)
     assert result.exit_code == 0, result.output
     assert "Parameters: 2,138 → 2,066" in result.stdout
@@ -146,10 +148,14 @@ def test_what_never_runs_goes_alone_with_unused(net: str, tmp_path: Path) -> Non
     assert "there is nothing unused to take out" in nothing.stderr
 
 
-def test_prune_as_json_prints_the_plan_that_it_writes(net: str, tmp_path: Path) -> None:
+def test_prune_as_json_prints_the_folder_and_the_plan_that_it_writes(net: str, tmp_path: Path) -> None:
     out = tmp_path / "small"
     result = run("prune", net, "--reduction", "0.4", "--out", out, "--json", *SHAPE)
-    assert json.loads(result.stdout) == json.loads((out / "plan.json").read_text())
+    found = json.loads(result.stdout)
+    assert found["plan"] == json.loads((out / "plan.json").read_text())
+    assert found["folder"] == str(out)
+    assert found["files"] == sorted(path.name for path in out.iterdir())
+    assert found["repair"] is None
 
 
 def test_the_plan_does_not_change_between_runs(net: str) -> None:
@@ -176,7 +182,7 @@ def calibration(tmp_path: Path) -> str:
 
 
 def test_impacts_are_those_on_the_calibration_batches(net: str, calibration: str) -> None:
-    plan = json.loads(run("plan", net, "--reduction", "0.4", "--calibration", calibration, "--json").stdout)
+    plan = json.loads(run("plan", net, "--reduction", "0.4", "--calibration", calibration, "--json").stdout)["plan"]
     torch.manual_seed(0)
     model = load_model(net)
     draw = torch.Generator().manual_seed(1)
@@ -188,7 +194,7 @@ def test_impacts_are_those_on_the_calibration_batches(net: str, calibration: str
 
 def test_outputs_are_compared_as_is_said(net: str, calibration: str) -> None:
     options = ("--reduction", "0.4", "--calibration", calibration, "--json")
-    plan = json.loads(run("plan", net, *options, "--kind", "distribution").stdout)
+    plan = json.loads(run("plan", net, *options, "--kind", "distribution").stdout)["plan"]
     assert "KL divergence" in plan["impact_unit"]
 
 
@@ -367,4 +373,4 @@ def test_a_wrong_call_is_exit_code_2(args: list[str]) -> None:
 
 
 def test_there_is_an_option_for_each_budget():
-    assert {*BUDGET_OPTIONS, "slack"} == {field.name for field in fields(Budgets)}
+    assert {*BUDGETS, "slack"} == {field.name for field in fields(Budgets)}

@@ -23,9 +23,13 @@ IMPORTERS = {
     "__init__.py",
     "adapters/transformers/kv_cache.py",
     "adapters/transformers/reference_model.py",
-    "cli/sources.py",
+    "environment/description.py",
     "environment/extras.py",
+    "sources/packages.py",
 }
+
+#: What reads arrays of numpy; never with pickles.
+READERS_OF_ARRAYS = {"sources/arrays.py"}
 
 
 def dotted(node: ast.AST) -> str:
@@ -42,10 +46,12 @@ def test_the_library_runs_no_code_from_files(path):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             assert not {module.partition(".")[0] for module in modules} & UNSAFE_MODULES, f"{name}:{node.lineno}"
         if isinstance(node, ast.Attribute):
-            assert dotted(node) not in UNSAFE_CALLS, f"{name}:{node.lineno}"
+            assert dotted(node) not in UNSAFE_CALLS or name in READERS_OF_ARRAYS, f"{name}:{node.lineno}"
         if isinstance(node, ast.Call):
             called = dotted(node.func)
             assert called not in UNSAFE_NAMES, f"{name}:{node.lineno}"
+            if called == "np.load":
+                assert ast.unparse(node).endswith("allow_pickle=False)"), f"{name}:{node.lineno}"
             if called.endswith("import_module"):
                 assert name in IMPORTERS, f"{name}:{node.lineno}"
 

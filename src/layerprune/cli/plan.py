@@ -2,58 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from layerprune.cli.console import echo_notes, print_table, working
+from layerprune.cli.console import check_file, echo_notes, print_json, print_table, working
 from layerprune.cli.models import pruner_of
 from layerprune.cli.options import (
-    CalibrationOption,
+    BudgetOptions,
+    CalibrationOptions,
     FullOption,
-    GranularityOption,
     JsonOption,
-    KindOption,
     ModelArgument,
-    PretrainedOption,
-    ProtectIoOption,
-    ProtectOption,
-    ShapeOption,
-    StrategyOption,
-    takes_budgets,
+    PrunerOptions,
+    SourceOptions,
+    grouped,
 )
 
 
-@takes_budgets
+@grouped
 def plan(
     model: ModelArgument,
-    budgets: dict[str, Any],
-    strategy: StrategyOption = "auto",
-    as_json: JsonOption = False,
+    source: SourceOptions,
+    budgets: BudgetOptions,
+    options: PrunerOptions,
+    data: CalibrationOptions,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan to a JSON file, for `prune --plan FILE`.")
+    ] = None,
     full: FullOption = False,
-    granularity: GranularityOption = "group",
-    protect: ProtectOption = None,
-    protect_io: ProtectIoOption = True,
-    input_shape: ShapeOption = None,
-    calibration: CalibrationOption = None,
-    kind: KindOption = None,
-    pretrained: PretrainedOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show which layers of MODEL can go, and why the others cannot; with a budget or --unused, also what would.
 
-    With --json and a budget, the output is the plan that `prune` would carry out; without a budget, the groups.
+    With --json: an object of `model`, `num_params`, `groups`, `notes`, `impact_unit` and `plan`, null without a budget.
     """
+    if save is not None:
+        if not budgets.arguments:
+            raise typer.BadParameter("say how much may go, as --reduction 0.3", param_hint="--save")
+        check_file(save, "--save")
     from layerprune.report import groups_as_json, terminal_width
 
     width = terminal_width()  # before standard output is redirected
-    with working():
-        pruner = pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
-        chosen = pruner.plan(**budgets, strategy=strategy) if budgets else None
+    with working(as_json=as_json):
+        import json
+
+        pruner = pruner_of(model, source, options, data)
+        chosen = pruner.plan(**budgets.arguments) if budgets.arguments else None
         text = "" if as_json else pruner.render_plan(full=full, width=width)
+        if save is not None and chosen is not None:
+            chosen.save(save)
+        groups = json.loads(groups_as_json(pruner.groups, pruner.notes))
     if as_json:
-        echo_notes(pruner)
-        typer.echo(groups_as_json(pruner.groups, pruner.notes) if chosen is None else chosen.to_json())
+        echo_notes(pruner.notes)
+        print_json(
+            {
+                "model": type(pruner.model).__name__,
+                "num_params": pruner.graph.num_params,
+                **groups,
+                "impact_unit": pruner.impact_unit,
+                "plan": None if chosen is None else chosen.model_dump(mode="json"),
+            }
+        )
         return
     typer.echo(text)
     if chosen is not None:
         print_table(chosen)
+    if save is not None:
+        typer.echo(f"Written to {save}")

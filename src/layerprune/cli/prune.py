@@ -3,77 +3,85 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from layerprune.cli.console import check_out, echo_notes, print_table, working
-from layerprune.cli.models import origin_of, pruner_of
+from layerprune.cli.console import check_out, echo_notes, files_in, print_json, print_table, working
+from layerprune.cli.models import pruner_of
 from layerprune.cli.options import (
-    CalibrationOption,
-    GranularityOption,
+    BudgetOptions,
+    CalibrationOptions,
     JsonOption,
-    KindOption,
     ModelArgument,
-    PretrainedOption,
-    ProtectIoOption,
-    ProtectOption,
-    ShapeOption,
-    StrategyOption,
-    takes_budgets,
+    NewFolder,
+    PrunerOptions,
+    Repair,
+    SourceOptions,
+    grouped,
 )
 from layerprune.errors import BudgetError, ShortfallWarning
 
 
-@takes_budgets
+@grouped
 def prune(
     model: ModelArgument,
-    budgets: dict[str, Any],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder for the result.")],
+    source: SourceOptions,
+    budgets: BudgetOptions,
+    options: PrunerOptions,
+    data: CalibrationOptions,
+    out: NewFolder,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Carry out this plan, as `plan --save` wrote it, in place of a budget."),
+    ] = None,
+    repair: Annotated[
+        Repair, typer.Option(help="Of what is left, with --calibration: closed form, biases only, or none.")
+    ] = "auto",
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Save the model where nothing can go, too.")
     ] = False,
-    strategy: StrategyOption = "auto",
     as_json: JsonOption = False,
-    granularity: GranularityOption = "group",
-    protect: ProtectOption = None,
-    protect_io: ProtectIoOption = True,
-    input_shape: ShapeOption = None,
-    calibration: CalibrationOption = None,
-    kind: KindOption = None,
-    pretrained: PretrainedOption = False,
 ) -> None:
     """Prune MODEL within a budget, or of what never runs, and save it in DIR, where layerprune.load_pruned finds it.
 
     Where only whole layers left a transformers model, as with --granularity block, transformers loads DIR, too: config,
     weights, generation config and the tokenizer of MODEL are in it.
 
-    With --calibration what is left is repaired in closed form. With --json, the output is the plan that was carried
-    out, as in plan.json. Where nothing can be removed, nothing is written, and the exit code is 1.
+    With --calibration what is left is repaired in closed form. With --json: an object of `folder`, `files`, `plan` (as
+    in plan.json), `repair` (null without) and `notes`. Where nothing can be removed, nothing is written, and the exit
+    code is 1.
     """
-    if not budgets:
-        said = "say how much may go: a budget, as --reduction 0.3, or --unused"
+    if (plan is None) == (not budgets.arguments):
+        said = "say how much may go: a budget, as --reduction 0.3, or --group, or --unused; or a plan, and nothing else"
         raise typer.BadParameter(said, param_hint="--reduction")
-    check_out(out)
-    with working():
+    folder = check_out(out)
+    with working(as_json=as_json):
         from layerprune.checkpoint import save_as_it_came
+        from layerprune.plan import PruningPlan
+        from layerprune.sources import source_of
 
-        pruner = pruner_of(model, granularity, protect, protect_io, input_shape, pretrained, calibration, kind)
-        chosen = pruner.plan(**budgets, strategy=strategy)
+        given = None if plan is None else PruningPlan.load(plan)
+        pruner = pruner_of(model, source, options, data)
+        chosen = pruner.plan(**budgets.arguments) if given is None else given
         if not chosen.removals and not allow_empty:
             raise BudgetError(f"{chosen.shortfall}. Nothing is written; --allow-empty writes the model as it is")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ShortfallWarning)  # printed below, with the notes
-            pruner.prune(plan=chosen)
-        save_as_it_came(pruner.model, out, source=origin_of(model))
-    echo_notes(pruner)
+            pruner.prune(plan=chosen, repair=None if repair == "none" else repair)
+        save_as_it_came(pruner.model, folder, source=source_of(model).origin)
+        notes = [*(pruner.notes if plan is None else ()), *([chosen.shortfall] if chosen.shortfall else ())]
+    echo_notes(notes[: len(notes) - bool(chosen.shortfall)])
     if chosen.shortfall:
         typer.echo(f"warning: {chosen.shortfall}", err=True)
     if pruner.repair_report is not None:
         typer.echo(str(pruner.repair_report), err=True)
     if as_json:
-        typer.echo(chosen.to_json())
+        repaired = None if pruner.repair_report is None else asdict(pruner.repair_report)
+        record = {"plan": chosen.model_dump(mode="json"), "repair": repaired, "notes": notes}
+        print_json({"folder": str(folder), "files": files_in(folder), **record})
         return
     print_table(chosen)
-    typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    typer.echo(f"Written to {folder}: {', '.join(files_in(folder))}")

@@ -11,7 +11,6 @@ from statistics import median
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from layerprune.capture import on_batch, real_sandbox
 from layerprune.environment import locked
@@ -154,6 +153,8 @@ class _Timed:
         given = self.shade.adapt(inputs)
         # A forward may write into a list argument. The time of copying the list is negligible.
         plain = all(isinstance(value, Tensor) for value in (*given.args, *given.kwargs.values()))
+        from torch.utils.benchmark import Timer  # imports setuptools, which takes a while
+
         self.timer = Timer(
             stmt="model(*args, **kwargs)" if plain else "own = fresh(); model(*own.args, **own.kwargs)",
             globals={"model": copy, "args": given.args, "kwargs": given.kwargs, "fresh": lambda: given.map(_same)},

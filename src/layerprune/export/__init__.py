@@ -2,3 +2,4 @@
 
 # pyright: reportUnusedImport=false
 from layerprune.export.onnx import OnnxFile, export_onnx
+from layerprune.export.program import ExportedFile, export_program

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 from layerprune.capture import Sandbox, real_sandbox
 from layerprune.environment import how_to_install, locked
 from layerprune.errors import ExportError
+from layerprune.export.check import batches_to_check, cause, checked_difference, dynamic_shapes
 from layerprune.inputs import Inputs, as_inputs
 from layerprune.modules import unwrap
 from layerprune.tables import brief
 from layerprune.tensors import tensors_by_place
-from layerprune.torch_internals import tree_map
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -82,13 +81,9 @@ def export_onnx(
     inputs = as_inputs(example_inputs)
     shade = real_sandbox(unwrap(model))
     name = type(shade.model).__name__
-    batches = [inputs]
-    if dynamic_batch:
-        batches = [repeated for times in (2, 3) if (repeated := inputs.repeat(times)) is not None]
-        if not batches:
-            raise ExportError(f"the inputs of {name} share no batch dimension; pass dynamic_batch=False")
+    batches = batches_to_check(name, inputs, dynamic_batch)
     with shade.running():
-        shapes = _dynamic_shapes(shade.model, inputs) if dynamic_batch else None
+        shapes = dynamic_shapes(shade.model, inputs) if dynamic_batch else None
         program = _program(shade.model, shade.adapt(batches[0]), shapes)
     difference = max(_difference(shade, program, batch, tolerance) for batch in batches)
     program.save(path)
@@ -103,19 +98,7 @@ def _program(model: nn.Module, inputs: Inputs, shapes: dict[str, Any] | None) ->
         )
     except Exception as error:  # errors of the user's forward, of the exporter, and of converters
         hint = " A fixed batch may do: pass dynamic_batch=False." if shapes is not None else ""
-        raise ExportError(f"torch cannot export {type(model).__name__} to ONNX: {_cause(error)}.{hint}") from error
-
-
-def _dynamic_shapes(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """Dynamic dimensions per argument: the first of each tensor with the batch size."""
-    size = inputs.batch_size
-    bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
-
-    def free(leaf: Any) -> Any:
-        batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
-        return {0: "batch"} if batched else None
-
-    return tree_map(free, dict(bound.arguments))
+        raise ExportError(f"torch cannot export {type(model).__name__} to ONNX: {cause(error)}.{hint}") from error
 
 
 def _difference(shade: Sandbox, program: Any, inputs: Inputs, tolerance: float) -> float:
@@ -125,30 +108,7 @@ def _difference(shade: Sandbox, program: Any, inputs: Inputs, tolerance: float) 
         found: Sequence[Tensor] = program(*inputs.args, **inputs.kwargs)
     except Exception as error:  # onnxruntime's exceptions have no class in common
         raise ExportError(
-            f"onnxruntime cannot run the ONNX graph of {name} at batch size {inputs.batch_size}: {_cause(error)}; "
+            f"onnxruntime cannot run the ONNX graph of {name} at batch size {inputs.batch_size}: {cause(error)}; "
             "nothing was written"
         ) from error
-    if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in expected]:
-        shapes = [["×".join(map(str, t.shape)) for t in some] for some in (found, expected)]
-        raise ExportError(f"the ONNX graph of {name} returns tensors of {shapes[0]}, the model {shapes[1]}")
-    worst = max((_apart(a, b.cpu()) for a, b in zip(found, expected, strict=True)), default=0.0)
-    if not worst <= tolerance:
-        raise ExportError(
-            f"the ONNX graph of {name} is off by {worst:.2g} of the largest number that the model "
-            f"returns at batch size {inputs.batch_size}; nothing was written. A larger tolerance= accepts it"
-        )
-    return worst
-
-
-def _apart(found: Tensor, expected: Tensor) -> float:
-    if not found.numel():
-        return 0.0
-    one, other = found.double(), expected.double()
-    scale = other.abs().max().clamp_min(1e-30)
-    return float((one - other).abs().max() / scale)
-
-
-def _cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}"
+    return checked_difference(f"the ONNX graph of {name}", found, expected, inputs.batch_size, tolerance)

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from layerprune.cli import sources
-from layerprune.cli.sources import _folder_or_repository, load_model
 from layerprune.environment import packages
 from layerprune.errors import LayerPruneError, SourceError
+from layerprune.sources.models import MODEL_FORMS, folder_or_repository, load_model
 
 
 def write(folder: Path, text: str, name: str = "net.py") -> Path:
@@ -146,7 +145,7 @@ def test_a_torchvision_of_another_build_is_named_as_such(monkeypatch: pytest.Mon
 
 
 def test_the_forms_in_the_error_are_all_understood() -> None:
-    assert [form.partition(":")[0] for form in sources.FORMS.split(", ")] == [
+    assert [form.partition(":")[0] for form in MODEL_FORMS.split(", ")] == [
         "torchvision",
         "timm",
         "hf",
@@ -163,7 +162,7 @@ def test_a_mistyped_folder_is_answered_at_once_and_without_a_network(
     (tmp_path / "models" / "bert-base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
-    monkeypatch.setattr("layerprune.cli.sources.getproxies", dict)
+    monkeypatch.setattr("layerprune.sources.models.getproxies", dict)
     start = time.perf_counter()
     for spec, ends in (
         ("hf:models/bert-bse", r"and .* cannot be reached .*name not known.*; did you mean models/bert-base\?"),
@@ -176,8 +175,8 @@ def test_a_mistyped_folder_is_answered_at_once_and_without_a_network(
 
 
 def test_what_the_hub_may_have_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerprune.cli.sources.getproxies", lambda: {"https": "http://proxy:3128"})
-    assert _folder_or_repository("owner/name") == "owner/name"
-    monkeypatch.setattr("layerprune.cli.sources.getproxies", dict)
+    monkeypatch.setattr("layerprune.sources.models.getproxies", lambda: {"https": "http://proxy:3128"})
+    assert folder_or_repository("owner/name") == "owner/name"
+    monkeypatch.setattr("layerprune.sources.models.getproxies", dict)
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
-    assert _folder_or_repository("owner/name") == "owner/name"
+    assert folder_or_repository("owner/name") == "owner/name"
