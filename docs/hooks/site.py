@@ -19,6 +19,7 @@ from mkdocs.structure.files import File  # noqa: E402
 
 NOT_SHOWN = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+ROLE = re.compile(r":(?:attr|class|func|meth|mod):(?=<code>)")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -54,6 +55,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     parts = FENCE.split(markdown)
     parts[::2] = [LINK.sub(lambda link: _link(link, page.file.src_uri, config), part) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Show what docstrings name by a role, as ``:attr:`groups```, as plain code."""
+    return ROLE.sub("", html)
 
 
 def _link(link: re.Match[str], page: str, config: Any) -> str:

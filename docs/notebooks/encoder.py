@@ -72,7 +72,7 @@ def embed(net, some):
 # %%
 from layerprune import UniversalLayerPruner
 
-calibration, test = texts[:96], texts[96:224]
+calibration, test = texts[:64], texts[64:192]
 pruner = UniversalLayerPruner(model, calibration=batches(calibration), progress=False)
 pruner
 
