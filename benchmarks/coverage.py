@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import add_keep, keep
 from subjects import Inputs, Subject, subject
 
 from layerprune import UniversalLayerPruner
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 8], help="calibration batches in a draw")
     parser.add_argument("--json", type=Path, help="write the counts there")
+    add_keep(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
@@ -52,6 +54,8 @@ def main() -> None:
             found.append(row)
             if options.json is not None:
                 options.json.write_text(json.dumps({**about(), "rows": found}, indent=2) + "\n", encoding="utf-8")
+    if options.keep:
+        keep("intervals", "counts", found)
 
 
 def about() -> dict[str, Any]:

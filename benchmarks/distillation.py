@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+from figures import add_keep, keep
 from rich.console import Console
 from rich.table import Table
 from subjects import SUBJECTS, Inputs, Subject, subject
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--variants", action="store_true", help="other recipes, on 2,000 sentences")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add_keep(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.variants:
@@ -69,6 +71,8 @@ def main() -> None:
         names = ["digits_resnet"] if options.quick else options.subjects or list(SUBJECTS)
         starts = ("none", "refit") if options.alone else ("refit",)
         found = {name: measure(name, {"": RECIPES[name]}, starts, options.plans) for name in names}
+    for name, rows in found.items() if options.keep and not options.quick else ():
+        keep("distillation-variants" if options.variants else "distillation", name, rows)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -5,15 +5,20 @@ A benchmark that is called with ``--keep`` writes its tables here, and ``python 
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import rich.table
 from pydantic import BaseModel, ConfigDict, Field
+from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -109,30 +114,51 @@ def save(path: Path, figures: Figures) -> None:
     path.write_text(figures.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
 
 
-def keep(name: str, tables: dict[str, Table], command: str, measures: Sequence[str]) -> Path:
-    """Put tables into ``benchmarks/results/NAME.json``; those of other names that it holds stay."""
-    path = RESULTS / f"{name}.json"
-    known = load(path).tables if path.exists() else {}
-    save(path, Figures(command=command, measures=tuple(measures), tables={**known, **tables}))
-    return path
+def add_keep(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which a benchmark writes its tables here."""
+    parser.add_argument("--keep", action="store_true", help="write the tables to benchmarks/results, for the pages")
 
 
-def this_run(machine: str, note: str = "") -> Run:
-    """The run of this process: today, the commit, the versions that are installed."""
-    versions = {"python": platform.python_version(), **_installed()}
-    return Run(date=datetime.date.today(), commit=_commit(), machine=machine, versions=versions, note=note)
+def keep(file: str, name: str, table: rich.table.Table | Sequence[Mapping[str, Cell]], note: str = "") -> None:
+    """Put a table of this process into ``benchmarks/results/FILE.json``; the other tables of the file stay.
+
+    Args:
+        file: a results file that exists: it says what it measures, and by which command.
+        name: of the table.
+        table: what the console shows, or rows with the same keys.
+        note: how often it was run, or what else a reader has to know.
+    """
+    path = RESULTS / f"{file}.json"
+    known = load(path)
+    columns, rows = _of_rich(table) if isinstance(table, rich.table.Table) else _of_rows(table)
+    fresh = Table(run=this_run(note), columns=tuple(Column(title=title) for title in columns), rows=rows)
+    save(path, known.model_copy(update={"tables": {**known.tables, name: fresh}}))
 
 
-def of_rich(table: Any, run: Run) -> Table:
-    """A table of the console as a record: what is printed is what is kept."""
-    from rich.text import Text
+def this_run(note: str = "") -> Run:
+    """The run of this process: today, the commit, the machine, and the versions that are installed."""
+    torch = sys.modules.get("torch")
+    threads = f", {torch.get_num_threads()} threads" if torch else ""
+    return Run(
+        date=datetime.date.today(),
+        commit=_commit(),
+        machine=f"{os.cpu_count()} CPU cores{threads}",
+        versions={"python": platform.python_version(), **dict(_installed())},
+        note=note,
+    )
 
-    columns = [[Text.from_markup(str(cell)).plain for cell in column.cells] for column in table.columns]
-    heads = tuple(Column(title=Text.from_markup(str(column.header)).plain) for column in table.columns)
-    return Table(run=run, columns=heads, rows=tuple(zip(*columns, strict=True)))
+
+def _of_rich(table: rich.table.Table) -> tuple[list[str], tuple[tuple[Cell, ...], ...]]:
+    cells = [[Text.from_markup(str(cell)).plain for cell in column.cells] for column in table.columns]
+    return [Text.from_markup(str(column.header)).plain for column in table.columns], tuple(zip(*cells, strict=True))
 
 
-def _installed() -> Iterable[tuple[str, str]]:
+def _of_rows(rows: Sequence[Mapping[str, Cell]]) -> tuple[list[str], tuple[tuple[Cell, ...], ...]]:
+    titles = list(dict.fromkeys(title for row in rows for title in row))
+    return titles, tuple(tuple(row.get(title) for title in titles) for row in rows)
+
+
+def _installed() -> Iterator[tuple[str, str]]:
     for package in _PACKAGES:
         try:
             yield package, version(package)

@@ -7,6 +7,7 @@ trained on scikit-learn's digits for some seconds, for the cost.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from rich.console import Console
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerprune import UniversalLayerPruner
+from layerprune.graph import Group, LayerGraph
 from layerprune.modules import num_params
-from layerprune.planner import params_in
 from layerprune.select import Budgets, Search
 
 MODELS = ("vgg16", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "densenet121")
@@ -36,6 +37,12 @@ def measure(*, quick: bool = False) -> dict[str, list[dict[str, str]]]:
             table.add_row(*row.values())
         console.print(table)
     return found
+
+
+def params_in(graph: LayerGraph, groups: Iterable[Group]) -> int:
+    """Number of parameters in groups, shared ones once."""
+    members = [i for group in groups for i in group.members]
+    return sum({graph.param_ids[p]: graph.param_sizes[p] for i in members for p in graph.layers[i].params}.values())
 
 
 def shares(names: tuple[str, ...]) -> list[dict[str, str]]:

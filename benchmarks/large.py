@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from figures import add_keep, keep
 from rich.console import Console
 from rich.table import Table
 
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", choices=[*TARGET_SECONDS, []], help="default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--in-this-process", choices=TARGET_SECONDS, help=argparse.SUPPRESS)
+    add_keep(parser)
     options = parser.parse_args()
     if options.in_this_process:
         print(json.dumps(asdict(measure(options.in_this_process))))
@@ -155,7 +157,9 @@ def main() -> None:
     found: dict[str, Measurement] = {}
     for name in options.models or TARGET_SECONDS:
         found[name] = measure_in_fresh_process(name)
-        console.print(table_of(name, found[name]))
+        console.print(table := table_of(name, found[name]))
+        if options.keep:
+            keep("large", name, table)
     if options.json:
         options.json.write_text(json.dumps({name: asdict(m) for name, m in found.items()}, indent=2) + "\n")
 

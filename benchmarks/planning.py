@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch_pruning
+from figures import add_keep, keep
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each contender (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add_keep(parser)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="torch_pruning")  # its defaults for unwrapped parameters
     torch.manual_seed(0)
@@ -212,6 +214,8 @@ def main() -> None:
     console.print(f"{options.repeats} interleaved repeats, {threads} threads, torch {torch.__version__}")
     if options.json:
         options.json.write_text(as_json(rows, options.repeats))
+    if options.keep:
+        keep("planning", "torchvision", table_of(rows), f"ms, medians of {options.repeats} runs in turn")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from torchvision_ops import declare_missing_ops
 declare_missing_ops()
 import folded
 import torch
+from figures import add_keep, keep
 from rich.console import Console
 from rich.table import Table
 from scipy.linalg import hadamard
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one small model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--folded", action="store_true", help="instead: what leaves with folded projections")
+    add_keep(parser)
     options = parser.parse_args()
     if options.folded:
         figures = folded.measure(quick=options.quick)
@@ -58,6 +60,8 @@ def main() -> None:
         return
     names = ["digits_resnet"] if options.quick else options.subjects or list(SUBJECTS)
     found = {name: measure(name) for name in names} | {"synthetic": synthetic()}
+    for name, rows in found.items() if options.keep and not options.quick else ():
+        keep("repair", "folded-mean" if name == "synthetic" else name, rows)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from figures import add_keep, keep
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=0, help="in a batch; default 4, and 1 where removals are made")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--in-this-process", nargs=3, metavar=("MODEL", "TASK", "WAY"), help=argparse.SUPPRESS)
+    add_keep(parser)
     options = parser.parse_args()
     if options.in_this_process:
         print(json.dumps(measure(*options.in_this_process, options.samples)))
@@ -46,6 +48,8 @@ def main() -> None:
     jobs = [(name, task) for task in options.tasks for name in options.models]
     rows = [compare(*job, options.pairs, options.samples or SAMPLES[job[1]]) for job in jobs]
     console.print(table_of(rows))
+    if options.keep:
+        keep("replay", "usual-size", table_of(rows), f"one thread, {options.pairs} pairs of runs each")
     if options.json:
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
         found = {"commit": git.stdout.strip(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import add_keep, keep
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -264,6 +265,7 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="SUBJECT")
     parser.add_argument("--rounds", type=int, default=61, help="timings of each (default 61)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add_keep(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     declare_missing_ops()
@@ -276,6 +278,8 @@ def main() -> None:
     console.print(
         f"{options.rounds} rounds in turn, one thread, torch {torch.__version__}; furthest from 1: {worst:.3f}"
     )
+    if options.keep:
+        keep("residue", "residue", table_of(rows), f"CPU ms, {options.rounds} rounds in turn")
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     if not all(row.holds for row in rows):

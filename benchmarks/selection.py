@@ -28,6 +28,7 @@ from torchvision_ops import declare_missing_ops
 declare_missing_ops()
 import numpy as np
 import torch
+from figures import add_keep, keep
 from held_out import HeldOut, interval
 from rich.console import Console
 from rich.table import Table
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write each method's figures there; those it has stay"
     )
+    add_keep(parser)
     options = parser.parse_args()
     register_criterion("cosine", score_block_influence)
     register_criterion("random", score_random)
@@ -105,7 +107,7 @@ def main() -> None:
     methods = [m for m in METHODS if not options.methods or any(text in m.name for text in options.methods)]
     figures: Figures = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
 
-    def keep(of: Subject, method: Method, rows: Rows) -> None:
+    def note(of: Subject, method: Method, rows: Rows) -> None:
         figures.setdefault(of.name, {})[method.name] = rows
         if options.json:
             options.json.write_text(json.dumps(figures, indent=2) + "\n")
@@ -113,7 +115,9 @@ def main() -> None:
     for name in names:
         of = subject(name)
         of = replace(of, calibration=of.calibration[: options.batches])
-        measure(of, methods, SHARES[1:3] if options.quick else SHARES, figures.get(name, {}), keep)
+        table = measure(of, methods, SHARES[1:3] if options.quick else SHARES, figures.get(name, {}), note)
+        if options.keep and not options.quick:
+            keep("selection", name, table)
 
 
 def measure(
@@ -121,16 +125,16 @@ def measure(
     methods: Sequence[Method],
     shares: Sequence[float],
     known: dict[str, Rows],
-    keep: Callable[[Subject, Method, Rows], None],
-) -> None:
-    """Print what each method's choice does, and how many forwards on calibration batches it took.
+    note: Callable[[Subject, Method, Rows], None],
+) -> Table:
+    """Print and return what each method's choice does, and how many forwards on calibration batches it took.
 
     Args:
         of: the subject.
         methods: what chooses.
         shares: caps.
         known: figures of methods that were measured before.
-        keep: gets those of each other method as soon as they are there.
+        note: gets those of each other method as soon as they are there.
     """
     ours = UniversalLayerPruner(of.model, calibration=of.calibration, kind=of.kind, progress=False, projections=False)
     prunable = sum(ours._planner.meter.param_pieces.values()) / ours.graph.num_params
@@ -142,7 +146,7 @@ def measure(
         caps = [share * prunable for share in shares]
         rows = known.get(method.name) or list(choices(of, method, caps, held_out))
         if method.name not in known:
-            keep(of, method, rows)
+            note(of, method, rows)
         if not method.name.startswith("layerprune"):
             rows = [{**row, **at_size(ours, row, cap, held_out)} for row, cap in zip(rows, caps, strict=True)]
         cells = [cell(row, prunable) for row in rows]
@@ -150,6 +154,7 @@ def measure(
         table.add_row(method.name, *cells, calls, whole)
         console.print(f"  {method.name}: {', '.join(cells)}; {calls} calls, {whole} whole forwards")
     console.print(table)
+    return table
 
 
 def span(counts: Sequence[float]) -> str:

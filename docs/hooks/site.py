@@ -67,6 +67,8 @@ def _link(link: re.Match[str], page: str, config: Any) -> str:
     image, text, target = link.groups()
     if "://" in target or target.startswith("#"):
         return link[0]
+    if target.startswith("notebooks/"):
+        return f"[{text}]({target.removesuffix('.py')}.md)"
     path = (ROOT / "docs" / page).parent / target.partition("#")[0]
     if image and path.suffix == ".svg":
         drawing = path.read_text(encoding="utf-8").replace("\n\n", "\n")

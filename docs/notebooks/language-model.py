@@ -101,7 +101,7 @@ print(f"repaired            {perplexity(pruned):.3f}")
 
 # %%
 data = [{"input_ids": part, "use_cache": False} for part in train[:768].split(16)]
-pruner.distill(data, num_epochs=1, rate=1e-3)
+pruner.distill(data, num_epochs=1, learning_rate=1e-3)
 
 # %%
 print(f"distilled           {perplexity(pruner.model):.3f}")

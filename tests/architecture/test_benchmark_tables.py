@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,19 @@ def test_a_table_that_differs_and_a_cell_too_many_are_found() -> None:
         Table(run=run, columns=(Column(title="a"),), rows=((1, 2),)).as_markdown()
     with pytest.raises(ValidationError):
         Run.model_validate({"date": "2026-11-30", "measured_by": "me"})
+
+
+SCRIPTS = sorted(path for folder in ("benchmarks", "examples") for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_what_scripts_import_from_the_library_exists(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "layerprune":
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
 
 
 def test_numbers_are_shown_in_the_format_of_their_column() -> None:
