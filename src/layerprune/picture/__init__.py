@@ -3,5 +3,6 @@
 # pyright: reportUnusedImport=false
 from layerprune.picture.assets import SCRIPT, STYLE
 from layerprune.picture.build import picture_of
+from layerprune.picture.figure import to_html
 from layerprune.picture.records import Block, Box, Cells, Edge, Picture, PictureGroup, Region, Repeat, groups_in
-from layerprune.picture.svg import to_html, to_svg
+from layerprune.picture.svg import to_svg

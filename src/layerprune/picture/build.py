@@ -195,7 +195,8 @@ class _Builder:
 
         Tensors that the same blocks read share an entry.
         """
-        keys = {node: frozenset(item_of[place] for place in places) for node, places in branch.incoming.items()}
+        latest_first = sorted(branch.incoming.items(), reverse=True)  # as in the region around: long edges at the right
+        keys = {node: frozenset(item_of[place] for place in places) for node, places in latest_first}
         several = list(dict.fromkeys(keys.values()))
         entry_of_key = {key: min(number, _MOST_ENTRIES - 1) for number, key in enumerate(several)}
         entries = {node: entry_of_key[key] for node, key in keys.items()}

@@ -11,6 +11,8 @@ _SCREEN = (1200.0, 800.0)  # that the whole should fit on
 _WORTH = 0.85  # another column must let the whole be drawn larger by the inverse of this
 _MOST = 8  # columns
 _LANE = 8  # between edges that lead from column to column
+_OVER = 14.0  # where they come in above a column, below the region's title
+_LANE_OVER = 5  # between edges that come in above a column
 _GUTTER = 22  # between columns, beside the lanes
 
 
@@ -106,7 +108,8 @@ class _Break:
         for number, (start, stop) in enumerate(_spans(layout, starts)):
             own = extents[start:stop]
             left, right = min(a for a, _ in own), max(b for _, b in own)
-            top = RANK_GAP if number else 0.0  # lines come in above
+            above = len(self.crossing[number - 1]) if number else 0
+            top = RANK_GAP + _OVER + _LANE_OVER * (above - 1) if number else 0.0  # lines come in above
             self.shifts.append((x - left, top - layout.ranks[start][0]))
             lanes = len(self.crossing[number]) if number < len(self.crossing) else None
             width = right - left + (0.0 if lanes is None else _GUTTER + lanes * _LANE)
@@ -114,7 +117,7 @@ class _Break:
             x += width
         self.width = x
         most_lanes = max(map(len, self.crossing))
-        self.height = max(column.height for column in self.columns) + RANK_GAP / 2 + _LANE * most_lanes
+        self.height = max(column.height for column in self.columns) + 12 + _LANE * most_lanes
 
     def make(self) -> tuple[Layout, tuple[Column, ...]]:
         layout = self.layout
@@ -161,9 +164,10 @@ class _Break:
                 to_y = self.height
             for crossed in range(before + 1, column + 1) if points else ():
                 lane = self.crossing[crossed - 1].index(number) * _LANE
-                gutter, low = self.columns[crossed].x - 10 - lane, self.height - RANK_GAP / 4 - lane
+                gutter, low = self.columns[crossed].x - 10 - lane, self.columns[crossed - 1].height + 8 + lane
+                high = _OVER + _LANE_OVER * (len(self.crossing[crossed - 1]) - 1) - lane * _LANE_OVER / _LANE
                 over = to_x if crossed == column else self.columns[crossed].x
-                points += [(points[-1][0], low), (gutter, low), (gutter, 6.0), (over, 6.0)]
+                points += [(points[-1][0], low), (gutter, low), (gutter, high), (over, high)]
             before = column
             points.append((to_x, to_y))
         return tuple(points)

@@ -26,7 +26,7 @@ class FlowNode:
         name: name of the first layer.
         kind: what is drawn.
         region: the module whose forward calls it.
-        layers: its layers.
+        layers: its layers; those of other modules' forwards are left out where it is no group.
         group: place of the group.
     """
 
@@ -108,7 +108,8 @@ class Flow:
         else:
             node = self._of_group[group] = self._new(layer.name, "group", _region(layer), group)
         self._of_layer[layer.index] = node
-        self.nodes[node].layers.append(layer)
+        if group is not None or self.nodes[node].region == _region(layer) or not self.nodes[node].layers:
+            self.nodes[node].layers.append(layer)
         for source in sources:
             if source < node:  # else the module is called again, on what it led to
                 self.edges[source, node] = None

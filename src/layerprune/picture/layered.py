@@ -6,22 +6,29 @@ are ordered by the mean place of their neighbours, and coordinates keep straight
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeAlias
+
+from scipy.optimize import linprog
+from scipy.sparse import csr_array
 
 GAP = 14  # between blocks of a rank
 BEND_GAP = 12  # around the bend of an edge
 RANK_GAP = 24  # between ranks
 END_GAP = 14  # before the last rank, where that is an exit
 _SWEEPS = 4
-_PULLS = 24  # sweeps that set coordinates
-_STRAIGHT = 8.0  # weight of edges between bends; one between a block and a bend has 1
+_STRAIGHT = 6.0  # weight of edges between bends
 _DIRECT = 4.0  # weight of edges from rank to rank
+_NARROW = 0.05  # weight of the whole width
+_FAR = 1e6
 _MOST_BENDS = 8  # per block; more long edges are drawn along one rail
 
 #: A point of an edge.
-Point = tuple[float, float]
+Point: TypeAlias = tuple[float, float]
+_Term: TypeAlias = tuple[dict[int, float], float, float]  # |sum of factor * x + constant| * weight
 
 
 @dataclass(frozen=True)
@@ -59,14 +66,18 @@ class Layout:
 
 @dataclass
 class _Node:
-    """A block or a bend."""
+    """A block or a bend.
+
+    ``up`` and ``down`` are its neighbours: number, offset of the edge here, and there, from the centres, and whether
+    the edge leads past blocks that its source leads to as well.
+    """
 
     width: float
     rank: int
     x: float = 0.0  # of the centre
     is_bend: bool = False
-    up: list[tuple[int, float, float, float]] = field(default_factory=list[tuple[int, float, float, float]])
-    down: list[tuple[int, float, float, float]] = field(default_factory=list[tuple[int, float, float, float]])
+    up: list[tuple[int, float, float, bool]] = field(default_factory=list[tuple[int, float, float, bool]])
+    down: list[tuple[int, float, float, bool]] = field(default_factory=list[tuple[int, float, float, bool]])
 
 
 def layered(
@@ -80,18 +91,22 @@ def layered(
         first: blocks of the first rank, with nothing else in it; they come in at the top.
         last: the block of the last rank, with nothing else in it.
     """
-    ranks = _ranks(len(sizes), links, frozenset(first))
+    first = frozenset(first)
+    ranks = _ranks(len(sizes), links, first)
     if last is not None:
         ranks[last] = max(rank for i, rank in enumerate(ranks) if i != last) + 1
     spans = [ranks[link.target] - ranks[link.source] for link in links]
     is_dense = sum(span - 1 for span in spans) > _MOST_BENDS * len(sizes) + 8
     on_rail = [is_dense and span > 1 for span in spans]
+    num_out = Counter(link.source for link in links)
     nodes = [_Node(width, rank) for (width, _), rank in zip(sizes, ranks, strict=True)]
-    ways = [[] if skip else _way(nodes, link) for link, skip in zip(links, on_rail, strict=True)]
+    ways = [
+        [] if skip else _way(nodes, link, num_out[link.source] > 1) for link, skip in zip(links, on_rail, strict=True)
+    ]
     rows: list[list[int]] = [[] for _ in range(max(ranks, default=0) + 1)]
     for number, node in enumerate(nodes):
         rows[node.rank].append(number)
-    _order(nodes, rows)
+    _order(nodes, rows, is_fixed=bool(first))
     _set_x(nodes, rows)
     left = min((node.x - node.width / 2 for node in nodes), default=0.0)
     for node in nodes:
@@ -106,7 +121,7 @@ def layered(
     bands = tuple((top, top + height) for top, height in zip(tops, heights, strict=True))
     right = max((node.x + node.width / 2 for node in nodes), default=0.0)
     corners = tuple(
-        (nodes[i].x - width / 2, bands[ranks[i]][0] + (heights[ranks[i]] - height) / 2 * (len(rows[ranks[i]]) > 1))
+        (nodes[i].x - width / 2, bands[ranks[i]][0] + (heights[ranks[i]] - height) * (0.5 if nodes[i].up else 1.0))
         for i, (width, height) in enumerate(sizes)
     )
     lines = tuple(_line(link, way, nodes, corners, sizes, bands) for link, way in zip(links, ways, strict=True))
@@ -139,8 +154,9 @@ def _ranks(num: int, links: Sequence[Link], first: frozenset[int]) -> list[int]:
     return ranks
 
 
-def _way(nodes: list[_Node], link: Link) -> list[int]:
+def _way(nodes: list[_Node], link: Link, is_fork: bool) -> list[int]:
     """Add the bends of a link, and return its nodes from source to target."""
+    is_past = is_fork and nodes[link.target].rank - nodes[link.source].rank > 1
     way = [link.source]
     for rank in range(nodes[link.source].rank + 1, nodes[link.target].rank):
         nodes.append(_Node(0.0, rank, is_bend=True))
@@ -149,21 +165,22 @@ def _way(nodes: list[_Node], link: Link) -> list[int]:
     for place, (a, b) in enumerate(pairwise(way)):
         out = link.source_offset if place == 0 else 0.0
         into = link.target_offset if place == len(way) - 2 else 0.0
-        num_bends = nodes[a].is_bend + nodes[b].is_bend
-        weight = (_DIRECT, 1.0, _STRAIGHT)[num_bends]
-        nodes[a].down.append((b, out, into, weight))
-        nodes[b].up.append((a, into, out, weight))
+        nodes[a].down.append((b, out, into, is_past))
+        nodes[b].up.append((a, into, out, is_past))
     return way
 
 
-def _order(nodes: list[_Node], rows: list[list[int]]) -> None:
-    """Order each rank by the mean place of neighbours in the rank before, sweeping down and up."""
+def _order(nodes: list[_Node], rows: list[list[int]], *, is_fixed: bool) -> None:
+    """Order each rank by the mean place of neighbours in the rank before, sweeping down and up.
+
+    ``is_fixed`` keeps the order of the first rank.
+    """
     place = {number: float(i) for row in rows for i, number in enumerate(row)}
     if max(map(len, rows), default=0) < 2:
         return
     for sweep in range(_SWEEPS):
         down = sweep % 2 == 0
-        for row in rows if down else reversed(rows):
+        for row in rows[is_fixed:] if down else reversed(rows[is_fixed:]):
             mean: dict[int, float] = {}
             for number in row:
                 near = nodes[number].up if down else nodes[number].down
@@ -174,50 +191,76 @@ def _order(nodes: list[_Node], rows: list[list[int]]) -> None:
 
 
 def _set_x(nodes: list[_Node], rows: list[list[int]]) -> None:
-    for row in rows:
-        x = 0.0
-        for i, number in enumerate(row):
-            x += _distance(nodes[row[i - 1]], nodes[number]) if i else 0.0
-            nodes[number].x = x
-        for number in row:
-            nodes[number].x -= x / 2
-    for sweep in range(_PULLS):
-        down = sweep % 2 == 0
-        for row in rows if down else reversed(rows):
-            wanted: list[float] = []
-            weights: list[float] = []
-            for number in row:
-                node = nodes[number]
-                near = node.up if down else node.down
-                both = near if sweep < _SWEEPS else [*node.up, *node.down]
-                total = sum(weight for *_, weight in both)
-                mean = sum((nodes[o].x + there - here) * weight for o, here, there, weight in both)
-                wanted.append(mean / total if total else node.x)
-                weights.append(total or 0.1)
-            _settle(nodes, row, wanted, weights)
+    """Set the x of all centres by a linear programme: least sum of how far edges lead aside, at least distances kept.
+
+    As in dot (Gansner et al. 1993, section 4), except that a block from which several edges lead stands at the mean of
+    the blocks that they lead to.
+    """
+    if max(map(len, rows)) == 1:
+        for (row,) in rows:
+            x = [nodes[other].x + there - here for other, here, there, _ in nodes[row].up]
+            nodes[row].x = sum(x) / len(x) if x else 0.0
+        return
+    terms: list[_Term] = []
+    for number, node in enumerate(nodes):
+        for near, is_up in ((node.up, True), (node.down, False)):
+            own = [each for each in near if not each[3]] or near
+            if not own:
+                continue
+            factors = {number: 1.0}
+            for other, *_ in own:
+                factors[other] = factors.get(other, 0.0) - 1 / len(own)
+            constant = sum(here - there for _, here, there, _ in own) / len(own)
+            terms.append((factors, constant, _weight(nodes, node, own, is_up)))
+    distances = [(a, b, _distance(nodes[a], nodes[b])) for row in rows for a, b in pairwise(row)]
+    for node, x in zip(nodes, _least(len(nodes), terms, distances), strict=True):
+        node.x = x
+
+
+def _weight(nodes: Sequence[_Node], node: _Node, own: Sequence[tuple[int, float, float, bool]], is_up: bool) -> float:
+    """How much a node should stand in line with its neighbours on one side."""
+    if len(own) > 1:
+        return _DIRECT / 2
+    other = nodes[own[0][0]]
+    if not own[0][3] and sum(not each[3] for each in (other.down if is_up else other.up)) > 1:
+        return _DIRECT / 8  # the neighbour stands at the mean of several
+    return (_DIRECT, _DIRECT / 4, _STRAIGHT)[node.is_bend + other.is_bend]
+
+
+def _least(num: int, terms: Sequence[_Term], distances: Sequence[tuple[int, int, float]]) -> list[float]:
+    """Places of least ``terms`` that keep the ``distances`` of neighbours in a rank."""
+    if not terms and not distances:
+        return [0.0] * num
+    costs = [0.0] * num + [weight for *_, weight in terms] + [_NARROW, -_NARROW]
+    rows: list[int] = []
+    columns: list[int] = []
+    values: list[float] = []
+    bounds: list[float] = []
+
+    def at_most(factors: Iterable[tuple[int, float]], bound: float) -> None:
+        for column, value in factors:
+            rows.append(len(bounds))
+            columns.append(column)
+            values.append(value)
+        bounds.append(bound)
+
+    for place, (factors, constant, _) in enumerate(terms):
+        at_most([*factors.items(), (num + place, -1.0)], -constant)
+        at_most([*((column, -value) for column, value in factors.items()), (num + place, -1.0)], constant)
+    right, left = num + len(terms), num + len(terms) + 1
+    for a, b, distance in distances:
+        at_most([(a, 1.0), (b, -1.0)], -distance)
+        at_most([(b, 1.0), (right, -1.0)], 0.0)
+        at_most([(left, 1.0), (a, -1.0)], 0.0)
+    matrix = csr_array((values, (rows, columns)), shape=(len(bounds), len(costs)))
+    free: list[tuple[float | None, float | None]] = [(None, None)] * num
+    limits = [*free, *[(0.0, None)] * len(terms), (-_FAR, _FAR), (-_FAR, _FAR)]
+    found = linprog(costs, A_ub=matrix, b_ub=bounds, bounds=limits, method="highs")
+    return [float(x) for x in found.x[:num]]
 
 
 def _distance(a: _Node, b: _Node) -> float:
     return a.width / 2 + b.width / 2 + (BEND_GAP if a.is_bend or b.is_bend else GAP)
-
-
-def _settle(nodes: list[_Node], row: list[int], wanted: list[float], weights: list[float]) -> None:
-    """Least squares of wanted places that keeps order and distances: pools of blocks that touch (isotonic)."""
-    offset = 0.0
-    offsets: list[float] = []
-    pools: list[tuple[float, float, int]] = []  # mean, weight, number of blocks
-    for i, number in enumerate(row):
-        offset += _distance(nodes[row[i - 1]], nodes[number]) if i else 0.0
-        offsets.append(offset)
-        mean, weight, count = wanted[i] - offset, weights[i], 1
-        while pools and pools[-1][0] > mean:
-            before, w, c = pools.pop()
-            mean = (mean * weight + before * w) / (weight + w)
-            weight, count = weight + w, count + c
-        pools.append((mean, weight, count))
-    places = [mean for mean, _, count in pools for _ in range(count)]
-    for i, number in enumerate(row):
-        nodes[number].x = places[i] + offsets[i]
 
 
 def _line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from layerprune.graph import numbers_in, without_numbers
 from layerprune.picture.columns import Column, in_columns
 from layerprune.picture.layered import Layout, Link, Point, layered
 from layerprune.picture.records import Block, Box, Cells, Region, Repeat
@@ -20,6 +21,7 @@ LINE_HEIGHT = 24  # of boxes with one line
 MERGE = 22  # diameter
 CELL = 11  # width and height of a cell, with the gap to the next
 _NARROWEST, _WIDEST = 88, 176
+_WIDEST_LABEL = 110
 _CELLS_IN_ROW = 12
 _TALLEST = 700  # regions that are taller are broken into columns
 _MOST_OF = 0.6  # of a region's height: a block that is so tall is broken instead of the region
@@ -137,7 +139,7 @@ def _repeat(block: Repeat) -> Placement:
     """The block that is shown at the left, a row of cells for each block at the right."""
     shown = _place(block.shown)
     num_rows, num_cells = len(block.columns), max(map(len, block.columns), default=0)
-    texts = [short_label(block.labels, row) for row in range(num_rows)]
+    texts = short_labels(block.labels)
     label_width = min(max((text_width(text, TINY_SIZE) for text in texts), default=0), 60)
     fitting = max(int((shown.height + 40) // CELL), 8)  # rows next to the block
     strips = max(-(-num_rows // fitting), 1)
@@ -177,23 +179,18 @@ def _repeat(block: Repeat) -> Placement:
     )
 
 
-def short_label(labels: Sequence[str], row: int) -> str:
-    """The name of a block without what all names of its run have in common in front."""
-    parts = [label.split(".") for label in labels]
-    shared = 0
-    while all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):
-        shared += 1
-    back = 0
-    while all(len(each) > shared + back + 1 and each[-1 - back] == parts[0][-1 - back] for each in parts):
-        back += 1
-    own = parts[row]
-    return ".".join(own[shared : len(own) - back])
+def short_labels(labels: Sequence[str]) -> list[str]:
+    """The numbers in which names of blocks differ; the names themselves where they differ in more."""
+    numbers = [numbers_in([label]) for label in labels]
+    if len({without_numbers(label) for label in labels}) > 1:
+        return list(labels)
+    varying = [place for place, column in enumerate(zip(*numbers, strict=True)) if len(set(column)) > 1]
+    return [".".join(str(own[place]) for place in varying) for own in numbers]
 
 
 def repeat_title(block: Repeat) -> str:
     """``layers.0 … layers.31  ×32``."""
-    reads = ", each reads earlier ones" if block.reads_earlier else ""
-    return f"×{len(block.labels)}: {block.labels[0]} … {block.labels[-1]}{reads}"
+    return f"×{len(block.labels)}: {block.labels[0]} … {block.labels[-1]}"
 
 
 def _region(region: Region, may_break: bool) -> Placement:
@@ -246,15 +243,17 @@ def _framed(
 ) -> Placement:
     num_in = region.num_entries
     title = text_width(region_title(region), SMALL_SIZE) + 2 * PADDING
-    top = 10.0 if num_in else TITLE + 8.0
+    top = _top(layout, links, num_in)
     width = round(max(layout.width + 2 * PADDING, min(title, 150)))
     left = (width - layout.width) / 2
+    spare = _missing_for_label(region.label, left, width, [layout.corners[i][0] for i in range(num_in)])
+    left, width = left + spare, width + spare
     height = top + layout.height + (0 if region.has_exit else PADDING)
     placed = tuple(
         replace(p, x=left + layout.corners[num_in + i][0], y=top + layout.corners[num_in + i][1])
         for i, p in enumerate(inner)
     )
-    lines = tuple(tuple((left + x, top + y) for x, y in line) for line in layout.lines if line)
+    lines = tuple(tuple((left + x, top + y if y else 0.0) for x, y in line) for line in layout.lines if line)
     return Placement(
         region,
         width,
@@ -267,6 +266,23 @@ def _framed(
         exit=left + layout.corners[-1][0] if region.has_exit else width / 2,
         columns=tuple(replace(c, x=left + c.x, y=top + c.y) for c in columns),
     )
+
+
+def _top(layout: Layout, links: Sequence[Link], num_entries: int) -> float:
+    """Room above the first rank for the title; edges that come in may pass it where they go straight down."""
+    if not num_entries:
+        return TITLE + 8.0
+    lines = (line for link, line in zip(links, layout.lines, strict=True) if link.source < num_entries)
+    is_straight = layout.rail is None and all(line[0][0] == line[2][0] for line in lines if len(line) > 2)
+    return 10.0 if is_straight else float(TITLE)
+
+
+def _missing_for_label(label: str, left: float, width: float, entries: Sequence[float]) -> float:
+    """How much wider a region must be, so that its name lies beside the edges that come in at the top."""
+    if not entries:
+        return 0.0
+    needed = min(text_width(label, SMALL_SIZE), _WIDEST_LABEL) + PADDING + 8
+    return round(max(needed - max(left + min(entries), width - left - max(entries)), 0.0))
 
 
 def _rail_lines(

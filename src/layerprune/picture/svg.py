@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
@@ -52,15 +52,21 @@ def to_svg(picture: Picture, *, standalone: bool = True) -> str:
     )
 
 
-def to_html(picture: Picture) -> str:
-    """A ``figure`` with search, zoom, legend and the drawing; :data:`STYLE` and :data:`SCRIPT` go with it."""
-    return f'<figure class="lp-picture">{to_svg(picture, standalone=False)}</figure>'
-
-
 _DEFS = (
     '<defs><pattern id="lp-hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     '<rect class="lp-hatch-ground" width="6" height="6"/><path class="lp-hatch-line" d="M0 0V6"/></pattern></defs>'
 )
+
+
+class _Slots:
+    """Numbers the groups of a block that is drawn for all blocks like it."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.used = start
+
+    def next(self) -> int:
+        self.used += 1
+        return self.used - 1
 
 
 class _Drawing:
@@ -71,7 +77,7 @@ class _Drawing:
         self.scale = impact_scale(picture.groups)
         self.parts: list[str] = []
 
-    def block(self, placement: Placement, x: float, y: float, slots: Iterator[int] | None, level: int) -> None:
+    def block(self, placement: Placement, x: float, y: float, slots: _Slots | None, level: int) -> None:
         """Draw a block with its upper left corner at (x, y).
 
         ``slots`` numbers the groups of a block that stands for all its repeats.
@@ -85,9 +91,12 @@ class _Drawing:
         elif isinstance(block, Cells):
             kind, title, name, full = "cells", region_title(block), block.name, f"{block.name} {block.label}".strip()
         else:
-            kind, title, full = "repeat", repeat_title(block), repeat_title(block)
-            name = ""
+            kind, title, name = "repeat", repeat_title(block), ""
+            full = f"{title}, each reads earlier ones" if block.reads_earlier else title
         module = "" if isinstance(block, Repeat) else f' data-module="{_attribute(name)}"'
+        if placement.columns:
+            rects = (f"{_n(x + c.x)} {_n(y + c.y)} {_n(c.width)} {_n(c.height)}" for c in placement.columns)
+            module += f' data-columns="{";".join(rects)}"'
         num = len(groups_in(block))
         about = f"{full}, {num} group{'' if num == 1 else 's'}"
         self.parts.append(
@@ -98,12 +107,13 @@ class _Drawing:
         self._title(title, full, placement, x, y)
         self._edges(placement, x, y)
         self.parts.append('<g role="group">')
+        first = _Slots(slots.used) if slots is not None else None
         for inner in placement.inner:
-            own = slots
-            if isinstance(block, Repeat) and slots is None:
-                own = iter(range(len(block.columns[0])))
+            own = _Slots() if isinstance(block, Repeat) and slots is None else slots
             self.block(inner, x + inner.x, y + inner.y, own, level + 1)
-        self._cells(placement, x, y, slots, level + 1)
+        self._cells(placement, x, y, first, level + 1)
+        if slots is not None and first is not None:
+            slots.used = max(slots.used, first.used)
         self.parts.append("</g></g>")
 
     def _title(self, title: str, full: str, placement: Placement, x: float, y: float) -> None:
@@ -140,9 +150,9 @@ class _Drawing:
         if heads:
             self.parts.append(f'<path class="lp-head" aria-hidden="true" d="{"".join(dict.fromkeys(heads))}"/>')
 
-    def _box(self, box: Box, placement: Placement, x: float, y: float, slots: Iterator[int] | None, level: int) -> None:
+    def _box(self, box: Box, placement: Placement, x: float, y: float, slots: _Slots | None, level: int) -> None:
         width, height = placement.width, placement.height
-        slot = f' data-slot="{next(slots)}"' if slots is not None and box.group is not None else ""
+        slot = f' data-slot="{slots.next()}"' if slots is not None and box.group is not None else ""
         if box.group is None:
             classes, data = f"lp-box lp-{box.kind}", ""
             title = f"{box.name}: {box.detail}" if box.detail else box.name
@@ -161,7 +171,7 @@ class _Drawing:
             f'<rect width="{_n(width)}" height="{_n(height)}" rx="{_n(corner)}"/>{_box_lines(box, width)}{cross}</g>'
         )
 
-    def _cells(self, placement: Placement, x: float, y: float, slots: Iterator[int] | None, level: int) -> None:
+    def _cells(self, placement: Placement, x: float, y: float, slots: _Slots | None, level: int) -> None:
         is_repeat = isinstance(placement.block, Repeat)
         for row, label in enumerate(placement.labels):
             self.parts.append(
@@ -170,8 +180,7 @@ class _Drawing:
             )
         for cell in placement.cells:
             group = self.picture.groups[cell.group]
-            # Inside a block that stands for its repeats, the first of them has been drawn already.
-            slot = f' data-slot="{next(slots)}"' if slots is not None and not (is_repeat and cell.row == 0) else ""
+            slot = f' data-slot="{slots.next()}"' if slots is not None else ""
             row = f' data-row="{cell.row}"' if is_repeat else ""
             goes = " goes" if group.goes else ""
             self.parts.append(
