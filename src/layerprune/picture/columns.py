@@ -10,6 +10,7 @@ from layerprune.picture.layered import RANK_GAP, Layout, Point
 _SCREEN = (1200.0, 800.0)  # that the whole should fit on
 _WORTH = 0.85  # another column must let the whole be drawn larger by the inverse of this
 _MOST = 8  # columns
+_FULL = 0.6  # of the tallest column's height: the least mean height of columns
 _LANE = 8  # between edges that lead from column to column
 _OVER = 14.0  # where they come in above a column, below the region's title
 _LANE_OVER = 5  # between edges that come in above a column
@@ -35,6 +36,8 @@ def in_columns(layout: Layout, sizes: Sequence[tuple[float, float]]) -> tuple[La
     for num in range(1, _MOST + 1):
         starts = _starts(layout, num)
         width, height = _size(layout, extents, starts)
+        if layout.height < num * _FULL * height:
+            continue  # most columns would be short
         scale = min(_SCREEN[0] / max(width, 1), _SCREEN[1] / max(height, 1), 1.0)
         best = max(best, (scale * _WORTH ** (num - 1), starts))
     if len(best[1]) == 1:

@@ -13,6 +13,7 @@ from layerprune.picture.text_width import text_width
 
 PADDING = 12  # between the frame of a region and what is inside
 TITLE = 20  # height of a region's title
+TOGGLE = 13  # width of the triangle that the script puts before a title
 NAME_SIZE = 12  # of fonts
 SMALL_SIZE = 10
 TINY_SIZE = 9
@@ -281,7 +282,7 @@ def _missing_for_label(label: str, left: float, width: float, entries: Sequence[
     """How much wider a region must be, so that its name lies beside the edges that come in at the top."""
     if not entries:
         return 0.0
-    needed = min(text_width(label, SMALL_SIZE), _WIDEST_LABEL) + PADDING + 8
+    needed = min(text_width(label, SMALL_SIZE), _WIDEST_LABEL) + PADDING + TOGGLE + 8
     return round(max(needed - max(left + min(entries), width - left - max(entries)), 0.0))
 
 

@@ -4,7 +4,6 @@
    Takes at the figure: layerprune:mark {groups}, the groups that go; layerprune:show {group}. */
 (() => {
   const CLASSES = /\b(i\d|critical|calibration|unknown)\b/;
-  const SVG = "http://www.w3.org/2000/svg";
   const all = (root, query) => [...root.querySelectorAll(query)];
 
   /* What is left of a coordinate when some intervals are taken out. */
@@ -47,6 +46,7 @@
         region.setAttribute("aria-expanded", "true");
         const title = region.querySelector(":scope > .lp-title");
         title.insertBefore(document.createTextNode("▾ "), title.firstChild);
+        region.lpWidth = title.getComputedTextLength() + 26;
       }
       for (const item of all(this.svg, "[role=treeitem]")) item.tabIndex = -1;
       const first = this.svg.querySelector("[role=treeitem]");
@@ -126,7 +126,7 @@
         if (!this.isVisible(owner)) continue;
         const zone = this.zoneAt(x + 1, y + 1);
         const isCollapsed = owner.classList.contains("lp-collapsed");
-        const isWide = Math.min(w, 170);
+        const isWide = Math.min(w, Math.max(100, owner.lpWidth || 0));
         zone.kept.push([y - 12, y + 28], [y + h, y + h + 12]);
         keptX.push([x - 8, x + isWide], [x + w, x + w + 8]);
         if (isCollapsed) {
@@ -136,17 +136,25 @@
       }
       for (const { node, steps } of this.paths) {
         if (!this.isVisible(node) || node.parentNode.classList.contains("lp-collapsed")) continue;
-        for (const { points } of steps) for (const [x] of points) keptX.push([x - 5, x + 5]);
+        for (const { command, points } of steps) {
+          for (const [x, y] of points) {
+            keptX.push([x - 5, x + 5]);
+            if (command === "H") this.zoneAt(x, y).kept.push([y - 8, y + 8]);
+          }
+        }
       }
       for (const zone of [...this.zones].reverse()) {
         zone.cuts = without(zone.cuts, zone.kept);
         zone.less = zone.cuts.reduce((sum, [low, high]) => sum + high - low, 0);
         const above = zone.parent;
         if (!above) continue;
+        const end = zone.y + zone.h;
+        const last = Math.max(zone.y, ...zone.kept.map(([, high]) => high)) + 10;
+        const empty = without([[last, end]], zone.cuts).reduce((sum, [low, high]) => sum + high - low, 0);
+        zone.spare = zone.less + Math.max(empty, 0);
         const beside = this.zones.filter((other) => other.parent === above && other.y === zone.y && other.h === zone.h);
-        if (beside[0] === zone) {
-          const end = zone.y + zone.h;
-          const least = Math.min(...beside.map((other) => other.less));
+        if (beside[0] === zone) { // the last of them to come by
+          const least = Math.min(...beside.map((other) => other.spare));
           if (least > 0) above.cuts.push([end - least, end]);
         }
       }
@@ -170,8 +178,12 @@
         const isCollapsed = owner.classList.contains("lp-collapsed");
         node.setAttribute("x", text(toX(x)));
         node.setAttribute("y", text(top));
-        node.setAttribute("width", text(isCollapsed ? Math.max(toX(x + w) - toX(x), Math.min(w, 170)) : toX(x + w) - toX(x)));
-        node.setAttribute("height", text(isCollapsed ? Math.max(zone.map(y + h) - top, 28) : zone.map(y + h) - top));
+        node.setAttribute("width", text(toX(x + w) - toX(x)));
+        node.setAttribute("height", text(zone.map(y + h) - top));
+        if (!isCollapsed) continue;
+        const title = owner.querySelector(":scope > .lp-title");
+        title.setAttribute("x", text(toX(x) + 12));
+        title.setAttribute("y", text(top + 18));
       }
       for (const { node, steps } of this.paths) {
         const parts = steps.map(({ command, rest, points }) => {
@@ -234,6 +246,7 @@
     }
 
     fit() {
+      this.touched = true;
       const { clientWidth: width, clientHeight: height } = this.canvas;
       this.scale = Math.min(1.5, width / this.size.width, height / this.size.height);
       this.x = (this.size.width - width / this.scale) / 2;
@@ -252,6 +265,7 @@
     }
 
     zoom(factor, clientX, clientY) {
+      this.touched = true;
       const box = this.canvas.getBoundingClientRect();
       const px = clientX === undefined ? box.width / 2 : clientX - box.left;
       const py = clientY === undefined ? box.height / 2 : clientY - box.top;
@@ -310,6 +324,25 @@
       for (const shape of all(repeat, "[data-slot]")) {
         if (!(shape.dataset.row && isOwn(shape))) this.copy(cells[shape.dataset.slot - base], shape);
       }
+      const label = all(repeat, `.lp-row[data-row="${row}"]`).find(isOwn);
+      if (label) this.rename(repeat.querySelector(":scope > g > [role=treeitem]"), label.dataset.label);
+    }
+
+    /* The drawn block, and what is inside, takes the name of the block that was chosen. */
+    rename(shown, label) {
+      const old = shown.dataset.label;
+      shown.dataset.label = label;
+      const name = shown.querySelector(":scope > .lp-name");
+      if (name) name.textContent = label;
+      const before = shown.dataset.module;
+      if (before === undefined || old === undefined) return;
+      const title = shown.querySelector(":scope > .lp-title");
+      title.childNodes[1].data = title.childNodes[1].data.replace(old, () => label);
+      const after = before.slice(0, before.length - old.length) + label;
+      for (const region of [shown, ...all(shown, "[data-module]")]) {
+        if (region.dataset.module.startsWith(before)) region.dataset.module = after + region.dataset.module.slice(before.length);
+      }
+      shown.setAttribute("aria-label", shown.getAttribute("aria-label").replace(before, () => after));
     }
 
     copy(cell, shape) {
@@ -330,15 +363,15 @@
       const rect = shape.querySelector("rect");
       const width = Number(rect.getAttribute("width"));
       const height = Number(rect.getAttribute("height"));
-      const path = document.createElementNS(SVG, "path");
+      const path = document.createElementNS(this.svg.namespaceURI, "path");
       if (shape.classList.contains("lp-cell")) {
         path.setAttribute("class", "lp-cross");
         path.setAttribute("d", `M2 2L${width - 2} ${height - 2}M${width - 2} 2L2 ${height - 2}`);
         shape.append(path);
         return;
       }
-      const badge = document.createElementNS(SVG, "g");
-      const circle = document.createElementNS(SVG, "circle");
+      const badge = document.createElementNS(this.svg.namespaceURI, "g");
+      const circle = document.createElementNS(this.svg.namespaceURI, "circle");
       badge.setAttribute("class", "lp-cross");
       circle.setAttribute("cx", width - 2);
       circle.setAttribute("cy", 2);
@@ -429,7 +462,7 @@
       svg.addEventListener("keydown", (event) => this.key(event));
       addEventListener("beforeprint", () => this.print());
       addEventListener("afterprint", () => this.reset());
-      addEventListener("resize", () => this.look());
+      new ResizeObserver(() => (this.touched ? this.look() : this.reset())).observe(figure);
       this.drag();
     }
 

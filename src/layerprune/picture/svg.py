@@ -14,6 +14,7 @@ from layerprune.picture.layout import (
     PADDING,
     SMALL_SIZE,
     TITLE,
+    TOGGLE,
     Placement,
     box_text,
     lay_out,
@@ -43,10 +44,11 @@ def to_svg(picture: Picture, *, standalone: bool = True) -> str:
     drawing = _Drawing(picture)
     drawing.block(placement, _MARGIN, _MARGIN, slots=None, level=1)
     style = f"<style>{STYLE}</style>" if standalone else ""
+    namespace = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
     goes = sum(group.goes for group in picture.groups)
     label = f"{picture.model}: {len(picture.groups)} groups of layers" + (f", {goes} go" if goes else "")
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="lp-svg" viewBox="0 0 {_n(width)} {_n(height)}" '
+        f'<svg{namespace} class="lp-svg" viewBox="0 0 {_n(width)} {_n(height)}" '
         f'width="{_n(width)}" height="{_n(height)}" role="tree" aria-label="{_attribute(label)}">'
         f"{style}{_DEFS}{''.join(drawing.parts)}</svg>"
     )
@@ -77,10 +79,12 @@ class _Drawing:
         self.scale = impact_scale(picture.groups)
         self.parts: list[str] = []
 
-    def block(self, placement: Placement, x: float, y: float, slots: _Slots | None, level: int) -> None:
+    def block(
+        self, placement: Placement, x: float, y: float, slots: _Slots | None, level: int, *, is_shown: bool = False
+    ) -> None:
         """Draw a block with its upper left corner at (x, y).
 
-        ``slots`` numbers the groups of a block that stands for all its repeats.
+        ``slots`` numbers the groups of a block that stands for all its repeats; ``is_shown`` says that it is one.
         """
         block = placement.block
         if isinstance(block, Box):
@@ -97,6 +101,8 @@ class _Drawing:
         if placement.columns:
             rects = (f"{_n(x + c.x)} {_n(y + c.y)} {_n(c.width)} {_n(c.height)}" for c in placement.columns)
             module += f' data-columns="{";".join(rects)}"'
+        if is_shown:
+            module += f' data-label="{_attribute(block.label)}"' if not isinstance(block, Repeat) else ""
         num = len(groups_in(block))
         about = f"{full}, {num} group{'' if num == 1 else 's'}"
         self.parts.append(
@@ -110,7 +116,7 @@ class _Drawing:
         first = _Slots(slots.used) if slots is not None else None
         for inner in placement.inner:
             own = _Slots() if isinstance(block, Repeat) and slots is None else slots
-            self.block(inner, x + inner.x, y + inner.y, own, level + 1)
+            self.block(inner, x + inner.x, y + inner.y, own, level + 1, is_shown=isinstance(block, Repeat))
         self._cells(placement, x, y, first, level + 1)
         if slots is not None and first is not None:
             slots.used = max(slots.used, first.used)
@@ -120,7 +126,7 @@ class _Drawing:
         """The title lies where no edge comes in."""
         ends = [PADDING, *(end for entry in sorted(placement.entries) for end in (entry - 6, entry + 6))]
         ends.append(placement.width - PADDING)
-        rooms = [(b - a, -a) for a, b in zip(ends[::2], ends[1::2], strict=True)]
+        rooms = [(b - a - TOGGLE, -a) for a, b in zip(ends[::2], ends[1::2], strict=True)]
         if isinstance(placement.block, Cells):
             rooms = [(placement.width - 2 * PADDING, -PADDING)]
         short = title if isinstance(placement.block, Repeat) else placement.block.label
@@ -173,9 +179,11 @@ class _Drawing:
 
     def _cells(self, placement: Placement, x: float, y: float, slots: _Slots | None, level: int) -> None:
         is_repeat = isinstance(placement.block, Repeat)
+        labels = _labels_as_shown(placement.block) if isinstance(placement.block, Repeat) else ()
         for row, label in enumerate(placement.labels):
+            name = _attribute(labels[row])
             self.parts.append(
-                f'<text class="lp-row" data-row="{row}" aria-hidden="true" x="{_n(x + label.x)}" '
+                f'<text class="lp-row" data-row="{row}" data-label="{name}" aria-hidden="true" x="{_n(x + label.x)}" '
                 f'y="{_n(y + label.y)}">{_text(label.text)}</text>'
             )
         for cell in placement.cells:
@@ -189,6 +197,12 @@ class _Drawing:
                 f'<title>{_text(_about(group))}</title><rect width="{_n(cell.width)}" height="{_n(cell.height)}" '
                 f'rx="2"/>{_cross(cell.width, cell.height) if group.goes else ""}</g>'
             )
+
+
+def _labels_as_shown(block: Repeat) -> list[str]:
+    """The names of the blocks, as the drawn block would be titled in their place."""
+    front = len(block.labels[0]) - len(block.shown.label)
+    return [label[front:] for label in block.labels]
 
 
 def _about(group: PictureGroup) -> str:
