@@ -37,11 +37,11 @@ def opening(text: str) -> list[str]:
 # ---- the first screen ------------------------------------------------------------------------------------------------
 
 
-def test_ten_lines_say_what_can_go_and_what_it_costs(pruner):
+def test_few_lines_say_what_can_go_and_what_it_costs(pruner):
     lines = opening(pruner.render_plan())
     branch, total = 16 + 144 + 136, 6 * (16 + 144 + 136) + 2 * 72
     macs = 4 * 2 * 8 * 16  # of a branch, on four rows
-    assert len(lines) == 10
+    assert len(lines) == 13
     assert lines[0] == f"Sequential: {total:,} parameters, 6.66 k MACs on 4×8"
     assert lines[1] == f"Can leave now: {6 * branch:,} parameters ({6 * branch / total:.1%}), 92.3% of the MACs"
     assert lines[2].split() == ["Cheapest", "removals", "parameters", "MACs", "impact"]
@@ -53,9 +53,12 @@ def test_ten_lines_say_what_can_go_and_what_it_costs(pruner):
     impacts = sorted(group.impact for group in pruner.groups if group.name.endswith(".up"))
     assert [float(row[2]) for row in rows_] == pytest.approx(impacts[:5], abs=5e-4)
     least = [sum(impacts[:num]) for num in (1, 2, 4)]  # the smallest numbers of branches that hold 10, 30, 50 %
-    shown = re.fullmatch(r"Losing 10 / 30 / 50 % costs: (\S+) \(15%\) / (\S+) \(31%\) / (\S+) \(62%\)", lines[8])
-    assert [float(each) for each in shown.groups()] == pytest.approx(least, abs=2e-3)
-    assert lines[9] == "Calibration data would open no other group"
+    assert lines[8].split() == ["Least", "impact", "to", "lose", "10%", "30%", "50%"]
+    for line, what in zip(lines[9:11], ("parameters", "MACs"), strict=True):
+        shown = re.fullmatch(rf"  of the {what} +(\S+) \(15%\) +(\S+) \(31%\) +(\S+) \(62%\)", line)
+        assert [float(each) for each in shown.groups()] == pytest.approx(least, abs=2e-3)
+    assert lines[11].split(maxsplit=3)[3].startswith("not measured")
+    assert lines[12] == "Calibration data would open no other group"
 
 
 def test_what_excludes_each_other_is_not_counted_twice():
@@ -67,8 +70,8 @@ def test_what_excludes_each_other_is_not_counted_twice():
 
 def test_what_cannot_leave_costs_no_number():
     wide = randomised(nn.Sequential(linear(8, 64), Narrow(), linear(64, 8)))
-    line = opening(UniversalLayerPruner(wide, example_inputs=rows()).render_plan())[-2]
-    assert line.endswith("/ out of reach / out of reach")
+    line = opening(UniversalLayerPruner(wide, example_inputs=rows()).render_plan())[-4]
+    assert re.search(r"of the parameters .*%\) +out of reach +out of reach$", line)
 
 
 class Narrow(nn.Module):
@@ -150,27 +153,31 @@ def test_lines_are_broken_between_words_and_set_in():
 
 def test_repeated_blocks_are_shown_once_with_the_impacts_of_all(pruner):
     text = pruner.render_plan(width=120)
-    assert text.count("Lead Transform: ") == 4  # up, down, stem, head
+    assert text.count("Lead Transform: ") == 3  # up, which down leaves with, stem, head
     first, *others = [group for group in pruner.groups if group.name.endswith(".up")]
     assert f"Lead Transform: {first.name} (Linear)" in text
-    line = next(line for line in text.splitlines() if line.startswith("  Alike (5): *.up "))
-    assert line.startswith("  Alike (5): *.up where * is and the impact: ")
-    told = dict(re.findall(r"(\d) \(([\d.]+)\)", line.split("impact: ")[1]))
+    block = first.name.split(".")[0]
+    assert f"  Groups of the same removal: {block}.down (136 parameters)\n" in text
+    (line,) = [line for line in text.splitlines() if f": as layer {block}" in line]
+    assert line.startswith("  layers ")
+    told = dict(re.findall(r"(\d) \(([\d.]+)\)", line.split("but for the impact: ")[1]))
     assert list(told) == [group.name.split(".")[0] for group in others]
     assert [float(impact) for impact in told.values()] == pytest.approx([g.impact for g in others], abs=5e-4)
 
 
 def test_in_full_each_group_has_its_block(pruner):
     text = pruner.render_plan(full=True)
-    assert "Alike" not in text
+    assert ": as layer" not in text
+    assert "Groups of the same removal" not in text
     leads = re.findall(r"Group (\d+): .*\n  Lead Transform: (\S+) ", text)
     assert leads == [(str(number), group.name) for number, group in enumerate(pruner.groups)]
 
 
 def test_two_that_are_alike_are_both_shown():
     text = UniversalLayerPruner(blocks(2), example_inputs=rows()).render_plan()
-    assert "Alike" not in text
-    assert text.count("Lead Transform: ") == 6
+    assert ": as layer" not in text
+    assert text.count("Lead Transform: ") == 4
+    assert text.count("Groups of the same removal: ") == 2
 
 
 # ---- the README and the guide ----------------------------------------------------------------------------------------

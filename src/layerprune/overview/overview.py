@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import isnan
 
 from layerprune.errors import CostError
 from layerprune.graph import Group
@@ -24,7 +25,7 @@ from layerprune.report import (
     screen_lines,
     summary_text,
 )
-from layerprune.select import Limit, Milp, Search, alone, amount, exclusions_of
+from layerprune.select import Limit, Milp, Pieces, Search, alone, amount, exclusions_of
 
 _GAP = 0.05  # relative gap of predicted impacts: closing it takes seconds in dense graphs
 _ROUNDS = 10  # sets to prove at most, for the largest removal
@@ -74,6 +75,9 @@ class Overview:
             cheapest=self.cheapest,
             costs=self.costs,
             calibration=self.calibration,
+            macs_costs=self.macs_costs,
+            latency_ms=self.planner.meter.known_latency,
+            impact_unit=self.planner.scored.unit,
         )
 
     @cached_property
@@ -148,15 +152,23 @@ class Overview:
     @cached_property
     def costs(self) -> list[FrontierPoint | None]:
         """The least sum of impacts that removes certain shares, predicted, to a relative gap of :data:`_GAP`."""
-        removals, pieces = self.planner.scored.removals, self.planner.meter.param_pieces
-        impacts = self._search.problem.impacts
-        found: list[FrontierPoint | None] = []
-        for share in SHARES if removals else ():
-            limit = Limit(pieces, low=share * self.graph.num_params)
-            chosen = self._search.programme.least(impacts, [limit], self._search.bans, _GAP)
-            impact = sum(removals[i].impact for i in chosen)
-            size = amount(pieces, chosen) / max(self.graph.num_params, 1)
-            found.append(FrontierPoint(reduction=size, impact=impact) if chosen else None)
+        found = self._least(self.planner.meter.param_pieces, self.graph.num_params)
+        return [None if point is None else FrontierPoint(reduction=point[0], impact=point[1]) for point in found]
+
+    @cached_property
+    def macs_costs(self) -> list[tuple[float, float] | None]:
+        """The same for shares of the MACs, as (share, impact); empty where they could not be counted."""
+        return [] if not self.totals.macs else self._least(self.planner.meter.macs_pieces, self.totals.macs)
+
+    def _least(self, pieces: Pieces, total: float) -> list[tuple[float, float] | None]:
+        removals = self.planner.scored.removals
+        if all(isnan(removal.impact) for removal in removals):
+            return []
+        impacts, found = self._search.problem.impacts, list[tuple[float, float] | None]()
+        for share in SHARES:
+            chosen = self._search.programme.least(impacts, [Limit(pieces, low=share * total)], self._search.bans, _GAP)
+            size = amount(pieces, chosen) / max(total, 1)
+            found.append((size, sum(removals[i].impact for i in chosen)) if chosen else None)
         return found
 
     @cached_property

@@ -1,13 +1,24 @@
-"""The first screen of the printed plan: possible removals and their impact, in ten lines."""
+"""The first screen of the printed plan: possible removals and their impact, in few lines."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerprune.plan import FrontierPoint
+from layerprune.report.layout import wrapped
 from layerprune.report.text import Totals
-from layerprune.tables import amount_text, clipped, impact_text, name_clipped, share_text, short_number
+from layerprune.tables import (
+    aligned,
+    amount_text,
+    clipped,
+    impact_text,
+    name_clipped,
+    share_text,
+    short_number,
+    visible,
+)
 
 #: Shares of the parameters whose least impact is shown.
 SHARES = (0.1, 0.3, 0.5)
@@ -37,8 +48,11 @@ class Screen:
         most: the largest set of removals.
         is_predicted: whether ``most`` comes from the layer graph without a proof.
         cheapest: the removals of least impact, of different groups.
-        costs: least impact for each of :data:`SHARES`; None where so much cannot be removed.
+        costs: least impact that removes each of :data:`SHARES` of the parameters; None where so much cannot be removed.
         calibration: removals that calibration data enable.
+        macs_costs: the same of the MACs, as (share, impact); empty where MACs could not be counted.
+        latency_ms: of one forward; None where nobody asked for it, since timing takes seconds.
+        impact_unit: unit of the impacts, or why they are not known.
     """
 
     model: str
@@ -49,10 +63,18 @@ class Screen:
     cheapest: Sequence[Offer]
     costs: Sequence[FrontierPoint | None]
     calibration: str
+    macs_costs: Sequence[tuple[float, float] | None] = ()
+    latency_ms: float | None = None
+    impact_unit: str = ""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the impact of a removal is known."""
+        return any(not math.isnan(offer.impact) for offer in self.cheapest)
 
 
 def screen_lines(screen: Screen, width: int) -> list[str]:
-    """Render the first screen, in at most ten lines within ``width`` columns."""
+    """Render the first screen, in at most 13 lines within ``width`` columns."""
     totals = screen.totals
     macs = "" if totals.macs is None else f", {short_number(totals.macs)} MACs on {screen.inputs}"
     lines = [f"{screen.model}: {totals.num_params:,} parameters{macs}"]
@@ -61,22 +83,34 @@ def screen_lines(screen: Screen, width: int) -> list[str]:
         share = share_text(screen.most.num_params, totals.num_params)
         most = f"{up_to}{screen.most.num_params:,} parameters ({share})"
         lines.append(f"Can leave now: {most}{_macs_share(screen.most, totals)}")
-        lines += _table(screen.cheapest, totals, width)
-        shares = " / ".join(f"{share * 100:.0f}" for share in SHARES)
-        lines.append(f"Losing {shares} % costs: {' / '.join(map(_cost, screen.costs))}")
+        lines += _table(screen.cheapest, "Cheapest removals" if screen.is_measured else "Removals", totals, width)
+        lines += _budgets(screen) if screen.is_measured else wrapped([f"Impact: {screen.impact_unit}"], width)
     else:
         lines.append("Nothing can leave now")
-    return [clipped(line, width) for line in [*lines, screen.calibration]]
+    return [clipped(visible(line), width) for line in [*lines, screen.calibration]]
 
 
-def _table(offers: Sequence[Offer], totals: Totals, width: int) -> list[str]:
+def _budgets(screen: Screen) -> list[str]:
+    """The least impact that takes a share of the parameters and of the MACs; the latency, where it is known."""
+    costs = [None if point is None else (point.reduction, point.impact) for point in screen.costs]
+    rows = [["Least impact to lose", *(f"{share:.0%}" for share in SHARES)]]
+    rows.append(["  of the parameters", *map(_cost, costs)])
+    if screen.macs_costs:
+        rows.append(["  of the MACs", *map(_cost, screen.macs_costs)])
+    latency = "not measured; plan(target_latency_ms=…) measures it"
+    if screen.latency_ms is not None:
+        latency = f"{screen.latency_ms:.3g} ms now; plan(target_latency_ms=…) reduces it"
+    return [*aligned(rows), f"  of the latency      {latency}"]
+
+
+def _table(offers: Sequence[Offer], title: str, totals: Totals, width: int) -> list[str]:
     rows = [("parameters", "MACs", "impact"), *(_cells(offer, totals) for offer in offers)]
     widths = [max(len(row[place]) for row in rows) for place in range(3)]
     figures = ["  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows]
-    room = width - len(figures[0]) - 2
-    names = ["Cheapest removals", *(f"  {together(offer.groups)}" for offer in offers)]
-    room = min(room, max(map(len, names)))
-    return [f"{name_clipped(name, room).ljust(room)}  {cells}" for name, cells in zip(names, figures, strict=True)]
+    names = [title, *(together(offer.groups) for offer in offers)]
+    room = min(width - len(figures[0]) - 2, max(len(title), *(len(name) + 2 for name in names[1:])))
+    cut = [clipped(title, room), *(f"  {name_clipped(name, room - 2)}" for name in names[1:])]
+    return [f"{name.ljust(room)}  {cells}" for name, cells in zip(cut, figures, strict=True)]
 
 
 def _cells(offer: Offer, totals: Totals) -> tuple[str, str, str]:
@@ -101,5 +135,5 @@ def _macs_share(offer: Offer, totals: Totals) -> str:
     return "" if offer.macs is None else f", {share_text(offer.macs, totals.macs)} of the MACs"
 
 
-def _cost(point: FrontierPoint | None) -> str:
-    return "out of reach" if point is None else f"{impact_text(point.impact)} ({point.reduction:.0%})"
+def _cost(point: tuple[float, float] | None) -> str:
+    return "out of reach" if point is None else f"{impact_text(point[1])} ({point[0]:.0%})"

@@ -7,6 +7,8 @@ import sys
 import textwrap
 from collections.abc import Iterable
 
+from layerprune.tables import visible
+
 #: Columns where standard output is no terminal.
 WIDTH = 80
 
@@ -18,9 +20,9 @@ def terminal_width() -> int:
 
 
 def wrapped(lines: Iterable[str], width: int) -> list[str]:
-    """Wrap long lines; continuation lines are indented by four more columns."""
+    """Wrap long lines; continuation lines are indented by four more columns. Control characters show as escapes."""
     found: list[str] = []
-    for line in lines:
+    for line in map(visible, lines):
         if len(line) <= width:
             found.append(line)
             continue

@@ -11,7 +11,7 @@ from layerprune.graph import Group, GroupVerdict, LayerInfo
 from layerprune.plan import PlannedRemoval, PruningPlan
 from layerprune.proof import Removal
 from layerprune.report.layout import WIDTH, rule, wrapped
-from layerprune.report.repeated_groups import RepeatedGroups, alike_line, repeated_groups_of
+from layerprune.report.repeated_groups import RepeatedGroups, alike_line, partners_line, repeated_groups_of
 from layerprune.tables import amount_text, impact_text
 
 SAFE = "✓ SAFE TO REMOVE"
@@ -54,19 +54,23 @@ def groups_text(
 ) -> str:
     """Render groups in the given order, each as a block of lines, with long lines wrapped at ``width``.
 
-    Without ``full``, a block of similar groups is shown once, and the other groups are named below it.
+    Without ``full``, one of several similar groups is shown, as is one of several that leave by one removal; the others
+    are named below it.
     """
     known = [facts.get(group.name, Facts()) for group in groups]
     blocks = [_group_lines(n, group, fact, totals) for n, (group, fact) in enumerate(zip(groups, known, strict=True))]
     folds = [RepeatedGroups(number) for number in range(len(groups))]
     if not full:
         told = [[line for line in lines[1:] if not line.startswith(_OWN)] for lines in blocks]
-        sizes = [(g.num_params, g.num_removed, fact.macs) for g, fact in zip(groups, known, strict=True)]
+        by_name = [fact.by_name and fact.by_name.num_params for fact in known]
+        sizes = [(g.num_params, g.num_removed, f.macs, b) for g, f, b in zip(groups, known, by_name, strict=True)]
         folds = repeated_groups_of(groups, told, sizes)
     impacts = {group.name: impact_text(group.impact) for group in groups}
     lines = ["PRUNING GROUPS (each starting from a transform layer):", rule(width)]
     for fold in folds:
         lines += ["", *blocks[fold.first]]
+        if fold.partners:
+            lines.append(partners_line(fold, groups))
         if fold.others:
             lines.append(alike_line(fold, groups, impacts))
     return "\n".join(wrapped(lines, width))
@@ -159,7 +163,7 @@ def plan_text(plan: PruningPlan, held_out: HeldOutVerdict | None = None, *, widt
         f"Parameters: {plan.num_params_before:,} → {plan.num_params_after:,} ({-plan.reduction:+.1%})",
         *figure_lines(plan),
         *_left_lines(plan),
-        *([] if held_out is None else [str(held_out)]),
+        *([] if held_out is None else str(held_out).splitlines()),
         f"Strategy: {plan.strategy}",
         *(f"Note: {note}" for note in plan.notes),
         *_frontier_lines(plan, width),

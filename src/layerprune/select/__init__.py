@@ -3,7 +3,7 @@
 # pyright: reportUnusedImport=false
 from layerprune.select.budgets import Budgets, check_share
 from layerprune.select.conflicts import exclusions_of
-from layerprune.select.constraints import Limit, amount
+from layerprune.select.constraints import Limit, Pieces, amount
 from layerprune.select.frontier import Point, frontier
 from layerprune.select.milp import Milp
 from layerprune.select.named_groups import Named, alone, removals_for

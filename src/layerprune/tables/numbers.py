@@ -14,12 +14,15 @@ def clipped(text: str, width: int) -> str:
 
 
 def name_clipped(name: str, width: int) -> str:
-    """Cut a long name in its first part: its end tells it from the names beside it."""
-    if len(name) <= width:
-        return name
-    end = max(width - 1, 0) * 2 // 3
-    start = max(width - 1, 0) - end
-    return f"{name[:start]}…{name[-end:] if end else ''}"[:width]
+    """Cut a long dotted name: its first words go before its number or its end does, which tell it from others."""
+    head, rest = name, name
+    while len(rest) > width and "." in head:
+        first, _, left = head.partition(".")
+        if first.isdigit() or left.partition(".")[0].partition(":")[0].isdigit():
+            break
+        head = left
+        rest = f"…{head}"
+    return clipped(rest, width)
 
 
 def short_number(value: float) -> str:
