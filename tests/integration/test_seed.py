@@ -144,7 +144,7 @@ def test_behind_the_first_screen_the_plan_begins_as_the_seed_does(pruner, capsys
     assert pruner.print_plan() is None
     lines = capsys.readouterr().out.splitlines()
     first = lines.index("")
-    assert first <= 10
+    assert first <= 13
     lines = lines[first + 1 :]
     assert lines[0] == "PRUNING GROUPS (each starting from a transform layer):"
     assert lines[1] == "-" * 80

@@ -42,7 +42,8 @@ def plan(
         if not budgets.arguments:
             raise typer.BadParameter("say how much may go, as --reduction 0.3", param_hint="--save")
         check_file(save, "--save")
-    from layerprune.report import groups_as_json, terminal_width
+    from layerprune.report import PLAN_COLOURS, groups_as_json, terminal_width
+    from layerprune.tables import print_coloured
 
     width = terminal_width()  # before standard output is redirected
     with working(as_json=as_json):
@@ -66,7 +67,7 @@ def plan(
             }
         )
         return
-    typer.echo(text)
+    print_coloured(text, PLAN_COLOURS)
     if chosen is not None:
         print_table(chosen)
     if save is not None:
