@@ -18,8 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "docs" / "notebooks"
 EXECUTED = ROOT / "out" / "notebooks"
 MOST_SECONDS = 300
-#: transformers imports torchvision where it finds it, even for text, and fails on one that does not fit torch.
-_FIRST = "import sys\nsys.modules['torchvision'] = None"
+#: transformers imports torchvision where it finds it, even for text, and fails on one that does not fit torch. Kernels
+#: ask for colours, which Markdown cannot show.
+_FIRST = """
+import os, sys
+sys.modules["torchvision"] = None
+os.environ.pop("FORCE_COLOR", None)
+os.environ["NO_COLOR"] = "1"
+"""
 _NOT_EXECUTED = "*This page was built without running the notebook: outputs are missing.*\n\n"
 
 
@@ -33,9 +39,11 @@ def pages() -> dict[str, str]:
     return {f"notebooks/{name}.md": _page(name) for name in names()}
 
 
-def images() -> dict[str, Path]:
-    """The images that executed notebooks have drawn."""
-    return {f"notebooks/{path.relative_to(EXECUTED).as_posix()}": path for path in sorted(EXECUTED.rglob("*.png"))}
+def files() -> dict[str, Path]:
+    """The images and reports that executed notebooks have made."""
+    images = {path.relative_to(EXECUTED).as_posix(): path for path in sorted(EXECUTED.rglob("*.png"))}
+    reports = {path.name: path for path in sorted((EXECUTED / "work").glob("*.html"))}
+    return {f"notebooks/{name}": path for name, path in {**images, **reports}.items()}
 
 
 def _page(name: str) -> str:

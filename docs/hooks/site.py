@@ -43,7 +43,7 @@ def on_files(files: Any, config: Any) -> Any:
     }
     for uri, text in generated.items():
         files.append(File.generated(config, uri, content=text))
-    for uri, path in notebooks.images().items():
+    for uri, path in notebooks.files().items():
         files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
 

@@ -119,6 +119,17 @@ compare(model, pruned, list(images[test].split(64)))
 f"{accuracy(plan.apply(model)):.1%}"
 
 # %% [markdown]
+# ## Show it
+#
+# The report is one file, which needs no network:
+
+# %%
+from IPython.display import Markdown
+
+pruner.report("digits-report.html", fidelity=compare(model, pruned, list(images[test].split(64))))
+Markdown("[Open the report](digits-report.html)")
+
+# %% [markdown]
 # ## Keep it
 
 # %%

@@ -111,3 +111,9 @@ f"{shared / (5 * len(test)):.0%} of the neighbours stay"
 
 # %%
 print(pruner.saving(plan))
+
+# %%
+from IPython.display import Markdown
+
+pruner.report("encoder-report.html")
+Markdown("[Open the report](encoder-report.html)")

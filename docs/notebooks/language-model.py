@@ -106,6 +106,12 @@ pruner.distill(data, num_epochs=1, learning_rate=1e-3)
 # %%
 print(f"distilled           {perplexity(pruner.model):.3f}")
 
+# %%
+from IPython.display import Markdown
+
+pruner.report("language-model-report.html")
+Markdown("[Open the report, with the curve of the training](language-model-report.html)")
+
 # %% [markdown]
 # ## Plain transformers loads it
 
