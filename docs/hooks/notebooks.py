@@ -6,6 +6,7 @@ that is built without that shows their code only, and says so.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -87,12 +88,18 @@ def write(name: str, notebook: NotebookNode) -> None:
     (EXECUTED / f"{name}.md").write_text(text, encoding="utf-8")
 
 
+def cpu_seconds() -> float:
+    """The time that kernels have spent so far."""
+    spent = os.times()
+    return spent.children_user + spent.children_system
+
+
 def main() -> None:
     """Execute the notebooks that are named, or all."""
     for name in sys.argv[1:] or names():
-        start = time.monotonic()
+        start, spent = time.monotonic(), cpu_seconds()
         write(name, execute(name))
-        print(f"{name}: executed in {time.monotonic() - start:.0f} s")
+        print(f"{name}: executed in {time.monotonic() - start:.0f} s, {cpu_seconds() - spent:.0f} s of CPU", flush=True)
 
 
 if __name__ == "__main__":
