@@ -6,14 +6,11 @@ import math
 from collections.abc import Sequence
 
 from layerprune.graph import Group
-from layerprune.html.markup import Markup, element
+from layerprune.html.markup import Content, Markup, element
 from layerprune.html.plot import Axis
 from layerprune.html.report_data import ReportData
 from layerprune.html.table import scrolled_table
 from layerprune.report import Facts, amount_text, impact_text, short_number
-
-#: Steps of the colour ramp of impacts.
-NUM_STEPS = 8
 
 #: Instead of an impact.
 _VERDICTS = {"with_calibration": "needs calibration data", "critical": "stays"}
@@ -29,11 +26,6 @@ def impact_axis(data: ReportData) -> Axis:
     return Axis.over([*values, *(ends if all(value > 0 for value in values) else ())])
 
 
-def impact_step(impact: float, axis: Axis) -> int | None:
-    """The step of the colour ramp of an impact, in ``range(NUM_STEPS)``; None where it is not known."""
-    return min(int(axis.share(impact) * NUM_STEPS), NUM_STEPS - 1) if math.isfinite(impact) else None
-
-
 def group_table(data: ReportData) -> Markup:
     """All groups, one a row, by impact, with a button that opens the group's card."""
     axis = impact_axis(data)
@@ -44,8 +36,8 @@ def group_table(data: ReportData) -> Markup:
     heads.append(element("th", "Now", scope="col"))
     leaving = data.planned_groups
     rows = [
-        _row(number, group, data, axis, order[group.name], has_macs=has_macs, leaves=group.name in leaving)
-        for number, group in enumerate(data.groups)
+        _row(group, data, axis, order[group.name], has_macs=has_macs, leaves=group.name in leaving)
+        for group in data.groups
     ]
     caption = "Groups by impact, least first." + (" Bars have a logarithmic scale." if axis.is_log else "")
     return scrolled_table(caption, heads, rows, class_="groups", id_="groups-table")
@@ -55,52 +47,49 @@ def _sort_button(heading: str, key: str) -> Markup:
     return element("button", heading, type="button", class_="sort", data_sort=key)
 
 
-def _row(
-    number: int, group: Group, data: ReportData, axis: Axis, order: int, *, has_macs: bool, leaves: bool
-) -> Markup:
+def _row(group: Group, data: ReportData, axis: Axis, order: int, *, has_macs: bool, leaves: bool) -> Markup:
+    """A row; the script knows it by its place. Classes are few, as there are many rows."""
     facts, total = data.facts.get(group.name, Facts()), data.num_params
     critical = group.verdict == "critical"
     sort_values = (order, group.impact, group.num_params, group.num_removed, facts.macs or 0)
     cells = [
-        element("th", element("button", group.name, type="button", class_="name open"), scope="row"),
-        element("td", _bar(group.impact, facts, axis), _impact(group, facts), class_="impact"),
-        element("td", amount_text(group.num_params, total), class_="num"),
-        element("td", "stays" if critical else amount_text(group.num_removed, total), class_="num"),
+        element("th", element("button", group.name), scope="row"),
+        element("td", _bar(group.impact, facts, axis), _impact(group, facts)),
+        element("td", amount_text(group.num_params, total)),
+        element("td", "stays" if critical else amount_text(group.num_removed, total)),
     ]
     if has_macs:
-        cells.append(element("td", _macs(facts, data), class_="num"))
-    cells.append(element("td", "leaves" if leaves else "", class_="now"))
-    return element(
-        "tr",
-        cells,
-        data_group=number,
-        data_sort=",".join(_sort_value(value) for value in sort_values),
-        class_=" ".join(filter(None, [group.verdict, "leaves" if leaves else ""])),
-    )
+        cells.append(element("td", _macs(facts, data)))
+    cells.append(element("td", "leaves" if leaves else ""))
+    sort_text = ",".join(_sort_value(value) for value in sort_values)
+    return element("tr", cells, data_sort=sort_text, class_="leaves" if leaves else "stays" if critical else None)
 
 
 def _sort_value(value: float) -> str:
-    return f"{value:.6g}" if math.isfinite(value) else "1e999" if value > 0 else "1e300"
+    return f"{value:.5g}" if math.isfinite(value) else "1e999" if value > 0 else "1e300"
 
 
-def _impact(group: Group, facts: Facts) -> Markup:
+def _impact(group: Group, facts: Facts) -> Content:
     if group.verdict != "removable":
-        return element("span", _VERDICTS[group.verdict], class_="figure")
-    interval = None
-    if facts.interval is not None:
-        interval = element("span", f" [{', '.join(map(impact_text, facts.interval))}]", class_="interval")
-    return element("span", impact_text(group.impact), interval, class_="figure")
+        return _VERDICTS[group.verdict]
+    if facts.interval is None:
+        return impact_text(group.impact)
+    return [impact_text(group.impact), element("small", f" [{', '.join(map(impact_text, facts.interval))}]")]
 
 
 def _bar(impact: float, facts: Facts, axis: Axis) -> Markup | None:
-    step = impact_step(impact, axis)
-    if step is None:
+    """A bar from 0, or from the axis' end, with a line over the interval."""
+    if not math.isfinite(impact):
         return None
-    paths = [element("path", d=f"M0 5H{100 * axis.share(impact):.1f}", class_=f"bar h{step}")]
+    shapes = [element("rect", width=_percent(axis.share(impact)), height="9")]
     if facts.interval is not None:
-        low, high = (100 * axis.share(end) for end in facts.interval)
-        paths.append(element("path", d=f"M{low:.1f} 5H{high:.1f}M{low:.1f} 2V8M{high:.1f} 2V8", class_="whisker"))
-    return element("svg", paths, viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true", class_="bars")
+        low, high = (_percent(axis.share(end)) for end in facts.interval)
+        shapes.append(element("line", x1=low, x2=high, y1="4.5", y2="4.5"))
+    return element("svg", shapes)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
 
 
 def _macs(facts: Facts, data: ReportData) -> str:

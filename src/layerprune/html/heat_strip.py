@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 
 from layerprune.graph import Group
-from layerprune.html.group_table import NUM_STEPS, by_depth, impact_axis, impact_step
+from layerprune.html.group_table import by_depth
 from layerprune.html.markup import Markup, element
-from layerprune.html.plot import Axis
 from layerprune.html.report_data import ReportData
+from layerprune.picture import NUM_CLASSES, ImpactScale, impact_scale
 from layerprune.report import impact_text
 
 _FEWEST = 12  # groups: fewer need no strip
@@ -19,16 +20,17 @@ _COVERED = 0.6  # least share of the groups that lie in blocks
 
 def heat_strip(data: ReportData) -> Markup | None:
     """Impacts in order of execution; None for a network that is not deep."""
-    if len(data.groups) < _FEWEST:
+    if data.picture is None or len(data.groups) < _FEWEST:
         return None
-    axis = impact_axis(data)
+    scale = impact_scale(data.picture.groups)
+    classes = [scale.class_of(group) for group in data.picture.groups]
     rows, columns = block_rows(data.groups)
     if not rows:
         rows, columns = {"": by_depth(data.groups)}, []
     lines: list[Markup] = []
     width = max(len(cells) for cells in rows.values())
     for name, cells in rows.items():
-        squares = [_cell(place, number, data.groups, axis) for place, number in enumerate(cells) if number is not None]
+        squares = [_cell(place, number, classes[number]) for place, number in enumerate(cells) if number is not None]
         svg = element(
             "svg",
             squares,
@@ -45,29 +47,25 @@ def heat_strip(data: ReportData) -> Markup | None:
         f"Impact of {len(data.groups)} groups in order of execution. The table of groups has the same figures as text."
     )
     shape = "strips blocks" if columns else "strips"
-    return element(
-        "div", element("div", lines, ends, class_=shape, role="img", aria_label=label), _ramp(axis), class_="heat"
-    )
+    strips = element("div", lines, ends, class_=shape, role="img", aria_label=label)
+    return element("div", strips, _legend(scale, set(classes)), class_="heat lp-colors")
 
 
-def _cell(place: int, number: int, groups: Sequence[Group], axis: Axis) -> Markup:
-    step = impact_step(groups[number].impact, axis)
-    color = groups[number].verdict if step is None else f"h{step}"
-    return element("rect", x=place, width="1", height="1", class_=color, data_group=number)
+def _cell(place: int, number: int, color: str) -> Markup:
+    """A cell, in the class of the picture's groups of that impact."""
+    return element("rect", class_=color, x=place, data_group=number)
 
 
-def _ramp(axis: Axis) -> Markup:
-    """The legend: colours of the impacts, of groups that stay, and of those whose impact is not known."""
-    swatches = [element("i", class_=f"swatch h{step}") for step in range(NUM_STEPS)]
-    low, high = impact_text(axis.low), impact_text(axis.high)
-    scale = "log scale" if axis.is_log else "impact"
-    return element(
-        "p",
-        element("span", low, " ", swatches, " ", high, f" ({scale})", class_="key"),
-        element("span", element("i", class_="swatch critical"), " stays", class_="key"),
-        element("span", element("i", class_="swatch with_calibration"), " impact not known", class_="key"),
-        class_="ramp",
-    )
+def _legend(scale: ImpactScale, classes: Collection[str]) -> Markup:
+    """The colours of the impacts, of groups that stay, and of those whose impact is not known."""
+    keys: list[Markup] = []
+    if math.isfinite(scale.low):
+        swatches = [element("i", class_=f"lp-key i{number}") for number in range(NUM_CLASSES)]
+        low, high = impact_text(scale.low), impact_text(scale.high)
+        keys.append(element("span", "impact ", low, " ", swatches, " ", high))
+    said = {"critical": " stays", "calibration": " needs calibration data", "unknown": " impact not known"}
+    keys += [element("span", element("i", class_=f"lp-key {n}"), text) for n, text in said.items() if n in classes]
+    return element("p", keys, class_="ramp")
 
 
 def block_rows(groups: Sequence[Group]) -> tuple[dict[str, list[int | None]], list[str]]:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 #: Characters that no HTML text may hold, and half surrogates, which no UTF-8 file may hold.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _VOID = frozenset({"input", "meta", "br", "wbr", "hr"})
+_SHAPES = frozenset({"path", "rect", "line", "circle"})  # of SVG, which close themselves
 
 
 class Markup(str):
@@ -50,6 +51,8 @@ def element(tag: str, *content: Content, **attributes: Attribute) -> Markup:
     named = "".join(map(_attribute, attributes.items()))
     if tag in _VOID:
         return Markup(f"<{tag}{named}>")
+    if tag in _SHAPES and not content:
+        return Markup(f"<{tag}{named}/>")
     return Markup(f"<{tag}{named}>{joined(content)}</{tag}>")
 
 

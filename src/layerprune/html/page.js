@@ -1,5 +1,5 @@
 "use strict";
-(() => {
+addEventListener("DOMContentLoaded", () => {
   const root = document.documentElement;
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
@@ -25,7 +25,12 @@
   showTheme();
 
   // ---- the card of a group
-  const row = (number) => document.querySelector(`#groups-table tr[data-group="${number}"]`);
+  const picture = document.querySelector("figure.lp-picture");
+  const tell = (name, detail) => picture && picture.dispatchEvent(new CustomEvent(`layerprune:${name}`, { detail }));
+  const table = byId("groups-table");
+  const rows = table ? [...table.tBodies[0].rows] : [];
+  rows.forEach((line, number) => (line.dataset.group = number));
+  const nameOf = (number) => rows[number].cells[0].textContent;
   const leaving = new Set();
   let opener = null;
   let pinned = null;
@@ -34,40 +39,49 @@
     const list = make("dl", "", "facts");
     const heads = [...document.querySelectorAll("#groups-table thead th")];
     heads.slice(1, -1).forEach((head, place) => {
-      const cell = row(number).cells[place + 1];
-      list.append(make("dt", head.textContent), make("dd", (cell.querySelector(".figure") || cell).textContent));
+      list.append(make("dt", head.textContent), make("dd", rows[number].cells[place + 1].textContent));
     });
     const group = data.groups[number];
-    if (group.with) list.append(make("dt", "Leaves with"), make("dd", group.with.join(", "), "name"));
+    if (group.with) list.append(make("dt", "Leaves with"), make("dd", group.with.map(nameOf).join(", "), "name"));
     if (group.by_name) list.append(make("dt", "By name"), make("dd", group.by_name));
-    list.append(make("dt", "Type"), make("dd", group.type));
+    list.append(make("dt", "Type"), make("dd", data.texts[group.type]));
     return list;
   };
   const verdicts = { removable: "Can leave", with_calibration: "Can leave with calibration data", critical: "Stays" };
   const showCard = (number) => {
     const group = data.groups[number];
-    const name = row(number).cells[0].textContent;
+    const name = nameOf(number);
     const heading = make("h2", name);
     const close = make("button", "Close", "close");
     close.type = "button";
     close.addEventListener("click", () => hideCard(true));
     const leaves = leaving.has(number);
-    const verdict = make("p", leaves ? "Leaves now" : verdicts[group.verdict], leaves ? "verdict leaves" : "verdict");
+    const verdict = make("p", leaves ? "Leaves now" : verdicts[data.texts[group.verdict]], leaves ? "verdict leaves" : "verdict");
     const members = make("ul");
-    for (const [layer, type, kind, shape, stays] of group.members) {
+    const around = name.slice(0, name.lastIndexOf("."));
+    for (const [own, text] of group.members) {
       const item = make("li");
-      const detail = [type, kind, shape, stays].filter(Boolean).join(" · ");
-      item.append(make("span", layer, "name"), make("span", detail, "fine"));
+      const layer = own.startsWith(".") ? around + own : own || name;
+      item.append(make("span", layer, "name"), make("span", data.texts[text], "fine"));
       members.append(item);
     }
-    card.replaceChildren(heading, close, verdict, make("p", group.kind, "fine"));
+    card.replaceChildren(heading, close, verdict);
     if (group.reason) card.append(make("p", group.reason, "why"));
+    if (picture) {
+      const show = make("button", "Show in the picture", "open");
+      show.type = "button";
+      show.addEventListener("click", () => {
+        picture.scrollIntoView({ block: "nearest" });
+        tell("show", { group: number });
+      });
+      card.append(show);
+    }
     card.append(facts(number), make("h3", `Members (${group.members.length})`), members);
     card.setAttribute("aria-label", `Group ${name}`);
     card.hidden = false;
     card.scrollTop = 0;
     document.querySelectorAll(".picked").forEach((each) => each.classList.remove("picked"));
-    row(number).classList.add("picked");
+    rows[number].classList.add("picked");
   };
   const hideCard = (returnFocus) => {
     if (card.hidden) return;
@@ -87,9 +101,14 @@
     return holder ? Number(holder.dataset.group) : null;
   };
   document.addEventListener("click", (event) => {
-    const isCell = event.target.matches("button.open, .strip rect");
+    const isCell = event.target.matches("button.open, .groups th button, .strip rect");
     const number = isCell ? numberOf(event.target) : null;
-    if (number !== null) pin(number, event.target);
+    if (number === null) return;
+    pin(number, event.target);
+  });
+  document.addEventListener("layerprune:group", ({ detail: { group, pinned: isPinned } }) => {
+    if (isPinned && group !== null) pin(group, document.activeElement);
+    else if (pinned === null) group === null ? hideCard(false) : showCard(group);
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") hideCard(true);
@@ -103,7 +122,6 @@
   });
 
   // ---- the table of groups: order, search
-  const table = byId("groups-table");
   if (table) {
     const body = table.tBodies[0];
     const heads = [...table.querySelectorAll("thead th")];
@@ -116,12 +134,12 @@
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
         const value = (line) => Number(line.dataset.sort.split(",")[column]);
         const known = (number) => number < 1e300;
-        const rows = [...body.rows].sort((a, b) => {
+        const sorted = [...body.rows].sort((a, b) => {
           const [x, y] = [value(a), value(b)];
           if (known(x) !== known(y)) return known(x) ? -1 : 1; // what is not known stays last, both ways
           return (down ? y - x : x - y) || 0;
         });
-        body.append(...rows);
+        body.append(...sorted);
       });
     });
     const find = byId("find");
@@ -145,7 +163,7 @@
       each.classList.toggle("leaves", leaves);
       if (each.cells) each.cells[each.cells.length - 1].textContent = leaves ? "leaves" : "";
     });
-    document.dispatchEvent(new CustomEvent("layerprune:leaves", { detail: { groups: [...leaving] } }));
+    tell("mark", { groups: [...leaving] });
     if (pinned !== null) showCard(pinned);
   };
   const slider = byId("size");
@@ -159,7 +177,7 @@
       byId("size-groups").replaceChildren(
         ...set.groups.map((number) => {
           const item = make("li");
-          const button = make("button", row(number).cells[0].textContent, "name open");
+          const button = make("button", nameOf(number), "name open");
           button.type = "button";
           button.dataset.group = number;
           item.append(button);
@@ -172,7 +190,7 @@
     slider.addEventListener("input", show);
     show();
   } else if (table) {
-    mark([...table.querySelectorAll("tbody tr.leaves")].map((line) => Number(line.dataset.group)));
+    mark(rows.flatMap((line, number) => (line.classList.contains("leaves") ? [number] : [])));
   }
 
   // ---- the plan as a file
@@ -186,4 +204,4 @@
       URL.revokeObjectURL(link.href);
     });
   }
-})();
+});

@@ -23,8 +23,10 @@ from layerprune.html.sections import (
     reproduction_section,
     section,
     summary_line,
+    tiles,
 )
 from layerprune.html.training_plots import distillation_section, repair_section
+from layerprune.picture import SCRIPT, STYLE, to_html
 
 #: Forbids every request; styles and scripts stand in the file itself.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'"
@@ -41,6 +43,7 @@ def page_of(data: ReportData) -> str:
         element("aside", id="card", aria_label="Group", hidden=True, tabindex="-1"),
         script_data(data),
         plan_data(data),
+        element("script", Markup(SCRIPT)),
         element("script", Markup(_resource("page.js"))),
     )
     return f'<!doctype html>\n<html lang="en">{_head(data)}{body}</html>\n'
@@ -75,7 +78,7 @@ def _head(data: ReportData) -> Markup:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", f"{data.model}: layerprune report"),
-        element("style", Markup(_resource("page.css"))),
+        element("style", Markup(STYLE + _resource("page.css"))),
     )
 
 
@@ -88,6 +91,7 @@ def _header(data: ReportData) -> Markup:
         element("h1", data.model),
         origin,
         element("p", summary_line(data), class_="summary"),
+        tiles(data),
     )
 
 
@@ -99,6 +103,7 @@ def _footer(data: ReportData) -> Markup:
 def _sections(data: ReportData) -> Markup:
     found = [
         figures_section(data),
+        _picture(data),
         _groups(data),
         frontier_section(data),
         _depth(data),
@@ -110,6 +115,13 @@ def _sections(data: ReportData) -> Markup:
         reproduction_section(data),
     ]
     return joined([each for each in found if each is not None])
+
+
+def _picture(data: ReportData) -> Markup | None:
+    if data.picture is None:
+        return None
+    lead = "Modules are frames, groups are boxes. Point at a group or tap it for its card; with keys, arrows and Enter."
+    return section("network", "The network", Markup(to_html(data.picture)), lead=lead)
 
 
 def _groups(data: ReportData) -> Markup | None:

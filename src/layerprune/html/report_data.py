@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from layerprune.distillation import Distillation
 from layerprune.graph import Group
+from layerprune.picture import Picture
 from layerprune.plan import PruningPlan
 from layerprune.repair import RepairReport
 from layerprune.report import Facts, Screen
@@ -65,6 +66,7 @@ class ReportData:
         screen: the first screen of the printed plan; None where there is no live model.
         groups: the groups by impact, least first, critical last; empty where there is no live model.
         facts: facts about each group that can leave, by name.
+        picture: the picture of the network, its groups in the order of ``groups``; None where there is no live model.
         plan: the plan; None where none was made.
         figures: rows of the comparison of sizes; the last two cells are empty before a plan was made.
         fidelity: rows of the comparison of outputs; empty where none was made.
@@ -83,6 +85,7 @@ class ReportData:
     screen: Screen | None = None
     groups: Sequence[Group] = ()
     facts: Mapping[str, Facts] = field(default_factory=dict[str, Facts])
+    picture: Picture | None = None
     plan: PruningPlan | None = None
     figures: Sequence[FigureRow] = ()
     fidelity: Sequence[FigureRow] = ()

@@ -69,6 +69,28 @@ def _offer_line(data: ReportData) -> str:
     return f"Can leave now, together: {up_to}{share} parameters{macs}. No plan was made yet."
 
 
+#: Figures that are shown in large type, where there are any.
+_TILES = ("parameters", "MACs", "memory in all, peak", "latency")
+
+
+def tiles(data: ReportData) -> Markup | None:
+    """The changes that a reader looks for first; None without a plan."""
+    rows = {row[0]: row for row in (*data.figures, *data.fidelity)}
+    shown = [rows[name] for name in _TILES if name in rows and rows[name][3] not in ("", "—")]
+    if not shown:
+        return None
+    parts = [
+        element(
+            "div",
+            element("dt", label),
+            element("dd", change, class_="big"),
+            element("dd", f"{before} → {after}", class_="fine"),
+        )
+        for label, before, after, change in shown
+    ]
+    return element("dl", parts, class_="tiles")
+
+
 def figures_section(data: ReportData) -> Markup:
     """Sizes, and the comparison of outputs where one was made."""
     has_after = any(row[2] for row in data.figures)

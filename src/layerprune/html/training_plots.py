@@ -40,14 +40,13 @@ def _refitted(report: RepairReport) -> Markup | None:
     rows: list[Markup] = []
     for one in report.refitted:
         left = min(max(one.left, 0.0), 1.0) if one.kept else 1.0
-        bar = element("path", d=f"M0 5H{100 * left:.1f}", class_="bar plain")
-        svg = element("svg", bar, viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true", class_="bars")
+        bar = element("svg", element("rect", width=f"{100 * left:.3g}%", height="9"))
         said = f"{one.left:.1%} left" if one.kept else "stays as it was"
         name = element("th", element("span", one.name, class_="name"), scope="row")
-        cell = element("td", svg, element("span", said, class_="figure"), class_="impact")
+        cell = element("td", bar, said)
         rows.append(element("tr", name, cell, element("td", f"{one.num_rows:,}", class_="num")))
     caption = "Squared distance from the original's tensor that is left, on held-out rows, front to back"
-    return scrolled_table(caption, ("Transform", "Left", "Rows of the fit"), rows)
+    return scrolled_table(caption, ("Transform", "Left", "Rows of the fit"), rows, class_="groups refitted")
 
 
 def distillation_section(data: ReportData) -> Markup | None:
