@@ -96,6 +96,10 @@ class SourceError(LayerPruneError):
     """A model named on the command line could not be built."""
 
 
+class RecipeError(LayerPruneError, ValueError):
+    """A recipe is malformed, or its output folder holds something else; the message names the field."""
+
+
 class DroppedTensorError(LayerPruneError):
     """A forward used a dropped tensor as a real tensor."""
 

@@ -19,6 +19,7 @@ from layerprune.cli.inspect import inspect
 from layerprune.cli.plan import plan
 from layerprune.cli.prune import prune
 from layerprune.cli.report import report
+from layerprune.cli.run import run
 from layerprune.cli.verify import verify
 
 app = typer.Typer(
@@ -72,6 +73,7 @@ EXAMPLES = {
         "layerprune export net.py:make healed --to torch-export --out healed.pt2",
         "layerprune export net.py:make --to onnx --out net.onnx",
     ),
+    run: ("layerprune run recipe.yaml --dry-run", "layerprune run recipe.yaml --json"),
     verify: ("layerprune verify healed",),
     env: ("layerprune env",),
 }
