@@ -74,7 +74,13 @@ def compare(of: Subject, num_directions: int, *, with_loss: bool) -> None:
         data = list(zip(data, of.calibration_targets, strict=True))
         held_out = list(zip(held_out, of.held_out_targets, strict=False))
     pruner = UniversalLayerPruner(of.model, example_inputs=of.calibration[0], criterion="magnitude")
-    scene = ScoringContext(of.model, pruner.graph, pruner.removals, read_calibration(data, of.model, loss), loss=loss)
+    scene = ScoringContext(
+        model=of.model,
+        graph=pruner.graph,
+        removals=pruner.removals,
+        batches=read_calibration(data, of.model, loss),
+        loss=loss,
+    )
     harm = None if loss else Divergence(of.kind)
     truth = score_ablation(replace(scene, batches=read_calibration(held_out, of.model, loss)), harm).impacts
     found = statistics(scene, harm, num_directions)

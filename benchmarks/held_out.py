@@ -40,7 +40,11 @@ class HeldOut:
         return found.change[:, 0], found.size[:, 0]
 
     def _made(self, edits: Sequence[Edit], batches: Sequence[Batch]) -> ImpactScores:
-        return ablate(ScoringContext(self.pruner._original, self.pruner.graph, [], batches), [edits], self.harm)
+        return ablate(
+            ScoringContext(model=self.pruner._original, graph=self.pruner.graph, removals=[], batches=batches),
+            [edits],
+            self.harm,
+        )
 
 
 def samples_of(batch: Batch) -> list[Batch]:

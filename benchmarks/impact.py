@@ -97,7 +97,7 @@ def measure(of: Subject, num_sets: int) -> dict[str, dict[str, float]]:
     held_out = read_calibration(of.held_out[:NUM_HELD_OUT], of.model)
     pruner = UniversalLayerPruner(of.model, example_inputs=of.calibration[0])
     harm = Divergence(of.kind)
-    scene = ScoringContext(of.model, pruner.graph, pruner.removals, calibration)
+    scene = ScoringContext(model=of.model, graph=pruner.graph, removals=pruner.removals, batches=calibration)
     truth = score_ablation(replace(scene, batches=held_out), harm).impacts
     sets, edits = joint_sets(pruner, num_sets)
     together = ablate(replace(scene, batches=held_out), edits, harm).impacts
@@ -163,7 +163,7 @@ def score_block_influence(scene: ScoringContext) -> ImpactScores:
         observer.run(batch.inputs, lambda compare=compare: tensors.seeing(compare))
         rows.append([found[shift] for shift in shifts])
     change = np.array(rows)
-    return ImpactScores(change, np.ones_like(change), 1.0, "1 - cosine")
+    return ImpactScores(change=change, size=np.ones_like(change), power=1.0, unit="1 - cosine")
 
 
 def made(name: str, run: Callable[[], ImpactScores], plain: float) -> Prediction:
@@ -208,7 +208,7 @@ def costs(model: torch.nn.Module, batches: Sequence[Batch], harm: Divergence) ->
     A first pass finds out, and a later one knows, what real forwards do where the layer graph says otherwise.
     """
     pruner = UniversalLayerPruner(model, example_inputs=batches[0].inputs, criterion="magnitude")
-    scene = ScoringContext(model, pruner.graph, pruner.removals, batches)
+    scene = ScoringContext(model=model, graph=pruner.graph, removals=pruner.removals, batches=batches)
     one = replace(scene, batches=batches[:1])
 
     def forward(scene: ScoringContext = scene) -> None:
@@ -258,7 +258,7 @@ def resumed(names: Sequence[str]) -> dict[str, dict[str, float]]:
         pruner = UniversalLayerPruner(
             of.model, example_inputs=batches[0].inputs, criterion="magnitude", projections=False
         )
-        scene = ScoringContext(of.model, pruner.graph, pruner.removals, batches)
+        scene = ScoringContext(model=of.model, graph=pruner.graph, removals=pruner.removals, batches=batches)
         figures[name] = dict(zip(columns, against_whole(scene, Divergence(of.kind)), strict=True))
         table.add_row(name, str(len(scene.removals)), *[f"{figure:.2f}" for figure in figures[name].values()])
     console.print(table)
@@ -273,7 +273,7 @@ def against_whole(scene: ScoringContext, harm: Divergence) -> tuple[float, float
     """Ratios of time, work and memory, as :func:`resumed` prints them; impacts must be the same to the bit."""
 
     def whole(scene: ScoringContext) -> ImpactScores:
-        return score_ablation(replace(scene, reuse_policy=ReusePolicy("whole forwards are measured")), harm)
+        return score_ablation(replace(scene, reuse_policy=ReusePolicy(doubt="whole forwards are measured")), harm)
 
     def going_on(scene: ScoringContext) -> ImpactScores:
         return score_ablation(replace(scene, reuse_policy=ReusePolicy()), harm)

@@ -138,7 +138,7 @@ def measure(
     """
     ours = UniversalLayerPruner(of.model, calibration=of.calibration, kind=of.kind, progress=False, projections=False)
     prunable = sum(ours._planner.meter.param_pieces.values()) / ours.graph.num_params
-    held_out = HeldOut(ours, of.held_out[:NUM_HELD_OUT], Divergence(of.kind))
+    held_out = HeldOut(harm=ours, kept=of.held_out[:NUM_HELD_OUT], kind=Divergence(of.kind))
     unit = held_out.harm.unit
     console.print(f"[bold]{of.name}[/]: {len(ours.removals)} removals, {prunable:.1%} can go; {unit}, held out")
     table = Table("method", *(f"{share:.0%}" for share in shares), "calls of the model", "whole forwards")
@@ -267,7 +267,7 @@ def samples_of(of: Subject) -> int:
 def score_random(scene: ScoringContext) -> ImpactScores:
     """Impacts by chance."""
     change = np.random.default_rng(scene.seed).random((1, len(scene.removals)))
-    return ImpactScores(change, np.ones_like(change), 1.0, "random")
+    return ImpactScores(change=change, size=np.ones_like(change), power=1.0, unit="random")
 
 
 if __name__ == "__main__":

@@ -35,10 +35,9 @@ from layerprune.modules import fingerprint, structure
 from layerprune.plan import FrontierPoint, PlannedRemoval, PruningPlan, json_safe
 from layerprune.proof import JointRemovals, Removal, with_reasons
 from layerprune.repair import ClosedFormRepair
-from layerprune.report import cap_note, is_short, why_nothing
+from layerprune.report import cap_note, doubtful_choices, is_short, why_nothing
 from layerprune.scoring import Scored
 from layerprune.select import (
-    BY_SUMS,
     SLACK,
     Budgets,
     Effort,
@@ -52,7 +51,6 @@ from layerprune.select import (
 )
 
 _NOBODY_NAMED = "groups= names no group, so nothing is removed: name at least one, or give a budget"
-_SURE = 0.5  # smallest share of draws of the calibration data that makes a choice clear
 
 
 class Planner:
@@ -112,7 +110,7 @@ class Planner:
         if budgets.max_impact is not None:
             resources.append(self.capped_impact(budgets.max_impact))
         if budgets.has_target and all(resource.at_least <= 0 for resource in resources):
-            selection = Selection((), strategy, notes=("the model is within the target as it is",))
+            selection = Selection(chosen=(), strategy=strategy, notes=("the model is within the target as it is",))
         else:
             if strategy == "resampled" and (self.scored.scene is None or not self.scored.has_data):
                 raise BudgetError(
@@ -121,30 +119,30 @@ class Planner:
                 )
             with progress_bar("choosing removals"):
                 selection = select(self.problem(resources, strategy, budgets.slack), strategy)
-        said = [*selection.notes, *self._closeness(budgets, resources, selection), *self._doubts(selection)]
+        said = [*selection.notes, *self._closeness(budgets, resources, selection), *doubtful_choices(selection)]
         return self.record(selection, budgets, [*said, *notes])
 
     def problem(self, resources: Sequence[Resource], strategy: str = "", slack: float = SLACK) -> Problem:
         evidence = self.scored.evidence
         return Problem(
-            self.graph,
-            self.scored.removals,
-            resources,
-            self.joints.proven,
-            self.joints.lower_removal,
-            self.harm if self.scored.scene is not None else None,
-            self._pairs() if strategy == "quadratic" else None,
-            self._drawn,
-            evidence is not None and self.scored.has_data,
-            self.seed,
-            self.best if self.scored.scene is not None else None,
-            self.mended if strategy == "repaired" and self._mender is not None else None,
-            self.first_look if self.scored.scene is not None else None,
-            self.noise,
-            self.effort,
-            self.meter.has_to_shrink,
-            lambda some: self.joints.why_no_smaller(some) is None,
-            slack,
+            graph=self.graph,
+            removals=self.scored.removals,
+            resources=resources,
+            prove=self.joints.proven,
+            lower_removal=self.joints.lower_removal,
+            harm=self.harm if self.scored.scene is not None else None,
+            pairs=self._pairs() if strategy == "quadratic" else None,
+            resampled=self._drawn,
+            has_data=evidence is not None and self.scored.has_data,
+            seed=self.seed,
+            best=self.best if self.scored.scene is not None else None,
+            mended=self.mended if strategy == "repaired" and self._mender is not None else None,
+            first_look=self.first_look if self.scored.scene is not None else None,
+            noise=self.noise,
+            effort=self.effort,
+            size=self.meter.has_to_shrink,
+            is_smaller=lambda some: self.joints.why_no_smaller(some) is None,
+            slack=slack,
         )
 
     @cached_property
@@ -229,14 +227,21 @@ class Planner:
 
     def capped_impact(self, most: float) -> Resource:
         """The sum of impacts; for sets the measured impact, where impacts are measured."""
-        impacts = Problem(self.graph, self.scored.removals, (), self.joints.proven).impacts
+        impacts = Problem(
+            graph=self.graph, removals=self.scored.removals, resources=(), prove=self.joints.proven
+        ).impacts
         pieces = {(i,): float(impact) for i, impact in enumerate(impacts)}
 
         def measured(some: Sequence[int]) -> float:
             return float(self.harm([some])[0]) if self.is_measured else float(impacts[list(some)].sum())
 
         return Resource(
-            "impact", pieces, measured, at_most=most, show=lambda amount: f"{amount:.3g}", argument="max_impact"
+            name="impact",
+            pieces=pieces,
+            measure=measured,
+            at_most=most,
+            show=lambda amount: f"{amount:.3g}",
+            argument="max_impact",
         )
 
     @cached_property
@@ -267,14 +272,16 @@ class Planner:
             CriticalGroupError: the set fails its proof.
         """
         if not chosen:
-            return self.record(Selection((), "named", notes=(_NOBODY_NAMED,)), None, [_NOBODY_NAMED, *notes])
+            return self.record(
+                Selection(chosen=(), strategy="named", notes=(_NOBODY_NAMED,)), None, [_NOBODY_NAMED, *notes]
+            )
         try:
             if (why := self.joints.why_no_smaller(chosen)) is not None:
                 raise why
         except Refusal as error:
             names = ", ".join(f"'{name}'" for i in chosen for name in self.scored.removals[i].groups)
             raise CriticalGroupError(f"{names} cannot all be removed together: {error}") from error
-        return self.record(Selection(tuple(chosen), "named"), None, notes)
+        return self.record(Selection(chosen=tuple(chosen), strategy="named"), None, notes)
 
     # ---- the record -----------------------------------------------------------------------------------------------
 
@@ -378,22 +385,6 @@ class Planner:
             reached = resources[-1].measure(selection.chosen)
             found.append(f"an impact of {reached:.3g} of {budgets.max_impact:.3g} allowed is used")
         return found
-
-    def _doubts(self, selection: Selection) -> list[str]:
-        """Note where the sum of impacts would choose differently on other calibration data of the same kind."""
-        unsure = sum(share < _SURE for share in selection.recurrence)
-        if not unsure:
-            return []
-        share = f"{unsure} of {len(selection.recurrence)} choices"
-        if selection.strategy not in BY_SUMS:  # of what sets do when they are made, no draws tell
-            return [
-                f"{share} are in the set for what it did when it was made: the sum of impacts alone chooses them in "
-                "less than half of the draws of the calibration data"
-            ]
-        return [
-            f"{share} come back in less than half of the draws of the calibration data: these are too few to decide "
-            "between them and others of like impact; pass more"
-        ]
 
     def _company(self, chosen: Sequence[int]) -> list[str]:
         together = [self.scored.removals[i] for i in chosen if len(self.scored.removals[i].groups) > 1]

@@ -28,7 +28,6 @@ from layerprune.plan import FrontierPoint, PlanGiven, PruningPlan, plan_of
 from layerprune.planner import Planner
 from layerprune.proof import (
     JointRemovals,
-    Prover,
     Removal,
     UnusedModule,
     about_calls,
@@ -138,15 +137,19 @@ class UniversalLayerPruner(PlanReport):
         self.projection_report: ProjectionReport | None = None
         self.distillation: Distillation | None = None
 
-    @property
-    def _prover(self) -> Prover:
-        return self._found.prover
-
     @cached_property
     def _scored(self) -> Scored:
         found = self._found
         removals = found.removals if self._batches is None else [*found.removals, *found.projections.removals]
-        scene = ScoringContext(self._original, self.graph, removals, (), self._seed, self._loss, harm=self._harm)
+        scene = ScoringContext(
+            model=self._original,
+            graph=self.graph,
+            removals=removals,
+            batches=(),
+            seed=self._seed,
+            loss=self._loss,
+            harm=self._harm,
+        )
         return score_removals(scene, self.inputs, self._batches, self._criterion, self._progress)
 
     @property
@@ -187,13 +190,13 @@ class UniversalLayerPruner(PlanReport):
 
     @property
     def _said(self) -> list[str]:
-        proofs = [*self._prover.notes, *about_calls(self._found.groups, self._found.removals)]
+        proofs = [*self._found.prover.notes, *about_calls(self._found.groups, self._found.removals)]
         return [*self.graph.notes, *proofs, *unused_note(self.graph, self.unused), *self._scored.notes]
 
     @cached_property
     def unused(self) -> tuple[UnusedModule, ...]:
         """The modules that neither eval nor train mode runs on the example inputs, largest first."""
-        return find_unused(self._prover)
+        return find_unused(self._found.prover)
 
     # ---- planning -------------------------------------------------------------------------------------------------
 
@@ -250,7 +253,7 @@ class UniversalLayerPruner(PlanReport):
         if unused and (budgets.given or groups is not None):
             raise BudgetError("unused=True takes out what never runs, and nothing else: give it alone, then go on")
         if unused:
-            return plan_unused(self._original, self._prover, self.unused, self.granularity, self._seed)
+            return plan_unused(self._original, self._found.prover, self.unused, self.granularity, self._seed)
         if groups is None:
             return self._planner.within(budgets.or_default(), strategy, self._plan_notes)
         if budgets.given:
@@ -261,7 +264,7 @@ class UniversalLayerPruner(PlanReport):
     @cached_property
     def _planner(self) -> Planner:
         scored, original = self._scored, self._original
-        joints = JointRemovals(self._prover, scored.removals, original)
+        joints = JointRemovals(self._found.prover, scored.removals, original)
         meter = Resources(original, self.graph, self.inputs, joints, scored.removals)
         return Planner(original, self.graph, self._found, scored, joints, meter, self.granularity, self._seed)
 

@@ -38,7 +38,7 @@ from layerprune.repair import MEMORY_BYTES
 from layerprune.surgery import Folded
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Scored:
     """The removals with their impacts, and the data of the measurement.
 
@@ -99,7 +99,15 @@ def score_removals(
     unfitted = tuple(r for r in scene.removals if not (fits or not r.needs_calibration))
     if not has_values:
         unit = "not measured: the model or its inputs are on the meta device and have no values"
-        return Scored(usable, None, None, batches is not None, unit, tuple(notes), unfitted)
+        return Scored(
+            removals=usable,
+            evidence=None,
+            scene=None,
+            has_data=batches is not None,
+            unit=unit,
+            notes=tuple(notes),
+            unfitted=unfitted,
+        )
     used = (Batch(None, inputs),) if batches is None else tuple(batches)
     found = _measured(replace(scene, removals=usable, batches=used), criterion, progress)
     scene, evidence = found.scene, found.evidence
@@ -108,7 +116,15 @@ def score_removals(
     notes += [*found.notes, *about_calibration(tuple(batches or ())), *found.crossed.notes, *evidence.notes]
     scored = [replace(r, impact=float(i)) for r, i in zip(usable, evidence.impacts, strict=True)]
     unit = f"{evidence.unit}, on the {'example inputs' if batches is None else 'calibration data'}"
-    return Scored(scored, evidence, scene, batches is not None, unit, tuple(notes), unfitted)
+    return Scored(
+        removals=scored,
+        evidence=evidence,
+        scene=scene,
+        has_data=batches is not None,
+        unit=unit,
+        notes=tuple(notes),
+        unfitted=unfitted,
+    )
 
 
 def _measured(scene: ScoringContext, criterion: Criterion, progress: bool | None) -> _Measured:

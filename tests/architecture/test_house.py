@@ -150,3 +150,27 @@ def test_every_folder_says_what_it_is_for() -> None:
 def test_tests_lie_in_folders_of_the_same_names(folder: Path) -> None:
     name = folder.relative_to(REPOSITORY / "tests").as_posix()
     assert (ROOT / name).is_dir() or name in ("architecture", "integration", "oracle", "robustness")
+
+
+def positional_records(source: str) -> list[str]:
+    """Dataclasses of more than four fields that can be built by position."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        marks = [ast.unparse(each) for each in node.decorator_list]
+        fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and "ClassVar" not in ast.unparse(each)]
+        if any(mark.startswith("dataclass") and "kw_only=True" not in mark for mark in marks) and len(fields) > 4:
+            found.append(node.name)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_records_of_many_fields_are_built_by_keyword(module: str) -> None:
+    assert positional_records(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_a_record_of_many_fields_that_is_built_by_position_is_found() -> None:
+    fields = "\n".join(f"    {letter}: int" for letter in "abcde")
+    assert positional_records(f"@dataclass(frozen=True)\nclass Wide:\n{fields}") == ["Wide"]
+    assert positional_records(f"@dataclass(kw_only=True)\nclass Wide:\n{fields}") == []

@@ -201,7 +201,9 @@ def test_a_norm_is_that_of_all_elements(shape, dtype):
 
 def scene_of(model, batches):
     pruner = UniversalLayerPruner(model, example_inputs=batches[0])
-    return ScoringContext(model, pruner.graph, pruner.removals, read_calibration(batches, model))
+    return ScoringContext(
+        model=model, graph=pruner.graph, removals=pruner.removals, batches=read_calibration(batches, model)
+    )
 
 
 def test_gradients_come_in_through_the_first_layer_alone():

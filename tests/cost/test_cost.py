@@ -325,8 +325,10 @@ def test_a_cost_is_all_of_it_and_prints_itself() -> None:
 
 
 def test_a_saving_is_the_difference_and_its_share() -> None:
-    before = Cost(1000, 4000, macs=3 * 10**9, activation_bytes=3 * 2**19)
-    saving = saved(before, Cost(750, 3000, macs=10**9, notes={"activation_bytes": "the forward raised"}))
+    before = Cost(num_params=1000, param_bytes=4000, macs=3 * 10**9, activation_bytes=3 * 2**19)
+    saving = saved(
+        before, Cost(num_params=750, param_bytes=3000, macs=10**9, notes={"activation_bytes": "the forward raised"})
+    )
     assert (saving.amount("num_params"), saving.share("num_params")) == (250, 0.25)
     assert saving.amount("activation_bytes") is None
     assert saving.share("buffer_bytes") is None, "nothing of nothing"

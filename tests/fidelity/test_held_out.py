@@ -169,9 +169,12 @@ def test_a_batch_stays_whole_where_the_model_takes_no_part_of_it():
 
 def test_a_repair_that_is_worse_on_held_out_data_and_an_output_that_is_no_number_are_said():
     good, bad = (
-        HeldOut(harm, 1 - harm, "values", "squared relative L2 change of the output", 64) for harm in (0.1, 0.4)
+        HeldOut(
+            harm=harm, kept=1 - harm, kind="values", unit="squared relative L2 change of the output", num_samples=64
+        )
+        for harm in (0.1, 0.4)
     )
     assert "worse than without the repair" in HeldOutVerdict(good, bad, 192).notes[0]
     assert HeldOutVerdict(bad, good, 192).notes == ()
-    lost = HeldOut(float("nan"), 0.0, "values", "", 64)
+    lost = HeldOut(harm=float("nan"), kept=0.0, kind="values", unit="", num_samples=64)
     assert "not known" in str(HeldOutVerdict(good, lost, 192))

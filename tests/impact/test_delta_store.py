@@ -17,7 +17,11 @@ EXACT, HALF = 2e-6, 4e-3  # relative, of sums of squares: float32's rounding, an
 
 def taps_of(model, batch):
     pruner = UniversalLayerPruner(model, example_inputs=batch, criterion="magnitude")
-    return GradientTaps(ScoringContext(model, pruner.graph, pruner.removals, read_calibration([batch], model))), pruner
+    return GradientTaps(
+        ScoringContext(
+            model=model, graph=pruner.graph, removals=pruner.removals, batches=read_calibration([batch], model)
+        )
+    ), pruner
 
 
 def squares_of(model, batch, direction, chosen=lambda removal: removal.kind == "branch"):

@@ -20,7 +20,9 @@ from models.nets import Net, conv, copy_of, image, linear, parameter, randomised
 
 def scene_of(model, batches, **options):
     pruner = UniversalLayerPruner(model, example_inputs=batches[0])
-    return ScoringContext(model, pruner.graph, pruner.removals, read_calibration(batches, model), **options), pruner
+    return ScoringContext(
+        model=model, graph=pruner.graph, removals=pruner.removals, batches=read_calibration(batches, model), **options
+    ), pruner
 
 
 def branches(activation=lambda x: x):
@@ -265,7 +267,7 @@ def test_few_samples_and_a_single_batch_are_said():
 def test_a_criterion_of_ones_own_scores():
     def by_place(scene: ScoringContext) -> ImpactScores:
         change = torch.arange(len(scene.removals), dtype=torch.float64).numpy()[None]
-        return ImpactScores(change, change * 0 + 1, 1.0, "place")
+        return ImpactScores(change=change, size=change * 0 + 1, power=1.0, unit="place")
 
     register_criterion("place", by_place)
     pruner = UniversalLayerPruner(branches(), example_inputs=BATCHES[0], criterion="place")
@@ -372,7 +374,9 @@ def test_a_batch_with_other_experts_is_measured_at_the_right_layers():
         assert float(model.stem(first).sum()) * float(model.stem(other).sum()) < 0
     pruner = UniversalLayerPruner(model, example_inputs=first)
     index = next(i for i, r in enumerate(pruner.removals) if r.kind == "branch" and "c" in r.groups)
-    scene = ScoringContext(model, pruner.graph, [pruner.removals[index]], read_calibration([other], model))
+    scene = ScoringContext(
+        model=model, graph=pruner.graph, removals=[pruner.removals[index]], batches=read_calibration([other], model)
+    )
     with torch.no_grad():
         x = model.stem(other)
         x = x + (model.a(x) if float(x.sum()) > 0 else model.b(x))

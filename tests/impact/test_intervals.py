@@ -120,7 +120,7 @@ def test_one_batch_and_what_was_measured_on_one_have_none():
     change = np.array([[1.0, 2.0], [0.0, 3.0]])
     size = np.array([[1.0, 1.0], [0.0, 1.0]])
     units = Units(change, size, np.array([0, 1]))
-    found = impact_intervals(ImpactScores(change, size, 1.0, "", units=units))
+    found = impact_intervals(ImpactScores(change=change, size=size, power=1.0, unit="", units=units))
     assert np.isnan(found[:, 0]).all()
     assert np.isfinite(found[:, 1]).all()
-    assert impact_intervals(ImpactScores(change[:1], size[:1], 1.0, "")) is None
+    assert impact_intervals(ImpactScores(change=change[:1], size=size[:1], power=1.0, unit="")) is None

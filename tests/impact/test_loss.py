@@ -117,7 +117,7 @@ def test_a_loss_leaves_the_model_and_the_generator_as_they_are(score):
     before = Photograph(model)
     pruner = UniversalLayerPruner(model, calibration=PAIRS, loss=shortfall)
     batches = read_calibration(PAIRS, model, shortfall)
-    scene = ScoringContext(model, pruner.graph, pruner.removals, batches, loss=shortfall)
+    scene = ScoringContext(model=model, graph=pruner.graph, removals=pruner.removals, batches=batches, loss=shortfall)
     assert score(scene).impacts.tolist() == score(scene).impacts.tolist()
     assert Photograph(model) == before
     assert all(p.grad is None for p in model.parameters())

@@ -42,7 +42,9 @@ def scene_of(batches, seed=0):
             for p in getattr(model, name).parameters():
                 p.mul_(0.02 * 2.5**number)
     pruner = UniversalLayerPruner(model, example_inputs=batches[0])
-    return ScoringContext(model, pruner.graph, pruner.removals, read_calibration(batches, model), seed)
+    return ScoringContext(
+        model=model, graph=pruner.graph, removals=pruner.removals, batches=read_calibration(batches, model), seed=seed
+    )
 
 
 def edits_of(scene):
@@ -217,7 +219,7 @@ def test_an_interval_holds_the_impact_and_one_batch_gives_none():
 def test_a_removal_measured_on_some_batches_draws_from_these():
     change = np.array([[1.0, 0.0], [2.0, 5.0], [3.0, 0.0], [4.0, 7.0]])
     size = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    found = ImpactScores(change, size, 1.0, "")
+    found = ImpactScores(change=change, size=size, power=1.0, unit="")
     assert found.impacts.tolist() == [2.5, 6.0]
     draws = found.resampled(0)
     assert set(draws[:, 1]) == {5.0, 6.0, 7.0}

@@ -215,7 +215,7 @@ def test_the_noise_of_an_impact_is_its_spread_from_batch_to_batch():
     change = np.array([[1.0, 2.0, 5.0], [3.0, 2.0, 0.0]])
     size = np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     # The first is 2 ± √2, the second 2 ± 0, the third was measured once.
-    assert ImpactScores(change, size, 1.0, "").noise == pytest.approx(np.sqrt((0.5 + 0.0) / 2))
-    halves = ImpactScores(change, size, 1.0, "", looked_at=np.full((2, 3), 0.5))
+    assert ImpactScores(change=change, size=size, power=1.0, unit="").noise == pytest.approx(np.sqrt((0.5 + 0.0) / 2))
+    halves = ImpactScores(change=change, size=size, power=1.0, unit="", looked_at=np.full((2, 3), 0.5))
     assert halves.noise == pytest.approx(np.sqrt((0.25 + 0.0) / 2))
-    assert ImpactScores(change[:1], size[:1], 1.0, "").noise == 0.0
+    assert ImpactScores(change=change[:1], size=size[:1], power=1.0, unit="").noise == 0.0

@@ -185,7 +185,7 @@ class HandBuiltGraph:
 
     def _new_value(self, layer: int, shape: Shape, dtype: torch.dtype) -> int:
         index = len(self._values)
-        self._values[index] = Value(index, layer, tuple(shape), dtype, index)
+        self._values[index] = Value(index=index, layer=layer, shape=tuple(shape), dtype=dtype, storage=index)
         return index
 
     def _step(self, step: str) -> None:
@@ -246,7 +246,9 @@ class HandBuiltGraph:
 
 def _frame(index: int, fqn: str, call: int, parent: int, arguments: Sequence[int]) -> Frame:
     taken = tuple((position, None, value) for position, value in enumerate(arguments))
-    return Frame(index, fqn, call, parent, taken, len(arguments), None, ())
+    return Frame(
+        index=index, fqn=fqn, call=call, parent=parent, arguments=taken, arity=len(arguments), result=None, outputs=()
+    )
 
 
 def _numbered(name: str, call: int) -> str:

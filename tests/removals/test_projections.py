@@ -774,7 +774,9 @@ def test_a_single_batch_is_cut_so_that_projections_are_judged_on_the_other_half(
     assert [one.num_samples for one in cut_in_two(chain(), [batch])] == [32, 32]
     (whole,) = read_calibration([rows(1)], chain())
     assert list(cut_in_two(chain(), [whole])) == [whole]
-    fit = Projections((Fitted("y", "x", ("z",), 0.1, 1.0, 8, 4),))
+    fit = Projections(
+        (Fitted(value="y", source="x", readers=("z",), left=0.1, strength=1.0, num_rows=8, num_inputs=4),)
+    )
     assert "may be far too low" in CrossFit((fit,)).notes[-1]
     assert CrossFit((fit, fit)).notes == ()
 

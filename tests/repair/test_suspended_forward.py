@@ -264,10 +264,10 @@ def test_the_bytes_that_a_forward_holds_are_those_of_what_is_still_read():
     """Through a chain two tensors at a time; a shortcut holds a third."""
     chain = nn.Sequential(linear(), nn.ReLU(), linear(), nn.ReLU())
     graph = capture(chain, as_inputs(rows(4)))
-    assert ModelRun(chain, real_sandbox(chain), graph).live_bytes == 2 * 4 * 8 * 4
+    assert ModelRun(model=chain, shade=real_sandbox(chain), graph=graph).live_bytes == 2 * 4 * 8 * 4
     shortcut = randomised(Net(lambda net, x: x + net.head(torch.relu(net.stem(x))), stem=linear(), head=linear()))
     graph = capture(shortcut, as_inputs(rows(4)))
-    assert ModelRun(shortcut, real_sandbox(shortcut), graph).live_bytes == 3 * 4 * 8 * 4
+    assert ModelRun(model=shortcut, shade=real_sandbox(shortcut), graph=graph).live_bytes == 3 * 4 * 8 * 4
 
 
 @pytest.mark.parametrize("when", ["solving", "running"])
@@ -309,7 +309,7 @@ def test_a_forward_that_draws_leaves_the_rng_as_it_was():
 
 
 def site(num_gaps):
-    return Site("name", 0, 1, 2, (), num_gaps)
+    return Site(name="name", source=0, reached=1, target=2, scales=(), num_gaps=num_gaps)
 
 
 def test_solving_stops_behind_those_that_won_next_to_nothing_and_goes_on_at_the_next_gap():

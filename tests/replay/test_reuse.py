@@ -35,14 +35,20 @@ def scene_of(model: nn.Module, batches: Sequence[Any], **more: Any) -> ScoringCo
     loss = more.get("loss")
     pruner = UniversalLayerPruner(model, example_inputs=more.pop("example", batches[0]), criterion="magnitude")
     removals = [removal for removal in pruner.removals if not removal.needs_calibration]
-    return ScoringContext(pruner._original, pruner.graph, removals, read_calibration(batches, model, loss), **more)
+    return ScoringContext(
+        model=pruner._original,
+        graph=pruner.graph,
+        removals=removals,
+        batches=read_calibration(batches, model, loss),
+        **more,
+    )
 
 
 def both(scene: ScoringContext, sets: Sequence[Any] | None = None) -> tuple[ImpactScores, ImpactScores, ReusePolicy]:
     """Ablation by whole forwards and by such as go on, and what the latter has written down."""
     sets = [removal.edits for removal in scene.removals] if sets is None else sets
     assert len(sets) >= output_reuse.FEWEST, "a test of nothing"
-    whole = ablate(replace(scene, reuse_policy=ReusePolicy("whole ones were asked for")), sets)
+    whole = ablate(replace(scene, reuse_policy=ReusePolicy(doubt="whole ones were asked for")), sets)
     reuse_policy = ReusePolicy()
     return whole, ablate(replace(scene, reuse_policy=reuse_policy), sets), reuse_policy
 
@@ -313,7 +319,7 @@ def test_hooks_run_in_each_forward():
     sets = [removal.edits for removal in scene.removals]
     counts: list[int] = []
     for reuse_policy in (
-        ReusePolicy("whole ones were asked for"),
+        ReusePolicy(doubt="whole ones were asked for"),
         ReusePolicy(is_trusted=True),
     ):  # trusted: no more forwards for checks
         _FIRED[0] = 0
@@ -420,7 +426,9 @@ def test_random_nets_give_the_same_bits(theme: str):
                 continue
         sets = sets * (1 + output_reuse.FEWEST) if 0 < len(sets) < output_reuse.FEWEST else sets
         if sets:
-            scene = ScoringContext(pruner._original, pruner.graph, [], read_calibration(batches, model))
+            scene = ScoringContext(
+                model=pruner._original, graph=pruner.graph, removals=[], batches=read_calibration(batches, model)
+            )
             whole, found, reuse_policy = both(scene, sets)
             assert_same(whole, found)
             assert reuse_policy.is_trusted or not reuse_policy.handed_on, reuse_policy.doubt

@@ -20,7 +20,7 @@ from models.nets import linear, randomised, rows
 
 
 def removal(name, *dead):
-    lowering = Lowering(Cut({}), (), (), frozenset(dead), frozenset(), ())
+    lowering = Lowering(cut=Cut({}), edits=(), merges=(), dead=frozenset(dead), params=frozenset(), leftovers=())
     return Removal(
         name=name,
         subject=(name,),

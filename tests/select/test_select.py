@@ -47,7 +47,7 @@ def problem_of(pruner, impacts, forbidden=(), prove=None):
         if any(set(bad) <= set(some) for bad in forbidden):
             raise Refusal(RefusalCode.NOTHING_DIES)
 
-    return Problem(pruner.graph, removals, [], prove or holds)
+    return Problem(graph=pruner.graph, removals=removals, resources=[], prove=prove or holds)
 
 
 def params_of(pruner, cap):
@@ -55,9 +55,9 @@ def params_of(pruner, cap):
     joints = JointRemovals(pruner._prover, pruner.removals, pruner._original)
     taken = [params_taken(pruner.graph, pruner._prover.modules, r.lowering) for r in pruner.removals]
     return Resource(
-        "parameters",
-        bundles(pruner.graph.size_of_param, taken),
-        joints.num_params,
+        name="parameters",
+        pieces=bundles(pruner.graph.size_of_param, taken),
+        measure=joints.num_params,
         at_most=cap,
         is_filled=True,
         total=pruner.graph.num_params,

@@ -11,7 +11,7 @@ from layerprune.modules import CallKey
 from layerprune.tensors import OpCall, OutputTree
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Call:
     """One call of a module, or of a function directly in a module's forward."""
 
@@ -34,7 +34,7 @@ class Call:
     steps: list[str] = field(default_factory=list[str])
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Operation:
     """One dispatched operation."""
 

@@ -33,7 +33,13 @@ class GraphBuilder:
         layer_of = {op.index: index for index, ops in enumerate(bundles) for op in ops}
         self.visible = self.visible_values(layer_of)
         values = {
-            v.index: Value(v.index, layer_of[v.layer] if v.layer >= 0 else -1, v.shape, v.dtype, v.storage)
+            v.index: Value(
+                index=v.index,
+                layer=layer_of[v.layer] if v.layer >= 0 else -1,
+                shape=v.shape,
+                dtype=v.dtype,
+                storage=v.storage,
+            )
             for v in self.recording.values.values()
         }
         self.values = values
@@ -197,16 +203,16 @@ class GraphBuilder:
 
     def frame(self, call: Call) -> Frame:
         return Frame(
-            call.index,
-            call.key.fqn,
-            call.key.call,
-            call.parent,
-            call.arguments,
-            call.arity,
-            call.result,
-            call.outputs,
-            tuple(call.steps),
-            call.raised,
+            index=call.index,
+            fqn=call.key.fqn,
+            call=call.key.call,
+            parent=call.parent,
+            arguments=call.arguments,
+            arity=call.arity,
+            result=call.result,
+            outputs=call.outputs,
+            steps=tuple(call.steps),
+            raised=call.raised,
         )
 
     def add_notes(self, values: dict[int, Value]) -> None:

@@ -132,7 +132,7 @@ class Recorder:
         return out
 
     def begin(self, running: RunningCall, forward: Callable[..., Any], args: Any, kwargs: Any) -> Call:
-        call = Call(running.index, running.key, self.tracker.index)
+        call = Call(index=running.index, key=running.key, parent=self.tracker.index)
         call.start = len(self.recording.operations)
         call.arity = len(args) + len(kwargs)
         call.arguments = tuple(self.arguments(forward, args, kwargs))
@@ -201,7 +201,9 @@ class Recorder:
     def new_value(self, tensor: Tensor, operation: int, storage: int | None = None) -> int:
         index = len(self.recording.values)
         storage = self.storage(tensor) if storage is None else storage
-        self.recording.values[index] = Value(index, operation, tuple(tensor.shape), tensor.dtype, storage)
+        self.recording.values[index] = Value(
+            index=index, layer=operation, shape=tuple(tensor.shape), dtype=tensor.dtype, storage=storage
+        )
         self.value_of[tensor] = index
         return index
 
@@ -266,9 +268,16 @@ class Recorder:
                     params.update(dict.fromkeys(self.param_sources[value]))
         index = len(recording.operations)
         op = Operation(
-            index, name, max(self.tracker.index, 0), self.function, tuple(reads), [], tuple(params), data,
-            frozenset(self.storage(t) for t in written),
-        )  # fmt: skip
+            index=index,
+            name=name,
+            frame=max(self.tracker.index, 0),
+            function=self.function,
+            reads=tuple(reads),
+            outputs=[],
+            params=tuple(params),
+            data=data,
+            writes=frozenset(self.storage(t) for t in written),
+        )
         recording.operations.append(op)
         if name in _SCALAR_READS and data:
             recording.scalar_reads.append(self.tracker.fqn)
@@ -308,7 +317,7 @@ class Recorder:
             self.implicit_inputs.made(flat_tensors(out))
             return out
         frame = self.recording.calls[self.tracker.index]
-        call = Call(len(self.recording.functions), self.tracker.count(name), frame.index)
+        call = Call(index=len(self.recording.functions), key=self.tracker.count(name), parent=frame.index)
         call.custom = custom_function()
         call.site = caller(self.first_names) if traits_of(name).merge else ""
         if has_claims(name):

@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 _uncompiled = SharedContext(uncompiled)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sandbox:
     """A copy of a model in eval mode, for running its forward.
 
@@ -149,7 +149,7 @@ def fake_sandbox(model: nn.Module, *, integers: bool = False) -> Sandbox:
     With ``integers``, integer buffers and inputs keep their values; see :class:`KeepsIntegers`.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    shade = Sandbox(model, mode, AttributeSnapshot(nn.Module()), integers)
+    shade = Sandbox(model=model, mode=mode, start=AttributeSnapshot(nn.Module()), integers=integers)
     copy = clone(model, shade.convert, apart=True)
     _settle(copy)
     return replace(shade, model=copy, start=AttributeSnapshot(copy), outside=ExternalState(copy))
@@ -220,7 +220,7 @@ def _sharing(
         [*parameters(copy), *buffers(copy)] if written is None else [held for name, held in tensors if name in written]
     )
     writes = Writes(held, known=written is not None) if held else None
-    return Sandbox(copy, None, AttributeSnapshot(copy), outside=ExternalState(copy), writes=writes)
+    return Sandbox(model=copy, mode=None, start=AttributeSnapshot(copy), outside=ExternalState(copy), writes=writes)
 
 
 def _settle(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Reader:
     """A transform that can take a projection in.
 
@@ -114,7 +114,7 @@ def reader_of(module: nn.Module) -> Reader:
     pads = False
     if isinstance(module, Conv):
         pads = module.padding not in ("valid", (0,) * len(module.kernel_size)) and module.padding_mode == "zeros"
-    return Reader(module, "weight", bias, 0 if is_transposed(module) else 1, pads=pads)
+    return Reader(module=module, weight="weight", bias=bias, axis=0 if is_transposed(module) else 1, pads=pads)
 
 
 def reader_for(module: nn.Module, edit: Fold) -> Reader:
@@ -124,7 +124,7 @@ def reader_for(module: nn.Module, edit: Fold) -> Reader:
     weight = parameters_of(module).get(edit.weight)
     if weight is None or not weight.is_floating_point() or weight.dim() <= edit.axis:
         raise Refusal(RefusalCode.NO_WEIGHT, param=edit.weight)
-    return Reader(module, edit.weight, "", edit.axis, called=False)
+    return Reader(module=module, weight=edit.weight, bias="", axis=edit.axis, called=False)
 
 
 def reader_at(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[str, Reader]:
@@ -152,7 +152,7 @@ def reader_at(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[str, Read
     biases = [name.rpartition(".") for name, bias in held.items() if bias is not None and bias.dim() == 1]
     bias = biases[0][2] if len(biases) == 1 and biases[0][0] == owner else ""
     pads = function.startswith("conv") and (layer.is_module or _pads(layer))  # a module's inner padding is not known
-    return matrices[0], Reader(modules[owner], weight, bias, axis, called=False, pads=pads)
+    return matrices[0], Reader(module=modules[owner], weight=weight, bias=bias, axis=axis, called=False, pads=pads)
 
 
 def watching_functions(

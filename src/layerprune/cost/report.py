@@ -26,7 +26,7 @@ LABELS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost(ShownAsTable):
     """The cost of a model in one forward on given inputs.
 
@@ -151,7 +151,15 @@ def measure(model: nn.Module, inputs: Inputs) -> Cost:
             notes["kv_cache_bytes_per_token"] = "the model keeps no key-value cache of these inputs"
     except CostError as error:
         notes["kv_cache_bytes_per_token"] = str(error)
-    return Cost(num_params(model), param_bytes(model), buffer_bytes(model), macs, peak, cache, notes)
+    return Cost(
+        num_params=num_params(model),
+        param_bytes=param_bytes(model),
+        buffer_bytes=buffer_bytes(model),
+        macs=macs,
+        activation_bytes=peak,
+        kv_cache_bytes_per_token=cache,
+        notes=notes,
+    )
 
 
 def saved(before: Cost, after: Cost) -> Saving:

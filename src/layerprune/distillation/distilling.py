@@ -134,15 +134,15 @@ def _report(trainer: Trainer, course: TrainingState, notes: Sequence[str]) -> Di
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in trainer.student.trained.values()):
         more.append("weights of 16 bits were trained as they are, and small steps round away: train a float32 copy")
     return Distillation(
-        len(course.losses),
-        trainer.num_steps,
-        course.seconds,
-        tuple(course.losses),
-        tuple(course.looks),
-        trainer.harm.unit,
-        course.best_step,
-        course.stopped,
-        trainer.student.num_trained,
-        tuple(name for match in trainer.matches for name in match.names),
-        tuple(more),
+        num_steps=len(course.losses),
+        num_planned=trainer.num_steps,
+        seconds=course.seconds,
+        losses=tuple(course.losses),
+        looks=tuple(course.looks),
+        unit=trainer.harm.unit,
+        best_step=course.best_step,
+        stopped=course.stopped,
+        num_trained=trainer.student.num_trained,
+        hidden=tuple(name for match in trainer.matches for name in match.names),
+        notes=tuple(more),
     )

@@ -15,7 +15,7 @@ _ROWS = 12
 _SHOWN = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Distillation(ShownAsTable):
     """The result of a distillation.
 

@@ -32,7 +32,7 @@ from layerprune.repair import find_sites
 _EVERY = 8  # every eighth batch is held out
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DistillationSetup:
     """Models, data and comparison of a distillation; ``held_out`` are places in ``batches`` for evaluation."""
 
@@ -150,7 +150,18 @@ def setup_of(
     if not harm.outputs(out):
         raise DistillationError("the original returns no tensor of floating point: there is nothing to learn from")
     notes = (*notes_of(batches), *notes)
-    return DistillationSetup(original, pruned, teacher, student, batches, places, recipe, tuple(edits), harm, notes)
+    return DistillationSetup(
+        original=original,
+        pruned=pruned,
+        teacher=teacher,
+        student=student,
+        batches=batches,
+        held_out=places,
+        recipe=recipe,
+        edits=tuple(edits),
+        harm=harm,
+        notes=notes,
+    )
 
 
 def _edits_between(original: nn.Module, pruned: nn.Module) -> tuple[Edit, ...]:

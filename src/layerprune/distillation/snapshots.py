@@ -21,7 +21,7 @@ _RECORD = "training.json"
 _VERSION = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Snapshot:
     """The state of a training at one step, and the pruned model's parameters before the first step (``start``)."""
 
@@ -97,7 +97,7 @@ class Snapshots:
                 parts[what][rest] = tensor
         course = TrainingState.of(record["course"], parts["best"])
         start = load_file(self.folder / "start.safetensors")
-        return Snapshot(course, parts["state"], start, optimizer, record["scaler"])
+        return Snapshot(course=course, state=parts["state"], start=start, optimizer=optimizer, scaler=record["scaler"])
 
     def begin(self, start: Mapping[str, Tensor]) -> None:
         write_tensors(self.folder / "start.safetensors", start)

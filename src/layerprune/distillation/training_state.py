@@ -13,7 +13,7 @@ _FAR = 10.0  # a loss that is so many times the first has diverged
 _WINDOW = 10  # number of steps in each of the two means compared
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class TrainingState:
     """State of a training; a checkpoint holds all of it.
 
@@ -61,4 +61,5 @@ class TrainingState:
     @classmethod
     def of(cls, record: Mapping[str, Any], best: Mapping[str, Tensor]) -> TrainingState:
         looks = [(int(step), math.inf if harm is None else float(harm)) for step, harm in record["looks"]]
-        return cls([float(loss) for loss in record["losses"]], looks, best, record["seconds"], record["stopped"])
+        losses = [float(loss) for loss in record["losses"]]
+        return cls(losses=losses, looks=looks, best=best, seconds=record["seconds"], stopped=record["stopped"])

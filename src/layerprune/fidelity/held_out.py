@@ -15,7 +15,7 @@ from layerprune.fidelity.divergence import Divergence, class_dim, divergence_of
 from layerprune.tables import brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """The difference between a pruned model and the original on held-out data.
 
@@ -161,7 +161,9 @@ def held_by(
         return None
     left = change / size
     kept = same / counted if harm.kind == "distribution" and counted else max(0.0, 1 - left)
-    return HeldOut(left, kept, harm.kind, harm.unit, sum(batch.num_samples for batch in batches))
+    return HeldOut(
+        harm=left, kept=kept, kind=harm.kind, unit=harm.unit, num_samples=sum(batch.num_samples for batch in batches)
+    )
 
 
 def _same_class(original: Tensor, other: Tensor, mask: Tensor | None) -> tuple[float, float]:

@@ -69,7 +69,7 @@ class Pair:
         return brief(self, f"{self.original.value:.4g} → {self.pruned.value:.4g}, change {self.change}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fidelity(ShownAsTable):
     """The comparison of a pruned model with the original.
 

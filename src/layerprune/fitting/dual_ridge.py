@@ -10,7 +10,7 @@ from torch import Tensor
 from layerprune.fitting.ridge import STRENGTHS
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DualFit:
     """``wanted ≈ left · right · read + constant``: a matrix of low rank, in two factors.
 
@@ -78,7 +78,7 @@ class DualRidge:
         left = both.solve(best[1]).T
         right = both.read
         constant = both.wanted_mean - left @ (right @ both.read_mean) if self.bias else None
-        return DualFit(left, right, constant, best[1], best[0] / size)
+        return DualFit(left=left, right=right, constant=constant, strength=best[1], left_over=best[0] / size)
 
 
 class _Dual:

@@ -24,7 +24,7 @@ _SHARE_HELD_OUT = 0.25
 _PIECE_BYTES = 64 * 2**20  # per piece of rows in float64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fitted:
     """One fitted projection.
 
@@ -248,7 +248,16 @@ class ProjectionFitter:
     def fitted(self, left: float, strength: float | None, num_rows: int) -> Fitted:
         first = self.folds[0]
         readers = tuple(edit.fqn for edit in self.folds)
-        return Fitted(first.value, first.source, readers, left, strength, num_rows, first.num_in, self.num_samples)
+        return Fitted(
+            value=first.value,
+            source=first.source,
+            readers=readers,
+            left=left,
+            strength=strength,
+            num_rows=num_rows,
+            num_inputs=first.num_in,
+            num_samples=self.num_samples,
+        )
 
 
 def first_of_last(num_batches: int) -> int:

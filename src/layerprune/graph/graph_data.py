@@ -17,7 +17,7 @@ from layerprune.tensors import OutputTree
 Read: TypeAlias = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Value:
     """A tensor that passes between layers.
 
@@ -35,7 +35,7 @@ class Value:
     storage: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """A leaf module's call, or a function called in a non-leaf module's forward.
 
@@ -91,7 +91,7 @@ class Layer:
         return brief(self, f"{self.index}: {self.name}, {self.kind} {self.type_name}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Frame:
     """One call of a module.
 
@@ -126,7 +126,7 @@ class Frame:
         return brief(self, f"{self.index}: call {self.call} of {self.fqn or 'the model'}, {len(self.steps)} steps")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphData:
     """The fields of a :class:`LayerGraph`, which documents them, and the lookups that checks and liveness need."""
 

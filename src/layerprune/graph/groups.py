@@ -14,7 +14,7 @@ GroupVerdict = Literal["removable", "with_calibration", "critical"]
 _PLAIN_KINDS = frozenset({"transform", "normalization", "activation", "pooling", "dropout"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerInfo:
     """A layer as the plan shows it.
 
@@ -40,7 +40,7 @@ class LayerInfo:
         return brief(self, f"{self}, {self.num_params:,} parameters, to {shape}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """A lead transform and the layers that depend on it alone.
 
@@ -154,7 +154,13 @@ def layer_info(graph: LayerGraph, index: int, name: str | None = None) -> LayerI
     layer = graph.layers[index]
     sizes = {graph.param_ids[p]: graph.param_sizes[p] for p in layer.params}
     shape = graph.values[layer.outputs[0]].shape if layer.outputs else ()
-    return LayerInfo(name or layer.name, layer.type_name, layer.kind, sum(sizes.values()), shape)
+    return LayerInfo(
+        name=name or layer.name,
+        type_name=layer.type_name,
+        kind=layer.kind,
+        num_params=sum(sizes.values()),
+        output_shape=shape,
+    )
 
 
 def _make_group(graph: LayerGraph, lead: str, members: list[int]) -> Group:

@@ -16,7 +16,7 @@ from layerprune.graph.liveness import Cut, DeadLayers
 from layerprune.tables import brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerGraph(GraphData):
     """The layers of one forward as nodes, and its tensors as edges.
 

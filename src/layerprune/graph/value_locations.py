@@ -13,7 +13,7 @@ from layerprune.graph.layer_graph import LayerGraph
 from layerprune.modules import CallKey
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ValueLocations:
     """Places where values appear in a run, and the calls that must equal the recording for that.
 

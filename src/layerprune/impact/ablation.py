@@ -115,7 +115,17 @@ class _Ablation:
         notes = (*((note,) if unknown else ()), *about_harm(scene, self.by.harm))
         units = Units(*(np.concatenate(some) for some in zip(*map(_fields, parts), strict=True))) if parts else None
         unit = f"{self.by.unit}, by ablation"
-        return ImpactScores(change, size, 1.0, unit, notes, None, looked_at=looked_at, is_ablation=True, units=units)
+        return ImpactScores(
+            change=change,
+            size=size,
+            power=1.0,
+            unit=unit,
+            notes=notes,
+            pairs=None,
+            looked_at=looked_at,
+            is_ablation=True,
+            units=units,
+        )
 
     def rounds(self, *, in_parts: bool) -> list[SubBatch]:
         """The batches, or their parts, in the order of measurement."""

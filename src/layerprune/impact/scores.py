@@ -22,7 +22,7 @@ _RESAMPLES = 200
 _NAMED = 5  # most removals named in a note
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ScoringContext:
     """Inputs of a criterion.
 
@@ -100,7 +100,7 @@ class Units:
         return Units(both[0], both[1], self.batches)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ImpactScores:
     """Result of a criterion.
 

@@ -54,7 +54,9 @@ def score_shortlist(scene: ScoringContext, harm: Divergence | None = None) -> Im
     note = f"{len(some)} of {num} removals were measured by ablation, the others are estimates"
     notes = tuple(dict.fromkeys((*estimate.notes, *truth.notes, note)))
     units = None if truth.units is None else truth.units.among(some, num)
-    return ImpactScores(change, size, truth.power, truth.unit, notes, is_ablation=True, units=units)
+    return ImpactScores(
+        change=change, size=size, power=truth.power, unit=truth.unit, notes=notes, is_ablation=True, units=units
+    )
 
 
 def _telling(scene: ScoringContext, before: int, weight: int, total: int) -> Callable[[int, int], None]:

@@ -116,7 +116,13 @@ def _blocks(model: nn.Module, name: str = "") -> Iterator[RepeatedBlocks]:
         is_block = not issubclass(block, _CONTAINERS) and any(True for _ in run[0][1].children())
         if len(run) >= _FEWEST_BLOCKS and is_block:
             sizes = [sum(parameter.numel() for parameter in parameters(child)) for _, child in run]
-            yield RepeatedBlocks(name, block.__name__, len(run), sum(sizes), len({structure(m) for _, m in run}) == 1)
+            yield RepeatedBlocks(
+                container=name,
+                block=block.__name__,
+                num=len(run),
+                num_params=sum(sizes),
+                are_alike=len({structure(m) for _, m in run}) == 1,
+            )
             continue
         for key, module in run:
             yield from _blocks(module, f"{name}.{key}" if name else key)

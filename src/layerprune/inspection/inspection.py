@@ -15,7 +15,7 @@ class KindCount:
     classes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RepeatedBlocks:
     """Elements of one class in a row, inside of a container; ``are_alike`` where shapes are the same, too."""
 

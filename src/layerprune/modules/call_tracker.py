@@ -30,7 +30,7 @@ class CallKey(NamedTuple):
     nth: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class RunningCall:
     """A module call whose forward has not returned yet.
 
@@ -137,7 +137,7 @@ class CallTracker:
             parent = self.running
             around = f"{self.fqn}."
             fqn = names[0] if around == "." else next((n for n in names if n.startswith(around)), names[0])
-            call = RunningCall(CallKey(fqn, self.num_calls[fqn]), module, self._num_all, parent)
+            call = RunningCall(key=CallKey(fqn, self.num_calls[fqn]), module=module, index=self._num_all, parent=parent)
             self.num_calls[fqn] += 1
             self._num_all += 1
             self.running = call

@@ -18,7 +18,7 @@ _BOXES: Mapping[str, BoxKind] = {
 _MOST_INPUTS = 4  # more inputs have one box
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class FlowNode:
     """A group, or layers in no group that are drawn as one box.
 
@@ -65,7 +65,7 @@ class Flow:
         self._drop_unread_inputs()
 
     def _new(self, name: str, kind: BoxKind, region: str = "", group: int | None = None) -> int:
-        self.nodes.append(FlowNode(name, kind, region, group=group))
+        self.nodes.append(FlowNode(name=name, kind=kind, region=region, group=group))
         return len(self.nodes) - 1
 
     def _add_inputs(self) -> None:

@@ -64,7 +64,7 @@ class Layout:
     rank_of: tuple[int, ...]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Node:
     """A block or a bend.
 
@@ -99,7 +99,7 @@ def layered(
     is_dense = sum(span - 1 for span in spans) > _MOST_BENDS * len(sizes) + 8
     on_rail = [is_dense and span > 1 for span in spans]
     num_out = Counter(link.source for link in links)
-    nodes = [_Node(width, rank) for (width, _), rank in zip(sizes, ranks, strict=True)]
+    nodes = [_Node(width=width, rank=rank) for (width, _), rank in zip(sizes, ranks, strict=True)]
     ways = [
         [] if skip else _way(nodes, link, num_out[link.source] > 1) for link, skip in zip(links, on_rail, strict=True)
     ]
@@ -159,7 +159,7 @@ def _way(nodes: list[_Node], link: Link, is_fork: bool) -> list[int]:
     is_past = is_fork and nodes[link.target].rank - nodes[link.source].rank > 1
     way = [link.source]
     for rank in range(nodes[link.source].rank + 1, nodes[link.target].rank):
-        nodes.append(_Node(0.0, rank, is_bend=True))
+        nodes.append(_Node(width=0.0, rank=rank, is_bend=True))
         way.append(len(nodes) - 1)
     way.append(link.target)
     for place, (a, b) in enumerate(pairwise(way)):

@@ -28,7 +28,7 @@ _TALLEST = 700  # regions that are taller are broken into columns
 _MOST_OF = 0.6  # of a region's height: a block that is so tall is broken instead of the region
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """A group as a small square; ``row`` is its block, where blocks repeat."""
 
@@ -49,7 +49,7 @@ class Label:
     y: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """A block with its place: all coordinates inside it count from its own upper left corner.
 
@@ -114,7 +114,7 @@ def _box(box: Box) -> Placement:
         width = min(max(text_width(box_text(box), SMALL_SIZE) + 18, 52), _WIDEST)
         height = float(LINE_HEIGHT)
     width = round(width / 2) * 2
-    return Placement(box, width, height, entries=(width / 2,), exit=width / 2)
+    return Placement(block=box, width=width, height=height, entries=(width / 2,), exit=width / 2)
 
 
 def box_text(box: Box) -> str:
@@ -129,11 +129,11 @@ def _cells(block: Cells) -> Placement:
     title = min(text_width(block.label, SMALL_SIZE) + 2 * PADDING, _WIDEST)
     width = max(per_row * CELL + 2 * PADDING - 1, title)
     cells = tuple(
-        Cell(group, 0, PADDING + i % per_row * CELL, TITLE + 4 + i // per_row * CELL)
+        Cell(group=group, row=0, x=PADDING + i % per_row * CELL, y=TITLE + 4 + i // per_row * CELL)
         for i, group in enumerate(block.groups)
     )
     height = TITLE + 4 + rows * CELL + PADDING - 4
-    return Placement(block, width, height, cells=cells, entries=(width / 2,), exit=width / 2)
+    return Placement(block=block, width=width, height=height, cells=cells, entries=(width / 2,), exit=width / 2)
 
 
 def _repeat(block: Repeat) -> Placement:
@@ -154,7 +154,7 @@ def _repeat(block: Repeat) -> Placement:
     for row, groups in enumerate(block.columns):
         x, y = x0 + row // per_strip * strip_width + label_width + 5, y0 + row % per_strip * CELL
         labels.append(Label(texts[row], x - 5, y + CELL - 3))
-        cells += [Cell(g, row, x + i * size, y, size - 1) for i, g in enumerate(groups)]
+        cells += [Cell(group=g, row=row, x=x + i * size, y=y, width=size - 1) for i, g in enumerate(groups)]
     has_cells = num_cells > 0
     grid = strips * strip_width if has_cells else 0.0
     title = text_width(repeat_title(block), SMALL_SIZE) + 2 * PADDING
@@ -168,9 +168,9 @@ def _repeat(block: Repeat) -> Placement:
     way_out = PADDING + shown.exit
     lines += (((way_out, inner.y + shown.height), (way_out, height)),)
     return Placement(
-        block,
-        width,
-        height,
+        block=block,
+        width=width,
+        height=height,
         inner=(inner,),
         lines=lines,
         entries=entries,
@@ -256,9 +256,9 @@ def _framed(
     )
     lines = tuple(tuple((left + x, top + y if y else 0.0) for x, y in line) for line in layout.lines if line)
     return Placement(
-        region,
-        width,
-        height,
+        block=region,
+        width=width,
+        height=height,
         inner=placed,
         lines=lines,
         rail=None if layout.rail is None else left + layout.rail,

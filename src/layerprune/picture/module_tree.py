@@ -11,7 +11,7 @@ from layerprune.picture.flow import Flow
 Child: TypeAlias = "Branch | int"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Branch:
     """A module with nodes or modules inside.
 
@@ -43,13 +43,13 @@ def module_tree(flow: Flow) -> Branch:
 
     A module that holds one node or one module alone is left out; the model itself stays.
     """
-    root = Branch("")
+    root = Branch(name="")
     known = {"": root}
 
     def branch(name: str) -> Branch:
         found = known.get(name)
         if found is None:
-            found = known[name] = Branch(name)
+            found = known[name] = Branch(name=name)
             branch(name.rpartition(".")[0]).children.append(found)
         return found
 

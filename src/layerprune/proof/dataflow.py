@@ -39,7 +39,7 @@ class DataflowStep:
     made: tuple[Tag, ...]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Dataflow:
     """Steps and results of one forward.
 

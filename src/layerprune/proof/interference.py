@@ -9,7 +9,7 @@ from layerprune.graph import LayerGraph
 from layerprune.removals import Candidate, Lowering
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Footprint:
     """Layers, modules and values that a removal touches.
 
@@ -47,9 +47,16 @@ class Footprint:
         known = lowering.carried | {value for _, value in candidate.cut.dropped}
         returned = {value for frame in frames for value in frame.outputs if value not in known}
         read = {value for layer in lowering.dead for value in graph.read_by(layer)}
-        moves = bool(lowering.moved)
-        names |= resized
-        return cls(set(lowering.dead), names, returned, read, set(candidate.cut.dropped), beside, containers, moves)
+        return cls(
+            dead=set(lowering.dead),
+            names=names | resized,
+            returned=returned,
+            read=read,
+            dropped=set(candidate.cut.dropped),
+            beside=beside,
+            containers=containers,
+            moves=bool(lowering.moved),
+        )
 
     def disturbs(self, other: Footprint) -> bool:
         """Whether one of two removals could hide the other's faults."""

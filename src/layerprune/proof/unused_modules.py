@@ -116,4 +116,4 @@ def _size(graph: LayerGraph, names: Sequence[str]) -> int:
 
 def _lowering(names: Sequence[str]) -> Lowering:
     edits = tuple(Vacate(fqn=name) for name in names)
-    return Lowering(Cut(), edits, merges=(), dead=frozenset(), params=frozenset(), leftovers=())
+    return Lowering(cut=Cut(), edits=edits, merges=(), dead=frozenset(), params=frozenset(), leftovers=())

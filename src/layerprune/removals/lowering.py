@@ -19,7 +19,7 @@ from layerprune.tensors import OutputTree, StandInLeaf, Structure
 from layerprune.torch_internals import children_of, registry_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lowering:
     """The edits that carry a cut out.
 

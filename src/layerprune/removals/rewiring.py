@@ -9,7 +9,7 @@ from layerprune.graph import Cut, Frame, Layer, LayerGraph, Refusal, RefusalCode
 from layerprune.tensors import merge_label, traits_of
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Rewiring:
     """Changes that a cut needs of modules and parameters.
 

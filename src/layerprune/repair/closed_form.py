@@ -142,14 +142,14 @@ class ClosedFormRepair:
         if not kept:
             notes.append("the pruned model stays as it was: new weights make its output no better")
         report = RepairReport(
-            tuple(refitted),
-            refused,
-            verdict.before,
-            verdict.after,
-            verdict.unit,
-            kept,
-            (original.num_forwards // len(batches), side.num_forwards // len(batches)),
-            tuple(notes),
+            refitted=tuple(refitted),
+            refused=refused,
+            before=verdict.before,
+            after=verdict.after,
+            unit=verdict.unit,
+            kept=kept,
+            num_forwards=(original.num_forwards // len(batches), side.num_forwards // len(batches)),
+            notes=tuple(notes),
         )
         return report, refitter.values if kept else {}
 
@@ -181,4 +181,4 @@ def _side(model: nn.Module, batches: Sequence[Batch], number: int, held: Activat
     """Record a model on a real batch, and hold the tensors of that forward."""
     with fitting(model, batches[number].inputs, number):
         graph, shade = record_real(model, batches[number].inputs, held)
-    return ModelRun(model, shade, graph, recorded=number, held=held)
+    return ModelRun(model=model, shade=shade, graph=graph, recorded=number, held=held)

@@ -42,7 +42,14 @@ def fold_mean(
     shift = _mean(changes)
     values = _values(site, module, model, shift, new_biases=new_biases)
     helps = num_rows > 0 and after < before * (1 - 1e-4) and bool(values)
-    told = Refitted(site.name, after / before if helps else 1.0, helps, None, num_rows, 1)
+    told = Refitted(
+        name=site.name,
+        left=after / before if helps else 1.0,
+        kept=helps,
+        strength=None,
+        num_rows=num_rows,
+        num_inputs=1,
+    )
     return (told, values, shift) if helps else (told, {}, None)
 
 
@@ -81,7 +88,7 @@ def _values(site: Site, module: nn.Module, model: nn.Module, shift: Tensor, *, n
     norms = [place for place, name in enumerate(site.scales) if _is_norm(model, name)]
     if bias is None and norms:
         # z − μ moves by d where μ moves by −d; the scales from the batch norm on multiply d.
-        rest = Site(site.name, 0, 0, 0, site.scales[norms[0] :]).scale(model)
+        rest = Site(name=site.name, source=0, reached=0, target=0, scales=site.scales[norms[0] :]).scale(model)
         held = buffers_of(model.get_submodule(site.scales[norms[0]]))["running_mean"]
         assert held is not None
         return {f"{site.scales[norms[0]]}.running_mean": (held - _divided(shift, rest)).to(held.dtype)}

@@ -58,7 +58,14 @@ def solve_normed(
         notes.append(too_few(site.name, num_inputs, found.num_rows))
     change = None if found.best is None else solver.change(site, module, found.best, by_output=False)
     strength = None if found.best is None else found.best.strength
-    return Refitted(site.name, found.left, change is not None, strength, found.num_rows, num_inputs), change
+    return Refitted(
+        name=site.name,
+        left=found.left,
+        kept=change is not None,
+        strength=strength,
+        num_rows=found.num_rows,
+        num_inputs=num_inputs,
+    ), change
 
 
 class _Normed:

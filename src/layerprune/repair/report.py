@@ -12,7 +12,7 @@ _SHOWN = 8
 _ROWS = 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Refitted:
     """One transform that was solved again.
 
@@ -38,7 +38,7 @@ class Refitted:
         return brief(self, f"{self.name}: {left}, {self.num_rows:,} rows for {self.num_inputs:,} inputs")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RepairReport(ShownAsTable):
     """The result of a repair.
 

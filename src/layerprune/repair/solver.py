@@ -42,7 +42,7 @@ _FEWEST_SAMPLES = 128  # images from which a convolution's rows are taken: the p
 ROWS_PER_INPUT = 32
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Change:
     """New weights of a site, and their effect on the tensor that the site feeds.
 
@@ -216,7 +216,14 @@ class Solver:
         if 0 < seen.num_rows < num_inputs:
             notes.append(too_few(site.name, num_inputs, seen.num_rows))
         left, strength = (1.0, None) if found is None else (found.left, found.strength)
-        told = Refitted(site.name, left, found is not None, strength, seen.num_rows, num_inputs)
+        told = Refitted(
+            name=site.name,
+            left=left,
+            kept=found is not None,
+            strength=strength,
+            num_rows=seen.num_rows,
+            num_inputs=num_inputs,
+        )
         return told, None if found is None else self.change(site, module, found, by_output=by_output)
 
     def fit(self, seen: Sums, held_out: Sums) -> Fit | None:
@@ -230,7 +237,9 @@ class Solver:
         """Find a new bias or running mean; None where none helps on the held-out rows."""
         told, values, shift = fold_mean(site, self.model, views, self.split, new_biases=new_biases)
         module = self.model.get_submodule(site.name)
-        return told, None if shift is None else Change(site, values, lambda view: spread(module, view, shift))
+        return told, None if shift is None else Change(
+            site=site, values=values, delta=lambda view: spread(module, view, shift)
+        )
 
     def change(self, site: Site, module: nn.Module, found: Fit, *, by_output: bool) -> Change:
         delta, held = found.matrix.mT, parameters_of(module)["weight"]
@@ -251,12 +260,12 @@ class Solver:
             return out if scale is None else out * scale.to(out.dtype).reshape(-1, *[1] * (-1 - channel_dim(module)))
 
         if site.passed is not None:
-            return Change(site, values, moves, site.passed.scale(self.model))
+            return Change(site=site, values=values, delta=moves, passed_scale=site.passed.scale(self.model))
 
         def add(view: SiteBatch) -> bool:
             return add_output(module, step, shift, view.read, view.there)
 
-        return Change(site, values, moves, add=add if scale is None and site.moves is None else None)
+        return Change(site=site, values=values, delta=moves, add=add if scale is None and site.moves is None else None)
 
     def sums(
         self, site: Site, module: nn.Module, views: Sequence[SiteBatch], *, by_output: bool, ran: bool = False

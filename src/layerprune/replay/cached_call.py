@@ -65,7 +65,7 @@ class CachedCall:
         self.leaf_of = leaf_of
         self.arguments = _flat((tuple(args), kwargs), self.leaf)
         self.around = ambient()
-        self.result: OutputTree[Leaf] = OutputTree("tuple")
+        self.result: OutputTree[Leaf] = OutputTree(kind="tuple")
         self.lies_in_arguments = False
 
     def leaf(self, tensor: Tensor) -> Leaf:

@@ -48,7 +48,7 @@ class CannotReuse(BaseException):
     """Reused outputs may be wrong, so measurements with them do not count. Not an Exception: a loss may catch those."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ReusePolicy:
     """Facts about output reuse that all ablations of one model share; see :class:`OutputReuse`.
 

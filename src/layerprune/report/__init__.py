@@ -1,7 +1,7 @@
 """Plans and groups as text and JSON."""
 
 # pyright: reportUnusedImport=false
-from layerprune.report.budget_notes import cap_note, is_short, why_nothing
+from layerprune.report.budget_notes import cap_note, doubtful_choices, is_short, why_nothing
 from layerprune.report.colours import PLAN_COLOURS
 from layerprune.report.first_screen import NUM_REMOVALS, SHARES, Offer, Screen, screen_lines
 from layerprune.report.groups_json import groups_as_json

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from layerprune.graph import Group
-from layerprune.select import MORE_SLACK, CapUse
+from layerprune.select import BY_SUMS, MORE_SLACK, CapUse, Selection
 
 _CLOSE = 0.005  # smaller differences of shares count as equal
+_SURE = 0.5  # smallest share of draws of the calibration data that makes a choice clear
 _HALF = 0.5  # of a cap: plans that use less get a warning
 
 
@@ -45,3 +46,20 @@ def why_nothing(groups: Sequence[Group], num_unfitted: int) -> str:
         return "nothing can be removed: no transform lies in the flow from the inputs to the outputs"
     reason, num = Counter(group.reason for group in groups).most_common(1)[0]
     return f"nothing can be removed: every group is critical ({num} of {len(groups)}: {reason})"
+
+
+def doubtful_choices(selection: Selection) -> list[str]:
+    """Note where the sum of impacts would choose differently on other calibration data of the same kind."""
+    unsure = sum(share < _SURE for share in selection.recurrence)
+    if not unsure:
+        return []
+    share = f"{unsure} of {len(selection.recurrence)} choices"
+    if selection.strategy not in BY_SUMS:  # draws tell nothing about measured sets
+        return [
+            f"{share} are kept because the measured set was better, although fewer than half of the draws of the "
+            "calibration data select them by the sum of impacts"
+        ]
+    return [
+        f"{share} are selected by fewer than half of the draws of the calibration data: the data are too few to decide "
+        "between removals of like impact; pass more"
+    ]

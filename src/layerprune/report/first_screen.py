@@ -37,7 +37,7 @@ class Offer:
     impact: float = float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Screen:
     """The contents of the first screen.
 

@@ -19,7 +19,7 @@ SLACK = 0.1
 NEAR = 0.02
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resource:
     """A quantity that removals save, and how much of it may or must go.
 
@@ -75,7 +75,7 @@ class Effort:
     spent: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """The removals to select from, their budgets, and how sets are proven and measured.
 
@@ -168,7 +168,7 @@ class CapUse:
         return self.used >= self.cap - NEAR
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """A valid set of removals.
 

@@ -71,10 +71,10 @@ class Resources:
         pieces = self.param_pieces
         cap = share * self.graph.num_params
         return Resource(
-            "parameters",
-            pieces,
-            lambda some: self.joints.num_params(some),
-            cap,
+            name="parameters",
+            pieces=pieces,
+            measure=lambda some: self.joints.num_params(some),
+            at_most=cap,
             is_filled=fills,
             total=self.graph.num_params,
             argument="max_param_reduction",
@@ -88,7 +88,13 @@ class Resources:
             return before - count_macs(self.joints.without(some), self.inputs)
 
         return Resource(
-            "MACs", pieces, saved, share * before, is_filled=fills, total=before, argument="max_mac_reduction"
+            name="MACs",
+            pieces=pieces,
+            measure=saved,
+            at_most=share * before,
+            is_filled=fills,
+            total=before,
+            argument="max_mac_reduction",
         )
 
     def latency(self, target: float) -> Resource:
@@ -102,9 +108,9 @@ class Resources:
             return f"{before - saved:.3g} ms"
 
         return Resource(
-            "target_latency_ms",
-            pieces,
-            lambda some: before - self._timed(some)[1].median_ms,
+            name="target_latency_ms",
+            pieces=pieces,
+            measure=lambda some: before - self._timed(some)[1].median_ms,
             at_least=max(before - target, 0.0),
             show=show,
         )
@@ -121,7 +127,9 @@ class Resources:
         def show(saved: float) -> str:
             return bytes_text(int(before - saved))
 
-        return Resource("max_memory_bytes", pieces, saved, at_least=max(before - most, 0.0), show=show)
+        return Resource(
+            name="max_memory_bytes", pieces=pieces, measure=saved, at_least=max(before - most, 0.0), show=show
+        )
 
     @cached_property
     def param_pieces(self) -> Pieces:

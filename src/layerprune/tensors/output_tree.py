@@ -35,7 +35,7 @@ _MOST = 2**31  # arguments
 _LONGEST = 1_000  # name of a class
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OutputTree(Generic[_L]):
     """The output of a forward: one tensor, one constant, or a container of output trees.
 
@@ -68,23 +68,22 @@ class OutputTree(Generic[_L]):
             other: makes the tree of any other object; None: constants become values, all else opaque.
         """
         if isinstance(out, Tensor):
-            return cls("tensor", leaf(out))
+            return cls(kind="tensor", leaf=leaf(out))
         kind, parts = _parts_of(out)
         if kind:
             items = tuple(cls.of(item, leaf, other) for item in parts.values())
             keys = tuple(parts) if kind in ("dict", "record") else ()
-            return cls(kind, None, keys, items, _type_name(out) if kind == "record" else ("", ""))
+            return cls(kind=kind, keys=keys, items=items, type_name=_type_name(out) if kind == "record" else ("", ""))
         if other is not None:
             return other(out)
         if isinstance(out, _CONSTANTS):
             return cls.constant(out)
-        return cls(
-            "opaque", None, (), tuple(cls("tensor", leaf(tensor)) for tensor in tensors_in(out)), _type_name(out)
-        )
+        items = tuple(cls(kind="tensor", leaf=leaf(tensor)) for tensor in tensors_in(out))
+        return cls(kind="opaque", items=items, type_name=_type_name(out))
 
     @classmethod
     def constant(cls, value: Any) -> OutputTree[_L]:
-        return cls("value", value, type_name=_type_name(value))
+        return cls(kind="value", leaf=value, type_name=_type_name(value))
 
     def nodes(self) -> Iterator[OutputTree[_L]]:
         yield self
@@ -111,7 +110,13 @@ class OutputTree(Generic[_L]):
 
     def map(self, fn: Callable[[_L], _M]) -> OutputTree[_M]:
         leaf = fn(self.leaf) if self.kind == "tensor" else self.leaf
-        return OutputTree(self.kind, leaf, self.keys, tuple(item.map(fn) for item in self.items), self.type_name)
+        return OutputTree(
+            kind=self.kind,
+            leaf=leaf,
+            keys=self.keys,
+            items=tuple(item.map(fn) for item in self.items),
+            type_name=self.type_name,
+        )
 
     def build(self, fn: Callable[[_L], Any]) -> Any:
         """Build an output of this form, with ``fn`` of each leaf in the tensor's place.
@@ -153,20 +158,25 @@ class OutputTree(Generic[_L]):
             DroppedTensorError: the structure has another form.
         """
         if structure in ("tensor", "argument"):
-            return OutputTree("tensor", structure)
+            return OutputTree(kind="tensor", leaf=structure)
         if isinstance(structure, dict) and len(cast("dict[str, Any]", structure)) == 1 and depth:
             ((kind, inner),) = cast("dict[str, Any]", structure).items()
             if kind == "argument" and is_argument(inner):
-                return OutputTree("tensor", tuple(inner))
+                return OutputTree(kind="tensor", leaf=tuple(inner))
             if kind == "value" and isinstance(inner, _CONSTANTS):
                 return OutputTree.constant(inner)
             if kind in ("tuple", "list") and isinstance(inner, list):
-                return OutputTree(kind, items=_from_json(cast("list[Any]", inner), depth))
+                return OutputTree(kind=kind, items=_from_json(cast("list[Any]", inner), depth))
             if kind == "dict" and isinstance(inner, dict):
-                return OutputTree(kind, None, tuple(inner), _from_json(inner.values(), depth))
+                return OutputTree(kind=kind, keys=tuple(inner), items=_from_json(inner.values(), depth))
             if kind == "record" and _is_record(inner):
                 fields = inner["fields"]
-                return OutputTree(kind, None, tuple(fields), _from_json(fields.values(), depth), tuple(inner["class"]))
+                return OutputTree(
+                    kind=kind,
+                    keys=tuple(fields),
+                    items=_from_json(fields.values(), depth),
+                    type_name=tuple(inner["class"]),
+                )
         raise DroppedTensorError(f"an output structure of this form cannot be rebuilt: {structure!r}")
 
 

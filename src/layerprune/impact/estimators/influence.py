@@ -48,7 +48,7 @@ def score_influence(scene: ScoringContext) -> ImpactScores:
             change[:, column], size[:, column] = np.array(pairs).T
     notes = about_unknown(scene.removals, change, "a tensor in question is not seen in a run, or not finite")
     unit = "influence: relative change of the replaced tensor"
-    return ImpactScores(change, size, 0.5, unit, notes)
+    return ImpactScores(change=change, size=size, power=0.5, unit=unit, notes=notes)
 
 
 class _Norms:

@@ -58,7 +58,7 @@ def score_loss(scene: ScoringContext) -> ImpactScores:
         scene.progress(row + 1, len(scene.batches))
     size = np.broadcast_to([[batch.num_samples] for batch in scene.batches], change.shape)
     notes = about_unknown(scene.removals, change, UNSEEN)
-    return ImpactScores(change, size, 1.0, f"{UNIT}, estimated", notes)
+    return ImpactScores(change=change, size=size, power=1.0, unit=f"{UNIT}, estimated", notes=notes)
 
 
 def _once(loss: Loss, model: nn.Module, batch: Batch) -> Any:

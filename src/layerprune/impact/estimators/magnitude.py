@@ -22,4 +22,4 @@ def score_magnitude(scene: ScoringContext) -> ImpactScores:
     scene.progress(1, 1)
     change = [sum(squares[number] for number in removal.lowering.params) for removal in scene.removals]
     size = np.full((1, len(change)), sum(squares.values()))
-    return ImpactScores(np.array([change]), size, 0.5, "magnitude: share of the weights' norm")
+    return ImpactScores(change=np.array([change]), size=size, power=0.5, unit="magnitude: share of the weights' norm")

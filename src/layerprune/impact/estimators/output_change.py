@@ -61,7 +61,7 @@ def score_output_change(
     pairs = _pairs(products, change.sum(0) / sizes.sum())
     notes = (*about_unknown(scene.removals, change, UNSEEN), *about_harm(scene, harm))
     unit = f"{harm.unit}, estimated"
-    return ImpactScores(change, size, 1.0, unit, notes, pairs)
+    return ImpactScores(change=change, size=size, power=1.0, unit=unit, notes=notes, pairs=pairs)
 
 
 def _pairs(products: np.ndarray, impacts: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from layerprune.tensors import OpTraits, traits_of
 from layerprune.torch_internals import BatchNorm, parameters_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearPath:
     """The layers from a tensor to the last value that is linear in it.
 
@@ -78,7 +78,13 @@ class PathGuide:
 
     def way(self, value: int, scales: Sequence[str], elements: Elements, *, has_sums: bool) -> LinearPath:
         """The path to the present position of the elements."""
-        return LinearPath(value, tuple(scales), elements.moves, has_sums, elements.are_channels_at(-1))
+        return LinearPath(
+            value=value,
+            scales=tuple(scales),
+            moves=elements.moves,
+            has_sums=has_sums,
+            has_channels_last=elements.are_channels_at(-1),
+        )
 
     def only_reader(self, value: int) -> Layer | None:
         """The only reader of a value, if it reads the value once and has one output; else None."""

@@ -43,7 +43,7 @@ class Passed:
         return _scale(self.scales, model)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """A transform, and the tensor that its output reaches linearly or through one normalization.
 
@@ -234,12 +234,20 @@ class _Finder:
         last = max(self.pruned.readers.get(reached, (layer.index,)))
         num_gaps = bisect_right(self.gaps, last)
         source = layer.operands[0][0]
-        is_alone = not (way.has_sums or way.scales or passed or only_bias)
-        moves, index = way.moves, layer.index
         same_maker = self.makers(self.pruned, [reached]) == self.makers(self.original, [target])
         is_behind_gap = not same_maker or any(gap <= max(last, self.pruned.values[reached].layer) for gap in self.gaps)
         return Site(
-            *(layer.fqn, source, reached, target, way.scales, num_gaps, only_bias, moves, passed, is_alone, index),
+            name=layer.fqn,
+            source=source,
+            reached=reached,
+            target=target,
+            scales=way.scales,
+            num_gaps=num_gaps,
+            only_bias=only_bias,
+            moves=way.moves,
+            passed=passed,
+            is_alone=not (way.has_sums or way.scales or passed or only_bias),
+            layer=layer.index,
             is_behind_gap=is_behind_gap,
         )
 

@@ -124,7 +124,14 @@ class Lockstep:
                 if all(value in reads for value in needs(site)) and site.target in wanted:
                     inner = None if site.passed is None else reads[site.passed.inner]
                     found_there = None if site.name in self.ahead else made
-                    view = SiteBatch(number, reads[site.source], found_there, wanted[site.target], batch.mask, inner)
+                    view = SiteBatch(
+                        number=number,
+                        read=reads[site.source],
+                        found=found_there,
+                        wanted=wanted[site.target],
+                        mask=batch.mask,
+                        inner=inner,
+                    )
                     if not self._is_alike(site, view):
                         self.routed.add(site.name)
                     elif not knows_order(site, view):

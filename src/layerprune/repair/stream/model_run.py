@@ -15,7 +15,7 @@ from layerprune.graph import LayerGraph
 from layerprune.repair.stream.suspended_forward import SuspendedForward
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ModelRun:
     """One of the two models that are compared.
 

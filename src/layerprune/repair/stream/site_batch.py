@@ -10,7 +10,7 @@ from layerprune.fitting import single
 from layerprune.repair.sites.sites import Site
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SiteBatch:
     """The tensors of one site in one batch.
 

@@ -51,7 +51,7 @@ def select(problem: Problem, strategy: str = "auto") -> Selection:
     name = _picked(problem, strategy)
     if not problem.removals:
         _refuse_targets(problem, None)
-        return Selection((), name)
+        return Selection(chosen=(), strategy=name)
     search = Search(problem)
     chosen = STRATEGIES[name](search)
     if chosen is None and search.rounds <= 0:
@@ -61,10 +61,16 @@ def select(problem: Problem, strategy: str = "auto") -> Selection:
         search.notes.append("the choice is the best found in the steps allowed, not proven to be the best")
     if chosen is None:
         _refuse_targets(problem, search)
-        return Selection((), name, notes=(_too_large(problem),))
+        return Selection(chosen=(), strategy=name, notes=(_too_large(problem),))
     chosen = tuple(sorted(chosen))
     said = tuple(search.notes)
-    return Selection(chosen, name, recurrence(search, chosen), said, cap_uses(search, chosen))
+    return Selection(
+        chosen=chosen,
+        strategy=name,
+        recurrence=recurrence(search, chosen),
+        notes=said,
+        cap_uses=cap_uses(search, chosen),
+    )
 
 
 def _picked(problem: Problem, strategy: str) -> str:
