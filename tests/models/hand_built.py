@@ -160,8 +160,8 @@ class HandBuiltGraph:
     def returns(self, *values: int) -> None:
         """Say what the call of the module that is open returns: one tensor, or a tuple of several."""
         index = self._open[-1]
-        tensors = tuple(OutputTree[Read]("tensor", (value,)) for value in values)
-        result = tensors[0] if len(values) == 1 else OutputTree[Read]("tuple", items=tensors)
+        tensors = tuple(OutputTree[Read](kind="tensor", leaf=(value,)) for value in values)
+        result = tensors[0] if len(values) == 1 else OutputTree[Read](kind="tuple", items=tensors)
         self._frames[index] = replace(self._frames[index], result=result, outputs=values)
 
     def graph(self, *outputs: int) -> LayerGraph:

@@ -392,11 +392,11 @@ def test_choices_that_other_draws_would_not_make_are_called_in_doubt(blocks):
     assert min(selection.recurrence) < 0.5
     doubts = blocks._planner._doubts(selection)
     assert len(doubts) == 1
-    assert "come back in less than half of the draws" in doubts[0]
+    assert "selected by fewer than half of the draws" in doubts[0]
     assert "too few" in doubts[0]
     made = blocks._planner._doubts(replace(selection, strategy="resampled"))
     assert len(made) == 1
-    assert "for what it did when it was made" in made[0]
+    assert "because the measured set was better" in made[0]
     assert "too few" not in made[0], "draws do not tell of made sets"
 
 
