@@ -55,7 +55,7 @@ def test_every_removal_generates_with_a_cache_what_it_does_without(family: str) 
     before = state(model)
     moved = 0
     for removal in pruner.removals:
-        if removal.kind == "bypass" or not pruner._prover.caches.concerned(removal.edits):
+        if removal.kind == "bypass" or not pruner._found.prover.caches.concerned(removal.edits):
             continue
         with applied(model, removal.edits):
             assert generated(model, inputs, cached=True) == generated(model, inputs, cached=False), removal
@@ -69,7 +69,7 @@ def test_every_removal_generates_with_a_cache_what_it_does_without(family: str) 
 
 def test_the_last_attention_that_knows_the_past_stays() -> None:
     pruner = pruner_of(build("bamba", **_SHORT))
-    assert not any("model.layers.2.self_attn" in pruner._prover.caches.leaving(r.edits) for r in pruner.removals)
+    assert not any("model.layers.2.self_attn" in pruner._found.prover.caches.leaving(r.edits) for r in pruner.removals)
     (reason,) = {g.reason for g in pruner.groups if g.name.startswith("model.layers.2.self_attn") and not g.can_remove}
     assert "generation with a cache fails without it" in reason
 

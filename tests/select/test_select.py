@@ -52,8 +52,8 @@ def problem_of(pruner, impacts, forbidden=(), prove=None):
 
 def params_of(pruner, cap):
     """The budget of parameters, counted without the library's bundles."""
-    joints = JointRemovals(pruner._prover, pruner.removals, pruner._original)
-    taken = [params_taken(pruner.graph, pruner._prover.modules, r.lowering) for r in pruner.removals]
+    joints = JointRemovals(pruner._found.prover, pruner.removals, pruner._original)
+    taken = [params_taken(pruner.graph, pruner._found.prover.modules, r.lowering) for r in pruner.removals]
     return Resource(
         name="parameters",
         pieces=bundles(pruner.graph.size_of_param, taken),
@@ -76,7 +76,7 @@ def size_of(pruner, selection):
 
 def proven(pruner):
     """The check that a plan makes: realised and run."""
-    return JointRemovals(pruner._prover, pruner.removals, pruner._original).proven
+    return JointRemovals(pruner._found.prover, pruner.removals, pruner._original).proven
 
 
 def every_valid_set(pruner, problem):
