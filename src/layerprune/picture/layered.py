@@ -41,7 +41,7 @@ class Link:
     target_offset: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """Where blocks and edges lie.
 

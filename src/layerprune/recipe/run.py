@@ -24,7 +24,7 @@ if sys.platform != "win32":
     import fcntl
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RecipeRun:
     """A run of a recipe.
 
@@ -70,7 +70,7 @@ def run_recipe(
     out = Path(recipe.out)
     _check_sources(recipe)
     stages, state = stages_of(recipe), read_state(out)
-    run = RecipeRun(out, stages, _to_run(stages, state, out), dict(state.stages))
+    run = RecipeRun(out=out, stages=stages, again=_to_run(stages, state, out), states=dict(state.stages))
     if dry_run:
         return run
     with _alone(out):
