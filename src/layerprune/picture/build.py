@@ -13,7 +13,7 @@ from layerprune.picture.repeats import Structures, inside, runs_of
 from layerprune.plan import PruningPlan
 
 _MOST_ENTRIES = 3  # more tensors come into a region at one place
-_MOST_BLOCKS = 120  # of a region; more are drawn as cells
+_MOST_BLOCKS = 160  # of a region; more are drawn as cells
 _MOST_BOXES = 420  # of a picture; more are drawn as cells
 _CELLS = 48  # groups in one field of cells
 
@@ -175,20 +175,30 @@ class _Builder:
         blocks: list[Block] = []
         item_of: list[int] = []
         parts: list[list[Child]] = [[]]
+        was_end = False
         for child in branch.children:
-            if sum(len(self._groups(each)) for each in parts[-1]) >= _CELLS:
+            is_end = not isinstance(child, Branch) and self.flow.nodes[child].kind in ("input", "output")
+            if is_end or was_end or sum(len(self._groups(each)) for each in parts[-1]) >= _CELLS:
                 parts.append([])
             parts[-1].append(child)
-        for part in parts:
+            was_end = is_end
+        for part in filter(None, parts):
             item_of += [len(blocks)] * len(part)
-            first, last = (inside(self._name(child), branch.name) for child in (part[0], part[-1]))
-            groups = tuple(group for child in part for group in self._groups(child))
-            label = first if first == last else f"{first} … {last}"
-            blocks.append(Cells(name=branch.name, label=label, type_name="", groups=groups))
-            for child in part:
-                if isinstance(child, Branch):
-                    self.entries[id(child)] = {}
+            blocks.append(self._cells_of(part, branch.name))
         return tuple(blocks), item_of
+
+    def _cells_of(self, part: Sequence[Child], around: str) -> Box | Cells:
+        """A field of cells, or the box of an input, of the output, or of a layer alone."""
+        for child in part:
+            if isinstance(child, Branch):
+                self.entries[id(child)] = {}
+        named = [child for child in part if self._groups(child)]
+        if not named and len(part) == 1 and not isinstance(part[0], Branch):
+            return self._box(self.flow.nodes[part[0]], around)
+        first, last = (inside(self._name(child), around) for child in ((named or part)[0], (named or part)[-1]))
+        groups = tuple(group for child in part for group in self._groups(child))
+        label = first if first == last else f"{first} … {last}"
+        return Cells(name=around, label=label, type_name="", groups=groups)
 
     def _entries(self, branch: Branch, item_of: Sequence[int]) -> tuple[dict[int, int], list[tuple[int, int, int]]]:
         """Node outside → entry; and each entry with the blocks that it leads to, and their entries.

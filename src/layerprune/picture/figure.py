@@ -34,7 +34,7 @@ def to_html(picture: Picture) -> str:
     )
     return (
         '<figure class="lp-picture"><div class="lp-bar"><input class="lp-search" type="search" '
-        'placeholder="Search names" aria-label="Search layers and groups by name">'
+        'placeholder="Search names" aria-label="Search layers and groups by name"/>'
         f'<span class="lp-found" role="status"></span>{buttons}</div>'
         f'<div class="lp-canvas">{to_svg(picture, standalone=False)}</div>{_legend(picture)}</figure>'
     )

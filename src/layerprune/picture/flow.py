@@ -106,9 +106,9 @@ class Flow:
         elif group in self._of_group:
             node = self._of_group[group]
         else:
-            node = self._of_group[group] = self._new(layer.name, "group", _region(layer), group)
+            node = self._of_group[group] = self._new(layer.name, "group", region_of(layer), group)
         self._of_layer[layer.index] = node
-        if group is not None or self.nodes[node].region == _region(layer) or not self.nodes[node].layers:
+        if group is not None or self.nodes[node].region == region_of(layer) or not self.nodes[node].layers:
             self.nodes[node].layers.append(layer)
         for source in sources:
             if source < node:  # else the module is called again, on what it led to
@@ -129,17 +129,17 @@ class Flow:
         forward: no way leads from there to the function past other nodes.
         """
         if layer.kind in _BOXES:
-            return self._new(layer.name, _BOXES[layer.kind], _region(layer))
+            return self._new(layer.name, _BOXES[layer.kind], region_of(layer))
         if len(sources) == 1 and layer.kind != "attention":
             return sources[0]
         kind: BoxKind = "attention" if layer.kind == "attention" else "merge"
         last = max(sources, default=None)
-        if last is not None and self.nodes[last].region == _region(layer):
+        if last is not None and self.nodes[last].region == region_of(layer):
             node = self.nodes[last]
             if node.kind in ("merge", "attention"):
                 node.kind = kind if kind == "attention" else node.kind
                 return last
-        return self._new(layer.name, kind, _region(layer))
+        return self._new(layer.name, kind, region_of(layer))
 
     def _add_output(self) -> None:
         made = (self._of_value(value) for value in self.graph.outputs)
@@ -156,6 +156,6 @@ class Flow:
         self.edges = {(place[a], place[b]): None for a, b in self.edges}
 
 
-def _region(layer: Layer) -> str:
+def region_of(layer: Layer) -> str:
     """The module whose forward calls a layer, as far as names tell."""
     return layer.fqn.rpartition(".")[0] if layer.is_module else layer.fqn

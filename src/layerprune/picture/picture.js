@@ -72,6 +72,7 @@
         return { node, x, y, w: number(rect, "width"), h: number(rect, "height") };
       });
       this.texts = all(this.svg, ".lp-title, .lp-row").map((node) => ({ node, x: number(node, "x"), y: number(node, "y") }));
+      for (const { node, x } of this.texts) node.lpX = x;
       this.paths = all(this.svg, ".lp-edge, .lp-head").map((node) => {
         let x = 0;
         let y = 0;
@@ -129,6 +130,11 @@
         const isWide = Math.min(w, Math.max(100, owner.lpWidth || 0));
         zone.kept.push([y - 12, y + 28], [y + h, y + h + 12]);
         keptX.push([x - 8, x + isWide], [x + w, x + w + 8]);
+        const title = owner.querySelector(":scope > .lp-title");
+        if (!isCollapsed && title) {
+          const at = title.lpX;
+          keptX.push([at - 4, at + (owner.lpWidth || 0) - 14]);
+        }
         if (isCollapsed) {
           zone.cuts.push([y + 28, y + h]);
           cutX.push([x + isWide, x + w]);
@@ -255,6 +261,7 @@
     }
 
     look() {
+      if (this.printing) return;
       const { clientWidth: width, clientHeight: height } = this.canvas;
       const w = width / this.scale;
       const h = height / this.scale;
@@ -461,7 +468,10 @@
       svg.addEventListener("click", (event) => this.click(event));
       svg.addEventListener("keydown", (event) => this.key(event));
       addEventListener("beforeprint", () => this.print());
-      addEventListener("afterprint", () => this.reset());
+      addEventListener("afterprint", () => {
+        this.printing = false;
+        this.reset();
+      });
       new ResizeObserver(() => (this.touched ? this.look() : this.reset())).observe(figure);
       this.drag();
     }
@@ -555,6 +565,7 @@
     }
 
     print() {
+      this.printing = true;
       this.canvas.style.height = "auto";
       this.svg.setAttribute("viewBox", `0 0 ${this.size.width} ${this.size.height}`);
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 
 from layerprune.graph import without_numbers
-from layerprune.picture.flow import Flow
+from layerprune.picture.flow import Flow, region_of
 from layerprune.picture.module_tree import Branch, Child
 
 FEWEST_MODULES = 3  # fewer modules of equal structure are drawn one by one
@@ -29,7 +29,11 @@ class Structures:
         """A number that children of equal structure share; names count from inside the module ``around``."""
         if not isinstance(child, Branch):
             node = self._flow.nodes[child]
-            layers = tuple(layer.type_name for layer in node.layers if layer.kind not in _UNSEEN)
+            layers = tuple(
+                layer.type_name
+                for layer in node.layers
+                if layer.kind not in _UNSEEN and f"{region_of(layer)}.".startswith(f"{node.region}.")
+            )
             return self._number((node.kind, without_numbers(inside(node.name, around)), layers))
         known = self._of_branch.get(id(child))
         if known is None:
