@@ -45,15 +45,16 @@ def estimate(parts: Sequence[np.ndarray], combine: Callable[[list[np.ndarray]], 
     """
     value = float(combine([part.sum() for part in parts]))
     num = len(parts[0])
-    if num < 2:
+    if num < 2 or math.isnan(value):
         return Estimate(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     step = max(1, _AT_ONCE // num)
     found: list[np.ndarray] = []
     for start in range(0, _DRAWS, step):
         draws = rng.integers(0, num, (min(step, _DRAWS - start), num))
-        found.append(combine([part[draws].sum(1) for part in parts]))
-    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+        with np.errstate(divide="ignore", invalid="ignore"):  # a draw of samples without a prediction is left out
+            found.append(combine([part[draws].sum(1) for part in parts]))
+    low, high = np.nanpercentile(np.concatenate(found), [2.5, 97.5])
     return Estimate(value, float(low), float(high))
 
 

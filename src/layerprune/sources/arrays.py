@@ -20,9 +20,10 @@ def read_arrays(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SourceError(f"there is no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as held:
-            if isinstance(held, np.ndarray):
-                raise SourceError(f"{path} holds an array without a name; write it by numpy.savez(file, NAME=array)")
+        held = np.load(path, allow_pickle=False)
+        if isinstance(held, np.ndarray):
+            raise SourceError(f"{path} holds a single array without a name; write it by numpy.savez(file, NAME=array)")
+        with held:
             arrays = {name: held[name] for name in held.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise SourceError(f"{path} cannot be read as an npz file: {error}") from error
