@@ -132,6 +132,10 @@ class DistillationError(LayerPruneError, ValueError):
     """A pruned model could not be trained: settings, models, checkpoint or data do not fit; it did not change."""
 
 
+class IntegrationError(LayerPruneError, ValueError):
+    """A model cannot be pruned inside a training loop; the message says what stands in the way. Nothing changed."""
+
+
 class FidelityError(LayerPruneError):
     """Two models could not be compared; the message names the batch and the reason."""
 

@@ -28,7 +28,10 @@ EXTENDING = DOCS / "internals" / "extending.md"
 COMMAND_LINE = DOCS / "command-line.md"
 #: Pages that write keywords of other packages, too.
 OF_OTHERS = frozenset(
-    {"command-line.md", "export.md", "limits.md", "other-libraries.md", "timm-torchvision.md", "transformers.md"}
+    {
+        *("command-line.md", "export.md", "limits.md", "other-libraries.md", "timm-torchvision.md", "training.md"),
+        "transformers.md",
+    }
 )
 USERS = [README, *(page for page in sorted(DOCS.glob("*.md")) if page.name not in OF_OTHERS)]
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]

@@ -20,7 +20,7 @@ FLOORS = (
     *("adapters", "capture", "edits", "channels", "surgery", "plan", "removals", "cost", "proof", "fidelity"),
     *("replay", "fitting", "impact", "repair", "select", "export", "checkpoint", "report", "picture"),
     *("distillation", "html", "options", "discovery", "inspection", "scoring", "execute", "planner"),
-    *("overview", "pruner", "sources", "recipe", "cli", "__main__"),
+    *("overview", "pruner", "integrations", "sources", "recipe", "cli", "__main__"),
     "__init__",  # names everything, and imports it lazily
 )
 MOST_IN_ROOT = 10

@@ -247,8 +247,6 @@ def test_a_plan_has_these_fields():
         "granularity",
         "strategy",
         "seed",
-        "removals",
-        "edits",
         "num_params_before",
         "num_params_after",
         "figures",
@@ -258,6 +256,9 @@ def test_a_plan_has_these_fields():
         "needs_layerprune",
         "notes",
         "shortfall",
+        "removals",
+        "edits",
+        "rounds",
     ]
 
 

@@ -3,7 +3,7 @@
 # pyright: reportUnusedImport=false
 from layerprune.checkpoint.atomic_files import digest, write_record, write_tensors
 from layerprune.checkpoint.hub import from_hub, push_to_hub
-from layerprune.checkpoint.load import load_pruned
+from layerprune.checkpoint.load import holds_artefact, load_pruned, load_weights
 from layerprune.checkpoint.manifest import Manifest, is_artefact, read_manifest, verify
 from layerprune.checkpoint.marked_saving import allow_marked_saving
 from layerprune.checkpoint.save import save_pruned

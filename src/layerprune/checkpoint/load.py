@@ -23,7 +23,7 @@ from layerprune.checkpoint.manifest import (
 from layerprune.checkpoint.weights import Weights, entries_of
 from layerprune.environment import locked
 from layerprune.errors import CheckpointError, PlanError, ended_by
-from layerprune.modules import clone, named_tensors, num_params, own, unwrap
+from layerprune.modules import clone, named_tensors, num_params, own, unwrap, write
 from layerprune.plan import PruningPlan, plans_of
 from layerprune.stand_ins import DroppedTensor
 from layerprune.tensors import tensors_in
@@ -67,9 +67,7 @@ def load_pruned(
     """
     given, maker = origin_of(model, factory)
     _check_device(device)
-    target = path_of(folder).absolute().resolve()
-    if not is_artefact(target) and is_artefact(target / INSIDE):
-        target /= INSIDE
+    target = _artefact_in(path_of(folder).absolute().resolve())
 
     def read() -> nn.Module:
         if not target.is_dir():
@@ -290,6 +288,39 @@ def _homes(model: nn.Module, weights: Weights) -> dict[str, str]:
             "has no place: what was added after pruning has to be added to model= or by factory=, too"
         )
     return homes
+
+
+@locked
+def load_weights(folder: str | Path, pruned: nn.Module) -> None:
+    """Load the weights of an artefact into a model that is pruned as the saved one was, in place.
+
+    Args:
+        folder: the artefact, or a folder that another library wrote after :func:`allow_marked_saving`.
+        pruned: the pruned model; its tensors stay the same objects.
+
+    Raises:
+        CheckpointError: the folder is damaged, or its weights do not fit. The model is as it was.
+    """
+    target = _artefact_in(path_of(folder).absolute().resolve())
+
+    def read() -> None:
+        manifest = read_manifest(target)
+        check_hashes(target, manifest)
+        weights, named = Weights(target, manifest.weights, manifest.tensors), dict(named_tensors(pruned))
+        homes = {name: home for name, home in _homes(pruned, weights).items() if name in named}
+        values = weights.read(_devices(homes, named, None))
+        write(pruned, {name: values[home] for name, home in homes.items()})
+
+    steadily(target, read)
+
+
+def holds_artefact(folder: str | Path) -> bool:
+    """Whether a folder is an artefact, or has one inside."""
+    return is_artefact(_artefact_in(path_of(folder)))
+
+
+def _artefact_in(folder: Path) -> Path:
+    return folder / INSIDE if not is_artefact(folder) and is_artefact(folder / INSIDE) else folder
 
 
 def _slots(model: nn.Module) -> _Slots:
