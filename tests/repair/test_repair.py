@@ -11,6 +11,7 @@ from layerprune.fitting import STRENGTHS, Gram, Sums, add_output, as_weight, fit
 from layerprune.inputs import as_inputs
 from layerprune.modules import write
 from layerprune.repair import closed_form, find_sites, repair, untie
+from layerprune.repair.report import Refitted, about_rows
 from layerprune.repair.verdict import RepairVerdict
 from models.nets import (
     Net,
@@ -507,6 +508,16 @@ def test_few_rows_are_said():
     pruned, edits = without(model, "branch", BATCHES[0])
     report = repair(model, pruned, [rows(2, seed=seed) for seed in range(4)], edits=edits)
     assert any("8 inputs and was fitted on 6" in note for note in report.notes)
+
+
+def test_transforms_with_too_few_rows_share_a_note():
+    few = [
+        Refitted(name=name, left=1.0, kept=False, strength=None, num_rows=rows, num_inputs=inputs)
+        for name, rows, inputs in [("a", 6, 8), ("b", 6, 60), ("c", 64, 8), ("d", 0, 8)]
+    ]
+    assert about_rows(few[2:]) == []
+    (note,) = about_rows(few)
+    assert "'b' has 60 inputs and was fitted on 6 tokens or places, 1 more transform was fitted on too few" in note
 
 
 def test_values_that_are_not_finite_are_an_error_about_the_batch():

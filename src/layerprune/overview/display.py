@@ -85,7 +85,7 @@ class PlanDisplay(ShownAsTable, ABC):
         found = sum(group.can_remove for group in groups)
         unknown = ", impacts not measured yet" if scored is None else ", impacts unknown"
         known = scored is not None and scored.evidence is not None
-        pruned = f", pruned {len(self._pruned_by)} times" if self._pruned_by else ""
+        pruned = f", pruned {_times(len(self._pruned_by))}" if self._pruned_by else ""
         size = f"{self.graph.num_params:,} parameters, {found} of {len(groups)} groups removable"
         return brief(self, f"{type(self._original).__name__}: {size}{'' if known else unknown}{pruned}")
 
@@ -124,3 +124,7 @@ class PlanDisplay(ShownAsTable, ABC):
     def _untried(self) -> Collection[str]:
         """Names of the groups whose projections nobody asked for, so that their verdict is not known yet."""
         return () if "projections" in vars(self._found) else self._found.without_removal
+
+
+def _times(num: int) -> str:
+    return "once" if num == 1 else f"{num} times"

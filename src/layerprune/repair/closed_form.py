@@ -15,7 +15,7 @@ from layerprune.errors import RepairError
 from layerprune.fidelity import Divergence, Kind, divergence_named
 from layerprune.modules import unwrap, write
 from layerprune.repair.refit import Refitter, first_held_out
-from layerprune.repair.report import RepairReport
+from layerprune.repair.report import RepairReport, about_rows
 from layerprune.repair.sites.permutation import Permutation
 from layerprune.repair.sites.sites import find_sites, renumbered
 from layerprune.repair.sites.unchanged import changed_sites
@@ -138,7 +138,7 @@ class ClosedFormRepair:
         shades = original.shade, side.shade, repaired
         verdict = judge(self.original, shades, judged, self.harm)
         kept = any(one.kept for one in refitted) and (verdict.after < verdict.before or not verdict.unit)
-        notes = list(refitter.notes)
+        notes = [*refitter.notes, *about_rows(refitted)]
         if not kept:
             notes.append("the pruned model stays as it was: new weights make its output no better")
         report = RepairReport(

@@ -12,7 +12,7 @@ from layerprune.fitting import Fit, Gram, Sums, matrix_of, rows_of, single
 from layerprune.repair.report import Refitted
 from layerprune.repair.sites.sites import Site
 from layerprune.repair.sites.token_norms import Norm
-from layerprune.repair.solver import Change, Solver, moved_back, too_few, unscaled
+from layerprune.repair.solver import Change, Solver, moved_back, unscaled
 from layerprune.repair.stream.site_batch import SiteBatch
 from layerprune.torch_internals import parameters_of
 
@@ -41,21 +41,16 @@ class _Rows:
 
 
 @torch.no_grad()
-def solve_normed(
-    solver: Solver, site: Site, views: Sequence[SiteBatch], notes: list[str]
-) -> tuple[Refitted, Change | None]:
+def solve_normed(solver: Solver, site: Site, views: Sequence[SiteBatch]) -> tuple[Refitted, Change | None]:
     """Find new weights of a transform in front of a norm; None where none help on the held-out rows.
 
     The wanted input of the norm is ``u*``: the wanted output less ``b``, divided by ``g``, times the token's own size.
     With that size fixed this is a linear fit of rows divided by the size, because the norm divides the error as well.
     The size changes with the weights, so the fit repeats while the norm's output gets nearer on held-out rows.
-    ``notes`` gets messages for the user.
     """
     found = _Normed(solver, site, views).run()
     module = solver.model.get_submodule(site.name)
     num_inputs = matrix_of(module).shape[2]
-    if 0 < found.num_rows < num_inputs:
-        notes.append(too_few(site.name, num_inputs, found.num_rows))
     change = None if found.best is None else solver.change(site, module, found.best, by_output=False)
     strength = None if found.best is None else found.best.strength
     return Refitted(

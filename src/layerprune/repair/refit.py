@@ -156,7 +156,7 @@ class Refitter:
             reason = solver.why_not(site)
             if not reason:
                 solve = solver.solve if site.passed is None else partial(solve_normed, solver)
-                return solve(site, views, self.notes)
+                return solve(site, views)
             self.refused[site.name] = reason if site.passed is not None else f"{reason}; its bias may take the mean"
             if site.passed is not None:  # behind a normalization the constant is no constant any more
                 return None

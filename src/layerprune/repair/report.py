@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from layerprune.fidelity import HeldOutVerdict
@@ -115,3 +115,15 @@ class RepairReport(ShownAsTable):
         if self.verdict is not None:
             lines.append(str(self.verdict))
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
+
+def about_rows(refitted: Sequence[Refitted]) -> list[str]:
+    """Note the transforms with more inputs than rows that they were fitted on."""
+    short = [one for one in refitted if 0 < one.num_rows < one.num_inputs]
+    if not short:
+        return []
+    worst = max(short, key=lambda one: one.num_inputs / one.num_rows)
+    figures = f"'{worst.name}' has {worst.num_inputs:,} inputs and was fitted on {worst.num_rows:,} tokens or places"
+    num = len(short) - 1
+    others = f", {num} more transform{'s were' if num > 1 else ' was'} fitted on too few" if num else ""
+    return [f"{figures}{others}: give calibration data with more tokens or places than inputs"]

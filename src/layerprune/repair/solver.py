@@ -77,14 +77,6 @@ class Change:
         view.there.add_(moved_on(step, passed.moves).reshape(view.there.shape))
 
 
-def too_few(name: str, num_inputs: int, num_rows: int) -> str:
-    """The message that a transform has more inputs than rows."""
-    return (
-        f"'{name}' has {num_inputs:,} inputs and was fitted on {num_rows:,} tokens or places: give calibration data "
-        "with more than that"
-    )
-
-
 def moved_on(tensor: Tensor, moves: Permutation | None) -> Tensor:
     """Elements in the order behind a permutation, in any shape."""
     return tensor if moves is None else moves.forth(tensor)
@@ -204,7 +196,7 @@ class Solver:
             last += bias.detach().to(matrix.dtype).reshape(last.shape)
         return torch.cat([matrix, last], 1)
 
-    def solve(self, site: Site, views: Sequence[SiteBatch], notes: list[str]) -> tuple[Refitted, Change | None]:
+    def solve(self, site: Site, views: Sequence[SiteBatch]) -> tuple[Refitted, Change | None]:
         """Find new weights; None where none help on the held-out rows."""
         module = self.model.get_submodule(site.name)
         by_output = self.plan(site)[0]
@@ -213,8 +205,6 @@ class Solver:
         seen, held_out = ready[1] if ready and known else self.sums(site, module, views, by_output=by_output)
         found = self.fit(seen, held_out)
         num_inputs = seen.gram_of.matrix.shape[1] - 1
-        if 0 < seen.num_rows < num_inputs:
-            notes.append(too_few(site.name, num_inputs, seen.num_rows))
         left, strength = (1.0, None) if found is None else (found.left, found.strength)
         told = Refitted(
             name=site.name,
