@@ -22,7 +22,8 @@ MOST_SECONDS = 300
 #: transformers imports torchvision where it finds it, even for text, and fails on one that does not fit torch. Kernels
 #: ask for colours, which Markdown cannot show.
 _FIRST = """
-import os, sys
+import os, sys, warnings
+warnings.filterwarnings("ignore", message="IProgress not found")
 sys.modules["torchvision"] = None
 os.environ.pop("FORCE_COLOR", None)
 os.environ["NO_COLOR"] = "1"
