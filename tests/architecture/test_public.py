@@ -186,6 +186,12 @@ def test_print_plan_needs_nothing():
     ]
 
 
+def test_plots_take_axes_and_a_plan():
+    shared = [("self", "positional", None), ("ax", "positional", None), ("plan", "positional", None)]
+    assert parameters(UniversalLayerPruner.plot_frontier) == shared
+    assert parameters(UniversalLayerPruner.plot_impact) == [*shared, ("num", "keyword", 30)]
+
+
 def test_quick_prune_takes_a_model_and_a_reduction():
     assert parameters(quick_prune) == [
         ("model", "positional", None),

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from layerprune.checkpoint.atomic_dir import steadily
 from layerprune.errors import CheckpointError
-from layerprune.tables import brief
+from layerprune.tables import brief, count_text
 
 NAME = "manifest.json"
 SCHEMA = 2  # 2: plans of modules inside the model, and entries; an artefact without these is written as schema 1
@@ -123,7 +123,7 @@ class Manifest(BaseModel):
 
     def __repr__(self) -> str:
         size = sum(record.size for record in self.files.values())
-        contents = f"{len(self.files)} files of {size:,} bytes, {len(self.plans)} plans"
+        contents = f"{count_text(len(self.files), 'file')} of {size:,} bytes, {count_text(len(self.plans), 'plan')}"
         return brief(self, f"{self.model}: {self.num_params:,} parameters, {contents}")
 
 

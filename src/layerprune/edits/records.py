@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from layerprune.graph import without_numbers
+from layerprune.tables import brief
 
 
 class _Edit(BaseModel):
@@ -28,6 +29,9 @@ class _Edit(BaseModel):
     def named(self) -> tuple[str, ...]:
         """The names that distinguish the edit from others of its kind."""
         return (self.fqn,)
+
+    def __repr__(self) -> str:
+        return brief(self, str(self))
 
 
 class Delete(_Edit):

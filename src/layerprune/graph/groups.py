@@ -7,7 +7,7 @@ from typing import Literal
 
 from layerprune.errors import UnsupportedModelError
 from layerprune.graph.layer_graph import LayerGraph
-from layerprune.tables import brief, impact_text
+from layerprune.tables import brief, count_text, impact_text
 
 GROUP_TYPES = ("transform_unit", "parallel_branch", "complex")
 GroupVerdict = Literal["removable", "with_calibration", "critical"]
@@ -91,7 +91,7 @@ class Group:
         return "with_calibration" if self.needs_calibration else "critical"
 
     def __repr__(self) -> str:
-        size = f"{len(self.layers)} layers, {self.num_params:,} parameters"
+        size = f"{count_text(len(self.layers), 'layer')}, {self.num_params:,} parameters"
         return brief(self, f"{self.name}: {size}, {self.verdict}, impact {impact_text(self.impact)}")
 
 

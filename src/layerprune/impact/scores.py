@@ -16,7 +16,7 @@ from layerprune.graph import LayerGraph
 from layerprune.proof import Removal
 from layerprune.replay import ReusePolicy
 from layerprune.surgery import Folded
-from layerprune.tables import brief
+from layerprune.tables import brief, count_text
 
 _RESAMPLES = 200
 _NAMED = 5  # most removals named in a note
@@ -59,7 +59,9 @@ class ScoringContext:
 
     def __repr__(self) -> str:
         name = type(self.model).__name__
-        return brief(self, f"{name}: {len(self.removals)} removals, {len(self.batches)} batches, seed {self.seed}")
+        return brief(
+            self, f"{name}: {count_text(len(self.removals), 'removal')}, {len(self.batches)} batches, seed {self.seed}"
+        )
 
     @contextmanager
     def on(self, number: int) -> Generator[None]:

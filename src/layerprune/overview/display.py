@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection
 from functools import cached_property
+from math import isfinite
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from layerprune.capture import Batch
 from layerprune.discovery import Discovery
 from layerprune.environment import holding_process_lock
+from layerprune.errors import ReportError
 from layerprune.fitting import ProjectionReport
 from layerprune.graph import Group, LayerGraph
 from layerprune.overview.overview import Overview
@@ -19,9 +22,22 @@ from layerprune.plan import PlanGiven, PruningPlan, plan_of
 from layerprune.planner import Planner
 from layerprune.proof import with_reasons
 from layerprune.repair import RepairReport
-from layerprune.report import PLAN_COLOURS, groups_table, plan_text, terminal_width
+from layerprune.report import (
+    MEASURED,
+    PLAN_COLOURS,
+    ImpactBar,
+    PlotPoint,
+    draw_frontier,
+    draw_impacts,
+    groups_table,
+    plan_text,
+    terminal_width,
+)
 from layerprune.scoring import Scored
-from layerprune.tables import ShownAsTable, Table, amount_text, brief, print_coloured
+from layerprune.tables import ShownAsTable, Table, amount_text, brief, print_coloured, short_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @holding_process_lock(but=("as_table",))
@@ -41,6 +57,7 @@ class PlanDisplay(ShownAsTable, ABC):
     _batches: tuple[Batch, ...] | None
     _found: Discovery
     _pruned_by: list[PruningPlan]
+    _latest: PruningPlan | None
 
     @cached_property
     @abstractmethod
@@ -78,15 +95,81 @@ class PlanDisplay(ShownAsTable, ABC):
             text += f"\n\n{plan_text(chosen, done.verdict if done else None, width=width or terminal_width())}"
         print_coloured(text, PLAN_COLOURS)
 
+    # ---- pictures -------------------------------------------------------------------------------------------------
+
+    def plot_frontier(self, ax: Axes | None = None, plan: PlanGiven | None = None) -> Axes:
+        """Draw the least sum of impacts for every size, a prediction, with the sets of a plan marked.
+
+        Args:
+            ax: matplotlib axes to draw on; new ones if None.
+            plan: a plan to mark; the one made last if None.
+
+        Returns:
+            The axes; nothing is shown before ``matplotlib.pyplot.show()``, which notebooks call themselves.
+
+        Raises:
+            ReportError: matplotlib is not installed, or the impacts are not known.
+        """
+        points, unit = self._planner.frontier, self._planner.scored.unit
+        if not points:
+            raise ReportError(f"there is no frontier to draw: {self._why_no_impacts}")
+        chosen, marks = self._plan_of(plan), list[PlotPoint]()
+        if chosen is not None and chosen.removals:
+            impacts = [removal.impact for removal in chosen.removals]
+            if None not in impacts:
+                marks.append(
+                    PlotPoint(chosen.reduction, sum(i or 0.0 for i in impacts), "the plan, sum of its impacts")
+                )
+            if chosen.impact_together is not None:
+                marks.append(PlotPoint(chosen.reduction, chosen.impact_together, "the plan, measured", MEASURED))
+        return draw_frontier(points, unit, marks, f"{type(self._original).__name__}: what each size costs", ax)
+
+    def plot_impact(self, ax: Axes | None = None, plan: PlanGiven | None = None, *, num: int = 30) -> Axes:
+        """Draw the impact of each removable group, least first, with its interval where it has one.
+
+        Args:
+            ax: matplotlib axes to draw on; new ones if None.
+            plan: a plan whose groups are marked; the one made last if None.
+            num: the number of groups drawn, at most.
+
+        Returns:
+            The axes; nothing is shown before ``matplotlib.pyplot.show()``, which notebooks call themselves.
+
+        Raises:
+            ReportError: matplotlib is not installed, or the impacts are not known.
+        """
+        overview, chosen = self._overview, self._plan_of(plan)
+        leaving = set[str]() if chosen is None else {name for each in chosen.removals for name in each.groups}
+        bars = [
+            ImpactBar(
+                group.name, group.impact, overview.intervals.get(overview.best(group.name).name), group.name in leaving
+            )
+            for group in overview.groups
+            if group.can_remove and isfinite(group.impact)
+        ]
+        if not bars:
+            raise ReportError(f"there are no impacts to draw: {self._why_no_impacts}")
+        shown = "" if len(bars) <= num else f", the {num} of least impact of {len(bars)}"
+        title = f"{type(self._original).__name__}: impact of each group{shown}"
+        return draw_impacts(bars[:num], self._planner.scored.unit, title, ax)
+
+    def _plan_of(self, plan: PlanGiven | None) -> PruningPlan | None:
+        return self._latest if plan is None else plan_of(plan)
+
+    @property
+    def _why_no_impacts(self) -> str:
+        scored = self._planner.scored
+        return "no group can be removed" if not scored.removals else f"impacts are {scored.unit}"
+
     # ---- notebooks ------------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         groups, scored = self._known_groups, self._known_scores
         found = sum(group.can_remove for group in groups)
-        unknown = ", impacts not measured yet" if scored is None else ", impacts unknown"
+        unknown = ", impacts not measured" if scored is None else ", impacts unknown"
         known = scored is not None and scored.evidence is not None
         pruned = f", pruned {_times(len(self._pruned_by))}" if self._pruned_by else ""
-        size = f"{self.graph.num_params:,} parameters, {found} of {len(groups)} groups removable"
+        size = f"{short_number(self.graph.num_params)} parameters, {found} of {len(groups)} groups removable"
         return brief(self, f"{type(self._original).__name__}: {size}{'' if known else unknown}{pruned}")
 
     def as_table(self) -> Table:

@@ -23,7 +23,7 @@ from layerprune.plan.composition import composed, parts_of, why_inconsistent
 from layerprune.plan.provenance import entries_of, record
 from layerprune.plan.records import PlanHeader, PlannedRemoval
 from layerprune.surgery import check_numbers, cover, operate, rebuilders
-from layerprune.tables import ShownAsTable, Table, brief, impact_text
+from layerprune.tables import ShownAsTable, Table, brief, count_text, impact_text
 
 #: 2: more budgets, intervals, frontier; 3: the model's structure; 4: folded projections; 5: slack and shortfall; 6:
 #: several rounds.
@@ -293,7 +293,9 @@ class PruningPlan(ShownAsTable, PlanHeader, _Schema):
         )
 
     def __repr__(self) -> str:
-        return brief(self, f"{self.model}: {self._size}, {len(self.removals)} removals, by {self.strategy}")
+        return brief(
+            self, f"{self.model}: {self._size}, {count_text(len(self.removals), 'removal')}, by {self.strategy}"
+        )
 
     def __str__(self) -> str:
         in_rounds = f" in {len(self.rounds)} rounds" if self.rounds else ""

@@ -14,7 +14,7 @@ from layerprune.modules import parameters
 from layerprune.removals.idle_merges import idle_merges, is_concat, merge_of
 from layerprune.removals.rewiring import Rewirer, Rewiring, also_used
 from layerprune.stand_ins import kept_members, parts_read
-from layerprune.tables import brief
+from layerprune.tables import brief, count_text
 from layerprune.tensors import OutputTree, StandInLeaf, Structure
 from layerprune.torch_internals import children_of, registry_of
 
@@ -46,7 +46,7 @@ class Lowering:
     moved: tuple[Moved, ...] = ()
 
     def __repr__(self) -> str:
-        return brief(self, f"{len(self.edits)} edits, {len(self.dead)} dead layers, {len(self.params)} parameters")
+        return brief(self, f"{count_text(len(self.edits), 'edit')}, {count_text(len(self.dead), 'dead layer')}")
 
 
 def lower_removal(

@@ -7,6 +7,7 @@ from layerprune.tables.numbers import (
     amount_text,
     bytes_text,
     clipped,
+    count_text,
     impact_text,
     name_clipped,
     share_text,

@@ -33,6 +33,11 @@ def short_number(value: float) -> str:
     return f"{value:.0f}" if not place else f"{value:.3g}{_UNITS[place]}"
 
 
+def count_text(num: int, noun: str) -> str:
+    """Format a number of things: ``1 layer``, ``1,234 layers``."""
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"
+
+
 def share_text(amount: float, total: float | None) -> str:
     """Format the share of a total: ``30.1%``."""
     return f"{amount / total if total else 0.0:.1%}"
