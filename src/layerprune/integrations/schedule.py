@@ -29,11 +29,12 @@ class Schedule:
     Raises:
         ArgumentError, BudgetError: a number is out of its range.
 
-    >>> plan = Schedule(start=100, every=50, num_rounds=4, final_share=0.4, curve="cubic")
-    >>> [plan.time_of(n) for n in range(1, 5)]
-    [100, 150, 200, 250]
-    >>> [round(plan.share_after(n), 3) for n in range(1, 5)]
-    [0.231, 0.35, 0.394, 0.4]
+    Examples:
+        >>> plan = Schedule(start=100, every=50, num_rounds=4, final_share=0.4, curve="cubic")
+        >>> [plan.time_of(n) for n in range(1, 5)]
+        [100, 150, 200, 250]
+        >>> [round(plan.share_after(n), 3) for n in range(1, 5)]
+        [0.231, 0.35, 0.394, 0.4]
     """
 
     start: int
