@@ -159,6 +159,10 @@ def svg(name: str) -> str:
     return to_svg(picture(name))
 
 
+def linear(net: HandBuiltGraph, name: str, operand: int) -> int:
+    return net.module(name, "transform", operand, params={f"{name}.weight": (8, 8)}, type_name="Linear")
+
+
 def random_residual(num: int, seed: int = 0) -> LayerGraph:
     """Linear layers in one module, with sums of earlier tensors between them at random."""
     draw = random.Random(seed)

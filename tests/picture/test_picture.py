@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from xml.etree import ElementTree
 
 import pytest
-from drawings import MORE_NETWORKS, NETWORKS, picture, random_residual, recorded
+from drawings import MORE_NETWORKS, NETWORKS, linear, overlapping, picture, random_residual, recorded, rectangles
 
 from layerprune import UniversalLayerPruner
-from layerprune.graph import form_groups
-from layerprune.picture import Block, Box, Cells, Region, Repeat, groups_in, picture_of
+from layerprune.graph import LayerGraph, form_groups
+from layerprune.picture import Block, Box, Cells, Region, Repeat, groups_in, picture_of, to_svg
 from models.hand_built import HandBuiltGraph
 from models.nets import ExampleModel, image
 
@@ -132,6 +133,28 @@ def test_repeated_blocks_may_hold_repeated_blocks():
     assert len(inner.labels) == 3
     assert {len(column) for column in outer.columns} == {6}
     assert groups_in(inner) == outer.columns[0]
+
+
+def in_turns() -> LayerGraph:
+    """Two modules whose layers run in turns, as in a feature pyramid."""
+    net = HandBuiltGraph()
+    x = net.input(2, 8)
+    outputs: list[int] = []
+    for number in range(3):
+        x = net.function("add", x, linear(net, f"inner.{number}", x))
+        outputs.append(linear(net, f"layer.{number}", x))
+    return net.graph(net.cat(*outputs))
+
+
+def test_an_edge_leads_back_where_two_modules_run_in_turns():
+    graph = in_turns()
+    groups = form_groups(graph)
+    root = picture_of(graph, groups, model="Pyramid").root
+    labels = [block.label for block in root.blocks]
+    assert labels[:4] == ["input", "inner", "add", "layer"]
+    assert any(edge.source > edge.target for edge in root.edges)
+    drawn = ElementTree.fromstring(to_svg(picture_of(graph, groups, model="Pyramid")))
+    assert list(overlapping(rectangles(drawn))) == []
 
 
 def test_a_module_that_is_called_again_is_drawn_once_with_its_calls():

@@ -12,6 +12,7 @@ from drawings import (
     MORE_NETWORKS,
     NETWORKS,
     ends_of,
+    linear,
     name_of,
     offset,
     overlapping,
@@ -139,10 +140,6 @@ def language_model(num_layers: int) -> tuple[int, int]:
     graph = net.graph(linear(net, "lm_head", x))
     groups = scored(form_groups(graph))
     return len(to_html(picture_of(graph, groups)).encode()) + len(STYLE) + len(SCRIPT), len(groups)
-
-
-def linear(net: HandBuiltGraph, name: str, operand: int) -> int:
-    return net.module(name, "transform", operand, params={f"{name}.weight": (8, 8)}, type_name="Linear")
 
 
 def test_a_language_model_of_32_layers_is_small():

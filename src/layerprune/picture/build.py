@@ -205,7 +205,9 @@ class _Builder:
 
         Tensors that the same blocks read share an entry.
         """
-        latest_first = sorted(branch.incoming.items(), reverse=True)  # as in the region around: long edges at the right
+        # As in the region around: the model's inputs in their order, long edges at the right.
+        inputs = {node for node in branch.incoming if self.flow.nodes[node].kind == "input"}
+        latest_first = sorted(branch.incoming.items(), key=lambda each: each[0] if each[0] in inputs else -1 - each[0])
         keys = {node: frozenset(item_of[place] for place in places) for node, places in latest_first}
         several = list(dict.fromkeys(keys.values()))
         entry_of_key = {key: min(number, _MOST_ENTRIES - 1) for number, key in enumerate(several)}

@@ -87,18 +87,19 @@ def layered(
 
     Args:
         sizes: width and height of each block.
-        links: every link leads to a block of a higher number.
+        links: edges; those to a block of the same or a lower number lead back up, along the rail.
         first: blocks of the first rank, with nothing else in it; they come in at the top.
         last: the block of the last rank, with nothing else in it.
     """
     first = frozenset(first)
-    ranks = _ranks(len(sizes), links, first)
+    is_back = [link.source >= link.target for link in links]
+    ranks = _ranks(len(sizes), [link for link, back in zip(links, is_back, strict=True) if not back], first)
     if last is not None:
         ranks[last] = max(rank for i, rank in enumerate(ranks) if i != last) + 1
     spans = [ranks[link.target] - ranks[link.source] for link in links]
-    is_dense = sum(span - 1 for span in spans) > _MOST_BENDS * len(sizes) + 8
-    on_rail = [is_dense and span > 1 for span in spans]
-    num_out = Counter(link.source for link in links)
+    is_dense = sum(max(span - 1, 0) for span in spans) > _MOST_BENDS * len(sizes) + 8
+    on_rail = [back or (is_dense and span > 1) for span, back in zip(spans, is_back, strict=True)]
+    num_out = Counter(link.source for link, skip in zip(links, on_rail, strict=True) if not skip)
     nodes = [_Node(width=width, rank=rank) for (width, _), rank in zip(sizes, ranks, strict=True)]
     ways = [
         [] if skip else _way(nodes, link, num_out[link.source] > 1) for link, skip in zip(links, on_rail, strict=True)

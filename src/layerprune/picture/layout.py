@@ -49,6 +49,16 @@ class Label:
     y: float
 
 
+@dataclass(frozen=True)
+class RailLine:
+    """An edge along the rail: its ends, and the heights at which it leaves for the rail and comes back."""
+
+    start: Point
+    leaves: float
+    enters: float
+    end: Point
+
+
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """A block with its place: all coordinates inside it count from its own upper left corner.
@@ -59,7 +69,7 @@ class Placement:
         y: upper end inside the placement around it.
         inner: placements inside.
         lines: edges; see :class:`Layout`.
-        rail_lines: edges along the rail: from, to.
+        rail_lines: edges along the rail.
         rail: x of the rail.
         entries: x of each place where tensors come in at the upper border.
         exit: x of the place where they leave at the lower border.
@@ -75,7 +85,7 @@ class Placement:
     y: float = 0.0
     inner: tuple[Placement, ...] = ()
     lines: tuple[tuple[Point, ...], ...] = ()
-    rail_lines: tuple[tuple[Point, Point], ...] = ()
+    rail_lines: tuple[RailLine, ...] = ()
     rail: float | None = None
     entries: tuple[float, ...] = ()
     exit: float = 0.0
@@ -254,7 +264,7 @@ def _framed(
         replace(p, x=left + layout.corners[num_in + i][0], y=top + layout.corners[num_in + i][1])
         for i, p in enumerate(inner)
     )
-    lines = tuple(tuple((left + x, top + y if y else 0.0) for x, y in line) for line in layout.lines if line)
+    lines = tuple(_from_border(line, left, top) for line in layout.lines if line)
     return Placement(
         block=region,
         width=width,
@@ -267,6 +277,12 @@ def _framed(
         exit=left + layout.corners[-1][0] if region.has_exit else width / 2,
         columns=tuple(replace(c, x=left + c.x, y=top + c.y) for c in columns),
     )
+
+
+def _from_border(line: Sequence[Point], left: float, top: float) -> tuple[Point, ...]:
+    """An edge with the offset of the inside; one that comes in begins at the upper border of the region."""
+    (x, y), *rest = ((left + x, top + y) for x, y in line)
+    return ((x, y if y > top else 0.0), *rest)
 
 
 def _top(layout: Layout, links: Sequence[Link], num_entries: int) -> float:
@@ -288,18 +304,22 @@ def _missing_for_label(label: str, left: float, width: float, entries: Sequence[
 
 def _rail_lines(
     layout: Layout, links: Sequence[Link], sizes: Sequence[tuple[float, float]], left: float, top: float
-) -> tuple[tuple[Point, Point], ...]:
-    """For each edge along the rail where it leaves its source and where it reaches its target."""
+) -> tuple[RailLine, ...]:
     if layout.rail is None:
         return ()
-    found: dict[tuple[Point, Point], None] = {}
+    found: dict[RailLine, None] = {}
     for link, line in zip(links, layout.lines, strict=True):
         if line:
             continue
         (x, y), (to_x, to_y) = layout.corners[link.source], layout.corners[link.target]
         (width, height), (to_width, _) = sizes[link.source], sizes[link.target]
-        start = (left + x + width / 2 + link.source_offset, top + y + height)
-        found[start, (left + to_x + to_width / 2 + link.target_offset, top + to_y)] = None
+        own = RailLine(
+            start=(left + x + width / 2 + link.source_offset, top + y + height),
+            leaves=top + layout.ranks[layout.rank_of[link.source]][1] + 7,
+            enters=top + layout.ranks[layout.rank_of[link.target]][0] - 11,
+            end=(left + to_x + to_width / 2 + link.target_offset, top + to_y),
+        )
+        found[own] = None
     return tuple(found)
 
 

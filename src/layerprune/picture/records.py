@@ -61,6 +61,8 @@ class Box:
 class Edge:
     """Data flow between two blocks of a region.
 
+    The target stands behind the source, unless two modules run in turns: then an edge leads back.
+
     Attributes:
         source: place of a block in :attr:`Region.blocks`; ``-1 - p`` for entry ``p`` of the region.
         target: place of a block; the number of blocks for the exit of the region.

@@ -146,11 +146,12 @@ class _Drawing:
         if placement.rail is not None:
             rail = x + placement.rail
             ys: list[float] = []
-            for (from_x, from_y), (to_x, to_y) in placement.rail_lines:
-                paths.append(f"M{_n(x + from_x)} {_n(y + from_y)}v7H{_n(rail)}")
-                paths.append(f"M{_n(rail)} {_n(y + to_y - 11)}H{_n(x + to_x)}v11")
+            for line in placement.rail_lines:
+                (from_x, from_y), (to_x, to_y) = line.start, line.end
+                paths.append(f"M{_n(x + from_x)} {_n(y + from_y)}V{_n(y + line.leaves)}H{_n(rail)}")
+                paths.append(f"M{_n(rail)} {_n(y + line.enters)}H{_n(x + to_x)}V{_n(y + to_y)}")
                 heads.append(_head(x + to_x, y + to_y))
-                ys += [y + from_y + 7, y + to_y - 11]
+                ys += [y + line.leaves, y + line.enters]
             paths.append(f"M{_n(rail)} {_n(min(ys))}V{_n(max(ys))}")
         self.parts.append(f'<path class="lp-edge" aria-hidden="true" d="{"".join(dict.fromkeys(paths))}"/>')
         if heads:
