@@ -30,7 +30,7 @@ def results(tmp_path_factory):
     """Results by name, of one model from construction to a saved folder."""
     batches = [rows(8, seed=seed) for seed in range(6)]
     chain = nn.Sequential(linear(8, 6), nn.Tanh(), linear(6, 9), nn.Tanh(), linear(9, 9), nn.Tanh(), linear(9, 8))
-    model = randomised(nn.Sequential(linear(), *(Block() for _ in range(40)), chain, linear()))
+    model = randomised(nn.Sequential(linear(), *(Block() for _ in range(8)), chain, linear()))
     pruner = UniversalLayerPruner(model, calibration=batches)
     plan = pruner.plan(max_param_reduction=0.4, max_mac_reduction=0.6)
     pruned = pruner.prune(plan=plan)
