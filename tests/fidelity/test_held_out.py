@@ -78,10 +78,10 @@ def test_the_verdict_is_the_harm_of_the_model_that_comes_out_on_the_held_out_qua
         with torch.no_grad():
             pairs = [(model(batch), one(batch)) for batch in BATCHES[6:]]
         expected = sum(float((b - a).square().sum() / a.square().sum()) for a, b in pairs) / 2
-        assert held.harm == pytest.approx(expected, rel=1e-5)
+        assert held.divergence == pytest.approx(expected, rel=1e-5)
         assert held.kept == pytest.approx(max(0.0, 1 - expected), rel=1e-5)
     assert (verdict.after.num_samples, verdict.num_fitted) == (len(x), 192)
-    assert verdict.after.harm < verdict.before.harm
+    assert verdict.after.divergence < verdict.before.divergence
     text = str(pruner.repair_report)
     assert f"Held-out verdict: {verdict.after.kept:.1%} of the output is kept ({verdict.before.kept:.1%}" in text
     assert "on 64 samples that no weight was fitted on (192 were)" in text
@@ -107,7 +107,7 @@ def test_of_a_distribution_it_says_how_many_predictions_keep_their_class():
     pruner, pruned = made(model, BATCHES, "1.blocks.1", kind="distribution")
     verdict, same = pruner.repair_report.verdict, compare(model, pruned, BATCHES[6:], kind="distribution")
     assert verdict.after.kept == pytest.approx(same.top1_agreement.value)
-    assert verdict.after.harm == pytest.approx(same.kl.value, rel=1e-4)
+    assert verdict.after.divergence == pytest.approx(same.kl.value, rel=1e-4)
     assert "of the predictions keep their class" in str(pruner.repair_report)
 
 
@@ -120,7 +120,7 @@ def test_padding_does_not_count():
     batches = read_calibration([{"x": rows(8).reshape(2, 4, 8), "attention_mask": mask}], model)
     for kind in ("values", "distribution"):
         found = held_by(model, other, batches, Divergence(kind))
-        assert (found.harm, found.kept) == (0.0, 1.0)
+        assert (found.divergence, found.kept) == (0.0, 1.0)
 
 
 def test_a_projection_that_is_not_repaired_is_judged_too():
@@ -170,11 +170,15 @@ def test_a_batch_stays_whole_where_the_model_takes_no_part_of_it():
 def test_a_repair_that_is_worse_on_held_out_data_and_an_output_that_is_no_number_are_said():
     good, bad = (
         HeldOut(
-            harm=harm, kept=1 - harm, kind="values", unit="squared relative L2 change of the output", num_samples=64
+            divergence=harm,
+            kept=1 - harm,
+            kind="values",
+            unit="squared relative L2 change of the output",
+            num_samples=64,
         )
         for harm in (0.1, 0.4)
     )
     assert "worse than without the repair" in HeldOutVerdict(good, bad, 192).notes[0]
     assert HeldOutVerdict(bad, good, 192).notes == ()
-    lost = HeldOut(harm=float("nan"), kept=0.0, kind="values", unit="", num_samples=64)
+    lost = HeldOut(divergence=float("nan"), kept=0.0, kind="values", unit="", num_samples=64)
     assert "not known" in str(HeldOutVerdict(good, lost, 192))

@@ -108,7 +108,7 @@ def changed(layer, **parts):
         (lambda: changed(1, params=("fc.weight",)), "uses the parameter 'fc.weight', which does not exist"),
         (lambda: replace(residual(), inputs=(4,)), "the input %4 is made by layer 'add'"),
         (lambda: replace(residual(), outputs=(9,)), "the output %9 does not exist"),
-        (lambda: replace(residual(), implicit_inputs=frozenset({9})), "the stray %9 does not exist"),
+        (lambda: replace(residual(), implicit_inputs=frozenset({9})), "the implicit input %9 does not exist"),
         (lambda: replace(residual(), shape_reads=frozenset({(0, 9)})), "the shape of %0 is read in frame 9"),
         (lambda: replace(residual(), param_ids={}), "param_ids and param_sizes name different parameters"),
         (lambda: replace(residual(), frames=residual().frames[:1] * 2), "has the number 0 at place 1"),

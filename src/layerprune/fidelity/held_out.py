@@ -20,7 +20,7 @@ class HeldOut:
     """The difference between a pruned model and the original on held-out data.
 
     Attributes:
-        harm: divergence of the output, in ``unit``; nan where the output is not finite.
+        divergence: of the output, in ``unit``; nan where the output is not finite.
         kept: share of predictions with the original's most likely class; for ``values`` 1 minus the squared relative
             change, at least 0.
         kind: of the output: ``distribution`` or ``values``.
@@ -28,14 +28,14 @@ class HeldOut:
         num_samples: number of samples.
     """
 
-    harm: float
+    divergence: float
     kept: float
     kind: str
     unit: str
     num_samples: int
 
     def __repr__(self) -> str:
-        return brief(self, f"{self.kept:.1%} kept, {self.harm:.4g} on {self.num_samples} samples ({self.unit})")
+        return brief(self, f"{self.kept:.1%} kept, {self.divergence:.4g} on {self.num_samples} samples ({self.unit})")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class HeldOutVerdict:
                 f"the held-out verdict rests on {self.after.num_samples} samples, which are few: another draw may say "
                 f"something else; {4 * FEW_SAMPLES} calibration samples leave {FEW_SAMPLES} for it"
             )
-        if self.after.harm > self.before.harm:
+        if self.after.divergence > self.before.divergence:
             notes.append(
                 "on the held-out data the output is worse than without the repair: pass more calibration data, or "
                 "prune with repair='mean' or repair=None"
@@ -78,14 +78,14 @@ class HeldOutVerdict:
     def __str__(self) -> str:
         after, before = self.after, self.before
         what = "of the predictions keep their class" if after.kind == "distribution" else "of the output is kept"
-        if math.isnan(after.harm):
+        if math.isnan(after.divergence):
             return "Held-out verdict: not known, the pruned model's output is not finite there"
         changed = before != after
         unrepaired = f" ({before.kept:.1%} unrepaired)" if changed else ""
-        harms = f"{before.harm:.4g} → {after.harm:.4g}" if changed else f"{after.harm:.4g}"
+        divergences = f"{before.divergence:.4g} → {after.divergence:.4g}" if changed else f"{after.divergence:.4g}"
         return (
             f"Held-out verdict: {after.kept:.1%} {what}{unrepaired}, on {after.num_samples} samples that no weight was "
-            f"fitted on ({self.num_fitted} were)\n  {after.unit}: {harms}"
+            f"fitted on ({self.num_fitted} were)\n  {after.unit}: {divergences}"
         )
 
     def __repr__(self) -> str:
@@ -162,7 +162,11 @@ def held_by(
     left = change / size
     kept = same / counted if harm.kind == "distribution" and counted else max(0.0, 1 - left)
     return HeldOut(
-        harm=left, kept=kept, kind=harm.kind, unit=harm.unit, num_samples=sum(batch.num_samples for batch in batches)
+        divergence=left,
+        kept=kept,
+        kind=harm.kind,
+        unit=harm.unit,
+        num_samples=sum(batch.num_samples for batch in batches),
     )
 
 

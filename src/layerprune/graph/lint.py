@@ -52,7 +52,11 @@ def _faults_of_numbers(graph: GraphData) -> Iterator[str]:
             yield f"value %{index} has the number {value.index}"
         if not -1 <= value.layer < len(graph.layers):
             yield f"value %{index} is made by layer {value.layer}, which does not exist"
-    for what, values in (("input", graph.inputs), ("output", graph.outputs), ("stray", sorted(graph.implicit_inputs))):
+    for what, values in (
+        ("input", graph.inputs),
+        ("output", graph.outputs),
+        ("implicit input", sorted(graph.implicit_inputs)),
+    ):
         yield from (f"the {what} %{value} does not exist" for value in values if value not in graph.values)
     for value, frame in graph.shape_reads:
         if value not in graph.values or not 0 <= frame < len(graph.frames):

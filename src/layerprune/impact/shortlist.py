@@ -78,8 +78,8 @@ def _measured(scene: ScoringContext, harm: Divergence | None) -> ImpactScores:
         return found
     least = "a part of one" if looked_at.sum(0).min() < 1 - 1e-6 else "one"
     note = (
-        f"removals were made on as many of the {num} calibration batches as their impacts called for, those of most "
-        f"harm on {least}: {num * share:.1f} on average; criterion='ablation' takes all"
+        f"removals were made on as many of the {num} calibration batches as their impacts called for, those of largest "
+        f"impact on {least}: {num * share:.1f} on average; criterion='ablation' takes all"
     )
     return replace(found, notes=(*found.notes, note))
 

@@ -30,9 +30,7 @@ def repaired(search: Search) -> tuple[int, ...] | None:
     if not sets:
         return None
     harms = np.nan_to_num(search.problem.mended(sets), nan=np.inf)
-    search.notes.append(
-        f"{num_repairs + len(sets)} sets were repaired and scored; the one that then harms least is taken"
-    )
+    search.notes.append(f"{num_repairs + len(sets)} sets were repaired and measured; the one of least impact is taken")
     return sets[int(harms.argmin())]
 
 

@@ -76,7 +76,7 @@ def resampled(search: Search) -> tuple[int, ...] | None:
     handicaps = _handicaps(search, last)
     best = search.best(last, handicaps, meeting.first, meeting.final)
     search.notes.append(
-        f"{len(looked.sets)} sets of about the least sum of impacts were made; the one that harms least is taken"
+        f"{len(looked.sets)} sets of about the least sum of impacts were measured; the one of least impact is taken"
     )
     if handicaps[best] > 1:
         search.notes.append(stays_below(search))
