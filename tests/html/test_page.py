@@ -18,7 +18,9 @@ from layerprune.html.markup import Markup, element, script_json
 from layerprune.html.plot import Axis, thinned
 from layerprune.overview import report_folder
 from models.nets import Damped, ExampleModel, image, linear, randomised, rows
+from torchvision_ops import declare_missing_ops
 
+MOST_BYTES = 300_000
 HOSTILE = """</script><img src=x onerror="boom()"><!-- '&"""
 
 
@@ -213,6 +215,43 @@ def test_what_is_no_plan_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
+@pytest.mark.slow
+def test_a_resnet_50_takes_less_than_300_kb():
+    declare_missing_ops()
+    import torchvision
+
+    pruner = UniversalLayerPruner(torchvision.models.resnet50().eval(), example_inputs=image(1, size=64))
+    pruner.plan(max_param_reduction=0.3)
+    page = page_of(pruner.report_data())
+    assert Elements(page).faults == []
+    assert len(page.encode()) <= MOST_BYTES
+
+
+@pytest.mark.reliability
+def test_a_llama_of_32_layers_takes_less_than_300_kb():
+    """With impacts and intervals, which the meta device does not have."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 256}
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=32, **sizes)).eval()
+    batches = [{"input_ids": torch.randint(0, 256, (2, 8))} for _ in range(2)]
+    pruner = UniversalLayerPruner(model, calibration=batches, criterion="influence")
+    pruner.plan(max_param_reduction=0.3, strategy="exact")
+    data = pruner.report_data()
+    assert any(facts.interval for facts in data.facts.values())
+    assert len(page_of(data).encode()) <= MOST_BYTES
+
+
+@pytest.mark.reliability
+def test_a_llama_of_32_layers_without_values_takes_less_than_300_kb():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        pruner = UniversalLayerPruner(LlamaForCausalLM(LlamaConfig(num_hidden_layers=32)).eval())
+    pruner.plan(max_param_reduction=0.3)
+    assert len(page_of(pruner.report_data()).encode()) <= MOST_BYTES
+
+
 # ---- untrusted text --------------------------------------------------------------------------------------------------
 
 
@@ -246,11 +285,11 @@ def test_markup_escapes_text_and_keeps_markup():
 
 def test_axes_have_round_ticks_and_turn_logarithmic_over_orders():
     assert Axis.over([0.0, 9.0]).ticks() == [0.0, 2.0, 4.0, 6.0, 8.0]
-    wide = Axis.over([0.002, 3.0])
+    wide = Axis.over([0.003, 3.0])  # from 0.002 to 3.6
     assert wide.is_log
-    assert wide.ticks() == [0.001, 0.01, 0.1, 1.0]
-    assert wide.share(0.001) == 0.0
-    assert wide.share(0.01) == pytest.approx(1 / (3 + 0.5563), rel=1e-3)  # log10 of 1.2 times 3
+    assert wide.ticks() == [0.01, 0.1, 1.0]
+    assert wide.share(0.002) == 0.0
+    assert wide.share(0.02) == pytest.approx(1 / 3.2553, rel=1e-3)  # log10 of 3.6 / 0.002
     assert Axis.over([2.0]).share(2.0) == pytest.approx(1 / 1.06)
     assert not Axis.over([-1.0, 100.0]).is_log
 

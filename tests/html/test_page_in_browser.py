@@ -143,6 +143,23 @@ def test_picture_and_card_go_together(open_page, report, pruner):
     assert page.errors() == []
 
 
+def test_a_card_is_shown_while_the_pointer_is_on_a_group(open_page, report, pruner):
+    from selenium.webdriver import ActionChains
+
+    page = open_page(report)
+    card, shape = page.find("#card"), page.find(".lp-picture .lp-group[data-group]")
+    page.run("arguments[0].scrollIntoView({block: 'center'})", shape)
+    ActionChains(page.driver).move_to_element(shape).perform()
+    assert card.is_displayed()
+    assert pruner.groups[int(shape.get_attribute("data-group"))].name in card.text
+    cell = page.find(".strip rect")
+    page.run("arguments[0].scrollIntoView({block: 'center'})", cell)
+    ActionChains(page.driver).move_to_element(cell).perform()
+    assert pruner.groups[int(cell.get_attribute("data-group"))].name in card.text
+    ActionChains(page.driver).move_to_element(page.find("h1")).perform()
+    assert not card.is_displayed()
+
+
 def test_the_plan_is_handed_out_as_a_file(open_page, report, pruner):
     page = open_page(report)
     page.run(

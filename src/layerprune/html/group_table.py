@@ -93,10 +93,9 @@ def _percent(share: float) -> str:
 
 
 def _macs(facts: Facts, data: ReportData) -> str:
-    total = None if data.screen is None else data.screen.totals.macs
-    if facts.macs is None or not total:
+    if facts.macs is None or not data.num_macs:
         return "—"
-    return f"{short_number(facts.macs)} ({facts.macs / total:.1%})"
+    return f"{short_number(facts.macs)} ({facts.macs / data.num_macs:.1%})"
 
 
 # ---- the same by depth -----------------------------------------------------------------------------------------------

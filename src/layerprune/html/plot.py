@@ -63,7 +63,8 @@ class Axis:
         low, high = min(known), max(known)
         positive = [value for value in known if value > 0]
         if len(positive) == len(known) and high / low >= _LOG_FROM:
-            return cls(10 ** math.floor(math.log10(low)), high * 1.2, is_log=True)
+            decade = 10 ** math.floor(math.log10(low))
+            return cls(max(decade * n for n in (1, 2, 5) if decade * n <= low), high * 1.2, is_log=True)
         low = min(low, 0.0) if from_zero else low
         return cls(low, high + 0.06 * (high - low) if high > low else low + (abs(low) or 1.0))
 
@@ -75,7 +76,7 @@ class Axis:
             low, high = self.low, self.high
         return min(max((value - low) / (high - low), 0.0), 1.0)
 
-    def ticks(self, num: int = 5) -> list[float]:
+    def ticks(self, num: int = 6) -> list[float]:
         """Round values on the axis."""
         if self.is_log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high))

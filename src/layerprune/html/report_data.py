@@ -63,7 +63,9 @@ class ReportData:
         origin: the source of the model, such as ``timm:resnet50`` or a folder; empty where it is not known.
         num_params: number of parameters of the original.
         impact_unit: the unit of the impacts, and the data that they were measured on.
-        screen: the first screen of the printed plan; None where there is no live model.
+        num_macs: multiply-accumulates of one forward of the original; None where they are not counted.
+        inputs: description of the inputs of that forward.
+        screen: the first screen of the printed plan; None where there is a plan, or no live model.
         groups: the groups by impact, least first, critical last; empty where there is no live model.
         facts: facts about each group that can leave, by name.
         picture: the picture of the network, its groups in the order of ``groups``; None where there is no live model.
@@ -82,6 +84,8 @@ class ReportData:
     origin: str = ""
     num_params: int
     impact_unit: str
+    num_macs: int | None = None
+    inputs: str = ""
     screen: Screen | None = None
     groups: Sequence[Group] = ()
     facts: Mapping[str, Facts] = field(default_factory=dict[str, Facts])

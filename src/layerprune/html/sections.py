@@ -97,8 +97,8 @@ def figures_section(data: ReportData) -> Markup:
     tables = [_figures(data.figures, has_after, "Sizes of the original and the pruned model" if has_after else "Size")]
     if data.fidelity:
         tables.append(_figures(data.fidelity, True, f"Outputs of both models, on {data.fidelity_on}"))
-    if data.screen is not None:
-        tables.append(element("p", f"Counted in one forward on {data.screen.inputs}.", class_="fine"))
+    if data.inputs:
+        tables.append(element("p", f"Counted in one forward on {data.inputs}.", class_="fine"))
     return section("figures", "Before and after" if has_after else "The model", tables)
 
 

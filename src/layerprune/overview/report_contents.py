@@ -11,6 +11,7 @@ from layerprune.distillation import Distillation
 from layerprune.errors import PlanError, ReportError
 from layerprune.fidelity import Fidelity
 from layerprune.html import FigureRow, FrontierSet, ReportData
+from layerprune.inputs import describe
 from layerprune.overview.overview import Overview
 from layerprune.overview.reproduction import folder_reproduction, reproduction
 from layerprune.picture import picture_of
@@ -51,7 +52,9 @@ def report_data(
         origin=origin,
         num_params=overview.totals.num_params,
         impact_unit=planner.scored.unit,
-        screen=overview.screen,
+        num_macs=overview.totals.macs,
+        inputs=describe(planner.meter.inputs),
+        screen=overview.screen if plan is None else None,
         groups=tuple(overview.groups),
         facts={group.name: overview.facts(group) for group in overview.groups if group.verdict != "critical"},
         picture=picture_of(
