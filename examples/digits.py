@@ -17,8 +17,10 @@ from tables import comparison, print_in_brief
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import layerprune
 from layerprune import UniversalLayerPruner
 
+REPORT = "out/digits.html"
 MAX_PARAM_REDUCTION = 0.30
 NUM_EPOCHS = 25
 BATCH_SIZE = 64
@@ -83,6 +85,10 @@ def main() -> None:
     pruned = pruner.prune(plan=plan)
     trained_on = train(copy.deepcopy(pruned), train_images, train_labels, 1, PEAK_LEARNING_RATE / 10)
     console.print(compare(model, pruned, trained_on, test_images, test_labels))
+    with console.status("writing the report"):
+        fidelity = layerprune.compare(model, pruned, test_images.split(BATCH_SIZE), kind="distribution", latency=True)
+        report = pruner.report(REPORT, fidelity=fidelity, origin="examples/digits.py")
+    console.print(f"The report, with the picture of the network: {report.resolve()}", soft_wrap=True)
 
 
 def load_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -22,8 +22,10 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+import layerprune
 from layerprune import UniversalLayerPruner
 
+REPORT = "out/minilm.html"
 MAX_PARAM_REDUCTION = 0.15
 NUM_EXAMPLE_SENTENCES = 64  # what the impact of a removal is measured on
 NUM_TEST_SENTENCES = 512  # others: what the two models are compared on
@@ -52,6 +54,11 @@ def main() -> None:
         table = compare(model, pruned, tokenizer, tests)
     console.print(table)
     console.print(f"Similarities are means over {len(tests)} English sentences that the plan has not seen.")
+    held_out = [dict(tokenize(tokenizer, tests[i : i + BATCH_SIZE])) for i in range(0, len(tests), BATCH_SIZE)]
+    with console.status("writing the report"):
+        fidelity = layerprune.compare(model, pruned, held_out, latency=True)
+        report = pruner.report(REPORT, fidelity=fidelity, origin="all-MiniLM-L6-v2")
+    console.print(f"The report, with the picture of the network: {report.resolve()}", soft_wrap=True)
 
 
 def load() -> tuple[nn.Module, PreTrainedTokenizerBase]:
