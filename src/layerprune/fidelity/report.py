@@ -121,7 +121,7 @@ class Fidelity(ShownAsTable):
         if self.latency is not None:
             before, after = self.latency["original"], self.latency["pruned"]
             ratio = after.ratio_to(before)
-            found.append(("latency", f"{before.median_ms:.3g} ms", f"{after.median_ms:.3g} ms", str(ratio)))
+            found.append(("latency", _ms(before.median_ms), _ms(after.median_ms), str(ratio)))
         return found + self.saving.rows()
 
     def as_table(self) -> Table:
@@ -139,3 +139,7 @@ class Fidelity(ShownAsTable):
         share = self.saving.share("num_params")
         found += [] if share is None else [f"{-share:+.1%} parameters"]
         return brief(self, ", ".join(found))
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f} ms" if value >= 999.5 else f"{value:.3g} ms"

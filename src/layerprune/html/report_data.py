@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from layerprune.distillation import Distillation
+from layerprune.fidelity import HeldOutVerdict
 from layerprune.graph import Group
 from layerprune.picture import Picture
 from layerprune.plan import PruningPlan
@@ -74,6 +75,7 @@ class ReportData:
         fidelity: rows of the comparison of outputs; empty where none was made.
         fidelity_on: the data of that comparison.
         sets: sets that leave together, by size, with the plan's; empty where impacts are not known.
+        held_out: the verdict on held-out data, of the pruned model after its repair; None without such data.
         repair: the report of the repair; None where nothing was repaired.
         distillation: the report of the distillation; None where there was none.
         notes: remarks for the user.
@@ -95,6 +97,7 @@ class ReportData:
     fidelity: Sequence[FigureRow] = ()
     fidelity_on: str = ""
     sets: Sequence[FrontierSet] = ()
+    held_out: HeldOutVerdict | None = None
     repair: RepairReport | None = None
     distillation: Distillation | None = None
     notes: Sequence[str] = ()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from layerprune.fidelity import HeldOutVerdict
 from layerprune.graph import Group, RefusalCode
 from layerprune.html.markup import Content, Markup, element
 from layerprune.html.report_data import FigureRow, ReportData
@@ -44,15 +46,25 @@ def summary_line(data: ReportData) -> str:
     if "MACs" in rows and rows["MACs"][3] not in ("", "—"):
         parts.append(f"{rows['MACs'][3]} MACs")
     if "latency" in rows:
-        parts.append(f"{rows['latency'][3]} of the latency")
+        parts.append(f"{rows['latency'][3].partition(' [')[0]} the latency")
     cost = plan.impact_together
     said = "measured together"
     if cost is None:
         known = [removal.impact for removal in plan.removals]
         cost = None if None in known else sum(impact or 0.0 for impact in known)
         said = "the sum of each alone"
-    line = ", ".join(parts)
-    return f"{line}; impact {impact_text(cost)}, {said}." if cost is not None else f"{line}; impacts are not known."
+    costs = ["impacts are not known" if cost is None else f"impact {impact_text(cost)}, {said}"]
+    if data.held_out is not None:
+        costs.append(kept_text(data.held_out))
+    return f"{', '.join(parts)}; {'; '.join(costs)}."
+
+
+def kept_text(verdict: HeldOutVerdict) -> str:
+    """The share of the original's output that is kept, on held-out data."""
+    if math.isnan(verdict.after.harm):
+        return "the output on held-out data is not finite"
+    what = "of the predictions keep their class" if verdict.after.kind == "distribution" else "of the output is kept"
+    return f"{verdict.after.kept:.1%} {what} on {verdict.after.num_samples} held-out samples"
 
 
 def _offer_line(data: ReportData) -> str:
@@ -79,12 +91,15 @@ def tiles(data: ReportData) -> Markup | None:
     shown = [rows[name] for name in _TILES if name in rows and rows[name][3] not in ("", "—")]
     if not shown:
         return None
+    if data.held_out is not None and not math.isnan(data.held_out.after.harm):
+        kept, what = kept_text(data.held_out).split(" ", 1)
+        shown.append(("held-out data", what, "", kept))
     parts = [
         element(
             "div",
             element("dt", label),
-            element("dd", change, class_="big"),
-            element("dd", f"{before} → {after}", class_="fine"),
+            element("dd", change.partition(" [")[0], class_="big"),
+            element("dd", f"{before} → {after}" if after else before, class_="fine"),
         )
         for label, before, after, change in shown
     ]
@@ -94,16 +109,17 @@ def tiles(data: ReportData) -> Markup | None:
 def figures_section(data: ReportData) -> Markup:
     """Sizes, and the comparison of outputs where one was made."""
     has_after = any(row[2] for row in data.figures)
-    tables = [_figures(data.figures, has_after, "Sizes of the original and the pruned model" if has_after else "Size")]
+    heads = ("", "original", "pruned", "change") if has_after else ("", "original")
+    tables = [_figures(data.figures, heads, "Sizes of the original and the pruned model" if has_after else "Size")]
     if data.fidelity:
-        tables.append(_figures(data.fidelity, True, f"Outputs of both models, on {data.fidelity_on}"))
+        heads = ("", "original", "pruned", "both compared")
+        tables.append(_figures(data.fidelity, heads, f"Outputs of both models, on {data.fidelity_on}"))
     if data.inputs:
         tables.append(element("p", f"Counted in one forward on {data.inputs}.", class_="fine"))
     return section("figures", "Before and after" if has_after else "The model", tables)
 
 
-def _figures(rows: Sequence[FigureRow], has_after: bool, caption: str) -> Markup:
-    heads = ("", "original", "pruned", "change") if has_after else ("", "original")
+def _figures(rows: Sequence[FigureRow], heads: Sequence[str], caption: str) -> Markup:
     body: list[Markup] = []
     for label, *cells in rows:
         figures = [element("td", cell, class_="num") for cell in cells[: len(heads) - 1]]

@@ -18,20 +18,20 @@ def repair_section(data: ReportData) -> Markup | None:
     report = data.repair
     if report is None:
         return None
-    lead = f"{report.num_kept} of {len(report.refitted)} transforms behind the gaps were solved again."
+    lead = f"{report.num_kept} of {len(report.refitted)} transforms behind the gaps were solved again"
     if report.unit and math.isfinite(report.before):
-        lead += f" {report.unit}, on data of the fit: {report.before:.4g} → {report.after:.4g}."
+        lead += f"; {report.unit}, on data of the fit: {report.before:.4g} → {report.after:.4g}"
     parts: list[Content] = [_verdict(report), _refitted(report)]
     if report.refused:
         items = [element("li", element("span", k, class_="name"), " ", why) for k, why in report.refused.items()]
         head = element("summary", f"{len(report.refused)} transforms could not be solved again")
         parts.append(element("details", head, element("ul", items, class_="reasons")))
     parts.append(element("ul", [element("li", note) for note in report.notes]) if report.notes else None)
-    return section("repair", "Repair", parts, lead=lead)
+    return section("repair", "Repair", parts, lead=f"{lead}.")
 
 
 def _verdict(report: RepairReport) -> Markup | None:
-    return None if report.verdict is None else element("p", str(report.verdict))
+    return None if report.verdict is None else element("p", str(report.verdict), class_="lines")
 
 
 def _refitted(report: RepairReport) -> Markup | None:

@@ -9,7 +9,7 @@ from layerprune.checkpoint import Manifest, is_artefact, read_manifest
 from layerprune.cost import Saving, bytes_text, measure
 from layerprune.distillation import Distillation
 from layerprune.errors import PlanError, ReportError
-from layerprune.fidelity import Fidelity
+from layerprune.fidelity import Fidelity, HeldOutVerdict
 from layerprune.html import FigureRow, FrontierSet, ReportData
 from layerprune.inputs import describe
 from layerprune.overview.overview import Overview
@@ -30,6 +30,7 @@ def report_data(
     settings: Mapping[str, object],
     origin: str = "",
     repair: RepairReport | None = None,
+    held_out: HeldOutVerdict | None = None,
     fidelity: Fidelity | None = None,
     distillation: Distillation | None = None,
 ) -> ReportData:
@@ -42,6 +43,7 @@ def report_data(
         settings: the pruner's options that differ from the defaults.
         origin: the source of the model.
         repair: the repair after the plan was carried out.
+        held_out: the verdict on data that took part in no fit.
         fidelity: a comparison of both models.
         distillation: the training of the pruned model.
     """
@@ -71,6 +73,7 @@ def report_data(
         fidelity_on="" if fidelity is None else f"{fidelity.num_samples} samples",
         sets=_sets(overview, plan, saving),
         repair=repair,
+        held_out=held_out,
         distillation=distillation,
         notes=(*overview.notes, *(() if fidelity is None else fidelity.notes)),
         reproduction=reproduction(planner.model, plan, settings, origin, planner.seed),

@@ -80,6 +80,7 @@ class PlanReport(PlanDisplay):
         self._check_original()
         chosen = self._latest if plan is None else plan_of(plan)
         was_carried_out = chosen is not None and self._pruned_by[-1:] == [chosen]
+        done = (self.repair_report or self.projection_report) if was_carried_out else None
         return report_data(
             Overview(self._planner, self.notes),
             chosen,
@@ -87,6 +88,7 @@ class PlanReport(PlanDisplay):
             settings=self._settings,
             origin=origin,
             repair=self.repair_report if was_carried_out else None,
+            held_out=None if done is None else done.verdict,
             fidelity=fidelity,
             distillation=distillation or (self.distillation if was_carried_out else None),
         )

@@ -86,7 +86,7 @@ def _command(settings: Mapping[str, object], chosen: Mapping[str, object], origi
     """The command line that prunes so; empty where an option is not among its own."""
     if not chosen or not settings.keys() <= {*_FLAGS, "protect", "protect_io", "calibration"}:
         return ""
-    words = ["layerprune", "prune", shlex.quote(origin) if origin else "MODEL"]
+    words = ["layerprune", "prune", shlex.quote(origin) if ":" in origin else "MODEL"]
     for name, value in {**chosen, **settings}.items():
         if name in _FLAGS:
             words += [_FLAGS[name], shlex.quote(str(value))]
