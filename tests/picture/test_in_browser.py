@@ -91,12 +91,30 @@ def test_text_fits_its_box_in_real_fonts_and_nothing_overlaps_at_any_step_of_col
 
 def test_a_drawing_is_as_before_once_all_is_expanded_again(opened):
     page = opened("resnet50")
-    before = page.run("return document.querySelector('svg').innerHTML")
+    drawn = "[...document.querySelectorAll('svg rect, svg path, svg text, svg [transform]')]"
+    drawn = f"return {drawn}.filter((e) => !e.closest('.lp-strip')).map((e) => e.outerHTML).join('')"
+    before = page.run(drawn)
     click(page, "[data-act=close]")
     collapsed = page.run(f"return {SHOWN}.length")
     assert collapsed < 10
     click(page, "[data-act=open]")
-    assert page.run("return document.querySelector('svg').innerHTML") == before
+    assert page.run(drawn) == before
+
+
+def test_a_collapsed_region_shows_its_groups_and_what_goes(opened):
+    page = opened("llama")
+    click(page, "[data-act=close]")
+    inside = [place for place, group in enumerate(picture("llama").groups) if group.name.startswith("model.")]
+    strip = "document.querySelector('[data-module=model] > .lp-strip')"
+    assert page.run(f"return {strip}.querySelectorAll('g').length") == len(inside)
+    going = sum(picture("llama").groups[place].goes for place in inside)
+    assert page.run(f"return {strip}.querySelectorAll('.lp-bar-goes').length") == going > 0
+    page.run(
+        "document.querySelector('figure').dispatchEvent(new CustomEvent('layerprune:mark', {detail: {groups: []}}))"
+    )
+    assert page.run(f"return {strip}.querySelectorAll('.lp-bar-goes').length") == 0
+    outer = page.run("return document.querySelector('[data-module=model] > rect').getBoundingClientRect().right")
+    assert page.run(f"return {strip}.getBoundingClientRect().right") < outer
 
 
 def test_a_click_on_a_title_collapses_a_region_and_another_expands_it(opened):
@@ -262,9 +280,10 @@ def test_the_page_can_mark_what_goes_and_show_a_group(opened):
     assert page.find('[data-slot="0"]').get_attribute("data-group") == str(group)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "llama"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    ("name", "scheme", "width"),
+    [("resnet50", "light", 1280), ("resnet50", "dark", 390), ("llama", "dark", 1280), ("llama", "light", 390)],
+)
 def test_nothing_stands_in_the_way_of_a_screen_reader_and_nothing_is_wider_than_the_page(opened, name, scheme, width):
     page = opened(name, width=width, color_scheme=scheme)
     page.run("document.body.style.background = getComputedStyle(document.querySelector('figure')).backgroundColor")

@@ -4,6 +4,7 @@
    Takes at the figure: layerprune:mark {groups}, the groups that go; layerprune:show {group}. */
 (() => {
   const CLASSES = /\b(i\d|critical|calibration|unknown)\b/;
+  const CLOSED = 44; // height of a collapsed region
   const all = (root, query) => [...root.querySelectorAll(query)];
 
   /* What is left of a coordinate when some intervals are taken out. */
@@ -128,7 +129,7 @@
         const zone = this.zoneAt(x + 1, y + 1);
         const isCollapsed = owner.classList.contains("lp-collapsed");
         const isWide = Math.min(w, Math.max(100, owner.lpWidth || 0));
-        zone.kept.push([y - 12, y + 28], [y + h, y + h + 12]);
+        zone.kept.push([y - 12, y + CLOSED], [y + h, y + h + 12]);
         keptX.push([x - 8, x + isWide], [x + w, x + w + 8]);
         const title = owner.querySelector(":scope > .lp-title");
         if (!isCollapsed && title) {
@@ -136,7 +137,7 @@
           keptX.push([at - 4, at + (owner.lpWidth || 0) - 14]);
         }
         if (isCollapsed) {
-          zone.cuts.push([y + 28, y + h]);
+          zone.cuts.push([y + CLOSED, y + h]);
           cutX.push([x + isWide, x + w]);
         }
       }
@@ -189,7 +190,8 @@
         if (!isCollapsed) continue;
         const title = owner.querySelector(":scope > .lp-title");
         title.setAttribute("x", text(toX(x) + 12));
-        title.setAttribute("y", text(top + 18));
+        title.setAttribute("y", text(top + 16));
+        this.drawStrip(owner, toX(x) + 12, top + 24, toX(x + w) - toX(x) - 24);
       }
       for (const { node, steps } of this.paths) {
         const parts = steps.map(({ command, rest, points }) => {
@@ -213,6 +215,31 @@
       region.classList.toggle("lp-collapsed", isClosed);
       region.setAttribute("aria-expanded", String(!isClosed));
       region.querySelector(":scope > .lp-title").firstChild.data = isClosed ? "▸ " : "▾ ";
+    }
+
+    /* A collapsed region shows its groups as a strip, those that go with a bar below. */
+    drawStrip(region, x, y, width) {
+      region.querySelector(":scope > .lp-strip")?.remove();
+      const shapes = all(region, "[data-group]:not([data-slot])");
+      const step = Math.min(9, width / Math.max(shapes.length, 1));
+      const strip = document.createElementNS(this.svg.namespaceURI, "g");
+      strip.setAttribute("class", "lp-strip");
+      strip.setAttribute("aria-hidden", "true");
+      const rect = (around, left, top, height) => {
+        const node = document.createElementNS(this.svg.namespaceURI, "rect");
+        const given = { x: left, y: top, width: Math.max(step - 1, step * 0.8), height };
+        for (const key in given) node.setAttribute(key, given[key].toFixed(1));
+        around.append(node);
+        return node;
+      };
+      shapes.forEach((shape, place) => {
+        const own = document.createElementNS(this.svg.namespaceURI, "g");
+        own.setAttribute("class", (shape.getAttribute("class").match(CLASSES) || ["unknown"])[0]);
+        rect(own, x + place * step, y, 9);
+        strip.append(own);
+        if (shape.classList.contains("goes")) rect(strip, x + place * step, y + 11, 3).setAttribute("class", "lp-bar-goes");
+      });
+      region.append(strip);
     }
 
     toggle(region) {
@@ -396,6 +423,7 @@
         const title = shape.querySelector("title");
         title.textContent = title.textContent.replace(/, goes in the plan$/, "") + (goes ? ", goes in the plan" : "");
       }
+      this.layOut(); // the strips of collapsed regions show it, too
     }
 
     show(group) {
@@ -472,7 +500,13 @@
         this.printing = false;
         this.reset();
       });
-      new ResizeObserver(() => (this.touched ? this.look() : this.reset())).observe(figure);
+      let width = 0;
+      new ResizeObserver(() => {
+        if (figure.clientWidth === width) return;
+        width = figure.clientWidth;
+        if (this.touched) this.look();
+        else this.reset();
+      }).observe(figure);
       this.drag();
     }
 

@@ -134,7 +134,7 @@ class Repeat:
 Block: TypeAlias = Box | Region | Cells | Repeat
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Picture:
     """A network as it is drawn by :func:`to_svg`.
 
@@ -149,6 +149,15 @@ class Picture:
     root: Region
     groups: tuple[PictureGroup, ...]
     impact_unit: str = ""
+
+    def __repr__(self) -> str:
+        going = sum(group.goes for group in self.groups)
+        return f"Picture({self.model}: {len(self.groups)} groups, {going} go)"
+
+    def _repr_svg_(self) -> str:
+        from layerprune.picture.svg import to_svg  # the drawing is made of the records
+
+        return to_svg(self)
 
 
 def groups_in(block: Block) -> tuple[int, ...]:
