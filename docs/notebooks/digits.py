@@ -96,6 +96,15 @@ plan = pruner.plan(max_param_reduction=0.5)
 plan
 
 # %% [markdown]
+# What other sizes would cost. The impacts of a set add up to the prediction; what the plan does together was measured:
+
+# %%
+axes = pruner.plot_frontier()
+
+# %%
+axes = pruner.plot_impact()
+
+# %% [markdown]
 # What the plan saves, measured on what is left:
 
 # %%

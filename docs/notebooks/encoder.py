@@ -80,6 +80,9 @@ pruner
 plan = pruner.plan(max_param_reduction=0.13)
 plan
 
+# %%
+axes = pruner.plot_impact(num=15)
+
 # %% [markdown]
 # ## Prune, repair, compare
 #
