@@ -80,7 +80,7 @@ from layerprune import UniversalLayerPruner, compare
 
 calibration = list(images[train[:512]].split(64))
 pruner = UniversalLayerPruner(model, calibration=calibration, progress=False)
-pruner.print_plan(width=100)
+pruner.print_plan(width=88)
 
 # %% [markdown]
 # Shown as a value, the pruner says the same in short:
