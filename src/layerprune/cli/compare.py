@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from layerprune.cli.console import print_json, working
 from layerprune.cli.models import data_of, model_of, other_of
 from layerprune.cli.options import DataOptions, JsonOption, KindOption, ModelArgument, SourceOptions, grouped
+
+if TYPE_CHECKING:
+    from layerprune.fidelity import Fidelity
 
 
 @grouped
@@ -41,6 +44,19 @@ def compare(
         batches = data_of(data.data, model, original, data)
         found = measure(original, pruned, batches, kind=kind, num_generated=generate, latency=latency, seed=seed)
     if as_json:
-        print_json(asdict(found))
+        print_json(_record(found))
         return
     typer.echo(str(found))
+
+
+def _record(found: Fidelity) -> dict[str, Any]:
+    record = asdict(found)
+    if found.latency is not None:
+        before, after = found.latency["original"], found.latency["pruned"]
+        timed = {"original": before, "pruned": after}
+        record["latency"] = {
+            **{name: {"median_ms": each.median_ms, "iqr_ms": each.iqr_ms} for name, each in timed.items()},
+            "ratio": asdict(after.ratio_to(before)),
+            "num_threads": before.num_threads,
+        }
+    return record

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from layerprune.errors import LayerPruneError
+from layerprune.errors import LayerPruneError, LayerPruneWarning
 
 if TYPE_CHECKING:
     from layerprune.plan import PruningPlan
@@ -56,12 +57,28 @@ def working(*, as_json: bool = False, kept: Callable[[], str] = lambda: "nothing
         kept: says after Ctrl-C what the command has written so far.
     """
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _warnings_as_lines():
             yield
     except LayerPruneError as error:
         _end(str(error), type(error).__name__, REFUSED, as_json, "error")
     except KeyboardInterrupt:
         _end(kept(), "KeyboardInterrupt", INTERRUPTED, as_json, "interrupted")
+
+
+@contextmanager
+def _warnings_as_lines() -> Generator[None]:
+    """Print warnings of the library as one line each, without the place in its code."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, *where: Any) -> None:
+            if isinstance(message, LayerPruneWarning):
+                typer.echo(f"warning: {message}", err=True)
+            else:
+                usual(message, *where)
+
+        warnings.showwarning = show
+        yield
 
 
 def _end(message: str, kind: str, code: int, as_json: bool, word: str) -> None:

@@ -112,6 +112,8 @@ class _Progress:
         if self.save is None:
             return "nothing was written"
         if self.checkpoint is not None:
+            if not (self.checkpoint / "training.json").is_file():
+                return f"nothing was written to {self.out}, and nothing to {self.checkpoint} yet"
             return f"nothing was written to {self.out}; the same call goes on from {self.checkpoint}"
         self.save()
         return f"the best weights so far are in {self.out}; --checkpoint DIR lets the same call go on"

@@ -22,7 +22,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file; an existing one is replaced.")],
     folder: Annotated[
         str | None,
-        typer.Argument(metavar="[DIR]", help="What `prune` or `distill` wrote of MODEL; MODEL itself if not given."),
+        typer.Argument(metavar="DIR", help="What `prune` or `distill` wrote of MODEL; MODEL itself if not given."),
     ] = None,
     input_shape: ShapeOption = None,
     fixed_batch: Annotated[

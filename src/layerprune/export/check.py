@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,6 +47,14 @@ def checked_difference(
             f"returns at batch size {size}; nothing was written. A larger tolerance= accepts it"
         )
     return worst
+
+
+@contextmanager
+def without_torchs_warnings() -> Generator[None]:
+    """Hide what torch warns of in its own code while it exports, which users can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+        yield
 
 
 def dynamic_shapes(model: nn.Module, inputs: Inputs, batch: Any = "batch") -> dict[str, Any]:

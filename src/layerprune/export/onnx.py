@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from layerprune.capture import Sandbox, real_sandbox
 from layerprune.environment import how_to_install, locked
 from layerprune.errors import ExportError
-from layerprune.export.check import batches_to_check, cause, checked_difference, dynamic_shapes
+from layerprune.export.check import batches_to_check, cause, checked_difference, dynamic_shapes, without_torchs_warnings
 from layerprune.inputs import Inputs, as_inputs
 from layerprune.modules import unwrap
 from layerprune.tables import brief
@@ -82,11 +82,14 @@ def export_onnx(
     shade = real_sandbox(unwrap(model))
     name = type(shade.model).__name__
     batches = batches_to_check(name, inputs, dynamic_batch)
-    with shade.running():
+    with shade.running(), without_torchs_warnings():
         shapes = dynamic_shapes(shade.model, inputs) if dynamic_batch else None
         program = _program(shade.model, shade.adapt(batches[0]), shapes)
     difference = max(_difference(shade, program, batch, tolerance) for batch in batches)
-    program.save(path)
+    try:
+        program.save(path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error}") from error
     sizes = tuple(batch.batch_size for batch in batches if batch.batch_size is not None)
     return OnnxFile(Path(path), len(program.model.graph), sizes, difference)
 

@@ -14,7 +14,7 @@ from torch import nn
 from layerprune.capture import Sandbox, real_sandbox
 from layerprune.environment import locked
 from layerprune.errors import ExportError
-from layerprune.export.check import batches_to_check, cause, checked_difference, dynamic_shapes
+from layerprune.export.check import batches_to_check, cause, checked_difference, dynamic_shapes, without_torchs_warnings
 from layerprune.inputs import Inputs, as_inputs
 from layerprune.modules import unwrap
 from layerprune.tensors import tensors_by_place
@@ -68,7 +68,7 @@ def export_program(
     inputs = as_inputs(example_inputs)
     shade = real_sandbox(unwrap(model))
     batches = batches_to_check(type(shade.model).__name__, inputs, dynamic_batch)
-    with shade.running():
+    with shade.running(), without_torchs_warnings():
         batch = torch.export.Dim("batch")
         shapes = dynamic_shapes(shade.model, inputs, batch) if dynamic_batch else None
         program = _program(shade.model, shade.adapt(batches[0]), shapes)
@@ -107,7 +107,7 @@ def _save(program: Any, path: Path) -> None:
     try:
         torch.export.save(program, beside)
         beside.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's writer of archives raises the latter
         raise ExportError(f"{path} cannot be written: {error}") from error
     finally:
         with suppress(OSError):

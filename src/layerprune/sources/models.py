@@ -6,6 +6,7 @@ import difflib
 import inspect
 import re
 import socket
+import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,8 +145,21 @@ def _from_timm(name: str, pretrained: bool) -> nn.Module:
 def _from_transformers(name: str) -> nn.Module:
     """Load a checkpoint as the class that saved it, or as the bare encoder where it names no class."""
     model_class, _, folder = _transformers_class(name)
-    with _weights_within_reach(name):
+    with _weights_within_reach(name), _quiet_without_terminal(package("transformers").utils.logging):
         return model_class.from_pretrained(folder)
+
+
+@contextmanager
+def _quiet_without_terminal(switch: Any) -> Generator[None]:
+    """Switch the progress bars of transformers off where standard error is a file or a pipe."""
+    if sys.stderr.isatty() or not switch.is_progress_bar_enabled():
+        yield
+        return
+    switch.disable_progress_bar()
+    try:
+        yield
+    finally:
+        switch.enable_progress_bar()
 
 
 def _transformers_class(name: str) -> tuple[Any, Any, str]:
