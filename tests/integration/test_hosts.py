@@ -68,6 +68,64 @@ def test_diffusers_models_and_pipelines_are_refused_and_marked_ones_are_not_load
     assert torch.equal(run(loaded, **inputs).sample, run(pruned, **inputs).sample)
 
 
+def autoencoder(diffusers):
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 16}
+    return diffusers.AutoencoderKL(**sizes, **blocks), {"sample": torch.randn(1, 3, 16, 16)}
+
+
+def conditional_unet(diffusers):
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    sizes = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    net = diffusers.UNet2DConditionModel(
+        **sizes, down_block_types=down, up_block_types=up, cross_attention_dim=8, attention_head_dim=4
+    )
+    inputs = {"sample": torch.randn(1, 4, 8, 8), "timestep": torch.tensor(3)}
+    return net, {**inputs, "encoder_hidden_states": torch.randn(1, 5, 8)}
+
+
+def sd3_transformer(diffusers):
+    sizes = {"sample_size": 8, "patch_size": 1, "in_channels": 4, "out_channels": 4, "pos_embed_max_size": 16}
+    widths = {"joint_attention_dim": 16, "caption_projection_dim": 16, "pooled_projection_dim": 8}
+    net = diffusers.SD3Transformer2DModel(**sizes, **widths, num_layers=3, attention_head_dim=8, num_attention_heads=2)
+    inputs = {"hidden_states": torch.randn(1, 4, 8, 8), "timestep": torch.tensor([3.0])}
+    return net, {
+        **inputs,
+        "encoder_hidden_states": torch.randn(1, 5, 16),
+        "pooled_projections": torch.randn(1, 8),
+    }
+
+
+def flux_transformer(diffusers):
+    sizes = {"patch_size": 1, "in_channels": 4, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16}
+    widths = {"num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 8}
+    net = diffusers.FluxTransformer2DModel(**sizes, **widths, axes_dims_rope=[4, 4, 8])
+    inputs = {"hidden_states": torch.randn(1, 16, 4), "encoder_hidden_states": torch.randn(1, 5, 16)}
+    ids = {"img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(5, 3)}
+    return net, {**inputs, **ids, "pooled_projections": torch.randn(1, 8), "timestep": torch.tensor([0.3])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granularity", ["branch", "block"])
+@pytest.mark.parametrize("make", [autoencoder, conditional_unet, sd3_transformer, flux_transformer])
+def test_parts_of_image_generators_are_pruned_and_their_own_saving_is_refused(tmp_path, make, granularity):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    net, inputs = make(diffusers)
+    pruner = UniversalLayerPruner(net.eval(), example_inputs=inputs, granularity=granularity, projections=False)
+    pruned = pruner.prune(max_param_reduction=0.3)
+    assert count(pruned) < count(net)
+    with pytest.raises(CheckpointError, match=rf"{type(net).__name__}.save_pretrained is refused: .*save_pruned\("):
+        pruned.save_pretrained(tmp_path / "net")
+    save_pruned(pruned, tmp_path / "small")
+    loaded = load_pruned(tmp_path / "small", factory=lambda: make(diffusers)[0])
+    assert torch.equal(run(loaded, **inputs).sample, run(pruned, **inputs).sample)
+    if make is autoencoder:  # pipelines call its halves
+        latent = pruned.encode(inputs["sample"]).latent_dist.mode()
+        assert torch.equal(loaded.encode(inputs["sample"]).latent_dist.mode(), latent)
+        assert torch.equal(loaded.decode(latent).sample, pruned.decode(latent).sample)
+
+
 def test_segmentation_models_are_refused(tmp_path):
     smp = pytest.importorskip("segmentation_models_pytorch")
     net = smp.Unet("resnet18", encoder_weights=None).eval()

@@ -239,6 +239,8 @@ def test_names_of_a_second_round_are_those_of_its_model():
     twice = without(without(model, *first, inputs=inputs, **options), *second, inputs=inputs, **options)
     shortens = [edit for edit in PruningPlan.of(twice).edits if isinstance(edit, Shorten)]
     assert [edit.removed for edit in shortens] == [(1,), (2,)]
+    assert PruningPlan.of(twice).removals[1].groups == ("layers.2.up", "layers.2.down")
+    assert PruningPlan.of(twice).groups == ("layers.1.up", "layers.1.down", "layers.3.up", "layers.3.down")
     left = [model.layers[i].up.weight for i in (0, 2, 4, 5)]
     assert all(torch.equal(layer.up.weight, weight) for layer, weight in zip(twice.layers, left, strict=True))
 

@@ -23,7 +23,7 @@ from layerprune.capture.sandbox import (
 from layerprune.errors import CaptureError, InputsError, LayerPruneError, short
 from layerprune.graph import LayerGraph, Read
 from layerprune.inputs import Inputs
-from layerprune.modules import CallKey, buffers, parameters
+from layerprune.modules import CallKey, buffers, notes_on_unseen_state, parameters
 from layerprune.tensors import OutputTree
 
 
@@ -60,6 +60,7 @@ def record(model: nn.Module, inputs: Inputs, *, guessed: bool = False) -> tuple[
         sandbox = real_sandbox(model)
         notes.append(f"proven on real tensors, because fake ones failed ({short(failure)})")
     notes += [] if sandbox.outside is None else sandbox.outside.notes
+    notes += notes_on_unseen_state(model)
     return GraphBuilder(recorder, recording, notes).build(), sandbox
 
 

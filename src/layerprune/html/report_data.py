@@ -106,4 +106,4 @@ class ReportData:
     @property
     def planned_groups(self) -> frozenset[str]:
         """Names of the groups that leave with the plan."""
-        return frozenset() if self.plan is None else frozenset(n for r in self.plan.removals for n in r.groups)
+        return frozenset() if self.plan is None else frozenset(self.plan.groups)

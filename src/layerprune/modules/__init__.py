@@ -37,3 +37,4 @@ from layerprune.modules.tree import (
     unwrap,
 )
 from layerprune.modules.undo import Undo, UndoLog, write
+from layerprune.modules.unseen_state import notes_on_unseen_state

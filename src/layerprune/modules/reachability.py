@@ -99,7 +99,7 @@ def _of_class(cls: type) -> dict[tuple[int, Any], Slot]:
     if cls not in _classes:
         found: dict[tuple[int, Any], Slot] = {}
         for key, value in vars(cls).items():
-            for function in _functions(value):
+            for function in functions_in(value):
                 found.update(_of_code(function))
             if not key.startswith("__") and not callable(value) and not hasattr(value, "__get__"):
                 found.setdefault((id(cls), key), Slot(cls, key, any(key in _stored(f.__code__) for f in _methods(cls))))
@@ -110,37 +110,37 @@ def _of_class(cls: type) -> dict[tuple[int, Any], Slot]:
 def _of_code(value: Any) -> dict[tuple[int, Any], Slot]:
     found: dict[tuple[int, Any], Slot] = {}
     done: set[int] = set()
-    stack = [(function, 0) for function in _functions(value)]
+    stack = [(function, 0) for function in functions_in(value)]
     while stack:
         function, depth = stack.pop()
         if id(function) in done or depth > _DEPTH:
             continue
         done.add(id(function))
-        for slot in _named(function):
+        for slot in named_slots(function):
             if slot.is_written or (id(slot.holder), slot.key) not in found:
                 found[id(slot.holder), slot.key] = slot
             held = slot.get()
             if not is_known(held):
-                stack += [(inner, depth + 1) for inner in _functions(held)]
+                stack += [(inner, depth + 1) for inner in functions_in(held)]
     return found
 
 
-def _functions(value: Any) -> Iterator[FunctionType]:
+def functions_in(value: Any) -> Iterator[FunctionType]:
     """The Python functions in a value: itself, or those that it wraps."""
     if isinstance(value, (staticmethod, classmethod, MethodType)):
-        yield from _functions(value.__func__)
+        yield from functions_in(value.__func__)
     elif isinstance(value, functools.partial):
-        yield from _functions(value.func)
+        yield from functions_in(value.func)
     elif isinstance(value, property):
         yield from (one for one in (value.fget, value.fset) if isinstance(one, FunctionType))
     elif isinstance(value, FunctionType):
         yield value
 
 
-def _named(function: FunctionType) -> Iterator[Slot]:
+def named_slots(function: FunctionType) -> Iterator[Slot]:
     """Slots that a function's code names: closure, globals, defaults, attributes of other modules and classes."""
     code = function.__code__
-    names, stored = set(_names(code)), _stored(code)
+    names, stored = names_in(code), _stored(code)
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         yield Slot(cell, None, name in stored)
     own = function.__globals__
@@ -158,7 +158,7 @@ def _named(function: FunctionType) -> Iterator[Slot]:
 
 def _methods(cls: type) -> Iterator[FunctionType]:
     for value in vars(cls).values():
-        yield from _functions(value)
+        yield from functions_in(value)
 
 
 @functools.cache
@@ -171,10 +171,14 @@ def _stored(code: CodeType) -> frozenset[str]:
     return frozenset(found.union(*(_stored(one) for one in inner if isinstance(one, CodeType))))
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """Names that code uses, nested functions included."""
+def names_in(code: CodeType) -> frozenset[str]:
+    """Names of globals and attributes that code uses, nested functions included."""
+    return frozenset(_all_names(code))
+
+
+def _all_names(code: CodeType) -> Iterator[str]:
     yield from code.co_names
     inner: Iterable[Any] = code.co_consts
     for constant in inner:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from _all_names(constant)

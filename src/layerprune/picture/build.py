@@ -39,7 +39,7 @@ def picture_of(
     """
     if types is None:
         types = _types_of(plan)
-    going = {name for removal in plan.removals for name in removal.groups} if plan else set[str]()
+    going = set(plan.groups) if plan else set[str]()
     about = tuple(
         PictureGroup(
             name=group.name,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from layerprune.edits import Boundary, Edit, rounds_of
+from layerprune.edits import Boundary, Edit, name_before, rounds_of
 from layerprune.errors import PlanError
-from layerprune.plan.records import PlanHeader, PlannedFigure
+from layerprune.plan.records import PlanHeader, PlannedFigure, PlannedRemoval
 
 if TYPE_CHECKING:
     from layerprune.plan.plan import PruningPlan
@@ -58,6 +58,14 @@ def parts_of(plan: PruningPlan) -> tuple[PruningPlan, ...]:
         )
         for number, (header, edits) in enumerate(zip(plan.rounds, rounds_of(plan.edits), strict=True), start=1)
     )
+
+
+def names_at_first(removal: PlannedRemoval, edits: Sequence[Edit]) -> tuple[str, ...]:
+    """The groups of a removal by the names that they had before the first round."""
+    before: list[Edit] = []
+    for some in rounds_of(edits)[: removal.round - 1]:
+        before += [*some, Boundary()]
+    return tuple(name_before(name, before) for name in removal.groups)
 
 
 def why_inconsistent(plan: PruningPlan) -> str:

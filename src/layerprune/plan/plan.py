@@ -19,7 +19,7 @@ from layerprune.edits import Edit, folds_of, why_malformed
 from layerprune.errors import PlanError, SurgeryError
 from layerprune.graph import Refusal
 from layerprune.modules import UndoLog, clone, difference, fingerprint, num_params, own, structure, unwrap
-from layerprune.plan.composition import composed, parts_of, why_inconsistent
+from layerprune.plan.composition import composed, names_at_first, parts_of, why_inconsistent
 from layerprune.plan.provenance import entries_of, record
 from layerprune.plan.records import PlanHeader, PlannedRemoval
 from layerprune.surgery import check_numbers, cover, operate, rebuilders
@@ -73,6 +73,11 @@ class PruningPlan(ShownAsTable, PlanHeader, _Schema):
     def parts(self) -> tuple[PruningPlan, ...]:
         """The plan of each round, for the model that the round before it left."""
         return parts_of(self)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups that leave, as the model before the first round names them."""
+        return tuple(name for removal in self.removals for name in names_at_first(removal, self.edits))
 
     def then(self, later: PruningPlan) -> PruningPlan:
         """One plan that makes the removals of this plan, then those of another, on the model that this one leaves.
