@@ -49,7 +49,7 @@ def test_a_random_program_prunes_to_what_the_simulation_computes(part: int) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "seeds", [range(6, 10), pytest.param(range(10, 80), marks=pytest.mark.reliability)], ids=["few", "many"]
+    "seeds", [range(12, 14), pytest.param(range(14, 80), marks=pytest.mark.reliability)], ids=["few", "many"]
 )
 def test_rounds_on_a_random_program_are_one_plan_that_does_the_same(seeds: range) -> None:
     """Each round agrees with the simulation on what the round before left; all together replay on the original."""

@@ -326,7 +326,7 @@ def test_whole_layers_in_two_rounds_are_loaded_by_transformers_and_as_one_plan(t
     assert torch.equal(run(load_pruned(tmp_path / "small", factory=llama), ids).logits, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 def test_sublayers_and_cache_places_of_rounds_replay_and_generate(tmp_path):
     model, ids = llama().eval(), torch.arange(10).reshape(2, 5)
     rounds = model

@@ -18,6 +18,7 @@ from layerprune.modules.interpose import (
     watched,
 )
 from layerprune.modules.parameters import buffers, named_buffers, named_parameters, parameters
+from layerprune.modules.reachability import notes_on_unseen_state
 from layerprune.modules.snapshot import AttributeSnapshot, Held
 from layerprune.modules.state import ModelState
 from layerprune.modules.supported import check_supported
@@ -37,4 +38,3 @@ from layerprune.modules.tree import (
     unwrap,
 )
 from layerprune.modules.undo import Undo, UndoLog, write
-from layerprune.modules.unseen_state import notes_on_unseen_state

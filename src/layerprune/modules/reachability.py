@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,8 @@ from layerprune.torch_internals import hooks_of
 
 # Packages whose code keeps no state for a forward, except torch's RNGs.
 _KNOWN = frozenset({"torch", "numpy", "torchvision", "layerprune", *sys.stdlib_module_names} - {"__main__"})
+# Modules of the standard library whose use keeps state outside of the process' own objects.
+_KEEPING = frozenset({"ctypes", "dbm", "mmap", "shelve", "socket", "sqlite3"})
 _DEPTH = 4  # of calls of functions by functions
 _STORES = frozenset({"STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR", "DELETE_GLOBAL", "DELETE_ATTR"})
 _OPCODES = frozenset(dis.opmap[name] for name in _STORES if name in dis.opmap)
@@ -99,7 +102,7 @@ def _of_class(cls: type) -> dict[tuple[int, Any], Slot]:
     if cls not in _classes:
         found: dict[tuple[int, Any], Slot] = {}
         for key, value in vars(cls).items():
-            for function in functions_in(value):
+            for function in _functions(value):
                 found.update(_of_code(function))
             if not key.startswith("__") and not callable(value) and not hasattr(value, "__get__"):
                 found.setdefault((id(cls), key), Slot(cls, key, any(key in _stored(f.__code__) for f in _methods(cls))))
@@ -110,37 +113,37 @@ def _of_class(cls: type) -> dict[tuple[int, Any], Slot]:
 def _of_code(value: Any) -> dict[tuple[int, Any], Slot]:
     found: dict[tuple[int, Any], Slot] = {}
     done: set[int] = set()
-    stack = [(function, 0) for function in functions_in(value)]
+    stack = [(function, 0) for function in _functions(value)]
     while stack:
         function, depth = stack.pop()
         if id(function) in done or depth > _DEPTH:
             continue
         done.add(id(function))
-        for slot in named_slots(function):
+        for slot in _named(function):
             if slot.is_written or (id(slot.holder), slot.key) not in found:
                 found[id(slot.holder), slot.key] = slot
             held = slot.get()
             if not is_known(held):
-                stack += [(inner, depth + 1) for inner in functions_in(held)]
+                stack += [(inner, depth + 1) for inner in _functions(held)]
     return found
 
 
-def functions_in(value: Any) -> Iterator[FunctionType]:
+def _functions(value: Any) -> Iterator[FunctionType]:
     """The Python functions in a value: itself, or those that it wraps."""
     if isinstance(value, (staticmethod, classmethod, MethodType)):
-        yield from functions_in(value.__func__)
+        yield from _functions(value.__func__)
     elif isinstance(value, functools.partial):
-        yield from functions_in(value.func)
+        yield from _functions(value.func)
     elif isinstance(value, property):
         yield from (one for one in (value.fget, value.fset) if isinstance(one, FunctionType))
     elif isinstance(value, FunctionType):
         yield value
 
 
-def named_slots(function: FunctionType) -> Iterator[Slot]:
+def _named(function: FunctionType) -> Iterator[Slot]:
     """Slots that a function's code names: closure, globals, defaults, attributes of other modules and classes."""
     code = function.__code__
-    names, stored = names_in(code), _stored(code)
+    names, stored = _names(code), _stored(code)
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         yield Slot(cell, None, name in stored)
     own = function.__globals__
@@ -158,7 +161,7 @@ def named_slots(function: FunctionType) -> Iterator[Slot]:
 
 def _methods(cls: type) -> Iterator[FunctionType]:
     for value in vars(cls).values():
-        yield from functions_in(value)
+        yield from _functions(value)
 
 
 @functools.cache
@@ -171,14 +174,65 @@ def _stored(code: CodeType) -> frozenset[str]:
     return frozenset(found.union(*(_stored(one) for one in inner if isinstance(one, CodeType))))
 
 
-def names_in(code: CodeType) -> frozenset[str]:
+def _names(code: CodeType) -> frozenset[str]:
     """Names of globals and attributes that code uses, nested functions included."""
-    return frozenset(_all_names(code))
+    return frozenset(_each_name(code))
 
 
-def _all_names(code: CodeType) -> Iterator[str]:
+def _each_name(code: CodeType) -> Iterator[str]:
     yield from code.co_names
     inner: Iterable[Any] = code.co_consts
     for constant in inner:
         if isinstance(constant, CodeType):
-            yield from _all_names(constant)
+            yield from _each_name(constant)
+
+
+# ---- state that no run can restore: files, sockets, databases, what C libraries keep -----------------------------
+
+
+def notes_on_unseen_state(model: nn.Module) -> list[str]:
+    """One note for each class whose forward uses files or libraries that may keep state, with what it uses."""
+    found: list[str] = []
+    for cls in dict.fromkeys(type(module) for module in model.modules()):
+        used = {} if is_known(cls) else dict.fromkeys(_used_by(cls))
+        if used:
+            what = ", ".join(list(used)[:3])
+            found.append(
+                f"the forward of {cls.__name__} uses {what}: state that it keeps outside of Python's objects is not "
+                "restored after a run, and no proof sees it"
+            )
+    return found
+
+
+def _used_by(cls: type) -> Iterator[str]:
+    """What a class's forward uses, itself or by functions and methods that it calls."""
+    done: set[int] = set()
+    stack = [(function, 0) for function in _functions(getattr(cls, "forward", None))]
+    while stack:
+        function, depth = stack.pop()
+        if id(function) in done or depth > _DEPTH or is_known(function):
+            continue
+        done.add(id(function))
+        yield from _used(function)
+        called = [slot.get() for slot in _named(function)]
+        called += [getattr(cls, name, None) for name in _names(function.__code__)]
+        stack += [(inner, depth + 1) for value in called if not is_known(value) for inner in _functions(value)]
+
+
+def _used(function: FunctionType) -> Iterator[str]:
+    names = _names(function.__code__)
+    if "open" in names and function.__globals__.get("open", builtins.open) is builtins.open:
+        yield "open()"
+    for name in sorted(names & function.__globals__.keys()):
+        value = function.__globals__[name]
+        if isinstance(value, ModuleType):
+            if value.__name__.partition(".")[0] in _KEEPING:
+                yield value.__name__
+            yield from (f"{name}.{inner}()" for inner in sorted(names) if _is_compiled(vars(value).get(inner)))
+        elif _is_compiled(value):
+            yield f"{name}()"
+
+
+def _is_compiled(value: Any) -> bool:
+    """Whether a function is compiled code of a package that is not known to keep no state."""
+    return isinstance(value, BuiltinFunctionType) and bool(value.__module__) and not is_known(value)
