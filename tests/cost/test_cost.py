@@ -334,6 +334,7 @@ def test_a_saving_is_the_difference_and_its_share() -> None:
     assert saving.share("buffer_bytes") is None, "nothing of nothing"
     assert ("parameters", "1,000", "750", "-25.0%") in saving.rows()
     assert ("activation memory, peak", "1.50 MiB", "—", "—") in saving.rows()
+    assert saved(before, before).rows()[0] == ("parameters", "1,000", "1,000", "0.0%")
     assert "Note: activation memory, peak: the forward raised" in str(saving)
 
 

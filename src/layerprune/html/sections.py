@@ -61,7 +61,7 @@ def summary_line(data: ReportData) -> str:
 
 def kept_text(verdict: HeldOutVerdict) -> str:
     """The share of the original's output that is kept, on held-out data."""
-    if math.isnan(verdict.after.harm):
+    if math.isnan(verdict.after.divergence):
         return "the output on held-out data is not finite"
     what = "of the predictions keep their class" if verdict.after.kind == "distribution" else "of the output is kept"
     return f"{verdict.after.kept:.1%} {what} on {verdict.after.num_samples} held-out samples"
@@ -91,7 +91,7 @@ def tiles(data: ReportData) -> Markup | None:
     shown = [rows[name] for name in _TILES if name in rows and rows[name][3] not in ("", "—")]
     if not shown:
         return None
-    if data.held_out is not None and not math.isnan(data.held_out.after.harm):
+    if data.held_out is not None and not math.isnan(data.held_out.after.divergence):
         kept, what = kept_text(data.held_out).split(" ", 1)
         shown.append(("held-out data", what, "", kept))
     parts = [
