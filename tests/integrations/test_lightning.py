@@ -235,6 +235,12 @@ def test_several_devices_are_refused(tmp_path):
         PruningCallback(TWO_ROUNDS).setup(trainer, Classifier(), "fit")
 
 
+@pytest.mark.reliability  # opens a process group
+def test_a_strategy_that_wraps_the_module_is_refused(tmp_path):
+    with pytest.raises(IntegrationError, match="DDPStrategy wraps the module"):
+        fit(Classifier(), PruningCallback(TWO_ROUNDS), tmp_path, strategy="ddp")
+
+
 def test_an_optimizer_that_cannot_be_rebuilt_and_a_wrong_name_are_refused_before_training(tmp_path):
     class Lbfgs(Classifier):
         def configure_optimizers(self):

@@ -106,6 +106,24 @@ def test_scheduler_stays_and_a_group_without_parameters_too():
     train(model, optimizer, rows())
 
 
+def test_gradients_that_are_scaled_for_half_precision_go_on():
+    model = randomised(nn.Sequential(*(linear() for _ in range(4))))
+    optimizer, scaler = torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu")
+    for step in range(4):
+        if step == 2:
+            prune_in_training(model, optimizer, example_inputs=rows(), groups=["1"])
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.train()(rows()).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {4}
+    assert len(optimizer.state) == 6
+
+
 def test_parameters_of_other_models_and_frozen_ones_are_left_alone():
     model, other = randomised(nn.Sequential(*(linear() for _ in range(4)))), linear()
     model[2].requires_grad_(False)

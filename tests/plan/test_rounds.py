@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from layerprune import PruningPlan, UniversalLayerPruner, load_pruned, save_pruned
+from layerprune.checkpoint import verify
 from layerprune.edits import Boundary, Shorten, rounds_of
 from layerprune.errors import PlanError
 from layerprune.plan import PlannedFigure, merged, plans_of, plans_since
 from layerprune.plan.composition import composed
+from layerprune.report import plan_text
 from layerprune.surgery import applied
 from models.nets import (
     ExampleModel,
@@ -80,6 +82,9 @@ def test_a_model_pruned_in_rounds_has_one_plan_for_the_first_model(original, thr
     assert [a.num_params_after for a in plan.rounds[:2]] == [b.num_params_before for b in plan.rounds[1:]]
     assert str(plan).splitlines()[0].endswith("in 3 rounds")
     assert str(plan).splitlines()[2].startswith("  2: ")
+    assert [line.split(":")[0] for line in plan_text(plan).splitlines() if "round " in line][:3] == [
+        *("  round 1", "  round 2", "  round 3")
+    ]
 
 
 def test_it_does_what_the_rounds_did_one_after_the_other(original, thrice):
@@ -360,6 +365,7 @@ def test_rounds_are_saved_as_one_plan_and_loaded_in_a_fresh_process(tmp_path):
     save_pruned(twice, tmp_path / "small")
     assert {path.name for path in (tmp_path / "small").iterdir()} == {"manifest.json", "model.safetensors", "plan.json"}
     assert PruningPlan.load(tmp_path / "small") == PruningPlan.of(twice)
+    assert verify(tmp_path / "small").plans == ("plan.json",)
     command = [sys.executable, "-c", LOAD, str(HERE), str(tmp_path / "small")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == weight_hash(twice)

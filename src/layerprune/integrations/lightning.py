@@ -124,6 +124,11 @@ class PruningCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         vars(pl_module).pop("on_load_checkpoint", None)
         part = self._part_of(pl_module)
+        if trainer.strategy.model is not pl_module:
+            raise IntegrationError(
+                f"{type(trainer.strategy).__name__} wraps the module, and keeps lists of the unpruned parameters: give "
+                "strategy='auto' on one device, or prune before trainer.fit"
+            )
         for optimizer in trainer.optimizers:
             if trains(optimizer, part):
                 check_optimizer(optimizer, part)
