@@ -193,6 +193,14 @@ addEventListener("DOMContentLoaded", () => {
     mark(rows.flatMap((line, number) => (line.classList.contains("leaves") ? [number] : [])));
   }
 
+  // ---- print: what is folded is printed, too
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    folded.forEach((each) => (each.open = true));
+  });
+  addEventListener("afterprint", () => folded.forEach((each) => (each.open = false)));
+
   // ---- the plan as a file
   const download = byId("download");
   if (download) {

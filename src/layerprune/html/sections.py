@@ -55,7 +55,8 @@ def summary_line(data: ReportData) -> str:
         said = "the sum of each alone"
     costs = ["impacts are not known" if cost is None else f"impact {impact_text(cost)}, {said}"]
     if data.held_out is not None:
-        costs.append(kept_text(data.held_out))
+        is_later = data.distillation is not None and data.distillation.kept
+        costs.append(kept_text(data.held_out) + (", before the distillation" if is_later else ""))
     return f"{', '.join(parts)}; {'; '.join(costs)}."
 
 

@@ -56,7 +56,7 @@ def distillation_section(data: ReportData) -> Markup | None:
         return None
     kept = f"after step {run.best_step:,}" if run.kept else "the model stays as it was"
     lead = (
-        f"{run.num_steps:,} of {run.num_planned:,} steps: {run.stopped}. {run.unit}, on held-out data: "
+        f"{run.num_steps:,} of {run.num_planned:,} steps: {run.stopped}; {run.unit}, on held-out data: "
         f"{run.before:.4g} → {run.after:.4g} ({kept}). {run.num_trained:,} numbers were trained."
     )
     plots = [_divergences(run), _losses(run)]
