@@ -20,6 +20,8 @@ GAP = 0.005
 #: The share by which the least cost may be missed, for the solver's tolerances.
 EXACT = 1e-4
 
+_FINEST = 0.01  # of the largest cost: the solver's absolute tolerance of 1e-6 is then that of EXACT
+
 _WORK = 600_000  # nodes times rows: ends before the clock, so that a choice does not depend on the machine
 _FEWEST_NODES = 20
 _MOST_NODES = 2000
@@ -53,10 +55,24 @@ class Milp:
         columns = _Columns(self.num, [limit.pieces for limit in limits], bans)
         spread = np.concatenate([costs, np.zeros(len(columns.groups))])
         chosen, is_proven = self.run(spread, columns, limits, bans, gap)
+        kept = np.ones(len(spread), dtype=bool)
+        while chosen and (cap := _most_of_one(costs, chosen)) < _FINEST * np.abs(spread).max():
+            # Differences below the solver's tolerance count as none, so costlier removals, which no better set can
+            # hold, are left out, and the others are scaled anew.
+            kept &= spread <= cap
+            spread = np.where(kept, spread, 0.0)
+            finer, is_proven = self.run(spread, columns, limits, bans, gap, kept)
+            chosen = min([chosen, finer] if finer else [chosen], key=lambda some: float(costs[some].sum()))
         return chosen if is_proven or not chosen else LocalSearch(costs, limits, bans).improve(chosen)
 
     def run(
-        self, costs: np.ndarray, columns: _Columns, limits: Sequence[Limit], bans: Sequence[Exclusion], gap: float
+        self,
+        costs: np.ndarray,
+        columns: _Columns,
+        limits: Sequence[Limit],
+        bans: Sequence[Exclusion],
+        gap: float,
+        kept: np.ndarray | None = None,
     ) -> tuple[list[int], bool]:
         rows = [*columns.rows(), *(columns.row_of(limit) for limit in limits), *map(columns.row_against, bans)]
         if not rows:
@@ -71,13 +87,25 @@ class Milp:
         whole = np.repeat([1, 0], [self.num, len(columns.groups)])
         nodes = min(_MOST_NODES, max(_FEWEST_NODES, _WORK // len(rows))) if gap <= GAP else _FEWEST_NODES
         options = {"time_limit": _SECONDS, "node_limit": nodes, "mip_rel_gap": gap}
+        most = np.ones(columns.num) if kept is None else kept.astype(float)
         with quiet_solver():
-            result = milp(costs / scale, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options=options)
+            result = milp(
+                costs / scale,
+                constraints=bounds,
+                integrality=whole,
+                bounds=Bounds(0, most),  # pyright: ignore[reportArgumentType]  # as above
+                options=options,
+            )
         is_proven = result.status == 0
         if result.x is None:
             return [], is_proven
         self.is_cut_short |= not is_proven
         return [i for i in range(self.num) if result.x[i] > 0.5], is_proven
+
+
+def _most_of_one(costs: np.ndarray, chosen: Sequence[int]) -> float:
+    """The most that a removal may cost in a set no costlier than ``chosen``; removals of cost below 0 win it back."""
+    return float(costs[list(chosen)].sum() - np.minimum(costs, 0.0).sum())
 
 
 class _Columns:
