@@ -194,11 +194,13 @@ def test_a_result_shows_its_table_in_notebooks_and_to_rich():
 def test_a_long_name_keeps_what_tells_it_from_others():
     name = "encoder.layers.encoder_layer_10.self_attention"
     assert name_clipped(name, 60) == name
-    assert name_clipped(name, 40) == "…layers.encoder_layer_10.self_attention"
+    assert name_clipped(name, 42) == "e.layers.encoder_layer_10.self_attention"
+    assert name_clipped(name, 39) == "e.l.encoder_layer_10.self_attention"
     assert (
-        name_clipped("encoder.layer.10: intermediate.dense, output.dense", 36) == "…layer.10: intermediate.dense, outp…"
+        name_clipped("encoder.layer.10: intermediate.dense, output.dense", 36) == "e.l.10: intermediate.dense, output.…"
     )
-    assert name_clipped("model.0.1", 6) == "model…"
+    assert name_clipped("model.0.1", 6) == "m.0.1"
+    assert name_clipped("model.0.conv", 4) == "m.0…"
 
 
 @given(st.text(alphabet="ab.:0", min_size=1), st.integers(1, 30))

@@ -14,15 +14,14 @@ def clipped(text: str, width: int) -> str:
 
 
 def name_clipped(name: str, width: int) -> str:
-    """Cut a long dotted name: its first words go before its number or its end does, which tell it from others."""
-    head, rest = name, name
-    while len(rest) > width and "." in head:
-        first, _, left = head.partition(".")
-        if first.isdigit() or left.partition(".")[0].partition(":")[0].isdigit():
+    """Shorten a dotted name as logs do, from the left: ``encoder.layer.10.dense`` to ``e.l.10.dense``, then cut it."""
+    head, colon, rest = name.partition(":")
+    words = head.split(".")
+    for place, word in enumerate(words[:-1]):
+        if sum(map(len, words)) + len(words) - 1 + len(colon + rest) <= width:
             break
-        head = left
-        rest = f"…{head}"
-    return clipped(rest, width)
+        words[place] = word if word.isdigit() else word[:1]
+    return clipped(".".join(words) + colon + rest, width)
 
 
 def short_number(value: float) -> str:
