@@ -220,7 +220,8 @@
     /* A collapsed region shows its groups as a strip, those that go with a bar below. */
     drawStrip(region, x, y, width) {
       region.querySelector(":scope > .lp-strip")?.remove();
-      const shapes = all(region, "[data-group]:not([data-slot])");
+      const own = all(region, "[data-group]:not([data-slot])");
+      const shapes = own.length ? own : all(region, "[data-group]");
       const step = Math.min(9, width / Math.max(shapes.length, 1));
       const strip = document.createElementNS(this.svg.namespaceURI, "g");
       strip.setAttribute("class", "lp-strip");
@@ -233,10 +234,10 @@
         return node;
       };
       shapes.forEach((shape, place) => {
-        const own = document.createElementNS(this.svg.namespaceURI, "g");
-        own.setAttribute("class", (shape.getAttribute("class").match(CLASSES) || ["unknown"])[0]);
-        rect(own, x + place * step, y, 9);
-        strip.append(own);
+        const cell = document.createElementNS(this.svg.namespaceURI, "g");
+        cell.setAttribute("class", (shape.getAttribute("class").match(CLASSES) || ["unknown"])[0]);
+        rect(cell, x + place * step, y, 9);
+        strip.append(cell);
         if (shape.classList.contains("goes")) rect(strip, x + place * step, y + 11, 3).setAttribute("class", "lp-bar-goes");
       });
       region.append(strip);
@@ -358,6 +359,7 @@
       for (const shape of all(repeat, "[data-slot]")) {
         if (!(shape.dataset.row && isOwn(shape))) this.copy(cells[shape.dataset.slot - base], shape);
       }
+      if (repeat.querySelector(".lp-collapsed")) this.layOut();
       const label = all(repeat, `.lp-row[data-row="${row}"]`).find(isOwn);
       if (label) this.rename(repeat.querySelector(":scope > g > [role=treeitem]"), label.dataset.label);
     }

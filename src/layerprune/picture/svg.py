@@ -42,7 +42,7 @@ def to_svg(picture: Picture, *, standalone: bool = True) -> str:
     placement = lay_out(picture.root)
     width, height = placement.width + 2 * _MARGIN, placement.height + 2 * _MARGIN
     drawing = _Drawing(picture)
-    drawing.block(placement, _MARGIN, _MARGIN, slots=None, level=1)
+    drawing.block(placement, _MARGIN, _MARGIN, slots=None)
     style = f"<style>{STYLE}</style>" if standalone else ""
     namespace = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
     goes = sum(group.goes for group in picture.groups)
@@ -79,16 +79,14 @@ class _Drawing:
         self.scale = impact_scale(picture.groups)
         self.parts: list[str] = []
 
-    def block(
-        self, placement: Placement, x: float, y: float, slots: _Slots | None, level: int, *, is_shown: bool = False
-    ) -> None:
+    def block(self, placement: Placement, x: float, y: float, slots: _Slots | None, *, is_shown: bool = False) -> None:
         """Draw a block with its upper left corner at (x, y).
 
         ``slots`` numbers the groups of a block that stands for all its repeats; ``is_shown`` says that it is one.
         """
         block = placement.block
         if isinstance(block, Box):
-            self._box(block, placement, x, y, slots, level)
+            self._box(block, placement, x, y, slots)
             return
         if isinstance(block, Region):
             kind, title, name, full = "region", region_title(block), block.name, block.name or self.picture.model
@@ -106,7 +104,7 @@ class _Drawing:
         num = len(groups_in(block))
         about = f"{full}, {num} group{'' if num == 1 else 's'}"
         self.parts.append(
-            f'<g class="lp-{kind}" role="treeitem" aria-level="{level}" aria-label="{_attribute(about)}"{module}>'
+            f'<g class="lp-{kind}" role="treeitem" aria-label="{_attribute(about)}"{module}>'
             f'<rect class="lp-frame" x="{_n(x)}" y="{_n(y)}" width="{_n(placement.width)}" '
             f'height="{_n(placement.height)}" rx="8"/>'
         )
@@ -116,8 +114,8 @@ class _Drawing:
         first = _Slots(slots.used) if slots is not None else None
         for inner in placement.inner:
             own = _Slots() if isinstance(block, Repeat) and slots is None else slots
-            self.block(inner, x + inner.x, y + inner.y, own, level + 1, is_shown=isinstance(block, Repeat))
-        self._cells(placement, x, y, first, level + 1)
+            self.block(inner, x + inner.x, y + inner.y, own, is_shown=isinstance(block, Repeat))
+        self._cells(placement, x, y, first)
         if slots is not None and first is not None:
             slots.used = max(slots.used, first.used)
         self.parts.append("</g></g>")
@@ -157,7 +155,7 @@ class _Drawing:
         if heads:
             self.parts.append(f'<path class="lp-head" aria-hidden="true" d="{"".join(dict.fromkeys(heads))}"/>')
 
-    def _box(self, box: Box, placement: Placement, x: float, y: float, slots: _Slots | None, level: int) -> None:
+    def _box(self, box: Box, placement: Placement, x: float, y: float, slots: _Slots | None) -> None:
         width, height = placement.width, placement.height
         slot = f' data-slot="{slots.next()}"' if slots is not None and box.group is not None else ""
         if box.group is None:
@@ -173,12 +171,12 @@ class _Drawing:
             title += f", called {box.num_calls} times"
         corner = height / 2 if box.kind in ("merge", "concat", "input", "output", "attention") else 5
         self.parts.append(
-            f'<g class="{classes}" role="treeitem" aria-level="{level}"{data}{slot} '
+            f'<g class="{classes}" role="treeitem"{data}{slot} '
             f'transform="translate({_n(x)} {_n(y)})"><title>{_text(title)}</title>'
             f'<rect width="{_n(width)}" height="{_n(height)}" rx="{_n(corner)}"/>{_box_lines(box, width)}{cross}</g>'
         )
 
-    def _cells(self, placement: Placement, x: float, y: float, slots: _Slots | None, level: int) -> None:
+    def _cells(self, placement: Placement, x: float, y: float, slots: _Slots | None) -> None:
         is_repeat = isinstance(placement.block, Repeat)
         labels = _labels_as_shown(placement.block) if isinstance(placement.block, Repeat) else ()
         for row, label in enumerate(placement.labels):
@@ -193,7 +191,7 @@ class _Drawing:
             row = f' data-row="{cell.row}"' if is_repeat else ""
             goes = " goes" if group.goes else ""
             self.parts.append(
-                f'<g class="lp-cell {self.scale.class_of(group)}{goes}" role="treeitem" aria-level="{level}" '
+                f'<g class="lp-cell {self.scale.class_of(group)}{goes}" role="treeitem" '
                 f'data-group="{cell.group}"{slot}{row} transform="translate({_n(x + cell.x)} {_n(y + cell.y)})">'
                 f'<title>{_text(_about(group))}</title><rect width="{_n(cell.width)}" height="{_n(cell.height)}" '
                 f'rx="2"/>{_cross(cell.width, cell.height) if group.goes else ""}</g>'
