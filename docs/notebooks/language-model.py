@@ -80,9 +80,6 @@ from layerprune import UniversalLayerPruner
 
 batches = [{"input_ids": part, "use_cache": False} for part in calibration.split(16)]
 pruner = UniversalLayerPruner(model, calibration=batches, granularity="block", progress=False)
-pruner
-
-# %%
 plan = pruner.plan(max_param_reduction=0.5)
 plan
 
