@@ -11,13 +11,13 @@ from markup_check import Elements
 from torch import nn
 
 from layerprune import PruningPlan, UniversalLayerPruner, compare, save_pruned
-from layerprune.errors import ReportError
+from layerprune.errors import PlanError, ReportError
 from layerprune.html import ReportData, Reproduction, page_of, write_page
 from layerprune.html.heat_strip import block_rows, split_name
-from layerprune.html.markup import Markup, element, script_json
+from layerprune.html.markup import Markup, element, escaped, script_json
 from layerprune.html.plot import Axis, thinned
 from layerprune.overview import report_folder
-from models.nets import Damped, ExampleModel, image, linear, randomised, rows
+from models.nets import Damped, ExampleModel, Net, image, linear, randomised, rows
 from torchvision_ops import declare_missing_ops
 
 MOST_BYTES = 300_000
@@ -115,9 +115,9 @@ def test_a_repaired_and_distilled_model_shows_both(repaired):
     assert f"{pruner.distillation.before:.4g} → {pruner.distillation.after:.4g}" in page
     assert "relative L2 of the output" in page
     kept = f"{pruner.repair_report.verdict.after.kept:.1%}"
-    assert (
-        f"; {kept} of the output is kept on {pruner.repair_report.verdict.after.num_samples} held-out samples." in page
-    )
+    when = ", before the distillation" if pruner.distillation.kept else ""
+    after = pruner.repair_report.verdict.after
+    assert f"; {kept} of the output is kept on {after.num_samples} held-out samples{when}." in page
     assert f'<dd class="big">{kept}</dd>' in page
     assert data.repair is pruner.repair_report
 
@@ -330,3 +330,49 @@ def test_unknown_impacts_give_no_frontier_and_no_bars():
     assert 'id="frontier"' not in page
     assert "impacts are not known" in page
     assert [each.is_plan for each in data.sets] == [True]
+
+
+# ---- other plans -----------------------------------------------------------------------------------------------------
+
+
+def test_named_groups_are_made_again_from_the_file_of_the_plan(planned):
+    plan = planned.plan(groups=["conv2b"])
+    made = planned.report_data().reproduction
+    assert 'prune(plan="plan.json")' in made.code
+    assert "pruner.plan(" not in made.code
+    assert made.command == ""
+    assert "1 of 5 groups leave" in page_of(planned.report_data(plan))
+
+
+def test_a_model_that_nothing_can_leave_is_reported_with_the_reasons():
+    pruner = UniversalLayerPruner(nn.Sequential(linear(8, 4), nn.ReLU(), linear(4, 2)), example_inputs=rows())
+    assert "Nothing can leave now." in page_of(pruner.report_data())
+    plan = pruner.plan(max_param_reduction=0.5)
+    page = page_of(pruner.report_data())
+    assert plan.shortfall.startswith("nothing can be removed: ")
+    assert escaped(f"N{plan.shortfall[1:]}.") in page
+    assert "What stays, and why" in page
+    assert Elements(page).faults == []
+
+
+def test_groups_that_need_data_are_counted_by_that_reason():
+    model = nn.Sequential(linear(), linear(8, 6), nn.ReLU(), linear(6, 5), linear(5))
+    page = page_of(UniversalLayerPruner(randomised(model), example_inputs=rows()).report_data())
+    assert "needs calibration data" in page
+    assert "<strong>needs calibration</strong>" in page
+
+
+def test_a_model_pruned_in_place_is_no_longer_there_to_report_on():
+    pruner = UniversalLayerPruner(randomised(ExampleModel()), example_inputs=image())
+    pruner.prune(max_param_reduction=0.4, inplace=True)
+    with pytest.raises(PlanError, match="pruned in place"):
+        pruner.report_data()
+
+
+def test_unused_modules_are_a_plan_without_groups():
+    net = Net(lambda net, x: net.b(net.a(x)), a=linear(), b=linear(), spare=linear())
+    pruner = UniversalLayerPruner(randomised(net), example_inputs=rows())
+    pruner.plan(unused=True)
+    data = pruner.report_data()
+    assert "plan(unused=True)" in data.reproduction.code
+    assert Elements(page_of(data)).faults == []

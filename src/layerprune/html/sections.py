@@ -35,7 +35,8 @@ def summary_line(data: ReportData) -> str:
         return _offer_line(data)
     plan = data.plan
     if not plan.removals:
-        return f"Nothing leaves: {plan.shortfall or 'the plan removes nothing'}."
+        why = plan.shortfall or "the plan removes nothing"
+        return f"{why[0].upper()}{why[1:]}."
     num = len(data.planned_groups)
     of = f" of {len(data.groups)}" if data.groups else ""
     parts = [
