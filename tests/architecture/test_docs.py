@@ -242,3 +242,12 @@ def test_the_strategies_have_a_row_each() -> None:
 
 def test_the_readme_is_short() -> None:
     assert read(README).count("\n") <= MOST_LINES_OF_THE_README
+
+
+def test_every_public_name_has_its_section_in_the_api() -> None:
+    text = "\n".join(read(page) for page in sorted((DOCS / "api").glob("*.md")))
+    documented = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+    assert {name for name in documented if resolved(name) is None} == set()  # an unknown name raises
+    names = {name.rpartition(".")[2] for name in documented}
+    assert "layerprune.errors" in documented
+    assert set(layerprune.__all__) - names == {"LayerPruneError"}  # it is in the module of errors, which is shown whole
