@@ -58,13 +58,20 @@ def test_impacts_are_named_where_they_differ_least_first():
     assert text.splitlines()[-1] == "  h.0–2: as h.3, but for the impact: 0 (0.200), 1 (0.200), 2 (0.250)"
 
 
+def test_own_sizes_are_named_where_they_differ():
+    sizes = {0: 10, 1: 12, 2: 1400}
+    text = printed([group(f"h.{n}.fc", 0.1 + n, num_params=size, num_removed=80) for n, size in sizes.items()])
+    assert text.endswith(
+        "\n  h.1, 2: as h.0, but for the impact and their parameters: 1 (1.100; 12), 2\n      (2.100; 1,400)"
+    )
+
+
 # ---- what is folded --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"num_params": 73},
         {"num_removed": 80},
         {"can_remove": False, "needs_calibration": True},
         {"type": "parallel_branch"},

@@ -199,6 +199,7 @@ def test_a_long_name_keeps_what_tells_it_from_others():
     assert (
         name_clipped("encoder.layer.10: intermediate.dense, output.dense", 36) == "e.l.10: intermediate.dense, output.…"
     )
+    assert name_clipped("features.denseblock3.denselayer22", 20) == "f.d3.denselayer22"
     assert name_clipped("model.0.1", 6) == "m.0.1"
     assert name_clipped("model.0.conv", 4) == "m.0…"
 

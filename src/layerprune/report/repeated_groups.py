@@ -35,8 +35,8 @@ def repeated_groups_of(
 ) -> list[RepeatedGroups]:
     """Fold similar groups, then groups that leave together.
 
-    Groups are similar if their ``sizes`` are equal, and their lines (``told``) differ in numbers of names only; a line
-    without a quoted name has none.
+    Groups are similar if the ``sizes`` of their removals are equal, and their lines (``told``) differ in numbers of
+    names only; a line without a quoted name has none.
     """
     alike: dict[Hashable, list[int]] = {}
     for place, (group, lines, size) in enumerate(zip(groups, told, sizes, strict=True)):
@@ -86,11 +86,19 @@ def alike_line(fold: RepeatedGroups, groups: Sequence[Group], impacts: Mapping[s
     labels = [".".join(own[i] for i in varying) for own in numbers]
     first, blocks = _blocks(names[0], varying, labels)
     line = f"  {blocks}: as {first}"
-    told = [impacts[name] for name in names]
-    if groups[fold.first].verdict != "removable" or len(set(told)) == 1:
+    own = [groups[place] for place in (fold.first, *fold.others)]
+    columns = {
+        "the impact": [impacts[group.name] for group in own] if own[0].verdict == "removable" else [],
+        "their parameters": [f"{group.num_params:,}" for group in own],
+    }
+    unlike = {what: told for what, told in columns.items() if len(set(told)) > 1}
+    if not unlike:
         return line
-    costs = (f"{label} ({cost})" for label, cost in zip(labels[1:], told[1:], strict=True))
-    return f"{line}, but for the impact: {', '.join(costs)}"
+    told = (
+        f"{label} ({'; '.join(values)})"
+        for label, *values in zip(labels[1:], *(v[1:] for v in unlike.values()), strict=True)
+    )
+    return f"{line}, but for {' and '.join(unlike)}: {', '.join(told)}"
 
 
 def _blocks(name: str, varying: Sequence[int], labels: Sequence[str]) -> tuple[str, str]:

@@ -63,7 +63,7 @@ def groups_text(
     if not full:
         told = [[line for line in lines[1:] if not line.startswith(_OWN)] for lines in blocks]
         by_name = [fact.by_name and fact.by_name.num_params for fact in known]
-        sizes = [(g.num_params, g.num_removed, f.macs, b) for g, f, b in zip(groups, known, by_name, strict=True)]
+        sizes = [(g.num_removed, fact.macs, b) for g, fact, b in zip(groups, known, by_name, strict=True)]
         folds = repeated_groups_of(groups, told, sizes)
     impacts = {group.name: impact_text(group.impact) for group in groups}
     lines = ["PRUNING GROUPS (each starting from a transform layer):", rule(width)]
@@ -77,7 +77,12 @@ def groups_text(
 
 
 _SAYS: Mapping[GroupVerdict, str] = {"removable": "Note", "with_calibration": "Needs calibration", "critical": "Reason"}
-_OWN = ("  Impact Score: ", "  Impact Interval: ")  # lines that differ between similar groups
+_OWN = (
+    "  Impact Score: ",
+    "  Impact Interval: ",
+    "  Parameters: ",
+    "  MACs: ",
+)  # of similar groups, compared by number
 
 
 def _group_lines(number: int, group: Group, facts: Facts, totals: Totals) -> list[str]:

@@ -14,13 +14,16 @@ def clipped(text: str, width: int) -> str:
 
 
 def name_clipped(name: str, width: int) -> str:
-    """Shorten a dotted name as logs do, from the left: ``encoder.layer.10.dense`` to ``e.l.10.dense``, then cut it."""
+    """Shorten a dotted name as logs do, from the left: ``encoder.layer.10.dense`` to ``e.l.10.dense``, then cut it.
+
+    Numbers stay: they tell repeated blocks apart.
+    """
     head, colon, rest = name.partition(":")
     words = head.split(".")
     for place, word in enumerate(words[:-1]):
         if sum(map(len, words)) + len(words) - 1 + len(colon + rest) <= width:
             break
-        words[place] = word if word.isdigit() else word[:1]
+        words[place] = word if word.isdigit() else word[:1] + word[len(word.rstrip("0123456789")) :]
     return clipped(".".join(words) + colon + rest, width)
 
 
