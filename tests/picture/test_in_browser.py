@@ -292,6 +292,19 @@ def test_nothing_stands_in_the_way_of_a_screen_reader_and_nothing_is_wider_than_
     assert page.run("return document.documentElement.scrollWidth") <= width
 
 
+def test_another_width_fits_the_drawing_anew_until_the_reader_has_zoomed(opened):
+    page = opened("resnet50")
+    scale = "return document.querySelector('figure').lpPicture.scale"
+    page.run("document.querySelector('figure').style.width = '800px'")
+    page.run("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    narrow = page.run(scale)
+    assert narrow < 1
+    click(page, "[data-act=in]")
+    page.run("document.querySelector('figure').style.width = ''")
+    page.run("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert page.run(scale) == pytest.approx(1.25 * narrow)
+
+
 def test_colours_differ_between_light_and_dark_themes_whoever_chooses_them(opened):
     ground = "return getComputedStyle(document.querySelector('svg')).backgroundColor"
     page = opened("example")

@@ -505,9 +505,10 @@
       let width = 0;
       new ResizeObserver(() => {
         if (figure.clientWidth === width) return;
-        width = figure.clientWidth;
-        if (this.touched) this.look();
-        else this.reset();
+        const isLarge = Math.abs(figure.clientWidth - width) > 24; // more than a scroll bar, which the height decides on
+        if (isLarge) width = figure.clientWidth;
+        if (isLarge && !this.touched) this.reset();
+        else this.look();
       }).observe(figure);
       this.drag();
     }
