@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerprune import UniversalLayerPruner
+from layerprune import PruningPlan, UniversalLayerPruner
 from layerprune.errors import IntegrationError
 from layerprune.integrations import Schedule, ScheduledPruning, prune_in_training, rebuild_optimizer
 from models.nets import ExampleModel, Net, conv, image, linear, randomised, rows
@@ -122,6 +122,36 @@ def test_gradients_that_are_scaled_for_half_precision_go_on():
         scaler.update()
     assert {int(state["step"]) for state in optimizer.state.values()} == {4}
     assert len(optimizer.state) == 6
+
+
+def test_a_compiled_model_is_compiled_again():
+    model = randomised(nn.Sequential(*(linear() for _ in range(4))))
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.AdamW(compiled.parameters())
+    train(compiled, optimizer, rows())
+    prune_in_training(compiled, optimizer, example_inputs=rows(), groups=["1"])
+    assert len(model) == 3
+    assert torch.allclose(compiled(rows()), model(rows()))
+    train(compiled, optimizer, rows())
+    assert {int(state["step"]) for state in optimizer.state.values()} == {4}
+
+
+def test_an_average_of_weights_goes_on_with_the_plan_of_the_round():
+    model = randomised(nn.Sequential(*(linear() for _ in range(4))))
+    half = torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=half)
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, optimizer, rows())
+    average.update_parameters(model)
+    prune_in_training(model, optimizer, example_inputs=rows(), groups=["1"])
+    PruningPlan.of(model).parts[-1].apply(average.module, inplace=True)
+    average.update_parameters(model)
+    before = {name: parameter.detach().clone() for name, parameter in average.module.named_parameters()}
+    train(model, optimizer, rows())
+    average.update_parameters(model)
+    assert before.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in average.module.named_parameters():
+        assert torch.allclose(parameter, (before[name] + model.get_parameter(name)) / 2)
 
 
 def test_parameters_of_other_models_and_frozen_ones_are_left_alone():
