@@ -37,7 +37,8 @@ class _Schema(BaseModel):
 class PruningPlan(ShownAsTable, PlanHeader, _Schema):
     """Removals from a model, and the settings that they were chosen by.
 
-    A plan holds names and numbers only. ``PruningPlan.from_json(plan.to_json())`` equals ``plan``.
+    A plan holds names and numbers only. ``PruningPlan.from_json(plan.to_json())`` equals ``plan``. Its model, its
+    settings and its figures are the fields of :class:`PlanHeader`.
 
     A plan of several pruning rounds is one plan: it is made for the model before the first round, and
     ``num_params_after`` is that after the last. The names in its removals and edits are those of the model at the

@@ -84,7 +84,7 @@ class FrontierPoint(BaseModel):
 
 
 class PlanHeader(BaseModel):
-    """The model of a pruning round, the settings that its removals were chosen by, and its figures."""
+    """The fields that a plan and each of its rounds have: the model, the settings of the choice, and figures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
