@@ -196,7 +196,7 @@ def test_what_a_group_takes_when_it_is_named_is_said_where_that_is_another_remov
         net.b.bias.mul_(1e-2)
     pruner = UniversalLayerPruner(model, example_inputs=rows())
     plan = pruner.plan(groups=["1.b"])
-    lines = pruner.render_plan().split("Lead Transform: 1.b ")[1].splitlines()
+    lines = pruner.render_plan(full=True).split("Lead Transform: 1.b ")[1].splitlines()
     assert "  Removes: 144 (61.5%) with 1.a" in lines
     by_name = next(line for line in lines if line.startswith("  By name: "))
     assert by_name.startswith(f"  By name: {plan.num_params_before - plan.num_params_after} (30.8%), impact ")

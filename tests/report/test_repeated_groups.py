@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,6 +107,13 @@ def test_groups_of_one_removal_are_named_by_the_first():
     assert "  Groups of the same removal: b (1,200 parameters)\n" in text
     assert text.count("Lead Transform") == 2
     assert printed(both, full=True).count("Lead Transform") == 3
+
+
+def test_what_one_of_them_takes_by_its_name_is_said():
+    both = [group("a", leaves_with=("b",)), group("b", num_params=90, leaves_with=("a",))]
+    alone = SimpleNamespace(groups=("b",), num_params=90, impact=3.0)
+    text = printed(both, {"b": Facts(by_name=alone)}, width=120)
+    assert text.endswith("  Groups of the same removal: b (90 parameters; by name: 90 (9.0%), impact 3.000)")
 
 
 def test_another_impact_is_another_removal():

@@ -72,9 +72,12 @@ def _removal_of(group: Group) -> tuple[frozenset[str], str]:
     return frozenset((group.name, *group.leaves_with)), impact_text(group.impact)
 
 
-def partners_line(fold: RepeatedGroups, groups: Sequence[Group]) -> str:
-    """Name the groups that leave by the same removal, with their own sizes."""
-    named = (f"{groups[place].name} ({groups[place].num_params:,} parameters)" for place in fold.partners)
+def partners_line(fold: RepeatedGroups, groups: Sequence[Group], by_name: Sequence[str]) -> str:
+    """Name the groups that leave by the same removal, with their own sizes, and what each takes when it is named."""
+    named: list[str] = []
+    for place, other in zip(fold.partners, by_name, strict=True):
+        own = f"{groups[place].num_params:,} parameters"
+        named.append(f"{groups[place].name} ({own}; by name: {other})" if other else f"{groups[place].name} ({own})")
     return f"  Groups of the same removal: {', '.join(named)}"
 
 

@@ -70,7 +70,8 @@ def groups_text(
     for fold in folds:
         lines += ["", *blocks[fold.first]]
         if fold.partners:
-            lines.append(partners_line(fold, groups))
+            by_name = [_by_name_text(groups[n], known[n], totals) for n in fold.partners]
+            lines.append(partners_line(fold, groups, by_name))
         if fold.others:
             lines.append(alike_line(fold, groups, impacts))
     return "\n".join(wrapped(lines, width))
@@ -113,12 +114,19 @@ def _price_lines(group: Group, facts: Facts, totals: Totals) -> list[str]:
     lines = [f"  Removes: {amount_text(group.num_removed, totals.num_params)}{_along(group.leaves_with)}"]
     if facts.macs is not None:
         lines.append(f"  MACs: {amount_text(round(facts.macs), totals.macs or 0)}")
-    if facts.by_name is not None:
-        removal = facts.by_name
-        others = tuple(name for name in removal.groups if name != group.name)
-        size = amount_text(removal.num_params, totals.num_params)
-        lines.append(f"  By name: {size}{_along(others)}, impact {impact_text(removal.impact)}")
+    if by_name := _by_name_text(group, facts, totals):
+        lines.append(f"  By name: {by_name}")
     return lines
+
+
+def _by_name_text(group: Group, facts: Facts, totals: Totals) -> str:
+    """What leaves when the group is named; empty where that is the removal of least impact."""
+    if facts.by_name is None:
+        return ""
+    removal = facts.by_name
+    others = tuple(name for name in removal.groups if name != group.name)
+    size = amount_text(removal.num_params, totals.num_params)
+    return f"{size}{_along(others)}, impact {impact_text(removal.impact)}"
 
 
 _NAMED = 8  # number of groups named
