@@ -139,7 +139,7 @@ def test_what_never_runs_goes_alone_with_unused(net: str, tmp_path: Path) -> Non
     ]
     result = run("prune", model, "--unused", "--out", out, *SHAPE)
     assert result.exit_code == 0, result.output
-    assert "Parameters: 2,138 → 2,066" in result.stdout
+    assert "2,138 → 2,066 parameters" in result.stdout
     assert sum(tensor.numel() for tensor in load_file(out / "model.safetensors").values()) == 2_066
     refused = run("prune", model, "--unused", "--reduction", "0.3", "--out", tmp_path / "other", *SHAPE)
     assert (refused.exit_code, (tmp_path / "other").exists()) == (1, False)

@@ -13,8 +13,7 @@ from torch import nn
 from layerprune import UniversalLayerPruner
 from layerprune.report import terminal_width
 from layerprune.report.first_screen import together
-from layerprune.report.layout import wrapped
-from layerprune.tables import clipped, short_number
+from layerprune.tables import clipped, short_number, wrapped
 from models.nets import ExampleModel, linear, randomised, rows
 
 REPOSITORY = Path(__file__).parents[2]

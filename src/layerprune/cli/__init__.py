@@ -84,5 +84,8 @@ for command, examples in EXAMPLES.items():
 
 def main() -> None:
     """Run the command line; exit code 0 for success, 1 for an error of the library, 2 for a wrong call."""
+    import gc
+
+    gc.set_threshold(200_000, 50, 100)  # collections among the objects of imports cost a second
     claim_stdout()
     app()

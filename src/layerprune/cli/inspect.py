@@ -25,7 +25,7 @@ def inspect(
     Nothing is measured, and no weights are loaded where the model can be built without them: `plan` says what a removal
     costs. With --json: an object of `model`, `num_params`, `macs`, `kinds`, `blocks`, `verdicts`, `refusals` and more.
     """
-    from layerprune.report import terminal_width
+    from layerprune.tables import terminal_width
 
     width = terminal_width()  # before standard output is redirected
     shape = parsed_shape(input_shape)

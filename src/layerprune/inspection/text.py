@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from layerprune.inspection.inspection import Inspection
-from layerprune.report import WIDTH, wrapped
-from layerprune.tables import bytes_text, clipped, short_number
+from layerprune.tables import WIDTH, bytes_text, clipped, short_number, wrapped
 
 _LABELS = {
     "removable": "can go now",

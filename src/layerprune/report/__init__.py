@@ -6,7 +6,6 @@ from layerprune.report.colours import PLAN_COLOURS
 from layerprune.report.first_screen import NUM_REMOVALS, SHARES, Offer, Screen, screen_lines
 from layerprune.report.groups_json import groups_as_json
 from layerprune.report.groups_table import groups_table
-from layerprune.report.layout import WIDTH, terminal_width, wrapped
 from layerprune.report.plots import MEASURED, ImpactBar, PlotPoint, draw_frontier, draw_impacts
 from layerprune.report.text import Facts, Interval, Totals, figure_lines, groups_text, plan_text, summary_text
-from layerprune.tables import amount_text, impact_text, short_number
+from layerprune.tables import WIDTH, amount_text, impact_text, short_number, terminal_width, wrapped

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerprune.plan import FrontierPoint
-from layerprune.report.layout import wrapped
 from layerprune.report.text import Totals
 from layerprune.tables import (
     aligned,
@@ -18,6 +17,7 @@ from layerprune.tables import (
     share_text,
     short_number,
     visible,
+    wrapped,
 )
 
 #: Shares of the parameters whose least impact is shown.

@@ -10,9 +10,8 @@ from layerprune.fidelity import HeldOutVerdict
 from layerprune.graph import Group, GroupVerdict, LayerInfo
 from layerprune.plan import PlannedRemoval, PruningPlan
 from layerprune.proof import Removal
-from layerprune.report.layout import WIDTH, rule, wrapped
 from layerprune.report.repeated_groups import RepeatedGroups, alike_line, partners_line, repeated_groups_of
-from layerprune.tables import amount_text, impact_text
+from layerprune.tables import WIDTH, amount_text, impact_text, rule, wrapped
 
 SAFE = "✓ SAFE TO REMOVE"
 WITH_CALIBRATION = "○ REMOVABLE WITH CALIBRATION DATA"

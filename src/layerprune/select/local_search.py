@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from layerprune.select.constraints import Exclusion, Limit
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 _STEPS = 500
 _FEW = 200  # removals up to which two at a time are tried
@@ -142,4 +145,6 @@ def incidence(sets: Sequence[tuple[int, ...]], num: int) -> csr_array:
     """One row per set, one column per member."""
     rows = [row for row, some in enumerate(sets) for _ in set(some)]
     columns = [member for some in sets for member in set(some)]
+    from scipy.sparse import csr_array  # takes a while to import
+
     return csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(sets), num))

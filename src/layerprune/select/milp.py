@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from layerprune.environment import quiet_solver
 from layerprune.select.constraints import Exclusion, Limit, Pieces
@@ -74,6 +72,9 @@ class Milp:
         gap: float,
         kept: np.ndarray | None = None,
     ) -> tuple[list[int], bool]:
+        from scipy.optimize import Bounds, LinearConstraint, milp  # half a second, which `inspect` can do without
+        from scipy.sparse import csr_array
+
         rows = [*columns.rows(), *(columns.row_of(limit) for limit in limits), *map(columns.row_against, bans)]
         if not rows:
             rows = [({0: 0.0}, -math.inf, math.inf)]

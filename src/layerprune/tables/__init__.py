@@ -3,6 +3,7 @@
 # pyright: reportUnusedImport=false
 from layerprune.tables.brief import brief
 from layerprune.tables.colours import Pattern, coloured, print_coloured
+from layerprune.tables.layout import WIDTH, rule, terminal_width, wrapped
 from layerprune.tables.numbers import (
     amount_text,
     bytes_text,

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterable
 
-from layerprune.tables import visible
+from layerprune.tables.text import visible
 
 #: Columns where standard output is no terminal.
 WIDTH = 80
