@@ -113,6 +113,11 @@ def test_the_table_sorts_and_searches(open_page, report, pruner):
     assert page.find("th.c-order").get_attribute("aria-sort") == "ascending"
     page.find("[data-sort=order]").click()
     assert names() == by_order[::-1]
+    page.find("[data-sort=params]").click()
+    by_size = {group.name: group.num_params for group in pruner.groups}
+    assert [by_size[name] for name in names()] == sorted(by_size.values())
+    page.find("[data-sort=order]").click()
+    page.find("[data-sort=order]").click()
     page.find("#find").send_keys("1.blocks")
     assert names() == [name for name in by_order[::-1] if "1.blocks" in name]
     assert page.find("#found").text == f"4 of {len(by_order)}"

@@ -15,7 +15,7 @@ from layerprune.report import Facts, amount_text, impact_text, short_number
 #: Instead of an impact.
 _VERDICTS = {"with_calibration": "needs calibration data", "critical": "stays"}
 
-#: Key, heading and order of the columns that can be sorted; the key is the place among a row's sort values.
+#: Key and heading of the columns that can be sorted: the first two by values of the row, others by what they show.
 _COLUMNS = (("order", "Group"), ("impact", "Impact"), ("params", "Own parameters"), ("removed", "Removes"))
 
 
@@ -51,7 +51,6 @@ def _row(group: Group, data: ReportData, axis: Axis, order: int, *, has_macs: bo
     """A row; the script knows it by its place. Classes are few, as there are many rows."""
     facts, total = data.facts.get(group.name, Facts()), data.num_params
     critical = group.verdict == "critical"
-    sort_values = (order, group.impact, group.num_params, group.num_removed, facts.macs or 0)
     cells = [
         element("th", element("button", group.name), scope="row"),
         element("td", _bar(group.impact, facts, axis), _impact(group, facts)),
@@ -61,8 +60,8 @@ def _row(group: Group, data: ReportData, axis: Axis, order: int, *, has_macs: bo
     if has_macs:
         cells.append(element("td", _macs(facts, data)))
     cells.append(element("td", "leaves" if leaves else ""))
-    sort_text = ",".join(_sort_value(value) for value in sort_values)
-    return element("tr", cells, data_sort=sort_text, class_="leaves" if leaves else "stays" if critical else None)
+    sort_values = f"{order},{_sort_value(group.impact)}"
+    return element("tr", cells, data_sort=sort_values, class_="leaves" if leaves else "stays" if critical else None)
 
 
 def _sort_value(value: float) -> str:
@@ -81,10 +80,10 @@ def _bar(impact: float, facts: Facts, axis: Axis) -> Markup | None:
     """A bar from 0, or from the axis' end, with a line over the interval."""
     if not math.isfinite(impact):
         return None
-    shapes = [element("rect", width=_percent(axis.share(impact)), height="9")]
+    shapes = [element("rect", width=_percent(axis.share(impact)))]
     if facts.interval is not None:
         low, high = (_percent(axis.share(end)) for end in facts.interval)
-        shapes.append(element("line", x1=low, x2=high, y1="4.5", y2="4.5"))
+        shapes.append(element("line", x1=low, x2=high))
     return element("svg", shapes)
 
 

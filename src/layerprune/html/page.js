@@ -124,6 +124,12 @@ addEventListener("DOMContentLoaded", () => {
   // ---- the table of groups: order, search
   if (table) {
     const body = table.tBodies[0];
+    const units = { k: 1e3, M: 1e6, G: 1e9, T: 1e12, P: 1e15 };
+    const amount = (cell) => {
+      const [number, unit] = cell.textContent.split(" ");
+      const found = Number(number.replaceAll(",", "")) * (units[unit] || 1);
+      return Number.isNaN(found) ? Infinity : found;
+    };
     const heads = [...table.querySelectorAll("thead th")];
     heads.forEach((head, column) => {
       const button = head.querySelector(".sort");
@@ -132,7 +138,7 @@ addEventListener("DOMContentLoaded", () => {
         const down = head.getAttribute("aria-sort") === "ascending";
         heads.forEach((other) => other.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const value = (line) => Number(line.dataset.sort.split(",")[column]);
+        const value = (line) => (column < 2 ? Number(line.dataset.sort.split(",")[column]) : amount(line.cells[column]));
         const known = (number) => number < 1e300;
         const sorted = [...body.rows].sort((a, b) => {
           const [x, y] = [value(a), value(b)];

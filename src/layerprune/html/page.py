@@ -43,7 +43,7 @@ def page_of(data: ReportData) -> str:
         element("aside", id="card", aria_label="Group", hidden=True, tabindex="-1"),
         script_data(data),
         plan_data(data),
-        element("script", Markup(SCRIPT)),
+        element("script", Markup(_compact(SCRIPT))),
         element("script", Markup(_resource("page.js"))),
     )
     return f'<!doctype html>\n<html lang="en">{_head(data)}{body}</html>\n'
@@ -78,7 +78,7 @@ def _head(data: ReportData) -> Markup:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", f"{data.model}: layerprune report"),
-        element("style", Markup(STYLE + _resource("page.css"))),
+        element("style", Markup(_compact(STYLE) + _resource("page.css"))),
     )
 
 
@@ -147,4 +147,10 @@ def _depth(data: ReportData) -> Markup | None:
 
 @lru_cache(maxsize=2)
 def _resource(name: str) -> str:
-    return files("layerprune.html").joinpath(name).read_text(encoding="utf-8")
+    return _compact(files("layerprune.html").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _compact(text: str) -> str:
+    """A style or a script without indents, blank lines and lines that are comments."""
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("// ")) + "\n"

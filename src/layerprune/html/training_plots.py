@@ -40,7 +40,7 @@ def _refitted(report: RepairReport) -> Markup | None:
     rows: list[Markup] = []
     for one in report.refitted:
         left = min(max(one.left, 0.0), 1.0) if one.kept else 1.0
-        bar = element("svg", element("rect", width=f"{100 * left:.3g}%", height="9"))
+        bar = element("svg", element("rect", width=f"{100 * left:.3g}%"))
         said = f"{one.left:.1%} left" if one.kept else "stays as it was"
         name = element("th", element("span", one.name, class_="name"), scope="row")
         cell = element("td", bar, said)
