@@ -195,6 +195,7 @@ def test_a_folder_is_reported_without_its_model(planned, tmp_path):
     assert f"{planned.model.conv1.weight.numel():,}" not in page  # nothing of the model is known
     assert "conv2a" in page
     assert "accuracy" in page
+    assert "1 group leaves: 89 k → 62.2 k parameters (-30.1%)" in page
     assert "load_pruned(" in page
     file = report_folder(tmp_path / "pruned" / "plan.json", tmp_path / "other.html").read_text(encoding="utf-8")
     assert "PruningPlan.load(" in file

@@ -38,9 +38,15 @@ def summary_line(data: ReportData) -> str:
         why = plan.shortfall or "the plan removes nothing"
         return f"{why[0].upper()}{why[1:]}."
     num = len(data.planned_groups)
-    of = f" of {len(data.groups)}" if data.groups else ""
+    who = (
+        f"{num} of {len(data.groups)} groups leave"
+        if data.groups
+        else "1 group leaves"
+        if num == 1
+        else f"{num} groups leave"
+    )
     parts = [
-        f"{num}{of} groups leave: {short_number(plan.num_params_before)} → {short_number(plan.num_params_after)} "
+        f"{who}: {short_number(plan.num_params_before)} → {short_number(plan.num_params_after)} "
         f"parameters ({-plan.reduction:+.1%})"
     ]
     rows = {row[0]: row for row in (*data.figures, *data.fidelity)}
@@ -139,7 +145,7 @@ def removals_section(data: ReportData) -> Markup | None:
     plan = data.plan
     heads = ("Groups that leave", "How", "Parameters", "Impact", *(["In draws"] if _has_draws(plan.removals) else []))
     rows = [_removal(removal, data) for removal in plan.removals]
-    lead = f"Chosen by {plan.strategy}, granularity {plan.granularity}, seed {plan.seed}."
+    lead = f"Chosen by {plan.strategy}, granularity {plan.granularity}, seed {plan.seed}. Impact: {plan.impact_unit}."
     if plan.needs_layerprune:
         lead += " Load the result with layerprune.load_pruned: stand-ins take the places of what leaves."
     table = scrolled_table("Removals of the plan", heads, rows, class_="removals")
