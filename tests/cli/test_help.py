@@ -41,6 +41,7 @@ def test_every_option_says_what_it_is_for(command):
     assert described.help
 
 
+@pytest.mark.slow
 def test_every_example_runs(samples: Path, monkeypatch: pytest.MonkeyPatch):
     """In the order of the commands, as later ones read what earlier ones wrote."""
     monkeypatch.chdir(samples)

@@ -129,6 +129,7 @@ run_recipe(recipe_of({content!r}), told=told)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_one_without_a_break(folder):
     own = content(
         distill={"num_epochs": 12, "learning_rate": 1e-3, "patience": 1000}, data={"calibration": "batches.py:batches"}
