@@ -13,6 +13,7 @@ from torch import nn
 
 from layerprune import UniversalLayerPruner
 from layerprune.errors import BudgetError
+from layerprune.report import doubtful_choices
 from layerprune.select import Effort, Search, frontier, select
 from layerprune.select.problem import with_unknown
 from layerprune.select.strategies import evolution as evolution_module
@@ -390,11 +391,11 @@ def test_choices_that_other_draws_would_not_make_are_called_in_doubt(blocks):
     problem = replace(problem_of(blocks, even), resampled=np.stack([odd] * 5))
     selection = select(budgeted(blocks, problem, sum(r.num_params for r in blocks.removals[6:])), "exact")
     assert min(selection.recurrence) < 0.5
-    doubts = blocks._planner._doubts(selection)
+    doubts = doubtful_choices(selection)
     assert len(doubts) == 1
     assert "selected by fewer than half of the draws" in doubts[0]
     assert "too few" in doubts[0]
-    made = blocks._planner._doubts(replace(selection, strategy="resampled"))
+    made = doubtful_choices(replace(selection, strategy="resampled"))
     assert len(made) == 1
     assert "because the measured set was better" in made[0]
     assert "too few" not in made[0], "draws do not tell of made sets"
