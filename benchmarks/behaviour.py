@@ -18,11 +18,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from menagerie import timm, torchvision, transformers
-from menagerie.subset import SUBSET
 from torch import nn
 
 from layerprune import LayerPruneError, UniversalLayerPruner
+from menagerie import timm, torchvision, transformers
+from menagerie.subset import SUBSET
 
 CAP = 0.3
 

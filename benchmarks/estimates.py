@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import torch
 from rich.table import Table
-from subjects import SUBJECTS, Subject, subject
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +31,7 @@ from layerprune.impact.ablation import score_ablation
 from layerprune.impact.estimators.loss import loss_on
 from layerprune.impact.estimators.output_change import _pull
 from layerprune.impact.estimators.perturbations import Perturbation, Tensors, perturbations_of
+from subjects import SUBJECTS, Subject, subject
 
 #: name → what it makes of the statistics of :func:`statistics`, each ``(removal, sample)`` of one direction
 OF_OUTPUT: dict[str, Callable[[dict[str, np.ndarray]], np.ndarray]] = {

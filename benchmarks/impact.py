@@ -26,12 +26,10 @@ from torchvision_ops import declare_missing_ops
 declare_missing_ops()
 import numpy as np
 import torch
-from live_bytes import peak_of
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scipy.stats import spearmanr
-from subjects import SUBJECTS, Subject, subject
 
 from layerprune import UniversalLayerPruner
 from layerprune.capture import Batch, Probe, Variants, read_calibration, real_sandbox
@@ -47,6 +45,8 @@ from layerprune.impact.estimators.perturbations import Perturbation, Tensors, pe
 from layerprune.impact.shortlist import score_shortlist
 from layerprune.replay import ReusePolicy
 from layerprune.select.conflicts import conflicts
+from live_bytes import peak_of
+from subjects import SUBJECTS, Subject, subject
 
 NUM_SETS = 200
 SET_SIZES = range(2, 7)

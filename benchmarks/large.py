@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import add_keep, keep
 from rich.console import Console
 from rich.table import Table
+
+from figures import add_keep, keep
 
 SEQUENCE_LENGTH = 128
 MAX_PARAM_REDUCTION = 0.25

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 import torch_pruning
-from figures import add_keep, keep
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from figures import add_keep, keep
 from layerprune import UniversalLayerPruner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

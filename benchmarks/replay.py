@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from figures import add_keep, keep
 from rich.console import Console
 from rich.table import Table
+
+from figures import add_keep, keep
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("vit_b_16", "llama_12", "resnet50")

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import add_keep, keep
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from figures import add_keep, keep
 from layerprune import PruningPlan, UniversalLayerPruner
 from layerprune.cost import Latency, measure
 from layerprune.inputs import Inputs, as_inputs

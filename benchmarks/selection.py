@@ -28,14 +28,13 @@ from torchvision_ops import declare_missing_ops
 declare_missing_ops()
 import numpy as np
 import torch
-from figures import add_keep, keep
-from held_out import HeldOut, interval
 from rich.console import Console
 from rich.table import Table
-from subjects import SUBJECTS, Subject, subject
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from figures import add_keep, keep
+from held_out import HeldOut, interval
 from impact import score_block_influence
 from layerprune import UniversalLayerPruner
 from layerprune.capture import read_calibration
@@ -45,6 +44,7 @@ from layerprune.impact import ImpactScores, ScoringContext, register_criterion
 from layerprune.inputs import Inputs
 from layerprune.select import select
 from layerprune.tensors import tensors_in
+from subjects import SUBJECTS, Subject, subject
 
 #: By cap: what a choice harms and removes, the forwards that it took, and its harm to each held-out sample.
 Rows: TypeAlias = list[dict[str, Any]]

@@ -17,14 +17,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the simulation, and torchvision's operators
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
 from menagerie import LIBRARIES, catalogue
 from menagerie.report import as_markdown
 from menagerie.results import FINE, Results, commit, is_failure
 from menagerie.runner import Runner
 from menagerie.subset import SUBSET
 from menagerie.worker import Job
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _ROOT = Path(__file__).resolve().parents[1]
 _KEPT = _ROOT / "benchmarks/results/zoo.jsonl"

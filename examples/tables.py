@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from measure import interleaved_ms, num_params, parameter_megabytes
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from layerprune import PruningPlan
+from measure import interleaved_ms, num_params, parameter_megabytes
 
 
 def print_in_brief(console: Console, plan: PruningPlan, model_name: str, max_param_reduction: float) -> None:

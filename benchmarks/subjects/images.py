@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from digits import DigitNet, load_data, train
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from digits import DigitNet, load_data, train
 from subjects.cache import Made, cached, fingerprint
 from subjects.subject import Inputs, Subject
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from english import docstrings
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from english import docstrings
 from subjects.cache import Made, cached
 from subjects.subject import Inputs, Subject
 

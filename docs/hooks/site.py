@@ -13,9 +13,10 @@ sys.path[:0] = [str(HERE), str(ROOT / "benchmarks"), str(ROOT / "tests"), str(RO
 
 import notebooks  # noqa: E402
 import refusals  # noqa: E402
+from mkdocs.structure.files import File  # noqa: E402
+
 from menagerie.report import as_pages  # noqa: E402
 from menagerie.results import Results  # noqa: E402
-from mkdocs.structure.files import File  # noqa: E402
 
 NOT_SHOWN = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")

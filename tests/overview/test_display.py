@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -93,6 +94,20 @@ def test_the_table_is_short_for_a_deep_network():
     deep = UniversalLayerPruner(blocks(20), example_inputs=rows())
     assert len(deep.as_table().rows) == 15
     assert deep.as_table().notes == ("27 more groups are not shown; print_plan() shows all",)
+
+
+def test_the_picture_marks_the_plan_made_last_and_is_saved_as_svg(tmp_path):
+    pruner = UniversalLayerPruner(blocks(4), example_inputs=rows())
+    assert not any(group.goes for group in pruner.picture().groups)
+    plan = pruner.plan(max_param_reduction=0.3)
+    assert {group.name for group in pruner.picture().groups if group.goes} == set(plan.groups)
+    everything = pruner.plan(groups=[group for group in pruner.groups if group.can_remove][:1])
+    assert {group.name for group in pruner.picture(plan).groups if group.goes} == set(plan.groups)
+    assert {group.name for group in pruner.picture().groups if group.goes} == set(everything.groups)
+    path = pruner.picture(plan).save(tmp_path / "new" / "network.svg")
+    assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    with pytest.raises(ReportError, match="the picture cannot be written to"):
+        pruner.picture().save(path / "below.svg")
 
 
 def test_on_the_meta_device_impacts_are_unknown():

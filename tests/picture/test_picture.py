@@ -181,7 +181,7 @@ def test_a_plan_marks_what_goes_and_gives_names():
 def test_a_picture_shows_itself_in_a_notebook_and_in_one_line():
     drawn = picture("example")
     assert repr(drawn) == f"Picture(ExampleModel: 5 groups, {sum(group.goes for group in drawn.groups)} go)"
-    assert drawn._repr_svg_() == to_svg(drawn)
+    assert drawn._repr_svg_() == drawn.to_svg() == to_svg(drawn)
 
 
 def test_more_blocks_than_can_be_told_apart_are_cells():

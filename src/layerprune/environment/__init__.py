@@ -7,3 +7,4 @@ from layerprune.environment.packages import how_to_install, how_to_match_torchvi
 from layerprune.environment.process_lock import SharedContext, exclusive, holding_process_lock, locked
 from layerprune.environment.progress import ProgressMessage, progress_bar, showing_progress
 from layerprune.environment.solver_output import quiet_solver
+from layerprune.environment.text_files import write_text

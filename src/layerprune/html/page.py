@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from layerprune.errors import ReportError
+from layerprune.environment import write_text
 from layerprune.html.frontier import frontier_section
 from layerprune.html.group_table import group_table
 from layerprune.html.heat_strip import heat_strip
@@ -55,19 +54,7 @@ def write_page(data: ReportData, path: str | os.PathLike[str]) -> Path:
     Raises:
         ReportError: the file cannot be written.
     """
-    target = Path(path)
-    written = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        written.write_text(page_of(data), encoding="utf-8")
-        written.replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            written.unlink(missing_ok=True)
-        raise ReportError(
-            f"the report cannot be written to {target}: {error}; name a file that can be written"
-        ) from error
-    return target
+    return write_text(path, page_of(data), "the report")
 
 
 def _head(data: ReportData) -> Markup:

@@ -9,7 +9,8 @@ from math import isnan
 from layerprune.errors import CostError
 from layerprune.graph import Group
 from layerprune.inputs import describe
-from layerprune.plan import FrontierPoint
+from layerprune.picture import Picture, picture_of
+from layerprune.plan import FrontierPoint, PruningPlan
 from layerprune.planner import Planner
 from layerprune.proof import Removal, by_impact
 from layerprune.report import (
@@ -86,6 +87,18 @@ class Overview:
             return Totals(self.graph.num_params, self.planner.meter.layer_tally[1])
         except CostError:
             return Totals(self.graph.num_params)
+
+    def picture(self, plan: PruningPlan | None) -> Picture:
+        """The picture of the network; the groups of a plan are marked."""
+        model = self.planner.model
+        return picture_of(
+            self.graph,
+            self.groups,
+            plan,
+            model=type(model).__name__,
+            types={name: type(module).__name__ for name, module in model.named_modules()},
+            impact_unit=self.planner.scored.unit,
+        )
 
     def facts(self, group: Group) -> Facts:
         best = self.best(group.name)

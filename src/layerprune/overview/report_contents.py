@@ -14,7 +14,6 @@ from layerprune.html import FigureRow, FrontierSet, ReportData
 from layerprune.inputs import describe
 from layerprune.overview.overview import Overview
 from layerprune.overview.reproduction import folder_reproduction, reproduction
-from layerprune.picture import picture_of
 from layerprune.plan import PruningPlan
 from layerprune.repair import RepairReport
 from layerprune.select import amount
@@ -59,14 +58,7 @@ def report_data(
         screen=overview.screen if plan is None else None,
         groups=tuple(overview.groups),
         facts={group.name: overview.facts(group) for group in overview.groups if group.verdict != "critical"},
-        picture=picture_of(
-            planner.graph,
-            overview.groups,
-            plan,
-            model=type(planner.model).__name__,
-            types={name: type(module).__name__ for name, module in planner.model.named_modules()},
-            impact_unit=planner.scored.unit,
-        ),
+        picture=overview.picture(plan),
         plan=plan,
         figures=sized or [(label, text, "", "") for label, text in measure(planner.model, planner.meter.inputs).rows()],
         fidelity=[] if fidelity is None else fidelity.rows()[: -len(fidelity.saving.rows())],

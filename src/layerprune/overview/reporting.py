@@ -13,8 +13,8 @@ from layerprune.environment import holding_process_lock
 from layerprune.fidelity import Fidelity
 from layerprune.html import ReportData, write_page
 from layerprune.overview.display import PlanDisplay
-from layerprune.overview.overview import Overview
 from layerprune.overview.report_contents import folder_data, report_data
+from layerprune.picture import Picture
 from layerprune.plan import PlanGiven, PruningPlan, plan_of
 
 
@@ -68,6 +68,20 @@ class PlanReport(PlanDisplay):
         data = self.report_data(plan, fidelity=fidelity, distillation=distillation, origin=origin)
         return write_page(data, path)
 
+    def picture(self, plan: PlanGiven | None = None) -> Picture:
+        """The picture of the network, with the plan marked that was made or carried out last.
+
+        It shows itself in a notebook. ``pruner.picture().save("network.svg")`` writes it to a file.
+
+        Args:
+            plan: another plan to mark.
+
+        Raises:
+            PlanError: the model was pruned in place.
+        """
+        self._check_original()
+        return self._overview.picture(self._plan_of(plan))
+
     def report_data(
         self,
         plan: PlanGiven | None = None,
@@ -82,7 +96,7 @@ class PlanReport(PlanDisplay):
         was_carried_out = chosen is not None and self._pruned_by[-1:] == [chosen]
         done = (self.repair_report or self.projection_report) if was_carried_out else None
         return report_data(
-            Overview(self._planner, self.notes),
+            self._overview,
             chosen,
             None if chosen is None else self.saving(chosen),
             settings=self._settings,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
+from layerprune.environment import write_text
 from layerprune.graph import GroupVerdict
 
 #: What a box stands for: a group, or a layer (or several that belong together) that lies in no group.
@@ -154,10 +157,22 @@ class Picture:
         going = sum(group.goes for group in self.groups)
         return f"Picture({self.model}: {len(self.groups)} groups, {going} go)"
 
-    def _repr_svg_(self) -> str:
+    def to_svg(self) -> str:
+        """The drawing: one ``svg`` element with its own style, light or dark as the reader's system is."""
         from layerprune.picture.svg import to_svg  # the drawing is made of the records
 
         return to_svg(self)
+
+    def _repr_svg_(self) -> str:
+        return self.to_svg()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the drawing as an SVG file.
+
+        Raises:
+            ReportError: the file cannot be written.
+        """
+        return write_text(path, self.to_svg(), "the picture")
 
 
 def groups_in(block: Block) -> tuple[int, ...]:
