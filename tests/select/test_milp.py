@@ -37,3 +37,21 @@ def test_costs_below_zero_are_no_bound():
     costs = np.array([-5.0, 4.0, 1e9, 1e-9])
     pieces = {(i,): 1.0 for i in range(4)}
     assert sorted(Milp(4).least(costs, [Limit(pieces, low=3)], [])) == [0, 1, 3]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_costs_of_either_sign_are_minimised(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 20, 8).astype(float)
+    costs = 10.0 ** rng.uniform(-6, 1, 8) * rng.choice([-1.0, 1.0], 8)
+    low = float(rng.uniform(0.1, 0.9) * sizes.sum())
+    chosen = Milp(8).least(costs, [Limit({(i,): size for i, size in enumerate(sizes)}, low=low)], [])
+    assert sizes[chosen].sum() >= low - 1e-9
+    assert costs[chosen].sum() == pytest.approx(brute(costs, sizes, low), rel=2e-4, abs=1e-6 * np.abs(costs).max())
+
+
+def test_a_cost_far_below_zero_ends_the_search_for_finer_ones():
+    costs = np.array([-5.0, 1e-9, 2e-9])
+    pieces = {(i,): 1.0 for i in range(3)}
+    chosen = Milp(3).least(costs, [Limit(pieces, low=1)], [])
+    assert costs[chosen].sum() == pytest.approx(-5.0)

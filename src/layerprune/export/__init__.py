@@ -1,5 +1,6 @@
 """Exports pruned models to formats of other libraries."""
 
 # pyright: reportUnusedImport=false
-from layerprune.export.onnx import OnnxFile, export_onnx
-from layerprune.export.program import ExportedFile, export_program
+from layerprune.export.exported_file import ExportedFile
+from layerprune.export.onnx import export_onnx
+from layerprune.export.program import export_program

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,35 +15,12 @@ from layerprune.capture import Sandbox, real_sandbox
 from layerprune.environment import how_to_install, locked
 from layerprune.errors import ExportError
 from layerprune.export.check import batches_to_check, cause, checked_difference, dynamic_shapes, without_torchs_warnings
+from layerprune.export.exported_file import ExportedFile
 from layerprune.inputs import Inputs, as_inputs
 from layerprune.modules import unwrap
-from layerprune.tables import brief
 from layerprune.tensors import tensors_by_place
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class OnnxFile:
-    """An exported file, and its check.
-
-    Attributes:
-        num_nodes: number of operators in the graph.
-        batch_sizes: batch sizes of the check; a single size for a fixed batch dimension.
-        max_difference: to the model's output, relative to the output's largest magnitude.
-    """
-
-    path: Path
-    num_nodes: int
-    batch_sizes: tuple[int, ...]
-    max_difference: float
-
-    def __str__(self) -> str:
-        at = " and ".join(map(str, self.batch_sizes)) or "the example's"
-        return f"{self.path}: {self.num_nodes} nodes, within {self.max_difference:.1e} of the model at batch size {at}"
-
-    def __repr__(self) -> str:
-        return brief(self, f"{self.path.name}: {self.num_nodes} nodes, within {self.max_difference:.1e} of the model")
 
 
 @locked
@@ -55,7 +31,7 @@ def export_onnx(
     *,
     dynamic_batch: bool = True,
     tolerance: float = 1e-3,
-) -> OnnxFile:
+) -> ExportedFile:
     """Write a model as ONNX, after a comparison of onnxruntime's outputs with the model's.
 
     The function wraps :func:`torch.onnx.export` with ``dynamo=True``, in eval mode, with a dynamic batch dimension.
@@ -91,7 +67,7 @@ def export_onnx(
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error}") from error
     sizes = tuple(batch.batch_size for batch in batches if batch.batch_size is not None)
-    return OnnxFile(Path(path), len(program.model.graph), sizes, difference)
+    return ExportedFile(Path(path), len(program.model.graph), sizes, difference)
 
 
 def _program(model: nn.Module, inputs: Inputs, shapes: dict[str, Any] | None) -> Any:

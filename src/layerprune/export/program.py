@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,10 @@ from layerprune.capture import Sandbox, real_sandbox
 from layerprune.environment import locked
 from layerprune.errors import ExportError
 from layerprune.export.check import batches_to_check, cause, checked_difference, dynamic_shapes, without_torchs_warnings
+from layerprune.export.exported_file import ExportedFile
 from layerprune.inputs import Inputs, as_inputs
 from layerprune.modules import unwrap
 from layerprune.tensors import tensors_by_place
-
-
-@dataclass(frozen=True)
-class ExportedFile:
-    """A file that ``torch.export.load`` reads, and its check.
-
-    Attributes:
-        num_nodes: number of operators in the graph.
-        batch_sizes: batch sizes of the check; a single size for a fixed batch dimension.
-        max_difference: to the model's output, relative to the output's largest magnitude.
-    """
-
-    path: Path
-    num_nodes: int
-    batch_sizes: tuple[int, ...]
-    max_difference: float
-
-    def __str__(self) -> str:
-        at = " and ".join(map(str, self.batch_sizes)) or "the example's"
-        return f"{self.path}: {self.num_nodes} nodes, within {self.max_difference:.1e} of the model at batch size {at}"
 
 
 @locked

@@ -16,6 +16,7 @@ from torch import nn
 
 from layerprune.channels import reader_for
 from layerprune.edits import Edit, folds_of, why_malformed
+from layerprune.environment import write_text
 from layerprune.errors import PlanError, SurgeryError
 from layerprune.graph import Refusal
 from layerprune.modules import UndoLog, clone, difference, fingerprint, num_params, own, structure, unwrap
@@ -120,16 +121,7 @@ class PruningPlan(ShownAsTable, PlanHeader, _Schema):
         Raises:
             PlanError: the file cannot be written.
         """
-        target = Path(path)
-        written = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            written.write_text(self.to_json() + "\n", encoding="utf-8")
-            written.replace(target)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                written.unlink(missing_ok=True)
-            raise PlanError(f"the plan cannot be written to {target}: {error}") from error
-        return target
+        return write_text(path, self.to_json() + "\n", "the plan", PlanError)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruningPlan:

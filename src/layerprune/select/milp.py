@@ -54,10 +54,14 @@ class Milp:
         spread = np.concatenate([costs, np.zeros(len(columns.groups))])
         chosen, is_proven = self.run(spread, columns, limits, bans, gap)
         kept = np.ones(len(spread), dtype=bool)
-        while chosen and (cap := _most_of_one(costs, chosen)) < _FINEST * np.abs(spread).max():
+        while chosen:
             # Differences below the solver's tolerance count as none, so costlier removals, which no better set can
             # hold, are left out, and the others are scaled anew.
-            kept &= spread <= cap
+            cap = _most_of_one(costs, chosen)
+            fewer = kept & (spread <= cap)
+            if cap >= _FINEST * np.abs(spread[kept]).max() or fewer.sum() == kept.sum():
+                break
+            kept = fewer
             spread = np.where(kept, spread, 0.0)
             finer, is_proven = self.run(spread, columns, limits, bans, gap, kept)
             chosen = min([chosen, finer] if finer else [chosen], key=lambda some: float(costs[some].sum()))
