@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,14 @@ from layerprune.cli import app
 from layerprune.sources import load_model
 from models.sample_files import BATCHES, NET
 
-PROGRAM = "import sys; sys.argv[0] = 'layerprune'; from layerprune.cli import main; main()"
+#: What a shell starts in the background ignores SIGINT, and its children inherit that.
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[0] = "layerprune"
+from layerprune.cli import main
+main()
+"""
 
 #: The forward of real tensors is slow, and says when it has begun.
 SLOW = """
@@ -121,8 +129,7 @@ def shown_on_a_terminal(*args: str) -> str:
 def test_long_work_shows_a_bar_on_a_terminal_and_none_in_a_file(folder):
     args = ("plan", "net.py:slow", "--calibration", "batches.py:batches", "--reduction", "0.4")
     shown = shown_on_a_terminal(*args)
-    assert "measuring impacts" in shown
-    assert "/" in shown.partition("measuring impacts")[2]
+    assert re.search(r"━.*\d+/\d+.*\d:\d\d:\d\d", shown)  # steps done of all, and the time left
     process = start(*args)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0

@@ -137,7 +137,7 @@ def test_a_plan_is_written_at_once_and_read_again(tmp_path):
     path = plan.save(tmp_path / "plan.json")
     assert PruningPlan.load(path) == plan
     assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
-    refused(lambda: plan.save(tmp_path / "missing" / "plan.json"), PlanError)
+    refused(lambda: plan.save(path / "below" / "plan.json"), PlanError)
     assert "there is no file" in refused(lambda: PruningPlan.load(tmp_path / "other.json"), PlanError)
     (tmp_path / "broken.json").write_text("{")
     assert "broken.json" in refused(lambda: PruningPlan.load(tmp_path / "broken.json"), PlanError)

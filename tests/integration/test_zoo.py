@@ -93,7 +93,7 @@ def test_results_outlive_a_run_that_broke_off_while_writing(tmp_path: Path) -> N
     assert [row["outcome"] for row in rows.values()] == ["planned", "foreign: KeyError: x [graph.py:1 f]"]
     assert [is_failure(row) for row in rows.values()] == [False, True]
     assert "foreign: KeyError" in as_markdown(Results(path))
-    (page,) = as_pages(Results(path)).values()
+    page = as_pages(Results(path))["timm"]
     assert "| a | 3 | 2 | 1 | 50.0% | 25.0% | 1.0 |  |" in page
 
 

@@ -25,7 +25,7 @@ def _nothing_stays_registered():
 
 def test_the_example_of_the_page_runs_and_saves_what_it_says():
     page = Path(__file__).parents[2] / "docs" / "custom-ops.md"
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    code, _ = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {"__name__": "page"}
     exec(compile(code, str(page), "exec"), names)
     model, pruned, x = (names[name] for name in ("model", "pruned", "x"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from layerprune.environment import how_to_install
-from layerprune.errors import ReportError, ended_by
+from layerprune.environment import extra
+from layerprune.errors import ReportError
 from layerprune.plan import FrontierPoint
 from layerprune.tables import name_clipped, visible
 
@@ -135,8 +134,4 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
 
 
 def _imported(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        command = how_to_install("matplotlib")
-        raise ReportError(ended_by(f"plots need matplotlib; run: {command}", error)) from error
+    return extra(name, "plots need", ("matplotlib",), ReportError)
