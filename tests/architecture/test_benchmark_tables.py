@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import datetime
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_results_are_not_old(path: Path) -> None:
 def test_a_table_that_differs_and_a_cell_too_many_are_found() -> None:
     (page,) = [page for page in DOCS.rglob("*.md") if ("planning", "torchvision") in shown(page.read_text("utf-8"))]
     text = page.read_text(encoding="utf-8")
-    changed = text.replace("| resnet18 | 435 |", "| resnet18 | 35 |")
+    changed = re.sub(r"\| resnet18 \| [\d,]+ \|", "| resnet18 | 1 |", text, count=1)
     assert changed != text
     assert renewed(changed) == text
     run = Run(date=datetime.date(2026, 11, 30))
