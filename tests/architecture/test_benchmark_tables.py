@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import datetime
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -79,8 +80,10 @@ def test_what_scripts_import_from_the_library_exists(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "layerprune":
             module = importlib.import_module(node.module or "")
             for alias in node.names:
-                if not hasattr(module, alias.name):
-                    importlib.import_module(f"{node.module}.{alias.name}")
+                is_module = (
+                    importlib.util.find_spec(f"{node.module}.{alias.name}") if hasattr(module, "__path__") else None
+                )
+                assert hasattr(module, alias.name) or is_module, f"{node.module} has no {alias.name}"
 
 
 def test_numbers_are_shown_in_the_format_of_their_column() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from rich.console import RenderableType
 
 from layerprune.tables.html_table import html_table
@@ -9,12 +11,12 @@ from layerprune.tables.rich_table import rich_table
 from layerprune.tables.table import Table
 
 
-class ShownAsTable:
+class ShownAsTable(ABC):
     """A result that has a table. ``str()`` stays its text, ``repr()`` its one line."""
 
+    @abstractmethod
     def as_table(self) -> Table:
         """The result as a record of texts, for a renderer of your own."""
-        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         return html_table(self.as_table())
